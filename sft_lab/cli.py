@@ -1,0 +1,186 @@
+"""The doors: one function for each command. What they say is decided elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_lab.errors import SftLabError, UserError
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and give its exit code: 0 done, 1 a job failed, 2 the input was wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in {*COMMANDS, "-h", "--help", "--version"}:
+        words = ["train", *words]
+    arguments, rest = _parse(words)
+    from sft_lab import terminal
+
+    terminal.prepare(verbose=getattr(arguments, "verbose", False))
+    try:
+        return int(COMMANDS[arguments.command](arguments, rest))
+    except UserError as error:
+        sys.stderr.write(f"sft-lab: {error}\n")
+        return 2
+    except SftLabError as error:
+        sys.stderr.write(f"sft-lab: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("sft-lab: interrupted; the same command goes on from here\n")
+        return 130
+
+
+def _parse(words: list[str]) -> tuple[Arguments, list[str]]:
+    """Options may stand before or behind the overrides."""
+    arguments, rest = _parser().parse_known_args(words)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        _parser().error(f"unknown option {unknown[0]}; sft-lab --help lists what there is")
+    return arguments, [*getattr(arguments, "overrides", []), *rest]
+
+
+def _train(arguments: Arguments, overrides: list[str]) -> int:
+    if arguments.cfg or arguments.info:
+        return _show(arguments, overrides)
+    from sft_lab import config, terminal
+    from sft_lab.jobs import folders, launch
+    from sft_lab.run import plan_line
+
+    plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    placed = folders.place(plan)
+    for job in plan.jobs[:1]:
+        sys.stderr.write(f"{plan_line(job.run)}\n")
+    where = placed[0].folder.path.parent if plan.swept else placed[0].folder.path
+    sys.stderr.write(f"{len(placed)} jobs in {where}\n" if plan.swept else f"run folder {where}\n")
+    failures = launch.launch(placed)
+    if not plan.swept and not failures:
+        summary = launch.summary_of(placed[0].folder)
+        if summary:
+            terminal.show_summary(placed[0].folder, summary)
+    elif plan.swept:
+        terminal.show_sweep([(one.folder, one.job.axes) for one in placed])
+    return _tell(failures)
+
+
+def _exec(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.folder import RunFolder
+    from sft_lab.jobs import launch
+
+    if rest:
+        raise UserError(f"exec: takes one job folder, got also {' '.join(rest)}")
+    failure = launch.execute(RunFolder(Path(arguments.folder).absolute()))
+    return _tell([failure] if failure else [])
+
+
+def _tell(failures: list[Any]) -> int:
+    for failure in failures:
+        sys.stderr.write(f"sft-lab: {failure.folder.path.name}: {failure.message}\n")
+    if not failures:
+        return 0
+    return 2 if all(failure.by_input for failure in failures) else 1
+
+
+def _show(arguments: Arguments, overrides: list[str]) -> int:
+    """``--cfg job`` and ``--info searchpath``, from one composition."""
+    from omegaconf import OmegaConf
+
+    from sft_lab import config
+
+    if arguments.info:
+        sys.stdout.write(f"{config.environment_note()}\n")
+        return 0
+    composed: Any = config.compose_config(overrides)
+    for part in (arguments.package or "").split("."):
+        if part and part not in composed:
+            raise UserError(
+                f"--package {arguments.package}: no such part of the config; there are {', '.join(composed)}"
+            )
+        composed = composed[part] if part else composed
+    sys.stdout.write(OmegaConf.to_yaml(composed))
+    return 0
+
+
+def _store(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab import terminal
+    from sft_lab.store import Store, default_root
+
+    if rest:
+        raise UserError(f"store {arguments.action}: unknown words {' '.join(rest)}")
+    store = Store(Path(arguments.path).expanduser().absolute() if arguments.path else default_root())
+    if arguments.action == "list":
+        terminal.show_store(store)
+    else:
+        if arguments.older_than < 0:
+            raise UserError(f"--older-than {arguments.older_than}: must be 0 or more days")
+        removed = store.prune(arguments.older_than * 86400, arguments.stage)
+        freed = sum(entry.size for entry in removed) / 1e6
+        sys.stdout.write(f"{len(removed)} entries removed, {freed:,.1f} MB freed in {store.root}\n")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {"train": _train, "exec": _exec, "store": _store}
+
+_EXAMPLES = """\
+examples:
+  sft-lab                                        the main job: bundled model and conversations
+  sft-lab dataset=file dataset.path=my.jsonl     your own conversations
+  sft-lab -m dedup.threshold=0.8,0.95 trainer.learning_rate=1e-5,1e-4
+  sft-lab +experiment=quickstart                 a file of experiments/
+  sft-lab --cfg job dedup=exact                  show the composed config, run nothing
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="sft-lab", formatter_class=raw, epilog=_EXAMPLES + _Options(),
+        description="A lab bench for supervised fine-tuning: conversations in, a tuned, judged, documented model out.",
+    )  # fmt: skip
+    parser.add_argument("--version", action=_Version, nargs=0, help="versions of sft_lab and what it stands on")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    train = commands.add_parser(
+        "train", help="one run or a sweep; the default: `sft-lab x=y` is `sft-lab train x=y`",
+        formatter_class=raw, epilog=_EXAMPLES + _Options(),
+    )  # fmt: skip
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
+    train.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
+    train.add_argument("--cfg", choices=["job"], help="show the composed config and run nothing")
+    train.add_argument("-p", "--package", metavar="KEY", help="with --cfg: show this part only")
+    train.add_argument("--info", choices=["searchpath"], help="show where options are looked for")
+    train.add_argument("--config-dir", metavar="DIR", help="a further folder of options")
+    train.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
+
+    run_one = commands.add_parser("exec", help="run the saved config of a job folder; what every launcher starts")
+    run_one.add_argument("folder", metavar="JOB_DIR")
+    run_one.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
+
+    store = commands.add_parser("store", help="what the stage store holds; make room")
+    store.add_argument("action", choices=["list", "prune"])
+    store.add_argument("--path", metavar="DIR", help="of the store; default $SFT_LAB_STORE or the user's cache")
+    store.add_argument(
+        "--older-than", type=float, default=30, metavar="DAYS", help="prune what was unused so long (30)"
+    )
+    store.add_argument("--stage", metavar="NAME", help="prune this stage only")
+    return parser
+
+
+class _Options:
+    """The list of options by group, read from the option files only when help is printed."""
+
+    def __radd__(self, before: str) -> str:
+        from sft_lab.options import listing
+
+        return before + listing() if {"-h", "--help"} & set(sys.argv) else before
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from sft_lab.tracking.manifest import versions
+
+        sys.stdout.write("".join(f"{name} {version}\n" for name, version in versions().items()))
+        parser.exit()

@@ -1,0 +1,43 @@
+"""Keep rows that ask something and answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sft_lab.bench import Bench, Selector
+from sft_lab.errors import require
+
+if TYPE_CHECKING:
+    from sft_lab.rows import Rows, Selection
+
+
+@dataclass
+class Answered(Selector):
+    """Drop rows whose prompt or answer is blank or shorter than asked for (characters, white space at ends off)."""
+
+    min_prompt_chars: int = 1
+    min_answer_chars: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.min_prompt_chars >= 1, "min_prompt_chars", self.min_prompt_chars, "at least 1")
+        require(self.min_answer_chars >= 1, "min_answer_chars", self.min_answer_chars, "at least 1")
+
+    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - this one needs no tools
+        """Reasons: ``empty_prompt``, ``short_prompt``, ``empty_answer``, ``short_answer``; score: characters."""
+        from sft_lab.rows import Selection
+
+        reasons, scores = [], []
+        for prompt, answer in zip(rows.column("prompt"), rows.column("answer"), strict=True):
+            asked, answered = len(prompt.strip()), len(answer.strip())
+            if asked < self.min_prompt_chars:
+                reasons.append("short_prompt" if asked else "empty_prompt")
+                scores.append(float(asked))
+            elif answered < self.min_answer_chars:
+                reasons.append("short_answer" if answered else "empty_answer")
+                scores.append(float(answered))
+            else:
+                reasons.append("")
+                scores.append(float(answered))
+        return Selection.of(rows, reasons, scores)

@@ -1,0 +1,56 @@
+"""Keep rows whose text fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.bench import Bench, Selector
+from sft_lab.errors import require
+
+if TYPE_CHECKING:
+    from sft_lab.rows import Rows, Selection
+
+
+@dataclass
+class Length(Selector):
+    """Drop rows by their tokens: prompt and answer as texts, with the model's tokenizer, without template tokens."""
+
+    max_tokens: int = 1024
+    min_tokens: int = 0
+    min_answer_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        require(
+            0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"0 to max_tokens={self.max_tokens}"
+        )
+        require(
+            0 <= self.min_answer_tokens <= self.max_tokens,
+            "min_answer_tokens",
+            self.min_answer_tokens,
+            f"0 to max_tokens={self.max_tokens}",
+        )
+
+    def depends_on(self, bench: Bench) -> dict[str, Any]:
+        """Another tokenizer counts other tokens."""
+        return {"tokenizer": bench.tokenizer_key}
+
+    def select(self, rows: Rows, bench: Bench) -> Selection:
+        """Reasons: ``over_max_tokens``, ``under_min_tokens``, ``under_min_answer_tokens``; score: tokens."""
+        from sft_lab.rows import Selection
+
+        counts = bench.token_counts(rows)
+        total = counts.sum(axis=1)
+        reasons = [
+            "over_max_tokens"
+            if size > self.max_tokens
+            else "under_min_tokens"
+            if size < self.min_tokens
+            else "under_min_answer_tokens"
+            if answer < self.min_answer_tokens
+            else ""
+            for size, answer in zip(total, counts[:, 1], strict=True)
+        ]
+        return Selection.of(rows, reasons, total)

@@ -1,0 +1,166 @@
+"""Row formats: how a raw record becomes turns.
+
+Each reader takes one raw record (a dict) and answers its turns as ``(role, text)`` with the roles ``system``,
+``user`` and ``assistant``, or raises ``Unreadable``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any
+
+from sft_lab.errors import SourceError
+
+Turn = tuple[str, str]
+Reader = Callable[[dict[str, Any]], list[Turn]]
+
+ROLES = {
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+    "system": "system",
+}
+ROLE_KEYS = ("from", "role", "user")
+TEXT_KEYS = ("value", "text", "content")
+CONVERSATION_KEYS = ("conversations", "conversation", "messages")
+
+
+class Format(Enum):
+    """Row formats by their names in the config."""
+
+    auto = "auto"
+    sharegpt = "sharegpt"
+    messages = "messages"
+    alpaca = "alpaca"
+    prompt_completion = "prompt_completion"
+    question_answer = "question_answer"
+
+
+class Unreadable(Exception):
+    """This record is not of the format."""
+
+
+def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str]) -> Reader:
+    """Choose the reader: own columns first, then the named format, then the first that fits the columns found.
+
+    Args:
+        wanted: ``auto`` or a format by name.
+        columns: own column names by part (``prompt``, ``answer``, ``context``, ``system``); may be empty.
+        found: the columns of the source.
+
+    Raises:
+        SourceError: when no format fits, or a named column is not there.
+    """
+    present = list(dict.fromkeys(found))
+    if columns:
+        if missing := [name for name in columns.values() if name not in present]:
+            raise SourceError(f"dataset.columns={columns}: no column {missing} in the source; it has {present}")
+        return _own_columns(columns)
+    fitting = [name for name, needed in COLUMNS_OF.items() if any(set(keys) <= set(present) for keys in needed)]
+    if wanted is not Format.auto:
+        if present and wanted not in fitting:
+            raise SourceError(
+                f"dataset.format={wanted.name}: needs the columns {_needs(wanted)}; the source has {present}"
+            )
+        return READERS[wanted]
+    if not fitting:
+        known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
+        raise SourceError(
+            f"dataset.format=auto: the source's columns {present} fit no known format ({known}); "
+            "name your own with dataset.columns={prompt: ..., answer: ...}"
+        )
+    return READERS[fitting[0]]
+
+
+def _needs(wanted: Format) -> str:
+    return " or ".join("+".join(keys) for keys in COLUMNS_OF[wanted])
+
+
+def _conversation(record: dict[str, Any]) -> list[Turn]:
+    """ShareGPT and chat messages: a list of turns under one of their key variants."""
+    key = next((key for key in CONVERSATION_KEYS if key in record), None)
+    if key is None:
+        raise Unreadable
+    return _turns(record[key])
+
+
+def _turns(turns: Any) -> list[Turn]:
+    if turns is None:
+        return []
+    if not isinstance(turns, list):
+        raise Unreadable
+    return [_turn(turn) for turn in turns]
+
+
+def _turn(turn: Any) -> Turn:
+    if not isinstance(turn, dict):
+        raise Unreadable
+    role = next((turn[key] for key in ROLE_KEYS if turn.get(key) is not None), None)
+    text = next((turn[key] for key in TEXT_KEYS if key in turn), None)
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise Unreadable
+    return known, _text(text)
+
+
+def _text(value: Any) -> str:
+    """A text as it is, nothing as an empty text; chat parts of type text are joined; all else is unreadable."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        if len(parts) == len(value) and all(isinstance(part, str) for part in parts):
+            return "\n".join(parts)  # type: ignore[arg-type]
+    if not isinstance(value, str):
+        raise Unreadable
+    # Lone surrogates come out of broken JSON escapes; no tokenizer and no Arrow table takes them.
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _alpaca(record: dict[str, Any]) -> list[Turn]:
+    context = _text(record.get("input"))
+    prompt = "\n\n".join(part for part in (_text(record["instruction"]), context) if part)
+    return _single(prompt, _text(record["output"]), _text(record.get("system")))
+
+
+def _prompt_completion(record: dict[str, Any]) -> list[Turn]:
+    prompt, completion = record["prompt"], record["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _turns(prompt) + _turns(completion)
+    return _single(_text(prompt), _text(completion))
+
+
+def _question_answer(record: dict[str, Any]) -> list[Turn]:
+    context = _text(record.get("context"))
+    prompt = "\n\n".join(part for part in (context, _text(record["question"])) if part)
+    return _single(prompt, _text(record["answer"]))
+
+
+def _own_columns(columns: dict[str, str]) -> Reader:
+    def read(record: dict[str, Any]) -> list[Turn]:
+        part = {name: _text(record.get(column)) for name, column in columns.items()}
+        prompt = "\n\n".join(text for text in (part.get("context", ""), part["prompt"]) if text)
+        return _single(prompt, part["answer"], part.get("system", ""))
+
+    return read
+
+
+def _single(prompt: str, answer: str, system: str = "") -> list[Turn]:
+    turns = [("user", prompt), ("assistant", answer)]
+    return [("system", system), *turns] if system.strip() else turns
+
+
+COLUMNS_OF: dict[Format, list[tuple[str, ...]]] = {
+    Format.messages: [("messages",)],
+    Format.sharegpt: [("conversations",), ("conversation",)],
+    Format.alpaca: [("instruction", "output")],
+    Format.prompt_completion: [("prompt", "completion")],
+    Format.question_answer: [("question", "answer")],
+}
+READERS: dict[Format, Reader] = {
+    Format.messages: _conversation,
+    Format.sharegpt: _conversation,
+    Format.alpaca: _alpaca,
+    Format.prompt_completion: _prompt_completion,
+    Format.question_answer: _question_answer,
+}

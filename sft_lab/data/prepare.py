@@ -1,0 +1,164 @@
+"""The data stages in order, with the waterfall that follows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_lab.bench import log, share
+from sft_lab.data.split import Sides, Split, group_hash
+from sft_lab.data.tokenize import tokenize
+from sft_lab.errors import JobError
+from sft_lab.rows import Rows, Selection
+from sft_lab.waterfall import Waterfall
+
+if TYPE_CHECKING:
+    import datasets
+
+    from sft_lab.bench import Bench
+    from sft_lab.data.dataset import Loaded
+    from sft_lab.data.template import Template
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Rows ready for a model.
+
+    Attributes:
+        rows: the rows as loaded.
+        tokens: ``id``, ``input_ids`` and ``labels``, row by row the same.
+    """
+
+    rows: Rows
+    tokens: datasets.Dataset
+
+    @property
+    def answer_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each row's answer: int64, shape (rows,)."""
+        return np.array([len(answer.encode()) for answer in self.rows.column("answer")], np.int64)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the data stages leave.
+
+    Attributes:
+        train: what is trained.
+        held_out: what the run is judged by; answers alone are labelled.
+        probe: as many training rows, labelled like the held-out ones.
+        sides: the split.
+        train_flow: the waterfall of the training side.
+        held_out_flow: the waterfall of the held-out side.
+        grouped_by: which rule made the groups.
+    """
+
+    train: Ready
+    held_out: Ready
+    probe: Ready
+    sides: Sides
+    train_flow: Waterfall
+    held_out_flow: Waterfall
+    grouped_by: str
+
+
+class Preparation:
+    """Carries rows from stage to stage and keeps the waterfall.
+
+    Args:
+        bench: the run's tools.
+        max_length: in tokens, template included.
+        loss_on_all: whether every token is trained.
+    """
+
+    def __init__(self, bench: Bench, max_length: int, *, loss_on_all: bool) -> None:
+        self._bench = bench
+        self._max_length = max_length
+        self._loss_on_all = loss_on_all
+
+    def split(self, loaded: Loaded, split: Split, limit: int | None) -> tuple[Rows, Rows]:
+        """Put each row on its side; give the training rows and the held-out rows in use."""
+        counts = self._bench.token_counts(loaded.rows).sum(axis=1)
+        tokens = dict(zip(loaded.rows.column("id"), map(int, counts), strict=True))
+        self.flow = Waterfall(self._bench, tokens)
+        self.held_out_flow = Waterfall(self._bench, tokens, side="held out")
+        self.grouped_by = loaded.grouped_by
+        self.sides = sides = split(loaded.rows, self._bench, limit)
+        self.flow.record("load", _with_limit(loaded.selection, sides.side))
+        self.flow.record("split", _without_limit(sides.side))
+        self.held_out_flow.record("split", sides.held_out_selection)
+        if begun := loaded.selection.dropped.get("begins_with_assistant", 0):
+            part = share(begun, len(loaded.selection.ids))
+            if part > 0.1:
+                log.info(
+                    "load: %.0f%% of the rows begin with the assistant and are dropped; "
+                    "dataset.leading_assistant=cut keeps what follows the first user turn",
+                    100 * part,
+                )
+        return sides.train, sides.held_out
+
+    def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
+        """Record a stage of the training side and give the rows that stay."""
+        return self.flow.step(stage, rows, selection)
+
+    def finish(self, template: Template, train: Rows, held_out: Rows) -> Prepared:
+        """Template and tokenize both sides.
+
+        Raises:
+            JobError: if no training row is left.
+        """
+        ready_held_out = self._ready(template, held_out, self.held_out_flow, loss_on_all=False)
+        ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all)
+        if not len(ready.rows):
+            raise JobError("no training row is left; the waterfall in waterfall.json says where they went")
+        probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
+        probe = self._ready(template, probe_rows, None, loss_on_all=False)
+        return Prepared(ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by)
+
+    def held_out_as(self, template: Template, rows: Rows) -> Ready:
+        """Give held-out rows under another template, outside the waterfall."""
+        return self._ready(template, rows, None, loss_on_all=False)
+
+    def _ready(self, template: Template, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
+        selection, rendered = template(rows, self._bench)
+        if flow:
+            flow.record("template", selection)
+        rows = rows.take(selection.kept)
+        selection, tokens = tokenize(
+            rows, rendered, template, self._bench, max_length=self._max_length, loss_on_all=loss_on_all
+        )
+        if flow:
+            flow.record("tokenize", selection)
+            if over := selection.dropped.get("over_max_length"):
+                log.warning(
+                    "tokenize: %d rows are longer than trainer.max_length=%d and dropped", over, self._max_length
+                )
+        return Ready(rows.take(selection.kept), tokens)
+
+
+def _with_limit(load: Selection, side: Selection) -> Selection:
+    """Give what load decided, with the rows that ``dataset.limit`` leaves out."""
+    late = {row_id for row_id, reason in zip(side.ids, side.reason, strict=True) if reason == "over_limit"}
+    reasons = [
+        reason or ("over_limit" if row_id in late else "") for row_id, reason in zip(load.ids, load.reason, strict=True)
+    ]
+    return Selection(load.ids, reasons, load.score, load.nearest)
+
+
+def _without_limit(side: Selection) -> Selection:
+    kept = [index for index, reason in enumerate(side.reason) if reason != "over_limit"]
+    return Selection(
+        [side.ids[index] for index in kept],
+        [side.reason[index] for index in kept],
+        side.score[kept],
+        [side.nearest[index] for index in kept],
+    )
+
+
+def _probe(rows: Rows, size: int) -> Rows:
+    """Choose training rows by hash, so that the probe is the same in every job that trains on them."""
+    places = [group_hash(f"probe:{row_id.split('-', 1)[1]}") for row_id in rows.column("id")]
+    chosen = np.zeros(len(rows), bool)
+    chosen[np.argsort(places, kind="stable")[:size]] = True
+    return rows.take(chosen)

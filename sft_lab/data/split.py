@@ -1,0 +1,189 @@
+"""Split: which rows are held out. They never move.
+
+A row's side depends on the content of its group alone: not on the seed, a filter, dedup, ``dataset.limit`` or the
+order of the rows. So every job of a sweep over data is measured on the same rows.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sft_lab.errors import ConfigError, require
+from sft_lab.files import digest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sft_lab.bench import Bench
+    from sft_lab.rows import Rows, Selection
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a split.
+
+    Attributes:
+        side: the split of all loaded rows, for the training side: reasons ``held_out`` and ``over_limit``.
+        train: the training rows.
+        held_out_rows: every row on the held-out side.
+        held_out_selection: which of them are used, and why the others are not.
+    """
+
+    side: Selection
+    train: Rows
+    held_out_rows: Rows
+    held_out_selection: Selection
+
+    @property
+    def held_out(self) -> Rows:
+        """The held-out rows that are used."""
+        return self.held_out_rows.take(self.held_out_selection.kept)
+
+    @property
+    def fingerprint(self) -> str:
+        """A key of the held-out rows in use, by content: the id of a row holds its content's hash."""
+        return digest(sorted(row_id.split("-", 1)[1] for row_id in self.held_out.column("id")))
+
+
+def group_hash(group: str) -> float:
+    """Place a group in [0, 1), evenly and for ever."""
+    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+
+
+@dataclass
+class Split(abc.ABC):
+    """What every split has: how many held-out rows are used, and which are too long."""
+
+    version: ClassVar[int] = 1
+
+    min_eval_rows: int = 8
+    max_eval_rows: int = 128
+    max_eval_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.min_eval_rows >= 1, "min_eval_rows", self.min_eval_rows, "at least 1")
+        require(
+            self.max_eval_rows >= self.min_eval_rows,
+            "max_eval_rows",
+            self.max_eval_rows,
+            f"at least min_eval_rows={self.min_eval_rows}",
+        )
+        require(self.max_eval_tokens >= 1, "max_eval_tokens", self.max_eval_tokens, "at least 1")
+
+    @abc.abstractmethod
+    def is_held_out(self, rows: Rows) -> np.ndarray:
+        """True for each row on the held-out side: bool, shape (rows,)."""
+
+    def wants_held_out(self) -> bool:
+        """Whether there are held-out rows at all."""
+        return True
+
+    def __call__(self, rows: Rows, bench: Bench, limit: int | None = None) -> Sides:
+        """Put every loaded row on its side.
+
+        Args:
+            rows: the loaded rows.
+            bench: for the tokenizer.
+            limit: keep only the first so many training rows.
+
+        Raises:
+            ConfigError: when too few held-out rows can be used to judge anything.
+        """
+        import numpy as np
+
+        from sft_lab.rows import Selection
+
+        held_out = self.is_held_out(rows)
+        over = np.zeros(len(rows), bool)
+        if limit is not None:
+            over[np.flatnonzero(~held_out)[limit:]] = True
+        reasons = [
+            "held_out" if out else "over_limit" if late else "" for out, late in zip(held_out, over, strict=True)
+        ]
+        held_out_rows = rows.take(held_out)
+        sides = Sides(
+            Selection.of(rows, reasons),
+            rows.take(~held_out & ~over),
+            held_out_rows,
+            self._usable(held_out_rows, bench),
+        )
+        if self.wants_held_out() and len(sides.held_out) < self.min_eval_rows:
+            raise ConfigError(
+                f"split.min_eval_rows={self.min_eval_rows}: only {len(sides.held_out)} held-out rows can be used "
+                f"({len(held_out_rows)} of {len(rows)} rows are held out); raise split.eval_share, give more rows, "
+                "or set split.eval_share=0 to train without held-out rows"
+            )
+        return sides
+
+    def _usable(self, rows: Rows, bench: Bench) -> Selection:
+        import numpy as np
+
+        from sft_lab.rows import Selection
+
+        if not len(rows):
+            return Selection.of(rows, [])
+        tokens = bench.token_counts(rows).sum(axis=1)
+        texts = zip(rows.column("prompt"), rows.column("answer"), tokens, strict=True)
+        reasons = [
+            "unanswered"
+            if not (prompt.strip() and answer.strip())
+            else "over_max_eval_tokens"
+            if size > self.max_eval_tokens
+            else ""
+            for prompt, answer, size in texts
+        ]
+        # The rows with the smallest hash are used, not the first ones: row order must not enter.
+        places = [(group_hash(group), row_id.split("-", 1)[1]) for group, row_id in _named(rows)]
+        usable = sorted((place, index) for index, place in enumerate(places) if not reasons[index])
+        for _, index in usable[self.max_eval_rows :]:
+            reasons[index] = "over_max_eval_rows"
+        return Selection.of(rows, reasons, np.asarray(tokens, np.float32))
+
+
+def _named(rows: Rows) -> zip[tuple[str, str]]:
+    return zip(rows.column("group"), rows.column("id"), strict=True)
+
+
+@dataclass
+class Hash(Split):
+    """Held out by the hash of the group."""
+
+    eval_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        require(0 <= self.eval_share < 1, "eval_share", self.eval_share, "a share from 0 (none) to below 1")
+
+    def wants_held_out(self) -> bool:
+        """No held-out rows at a share of 0."""
+        return self.eval_share > 0
+
+    def is_held_out(self, rows: Rows) -> np.ndarray:
+        """A row is held out iff its group's hash lies below the share."""
+        import numpy as np
+
+        places = {group: group_hash(group) for group in dict.fromkeys(rows.column("group"))}
+        return np.fromiter((places[group] < self.eval_share for group in rows.column("group")), bool, len(rows))
+
+
+@dataclass
+class Source(Split):
+    """Held out by the source: its own test split."""
+
+    def is_held_out(self, rows: Rows) -> np.ndarray:
+        """A row is held out iff it comes from another split than the first row's.
+
+        Raises:
+            ConfigError: if the source has one split only.
+        """
+        import numpy as np
+
+        splits = rows.column("source_split")
+        if len(set(splits)) < 2:
+            raise ConfigError("split=source: this source has no test split of its own; use split=hash")
+        return np.fromiter((split != splits[0] for split in splits), bool, len(rows))

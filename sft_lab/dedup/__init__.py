@@ -1,0 +1,1 @@
+"""Dedup: exact and semantic, the embeddings and the neighbor graph behind it, and decontamination."""

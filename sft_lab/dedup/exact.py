@@ -1,0 +1,90 @@
+"""Dedup options: none, exact. What a duplicate is by text alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sft_lab.bench import Bench, Selector
+from sft_lab.text import normalize
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sft_lab.rows import Rows, Selection
+
+
+class Keep(Enum):
+    """Which rows of a group of duplicates stay.
+
+    ``first``: in source order, a row goes iff an earlier kept row is at or above the threshold. ``longest``: the same
+    in order of falling answer length, ties by source order. ``singletons``: a row goes iff any other row is at or
+    above, so that no member of a group stays.
+    """
+
+    first = "first"
+    longest = "longest"
+    singletons = "singletons"
+
+
+class On(Enum):
+    """Which text is compared."""
+
+    answer = "answer"
+    prompt = "prompt"
+    both = "both"
+
+
+def compared_texts(rows: Rows, on: On) -> list[str]:
+    """Give the text of each row that is compared."""
+    if on is On.both:
+        return [f"{a}\n{b}" for a, b in zip(rows.column("prompt"), rows.column("answer"), strict=True)]
+    return rows.column(on.name)
+
+
+def nodes_of(texts: list[str]) -> tuple[list[str], np.ndarray]:
+    """Equal texts are one node.
+
+    Returns:
+        The first text of each node, and the node of each text: int64, shape (texts,), numbered by first occurrence.
+    """
+    import numpy as np
+
+    first: dict[str, int] = {}
+    node_of_text = np.empty(len(texts), np.int64)
+    distinct: list[str] = []
+    for index, text in enumerate(texts):
+        normal = normalize(text)
+        if normal not in first:
+            first[normal] = len(distinct)
+            distinct.append(text)
+        node_of_text[index] = first[normal]
+    return distinct, node_of_text
+
+
+@dataclass
+class Nothing(Selector):
+    """No dedup."""
+
+    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002
+        """Keep every row."""
+        from sft_lab.rows import Selection
+
+        return Selection.of(rows, [""] * len(rows))
+
+
+@dataclass
+class Exact(Selector):
+    """Rows with equal normalized text are duplicates."""
+
+    keep: Keep = Keep.first
+    on: On = On.answer
+
+    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002
+        """Reason: ``duplicate``; score 1."""
+        from sft_lab.dedup.graph import NeighborGraph
+        from sft_lab.dedup.keep import selection
+
+        distinct, node_of_row = nodes_of(compared_texts(rows, self.on))
+        return selection(rows, NeighborGraph.empty(len(distinct)), node_of_row, self.keep)

@@ -1,0 +1,62 @@
+"""Every error sft_lab raises on purpose.
+
+    SftLabError
+    ├── UserError (ValueError)       the input was wrong: exit code 2, no traceback
+    │   ├── ConfigError              an option, an override, a saved config
+    │   ├── SourceError              a data file or hub set that cannot be read as rows
+    │   ├── ModelError               a model, tokenizer or template that does not fit
+    │   └── FolderError              a run folder or store that cannot be used
+    └── JobError (RuntimeError)      a job failed after its input was accepted: exit code 1
+
+A message says where (file, line or key), the value found, the limit, and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class SftLabError(Exception):
+    """Root of the tree above."""
+
+
+class UserError(SftLabError, ValueError):
+    """The user's input was wrong."""
+
+
+class ConfigError(UserError):
+    """A key, value or file of the configuration is wrong."""
+
+
+class SourceError(UserError):
+    """A source's rows cannot be read."""
+
+
+class ModelError(UserError):
+    """A model, tokenizer or chat template is missing or does not fit."""
+
+
+class FolderError(UserError):
+    """A run folder or the store cannot be used as asked."""
+
+
+class JobError(SftLabError, RuntimeError):
+    """A job failed while it ran."""
+
+
+def all_problems(problems: Iterable[str]) -> ConfigError:
+    """One error that names every problem, one a line."""
+    found = list(dict.fromkeys(problems))
+    if len(found) == 1:
+        return ConfigError(found[0])
+    return ConfigError(f"{len(found)} problems:\n" + "\n".join(f"  - {line}" for line in found))
+
+
+def require(holds: bool, field: str, value: object, limit: str) -> None:
+    """Refuse a field's value in ``__post_init__``; the config layer puts the stage's name before it.
+
+    Raises:
+        ConfigError: if ``holds`` is false, saying field, value and limit.
+    """
+    if not holds:
+        raise ConfigError(f"{field}={value}: must be {limit}")

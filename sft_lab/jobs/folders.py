@@ -1,0 +1,200 @@
+"""Job folders: the same command finds its own folder again.
+
+A sweep's folder is named by the experiment and a hash of the base config without the swept keys; a job's by what
+differs and the job's own hash, and found again by the hash alone. One rule for every folder: new, run; same config and
+data but not finished, go on; finished, leave it; another config, refuse.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from sft_lab import config as configs
+from sft_lab.config import Job, Plan
+from sft_lab.errors import FolderError, SftLabError
+from sft_lab.files import digest, read_json, write_json, write_text
+from sft_lab.folder import FINISHED, SWEEP, RunFolder
+from sft_lab.run import NOT_IDENTITY, Run
+
+
+class Standing(Enum):
+    """What a job's folder asks for."""
+
+    new = "new"
+    unfinished = "unfinished"
+    finished = "finished"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A job and its folder.
+
+    Attributes:
+        standing: whether there is something to do.
+        made: whether the folder did not exist before this command.
+    """
+
+    job: Job
+    folder: RunFolder
+    standing: Standing
+    made: bool
+
+
+def place(plan: Plan) -> list[Placed]:
+    """Find or make the folder of every job, and write its config.
+
+    Raises:
+        FolderError: if a folder holds another config or other data.
+    """
+    if not plan.swept:
+        path = Path(plan.run_dir) if plan.run_dir else _new_run_dir()
+        found = [(plan.jobs[0], RunFolder(path.absolute()))]
+    else:
+        sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan)).absolute()
+        base = _base_identity(plan)
+        _claim(sweep, base, plan)
+        found = [(job, RunFolder(_job_path(sweep, job))) for job in plan.jobs]
+    standings = [_standing(job.run, folder) for job, folder in found]
+    return [_write(job, folder, standing) for (job, folder), standing in zip(found, standings, strict=True)]
+
+
+def _new_run_dir() -> Path:
+    """``outputs/<date>/<time>``, with a counter when two runs start in one second."""
+    path = Path("outputs") / datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005 - local time
+    attempt, counter = path, 1
+    while attempt.exists():
+        counter += 1
+        attempt = path.with_name(f"{path.name}-{counter}")
+    return attempt
+
+
+def sweep_name(plan: Plan) -> str:
+    """The experiment's name or ``sweep``, and a hash of what no axis changes."""
+    return f"{_safe(plan.name or 'sweep')}-{digest(_base_identity(plan))[:8]}"
+
+
+def _base_identity(plan: Plan) -> dict[str, Any]:
+    """Give the identity that all jobs share: everything but the swept keys."""
+    flat = _flat({name: value for name, value in plan.jobs[0].run.saved().items() if name not in NOT_IDENTITY})
+    axes = {key for job in plan.jobs for key in job.axes}
+    return {
+        key: value for key, value in flat.items() if not any(key == axis or key.startswith(f"{axis}.") for axis in axes)
+    }
+
+
+def _claim(sweep: Path, base: dict[str, Any], plan: Plan) -> None:
+    """Mark the folder as this sweep's; two sweeps may share one when their base configs agree."""
+    marker = sweep / SWEEP
+    axes = sorted({key for job in plan.jobs for key in job.axes})
+    if marker.exists():
+        old = read_json(marker)
+        other = set(old["axes"]) | set(axes)
+
+        def fixed(identity: dict[str, Any]) -> dict[str, Any]:
+            return {
+                key: value
+                for key, value in identity.items()
+                if not any(key == axis or key.startswith(f"{axis}.") for axis in other)
+            }
+
+        if differs := _differences(fixed(old["base"]), fixed(base)):
+            raise FolderError(
+                f"{sweep}: this folder holds a sweep with another base config: {differs}; "
+                "choose another folder with hydra.sweep.dir"
+            )
+        write_json(marker, {"base": old["base"], "axes": sorted(other)})
+        return
+    if sweep.exists() and not sweep.is_dir():
+        raise FolderError(f"hydra.sweep.dir={sweep}: a file, not a folder")
+    try:
+        write_json(marker, {"base": base, "axes": axes})
+    except OSError as error:
+        raise FolderError(f"hydra.sweep.dir={sweep}: cannot be written ({error.strerror}); choose another") from error
+
+
+def _job_path(sweep: Path, job: Job) -> Path:
+    """The folder with the job's hash, else a new one with a readable name."""
+    found = sorted(sweep.glob(f"*-{job.run.hash}")) + sorted(sweep.glob(job.run.hash))
+    if found:
+        return found[0]
+    readable = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.axes.items())
+    return sweep / f"{_safe(readable)[:80]}-{job.run.hash}".lstrip("-")
+
+
+def _standing(run: Run, folder: RunFolder) -> Standing:
+    if folder.path.exists() and not folder.path.is_dir():
+        raise FolderError(f"{folder.path}: a file, not a folder")
+    if not folder.config.exists():
+        strangers = [name.name for name in folder.path.iterdir()] if folder.path.exists() else []
+        if strangers:
+            raise FolderError(
+                f"{folder.path}: not empty and no run folder (it holds {', '.join(sorted(strangers)[:3])}); "
+                "choose another with hydra.run.dir"
+            )
+        return Standing.new
+    if run.rerun:
+        return Standing.new
+    try:
+        old = configs.load(folder.config)
+    except SftLabError as error:
+        raise FolderError(
+            f"{folder.path}: its config.yaml cannot be read ({error}); rerun=true runs it again"
+        ) from error
+    if old.hash != run.hash:
+        differs = _differences(_flat(old.saved()), _flat(run.saved()))
+        raise FolderError(
+            f"{folder.path}: holds a run with another config: {differs}; choose another folder, "
+            "or rerun=true to run again here and keep the old one beside it"
+        )
+    manifest = read_json(folder.manifest) if folder.manifest.exists() else {}
+    fingerprint = manifest.get("dataset_fingerprint")
+    if fingerprint and (now := run.dataset.fingerprint()) != fingerprint:
+        raise FolderError(
+            f"{folder.path}: the data has changed since this run (dataset fingerprint {fingerprint[:12]}, "
+            f"now {now[:12]}); choose another folder, or rerun=true to run again here and keep the old one beside it"
+        )
+    return Standing.finished if folder.state() == FINISHED else Standing.unfinished
+
+
+def _write(job: Job, folder: RunFolder, standing: Standing) -> Placed:
+    made = not folder.path.exists()
+    if job.run.rerun and folder.config.exists():
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
+        folder.path.rename(folder.path.with_name(f"{folder.path.name}.old-{stamp}"))
+        made = True
+    if standing is not Standing.finished:
+        try:
+            write_text(folder.config, configs.dump(job.run))
+        except OSError as error:
+            raise FolderError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
+    return Placed(job, folder, standing, made)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
+    ignored = tuple(f"{name}." for name in NOT_IDENTITY)
+    names = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(ignored) and key not in NOT_IDENTITY
+    ]
+    shown = [f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in names[:most]]
+    return "; ".join(shown) + (f"; and {len(names) - most} more" if len(names) > most else "")
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.=+,-]+", "_", name).strip("_")

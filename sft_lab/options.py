@@ -1,0 +1,41 @@
+"""The options by group with the first line of each file: what ``--help`` lists, without importing Hydra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def shipped(name: str) -> Path:
+    """Give ``conf`` or ``experiments``: the checkout's, else what travels in the wheel."""
+    checkout = PACKAGE.parent / name
+    in_checkout = (PACKAGE.parent / "pyproject.toml").exists() and checkout.is_dir()
+    return checkout if in_checkout else PACKAGE / f"_{name}"
+
+
+def listing() -> str:
+    """Give a line for each option: name and what it is, the shipped ones and the working folder's own."""
+    lines = ["", "options by group (group=option):"]
+    for group in sorted(path.name for path in shipped("conf").iterdir() if path.is_dir()):
+        lines.append(f"  {group}")
+        lines += [f"    {name:<24} {says}" for name, says in _files("conf", group).items()]
+    lines.append("  experiment (+experiment=name)")
+    lines += [f"    {name:<24} {says}" for name, says in _files("experiments", "").items()]
+    return "\n".join(lines) + "\n"
+
+
+def _files(kind: str, group: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for root in (shipped(kind), Path.cwd() / kind):
+        for file in sorted((root / group).glob("*.yaml")):
+            found.setdefault(file.stem, _first_words(file))
+    return found
+
+
+def _first_words(file: Path) -> str:
+    """The first comment that is not Hydra's package line."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").strip()
+    return ""

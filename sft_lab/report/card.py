@@ -1,0 +1,125 @@
+"""The model card: ``model/README.md``, with the metadata the Hugging Face Hub reads, made from the run folder alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.errors import FolderError
+from sft_lab.files import write_text
+from sft_lab.report.figures import read
+from sft_lab.report.page import VERDICTS, environment
+
+if TYPE_CHECKING:
+    from sft_lab.folder import RunFolder
+
+FEW_ROWS = 1000  # conversations; below it a card says so
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PATH_KEY = re.compile("path|dir|file|folder")
+# What made the model. The rest of the config says where it was made, which is nobody's business.
+SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "template", "model", "trainer", "seed")
+
+
+def write(folder: RunFolder, base_model: str) -> Path:
+    """Write the model card; what the run has no file for is left out.
+
+    Paths of the machine it was made on are cut to their last part, since a card is meant to be published.
+
+    Args:
+        folder: the run; with ``model/adapter_config.json`` in it the card is an adapter's.
+        base_model: the model that was tuned. Only a Hub name (``owner/name``) enters the metadata.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        FolderError: if a file of the run folder cannot be read.
+    """
+    adapter = (folder.model / "adapter_config.json").exists()
+    on_hub = is_hub_name(base_model)
+    config, summary, waterfall = _config(folder.config), read(folder.summary), read(folder.waterfall)
+    rows = summary.get("train_rows")
+    content = {
+        "metadata": _yaml(_metadata(base_model if on_hub else None, config, adapter=adapter)),
+        "name": folder.path.absolute().name,
+        "adapter": adapter,
+        "on_hub": on_hub,
+        "base_model": base_model if on_hub else Path(base_model).name,
+        "summary": summary,
+        "meaning": VERDICTS.get(summary.get("verdict") or "", ("", ""))[1],
+        "few_rows": rows is not None and rows < FEW_ROWS,
+        "stages": waterfall.get("stages") or [],
+        "held_out": waterfall.get("held_out") or [],
+        "settings": _yaml(_without_places({name: config[name] for name in SETTINGS if name in config})),
+        "manifest": read(folder.manifest),
+    }
+    templates = environment()
+    templates.filters |= {"plain": plain, "fenced": fenced}
+    text = templates.get_template("card.md.jinja").render(content)
+    path = folder.model / "README.md"
+    write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name can be one of the Hub: ``owner/name``, and no folder here."""
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def plain(value: object) -> str:
+    """Text that Markdown and HTML take as it is, on one line."""
+    return re.sub(r"[\\`*\[\]|<>&~]", lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block; its fence is longer than any row of backticks in the text."""
+    fence = "`" * (1 + max([2, *(len(found) for found in re.findall("`+", text))]))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _metadata(base_model: str | None, config: dict[str, Any], *, adapter: bool) -> dict[str, Any]:
+    """What the Hub files the model under."""
+    found: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["sft", "sft_lab"],
+    }
+    if base_model:
+        found |= {"base_model": base_model, "base_model_relation": "adapter" if adapter else "finetune"}
+    dataset = config.get("dataset") or {}
+    if dataset.get("kind") == "hub" and HUB_NAME.fullmatch(str(dataset.get("name"))):
+        found["datasets"] = [dataset["name"]]
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The saved config as data; empty when there is none."""
+    import yaml
+
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise FolderError(f"{path}: is not YAML ({error}); restore the saved config of the run") from error
+    if not isinstance(content, dict):
+        raise FolderError(f"{path}: holds {type(content).__name__}, not a mapping; restore the saved config of the run")
+    return content
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100) if content else ""
+    return text.strip()
+
+
+def _without_places(value: Any, name: str = "") -> Any:
+    """Cut absolute paths to their last part, under keys that hold paths: elsewhere a slash may begin a pattern."""
+    if isinstance(value, dict):
+        return {key: _without_places(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item, name) for item in value]
+    place = isinstance(value, str) and PATH_KEY.search(name) and value.startswith(("/", "~"))
+    return Path(value).name if place else value

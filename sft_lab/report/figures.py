@@ -1,0 +1,281 @@
+"""Figures of a run: what became of its rows, how the losses went, how the optimizer worked.
+
+Also the reading of a run folder's parts, which page and card share. Any part may be missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import textwrap
+import threading
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.errors import FolderError
+from sft_lab.files import read_json, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sft_lab.folder import RunFolder
+
+Curve = list[tuple[float, float]]
+
+# Told apart without red and green (Okabe and Ito's colors, as seaborn's "colorblind"). Each color means one thing, so
+# that the page can give it a twin for dark mode.
+COLORS = {
+    "ink": "#2a2e33",
+    "muted": "#70757c",
+    "line": "#e4e2dd",
+    "paper": "#ffffff",
+    "kept": "#1f6fa8",
+    "dropped": "#c3dbec",
+    "train": "#0173b2",
+    "held-out": "#d55e00",
+    "base": "#7a7f86",
+    "converged": "#029e73",
+}
+WIDTH = 9.58  # inches: 920 CSS pixels, the page's column, so that a figure is shown at its own size
+LABEL_WIDTH = 44  # characters of a line of drop reasons
+LEGEND_WIDTH = 135  # characters of a legend's line, 7 for each sample of a line or marker
+LOG_SCALE_FROM = 20  # a loss range this many times its lowest value cannot be read on a linear axis
+TICK_STEPS = (1, 2, 5, 10)
+_STYLE = threading.Lock()  # matplotlib's settings belong to the whole process
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read one of a run folder's json files; empty when the run did not come so far.
+
+    Raises:
+        FolderError: if the file is not JSON.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise FolderError(f"{path}: is not JSON ({error}); delete it to leave this part out of the report") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; empty when there is none. A last line cut off by a kill is left out.
+
+    Raises:
+        FolderError: if any other line is not JSON.
+    """
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = []
+    # Not splitlines: a line of JSON may hold U+2028, which is no line end here.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise FolderError(
+                f"{path}, line {number}: is not JSON ({error}); delete the line to leave it out of the report"
+            ) from error
+    return found
+
+
+def draw(folder: RunFolder) -> list[Path]:
+    """Draw what the run folder has the data for: ``waterfall.svg``, ``loss.svg`` and ``optimizer.svg``.
+
+    Safe to call from several threads: no pyplot, and matplotlib's settings are changed under a lock.
+
+    Returns:
+        The files written, below ``figures/``.
+
+    Raises:
+        FolderError: if a file of the run folder cannot be read.
+    """
+    stages = read(folder.waterfall).get("stages")
+    events = read_lines(folder.metrics)
+    summary = read(folder.summary)
+    written = []
+    if stages:
+        written.append(_save(folder.figures / "waterfall.svg", lambda: _waterfall(stages)))
+    if any("train/loss" in event or "eval/loss" in event for event in events):
+        written.append(_save(folder.figures / "loss.svg", lambda: _loss(events, summary)))
+    if any("learning_rate" in event or "grad_norm" in event for event in events):
+        written.append(_save(folder.figures / "optimizer.svg", lambda: _optimizer(events)))
+    return written
+
+
+def _save(path: Path, make: Callable[[], Figure]) -> Path:
+    import matplotlib
+    import seaborn as sns
+
+    look = {
+        **sns.plotting_context("paper", font_scale=1.08),
+        **sns.axes_style("whitegrid"),
+        "svg.fonttype": "none",  # text stays text: it can be selected, and Arabic is shaped by the browser
+        "svg.hashsalt": path.stem,  # the same data make the same file
+        "axes.edgecolor": COLORS["line"],
+        "axes.labelcolor": COLORS["muted"],
+        "grid.color": COLORS["line"],
+        "text.color": COLORS["ink"],
+        "xtick.color": COLORS["muted"],
+        "ytick.color": COLORS["muted"],
+    }
+    text = io.StringIO()
+    with _STYLE, matplotlib.rc_context(look):
+        make().savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    write_text(path, text.getvalue())
+    return path
+
+
+def _canvas(height: float) -> Figure:
+    """An empty figure of the page's width; height in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), facecolor=COLORS["paper"], layout="constrained")
+
+
+def _waterfall(stages: list[dict[str, Any]]) -> Figure:
+    """Rows kept after each stage, and beside them, lighter, those it dropped, with its reasons."""
+    figure = _canvas(0.36 * len(stages) + 0.55)
+    axes = figure.add_subplot()
+    kept = [int(stage["rows_kept"]) for stage in stages]
+    lost = [int(stage["rows_in"]) - rows for stage, rows in zip(stages, kept, strict=True)]
+    most = max(1, *(rows + gone for rows, gone in zip(kept, lost, strict=True)))
+    places = list(range(len(stages)))
+    axes.barh(places, kept, height=0.62, color=COLORS["kept"], linewidth=0, label="kept")
+    axes.barh(places, lost, left=kept, height=0.62, color=COLORS["dropped"], linewidth=0, label="dropped here")
+    for place, stage, rows, gone in zip(places, stages, kept, lost, strict=True):
+        # A reason is data: no dollar sign in it starts a formula.
+        axes.text(
+            rows + gone + most * 0.012, place, _reasons(stage.get("dropped") or {}), va="center_baseline",
+            parse_math=False, color=COLORS["muted"], fontsize=9,
+        )  # fmt: skip
+    names = [f"{stage['stage']}\u2003{number}" for stage, number in zip(stages, _aligned(kept), strict=True)]
+    axes.set_yticks(places, names, parse_math=False, color=COLORS["ink"])
+    axes.set(xlim=(0, most * 1.52), ylim=(len(stages) - 0.5, -0.5), xticks=[])  # the rest is room for the reasons
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    _legend(axes)
+    return figure
+
+
+def _aligned(numbers: list[int]) -> list[str]:
+    """Numbers of equal width: figure and punctuation spaces stand for the digits and commas a shorter one lacks."""
+    texts = [f"{number:,}" for number in numbers]
+    widest = max(texts, key=len)
+    blank = "".join("\u2008" if mark == "," else "\u2007" for mark in widest)
+    return [blank[: len(widest) - len(text)] + text for text in texts]
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    """Drop reasons, most rows first, on at most two lines; the table has them all."""
+    ordered = sorted(dropped.items(), key=lambda item: -item[1])
+    # Held together by no-break spaces, so that a line never ends between number and reason.
+    parts = [f"-{rows:,}\u00a0{reason}".replace(" ", "\u00a0") for reason, rows in ordered]
+    lines = textwrap.wrap(", ".join(parts), LABEL_WIDTH, max_lines=2, placeholder=" …", break_on_hyphens=False)
+    return "\n".join(lines).replace("\u00a0", " ")
+
+
+def _loss(events: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
+    """Training and held-out loss over steps, the base model's level, the best step and where it converged."""
+    figure = _canvas(3.7)
+    axes = figure.add_subplot()
+    train, held_out = _curve(events, "train/loss"), _curve(events, "eval/loss")
+    if train:
+        size = 4 if len(train) > 1 else 10  # a single point has no line to be seen by
+        axes.plot(*zip(*train, strict=True), ".-", color=COLORS["train"], lw=1.3, ms=size, label="training loss")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", color=COLORS["held-out"], lw=1.8, ms=5, label="held-out loss")
+    _landmarks(axes, summary)
+    broken = sorted({step for step, value in [*train, *held_out] if math.isnan(value)})
+    if broken:  # a gap in a line is easily overlooked
+        axes.plot(
+            broken, [0.0] * len(broken), "x", color=COLORS["ink"], ms=6, mew=1.5, label="not a number",
+            transform=axes.get_xaxis_transform(), clip_on=False,
+        )  # fmt: skip
+    values = [value for _, value in [*train, *held_out] if value > 0]  # false for NaN too
+    wide = bool(values) and max(values) > LOG_SCALE_FROM * min(values)
+    axes.set(xlabel="optimizer step", ylabel="nats per token")
+    _whole_steps(axes)
+    if wide:
+        _logarithmic(axes)
+    _legend(axes)
+    return figure
+
+
+def _landmarks(axes: Axes, summary: dict[str, Any]) -> None:
+    """The numbers stand in the legend, where they cannot cover the curves or one another."""
+    base, best, step = (summary.get(name) for name in ("base/eval_loss", "best_eval_loss", "best_step"))
+    if base is not None:
+        axes.axhline(base, ls=(0, (5, 3)), lw=1.2, color=COLORS["base"], label=f"base model, {base:.3f}")
+    if best is not None and step is not None:
+        axes.plot(
+            [step], [best], "o", ms=12, mfc="none", mec=COLORS["held-out"], mew=1.6, ls="none",
+            label=f"best, {best:.3f} at step {step:,}",
+        )  # fmt: skip
+    converged = summary.get("converged_at")
+    if converged is not None:
+        axes.axvline(
+            converged, ls=(0, (1, 2)), lw=1.5, color=COLORS["converged"], label=f"converged at step {converged:,}"
+        )
+
+
+def _optimizer(events: list[dict[str, Any]]) -> Figure:
+    """Learning rate and gradient norm over steps, side by side."""
+    from matplotlib.ticker import MaxNLocator
+
+    names = {"learning_rate": "learning rate", "grad_norm": "gradient norm"}
+    curves = {name: _curve(events, name) for name in names}
+    figure = _canvas(1.9)
+    for place, (name, curve) in enumerate(curves.items()):
+        axes = figure.add_subplot(1, len(curves), place + 1)
+        if curve:
+            size = 3.5 if len(curve) > 1 else 8
+            axes.plot(*zip(*curve, strict=True), ".-", color=COLORS["train"], lw=1.2, ms=size, clip_on=False)
+        axes.set(xlabel="optimizer step", ylabel=names[name])
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=TICK_STEPS))
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        _whole_steps(axes)
+    return figure
+
+
+def _curve(events: list[dict[str, Any]], name: str) -> Curve:
+    """Give (step, value) of every event that has the metric; null, in the file, was not a number."""
+    found = [(event.get("step", 0), event[name]) for event in events if name in event]
+    return [(step, float(value) if value is not None and math.isfinite(value) else math.nan) for step, value in found]
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis whose ticks are plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _whole_steps(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=TICK_STEPS, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(visible=False, axis="x")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the plot, at the left, without a frame; on two lines where one would be wider than the figure."""
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        fits = sum(len(label) + 7 for label in labels) <= LEGEND_WIDTH
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.4, frameon=False, handlelength=1.5,
+            ncols=len(labels) if fits else math.ceil(len(labels) / 2), columnspacing=1.4, labelcolor=COLORS["muted"],
+        )  # fmt: skip

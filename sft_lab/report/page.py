@@ -1,0 +1,226 @@
+"""``report.html``: a run on one page that needs nothing beside it, made from the run folder alone."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from sft_lab.files import write_text
+from sft_lab.folder import FINISHED, RUNNING
+from sft_lab.report import figures
+from sft_lab.report.figures import COLORS, read, read_lines
+
+if TYPE_CHECKING:
+    import jinja2
+    from markupsafe import Markup
+
+    from sft_lab.folder import RunFolder
+
+EXAMPLES = 3  # dropped rows shown for each reason
+DASH = "–"
+
+# Verdict -> its tone, and what it means in a sentence.
+VERDICTS = {
+    "healthy": ("good", "Held-out loss fell below the base model's and stayed near its best."),
+    "undertrained": ("fair", "Held-out loss was still falling when training ended: more steps should help."),
+    "overfitting": ("fair", "Held-out loss rose again while training loss fell: fewer steps, or more and better data."),
+    "underfitting": ("fair", "Held-out loss hardly improved on the base model's: look at learning rate and data."),
+    "memorizing": ("fair", "Training rows are known far better than held-out ones: fewer epochs, more varied data."),
+    "template_not_learned": ("fair", "Answers do not follow the chat template: more steps, or check the template."),
+    "diverged": ("bad", "Training broke down: lower the learning rate."),
+    "not_judged": ("none", "There is too little held-out evidence to judge by."),
+}
+
+
+class Number(NamedTuple):
+    """A key number: what it is called, its value, the base model's beside it, and a remark with its tone."""
+
+    label: str
+    value: str
+    before: str = ""
+    note: str = ""
+    tone: str = ""
+
+
+def write(folder: RunFolder) -> Path:
+    """Draw the figures and write ``report.html``; what the run has no file for is left out.
+
+    The page is self-contained and runs no script. Other figures already in ``figures/`` are shown too.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FolderError: if a file of the run folder cannot be read.
+    """
+    figures.draw(folder)
+    html = environment().get_template("page.html.jinja").render(_content(folder))
+    # A lone surrogate may stand in JSON but not in UTF-8.
+    write_text(folder.report, html.encode("utf-8", "replace").decode("utf-8"))
+    return folder.report
+
+
+def environment() -> jinja2.Environment:
+    """Give the templates of this package; all that is put into an HTML one is escaped."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"count": count, "decimal": decimal, "short": short, "span": span, "share": share}
+    return made
+
+
+def count(value: object) -> str:
+    """A whole number with thousands apart; a dash for what is no number."""
+    return f"{value:,.0f}" if _is_number(value) else DASH
+
+
+def decimal(value: object, digits: int = 3) -> str:
+    """A number with so many digits behind the point; a dash for what is no number."""
+    return f"{value:,.{digits}f}".replace("-", "−") if _is_number(value) else DASH
+
+
+def short(value: object) -> str:
+    """A number in three digits that count; a dash for what is no number."""
+    return f"{value:.3g}".replace("-", "−") if _is_number(value) else DASH
+
+
+def share(part: object, whole: object) -> str:
+    """A part of a whole in percent, or a dash where there is no whole."""
+    return f"{part / whole:.1%}" if _is_number(part) and _is_number(whole) and whole else DASH
+
+
+def span(seconds: object) -> str:
+    """A length of time, in the two largest units; a dash for what is no number."""
+    if not _is_number(seconds):
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from a run's files, where any may be missing or null, can be shown as a number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _content(folder: RunFolder) -> dict[str, Any]:
+    """Everything the page shows."""
+    summary, waterfall, status = read(folder.summary), read(folder.waterfall), read(folder.status)
+    where = folder.path.absolute()
+    name, _, job = where.name.rpartition("-") if folder.sweep else ("", "", "")  # a job is <what differs>-<hash>
+    tone, meaning = VERDICTS.get(summary.get("verdict") or "", ("none", ""))
+    return {
+        "name": name or where.name,
+        "hash": job if name else "",
+        "place": where.parent.name,
+        "summary": summary,
+        "tone": tone,
+        "meaning": meaning,
+        "state": _state(status, summary),
+        "error": status.get("error"),
+        "numbers": _numbers(summary),
+        "stages": waterfall.get("stages") or [],
+        "held_out": waterfall.get("held_out") or [],
+        "dropped": _dropped(folder.dropped),
+        "figures": {name: _inline(folder.figures / f"{name}.svg") for name in ("waterfall", "loss", "optimizer")},
+        "more_figures": _more_figures(folder.figures),
+        "samples": read_lines(folder.samples),
+        "manifest": read(folder.manifest),
+        "config": folder.config.read_text(encoding="utf-8") if folder.config.exists() else "",
+        "colors": COLORS,
+    }
+
+
+def _state(status: dict[str, Any], summary: dict[str, Any]) -> str | None:
+    """The run's state where it says more than the verdict does: the page is written before a run is finished."""
+    state = status.get("state")
+    return None if state == FINISHED or (state == RUNNING and summary) else state
+
+
+def _numbers(summary: dict[str, Any]) -> list[Number]:
+    """Give the key numbers of those that the summary has."""
+    get = summary.get
+    tokens, watched = get("train_tokens"), get("watching_share")
+    found = [
+        _compared("Held-out loss", get("base/eval_loss"), get("eval/loss"), "nats per token"),
+        _compared("Bits per byte", get("base/eval_bits_per_byte"), get("eval/bits_per_byte"), "of held-out answers"),
+        Number("Gap", _signed(get("gap")), note="held-out above training loss"),
+        Number("Steps", count(get("steps")), note=_unless_missing("{:.3g} epochs", get("epochs"))),
+        Number("Training rows", count(get("train_rows")), note=_unless_missing("{:,} tokens trained", tokens)),
+        Number("Held-out rows", count(get("eval_rows"))),
+        Number("Tokens a second", count(get("tokens_per_second")), note=_unless_missing("{:.0%} watching", watched)),
+        Number("Time", span(get("seconds"))),
+    ]
+    return [number for number in found if number.value != DASH]
+
+
+def _compared(label: str, base: float | None, tuned: float | None, unit: str) -> Number:
+    if not base or tuned is None:
+        return Number(label, decimal(tuned), note=unit)
+    change = tuned / base - 1
+    note = f"{change:+.1%}, {unit}".replace("-", "−", 1)
+    return Number(label, decimal(tuned), before=decimal(base), note=note, tone="good" if change < 0 else "bad")
+
+
+def _signed(value: float | None) -> str:
+    return DASH if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def _unless_missing(form: str, value: float | None) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _dropped(path: Path) -> list[dict[str, Any]]:
+    """Give the first few dropped rows of each stage and reason: id, stage, reason, score, nearest."""
+    if not path.exists():
+        return []
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    seen: dict[tuple[str, str], int] = {}
+    chosen = []
+    for index, pair in enumerate(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True)):
+        seen[pair] = seen.get(pair, 0) + 1
+        if seen[pair] <= EXAMPLES:
+            chosen.append(index)
+    rows: list[dict[str, Any]] = table.take(chosen).to_pylist()
+    return rows
+
+
+def _inline(path: Path) -> Markup | None:
+    """Give one of our own figures as SVG to stand in the page, its colors those of the page's light or dark mode."""
+    from markupsafe import Markup
+
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    text = text[text.index("<svg") :]  # an XML declaration has no place in HTML
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{path.stem}-", text)  # ids are unique in a page
+    for name, color in COLORS.items():
+        text = re.sub(rf"(fill|stroke): {color}\b", rf"\g<1>: var(--{name})", text)
+    return Markup(text)  # noqa: S704 - drawn a moment ago by figures.draw, which escapes what it writes
+
+
+def _more_figures(folder: Path) -> list[tuple[str, str]]:
+    """Give (caption, data URI) of the figures that others drew; as images, so that nothing in them can act."""
+    kinds = {".svg": "image/svg+xml", ".png": "image/png"}
+    found = sorted(path for path in folder.glob("*") if path.suffix in kinds) if folder.is_dir() else []
+    return [
+        (
+            path.stem.replace("_", " ").capitalize(),
+            f"data:{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}",
+        )
+        for path in found
+        if path.stem not in ("waterfall", "loss", "optimizer")
+    ]

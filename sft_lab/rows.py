@@ -1,0 +1,132 @@
+"""Rows and selections: what the data stages take and answer.
+
+The table is loaded once and never changes. A stage looks at ``Rows``, a view of it, and answers a ``Selection``:
+for every row kept, or dropped with a reason. Only template and tokenize make new columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_lab.errors import SourceError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMNS = ("id", "prompt", "answer", "messages", "group")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A view of some rows of an immutable table.
+
+    Attributes:
+        table: a ``datasets.Dataset`` with at least the columns ``id``, ``prompt`` and ``answer`` (texts).
+        positions: int64, shape (rows,): the table's rows in view, in source order.
+        table_key: the key of the recipe that made the table.
+    """
+
+    table: Dataset
+    positions: np.ndarray
+    table_key: str
+
+    @classmethod
+    def of(cls, source: Rows | Dataset) -> Rows:
+        """Accept a plain ``datasets.Dataset`` where rows are meant, so that a stage can be called alone."""
+        if isinstance(source, Rows):
+            return source
+        missing = [name for name in ("prompt", "answer") if name not in source.column_names]
+        if missing:
+            raise SourceError(f"columns {source.column_names}: a stage needs prompt and answer; missing {missing}")
+        if "id" not in source.column_names:
+            source = source.add_column("id", [str(position) for position in range(len(source))])
+        content = hashlib.sha256()
+        for name in sorted(source.column_names):
+            content.update(repr((name, source[name][:])).encode("utf-8", "surrogatepass"))
+        return cls(source, np.arange(len(source)), content.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def key(self) -> str:
+        """A key of the content: table and positions. Two ways to one view are one key."""
+        return hashlib.sha256(self.table_key.encode() + self.positions.astype("<i8").tobytes()).hexdigest()
+
+    def column(self, name: str) -> list[Any]:
+        """Give one column's values for the rows in view."""
+        values: list[Any] = self.table.select(self.positions)[name][:]
+        return values
+
+    def take(self, kept: np.ndarray) -> Rows:
+        """Narrow the view to the rows where ``kept`` (bool, shape (rows,)) is true."""
+        return Rows(self.table, self.positions[kept], self.table_key)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a stage decided about the rows it saw, in their order.
+
+    Attributes:
+        ids: row ids.
+        reason: ``""`` for a kept row, else why it was dropped.
+        score: float32, shape (rows,): the number behind the decision (tokens, cosine), NaN where there is none.
+        nearest: the id of the nearest kept row, ``""`` where there is none.
+    """
+
+    ids: list[str]
+    reason: list[str]
+    score: np.ndarray
+    nearest: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        rows: Rows,
+        reason: list[str],
+        score: np.ndarray | Sequence[float] | None = None,
+        nearest: list[str] | None = None,
+    ) -> Selection:
+        """Make a selection of ``rows``; score and nearest may be left out."""
+        size = len(rows)
+        values = np.full(size, np.nan, np.float32) if score is None else np.asarray(score, np.float32)
+        return cls(rows.column("id"), reason, values, nearest or [""] * size)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """True for each kept row: bool, shape (rows,)."""
+        return np.fromiter((not reason for reason in self.reason), bool, len(self.reason))
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows dropped by reason, most first."""
+        return dict(Counter(reason for reason in self.reason if reason).most_common())
+
+    def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
+        """Give the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""
+        found = [index for index, given in enumerate(self.reason) if given == reason][:n]
+        return [{"id": self.ids[i], "score": float(self.score[i]), "nearest": self.nearest[i]} for i in found]
+
+    def save(self, folder: Path) -> None:
+        """Write ``selection.parquet``."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {"id": self.ids, "reason": self.reason, "score": self.score, "nearest": self.nearest}
+        pq.write_table(pa.table(columns), folder / "selection.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> Selection:
+        """Read what ``save`` wrote."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(folder / "selection.parquet")
+        lists = {name: table[name].to_pylist() for name in ("id", "reason", "nearest")}
+        return cls(lists["id"], lists["reason"], table["score"].to_numpy(), lists["nearest"])

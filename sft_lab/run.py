@@ -1,0 +1,196 @@
+"""Run: the one object a composed config becomes. ``execute`` is the straight line from conversations to a report."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.bench import Bench, Selector, log
+from sft_lab.data.dataset import Dataset
+from sft_lab.data.filters import filter_schemas
+from sft_lab.data.sources import File, Hub
+from sft_lab.data.split import Hash, Source, Split
+from sft_lab.data.template import Auto, Jinja, Template
+from sft_lab.dedup.decontaminate import Decontaminate
+from sft_lab.dedup.exact import Exact, Nothing
+from sft_lab.dedup.semantic import Semantic
+from sft_lab.errors import ConfigError
+from sft_lab.evaluation.options import Evaluation
+from sft_lab.files import FORMAT, digest
+from sft_lab.folder import RunFolder
+from sft_lab.store import Store, default_root
+from sft_lab.tracking.options import Local, Tracking, Wandb
+from sft_lab.training.models import Gguf, Model, Pretrained, TinyRandom
+from sft_lab.training.options import Full, Lora
+
+if TYPE_CHECKING:
+    from sft_lab.data.prepare import Prepared
+
+
+@dataclass
+class StorePlace:
+    """Where stage results are kept; null: ``$SFT_LAB_STORE``, else the user's cache folder."""
+
+    path: str | None = None
+
+    def open(self) -> Store:
+        """Open the store."""
+        return Store(Path(self.path).expanduser().absolute() if self.path else default_root())
+
+
+@dataclass
+class Serial:
+    """Jobs one after another, in this process."""
+
+
+# Every schema by group and kind. A kind is what a saved config calls a stage's class.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "dataset": {"file": File, "hub": Hub},
+    "split": {"hash": Hash, "source": Source},
+    "filter": dict(filter_schemas()),
+    "decontaminate": {"decontaminate": Decontaminate},
+    "dedup": {"none": Nothing, "exact": Exact, "semantic": Semantic},
+    "template": {"auto": Auto, "jinja": Jinja},
+    "model": {"pretrained": Pretrained, "gguf": Gguf, "tiny_random": TinyRandom},
+    "trainer": {"full": Full, "lora": Lora},
+    "evaluation": {"evaluation": Evaluation},
+    "tracking": {"local": Local, "wandb": Wandb},
+    "launch": {"serial": Serial},
+}
+# What does not change a result does not make another job.
+NOT_IDENTITY = {"tracking", "launch", "store", "threads", "rerun", "choices", "format"}
+
+
+@dataclass
+class Run:
+    """One run: its stages, in the order they work.
+
+    Attributes:
+        seed: of data order, adapter weights and random models.
+        threads: of the processor's arithmetic; null: one for each core.
+        rerun: run again where a finished run lies, and keep that one as ``<name>.old-<time>``.
+        choices: the option chosen in each group.
+    """
+
+    dataset: Dataset = "???"  # type: ignore[assignment]
+    split: Split = "???"  # type: ignore[assignment]
+    filter: dict[str, Selector] = field(default_factory=dict)
+    decontaminate: Decontaminate = field(default_factory=Decontaminate)
+    dedup: Selector = "???"  # type: ignore[assignment]
+    template: Template = "???"  # type: ignore[assignment]
+    model: Model = "???"  # type: ignore[assignment]
+    trainer: Full = "???"  # type: ignore[assignment]
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    tracking: Tracking = "???"  # type: ignore[assignment]
+    launch: Serial = field(default_factory=Serial)
+    store: StorePlace = field(default_factory=StorePlace)
+    seed: int = 42
+    threads: int | None = None
+    rerun: bool = False
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse knobs that contradict one another."""
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads}: must be at least 1, or null for one per core")
+        limits = {"split.max_eval_tokens": self.split.max_eval_tokens}
+        if "length" in self.filter:
+            limits["filter.length.max_tokens"] = self.filter["length"].max_tokens  # type: ignore[attr-defined]
+        for name, value in limits.items():
+            if value > self.trainer.max_length:
+                raise ConfigError(
+                    f"{name}={value}: must be at most trainer.max_length={self.trainer.max_length}, since longer rows "
+                    f"cannot be trained or measured; lower {name} or raise trainer.max_length"
+                )
+
+    def check(self) -> list[str]:
+        """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
+        problems = [*self.dataset.check(), *self.template.check(), *self.model.check(), *self.tracking.check()]
+        if isinstance(self.dedup, Semantic):
+            problems += self.dedup.embedder.check("dedup.embedder")
+        if self.decontaminate.method.name == "semantic":
+            problems += self.decontaminate.embedder.check("decontaminate.embedder")
+        return problems
+
+    def saved(self) -> dict[str, Any]:
+        """Give the run as plain data, each stage with its ``kind``: what ``config.yaml`` holds."""
+        stages = {name.name: _saved(name.name, getattr(self, name.name)) for name in fields(self)}
+        return {"format": FORMAT, **stages}
+
+    @property
+    def hash(self) -> str:
+        """Identity of the job: everything that changes its result, 12 hex digits."""
+        identity = {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
+        return digest(identity)[:12]
+
+    def prepare(self, bench: Bench) -> Prepared:
+        """Carry out the data stages: load, split, filter, decontaminate, dedup, template, tokenize."""
+        from sft_lab.data.prepare import Preparation
+
+        work = Preparation(bench, self.trainer.max_length, loss_on_all=self.trainer.loss_on.name == "all")
+        loaded = self.dataset(bench)
+        train, held_out = work.split(loaded, self.split, self.dataset.limit)
+        for name, keep in self.filter.items():
+            train = work.step(f"filter.{name}", train, keep(train, bench))
+        train = work.step("decontaminate", train, self.decontaminate(train, held_out, bench))
+        train = work.step(f"dedup.{_kind('dedup', self.dedup)}", train, self.dedup(train, bench))
+        return work.finish(self.template, train, held_out)
+
+    def execute(self, path: Path | str | None = None) -> dict[str, Any]:
+        """Carry out the whole run in a folder and give its summary.
+
+        Args:
+            path: the run folder; None: ``outputs/<date>/<time>``.
+
+        Raises:
+            UserError: for input that turns out wrong when it is read.
+            JobError: when the run fails later.
+        """
+        from sft_lab.session import Session
+
+        when = datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005 - a folder named by local time
+        folder = RunFolder(Path(path) if path else Path("outputs") / when)
+        with folder.running(), Session(self, folder) as session:
+            data = self.prepare(session.bench)
+            session.begin(data)
+            base = session.measure_base(data)
+            trained = session.train(data)
+            tuned = session.measure_tuned(data, trained)
+            return session.report(data, base, trained, tuned)
+
+
+def _kind(group: str, stage: object) -> str:
+    """Give the kind of a stage: the name its class is registered under."""
+    return next(kind for kind, schema in SCHEMAS[group].items() if type(stage) is schema)
+
+
+def _saved(name: str, value: Any) -> Any:
+    if name == "filter":
+        return {key: {"kind": _kind("filter", stage), **_plain(stage)} for key, stage in value.items()}
+    if name in SCHEMAS:
+        return {"kind": _kind(name, value), **_plain(value)}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Turn a dataclass into plain data: enums by name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def plan_line(run: Run) -> str:
+    """Say in one line what a run will do."""
+    choices = {name: "+".join(value) if isinstance(value, list) else value for name, value in run.choices.items()}
+    log.debug("choices: %s", choices)
+    shown = ("dataset", "filter", "dedup", "template", "model", "trainer", "tracking")
+    return "  ".join(f"{name}={choices.get(name, '?')}" for name in shown)

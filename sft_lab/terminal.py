@@ -1,0 +1,141 @@
+"""What a user sees while a run works: one line per stage, and nothing from the libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sft_lab.folder import RunFolder
+    from sft_lab.store import Store
+
+_LIBRARIES = (
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+    ("TOKENIZERS_PARALLELISM", "false"),
+    ("TRANSFORMERS_VERBOSITY", "error"),
+    ("DATASETS_VERBOSITY", "error"),
+    ("WANDB_SILENT", "true"),
+    ("WANDB_ERROR_REPORTING", "false"),
+)
+
+
+def prepare(*, verbose: bool = False) -> None:
+    """Set up our log on the terminal, keep the libraries' talk off it and their telemetry off the network.
+
+    Called before anything heavy is imported; what the user has set in the environment stays.
+    """
+    own = logging.getLogger("sft_lab")
+    own.setLevel(logging.DEBUG if verbose else logging.INFO)
+    own.propagate = False
+    if not own.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        own.addHandler(handler)
+    if verbose:
+        return
+    for name, value in _LIBRARIES:
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
+    """Print what a finished run came to: waterfall, losses, verdict, samples, report."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sft_lab.files import read_json
+
+    console = Console()
+    stages = read_json(folder.waterfall)["stages"]
+    table = Table("stage", "rows", "tokens", "dropped", box=box.SIMPLE_HEAD, title="Waterfall", title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for stage in stages:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
+        table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", dropped)
+    console.print(table)
+    for row in _samples(folder):
+        console.print(Text(row["prompt"], style="bold"))
+        for name in ("base", "prompted_base", "tuned"):
+            if name in row:
+                console.print(Text(f"  {name.replace('_', ' '):<14}") + Text(" ".join(row[name].split())[:300]))
+    console.print()
+    for line in result_lines(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder.report}", highlight=False, soft_wrap=True)
+
+
+def result_lines(summary: dict[str, Any]) -> list[str]:
+    """Say losses and verdict in a few lines."""
+    lines = []
+    if summary["eval/loss"] is not None and summary["base/eval_loss"]:
+        change = summary["eval/loss"] / summary["base/eval_loss"] - 1
+        lines.append(
+            f"Held-out loss: {summary['base/eval_loss']:.4f} base -> {summary['eval/loss']:.4f} tuned ({change:+.1%}); "
+            f"bits per byte {summary['base/eval_bits_per_byte']:.4f} -> {summary['eval/bits_per_byte']:.4f}; "
+            f"{summary['eval_rows']} rows"
+        )
+    says = summary["evidence"][-1]["says"] if summary["evidence"] else ""
+    lines.append(f"Verdict: {summary['verdict']} (by held-out loss: {says})")
+    speed = summary["tokens_per_second"] or 0
+    lines.append(
+        f"Training: {summary['steps']} steps on {summary['train_rows']} rows, {summary['train_tokens']:,} tokens, "
+        f"{speed:.0f} tokens/s; {summary['seconds']:.0f} s in all"
+    )
+    return lines
+
+
+def _samples(folder: RunFolder) -> list[dict[str, str]]:
+    import json
+
+    if not folder.samples.exists():
+        return []
+    return [json.loads(line) for line in folder.samples.read_text(encoding="utf-8").splitlines()]
+
+
+def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
+    """Print a sweep's jobs side by side: what differs, state, losses, verdict."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from sft_lab.files import read_json
+
+    axes = list(dict.fromkeys(key for _, found in jobs for key in found))
+    columns = [*axes, "state", "train rows", "held-out loss", "bits/byte", "gap", "verdict"]
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for folder, found in jobs:
+        summary = read_json(folder.summary) if folder.summary.exists() else {}
+        numbers = [_number(summary.get(name)) for name in ("eval/loss", "eval/bits_per_byte", "gap")]
+        rows = str(summary.get("train_rows", ""))
+        state = folder.state() or ""
+        table.add_row(*(found.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def show_store(store: Store) -> None:
+    """Print what the store holds: stage, key, size, how long unused."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    entries = list(store.listing())
+    table = Table("stage", "key", "MB", "unused", "parameters", box=box.SIMPLE_HEAD)
+    for entry in entries:
+        days = f"{entry.idle / 86400:.1f} days"
+        params = ", ".join(f"{name}={value}" for name, value in entry.params.items())
+        table.add_row(entry.stage, entry.key, f"{entry.size / 1e6:,.1f}", days, params[:60])
+    console = Console()
+    console.print(table)
+    total = sum(entry.size for entry in entries) / 1e6
+    console.print(f"{len(entries)} entries, {total:,.1f} MB in {store.root}", highlight=False, soft_wrap=True)

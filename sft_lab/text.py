@@ -1,0 +1,41 @@
+"""What two texts are compared by: normal form and script. Nothing here is ever written to a data set."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from functools import cache
+
+# Arabic: tatweel and the short-vowel marks carry no letters, and the alef forms are written interchangeably.
+_ARABIC_MARKS = re.compile("[\u0640\u0610-\u061a\u064b-\u065f\u0670]")
+_ALEF_FORMS = str.maketrans({"\u0622": "\u0627", "\u0623": "\u0627", "\u0625": "\u0627", "\u0671": "\u0627"})
+
+
+def normalize(text: str) -> str:
+    """Give the form in which equal texts are equal.
+
+    Unicode NFKC, case folded, white space collapsed; in Arabic also without tatweel and vowel marks and with one
+    form of alef.
+    """
+    # Marks go before NFKC, which would compose an alef and a hamza mark into one of the forms.
+    folded = unicodedata.normalize("NFKC", _ARABIC_MARKS.sub("", text)).translate(_ALEF_FORMS).casefold()
+    return " ".join(folded.split())
+
+
+def scripts(text: str) -> dict[str, float]:
+    """Share of each script among the letters of ``text`` (``{"LATIN": 0.9, "GREEK": 0.1}``); empty without letters."""
+    letters: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        if script := _script(character):
+            letters[script] += count
+    total = sum(letters.values())
+    return {script: count / total for script, count in letters.most_common()}
+
+
+@cache
+def _script(character: str) -> str:
+    """First word of a letter's Unicode name, which is its script for every script a chat set is likely to have."""
+    if not character.isalpha():
+        return ""
+    return unicodedata.name(character, "UNKNOWN").split()[0].removesuffix("-1")

@@ -1,0 +1,1 @@
+"""Tracking: the local record comes first, Weights & Biases mirrors it."""

@@ -1,0 +1,112 @@
+"""Tracking options. Every run writes its record into its folder; these say whether W&B gets a copy."""
+
+from __future__ import annotations
+
+import abc
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sft_lab.errors import require
+
+if TYPE_CHECKING:
+    from sft_lab.folder import RunFolder
+
+
+class Mirror:
+    """Takes a run's events. This one does nothing: the record in the run folder is enough."""
+
+    def log(self, event: dict[str, float]) -> None:
+        """Take a logging event (``step`` and metrics)."""
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Take a table."""
+
+    def finish(self, summary: dict[str, Any] | None) -> str | None:  # noqa: ARG002
+        """End with the run's summary, None when it failed; say where to look, or None."""
+        return None
+
+
+@dataclass
+class Tracking(abc.ABC):
+    """What every tracking option has."""
+
+    @abc.abstractmethod
+    def start(self, folder: RunFolder, run_id: str, config: dict[str, Any]) -> Mirror:
+        """Open the mirror of a run."""
+
+    def check(self) -> list[str]:
+        """Say what is wrong with the world as this option needs it."""
+        return []
+
+
+@dataclass
+class Local(Tracking):
+    """The record in the run folder, nothing else."""
+
+    def start(self, folder: RunFolder, run_id: str, config: dict[str, Any]) -> Mirror:  # noqa: ARG002
+        """No mirror."""
+        return Mirror()
+
+
+class Mode(Enum):
+    """Where W&B's record goes; ``auto``: WANDB_MODE, else online when logged in, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass
+class Wandb(Tracking):
+    """Weights & Biases.
+
+    Attributes:
+        project: null: WANDB_PROJECT, else ``sft_lab``.
+        entity: user or team; null: the login's own.
+    """
+
+    mode: Mode = Mode.auto
+    project: str | None = None
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.project is None or bool(self.project.strip()), "project", repr(self.project), "a name, or null")
+
+    def start(self, folder: RunFolder, run_id: str, config: dict[str, Any]) -> Mirror:
+        """Start a W&B run, or none with ``mode=disabled``."""
+        mode = self.resolved_mode()
+        if mode not in ("online", "offline"):
+            return Mirror()
+        from sft_lab.tracking.wandb_mirror import WandbMirror
+
+        project = self.project or os.environ.get("WANDB_PROJECT") or "sft_lab"
+        return WandbMirror(folder, run_id, config, mode=mode, project=project, entity=self.entity, tags=self.tags)
+
+    def resolved_mode(self) -> Literal["online", "offline", "disabled"]:
+        """Config beats WANDB_MODE beats "logged in" beats offline."""
+        asked = self.mode.name if self.mode is not Mode.auto else os.environ.get("WANDB_MODE", "").strip().lower()
+        for mode in ("online", "offline", "disabled"):
+            if asked == mode:
+                return mode
+        return "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    """Look where the W&B client looks: environment, netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+    from urllib.parse import urlparse
+
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    place = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(str(place)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

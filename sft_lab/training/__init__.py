@@ -1,0 +1,1 @@
+"""Training: models, trainer knobs, and the one adapter to TRL."""

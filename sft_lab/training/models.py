@@ -1,0 +1,261 @@
+"""Models: what is tuned, and its tokenizer."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sft_lab.bench import Bench, missing_package, package_path
+from sft_lab.errors import ConfigError, ModelError, require
+from sft_lab.files import digest, sha256_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Set by the fields above them; a second place for one thing would let them disagree.
+OWN_KWARGS = {"dtype", "torch_dtype", "revision", "attn_implementation", "trust_remote_code", "quantization_config"}
+
+
+@dataclass
+class Model(abc.ABC):
+    """What every model option has.
+
+    Attributes:
+        dtype: of the weights: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16``,
+            ``float16``.
+        attn_implementation: Transformers' name (``sdpa``, ``eager``, ``flash_attention_2``); null: its own choice.
+        init_kwargs: passed to ``from_pretrained`` as they are; outside what sft_lab promises.
+    """
+
+    version: ClassVar[int] = 1
+
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        if own := sorted(OWN_KWARGS & set(self.init_kwargs)):
+            raise ConfigError(f"init_kwargs={own}: set these by the model's own keys, or not at all")
+
+    @abc.abstractmethod
+    def check(self) -> list[str]:
+        """Say what is wrong with the world as this model needs it."""
+
+    @abc.abstractmethod
+    def key(self, bench: Bench, seed: int) -> str:
+        """A key of the weights: content or commit, never a name alone."""
+
+    @abc.abstractmethod
+    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
+        """Load the tokenizer."""
+
+    @abc.abstractmethod
+    def load(self, bench: Bench, seed: int) -> PreTrainedModel:
+        """Load the weights, trainable, on the device training will use."""
+
+    def _kwargs(self) -> dict[str, Any]:
+        import torch
+
+        own_dtype = "auto" if torch.cuda.is_available() else "float32"
+        attention = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
+        return {"dtype": own_dtype if self.dtype == "auto" else self.dtype, **attention, **self.init_kwargs}
+
+
+@dataclass
+class Pretrained(Model):
+    """A model of the Hugging Face Hub, or a folder that ``save_pretrained`` wrote."""
+
+    name_or_path: str = "???"
+    revision: str = "main"
+
+    def check(self) -> list[str]:
+        """A name that looks like a folder is one."""
+        path = Path(self.name_or_path).expanduser()
+        if path.is_dir():
+            found = (path / "config.json").is_file()
+            return [] if found else [f"model.name_or_path={self.name_or_path}: the folder has no config.json"]
+        looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
+        if looks_local:
+            return [f"model.name_or_path={self.name_or_path}: no such folder; give a folder or a hub name owner/name"]
+        return []
+
+    def _source(self) -> str:
+        path = Path(self.name_or_path).expanduser()
+        return str(path) if path.is_dir() else self.name_or_path
+
+    def key(self, bench: Bench, seed: int) -> str:  # noqa: ARG002
+        """Files of a folder by content; a hub model by its resolved commit."""
+        path = Path(self._source())
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".jinja"))
+            return digest([(file.name, sha256_file(file)) for file in files])
+        config = self._loaded(
+            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision)
+        )
+        return digest([self.name_or_path, getattr(config, "_commit_hash", None) or self.revision])
+
+    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002
+        """Load the tokenizer of the folder or hub model."""
+        tokenizer: PreTrainedTokenizerBase = self._loaded(
+            "tokenizer", lambda auto: auto.AutoTokenizer.from_pretrained(self._source(), revision=self.revision)
+        )
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"model.name_or_path={self.name_or_path}: only a slow tokenizer, which cannot place answers"
+            )
+        return tokenizer
+
+    def load(self, bench: Bench, seed: int) -> PreTrainedModel:  # noqa: ARG002
+        """Load safetensors weights; a checkpoint in pickle form is refused, since it could run code."""
+        model: PreTrainedModel = self._loaded(
+            "model",
+            lambda auto: auto.AutoModelForCausalLM.from_pretrained(
+                self._source(), revision=self.revision, use_safetensors=True, **self._kwargs()
+            ),
+        )
+        return model
+
+    def _loaded(self, what: str, load: Any) -> Any:
+        import transformers
+
+        try:
+            return load(transformers)
+        except (OSError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise ModelError(
+                f"model.name_or_path={self.name_or_path}: the {what} cannot be loaded ({first}). Check the name and "
+                f"the network; a gated model needs its terms accepted at huggingface.co/{self.name_or_path} and "
+                "`hf auth login` or HF_TOKEN; without a hub use model=smollm2_135m_bundled or model=local"
+            ) from error
+
+
+@dataclass
+class Gguf(Model):
+    """A GGUF file made trainable again: converted once into the store, used from there.
+
+    The weights are what the file's quantization left of the original ones.
+
+    Attributes:
+        path: of the file, or ``package:<module>/<path>``.
+        sha256: of the file; another one is refused.
+    """
+
+    path: str = "???"
+    sha256: str = "???"
+
+    def check(self) -> list[str]:
+        """The file is there."""
+        if missing := missing_package(self.path):
+            return [f"model.path={self.path}: {missing}; or use model=tiny_random, or a hub model"]
+        return [] if package_path(self.path).is_file() else [f"model.path={self.path}: no such file"]
+
+    def key(self, bench: Bench, seed: int) -> str:  # noqa: ARG002
+        """The pinned hash of the file."""
+        return digest([self.version, self.sha256])
+
+    def _converted(self, bench: Bench) -> Path:
+        import transformers
+
+        def convert(folder: Path) -> None:
+            file = package_path(self.path)
+            found = sha256_file(file)
+            if found != self.sha256:
+                raise ModelError(
+                    f"{file}: SHA-256 is {found}, must be {self.sha256}; reinstall the package it came from"
+                )
+            name = {"gguf_file": file.name}
+            # Without dequantize the weights stay packed: no gradient reaches them and they cannot be saved.
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, **name, quantization_config=transformers.GgufConfig(dequantize=True), dtype="float32"
+            )
+            if getattr(model.config, "quantization_config", None) is not None:
+                del model.config.quantization_config
+            model.save_pretrained(folder)
+            transformers.AutoTokenizer.from_pretrained(file.parent, **name).save_pretrained(folder)
+
+        return bench.stage("model", {"version": self.version, "params": {"sha256": self.sha256}}, convert).path
+
+    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
+        """Load the converted tokenizer."""
+        import transformers
+
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(self._converted(bench))
+        return tokenizer
+
+    def load(self, bench: Bench, seed: int) -> PreTrainedModel:  # noqa: ARG002
+        """Load the converted weights."""
+        import transformers
+
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+            self._converted(bench), **self._kwargs()
+        )
+        return model
+
+
+@dataclass
+class TinyRandom(Model):
+    """A random Llama, small enough for tests: real parts, seconds instead of minutes.
+
+    Its weights come from the seed; its tokenizer (byte-level BPE, ChatML) was trained on the starter set by
+    ``python -m sft_lab.training.tiny_tokenizer`` and ships with the package. A small vocabulary, since with 49,152
+    tokens the loss alone is twenty times slower.
+    """
+
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(
+            self.hidden_size % (2 * self.num_attention_heads) == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of twice num_attention_heads={self.num_attention_heads}",
+        )
+
+    def check(self) -> list[str]:
+        """Needs nothing."""
+        return []
+
+    def key(self, bench: Bench, seed: int) -> str:
+        """Seed, shape and tokenizer."""
+        shape = [self.hidden_size, self.num_hidden_layers, self.num_attention_heads]
+        return digest([self.version, seed, shape, bench.tokenizer_key])
+
+    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002
+        """Load the shipped tokenizer."""
+        import transformers
+
+        folder = Path(__file__).parent / "tiny_tokenizer_files"
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
+        return tokenizer
+
+    def load(self, bench: Bench, seed: int) -> PreTrainedModel:
+        """Make the weights from the seed."""
+        import transformers
+
+        tokenizer = bench.tokenizer
+        config = transformers.LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden_size,
+            intermediate_size=4 * self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        transformers.set_seed(seed)
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=self._kwargs()["dtype"])
+        return model

@@ -1,0 +1,132 @@
+"""Trainer options: the knobs of training, in TRL's and PEFT's names of today. ``trl.py`` carries them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar
+
+from sft_lab.errors import ConfigError, require
+
+
+class LossOn(Enum):
+    """Which tokens are trained: answers and their end-of-turn tokens, or every token."""
+
+    answer = "answer"
+    all = "all"
+
+
+class Precision(Enum):
+    """Arithmetic of training: ``auto`` takes bf16 where the processor or GPU has it, else fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class PackingStrategy(Enum):
+    """How rows share a block. ``bfd`` (best fit decreasing) keeps every row whole and apart from its neighbours."""
+
+    bfd = "bfd"
+
+
+@dataclass
+class Full:
+    """Train all weights.
+
+    Attributes:
+        num_train_epochs: passes over the training rows; ``max_steps`` above 0 overrides it.
+        warmup_steps: optimizer steps, or a share of all steps when below 1.
+        max_length: tokens of a row or packed block, template included; a longer row is dropped, never cut.
+        early_stopping_patience: evaluations without a better held-out loss before training stops; null: never.
+        load_best_model_at_end: keep the weights with the best held-out loss instead of the last ones.
+        sft_config: passed to TRL's SFTConfig as they are; checked against its fields, outside what sft_lab promises.
+    """
+
+    version: ClassVar[int] = 1
+
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: str = "adamw_torch"
+    logging_steps: int = 10
+    eval_steps: int = 50
+    save_steps: int = 100
+    max_length: int = 1280
+    packing: bool = False
+    packing_strategy: PackingStrategy = PackingStrategy.bfd
+    loss_on: LossOn = LossOn.answer
+    precision: Precision = Precision.auto
+    activation_checkpointing: bool = False
+    early_stopping_patience: int | None = None
+    load_best_model_at_end: bool = False
+    sft_config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "above 0")
+        require(self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "above 0, or -1 for epochs")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more steps, or a share below 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
+        at_least_one = (
+            "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps",
+            "max_length",
+        )  # fmt: skip
+        for name in at_least_one:
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        if own := sorted(set(self.sft_config) & OWN_FIELDS):
+            raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it")
+        if self.load_best_model_at_end and self.save_steps % self.eval_steps:
+            raise ConfigError(
+                f"save_steps={self.save_steps}: must be a multiple of eval_steps={self.eval_steps} with "
+                "load_best_model_at_end, since only saved weights can be the best ones"
+            )
+
+
+@dataclass
+class Peft:
+    """PEFT's LoraConfig, the fields that matter.
+
+    Attributes:
+        target_modules: module names, or ``[all-linear]`` for every linear layer but the LM head.
+    """
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.r >= 1, "peft.r", self.r, "at least 1")
+        require(self.lora_alpha >= 1, "peft.lora_alpha", self.lora_alpha, "at least 1")
+        require(0 <= self.lora_dropout < 1, "peft.lora_dropout", self.lora_dropout, "a share from 0 to below 1")
+        require(bool(self.target_modules), "peft.target_modules", self.target_modules, "at least one name")
+
+
+@dataclass
+class Lora(Full):
+    """Train a LoRA adapter beside the frozen weights."""
+
+    peft: Peft = field(default_factory=Peft)
+
+
+# Fields of SFTConfig that sft_lab sets from its own keys or for its own measure.
+OWN_FIELDS = {
+    "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "optim",
+    "logging_steps", "logging_strategy", "eval_steps", "eval_strategy", "save_steps", "save_strategy", "max_length",
+    "packing", "packing_strategy", "eval_packing", "padding_free", "bf16", "fp16", "activation_checkpointing",
+    "gradient_checkpointing", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "seed",
+    "data_seed", "report_to", "dataset_kwargs", "completion_only_loss", "assistant_only_loss", "chat_template_path",
+    "model_init_kwargs", "push_to_hub", "hub_token", "trust_remote_code", "disable_tqdm", "logging_nan_inf_filter",
+    "per_device_eval_batch_size", "use_cpu", "run_name", "resume_from_checkpoint",
+}  # fmt: skip

@@ -1,0 +1,40 @@
+"""Train the tokenizer of ``model=tiny_random`` on the starter set: ``python -m sft_lab.training.tiny_tokenizer``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+VOCABULARY = 4096
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+FOLDER = Path(__file__).parent / "tiny_tokenizer_files"
+
+
+def train(conversations: Path) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE on the texts of a ShareGPT file."""
+    lines = conversations.read_text(encoding="utf-8").splitlines()
+    texts = [turn["value"] for line in lines for turn in json.loads(line)["conversations"]]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes, so that no text is unknown
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    template = Path(__file__).parents[1] / "data" / "templates" / "chatml.jinja"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
+        additional_special_tokens=["<|im_start|>"],
+        clean_up_tokenization_spaces=False,
+        chat_template=template.read_text(encoding="utf-8"),
+    )
+
+
+if __name__ == "__main__":
+    train(Path(__file__).parents[1] / "starter" / "conversations.jsonl").save_pretrained(FOLDER)

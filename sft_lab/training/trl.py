@@ -1,0 +1,325 @@
+"""The one adapter to TRL and the Transformers trainer.
+
+Rows come in ready (``input_ids``, ``labels``): templates, masks and cutting are ours. Held-out loss is our measure
+too, so the trainer's own evaluation, a mean of batch means, never runs. The log goes out as we name it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import trl
+from transformers.trainer_utils import get_last_checkpoint
+
+from sft_lab.bench import log
+from sft_lab.errors import ConfigError, ModelError
+from sft_lab.training.options import Full, Lora, LossOn, Precision
+
+# What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.
+NAMES = {
+    "loss": "train/loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "mean_token_accuracy": "train/mean_token_accuracy",
+    "entropy": "train/entropy",
+    "num_tokens": "train/num_tokens",
+}
+
+Event = dict[str, float]
+
+
+@dataclass
+class Trained:
+    """What training leaves.
+
+    Attributes:
+        model: the trained model, adapter included.
+        steps: optimizer steps done.
+        tokens: training tokens seen, padding not counted.
+        seconds: of the training loop.
+        watching_seconds: of it, spent on held-out loss.
+        precision: the arithmetic that was used.
+    """
+
+    model: Any
+    steps: int
+    tokens: int
+    seconds: float
+    watching_seconds: float
+    precision: str
+
+
+@dataclass
+class Watch:
+    """How training is watched.
+
+    Attributes:
+        measure: gives the held-out metrics of a model, None without held-out rows.
+        record: takes each logging event.
+        stop_on_nan: end training at a loss that is no number.
+    """
+
+    measure: Callable[[Any], Event] | None
+    record: Callable[[Event], None]
+    seconds: float = field(default=0.0, init=False)
+
+
+def resolve_precision(wanted: Precision) -> str:
+    """Choose the arithmetic: ``bf16`` where the hardware has it, unless fp32 is asked for."""
+    if torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported()
+    else:
+        has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    if wanted is Precision.auto:
+        return "bf16" if has_bf16 else "fp32"
+    return wanted.name
+
+
+def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.SFTConfig:
+    """Map our knobs to the fields that the installed SFTConfig has.
+
+    Raises:
+        ConfigError: for a pass-through field that TRL does not have.
+    """
+    known = {found.name for found in dataclasses.fields(trl.SFTConfig)}
+    if unknown := sorted(set(options.sft_config) - known):
+        raise ConfigError(f"trainer.sft_config={unknown}: no field of TRL {trl.__version__}'s SFTConfig")
+    same_name = (
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim", "logging_steps",
+        "eval_steps", "save_steps", "max_length", "packing", "load_best_model_at_end",
+    )  # fmt: skip
+    values = {name: getattr(options, name) for name in same_name}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    # TRL switches the old name on by itself; both are set so that ours is what happens.
+    values |= {
+        "gradient_checkpointing": options.activation_checkpointing,
+        checkpointing: options.activation_checkpointing,
+    }
+    share = options.warmup_steps < 1
+    if share and "warmup_ratio" in known:
+        values["warmup_ratio"] = options.warmup_steps
+    else:
+        values["warmup_steps"] = options.warmup_steps if share else int(options.warmup_steps)
+    values |= {
+        "output_dir": str(folder),
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": resolve_precision(options.precision) == "bf16",
+        "fp16": False,
+        "packing_strategy": options.packing_strategy.name,
+        "eval_packing": False,
+        "completion_only_loss": False,
+        # TRL packs what it prepares; rows that are not packed are ready as they are.
+        "dataset_kwargs": {"skip_prepare_dataset": not options.packing},
+        "eval_strategy": "steps" if watched else "no",
+        "save_strategy": "steps",
+        "save_total_limit": 2 if options.load_best_model_at_end else 1,
+        "metric_for_best_model": "eval_loss" if watched else None,
+        "greater_is_better": False if watched else None,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
+
+
+class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with our held-out measure in the place of its own."""
+
+    watch: Watch
+    control: Any
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        began = time.monotonic()
+        assert self.watch.measure is not None
+        with _own_arithmetic(self.model):
+            measured = self.watch.measure(self.model)
+        self.watch.seconds += time.monotonic() - began
+        self.watch.record({"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **measured})
+        metrics = {f"eval_{name.removeprefix('eval/')}": value for name, value in measured.items()}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Ours is written at the end."""
+
+
+@contextmanager
+def _own_arithmetic(model: Any) -> Iterator[None]:
+    """Take accelerate's autocast off the model for a while: held-out loss is measured in one arithmetic everywhere."""
+    wrapped = model.__dict__.get("forward")
+    if not hasattr(model, "_original_forward"):
+        yield
+        return
+    model.forward = model._original_forward  # noqa: SLF001
+    try:
+        yield
+    finally:
+        model.forward = wrapped
+
+
+class _Recorder(transformers.TrainerCallback):  # type: ignore[misc]
+    """Passes each log entry on under our names, and stops at a loss that is no number."""
+
+    def __init__(self, record: Callable[[Event], None]) -> None:
+        self.record = record
+        self.steps = 0
+
+    def on_log(self, _: Any, state: Any, control: Any, logs: Event | None = None, **__: Any) -> None:
+        event = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
+        if "train/loss" not in event:
+            return
+        self.record({"step": state.global_step, "epoch": state.epoch or 0.0, **event})
+        if not math.isfinite(event["train/loss"]):
+            log.warning("train: the loss is %s at step %d; training stops", event["train/loss"], state.global_step)
+            control.should_training_stop = True
+
+
+class _Bar(transformers.TrainerCallback):  # type: ignore[misc]
+    """A progress bar on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        self.progress.start()
+        self.task = self.progress.add_task("train", total=state.max_steps)
+
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, _: Any, __: Any, ___: Any, logs: Event | None = None, **____: Any) -> None:
+        if logs and "loss" in logs:
+            self.progress.update(self.task, description=f"train  loss {float(logs['loss']):.3f}")
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.progress.stop()
+
+
+def peft_config(options: Full) -> Any:
+    """Give PEFT's config, None for full training."""
+    if not isinstance(options, Lora):
+        return None
+    import peft
+
+    modules = options.peft.target_modules
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.peft.r,
+        lora_alpha=options.peft.lora_alpha,
+        lora_dropout=options.peft.lora_dropout,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+    )
+
+
+def train(
+    model: Any, tokenizer: Any, rows: datasets.Dataset, options: Full, *, folder: Path, seed: int, watch: Watch
+) -> Trained:
+    """Fine-tune ``model`` on ready rows; go on from the last checkpoint in ``folder`` if there is one.
+
+    Args:
+        model: a Transformers causal language model.
+        tokenizer: its tokenizer, with a padding token.
+        rows: ``input_ids`` and ``labels`` (-100: not trained).
+        options: the trainer's knobs.
+        folder: for checkpoints.
+        seed: of data order and adapter weights.
+        watch: how training is watched.
+
+    Raises:
+        ConfigError: for a knob that the installed libraries refuse.
+    """
+    args = sft_config(options, folder, seed, watched=watch.measure is not None)
+    callbacks: list[Any] = [_Recorder(watch.record)]
+    if sys.stderr.isatty():
+        callbacks.append(_Bar())
+    if options.early_stopping_patience and watch.measure:
+        callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
+    ready = rows.select_columns(["input_ids", "labels"])
+    try:
+        trainer = _Trainer(
+            model=model,
+            args=args,
+            train_dataset=ready,
+            eval_dataset=ready.select([0]) if watch.measure else None,  # never read: see evaluate
+            processing_class=tokenizer,
+            peft_config=peft_config(options),
+            callbacks=callbacks,
+        )
+    except ValueError as error:
+        raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.watch = watch
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        log.info("train: goes on from %s", checkpoint.name)
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.monotonic() - began
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trainer.accelerator.free_memory()
+    return Trained(
+        model=model,
+        steps=trainer.state.global_step,
+        tokens=int(trainer._total_train_tokens),  # noqa: SLF001 - TRL logs it, but not at the last step
+        seconds=seconds,
+        watching_seconds=watch.seconds,
+        precision=resolve_precision(options.precision),
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Find the newest checkpoint in a folder, None without one."""
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return Path(found) if found else None
+
+
+def planned_steps(rows: int, options: Full) -> int:
+    """Optimizer steps of an unpacked training on one device."""
+    if options.max_steps > 0:
+        return options.max_steps
+    batches = math.ceil(rows / options.per_device_train_batch_size)
+    return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)
+
+
+def save(model: Any, tokenizer: Any, jinja: str, folder: Path) -> None:
+    """Write adapter or model, and the tokenizer with the chat template that was trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.chat_template = jinja
+    tokenizer.save_pretrained(folder)
+
+
+def pad_token(tokenizer: Any) -> None:
+    """Give the tokenizer a padding token if it has none.
+
+    Raises:
+        ModelError: if it has no end-of-sequence token to stand in.
+    """
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError("model: its tokenizer has neither a padding nor an end-of-sequence token")
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def train_on_all(options: Full) -> bool:
+    """Whether every token is trained."""
+    return options.loss_on is LossOn.all

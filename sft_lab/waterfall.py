@@ -1,0 +1,86 @@
+"""The waterfall: rows and tokens through each stage, and why each dropped row went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.bench import Bench, log
+from sft_lab.files import write_json
+
+if TYPE_CHECKING:
+    from sft_lab.folder import RunFolder
+    from sft_lab.rows import Rows, Selection
+
+
+class Waterfall:
+    """Follows one side of the split through the stages.
+
+    Tokens are those of prompt and answer as texts, without template tokens, at every stage, so that they can be
+    compared; a row that load could not use has none.
+
+    Args:
+        bench: its list of stored results says whether a stage was computed.
+        tokens: of each loaded row, by row id.
+        side: named in the log where it is not the training side.
+    """
+
+    def __init__(self, bench: Bench, tokens: dict[str, int], side: str = "") -> None:
+        self.stages: list[dict[str, Any]] = []
+        self._bench = bench
+        self._tokens = tokens
+        self._side = side
+        self._dropped: dict[str, list[Any]] = {"id": [], "stage": [], "reason": [], "score": [], "nearest": []}
+
+    def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
+        """Record what a stage decided about ``rows`` and give the rows that stay."""
+        self.record(stage, selection)
+        return rows.take(selection.kept)
+
+    def record(self, stage: str, selection: Selection) -> None:
+        """Record a stage's selection and log its line."""
+        tokens = [self._tokens.get(row_id, 0) for row_id in selection.ids]
+        kept = selection.kept
+        self.stages.append(
+            {
+                "stage": stage,
+                "rows_in": len(kept),
+                "rows_kept": int(kept.sum()),
+                "tokens_in": sum(tokens),
+                "tokens_kept": sum(count for count, stays in zip(tokens, kept, strict=True) if stays),
+                "dropped": selection.dropped,
+            }
+        )
+        for index, reason in enumerate(selection.reason):
+            if reason:
+                found = (selection.ids[index], stage, reason, float(selection.score[index]), selection.nearest[index])
+                for column, value in zip(self._dropped.values(), found, strict=True):
+                    column.append(value)
+        self._log(stage, selection)
+
+    def _log(self, stage: str, selection: Selection) -> None:
+        new = self._bench.take_news()
+        how = "" if not new else "stored" if all(entry.hit for entry in new) else "computed"
+        key = new[-1].key[:8] if new else ""
+        seconds = sum(entry.seconds for entry in new)
+        name = f"{stage} ({self._side})" if self._side else stage
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped.items())
+        log.info(
+            "%-24s %-8s %-8s kept %6s of %6s  %5.1f s  %s",
+            name, key, how, f"{int(selection.kept.sum()):,}", f"{len(selection.ids):,}", seconds, reasons,
+        )  # fmt: skip
+
+    def dropped(self) -> dict[str, list[Any]]:
+        """Every dropped row, as columns."""
+        return self._dropped
+
+
+def write(folder: RunFolder, train: Waterfall, held_out: Waterfall) -> None:
+    """Write ``waterfall.json`` and ``dropped.parquet`` of both sides."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_json(folder.waterfall, {"stages": train.stages, "held_out": held_out.stages})
+    schema = pa.schema([(name, pa.float32() if name == "score" else pa.string()) for name in train.dropped()])
+    # A row dropped as held out is no loss of the training side's own; it is listed all the same, with its reason.
+    columns = {name: train.dropped()[name] + held_out.dropped()[name] for name in train.dropped()}
+    pq.write_table(pa.table(columns, schema=schema), folder.dropped)

@@ -1,0 +1,213 @@
+"""The neighbor graph against all pairs in float64, and its indexes, precisions and blocks against each other."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_lab.dedup import graph as graphs
+from sft_lab.dedup.graph import Index, NeighborGraph, build
+from sft_lab.errors import ConfigError, ModelError
+
+MANY = 10**9
+WAYS = {
+    "bf16": {"bf16": True},
+    "float32": {"bf16": False},
+    "flat": {"index": Index.flat},
+}
+FLOORS = st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.83, 0.9, 0.95, 0.99, 1.0])
+
+quick = settings(max_examples=40, deadline=None)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1; zero rows stay zero."""
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0).astype(np.float32)
+
+
+@st.composite
+def vector_sets(draw: st.DrawFn) -> np.ndarray:
+    """Random rows, some of them near or equal copies of others, some zero."""
+    nodes, dim = draw(st.integers(0, 90)), draw(st.sampled_from([1, 2, 7, 33, 64]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows = rng.standard_normal((nodes, dim))
+    if nodes:
+        copies = rng.random(nodes) < draw(st.sampled_from([0.0, 0.3, 1.0]))
+        noise = rng.choice([0.0, 0.01, 0.2, 0.5, 1.0], (nodes, 1)) * rng.standard_normal((nodes, dim))
+        rows[copies] = (rows[rng.integers(min(nodes, 5), size=nodes)] + noise)[copies]
+        rows[rng.random(nodes) < draw(st.sampled_from([0.0, 0.1]))] = 0
+    return unit(rows)
+
+
+@contextmanager
+def blocks(height: int, width: int, flat: int) -> Iterator[None]:
+    """Blocks small enough that small sets have many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "CPU_BLOCK", (height, width))
+        patch.setattr(graphs, "FLAT_ROWS", flat)
+        patch.setattr(graphs, "SCORED", 64 * flat)
+        yield
+
+
+def same(one: NeighborGraph, other: NeighborGraph) -> None:
+    """Equal to the bit."""
+    assert (one.nodes, one.floor) == (other.nodes, other.floor)
+    for name in graphs.ARRAYS:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs, err_msg=name)
+
+
+@quick
+@given(vector_sets(), FLOORS, st.sampled_from([(8, 16, 5), (40, 24, 32), (512, 4096, 512)]))
+def test_all_pairs_and_only_those(vectors: np.ndarray, floor: float, sizes: tuple[int, int, int]) -> None:
+    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    with blocks(*sizes):
+        found = {name: build(vectors, floor, MANY, **way) for name, way in WAYS.items()}
+    graph = found["float32"]
+    same(found["bf16"], graph)
+    same(found["flat"], graph)
+
+    np.testing.assert_array_equal(np.lexsort((graph.left, graph.right)), np.arange(len(graph.left)))
+    edges = np.zeros((len(vectors), len(vectors)), bool)
+    edges[graph.left, graph.right] = True
+    assert edges.sum() == len(graph.left), "an edge is there twice"
+    assert not np.tril(edges).any(), "left is not below right"
+    sure = np.triu(np.abs(exact - floor) > 1e-6, 1)
+    np.testing.assert_array_equal(edges[sure], (exact >= floor)[sure])
+    np.testing.assert_allclose(graph.score, np.minimum(exact, 1)[edges.nonzero()][_order(edges, graph)], atol=1e-6)
+    assert (graph.left.dtype, graph.right.dtype, graph.score.dtype) == (np.int32, np.int32, np.float32)
+    assert (graph.score <= 1).all()
+
+
+def _order(edges: np.ndarray, graph: NeighborGraph) -> np.ndarray:
+    """Where each edge of the graph stands among ``edges.nonzero()``."""
+    return np.searchsorted(np.flatnonzero(edges), graph.left.astype(np.int64) * len(edges) + graph.right)
+
+
+@quick
+@given(vector_sets(), FLOORS, FLOORS)
+def test_a_cut_is_the_graph_of_that_threshold(vectors: np.ndarray, one: float, other: float) -> None:
+    floor, threshold = sorted([one, other])
+    same(build(vectors, floor, MANY).at(threshold), build(vectors, threshold, MANY))
+
+
+@quick
+@given(vector_sets(), st.integers(1, 300), st.sampled_from([0.3, 0.555, 0.7]), st.sampled_from(list(WAYS)))
+def test_floor_rises_until_the_edges_fit(vectors: np.ndarray, max_edges: int, floor: float, way: str) -> None:
+    whole = build(vectors, floor, MANY)
+    steps = [floor, *(step / 100 for step in range(100) if step / 100 > floor)]
+    fitting = [step for step in steps if (whole.score >= np.float32(step)).sum() <= max_edges]
+    for sizes in ((8, 16, 5), (512, 4096, 512)):
+        with blocks(*sizes):
+            if fitting:
+                same(build(vectors, floor, max_edges, **WAYS[way]), whole.at(fitting[0]))
+            else:
+                with pytest.raises(ConfigError, match=rf"max_edges={max_edges}: .*raise max_edges"):
+                    build(vectors, floor, max_edges, **WAYS[way])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_equal_rows_are_all_pairs(way: str) -> None:
+    vectors = np.repeat(unit(np.random.default_rng(0).standard_normal((1, 384))), 70, axis=0)
+    with blocks(32, 32, 16):
+        graph = build(vectors, 0.9, MANY, **WAYS[way])
+        assert len(graph.left) == math.comb(70, 2)
+        assert len(set(graph.score.tolist())) == 1
+        with pytest.raises(ConfigError, match="max_edges=2414"):
+            build(vectors, 0.9, math.comb(70, 2) - 1, **WAYS[way])
+
+
+@pytest.mark.parametrize("dim", [255, 1017, 4065])
+def test_bf16_misses_nothing_where_every_number_rounds_the_same_way(dim: int) -> None:
+    """1/sqrt(4065) loses 0.0038 of itself in bf16, nearly the most there is, so a product loses 0.0076."""
+    row = np.full(dim, 1 / math.sqrt(dim), np.float32)
+    for flipped in range(1, dim // 4, 1 + dim // 200):
+        other = row.copy()
+        other[:flipped] *= -1
+        vectors = np.stack([row, other])
+        (score,) = graphs.cosine(vectors, np.array([0]), np.array([1]))
+        assert len(build(vectors, float(score), MANY, bf16=True).left) == 1, f"missed at {score}"
+        above = np.nextafter(score, np.float32(2))
+        assert len(build(vectors, float(above), MANY, bf16=True).left) == 0, f"not at {above}"
+
+
+@quick
+@given(vector_sets().filter(len), st.integers(0, 2**32))
+def test_a_score_depends_on_its_two_rows_alone(vectors: np.ndarray, seed: int) -> None:
+    left, right = np.random.default_rng(seed).integers(len(vectors), size=(2, 40))
+    score = graphs.cosine(vectors, left, right)
+    alone = [graphs.cosine(vectors[[a, b]], np.array([1]), np.array([0]))[0] for a, b in zip(left, right, strict=True)]
+    np.testing.assert_array_equal(score, alone)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_mapped_and_gapped_rows_will_do(way: str, tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(1).standard_normal((60, 4)))
+    expected = build(vectors, 0.7, MANY, **WAYS[way])
+    assert len(expected.left) > 10
+    np.save(tmp_path / "vectors.npy", vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same(build(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 0.7, MANY, **WAYS[way]), expected)
+    same(build(np.repeat(vectors, 2, axis=0)[::2], 0.7, MANY, **WAYS[way]), expected)
+
+
+@pytest.mark.parametrize("vectors", [np.empty((0, 8), np.float32), unit(np.ones((1, 8))), unit(np.eye(8))])
+def test_a_graph_comes_back_from_disk(vectors: np.ndarray, tmp_path: Path) -> None:
+    for floor, graph in ((0.7, build(vectors, 0.7, MANY)), (0.1, build(unit(vectors + 0.1), 0.1, MANY))):
+        graph.save(tmp_path)
+        loaded = NeighborGraph.load(tmp_path)
+        same(loaded, graph)
+        assert (loaded.nodes, loaded.floor) == (len(vectors), floor)
+        assert isinstance(loaded.score, np.memmap)
+        same(loaded.at(0.9), graph.at(0.9))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_progress_counts_pairs(way: str) -> None:
+    seen: list[tuple[int, int]] = []
+    with blocks(8, 16, 8):
+        build(unit(np.eye(50)), 0.7, MANY, progress=lambda *pairs: seen.append(pairs), **WAYS[way])
+    done = [pairs for pairs, _ in seen]
+    assert done == sorted(done)
+    assert len(set(done)) >= 6
+    assert seen[-1] == (math.comb(50, 2), math.comb(50, 2))
+
+
+def test_renumbered_edges_are_those_of_the_named_nodes() -> None:
+    vectors = unit(np.random.default_rng(2).standard_normal((40, 3)))
+    known = np.arange(0, 80, 2)
+    spread = np.zeros((81, 3), np.float32)
+    spread[known] = vectors
+    same(build(vectors, 0.7, MANY).renumbered(known, 81), build(spread, 0.7, MANY))
+    same(NeighborGraph.empty(5), build(np.zeros((5, 3), np.float32), 1.0, MANY))
+
+
+def test_what_is_refused_says_why() -> None:
+    good = unit(np.eye(4))
+    for bad in (np.nan, 0.5, 2.0):
+        wrong = good.copy()
+        wrong[2, 2] = bad
+        with pytest.raises(ModelError, match="vector 2 has length"):
+            build(wrong, 0.7, MANY)
+    for floor in (0.0, 1.01, math.nan):
+        with pytest.raises(ConfigError, match="floor=.*from 0.1 to 1"):
+            build(good, floor, MANY)
+    with pytest.raises(ConfigError, match="max_edges=0: must be positive"):
+        build(good, 0.7, 0)
+    with pytest.raises(ValueError, match="float64"):
+        build(good.astype(np.float64), 0.7, MANY)
+    graph = build(good, 0.7, MANY)
+    for threshold in (0.69, math.nan):
+        with pytest.raises(ConfigError, match="threshold=.*floor, 0.7"):
+            graph.at(threshold)
