@@ -132,12 +132,13 @@ class Run:
 
         work = Preparation(bench, self.trainer.max_length, loss_on_all=self.trainer.loss_on.name == "all")
         loaded = self.dataset(bench)
-        train, held_out = work.split(loaded, self.split, self.dataset.limit)
+        sides = work.split(loaded, self.split, self.dataset.limit)
+        train = sides.train
         for name, keep in self.filter.items():
             train = work.step(f"filter.{name}", train, keep(train, bench))
-        train = work.step("decontaminate", train, self.decontaminate(train, held_out, bench))
+        train = work.step("decontaminate", train, self.decontaminate(train, sides.held_out_rows, bench))
         train = work.step(f"dedup.{_kind('dedup', self.dedup)}", train, self.dedup(train, bench))
-        return work.finish(self.template, train, held_out)
+        return work.finish(self.template, train, sides.held_out)
 
     def execute(self, path: Path | str | None = None) -> dict[str, Any]:
         """Carry out the whole run in a folder and give its summary.

@@ -77,8 +77,8 @@ class Preparation:
         self._max_length = max_length
         self._loss_on_all = loss_on_all
 
-    def split(self, loaded: Loaded, split: Split, limit: int | None) -> tuple[Rows, Rows]:
-        """Put each row on its side; give the training rows and the held-out rows in use."""
+    def split(self, loaded: Loaded, split: Split, limit: int | None) -> Sides:
+        """Put each loaded row on its side."""
         counts = self._bench.token_counts(loaded.rows).sum(axis=1)
         tokens = dict(zip(loaded.rows.column("id"), map(int, counts), strict=True))
         self.flow = Waterfall(self._bench, tokens)
@@ -96,7 +96,7 @@ class Preparation:
                     "dataset.leading_assistant=cut keeps what follows the first user turn",
                     100 * part,
                 )
-        return sides.train, sides.held_out
+        return sides
 
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record a stage of the training side and give the rows that stay."""

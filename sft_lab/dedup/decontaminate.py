@@ -43,7 +43,7 @@ class Action(Enum):
 
 @dataclass
 class Decontaminate:
-    """Find training rows equal or near to a held-out row in use."""
+    """Find training rows equal or near to a row on the held-out side, used by this run or not."""
 
     version: ClassVar[int] = 1
 

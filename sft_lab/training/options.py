@@ -36,7 +36,7 @@ class Full:
 
     Attributes:
         num_train_epochs: passes over the training rows; ``max_steps`` above 0 overrides it.
-        warmup_steps: optimizer steps, or a share of all steps when below 1.
+        warmup_steps: optimizer steps, or a share of all steps when below 1; so too the three ``*_steps`` below.
         max_length: tokens of a row or packed block, template included; a longer row is dropped, never cut.
         early_stopping_patience: evaluations without a better held-out loss before training stops; null: never.
         load_best_model_at_end: keep the weights with the best held-out loss instead of the last ones.
@@ -55,9 +55,9 @@ class Full:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optim: str = "adamw_torch"
-    logging_steps: int = 10
-    eval_steps: int = 50
-    save_steps: int = 100
+    logging_steps: float = 0.02
+    eval_steps: float = 0.2
+    save_steps: float = 0.2
     max_length: int = 1280
     packing: bool = False
     packing_strategy: PackingStrategy = PackingStrategy.bfd
@@ -77,14 +77,17 @@ class Full:
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
         at_least_one = (
-            "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps",
-            "max_length",
+            "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
         )  # fmt: skip
         for name in at_least_one:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            value = getattr(self, name)
+            whole = value >= 1 and value == int(value)
+            require(0 < value < 1 or whole, name, value, "a whole number of steps, or a share above 0 and below 1")
         if own := sorted(set(self.sft_config) & OWN_FIELDS):
             raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it")
-        if self.load_best_model_at_end and self.save_steps % self.eval_steps:
+        if self.load_best_model_at_end and self.save_steps != self.eval_steps and self.save_steps % self.eval_steps:
             raise ConfigError(
                 f"save_steps={self.save_steps}: must be a multiple of eval_steps={self.eval_steps} with "
                 "load_best_model_at_end, since only saved weights can be the best ones"

@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parent / "tiny_tokenizer_files"
 
 def train(conversations: Path) -> PreTrainedTokenizerFast:
     """Train byte-level BPE on the texts of a ShareGPT file."""
-    lines = conversations.read_text(encoding="utf-8").splitlines()
-    texts = [turn["value"] for line in lines for turn in json.loads(line)["conversations"]]
+    rows = [json.loads(line)["conversations"] for line in conversations.read_text(encoding="utf-8").splitlines()]
+    texts = [turn["value"] for row in rows if isinstance(row, list) for turn in row]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

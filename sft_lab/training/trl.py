@@ -97,8 +97,8 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         raise ConfigError(f"trainer.sft_config={unknown}: no field of TRL {trl.__version__}'s SFTConfig")
     same_name = (
         "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-        "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim", "logging_steps",
-        "eval_steps", "save_steps", "max_length", "packing", "load_best_model_at_end",
+        "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim", "max_length", "packing",
+        "load_best_model_at_end",
     )  # fmt: skip
     values = {name: getattr(options, name) for name in same_name}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
@@ -107,11 +107,11 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "gradient_checkpointing": options.activation_checkpointing,
         checkpointing: options.activation_checkpointing,
     }
-    share = options.warmup_steps < 1
-    if share and "warmup_ratio" in known:
-        values["warmup_ratio"] = options.warmup_steps
-    else:
-        values["warmup_steps"] = options.warmup_steps if share else int(options.warmup_steps)
+    for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
+        steps = getattr(options, name)
+        values[name] = steps if steps < 1 else int(steps)
+    if options.warmup_steps < 1 and "warmup_ratio" in known:  # its name before warmup_steps took shares
+        values["warmup_ratio"], values["warmup_steps"] = options.warmup_steps, 0
     values |= {
         "output_dir": str(folder),
         "seed": seed,

@@ -1,0 +1,41 @@
+"""One thread, one store for the whole session, no network: set before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    OMP_WAIT_POLICY="passive",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    TRANSFORMERS_VERBOSITY="error",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+)
+# Small and fast: real parts, none of the bundled ones.
+TINY = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests out of the user's store; tests that count work name one of their own."""
+    os.environ["SFT_LAB_STORE"] = str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Overrides of a run that takes seconds."""
+    return [*TINY, "tracking=local"]

@@ -1,0 +1,75 @@
+"""Held-out loss is one measure: no batch size, order, packing or library enters."""
+
+from __future__ import annotations
+
+import math
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from sft_lab import compose
+from sft_lab.bench import Bench
+from sft_lab.evaluation.heldout import IGNORED, score
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    run = compose(["model=tiny_random"])
+    return run.model.load(Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench())), seed=7)
+
+
+@pytest.fixture(scope="module")
+def rows() -> datasets.Dataset:
+    """Rows of 3 to 40 tokens; the first half of each is a prompt."""
+    random = np.random.default_rng(0)
+    ids = [random.integers(3, 4000, size).tolist() for size in (3, 40, 7, 7, 22, 13, 31, 5, 9, 18)]
+    labels = [[IGNORED] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]
+    return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
+
+
+BYTES = np.arange(1, 11) * 10
+
+
+def by_hand(model: torch.nn.Module, rows: datasets.Dataset) -> list[float]:
+    """One row at a time, straight from the definition."""
+    nats = []
+    for row in rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0].double()
+        log_probs = logits.log_softmax(-1)
+        nats.append(
+            -sum(
+                log_probs[place - 1, label].item()
+                for place, label in enumerate(row["labels"])
+                if place > 0 and label != IGNORED
+            )
+        )
+    return nats
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 100, 4096])
+def test_batches_do_not_matter(model: torch.nn.Module, rows: datasets.Dataset, batch_tokens: int) -> None:
+    scores = score(model, rows, BYTES, batch_tokens=batch_tokens)
+    assert scores.nats == pytest.approx(by_hand(model, rows), abs=1e-4)
+    assert scores.tokens.tolist() == [sum(label != IGNORED for label in row[1:]) for row in rows["labels"]]
+
+
+def test_loss_is_a_sum_over_tokens_not_a_mean_of_means(model: torch.nn.Module, rows: datasets.Dataset) -> None:
+    scores = score(model, rows, BYTES)
+    assert scores.loss == pytest.approx(sum(by_hand(model, rows)) / scores.tokens.sum(), rel=1e-6)
+    assert scores.loss != pytest.approx((scores.nats / scores.tokens).mean(), rel=1e-4)
+    assert scores.bits_per_byte == pytest.approx(scores.nats.sum() / math.log(2) / 550)
+
+
+def test_row_order_does_not_matter(model: torch.nn.Module, rows: datasets.Dataset) -> None:
+    order = [3, 1, 9, 0, 2, 8, 7, 5, 6, 4]
+    forward, shuffled = score(model, rows, BYTES), score(model, rows.select(order), BYTES[order])
+    assert shuffled.nats == pytest.approx(forward.nats[order], abs=1e-4)
+
+
+def test_mode_is_given_back(model: torch.nn.Module, rows: datasets.Dataset) -> None:
+    model.train()
+    score(model, rows, BYTES)
+    assert model.training
