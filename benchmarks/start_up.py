@@ -40,7 +40,9 @@ def main(rounds: int) -> None:
     base = took["import hydra"]
     for name, times in took.items():
         ratio = statistics.median(mine / its for mine, its in zip(times, base, strict=True))
-        print(f"{name:<18} median {statistics.median(times):.3f} s   best {min(times):.3f} s   {ratio:.2f} x import hydra")
+        print(
+            f"{name:<18} median {statistics.median(times):.3f} s   best {min(times):.3f} s   {ratio:.2f} x import hydra"
+        )
 
 
 if __name__ == "__main__":

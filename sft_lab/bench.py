@@ -90,6 +90,7 @@ class Bench:
 class Selector(abc.ABC):
     """A stage that answers a selection: a filter or a dedup. Its dataclass fields are its knobs."""
 
+    group: ClassVar[str]  # before the class's name in the stage's: filter.answered
     version: ClassVar[int] = 1  # counted up when the same knobs give another result
 
     @abc.abstractmethod
@@ -108,7 +109,7 @@ class Selector(abc.ABC):
         view = Rows.of(rows)
         recipe = {"version": self.version, "params": result_params(self), **self.depends_on(bench), "input": view.key}
         entry = bench.stage(
-            f"{type(self).__module__.split('.')[1]}.{type(self).__name__.lower()}",
+            f"{self.group}.{type(self).__name__.lower()}",
             recipe,
             lambda folder: self.select(view, bench).save(folder),
         )

@@ -16,6 +16,8 @@ Arguments = argparse.Namespace
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code: 0 done, 1 a job failed, 2 the input was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].isalpha() and words[0] not in COMMANDS:
+        _parser().error(f"{words[0]}: no such command, and no override (key=value); there are {', '.join(COMMANDS)}")
     if not words or words[0] not in {*COMMANDS, "-h", "--help", "--version"}:
         words = ["train", *words]
     arguments, rest = _parse(words)
@@ -46,6 +48,8 @@ def _parse(words: list[str]) -> tuple[Arguments, list[str]]:
 def _train(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.cfg or arguments.info:
         return _show(arguments, overrides)
+    if arguments.package:
+        raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg job")
     from sft_lab import config, terminal
     from sft_lab.jobs import folders, launch
     from sft_lab.run import plan_line
@@ -93,14 +97,13 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.info:
         sys.stdout.write(f"{config.environment_note()}\n")
         return 0
-    composed: Any = config.compose_config(overrides)
-    for part in (arguments.package or "").split("."):
-        if part and part not in composed:
-            raise UserError(
-                f"--package {arguments.package}: no such part of the config; there are {', '.join(composed)}"
-            )
-        composed = composed[part] if part else composed
-    sys.stdout.write(OmegaConf.to_yaml(composed))
+    shown: Any = config.compose_config(overrides, config_dir=arguments.config_dir)
+    for part in filter(None, (arguments.package or "").split(".")):
+        if not OmegaConf.is_dict(shown) or part not in shown:
+            there = ", ".join(shown) if OmegaConf.is_dict(shown) else "no parts below a value"
+            raise UserError(f"--package {arguments.package}: no such part of the config; there are {there}")
+        shown = shown[part]
+    sys.stdout.write(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else f"{shown}\n")
     return 0
 
 
@@ -114,7 +117,7 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
     if arguments.action == "list":
         terminal.show_store(store)
     else:
-        if arguments.older_than < 0:
+        if not arguments.older_than >= 0:  # NaN too
             raise UserError(f"--older-than {arguments.older_than}: must be 0 or more days")
         removed = store.prune(arguments.older_than * 86400, arguments.stage)
         freed = sum(entry.size for entry in removed) / 1e6
@@ -134,18 +137,32 @@ examples:
 """
 
 
+_EXEC_EXAMPLES = """\
+examples:
+  sft-lab exec multirun/sweep-1a2b3c4d/seed=1-0123456789ab   go on with a job of a sweep
+  sft-lab exec outputs/2026-11-21/10-30-00                   run a folder that only holds a config.yaml, or was cut off
+"""
+
+_STORE_EXAMPLES = """\
+examples:
+  sft-lab store list                             stage, key, size and last use of each result
+  sft-lab store prune --older-than 7             remove what no run has used for a week
+  sft-lab store prune --older-than 0 --stage embed
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="sft-lab", formatter_class=raw, epilog=_EXAMPLES + _Options(),
+    parser = _Parser(
+        prog="sft-lab", formatter_class=raw, epilog=_EXAMPLES,
         description="A lab bench for supervised fine-tuning: conversations in, a tuned, judged, documented model out.",
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="versions of sft_lab and what it stands on")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
     train = commands.add_parser(
-        "train", help="one run or a sweep; the default: `sft-lab x=y` is `sft-lab train x=y`",
-        formatter_class=raw, epilog=_EXAMPLES + _Options(),
+        "train", help="one run or a sweep; the default: `sft-lab x=y` is `sft-lab train x=y`", formatter_class=raw,
+        epilog=_EXAMPLES, description="One run, or with -m every combination of the values given.",
     )  # fmt: skip
     train.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
     train.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
@@ -154,12 +171,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--info", choices=["searchpath"], help="show where options are looked for")
     train.add_argument("--config-dir", metavar="DIR", help="a further folder of options")
     train.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
+    parser.lists_options = train.lists_options = True
 
-    run_one = commands.add_parser("exec", help="run the saved config of a job folder; what every launcher starts")
+    run_one = commands.add_parser(
+        "exec", help="run the saved config of a job folder; what every launcher starts", formatter_class=raw,
+        epilog=_EXEC_EXAMPLES, description="Run the config.yaml of a job folder, and leave the results beside it.",
+    )  # fmt: skip
     run_one.add_argument("folder", metavar="JOB_DIR")
     run_one.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
 
-    store = commands.add_parser("store", help="what the stage store holds; make room")
+    store = commands.add_parser(
+        "store", help="what the stage store holds; make room", formatter_class=raw, epilog=_STORE_EXAMPLES,
+        description="Results of stages are kept and shared by all runs. See them, or remove what is no longer used.",
+    )  # fmt: skip
     store.add_argument("action", choices=["list", "prune"])
     store.add_argument("--path", metavar="DIR", help="of the store; default $SFT_LAB_STORE or the user's cache")
     store.add_argument(
@@ -169,13 +193,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Options:
-    """The list of options by group, read from the option files only when help is printed."""
+class _Parser(argparse.ArgumentParser):
+    """Adds the options by group to the help, read from the option files only when help is printed."""
 
-    def __radd__(self, before: str) -> str:
+    lists_options = False
+
+    def format_help(self) -> str:
         from sft_lab.options import listing
 
-        return before + listing() if {"-h", "--help"} & set(sys.argv) else before
+        return super().format_help() + (listing() if self.lists_options else "")
 
 
 class _Version(argparse.Action):

@@ -147,20 +147,45 @@ class _SearchPath(SearchPathPlugin):
         if (here / "experiments").is_dir():
             search_path.append("sft_lab-here", f"experiments://{here / 'experiments'}")
         search_path.append("sft_lab", f"experiments://{shipped('experiments')}")
+        search_path.append("sft_lab", "schemas://")
+
+
+class _SchemaSource(ConfigSource):
+    """Group ``schema``: a stage's dataclass becomes a config when an option names it; ConfigStore makes all at once."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "schemas"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        schema = OmegaConf.structured(_SCHEMA_AT[config_path.removesuffix(".yaml")])
+        return ConfigResult(config=schema, path="schemas://", provider=self.provider, header={"package": None})
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return any(name.startswith(f"{config_path.strip('/')}/") for name in _SCHEMA_AT)
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.removesuffix(".yaml") in _SCHEMA_AT
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:  # noqa: ARG002
+        return []  # schemas are for option files, not to be chosen
+
+
+_SCHEMA_AT: dict[str, type] = {"schema/run": Run, "schema/embedder": Embedder} | {
+    f"schema/{group}/{kind}": schema for group, kinds in SCHEMAS.items() for kind, schema in kinds.items()
+}
 
 
 def _register() -> None:
-    store = ConfigStore.instance()
     # Hydra's own config without its logging, help and output folders, which hydra.main alone reads: composing a job
     # takes two thirds of the time.
-    store.repo["hydra"]["config.yaml"].node.defaults = ["_self_", {"launcher": "basic"}, {"sweeper": "basic"}]
-    store.store("run", Run, group="schema")
-    store.store("embedder", Embedder, group="schema")
-    for group, kinds in SCHEMAS.items():
-        for kind, schema in kinds.items():
-            store.store(kind, schema, group=f"schema/{group}")
-    Plugins.instance().register(_ExperimentSource)
-    Plugins.instance().register(_SearchPath)
+    own = ConfigStore.instance().repo["hydra"]["config.yaml"].node
+    own.defaults = ["_self_", {"launcher": "basic"}, {"sweeper": "basic"}]
+    for plugin in (_ExperimentSource, _SchemaSource, _SearchPath):
+        Plugins.instance().register(plugin)
 
 
 _register()
@@ -327,7 +352,7 @@ def _refusals(node: DictConfig, path: str = "") -> list[str]:
     for key in node:
         child = node._get_node(key)  # noqa: SLF001 - node[key] is ten times slower
         if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):  # noqa: SLF001
-            problems += _refusals(child, f"{path}.{key}".lstrip("."))
+            problems += _refusals(child, f"{path}.{key!s}".lstrip("."))
     if problems or not path or not is_dataclass(OmegaConf.get_type(node)):
         return problems
     try:
@@ -415,7 +440,7 @@ def _put(config: DictConfig, name: str, node: Any, where: str) -> None:
         config[name] = _typed(name, node, where)
     else:
         try:
-            config[name] = node
+            config.merge_with({name: node})
         except OmegaConfBaseException as error:
             raise ConfigError(f"{where}={node}: {_said(error)}") from error
 
@@ -568,7 +593,7 @@ def _explain(error: Exception) -> str:
         return where + _unknown(path, _SCHEMA_FIELDS.get(found.group(2), []))
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found.group(1)}: is in the config already; write it without +"
-    if "is not a subclass of Selector" in text and full_key:
+    if "is not a subclass of Filter" in text and full_key:
         return f"filter.{full_key.group(1)}: not among the chosen filters; choose it too, filter=[...]"
     if "in defaults : bool" in text:
         return f"{where}defaults: {_BARE_WORD}"
@@ -602,10 +627,7 @@ def _no_group(key: str) -> str:
     return f"{key}: no such group; {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(names)}"
 
 
-_SCHEMA_FIELDS = {
-    schema.__name__: [found.name for found in fields(schema)]
-    for schema in (Run, Embedder, *(schema for kinds in SCHEMAS.values() for schema in kinds.values()))
-}
+_SCHEMA_FIELDS = {schema.__name__: [found.name for found in fields(schema)] for schema in _SCHEMA_AT.values()}
 
 
 def _said(error: BaseException) -> str:
@@ -613,6 +635,7 @@ def _said(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("In '")]
     said = lines[0] if lines else type(error).__name__
     said = re.sub(r"^\w+ raised while (resolving interpolation|composing config): ", "", said)
+    said = re.sub(r"^LexerNoViableAltException: .*$", "it stops in the middle", said)
     said = re.sub(r"^field '.+' is not Optional$", "cannot be null", said)
     return re.sub(r"^.* does not support deletion$", "cannot be removed; give it another value", said)
 
@@ -620,7 +643,7 @@ def _said(error: BaseException) -> str:
 def _not_yaml(error: Exception) -> str:
     """Say where a file stops being YAML."""
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or " ".join(str(error).split()) or type(error).__name__
+    problem = getattr(error, "problem", None) or _said(error)
     named = f"{mark.name}, " if mark and not mark.name.startswith("<") else ""
     return f"not YAML ({named}{f'line {mark.line + 1}: ' if mark else ''}{problem})"
 

@@ -17,12 +17,16 @@ def shipped(name: str) -> Path:
 def listing() -> str:
     """Give a line for each option: name and what it is, the shipped ones and the working folder's own."""
     lines = ["", "options by group (group=option):"]
-    for group in sorted(path.name for path in shipped("conf").iterdir() if path.is_dir()):
-        lines.append(f"  {group}")
-        lines += [f"    {name:<24} {says}" for name, says in _files("conf", group).items()]
-    lines.append("  experiment (+experiment=name)")
-    lines += [f"    {name:<24} {says}" for name, says in _files("experiments", "").items()]
+    conf = shipped("conf")
+    for group in sorted(str(path.relative_to(conf)) for path in conf.rglob("*") if path.is_dir()):
+        lines += [f"  {group}", *_described(_files("conf", group))]
+    lines += ["  experiment (+experiment=name)", *_described(_files("experiments", ""))]
     return "\n".join(lines) + "\n"
+
+
+def _described(options: dict[str, str]) -> list[str]:
+    width = max(map(len, options), default=0)
+    return [f"    {name:<{width}}  {says}" for name, says in options.items()]
 
 
 def _files(kind: str, group: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_lab.errors import SourceError
+from sft_lab.text import content_group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,11 +43,7 @@ class Rows:
         """Accept a plain ``datasets.Dataset`` where rows are meant, so that a stage can be called alone."""
         if isinstance(source, Rows):
             return source
-        missing = [name for name in ("prompt", "answer") if name not in source.column_names]
-        if missing:
-            raise SourceError(f"columns {source.column_names}: a stage needs prompt and answer; missing {missing}")
-        if "id" not in source.column_names:
-            source = source.add_column("id", [str(position) for position in range(len(source))])
+        source = _completed(source)
         content = hashlib.sha256()
         for name in sorted(source.column_names):
             content.update(repr((name, source[name][:])).encode("utf-8", "surrogatepass"))
@@ -68,6 +65,58 @@ class Rows:
     def take(self, kept: np.ndarray) -> Rows:
         """Narrow the view to the rows where ``kept`` (bool, shape (rows,)) is true."""
         return Rows(self.table, self.positions[kept], self.table_key)
+
+
+def _completed(source: Dataset) -> Dataset:
+    """Give a plain set the columns that load makes: texts without a None, ids as text, messages, groups.
+
+    Raises:
+        SourceError: if prompt or answer is missing, or holds something else than text.
+    """
+    if missing := [name for name in ("prompt", "answer") if name not in source.column_names]:
+        raise SourceError(f"columns {source.column_names}: a stage needs prompt and answer; missing {missing}")
+    found = {name: source[name][:] for name in source.column_names if name in (*COLUMNS, "system")}
+    for name in {"prompt", "answer", "system"} & found.keys():
+        if odd := [value for value in found[name] if not isinstance(value, str | None)]:
+            raise SourceError(f"column {name}: holds {odd[0]!r}, no text; a stage needs text")
+        found[name] = [value or "" for value in found[name]]
+    prompts, answers = found["prompt"], found["answer"]
+    systems = found.get("system", [""] * len(prompts))
+    made = {
+        "prompt": prompts,
+        "answer": answers,
+        "id": [str(given) for given in found.get("id", range(len(prompts)))],
+        "messages": found.get("messages") or [*map(_messages, systems, prompts, answers)],
+        "group": found.get("group") or [*map(content_group, prompts, answers)],
+    }
+    for name, values in made.items():
+        if name not in source.column_names:
+            source = source.add_column(name, values)
+        elif values != source[name][:]:
+            source = source.remove_columns(name).add_column(name, values)
+    return source
+
+
+def _messages(system: str, prompt: str, answer: str) -> list[dict[str, str]]:
+    head = [{"role": "system", "content": system}] if system.strip() else []
+    return [*head, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def save_table(columns: dict[str, list[Any]], features: Any, folder: Path) -> None:
+    """Write columns as ``table.arrow``: one memory-mappable file, which may also hold no rows."""
+    import datasets
+    import pyarrow as pa
+
+    table = datasets.Dataset.from_dict(columns, features=features).data.table
+    with pa.OSFile(str(folder / "table.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def load_table(folder: Path) -> Dataset:
+    """Read what ``save_table`` wrote, memory-mapped."""
+    import datasets
+
+    return datasets.Dataset.from_file(str(folder / "table.arrow"))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench, Selector, log
+from sft_lab.bench import Bench, log
 from sft_lab.data.dataset import Dataset
-from sft_lab.data.filters import filter_schemas
+from sft_lab.data.filters import Filter, filter_schemas
 from sft_lab.data.sources import File, Hub
 from sft_lab.data.split import Hash, Source, Split
 from sft_lab.data.template import Auto, Jinja, Template
 from sft_lab.dedup.decontaminate import Decontaminate
-from sft_lab.dedup.exact import Exact, Nothing
+from sft_lab.dedup.exact import Dedup, Exact, Nothing
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.errors import ConfigError
 from sft_lab.evaluation.options import Evaluation
@@ -77,9 +77,9 @@ class Run:
 
     dataset: Dataset = "???"  # type: ignore[assignment]
     split: Split = "???"  # type: ignore[assignment]
-    filter: dict[str, Selector] = field(default_factory=dict)
+    filter: dict[str, Filter] = field(default_factory=dict)
     decontaminate: Decontaminate = field(default_factory=Decontaminate)
-    dedup: Selector = "???"  # type: ignore[assignment]
+    dedup: Dedup = "???"  # type: ignore[assignment]
     template: Template = "???"  # type: ignore[assignment]
     model: Model = "???"  # type: ignore[assignment]
     trainer: Full = "???"  # type: ignore[assignment]

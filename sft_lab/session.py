@@ -152,7 +152,7 @@ class Session:
             self.run.trainer,
             folder=self.folder.checkpoints,
             seed=self.run.seed,
-            watch=trl.Watch(measure if watched else None, self.record),
+            watch=trl.Watch(measure if watched else None, self.record, self._tokens_before()),
         )
         log.info(
             "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
@@ -229,7 +229,7 @@ class Session:
             "steps": trained.steps,
             "epochs": self.record.events[-1].get("epoch"),
             "train_rows": len(data.train.rows),
-            "train_tokens": trained.tokens,
+            "train_tokens": int(self.record.curve("train/num_tokens")[-1][1]),
             "eval_rows": len(data.held_out.rows),
             "train_seconds": trained.seconds,
             "seconds": seconds,
@@ -309,6 +309,11 @@ class Session:
 
     def _checkpoint(self) -> Path | None:
         return trl.last_checkpoint(self.folder.checkpoints)
+
+    def _tokens_before(self) -> int:
+        """Training tokens up to the checkpoint this run goes on from."""
+        counted = self.record.curve("train/num_tokens")
+        return int(counted[-1][1]) if counted else 0
 
     def _write_manifest(self) -> None:
         write_json(self.folder.manifest, self._manifest)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,12 @@ class Store:
         with self.lock(f"{stage}-{key}"):
             if self._complete(place):
                 return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{key}."))
+            temporary = place.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
+            self._make(temporary)
             try:
                 compute(temporary)
                 write_json(temporary / RECIPE, recipe)
+                shutil.rmtree(place, ignore_errors=True)  # what is there without a recipe was half removed by hand
                 temporary.rename(place)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -93,21 +95,26 @@ class Store:
         from filelock import FileLock
 
         locks = self.root / ".locks"
-        try:
-            locks.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FolderError(
-                f"store.path={self.root}: cannot be written ({error.strerror}); "
-                "set store.path or SFT_LAB_STORE to a folder of yours"
-            ) from error
+        self._make(locks)
+        if not os.access(locks, os.W_OK):
+            raise self._unwritable("read-only")
         return FileLock(locks / f"{name}.lock")
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(str(error.strerror)) from error
+
+    def _unwritable(self, why: str) -> FolderError:
+        return FolderError(
+            f"store.path={self.root}: cannot be written ({why}); set store.path or SFT_LAB_STORE to a folder of yours"
+        )
 
     def _complete(self, place: Path) -> bool:
         try:
             os.utime(place / RECIPE)  # marks the entry as used, for prune; fails when there is none
-        except FileNotFoundError:
-            return False
-        except PermissionError:  # a read-only store still serves what it holds
+        except OSError:  # a read-only store still serves what it holds
             return (place / RECIPE).exists()
         return True
 
@@ -127,19 +134,26 @@ class Store:
 
         Returns the removed entries. An entry that a run is writing at the moment is left alone.
         """
+        from filelock import Timeout
+
         removed = []
         for found in list(self.listing()):
             if found.idle < older_than or (stage and found.stage != stage):
                 continue
             with self.lock(f"{found.stage}-{found.key}"):
-                # Renamed first: a reader sees the whole entry or none.
-                grave = found.path.with_name(f".{found.key}.pruned")
-                found.path.rename(grave)
-                shutil.rmtree(grave)
-            removed.append(found)
+                # Renamed first: a reader sees the whole entry or none. Another prune may have been faster.
+                if found.path.exists():
+                    grave = found.path.with_name(f".{found.key}.pruned")
+                    found.path.rename(grave)
+                    shutil.rmtree(grave)
+                    removed.append(found)
         for leftover in self.root.glob("*/.*"):
             if leftover.parent.name == ".locks" or not leftover.is_dir():
                 continue
-            with self.lock(f"{leftover.parent.name}-{leftover.name.split('.')[1]}"):
+            # A run that is writing holds the lock; waiting for it would be long, and nothing would be left.
+            with (
+                suppress(Timeout),
+                self.lock(f"{leftover.parent.name}-{leftover.name.split('.')[1]}").acquire(timeout=0),
+            ):
                 shutil.rmtree(leftover, ignore_errors=True)
         return removed

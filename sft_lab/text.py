@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -18,9 +19,16 @@ def normalize(text: str) -> str:
     Unicode NFKC, case folded, white space collapsed; in Arabic also without tatweel and vowel marks and with one
     form of alef.
     """
-    # Marks go before NFKC, which would compose an alef and a hamza mark into one of the forms.
-    folded = unicodedata.normalize("NFKC", _ARABIC_MARKS.sub("", text)).translate(_ALEF_FORMS).casefold()
-    return " ".join(folded.split())
+    # NFKC comes first, so that a letter and its hamza mark are the one letter they are elsewhere; and last, since
+    # what stood on two sides of a removed mark, and what case folding writes, may compose.
+    bare = _ARABIC_MARKS.sub("", unicodedata.normalize("NFKC", text)).translate(_ALEF_FORMS)
+    return " ".join(unicodedata.normalize("NFKC", bare.casefold()).split())
+
+
+def content_group(prompt: str, answer: str) -> str:
+    """Name the group of the rows that say the same."""
+    content = normalize(f"{prompt}\n{answer}")
+    return f"content:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def scripts(text: str) -> dict[str, float]:

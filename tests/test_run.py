@@ -79,7 +79,7 @@ def test_the_numbers_are_one_measure(done: Path) -> None:
     assert summary["base/eval_loss"] == pytest.approx(sum(table["base/nll"]) / sum(table["base/tokens"]))
     assert evaluations[0]["step"] == 0
     assert evaluations[0]["eval/loss"] == pytest.approx(summary["base/eval_loss"])
-    assert evaluations[-1]["step"] == summary["steps"] == 6
+    assert evaluations[-1]["step"] == summary["steps"] == 4
     assert evaluations[-1]["eval/loss"] == summary["eval/loss"]
     assert summary["gap"] == pytest.approx(summary["eval/loss"] - summary["train/probe_loss"])
     assert summary["objective"] == summary["eval/bits_per_byte"]
@@ -119,12 +119,16 @@ def test_a_second_run_computes_no_data_stage(here: Path, tiny: list[str]) -> Non
     words = [*tiny, "trainer.max_steps=1", f"store.path={here / 'store'}"]
     assert main([*words, "hydra.run.dir=a"]) == 0
     assert main([*words, "hydra.run.dir=b"]) == 0
-    assert {"load", "tokens", "filter.answered", "dedup.exact", "template", "tokenize", "base"} <= set(computed(Path("a")))
+    assert {"load", "tokens", "filter.answered", "dedup.exact", "template", "tokenize", "base"} <= set(
+        computed(Path("a"))
+    )
     assert computed(Path("b")) == []
     one, two = (read(Path(name) / "summary.json") for name in "ab")
     for key in ("eval/loss", "train/loss", "base/eval_loss", "train/probe_loss", "eval/bits_per_byte"):
         assert one[key] == two[key]
-    assert read(Path("a/manifest.json"))["held_out_fingerprint"] == read(Path("b/manifest.json"))["held_out_fingerprint"]
+    assert (
+        read(Path("a/manifest.json"))["held_out_fingerprint"] == read(Path("b/manifest.json"))["held_out_fingerprint"]
+    )
 
 
 def test_exec_runs_a_saved_config_to_the_same_numbers(done: Path, here: Path) -> None:
@@ -158,7 +162,9 @@ def test_without_held_out_rows_nothing_is_judged(here: Path, tiny: list[str]) ->
     assert summary["gap"] is None
 
 
-def test_every_row_gone_is_a_failed_job_that_says_so(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_gone_is_a_failed_job_that_says_so(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*tiny, "filter=length", "filter.length.min_tokens=1000", "hydra.run.dir=run"]) == 1
     assert "no training row is left" in capsys.readouterr().err
     status = read(Path("run/status.json"))
@@ -167,7 +173,9 @@ def test_every_row_gone_is_a_failed_job_that_says_so(here: Path, tiny: list[str]
     assert "JobError" in status["traceback"]
 
 
-def test_an_unreadable_source_leaves_nothing_behind(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_source_leaves_nothing_behind(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("rows.jsonl").write_text('{"conversations": []}\n{"conversations": [\n')
     words = [*tiny, "dataset=file", "dataset.path=rows.jsonl", "hydra.run.dir=run"]
     assert main(words) == 2
@@ -191,6 +199,42 @@ def test_a_sweep_runs_each_job_once_and_names_every_failure(
     assert main([*sweep, "filter.length.min_tokens=10,5,0"]) == 0
     assert [(folder / "summary.json").stat().st_mtime_ns for folder in finished] == before
     assert len(list(Path("sweep").glob("*/status.json"))) == 5
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(here: Path, tiny: list[str]) -> None:
+    """SIGKILL in the middle of training; the same command goes on from the checkpoint to the undisturbed numbers."""
+    words = [*tiny, "trainer.max_steps=24", "trainer.save_steps=4", "trainer.eval_steps=8", "evaluation.prompts=[]"]
+    assert main([*words, "hydra.run.dir=whole"]) == 0
+    command = [sys.executable, "-m", "sft_lab", *words, "hydra.run.dir=cut"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    metrics = Path("cut/metrics.jsonl")
+    while process.poll() is None:
+        if metrics.exists() and any(event["step"] >= 10 for event in lines_so_far(metrics)):
+            process.kill()
+            process.wait()
+    assert read(Path("cut/status.json"))["state"] == "running"
+    assert main([*words, "hydra.run.dir=cut"]) == 0
+    assert "goes on from checkpoint-" in Path("cut/run.log").read_text()
+    whole, cut = (read(Path(name) / "summary.json") for name in ("whole", "cut"))
+    for key in ("eval/loss", "train/loss", "train/probe_loss", "best_step", "steps", "train_tokens", "verdict"):
+        assert cut[key] == whole[key], key
+    assert lines(Path("cut/metrics.jsonl")) == lines(Path("whole/metrics.jsonl"))
+
+
+def lines_so_far(path: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
+
+
+def test_packing_trains_and_is_measured_the_same_way(here: Path, tiny: list[str]) -> None:
+    words = [*tiny, "trainer.packing=true", "trainer.max_length=1280", "trainer.max_steps=2", "evaluation.prompts=[]"]
+    assert main([*words, "hydra.run.dir=packed"]) == 0
+    assert main([*words, "trainer.packing=false", "hydra.run.dir=apart"]) == 0
+    packed, apart = (read(Path(name) / "summary.json") for name in ("packed", "apart"))
+    assert packed["base/eval_loss"] == apart["base/eval_loss"]
+    assert packed["eval_rows"] == apart["eval_rows"]
+    assert packed["train_tokens"] > apart["train_tokens"]  # two blocks against four rows
 
 
 def test_python_m_works_in_a_process_of_its_own(here: Path, tiny: list[str]) -> None:

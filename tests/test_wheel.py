@@ -52,6 +52,8 @@ def test_it_runs_from_another_environment_and_folder(wheel: Path, tmp_path: Path
         capture_output=True, text=True, check=True, cwd=somewhere, env=environment,
     ).stdout  # fmt: skip
     assert str(own) in where
-    done = subprocess.run([str(sft_lab), *words], cwd=somewhere, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(sft_lab), *words], cwd=somewhere, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (somewhere / "run" / "report.html").exists()

@@ -7,20 +7,21 @@ together into a group; a record that cannot be used is dropped with a reason.
 from __future__ import annotations
 
 import abc
-import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, log, result_params
-from sft_lab.data.formats import Format, Turn, Unreadable, find_reader
+from sft_lab.data.formats import Format, Reader, Turn, Unreadable, find_reader, without_surrogates
 from sft_lab.errors import SourceError, require
 from sft_lab.files import digest, read_json, write_json
-from sft_lab.text import normalize
+from sft_lab.text import content_group
 
 if TYPE_CHECKING:
     from sft_lab.rows import Rows, Selection
@@ -61,7 +62,7 @@ class Loaded:
 class Dataset(abc.ABC):
     """What every source has: how its records are read."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     format: Format = Format.auto
     columns: dict[str, str] = field(default_factory=dict)
@@ -86,56 +87,58 @@ class Dataset(abc.ABC):
     def records(self) -> Iterator[tuple[str, Record | None]]:
         """Every raw record with the name of its split (``""`` where the source has none); None when unreadable."""
 
+    @abc.abstractmethod
+    def named(self) -> str:
+        """Say for a message which source this is, by the key that chose it."""
+
     def check(self) -> list[str]:
         """Say what is wrong with the world as this source needs it; empty when nothing is."""
         return []
 
     def __call__(self, bench: Bench) -> Loaded:
         """Read the source into a table, or find the stored one."""
-        import datasets
         import numpy as np
 
-        from sft_lab.rows import Rows, Selection
+        from sft_lab.rows import Rows, Selection, load_table
 
         recipe = {"version": self.version, "params": result_params(self), "input": self.fingerprint()}
         entry = bench.stage("load", recipe, self._load)
-        table = datasets.Dataset.load_from_disk(str(entry.path / "table"))
+        table = load_table(entry.path)
         grouped_by = read_json(entry.path / "load.json")["grouped_by"]
         rows = Rows(table, np.arange(len(table)), entry.key)
         return Loaded(rows, Selection.load(entry.path), grouped_by)
 
     def _load(self, folder: Path) -> None:
-        import datasets
         import numpy as np
 
-        from sft_lab.rows import Selection
+        from sft_lab.rows import Selection, save_table
 
         raw = list(self.records())
-        found = [key for _, record in raw[:200] if record for key in record]
-        reader = find_reader(self.format, self.columns, found) if raw else None
-        if self.group not in ("auto", "id_prefix", "content") and self.group not in found:
+        if not raw:
+            raise SourceError(f"{self.named()}: holds no record; give a source with rows")
+        found = list(dict.fromkeys(key for _, record in raw if record for key in record))
+        reader = find_reader(self.format, self.columns, found)
+        if self.group not in ("auto", "id_prefix", "content", *found):
             raise SourceError(
                 f"dataset.group={self.group}: must be auto, id_prefix, content or a column of the source; "
-                f"it has {list(dict.fromkeys(found))}"
+                f"it has {found}"
             )
         rows: list[Record] = []
         ids, reasons = [], []
         for position, (split, record) in enumerate(raw):
-            row_id = f"{position}-{digest(record)[:12]}" if _is_json(record) else f"{position}-unreadable"
+            turns, reason = _read_turns(reader, record)
+            # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
+            ids.append(f"{position}-{reason or digest(turns)[:12]}")
             try:
-                turns = reader(record) if reader and record is not None else _refuse()
                 system, messages = _exchange(turns, self.turns, self.leading_assistant)
-            except (Unreadable, _Unusable, KeyError) as error:
-                ids.append(row_id)
-                reasons.append(error.reason if isinstance(error, _Unusable) else "unreadable")
+            except _Unusable as error:
+                reasons.append(reason or error.reason)
                 continue
-            ids.append(row_id)
             reasons.append("")
-            rows.append(_row(row_id, split, record or {}, system, messages))
+            rows.append(_row(ids[-1], split, record or {}, system, messages))
         grouped_by = _put_groups(rows, raw, self.group)
         columns = {name: [row[name] for row in rows] for name in _FEATURES}
-        table = datasets.Dataset.from_dict(columns, features=_features())
-        table.save_to_disk(str(folder / "table"))
+        save_table(columns, _features(), folder)
         Selection(ids, reasons, np.full(len(ids), np.nan, np.float32), [""] * len(ids)).save(folder)
         groups = Counter(row["group"] for row in rows)
         write_json(folder / "load.json", {"grouped_by": grouped_by, "groups": len(groups)})
@@ -160,16 +163,12 @@ class _Unusable(Exception):
         self.reason = reason
 
 
-def _refuse() -> list[Turn]:
-    raise Unreadable
-
-
-def _is_json(record: Record | None) -> bool:
+def _read_turns(reader: Reader, record: Record | None) -> tuple[list[Turn], str]:
+    """Give a record's turns, or none and the reason."""
     try:
-        digest(record)
-    except (TypeError, ValueError):
-        return False
-    return record is not None
+        return (reader(record), "") if record else ([], "unreadable")
+    except (Unreadable, KeyError):
+        return [], "unreadable"
 
 
 def _exchange(turns: list[Turn], wanted: Turns, leading: LeadingAssistant) -> tuple[str, list[dict[str, str]]]:
@@ -177,27 +176,23 @@ def _exchange(turns: list[Turn], wanted: Turns, leading: LeadingAssistant) -> tu
 
     Turns of one role in a row are joined by a blank line, since no chat template knows two of them.
     """
-    system = "\n\n".join(text for role, text in turns if role == "system")
-    if any(role == "system" for role, _ in turns[1:]) and turns[0][0] != "system":
-        raise _Unusable("unreadable")  # an order given in the middle of a talk belongs to no row form we know
-    joined: list[dict[str, str]] = []
-    for role, text in turns:
-        if role == "system":
-            continue
-        if joined and joined[-1]["role"] == role:
-            joined[-1]["content"] += f"\n\n{text}"
-        else:
-            joined.append({"role": role, "content": text})
-    if not joined:
+    if not turns:
         raise _Unusable("empty")
-    if joined[0]["role"] == "assistant":
+    joined = [
+        {"role": role, "content": "\n\n".join(text for _, text in said if text)}
+        for role, said in itertools.groupby(turns, key=itemgetter(0))
+    ]
+    system = joined.pop(0)["content"] if joined[0]["role"] == "system" else ""
+    if joined and joined[0]["role"] == "assistant":
         if leading is LeadingAssistant.drop:
             raise _Unusable("begins_with_assistant")
         joined = joined[1:]
-    end = 2 if wanted is Turns.first else len(joined) - len(joined) % 2
     if len(joined) < 2:
         raise _Unusable("no_answer")
-    return system, joined[:end]
+    joined = joined[: 2 if wanted is Turns.first else len(joined) - len(joined) % 2]
+    if any(message["role"] == "system" for message in joined):
+        raise _Unusable("unreadable")  # an order given in the middle of a talk belongs to no row form we know
+    return system, joined
 
 
 def _row(row_id: str, split: str, record: Record, system: str, messages: list[dict[str, str]]) -> Record:
@@ -208,7 +203,7 @@ def _row(row_id: str, split: str, record: Record, system: str, messages: list[di
     head = [{"role": "system", "content": system}] if system.strip() else []
     return {
         "id": row_id,
-        "source_id": str(record.get("id", "")),
+        "source_id": _as_text(record.get("id")),
         "system": system,
         "prompt": by_role["user"],
         "answer": by_role["assistant"],
@@ -216,6 +211,10 @@ def _row(row_id: str, split: str, record: Record, system: str, messages: list[di
         "group": "",
         "source_split": split,
     }
+
+
+def _as_text(value: Any) -> str:
+    return "" if value is None else without_surrogates(str(value))
 
 
 _NUMBERED = re.compile(r"^(.+)_\d+$", re.DOTALL)
@@ -237,12 +236,10 @@ def _put_groups(rows: list[Record], raw: list[tuple[str, Record | None]], wanted
             return "id_prefix"
         if wanted == "id_prefix":
             raise SourceError("dataset.group=id_prefix: not every id of the source ends in _<number>; use content")
-    if wanted in ("auto", "content"):
-        for row in rows:
-            content = hashlib.sha256(normalize(f"{row['prompt']}\n{row['answer']}").encode()).hexdigest()
-            row["group"] = f"content:{content}"
-        return "content"
+    by_content = wanted in ("auto", "content")
     for row in rows:
         record = raw[int(row["id"].split("-")[0])][1] or {}
-        row["group"] = f"{wanted}:{record.get(wanted)}"
-    return wanted
+        value = "" if by_content else _as_text(record.get(wanted))
+        # Rows whose column is empty do not belong together: each is grouped by what it says.
+        row["group"] = f"{wanted}:{value}" if value else content_group(row["prompt"], row["answer"])
+    return "content" if by_content else wanted

@@ -78,10 +78,14 @@ def _needs(wanted: Format) -> str:
 
 def _conversation(record: dict[str, Any]) -> list[Turn]:
     """ShareGPT and chat messages: a list of turns under one of their key variants."""
-    key = next((key for key in CONVERSATION_KEYS if key in record), None)
-    if key is None:
+    if not record.keys() & set(CONVERSATION_KEYS):
         raise Unreadable
-    return _turns(record[key])
+    return _turns(_first(record, CONVERSATION_KEYS))
+
+
+def _first(record: dict[str, Any], keys: Iterable[str]) -> Any:
+    """The first value under one of ``keys`` that is not None: tables fill up with None what a record lacks."""
+    return next((record[key] for key in keys if record.get(key) is not None), None)
 
 
 def _turns(turns: Any) -> list[Turn]:
@@ -95,12 +99,11 @@ def _turns(turns: Any) -> list[Turn]:
 def _turn(turn: Any) -> Turn:
     if not isinstance(turn, dict):
         raise Unreadable
-    role = next((turn[key] for key in ROLE_KEYS if turn.get(key) is not None), None)
-    text = next((turn[key] for key in TEXT_KEYS if key in turn), None)
+    role = _first(turn, ROLE_KEYS)
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
         raise Unreadable
-    return known, _text(text)
+    return known, _text(_first(turn, TEXT_KEYS))
 
 
 def _text(value: Any) -> str:
@@ -113,8 +116,12 @@ def _text(value: Any) -> str:
             return "\n".join(parts)  # type: ignore[arg-type]
     if not isinstance(value, str):
         raise Unreadable
-    # Lone surrogates come out of broken JSON escapes; no tokenizer and no Arrow table takes them.
-    return value.encode("utf-8", "replace").decode("utf-8")
+    return without_surrogates(value)
+
+
+def without_surrogates(text: str) -> str:
+    """Replace lone surrogates: they come out of broken JSON escapes, and no tokenizer and no Arrow table takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _alpaca(record: dict[str, Any]) -> list[Turn]:

@@ -158,7 +158,7 @@ def _without_limit(side: Selection) -> Selection:
 
 def _probe(rows: Rows, size: int) -> Rows:
     """Choose training rows by hash, so that the probe is the same in every job that trains on them."""
-    places = [group_hash(f"probe:{row_id.split('-', 1)[1]}") for row_id in rows.column("id")]
+    places = [group_hash(f"probe:{row_id.split('-', 1)[-1]}") for row_id in rows.column("id")]
     chosen = np.zeros(len(rows), bool)
     chosen[np.argsort(places, kind="stable")[:size]] = True
     return rows.take(chosen)

@@ -8,8 +8,9 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sft_lab.bench import package_path
@@ -22,7 +23,7 @@ from sft_lab.files import digest, sha256_file
 class File(Dataset):
     """Local files: .jsonl, .json, their .gz, .csv and .parquet; a path or a glob."""
 
-    path: str = "???"
+    path: str = field(default="???", metadata={"changes_result": False})  # the bytes do: see fingerprint
 
     def __post_init__(self) -> None:
         """Make the path absolute, so that a saved config runs from any folder."""
@@ -30,15 +31,21 @@ class File(Dataset):
         if not self.path.startswith("package:"):
             self.path = str(package_path(self.path))
 
+    def named(self) -> str:
+        """The path as given."""
+        return f"dataset.path={self.path}"
+
     def _files(self) -> list[Path]:
         pattern = str(package_path(self.path))
-        return [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern)))  # noqa: PTH207 - an absolute pattern
+        if Path(pattern).is_file():
+            return [Path(pattern)]
+        return sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - an absolute pattern
 
     def check(self) -> list[str]:
         """Every file is there and of a kind that can be read."""
         files = self._files()
         if not files:
-            return [f"dataset.path={self.path}: no such file; give the path of a {_KINDS} file, or a glob of them"]
+            return [f"{self.named()}: no such file; give the path of a {_KINDS} file, or a glob of them"]
         return [
             f"dataset.path={file}: not one of {_KINDS}" for file in files if not file.name.lower().endswith(_ENDINGS)
         ]
@@ -59,8 +66,10 @@ class File(Dataset):
         for file in self._files():
             try:
                 yield from (("", record) for record in _read(file))
-            except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-                raise SourceError(f"{file}: cannot be read to its end ({error})") from error
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{file}: not UTF-8 ({error}); save it as UTF-8") from error
+            except (OSError, EOFError, zlib.error) as error:
+                raise SourceError(f"{file}: cannot be read to its end ({error}); copy or download it again") from error
 
 
 _ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet")
@@ -76,12 +85,22 @@ def _read(file: Path) -> Iterator[Record | None]:
     opened = gzip.open if name.endswith(".gz") else open
     with opened(file, "rt", encoding="utf-8-sig", newline=newline) as text:
         if name.endswith(".csv"):
-            csv.field_size_limit(2**31 - 1)
-            yield from csv.DictReader(text)
-        elif ".jsonl" in name:
+            yield from _read_csv(file, text)
+        elif name.endswith((".jsonl", ".jsonl.gz")):
             yield from _read_lines(file, text)
         else:
             yield from _read_array(file, text)
+
+
+def _read_csv(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
+    csv.field_size_limit(2**31 - 1)
+    # Strict: a quote that is never closed would else swallow the rest of the file as one field.
+    reader = csv.DictReader(text, strict=True)
+    try:
+        for record in reader:
+            yield None if None in record else record  # more fields than columns: an unquoted comma cut a text
+    except csv.Error as error:
+        raise SourceError(f"{file}, line {reader.reader.line_num}: not CSV ({error}); mend the line") from error
 
 
 def _read_lines(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
@@ -90,7 +109,7 @@ def _read_lines(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{file}, line {number}: not JSON ({error}); mend or remove the line") from error
         yield record if isinstance(record, dict) else None
 
@@ -98,7 +117,9 @@ def _read_lines(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
 def _read_array(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
     try:
         content = json.loads(text.read())
-    except ValueError as error:
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{file}: not JSON ({error}); one object a line belongs into a .jsonl file") from error
     if not isinstance(content, list):
         raise SourceError(f"{file}: must hold a list of records, holds {type(content).__name__}")
@@ -131,6 +152,10 @@ class Hub(Dataset):
         super().__post_init__()
         require(bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.name)), "name", self.name, "a hub name, owner/name")
 
+    def named(self) -> str:
+        """The hub's name."""
+        return f"dataset.name={self.name}"
+
     def fingerprint(self) -> str:
         """Repository, resolved commit and split: what the hub holds under a branch name is not content."""
         from huggingface_hub import HfApi
@@ -142,7 +167,7 @@ class Hub(Dataset):
             try:
                 commit = HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha
             except (HfHubHTTPError, OSError) as error:
-                raise SourceError(f"dataset.name={self.name}: {_hub_remedy(error)}") from error
+                raise SourceError(f"{self.named()}: {_hub_remedy(error)}") from error
         return digest(["hub", self.name, commit, self.config, self.split, self.eval_split])
 
     def records(self) -> Iterator[tuple[str, Record | None]]:
@@ -153,7 +178,7 @@ class Hub(Dataset):
             try:
                 rows = datasets.load_dataset(self.name, self.config, split=split, revision=self.revision)
             except Exception as error:  # the hub's client raises dozens of types, all mean: no rows
-                raise SourceError(f"dataset.name={self.name}, split {split}: {_hub_remedy(error)}") from error
+                raise SourceError(f"{self.named()}, split {split}: {_hub_remedy(error)}") from error
             yield from ((split, dict(record)) for record in rows)
 
 

@@ -15,6 +15,7 @@ from sft_lab.errors import ConfigError, require
 from sft_lab.files import digest
 
 if TYPE_CHECKING:
+    import datasets
     import numpy as np
 
     from sft_lab.bench import Bench
@@ -45,7 +46,7 @@ class Sides:
     @property
     def fingerprint(self) -> str:
         """A key of the held-out rows in use, by content: the id of a row holds its content's hash."""
-        return digest(sorted(row_id.split("-", 1)[1] for row_id in self.held_out.column("id")))
+        return digest(sorted(row_id.split("-", 1)[-1] for row_id in self.held_out.column("id")))
 
 
 def group_hash(group: str) -> float:
@@ -82,7 +83,7 @@ class Split(abc.ABC):
         """Whether there are held-out rows at all."""
         return True
 
-    def __call__(self, rows: Rows, bench: Bench, limit: int | None = None) -> Sides:
+    def __call__(self, rows: Rows | datasets.Dataset, bench: Bench, limit: int | None = None) -> Sides:
         """Put every loaded row on its side.
 
         Args:
@@ -95,8 +96,9 @@ class Split(abc.ABC):
         """
         import numpy as np
 
-        from sft_lab.rows import Selection
+        from sft_lab.rows import Rows, Selection
 
+        rows = Rows.of(rows)
         held_out = self.is_held_out(rows)
         over = np.zeros(len(rows), bool)
         if limit is not None:
@@ -137,7 +139,7 @@ class Split(abc.ABC):
             for prompt, answer, size in texts
         ]
         # The rows with the smallest hash are used, not the first ones: row order must not enter.
-        places = [(group_hash(group), row_id.split("-", 1)[1]) for group, row_id in _named(rows)]
+        places = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in _named(rows)]
         usable = sorted((place, index) for index, place in enumerate(places) if not reasons[index])
         for _, index in usable[self.max_eval_rows :]:
             reasons[index] = "over_max_eval_rows"

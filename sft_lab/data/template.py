@@ -1,13 +1,19 @@
 """Chat templates: a conversation becomes text, and we know which characters of it are the answer.
 
-The text is rendered whole and tokenized whole, so there is one BOS at most and no generation prompt in it. The
-answer's place is found by rendering the conversation up to it: what follows, through the end-of-turn token, is
-trained. No template needs special tags for that.
+The text is rendered whole, so there is one BOS at most and no generation prompt in it. An answer's place is found by
+rendering the conversation once more with a character that occurs nowhere else in the answer's stead: what is new
+between the same beginning and the same end is the answer, whatever the template does to it and wherever else its words
+occur. What is trained begins where the generation prompt ends and goes through the end-of-turn token. No template needs
+special tags for that.
+
+A control token in a message's own words (a user writes ``<|im_end|>``) stays words, so that nobody can forge a turn:
+the places where tokenize must break the text are kept beside it.
 """
 
 from __future__ import annotations
 
 import abc
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +23,7 @@ from sft_lab.errors import ModelError, require
 from sft_lab.files import digest
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
     from sft_lab.rows import Rows, Selection
@@ -26,10 +33,17 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text of one conversation and the character spans of its answers, end-of-turn token included."""
+    """One conversation as text.
+
+    Attributes:
+        text: without a generation prompt.
+        spans: the characters of each answer, end-of-turn token included.
+        cuts: places no token may lie across, since a message's own words would else become a control token.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    cuts: list[int]
 
 
 class CannotRender(Exception):
@@ -50,12 +64,17 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, jinja: str) -> None:
         self.tokenizer = tokenizer
         self.jinja = jinja
-        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        self._special = sorted({*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)})
+        added = tokenizer.added_tokens_decoder.values()
+        special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        # What a template writes marks turns, special or not; an answer may hold such tokens (<think>) rightfully.
+        written = {str(token) for token in added if str(token) in jinja and not str(token).isspace()}
+        self._special = sorted(special)
+        self._control = {"assistant": _broken(special)}
+        self._control["user"] = self._control["system"] = _broken(special | written)
         ids = tokenizer("a")["input_ids"]
         starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
         self._bos = str(tokenizer.bos_token) if starts_with_bos else ""
-        self.end_of_turn = self._find_end_of_turn()
+        self.end_of_turn, self._closing = self._find_closing()
         self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.end_of_turn))
 
     def prompt(self, messages: list[Message]) -> str:
@@ -66,35 +85,45 @@ class Renderer:
         """Render a conversation that ends with the assistant.
 
         Raises:
-            CannotRender: if the template refuses it, or changes earlier turns when later ones come.
+            CannotRender: if the template refuses it, leaves out or changes what is said (but for white space at the
+                ends), or does not write each answer after what it gives the model to answer, with an end of turn.
         """
-        text = self._render(messages)
+        mark, blank = _unused_characters(messages)
+        marked = [self._marked(message, mark) for message in messages]
+        text = self._render(marked)
+        if any(message["content"].strip() not in text for message in marked):
+            raise CannotRender("message_not_rendered")
         spans = []
-        for index, message in enumerate(messages):
+        for index, message in enumerate(marked):
             if message["role"] == "assistant":
-                through = self._render(messages[: index + 1])
-                if not text.startswith(through):
-                    raise CannotRender("rewrites_history")
-                spans.append(self._span(through, self._render(messages[:index], add_generation_prompt=True), message))
-        return Rendered(text, spans)
+                start, end, after = self._place(text, marked, index, blank)
+                if not after.startswith(self._closing):
+                    raise CannotRender("no_end_of_turn")
+                spans.append((start, end + len(self._closing)))
+        return _unmarked(text, spans, mark)
 
-    def _span(self, through: str, before: str, message: Message) -> tuple[int, int]:
-        content = message["content"].strip()
-        start = len(before)
-        if not through.startswith(before):
-            # Reasoning templates open a thought in the generation prompt that a finished answer does not have.
-            start = through.rfind(content)
-        place = through.find(content, start)
-        if start < 0 or place < 0:
+    def _place(self, text: str, messages: list[Message], index: int, blank: str) -> tuple[int, int, str]:
+        """Find the answer of one turn: where training begins, where the answer's own text ends, and what follows."""
+        hollow = [*messages[:index], {"role": "assistant", "content": blank}, *messages[index + 1 :]]
+        before, found, after = self._render(hollow).partition(blank)
+        end = len(text) - len(after)
+        whole = text[len(before) : end].strip() == messages[index]["content"].strip()
+        if not (found and text.startswith(before) and text.endswith(after) and whole):
             raise CannotRender("answer_not_rendered")
-        return start, self._end_after(through, place + len(content))
+        asked = self._render(messages[:index], add_generation_prompt=True)
+        if before.startswith(asked):
+            return len(asked), end, after
+        # Reasoning templates open a thought in the generation prompt that a finished answer does not have, and others
+        # end every text in some way. What counts is that all said so far stands there as it did then.
+        hollow = [*messages[: index - 1], {**messages[index - 1], "content": blank}]
+        if not before.startswith(self._render(hollow).partition(blank)[0]):
+            raise CannotRender("rewrites_history")
+        return len(before), end, after
 
-    def _end_after(self, text: str, place: int) -> int:
-        ends = [(found, -len(token)) for token in self._special if (found := text.find(token, place)) >= 0]
-        if not ends:
-            raise CannotRender("no_end_of_turn")
-        found, negative_length = min(ends)
-        return found - negative_length
+    def _marked(self, message: Message, mark: str) -> Message:
+        """Put ``mark`` into every control token that the message's own words hold."""
+        content, control = message["content"], self._control.get(message["role"], self._control["user"])
+        return {**message, "content": control.sub(rf"\g<0>{mark}", content)} if control else message
 
     def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         import jinja2
@@ -105,30 +134,59 @@ class Renderer:
             )
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}") from error
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise CannotRender("template_refused") from error
         rendered = str(text)
         return rendered if rendered.startswith(self._bos) else self._bos + rendered
 
-    def _find_end_of_turn(self) -> str:
+    def _find_closing(self) -> tuple[str, str]:
+        """Find the end-of-turn token, and what stands between an answer and its end, that token included."""
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            rendered = self.conversation(probe)
+            _, _, after = self._place(self._render(probe), probe, 1, _BLANK)
         except CannotRender as error:
+            raise ModelError(f"template: cannot render one question and its answer ({error})") from error
+        ends = [(place, -len(token), token) for token in self._special if (place := after.find(token)) >= 0]
+        if not ends:
             raise ModelError(
-                f"template: what it writes after an answer holds no special token of the tokenizer ({error}), so the "
-                "model could not learn to stop; use a template whose end-of-turn token the tokenizer knows "
-                "(template=plain ends with EOS)"
-            ) from error
-        text = rendered.text[: rendered.spans[0][1]]
-        return max((str(token) for token in self._special if text.endswith(token)), key=len)
+                "template: what it writes after an answer holds no special token of the tokenizer, so the model could "
+                "not learn to stop; use a template whose end-of-turn token the tokenizer knows (template=plain ends "
+                "with EOS)"
+            )
+        place, _, token = min(ends)
+        return token, after[: place + len(token)]
+
+
+_PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters that stand for nothing
+_BLANK = _PRIVATE_USE[0]
+
+
+def _unused_characters(messages: list[Message]) -> tuple[str, str]:
+    used = {character for message in messages for character in message["content"]}
+    mark, blank, *_ = (character for character in _PRIVATE_USE if character not in used)
+    return mark, blank
+
+
+def _broken(tokens: set[str]) -> re.Pattern[str] | None:
+    """Match the first character of every control token, overlapping ones too: behind it the text is broken."""
+    longer = sorted(token for token in tokens if len(token) > 1)  # one character cannot be broken
+    return re.compile(f"(?={'|'.join(map(re.escape, longer))}).", re.DOTALL) if longer else None
+
+
+def _unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
+    cuts = [found.start() - earlier for earlier, found in enumerate(re.finditer(mark, text))]
+
+    def moved(place: int) -> int:
+        return place - text.count(mark, 0, place)
+
+    return Rendered(text.replace(mark, ""), [(moved(start), moved(end)) for start, end in spans], cuts)
 
 
 @dataclass
 class Template(abc.ABC):
     """What every template option has: a Jinja text."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @abc.abstractmethod
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -142,32 +200,33 @@ class Template(abc.ABC):
         """Bind the template to the run's tokenizer."""
         return Renderer(bench.tokenizer, self.jinja(bench.tokenizer))
 
-    def __call__(self, rows: Rows, bench: Bench) -> tuple[Selection, Path]:
+    def __call__(self, rows: Rows | datasets.Dataset, bench: Bench) -> tuple[Selection, Path]:
         """Render every row, or find the stored texts.
 
         Returns:
             The selection (dropped: conversations the template refuses) and the folder whose ``table`` holds the
-            kept rows' ``id``, ``text`` and ``spans``.
+            kept rows' ``id``, ``text``, ``spans`` and ``cuts``.
         """
-        from sft_lab.rows import Selection
+        from sft_lab.rows import Rows, Selection
 
+        view = Rows.of(rows)
         recipe = {
             "version": self.version,
             "params": {"jinja": digest(self.jinja(bench.tokenizer))},
             "tokenizer": bench.tokenizer_key,
-            "input": rows.key,
+            "input": view.key,
         }
-        entry = bench.stage("template", recipe, lambda folder: self._render_all(rows, bench, folder))
+        entry = bench.stage("template", recipe, lambda folder: self._render_all(view, bench, folder))
         return Selection.load(entry.path), entry.path
 
     def _render_all(self, rows: Rows, bench: Bench, folder: Path) -> None:
         import datasets
 
-        from sft_lab.rows import Selection
+        from sft_lab.rows import Selection, save_table
 
         renderer = self.bind(bench)
         reasons: list[str] = []
-        rendered: dict[str, list[Any]] = {"id": [], "text": [], "spans": []}
+        rendered: dict[str, list[Any]] = {"id": [], "text": [], "spans": [], "cuts": []}
         for row_id, messages in zip(rows.column("id"), rows.column("messages"), strict=True):
             try:
                 conversation = renderer.conversation(messages)
@@ -178,9 +237,10 @@ class Template(abc.ABC):
             rendered["id"].append(row_id)
             rendered["text"].append(conversation.text)
             rendered["spans"].append([list(span) for span in conversation.spans])
-        text, spans = datasets.Value("string"), [[datasets.Value("int32")]]
-        features = datasets.Features({"id": text, "text": text, "spans": spans})
-        datasets.Dataset.from_dict(rendered, features=features).save_to_disk(str(folder / "table"))
+            rendered["cuts"].append(conversation.cuts)
+        text, places = datasets.Value("string"), [datasets.Value("int32")]
+        features = datasets.Features({"id": text, "text": text, "spans": [places], "cuts": places})
+        save_table(rendered, features, folder)
         Selection.of(rows, reasons).save(folder)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.errors import ModelError
-from sft_lab.rows import Rows, Selection
+from sft_lab.rows import Rows, Selection, load_table, save_table
 
 if TYPE_CHECKING:
     import datasets
+    from transformers import PreTrainedTokenizerBase
 
     from sft_lab.bench import Bench
     from sft_lab.data.template import Template
 
+Offset = tuple[int, int]
+
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
-VERSION = 1
+VERSION = 2
 
 
 def tokenize(
@@ -48,7 +52,7 @@ def tokenize(
 
     def compute(folder: Path) -> None:
         end_id = template.bind(bench).end_of_turn_id
-        texts = datasets.Dataset.load_from_disk(str(rendered / "table"))
+        texts = load_table(rendered)
         kept: dict[str, list[Any]] = {"id": [], "input_ids": [], "labels": []}
         lengths, reasons = [], []
         for row in _encoded(texts, bench):
@@ -67,32 +71,73 @@ def tokenize(
             kept["labels"].append(labels)
         ids_feature = [datasets.Value("int32")]
         features = datasets.Features({"id": datasets.Value("string"), "input_ids": ids_feature, "labels": ids_feature})
-        datasets.Dataset.from_dict(kept, features=features).save_to_disk(str(folder / "table"))
+        save_table(kept, features, folder)
         Selection.of(rows, reasons, lengths).save(folder)
 
     entry = bench.stage("tokenize", recipe, compute)
-    return Selection.load(entry.path), datasets.Dataset.load_from_disk(str(entry.path / "table"))
+    return Selection.load(entry.path), load_table(entry.path)
 
 
 def _encoded(texts: datasets.Dataset, bench: Bench) -> Any:
     for start in range(0, len(texts), 1024):
         batch = texts[start : start + 1024]
-        encoded = bench.tokenizer(batch["text"], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for index, row_id in enumerate(batch["id"]):
-            yield {
-                "id": row_id,
-                "input_ids": encoded["input_ids"][index],
-                "offsets": encoded["offset_mapping"][index],
-                "spans": batch["spans"][index],
-            }
+        encoded = _encode(bench.tokenizer, batch["text"])
+        columns = (batch[name] for name in ("id", "text", "spans", "cuts"))
+        for row_id, text, spans, cuts, *whole in zip(*columns, *encoded, strict=True):
+            ids, offsets = whole
+            if places := sorted({*cuts, *_run_into(text, spans, offsets)}):
+                ids, offsets = _encode_in_pieces(bench.tokenizer, text, places)
+            yield {"id": row_id, "input_ids": ids, "offsets": offsets, "spans": spans}
+
+
+def _run_into(text: str, spans: list[list[int]], offsets: list[Offset]) -> list[int]:
+    """Find the answers whose first token began before them: one that starts with white space, behind a line break.
+
+    The model is given the tokens of the prompt alone, so the text is broken there. Offsets may leave out white space.
+    """
+    return [
+        start
+        for start, _ in spans
+        if text[start - 1].isspace() and text[start].isspace() or any(begin < start < end for begin, end in offsets)
+    ]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[list[list[int]], list[list[Offset]]]:
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, cuts: list[int]) -> tuple[list[int], list[Offset]]:
+    """Encode a text so that no token lies across a cut."""
+    ids: list[int] = []
+    offsets: list[Offset] = []
+    for begin, end in itertools.pairwise([0, *cuts, len(text)]):
+        piece_ids, piece_offsets = _encode_piece(tokenizer, text[begin:end], leads=begin == 0)
+        ids += piece_ids
+        offsets += [(first + begin, last + begin) for first, last in piece_offsets]
+    return ids, offsets
+
+
+def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, *, leads: bool) -> tuple[list[int], list[Offset]]:
+    """Encode a piece of a text; one from its middle behind a line break, since SentencePiece begins with a space."""
+    (line_break,), _ = _encode(tokenizer, ["\n"])
+    (ids,), (offsets,) = _encode(tokenizer, [piece if leads else f"\n{piece}"])
+    if leads:
+        return ids, offsets
+    if ids[: len(line_break)] != line_break:  # the line break went into the piece's first token
+        return _encode_piece(tokenizer, piece, leads=True)
+    return ids[len(line_break) :], [(first - 1, last - 1) for first, last in offsets[len(line_break) :]]
 
 
 def _labels(row: dict[str, Any], *, loss_on_all: bool) -> list[int]:
-    """Label a token iff it holds a character of an answer; a token across its edge holds one."""
+    """Label a token iff it holds a character of an answer.
+
+    Tokenizers that trim offsets place a token of white space alone at its end, without width: it counts too.
+    """
     if loss_on_all:
         return list(row["input_ids"])
     spans = row["spans"]
     return [
-        token if any(begin < end and begin < stop and end > start for start, stop in spans) else IGNORED
+        token if any(begin < stop and end > start for start, stop in spans) else IGNORED
         for token, (begin, end) in zip(row["input_ids"], row["offsets"], strict=True)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.bench import Bench, Selector
 from sft_lab.text import normalize
@@ -64,7 +64,14 @@ def nodes_of(texts: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 @dataclass
-class Nothing(Selector):
+class Dedup(Selector):
+    """A stage that judges rows by one another."""
+
+    group: ClassVar[str] = "dedup"
+
+
+@dataclass
+class Nothing(Dedup):
     """No dedup."""
 
     def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002
@@ -75,7 +82,7 @@ class Nothing(Selector):
 
 
 @dataclass
-class Exact(Selector):
+class Exact(Dedup):
     """Rows with equal normalized text are duplicates."""
 
     keep: Keep = Keep.first

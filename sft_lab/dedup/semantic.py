@@ -11,9 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench, Selector, log, share
+from sft_lab.bench import Bench, log, share
 from sft_lab.dedup.embedding import Embedder, embed, text_hashes
-from sft_lab.dedup.exact import Keep, On, compared_texts, nodes_of
+from sft_lab.dedup.exact import Dedup, Keep, On, compared_texts, nodes_of
 from sft_lab.errors import ConfigError, require
 from sft_lab.files import digest
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sft_lab.rows import Rows, Selection
 
 FLOOR = 0.7  # cosine; one graph serves every threshold at or above it
+LOWEST = 0.1  # below it nearly every pair is an edge
 
 
 class Index(Enum):
@@ -41,7 +42,7 @@ class Fallback(Enum):
 
 
 @dataclass
-class Semantic(Selector):
+class Semantic(Dedup):
     """Rows whose vectors have a cosine at or above the threshold are duplicates."""
 
     threshold: float = 0.95
@@ -54,7 +55,7 @@ class Semantic(Selector):
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(0 < self.threshold <= 1, "threshold", self.threshold, "a cosine above 0 and at most 1")
+        require(LOWEST <= self.threshold <= 1, "threshold", self.threshold, f"a cosine from {LOWEST} to 1")
         require(self.max_edges >= 1, "max_edges", self.max_edges, "at least 1")
 
     def depends_on(self, bench: Bench) -> dict[str, Any]:  # noqa: ARG002
@@ -74,7 +75,7 @@ class Semantic(Selector):
         """Find the stored graph of these texts, or search it."""
         from sft_lab.dedup import graph as graphs
 
-        floor = min(FLOOR, round(self.threshold - 0.01, 2))
+        floor = FLOOR if self.threshold >= FLOOR else max(round(self.threshold - 0.01, 2), LOWEST)
         if floor < FLOOR:
             log.info(
                 "dedup: threshold %s lies below the usual floor %s; searching down to %s", self.threshold, FLOOR, floor

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -54,18 +55,22 @@ def place(plan: Plan) -> list[Placed]:
     if not plan.swept:
         path = Path(plan.run_dir) if plan.run_dir else _new_run_dir()
         found = [(plan.jobs[0], RunFolder(path.absolute()))]
+        standings = [_standing(job.run, folder) for job, folder in found]
     else:
         sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan)).absolute()
-        base = _base_identity(plan)
-        _claim(sweep, base, plan)
+        marker = _marker(sweep, plan)
         found = [(job, RunFolder(_job_path(sweep, job))) for job in plan.jobs]
-    standings = [_standing(job.run, folder) for job, folder in found]
+        standings = [_standing(job.run, folder) for job, folder in found]
+        _claim(sweep, marker)  # last, since a refused sweep leaves nothing behind
     return [_write(job, folder, standing) for (job, folder), standing in zip(found, standings, strict=True)]
 
 
 def _new_run_dir() -> Path:
     """``outputs/<date>/<time>``, with a counter when two runs start in one second."""
-    path = Path("outputs") / datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005 - local time
+    return _free(Path("outputs") / datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S"))  # noqa: DTZ005 - local time
+
+
+def _free(path: Path) -> Path:
     attempt, counter = path, 1
     while attempt.exists():
         counter += 1
@@ -78,41 +83,62 @@ def sweep_name(plan: Plan) -> str:
     return f"{_safe(plan.name or 'sweep')}-{digest(_base_identity(plan))[:8]}"
 
 
+def _axes(plan: Plan) -> list[str]:
+    return sorted({key for job in plan.jobs for key in job.axes})
+
+
 def _base_identity(plan: Plan) -> dict[str, Any]:
-    """Give the identity that all jobs share: everything but the swept keys."""
-    flat = _flat({name: value for name, value in plan.jobs[0].run.saved().items() if name not in NOT_IDENTITY})
-    axes = {key for job in plan.jobs for key in job.axes}
+    """Give the identity that all jobs share: everything but the swept keys, in whatever order the grid has them."""
+    first, *others = (
+        _flat({name: value for name, value in job.run.saved().items() if name not in NOT_IDENTITY}) for job in plan.jobs
+    )
+    axes = _axes(plan)
+    if "dataset" in axes:
+        axes.append("split")  # a dataset option may choose its own split
+    shared = {
+        key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)
+    }
+    return _without(shared, axes)
+
+
+def _without(identity: dict[str, Any], axes: Iterable[str]) -> dict[str, Any]:
     return {
-        key: value for key, value in flat.items() if not any(key == axis or key.startswith(f"{axis}.") for axis in axes)
+        key: value
+        for key, value in identity.items()
+        if not any(key == axis or key.startswith(f"{axis}.") for axis in axes)
     }
 
 
-def _claim(sweep: Path, base: dict[str, Any], plan: Plan) -> None:
-    """Mark the folder as this sweep's; two sweeps may share one when their base configs agree."""
-    marker = sweep / SWEEP
-    axes = sorted({key for job in plan.jobs for key in job.axes})
-    if marker.exists():
-        old = read_json(marker)
-        other = set(old["axes"]) | set(axes)
+def _marker(sweep: Path, plan: Plan) -> dict[str, Any]:
+    """Give what the sweep's marker shall hold; two sweeps may share a folder when their base configs agree.
 
-        def fixed(identity: dict[str, Any]) -> dict[str, Any]:
-            return {
-                key: value
-                for key, value in identity.items()
-                if not any(key == axis or key.startswith(f"{axis}.") for axis in other)
-            }
-
-        if differs := _differences(fixed(old["base"]), fixed(base)):
-            raise FolderError(
-                f"{sweep}: this folder holds a sweep with another base config: {differs}; "
-                "choose another folder with hydra.sweep.dir"
-            )
-        write_json(marker, {"base": old["base"], "axes": sorted(other)})
-        return
+    Raises:
+        FolderError: if the folder holds a sweep with another base config.
+    """
     if sweep.exists() and not sweep.is_dir():
-        raise FolderError(f"hydra.sweep.dir={sweep}: a file, not a folder")
+        raise FolderError(f"hydra.sweep.dir={sweep}: a file, not a folder; choose another")
+    base, axes = _base_identity(plan), _axes(plan)
+    if not (sweep / SWEEP).exists():
+        return {"base": base, "axes": axes}
     try:
-        write_json(marker, {"base": base, "axes": axes})
+        old = read_json(sweep / SWEEP)
+        axes = sorted({*old["axes"], *axes})
+        before, now = _without(old["base"], axes), _without(base, axes)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise FolderError(f"{sweep / SWEEP}: cannot be read; choose another folder with hydra.sweep.dir") from error
+    if "dataset" in axes:
+        before, now = _without(before, ["split"]), _without(now, ["split"])
+    if differs := _differences(before, now):
+        raise FolderError(
+            f"{sweep}: this folder holds a sweep with another base config: {differs}; "
+            "choose another folder with hydra.sweep.dir"
+        )
+    return {"base": old["base"], "axes": axes}
+
+
+def _claim(sweep: Path, marker: dict[str, Any]) -> None:
+    try:
+        write_json(sweep / SWEEP, marker)
     except OSError as error:
         raise FolderError(f"hydra.sweep.dir={sweep}: cannot be written ({error.strerror}); choose another") from error
 
@@ -151,21 +177,26 @@ def _standing(run: Run, folder: RunFolder) -> Standing:
             f"{folder.path}: holds a run with another config: {differs}; choose another folder, "
             "or rerun=true to run again here and keep the old one beside it"
         )
-    manifest = read_json(folder.manifest) if folder.manifest.exists() else {}
-    fingerprint = manifest.get("dataset_fingerprint")
+    try:
+        manifest = read_json(folder.manifest) if folder.manifest.exists() else {}
+        fingerprint, state = manifest.get("dataset_fingerprint"), folder.state()
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise FolderError(
+            f"{folder.path}: its manifest.json or status.json cannot be read ({error}); rerun=true runs it again"
+        ) from error
     if fingerprint and (now := run.dataset.fingerprint()) != fingerprint:
         raise FolderError(
             f"{folder.path}: the data has changed since this run (dataset fingerprint {fingerprint[:12]}, "
             f"now {now[:12]}); choose another folder, or rerun=true to run again here and keep the old one beside it"
         )
-    return Standing.finished if folder.state() == FINISHED else Standing.unfinished
+    return Standing.finished if state == FINISHED else Standing.unfinished
 
 
 def _write(job: Job, folder: RunFolder, standing: Standing) -> Placed:
     made = not folder.path.exists()
     if job.run.rerun and folder.config.exists():
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
-        folder.path.rename(folder.path.with_name(f"{folder.path.name}.old-{stamp}"))
+        folder.path.rename(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
         made = True
     if standing is not Standing.finished:
         try:

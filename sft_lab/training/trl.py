@@ -46,8 +46,8 @@ class Trained:
     Attributes:
         model: the trained model, adapter included.
         steps: optimizer steps done.
-        tokens: training tokens seen, padding not counted.
-        seconds: of the training loop.
+        tokens: training tokens seen by this process, padding not counted.
+        seconds: of the training loop in this process.
         watching_seconds: of it, spent on held-out loss.
         precision: the arithmetic that was used.
     """
@@ -67,11 +67,12 @@ class Watch:
     Attributes:
         measure: gives the held-out metrics of a model, None without held-out rows.
         record: takes each logging event.
-        stop_on_nan: end training at a loss that is no number.
+        tokens_before: seen before the checkpoint that training goes on from.
     """
 
     measure: Callable[[Any], Event] | None
     record: Callable[[Event], None]
+    tokens_before: int = 0
     seconds: float = field(default=0.0, init=False)
 
 
@@ -175,15 +176,16 @@ def _own_arithmetic(model: Any) -> Iterator[None]:
 class _Recorder(transformers.TrainerCallback):  # type: ignore[misc]
     """Passes each log entry on under our names, and stops at a loss that is no number."""
 
-    def __init__(self, record: Callable[[Event], None]) -> None:
-        self.record = record
-        self.steps = 0
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
 
     def on_log(self, _: Any, state: Any, control: Any, logs: Event | None = None, **__: Any) -> None:
         event = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
         if "train/loss" not in event:
             return
-        self.record({"step": state.global_step, "epoch": state.epoch or 0.0, **event})
+        if "train/num_tokens" in event:  # TRL counts from 0 again when it goes on
+            event["train/num_tokens"] += self.watch.tokens_before
+        self.watch.record({"step": state.global_step, "epoch": state.epoch or 0.0, **event})
         if not math.isfinite(event["train/loss"]):
             log.warning("train: the loss is %s at step %d; training stops", event["train/loss"], state.global_step)
             control.should_training_stop = True
@@ -248,7 +250,7 @@ def train(
         ConfigError: for a knob that the installed libraries refuse.
     """
     args = sft_config(options, folder, seed, watched=watch.measure is not None)
-    callbacks: list[Any] = [_Recorder(watch.record)]
+    callbacks: list[Any] = [_Recorder(watch)]
     if sys.stderr.isatty():
         callbacks.append(_Bar())
     if options.early_stopping_patience and watch.measure:

@@ -105,7 +105,9 @@ def test_packed_training_has_the_loss_of_separate_rows(run: Run, bench: Bench, p
     rows = prepared.train.tokens.select(range(8))
     one = {"max_steps": 1, "learning_rate": 1e-9}
     apart = Full(**{**OPTIONS, **one, "per_device_train_batch_size": 8}, logging_steps=1, sft_config={})
-    packed = Full(**{**OPTIONS, **one, "per_device_train_batch_size": 4}, logging_steps=1, packing=True, max_length=1280)
+    packed = Full(
+        **{**OPTIONS, **one, "per_device_train_batch_size": 4}, logging_steps=1, packing=True, max_length=1280
+    )
     losses = []
     for name, options in (("apart", apart), ("packed", packed)):
         options.precision = options.precision.__class__.fp32

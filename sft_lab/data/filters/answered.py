@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sft_lab.bench import Bench, Selector
+from sft_lab.bench import Bench
+from sft_lab.data.filters import Filter
 from sft_lab.errors import require
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Answered(Selector):
+class Answered(Filter):
     """Drop rows whose prompt or answer is blank or shorter than asked for (characters, white space at ends off)."""
 
     min_prompt_chars: int = 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench, Selector
+from sft_lab.bench import Bench
+from sft_lab.data.filters import Filter
 from sft_lab.errors import require
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Length(Selector):
+class Length(Filter):
     """Drop rows by their tokens: prompt and answer as texts, with the model's tokenizer, without template tokens."""
 
     max_tokens: int = 1024

@@ -1,0 +1,146 @@
+"""Row formats: every key, every role, and what cannot be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sft_lab.data.formats import Format, Unreadable, find_reader
+from sft_lab.errors import SourceError
+
+ASKED = [("user", "Hi?"), ("assistant", "Hello.")]
+
+
+def read(record: dict[str, Any], wanted: Format = Format.auto, **columns: str) -> list[tuple[str, str]]:
+    return find_reader(wanted, columns, record)(record)
+
+
+def said(*texts: Any, conversation: str = "conversations") -> dict[str, Any]:
+    roles = ["human", "gpt"]
+    return {conversation: [{"from": roles[i % 2], "value": text} for i, text in enumerate(texts)]}
+
+
+@pytest.mark.parametrize("conversation", ["conversations", "conversation", "messages"])
+@pytest.mark.parametrize("role_key", ["from", "role", "user"])
+@pytest.mark.parametrize("text_key", ["value", "text", "content"])
+def test_every_key_of_sharegpt(conversation: str, role_key: str, text_key: str) -> None:
+    turns = [{role_key: "human", text_key: "Hi?"}, {role_key: "gpt", text_key: "Hello."}]
+    assert read({"id": "x", conversation: turns}) == ASKED
+
+
+@pytest.mark.parametrize(
+    ("role", "known"),
+    [("human", "user"), ("user", "user"), ("prompter", "user"), ("gpt", "assistant"), ("assistant", "assistant"),
+     ("chatgpt", "assistant"), ("bing", "assistant"), ("bard", "assistant"), ("model", "assistant"),
+     ("bot", "assistant"), ("system", "system"), ("ChatGPT", "assistant"), (" Human ", "user")],
+)  # fmt: skip
+def test_every_role(role: str, known: str) -> None:
+    assert read({"conversations": [{"from": role, "value": "x"}]}) == [(known, "x")]
+
+
+@pytest.mark.parametrize(
+    ("record", "turns"),
+    [
+        ({"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi?"}]},
+         [("system", "Be kind."), ("user", "Hi?")]),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, [("user", "Add.\n\n1 2"), ("assistant", "3")]),
+        ({"instruction": "Add.", "input": "", "output": "3"}, [("user", "Add."), ("assistant", "3")]),
+        ({"instruction": "Add.", "output": "3", "system": "Be brief."},
+         [("system", "Be brief."), ("user", "Add."), ("assistant", "3")]),
+        ({"prompt": "Hi?", "completion": "Hello."}, ASKED),
+        ({"prompt": [{"role": "user", "content": "Hi?"}],
+          "completion": [{"role": "assistant", "content": "Hello."}]}, ASKED),
+        ({"question": "Who?", "answer": "She."}, [("user", "Who?"), ("assistant", "She.")]),
+        ({"question": "Who?", "answer": "She.", "context": "Ada wrote it."},
+         [("user", "Ada wrote it.\n\nWho?"), ("assistant", "She.")]),
+    ],
+)  # fmt: skip
+def test_every_format_is_found_by_its_columns(record: dict[str, Any], turns: list[tuple[str, str]]) -> None:
+    assert read(record) == turns
+
+
+def test_own_columns_come_before_known_ones() -> None:
+    record = {"q": "Who?", "a": "She.", "c": "Ada wrote it.", "s": "Be brief.", "question": "no", "answer": "no"}
+    assert read(record, prompt="q", answer="a") == [("user", "Who?"), ("assistant", "She.")]
+    assert read(record, prompt="q", answer="a", context="c", system="s") == [
+        ("system", "Be brief."),
+        ("user", "Ada wrote it.\n\nWho?"),
+        ("assistant", "She."),
+    ]
+
+
+def test_own_columns_may_be_empty_in_a_record() -> None:
+    reader = find_reader(
+        Format.auto, {"prompt": "q", "answer": "a", "context": "c", "system": "s"}, ["q", "a", "c", "s"]
+    )
+    assert reader({"q": "Who?", "a": None, "s": " "}) == [("user", "Who?"), ("assistant", "")]
+
+
+def test_a_named_format_beats_the_one_that_would_be_found() -> None:
+    record = {**said("Hi?", "Hello."), "question": "Who?", "answer": "She."}
+    assert read(record) == ASKED
+    assert read(record, Format.question_answer) == [("user", "Who?"), ("assistant", "She.")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "columns", "words"),
+    [
+        (Format.auto, {}, ["dataset.format=auto", "['ask', 'reply']", "dataset.columns="]),
+        (Format.alpaca, {}, ["dataset.format=alpaca", "instruction+output", "['ask', 'reply']"]),
+        (Format.auto, {"prompt": "ask", "answer": "replies"}, ["['replies']", "['ask', 'reply']"]),
+    ],
+)
+def test_columns_that_do_not_fit_are_listed(wanted: Format, columns: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(SourceError) as raised:
+        find_reader(wanted, columns, ["ask", "reply", "ask"])
+    assert [word for word in words if word not in str(raised.value)] == []
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": [{"from": "narrator", "value": "Once."}]},
+        {"conversations": [{"from": 7, "value": "Once."}]},
+        {"conversations": [{"value": "Once."}]},
+        {"conversations": ["Hi?", "Hello."]},
+        {"conversations": [None]},
+        {"conversations": "Hi? Hello."},
+        {"conversations": {"from": "human", "value": "Hi?"}},
+        said(3, "Hello."),
+        said({"text": "Hi?"}, "Hello."),
+        said(["Hi?"], "Hello."),
+        said([{"type": "image", "url": "x"}], "Hello."),
+        {"instruction": "Add.", "output": 3},
+        {"question": True, "answer": "yes"},
+        {"prompt": [{"role": "user", "content": "Hi?"}], "completion": "Hello."},
+    ],
+)
+def test_what_cannot_be_read_is_said_to_be_unreadable(record: dict[str, Any]) -> None:
+    with pytest.raises(Unreadable):
+        read(record)
+
+
+def test_no_text_is_an_empty_text() -> None:
+    assert read(said("Hi?", None)) == [("user", "Hi?"), ("assistant", "")]
+    assert read({"conversations": [{"from": "human"}]}) == [("user", "")]
+    assert read({"conversations": None}) == []
+    assert read({"question": None, "answer": "x"}) == [("user", ""), ("assistant", "x")]
+
+
+def test_nulls_that_a_table_fills_in_hide_nothing() -> None:
+    """A table has every key in every record; the one that is not None counts."""
+    turns = [{"from": None, "role": "user", "value": None, "text": None, "content": "Hi?"}]
+    assert read({"messages": None, "conversations": turns}) == [("user", "Hi?")]
+
+
+def test_list_content_is_joined() -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there?"}]
+    assert read({"messages": [{"role": "user", "content": parts}]}) == [("user", "Hi\nthere?")]
+
+
+def test_odd_characters_come_through_and_lone_surrogates_do_not() -> None:
+    assert read(said("nul \0 and \u200f marks", "\ud83d broken")) == [
+        ("user", "nul \0 and \u200f marks"),
+        ("assistant", "? broken"),
+    ]

