@@ -98,7 +98,7 @@ def _run_into(text: str, spans: list[list[int]], offsets: list[Offset]) -> list[
     return [
         start
         for start, _ in spans
-        if text[start - 1].isspace() and text[start].isspace() or any(begin < start < end for begin, end in offsets)
+        if (text[start - 1].isspace() and text[start].isspace()) or any(begin < start < end for begin, end in offsets)
     ]
 
 

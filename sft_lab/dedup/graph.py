@@ -29,8 +29,8 @@ LOWEST_FLOOR, HIGHEST_RAISE = 0.1, 0.99  # bf16 limits are compared as positive 
 LENGTH_SLACK = 1e-3  # how far a row's length may be from 1 (float16 embedders)
 
 # Tuned on an AMD EPYC (Zen 4, 2 cores): the products of a block stay in the shared cache until they are looked at.
-CPU_BLOCK, CUDA_BLOCK = (512, 4096), (4096, 16384)  # rows x columns
-GROUP = 32  # rows of a block's column that are tested by their maximum first
+CPU_BLOCK, CUDA_BLOCK = (512, 8192), (4096, 16384)  # rows x columns
+GROUP = 16  # rows of a block's column that are tested by their maximum first
 FLAT_ROWS = 512  # a range search answers up to this many rows x nodes hits when all texts are alike; 256 is 4x slower
 SCORED = 2**19  # numbers gathered at a time for the float32 score: 2 MiB, so both sides stay in a core's cache
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_a_row_that_cannot_be_used_is_never_an_exception(bench: Bench, tmp_path:
         json.dumps({"id": "has no turns"}),
         json.dumps({"conversations": None}),
         '{"conversations": [{"from": "human", "value": 1e999}]}',
-        '{"id": "\\ud800", "conversations": [{"from": "human", "value": "\\ud800?"}, {"from": "gpt", "value": "\\u0000"}]}',
+        json.dumps(talk("u \ud800?", "a \0", id="\ud800")),
         json.dumps(talk("u Hi?", "a Hello.", id=None)),
     ]  # fmt: skip
     path = tmp_path / "odd.jsonl"
@@ -173,9 +174,7 @@ def test_conversations_of_a_parquet_file(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_values_that_json_does_not_know(bench: Bench, tmp_path: Path) -> None:
-    import datetime
-
-    row = {**QUESTIONS[0], "when": datetime.datetime(2026, 1, 1), "score": float("nan"), "raw": b"\xff"}
+    row = {**QUESTIONS[0], "when": datetime.date(2026, 1, 1), "score": float("nan"), "raw": b"\xff"}
     plain = load(bench, save(QUESTIONS[:1], tmp_path / "b.jsonl"))
     assert load(bench, save([row], tmp_path / "a.parquet")).selection.ids == plain.selection.ids
 

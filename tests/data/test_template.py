@@ -49,7 +49,8 @@ def parts(tokenizer: Any, jinja: str, *texts: str, system: str = "") -> tuple[st
 def test_chatml(tiny: Any) -> None:
     text, answers = parts(tiny, CHATML.jinja(tiny), "Hi?", "Hello.", "Bye?", "Bye.", system="Be kind.")
     assert text == (
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>system\nBe kind.<|im_end|>\n"
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
         "<|im_start|>user\nBye?<|im_end|>\n<|im_start|>assistant\nBye.<|im_end|>\n"
     )
     assert answers == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
@@ -112,10 +113,8 @@ def test_an_answer_that_occurs_elsewhere_is_found_where_it_is(tiny: Any, jinja: 
 @pytest.mark.parametrize("answer", ["Yes.", "", "e", "end", "<think", "sentence", "<", "<think>\n"])
 def test_a_thought_opened_by_the_generation_prompt_is_not_trained(reasons: Any, answer: str) -> None:
     text, answers = parts(reasons, REASONING, "Is it? end", answer, "And?", answer)
-    assert (
-        text
-        == f"<｜User｜>Is it? end<｜Assistant｜>{answer}<｜end▁of▁sentence｜><｜User｜>And?<｜Assistant｜>{answer}<｜end▁of▁sentence｜>"
-    )
+    reply = f"<｜Assistant｜>{answer}<｜end▁of▁sentence｜>"
+    assert text == f"<｜User｜>Is it? end{reply}<｜User｜>And?{reply}"
     assert answers == [f"{answer}<｜end▁of▁sentence｜>"] * 2
     assert Renderer(reasons, REASONING).prompt(chat("Is it?")).endswith("<｜Assistant｜><think>\n")
 

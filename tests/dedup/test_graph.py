@@ -71,7 +71,7 @@ def same(one: NeighborGraph, other: NeighborGraph) -> None:
 
 
 @quick
-@given(vector_sets(), FLOORS, st.sampled_from([(8, 16, 5), (40, 24, 32), (512, 4096, 512)]))
+@given(vector_sets(), FLOORS, st.sampled_from([(8, 16, 5), (40, 24, 32), (512, 8192, 512)]))
 def test_all_pairs_and_only_those(vectors: np.ndarray, floor: float, sizes: tuple[int, int, int]) -> None:
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
     with blocks(*sizes):
@@ -105,7 +105,7 @@ def test_floor_rises_until_the_edges_fit(vectors: np.ndarray, max_edges: int, fl
     whole = build(vectors, floor, MANY)
     steps = [floor, *(step / 100 for step in range(100) if step / 100 > floor)]
     fitting = [step for step in steps if (whole.score >= np.float32(step)).sum() <= max_edges]
-    for sizes in ((8, 16, 5), (512, 4096, 512)):
+    for sizes in ((8, 16, 5), (512, 8192, 512)):
         with blocks(*sizes):
             if fitting:
                 same(build(vectors, floor, max_edges, **WAYS[way]), whole.at(fitting[0]))

@@ -1,0 +1,169 @@
+"""Split: the held-out rows never move."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_lab.bench import Bench
+from sft_lab.data.sources import File
+from sft_lab.data.split import Hash, Sides, Source, group_hash
+from sft_lab.errors import ConfigError
+from sft_lab.rows import Rows
+
+Row = tuple[str, int]  # group, number within the group
+
+
+def table(rows: list[Row], answer: str = "It is {}.", **more: list[str]) -> datasets.Dataset:
+    """One row each, its text and id by group and number, as load would give them whatever their order."""
+    names = [f"{group}/{number}" for group, number in rows]
+    columns = {
+        "id": [f"{position}-{name}" for position, name in enumerate(names)],
+        "prompt": [f"What is {name}?" for name in names],
+        "answer": [answer.format(name) for name in names],
+        "group": [group for group, _ in rows],
+    }
+    return datasets.Dataset.from_dict({**columns, **more})
+
+
+def names(rows: Rows) -> list[str]:
+    return [row_id.split("-", 1)[1] for row_id in rows.column("id")]
+
+
+MANY = [(f"g{n // 2}", n) for n in range(600)]
+
+
+@pytest.fixture
+def sides(bench: Bench) -> Sides:
+    return Hash(max_eval_rows=1000)(table(MANY), bench)
+
+
+def test_about_the_share_is_held_out(sides: Sides) -> None:
+    assert 35 <= len(sides.held_out) <= 85
+    assert len(sides.train) + len(sides.held_out) == 600
+    assert sides.side.dropped == {"held_out": len(sides.held_out)}
+
+
+def test_a_group_stays_on_one_side(sides: Sides) -> None:
+    assert not set(sides.train.column("group")) & set(sides.held_out.column("group"))
+
+
+def test_a_known_group_is_where_it_always_was() -> None:
+    """These numbers are a promise: another hash would move the held-out rows of everyone."""
+    assert group_hash("id_prefix:QWJhYvA") == pytest.approx(0.7713, abs=5e-5)
+    assert group_hash("content:") == pytest.approx(0.0, abs=1)
+    assert 0 <= group_hash("\ud800") < 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 40).map("g{}".format), st.integers(0, 3)), unique=True, max_size=80),
+    others=st.lists(st.tuples(st.integers(41, 90).map("g{}".format), st.integers(0, 3)), unique=True, max_size=40),
+    share=st.floats(0.05, 0.9),
+    seed=st.integers(),
+)
+def test_order_and_other_rows_move_nothing(rows: list[Row], others: list[Row], share: float, seed: int) -> None:
+    split = Hash(eval_share=share)
+    more = rows + others
+    random.Random(seed).shuffle(more)
+    out, wider = (Rows.of(table(given_rows)) for given_rows in (rows, more))
+    held = dict(zip(names(out), split.is_held_out(out), strict=True))
+    held_then = dict(zip(names(wider), split.is_held_out(wider), strict=True))
+    assert {name: held_then[name] for name in held} == held
+    raised = Hash(eval_share=min(0.99, share + 0.05)).is_held_out(out)
+    assert not (np.array([*held.values()], bool) & ~raised).any()
+
+
+def test_neither_order_nor_limit_moves_the_rows_in_use(bench: Bench) -> None:
+    split = Hash(max_eval_rows=20)
+    shuffled = random.Random(1).sample(MANY, len(MANY))
+    one, two, three = split(table(MANY), bench), split(table(shuffled), bench), split(table(MANY), bench, limit=7)
+    assert set(names(one.held_out)) == set(names(two.held_out)) == set(names(three.held_out))
+    assert one.fingerprint == two.fingerprint == three.fingerprint
+    assert len(three.train) == 7
+
+
+def test_a_seed_is_no_knob_of_a_split() -> None:
+    from dataclasses import fields
+
+    assert {field.name for field in fields(Hash)} == {"eval_share", "min_eval_rows", "max_eval_rows", "max_eval_tokens"}
+
+
+def test_other_held_out_rows_are_another_fingerprint(bench: Bench) -> None:
+    assert Hash(max_eval_rows=20)(table(MANY), bench).fingerprint != Hash(max_eval_rows=21)(table(MANY), bench).fingerprint
+
+
+def test_a_limit_keeps_the_first_rows_of_the_training_side(bench: Bench) -> None:
+    whole, some = Hash()(table(MANY), bench), Hash()(table(MANY), bench, limit=50)
+    assert names(some.train) == names(whole.train)[:50]
+    assert some.side.dropped == {"over_limit": len(whole.train) - 50, "held_out": whole.side.dropped["held_out"]}
+    assert Hash()(table(MANY), bench, limit=10_000).side.dropped == whole.side.dropped
+
+
+def test_the_smallest_hashes_are_used(bench: Bench) -> None:
+    sides = Hash(max_eval_rows=9)(table(MANY), bench)
+    every = sorted((group_hash(group), f"{group}/{number}") for group, number in MANY if group_hash(group) < 0.1)
+    assert sorted(names(sides.held_out)) == sorted(name for _, name in every[:9])
+    assert sides.held_out_selection.dropped == {"over_max_eval_rows": len(every) - 9}
+
+
+def test_held_out_rows_must_be_usable(bench: Bench) -> None:
+    rows = table(MANY)
+    answers = rows["answer"][:]
+    answers[::6], answers[2::6] = [" "] * 100, ["long " * 60] * 100
+    sides = Hash(max_eval_tokens=50)(rows.remove_columns("answer").add_column("answer", answers), bench)
+    assert set(sides.held_out_selection.dropped) == {"unanswered", "over_max_eval_tokens"}
+    assert {answer[:5] for answer in sides.held_out.column("answer")} == {"It is"}
+    assert "over_max_eval_tokens" not in Hash()(rows, bench).held_out_selection.dropped
+
+
+def test_too_few_held_out_rows_are_an_error(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match=r"split.min_eval_rows=8: only [0-7] held-out rows .* split.eval_share=0"):
+        Hash()(table(MANY[:20]), bench)
+    with pytest.raises(ConfigError, match="only 0 held-out rows"):
+        Hash(eval_share=0.5)(table(MANY, answer=" "), bench)
+
+
+def test_no_share_no_held_out_rows(bench: Bench) -> None:
+    sides = Hash(eval_share=0)(table(MANY[:3]), bench, limit=2)
+    assert (len(sides.train), len(sides.held_out), len(sides.held_out_selection.ids)) == (2, 0, 0)
+
+
+def test_the_sources_own_split(bench: Bench) -> None:
+    split = ["train"] * 590 + ["test"] * 10
+    sides = Source()(table(MANY, source_split=split), bench)
+    assert names(sides.held_out) == [f"{group}/{number}" for group, number in MANY[590:]]
+    for one_split in (table(MANY), table(MANY, source_split=[""] * 600), table(MANY, source_split=["train"] * 600)):
+        with pytest.raises(ConfigError, match="split=hash"):
+            Source()(one_split, bench)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"eval_share": 1.0}, {"eval_share": -0.1}, {"min_eval_rows": 0}, {"max_eval_rows": 7}, {"max_eval_tokens": 0}],
+)
+def test_impossible_values_are_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(knobs))):
+        Hash(**knobs)
+
+
+def test_pieces_of_one_talk_and_the_knobs_of_load_keep_their_side(bench: Bench, write: Any) -> None:
+    """From a file on: what is read of a conversation, and what is dropped, moves no other row."""
+    talks = [
+        {"id": f"t{n // 3}_{n % 3}", "conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": f"{n}!"}]}
+        for n in range(240)
+    ]
+    spoiled = [{**row, "conversations": []} if n % 5 == 0 else row for n, row in enumerate(talks)]
+    split = Hash(max_eval_rows=1000)
+    out, left = (
+        set(split(File(path=str(write(*rows, name=name)))(bench).rows, bench).held_out.column("source_id"))
+        for name, rows in (("all.jsonl", talks), ("spoiled.jsonl", spoiled))
+    )
+    assert left == {row["id"] for n, row in enumerate(talks) if row["id"] in out and n % 5}
+    assert len(out) % 3 == 0
