@@ -75,7 +75,7 @@ def _completed(source: Dataset) -> Dataset:
     """
     if missing := [name for name in ("prompt", "answer") if name not in source.column_names]:
         raise SourceError(f"columns {source.column_names}: a stage needs prompt and answer; missing {missing}")
-    found = {name: source[name][:] for name in source.column_names if name in (*COLUMNS, "system")}
+    found = {name: source[name][:] for name in source.column_names if name in (*COLUMNS, "system", "source_split")}
     for name in {"prompt", "answer", "system"} & found.keys():
         if odd := [value for value in found[name] if not isinstance(value, str | None)]:
             raise SourceError(f"column {name}: holds {odd[0]!r}, no text; a stage needs text")
@@ -88,6 +88,7 @@ def _completed(source: Dataset) -> Dataset:
         "id": [str(given) for given in found.get("id", range(len(prompts)))],
         "messages": found.get("messages") or [*map(_messages, systems, prompts, answers)],
         "group": found.get("group") or [*map(content_group, prompts, answers)],
+        "source_split": found.get("source_split") or [""] * len(prompts),
     }
     for name, values in made.items():
         if name not in source.column_names:

@@ -96,6 +96,8 @@ class Run:
         """Refuse knobs that contradict one another."""
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads}: must be at least 1, or null for one per core")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed}: must be from 0 to {2**32 - 1}, as numpy wants it")
         limits = {"split.max_eval_tokens": self.split.max_eval_tokens}
         if "length" in self.filter:
             limits["filter.length.max_tokens"] = self.filter["length"].max_tokens  # type: ignore[attr-defined]
@@ -119,6 +121,12 @@ class Run:
         """Give the run as plain data, each stage with its ``kind``: what ``config.yaml`` holds."""
         stages = {name.name: _saved(name.name, getattr(self, name.name)) for name in fields(self)}
         return {"format": FORMAT, **stages}
+
+    def to_yaml(self) -> str:
+        """Give the text of ``config.yaml``."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_yaml(OmegaConf.create(self.saved()))
 
     @property
     def hash(self) -> str:

@@ -74,6 +74,8 @@ class Session:
 
     def __enter__(self) -> Self:
         """Set seed and threads, here and nowhere else, and open the log."""
+        if not self.folder.config.exists():  # from Python; a launcher has written it before
+            write_text(self.folder.config, self.run.to_yaml())
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("sft_lab").addHandler(self._handler)

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from sft_lab.folder import RunFolder
@@ -37,7 +37,7 @@ def prepare(*, verbose: bool = False) -> None:
     own.setLevel(logging.DEBUG if verbose else logging.INFO)
     own.propagate = False
     if not own.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         own.addHandler(handler)
     if verbose:
@@ -46,6 +46,17 @@ def prepare(*, verbose: bool = False) -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what ``sys.stderr`` is now, not to what it was when the handler was made."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
 
 
 def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
@@ -113,15 +124,17 @@ def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
     from sft_lab.files import read_json
 
     axes = list(dict.fromkeys(key for _, found in jobs for key in found))
-    columns = [*axes, "state", "train rows", "held-out loss", "bits/byte", "gap", "verdict"]
-    table = Table(*columns, box=box.SIMPLE_HEAD)
+    table = Table(*axes, "state", "rows", "loss", "bits/byte", "gap", "verdict", box=box.SIMPLE_HEAD)
+    table.title, table.title_justify = "Jobs (loss: held-out, by the weights that were saved)", "left"
     for folder, found in jobs:
         summary = read_json(folder.summary) if folder.summary.exists() else {}
         numbers = [_number(summary.get(name)) for name in ("eval/loss", "eval/bits_per_byte", "gap")]
         rows = str(summary.get("train_rows", ""))
         state = folder.state() or ""
         table.add_row(*(found.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
-    Console().print(table)
+    console = Console()
+    # Rather a long line than a cut-off number where the output is a file.
+    console.print(table, width=None if console.is_terminal else 160, crop=False)
 
 
 def _number(value: float | None) -> str:

@@ -55,12 +55,11 @@ def test_the_options_of_every_group_are_found():
 
 
 # To be mended: these say no command.
-SILENT = {f"dedup/embedder={name}" for name in ("bge_m3", "gte_large", "minilm_bundled", "multilingual_e5_small")}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in SILENT else name for name in FILES],
+    FILES,
 )
 def test_option_says_what_it_is_and_gives_a_command(name):
     comments, commands = spoken(FILES[name])

@@ -139,6 +139,13 @@ def test_exec_runs_a_saved_config_to_the_same_numbers(done: Path, here: Path) ->
     assert read(again / "summary.json")["eval/loss"] == read(done / "summary.json")["eval/loss"]
 
 
+def test_from_python_it_is_the_same_run(done: Path, here: Path, tiny: list[str]) -> None:
+    summary = compose(tiny).execute("run")
+    assert summary["eval/loss"] == read(done / "summary.json")["eval/loss"]
+    assert {path.name for path in Path("run").iterdir()} == FILES
+    assert main(["exec", "run"]) == 0
+
+
 def test_held_out_rows_do_not_move_with_the_limit(here: Path, tiny: list[str]) -> None:
     fingerprints = set()
     for limit in (60, 120):

@@ -42,11 +42,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(self.min_evaluations >= 2, "limits.min_evaluations", self.min_evaluations, "at least 2")
+        require(self.min_evaluations >= 2, "min_evaluations", self.min_evaluations, "at least 2")
         for name in (
             "diverged_rise", "overfitting_rise", "underfitting_gain", "undertrained_slope", "converged_within",
         ):  # fmt: skip
-            require(getattr(self, name) > 0, f"limits.{name}", getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
 @dataclass(frozen=True)

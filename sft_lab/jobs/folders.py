@@ -200,7 +200,7 @@ def _write(job: Job, folder: RunFolder, standing: Standing) -> Placed:
         made = True
     if standing is not Standing.finished:
         try:
-            write_text(folder.config, configs.dump(job.run))
+            write_text(folder.config, job.run.to_yaml())
         except OSError as error:
             raise FolderError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
     return Placed(job, folder, standing, made)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -45,8 +46,17 @@ def launch(placed: list[Placed]) -> list[Failure]:
         if failure:
             failures.append(failure)
             if one.made and failure.by_input and not many:
-                shutil.rmtree(one.folder.path, ignore_errors=True)  # wrong input leaves nothing behind
+                _leave_nothing(one.folder.path)
     return failures
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Remove a folder that wrong input made, and the date's folder above it if it is empty now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in (folder.parent, folder.parent.parent):
+        if parent == Path.cwd() or not parent.is_dir() or any(parent.iterdir()):
+            return
+        parent.rmdir()
 
 
 def execute(folder: RunFolder) -> Failure | None:

@@ -109,10 +109,10 @@ class Peft:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(self.r >= 1, "peft.r", self.r, "at least 1")
-        require(self.lora_alpha >= 1, "peft.lora_alpha", self.lora_alpha, "at least 1")
-        require(0 <= self.lora_dropout < 1, "peft.lora_dropout", self.lora_dropout, "a share from 0 to below 1")
-        require(bool(self.target_modules), "peft.target_modules", self.target_modules, "at least one name")
+        require(self.r >= 1, "r", self.r, "at least 1")
+        require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
+        require(bool(self.target_modules), "target_modules", self.target_modules, "at least one name")
 
 
 @dataclass

@@ -38,7 +38,8 @@ def test_answered(bench: Bench) -> None:
 def test_length_counts_prompt_and_answer_without_template_tokens(bench: Bench, tiny: Any) -> None:
     rows = table(("one two", "three"), ("one two", "three " * 9), ("one", ""), ("one two three four", "five"))
     sizes = [
-        [len(tiny(text, add_special_tokens=False)["input_ids"]) for text in (row["prompt"], row["answer"])] for row in rows
+        [len(tiny(text, add_special_tokens=False)["input_ids"]) for text in (row["prompt"], row["answer"])]
+        for row in rows
     ]
     totals = [sum(size) for size in sizes]
     assert bench.token_counts(Rows.of(rows)).tolist() == sizes

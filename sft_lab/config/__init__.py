@@ -1,0 +1,22 @@
+"""Configs: Hydra's composition made strict, and saved YAML to Run and back. Nothing else imports Hydra.
+
+User input is composed once, here: the sweep is expanded, every job composed, walked for unknown keys, built and
+checked before anything starts, and all problems come in one error.
+"""
+
+from __future__ import annotations
+
+from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, environment_note
+from sft_lab.config.saved import build, from_saved, load
+
+__all__ = [
+    "Job",
+    "Plan",
+    "build",
+    "compose",
+    "compose_config",
+    "compose_jobs",
+    "environment_note",
+    "from_saved",
+    "load",
+]

@@ -1,0 +1,143 @@
+"""Data to Run and back: ``config.yaml``, without Hydra and without code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_lab.config.messages import all_keys, first_line, lines_of, not_yaml, plain_data, unknown_key
+from sft_lab.errors import ConfigError, all_problems
+from sft_lab.files import FORMAT
+from sft_lab.run import SCHEMAS, Run
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Run:
+    """Build a run from a saved config, without Hydra: data only, never code.
+
+    Args:
+        path: of ``config.yaml``.
+        overrides: dotted keys of the saved config, ``key=value``.
+
+    Raises:
+        ConfigError: for a file that is not a saved config of this format.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    for where, content in [(str(path), text), *((word, word) for word in overrides or [])]:
+        if "${" in content:
+            raise ConfigError(f"{where}: holds an interpolation (${{...}}); a saved config is resolved data")
+    try:
+        saved = OmegaConf.create(text)
+        if isinstance(saved, DictConfig):
+            saved.merge_with_dotlist(overrides or [])
+        plain = OmegaConf.to_container(saved)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {first_line(error)}") from error
+    except Exception as error:  # PyYAML's errors share no base with OmegaConf's
+        raise ConfigError(f"{path}: {not_yaml(error)}") from error
+    return from_saved(plain, str(path))
+
+
+def from_saved(saved: Any, where: str) -> Run:
+    """Build a run from the plain data that ``Run.saved`` gives.
+
+    Raises:
+        ConfigError: for an unknown format, kind or key.
+    """
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{where}: must hold keys and values, holds a {type(saved).__name__}")
+    if saved.get("format") != FORMAT:
+        raise ConfigError(f"{where}: format={saved.get('format')}: this version of sft_lab reads format {FORMAT}")
+    if target := next((path for path, key in all_keys(saved) if key == "_target_"), None):
+        raise ConfigError(f"{where}: {target}: a saved config is data and names no code to run; remove it")
+    known = [found.name for found in fields(Run)]
+    if unknown := [str(name) for name in saved if name not in [*known, "format"]]:
+        raise ConfigError(f"{where}: " + "; ".join(unknown_key(name, known) for name in unknown))
+    config = OmegaConf.structured(Run)
+    for name in known:
+        if name in saved:
+            _put(config, name, saved[name], f"{where}: {name}")
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{where}: missing {', '.join(missing)}")
+    try:
+        return build(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _put(config: DictConfig, name: str, node: Any, where: str) -> None:
+    if name == "filter":
+        if not isinstance(node, dict):
+            raise ConfigError(f"{where}={node}: must be a mapping of names to filters")
+        for key, child in node.items():
+            config.filter[str(key)] = _typed("filter", child, f"{where}.{key}")
+    elif name in SCHEMAS:
+        config[name] = _typed(name, node, where)
+    else:
+        try:
+            config.merge_with({name: node})
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{where}={node}: {first_line(error)}") from error
+
+
+def _typed(group: str, node: Any, where: str) -> DictConfig:
+    kind = node.get("kind") if isinstance(node, dict) else None
+    if not isinstance(kind, str) or kind not in SCHEMAS[group]:
+        raise ConfigError(f"{where}.kind={kind}: must be one of {', '.join(SCHEMAS[group])}")
+    schema = SCHEMAS[group][kind]
+    values = {key: value for key, value in node.items() if key != "kind"}
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(schema), values)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"{where}{f'.{key}' if key else ''}: {first_line(error)}") from error
+    assert isinstance(typed, DictConfig)
+    return typed
+
+
+def build(config: DictConfig) -> Run:
+    """Turn a strict config into the run object; every stage's refusals come at once, each with its key.
+
+    Raises:
+        ConfigError: naming key, value and limit.
+    """
+    if problems := [*_not_plain(plain_data(config)), *_refusals(config)]:
+        raise all_problems(problems)
+    run = OmegaConf.to_object(config)
+    assert isinstance(run, Run)
+    return run
+
+
+def _refusals(node: DictConfig, path: str = "") -> list[str]:
+    """What the stages' ``__post_init__`` refuse; inner nodes are built first, so that a refusal names its whole key."""
+    problems = []
+    for key in node:
+        child = node._get_node(key)  # noqa: SLF001 - node[key] is ten times slower
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):  # noqa: SLF001
+            problems += _refusals(child, f"{path}.{key!s}".lstrip("."))
+    if problems or not path or not is_dataclass(OmegaConf.get_type(node)):
+        return problems
+    try:
+        OmegaConf.to_object(node)
+    except ConfigError as error:
+        return [f"{path}.{line}" for line in lines_of(error)]
+    return []
+
+
+def _not_plain(node: Any, path: str = "") -> Iterator[str]:
+    """Values that JSON, or a saved config, cannot hold."""
+    if isinstance(node, dict | list):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _not_plain(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield f"{path}={node}: must be a finite number"
+    elif isinstance(node, str) and "${" in node:
+        yield f"{path}: must not hold ${{, which a saved config would read as an interpolation"

@@ -1,0 +1,136 @@
+"""Where Hydra finds options: conf/, the working folder's own, the experiments and the schemas."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from sft_lab.config.messages import BARE_WORD, all_keys, not_yaml, refuse_none_beside
+from sft_lab.dedup.embedding import Embedder
+from sft_lab.options import shipped
+from sft_lab.run import SCHEMAS, Run
+
+
+class _ExperimentSource(ConfigSource):
+    """Group ``experiment`` over flat folders of YAML files; Hydra's own sources want a folder per group."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "experiments"
+
+    def _file(self, config_path: str) -> Path:
+        name = config_path.removeprefix("experiment/").removesuffix(".yaml")
+        return Path(self.path) / f"{name}.yaml"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        if not self.is_config(config_path):
+            raise ConfigLoadError(f"no experiment {self._file(config_path)}")
+        loaded, package = read_experiment(self._file(config_path))
+        where = f"{self.scheme()}://{self.path}"
+        return ConfigResult(config=loaded, path=where, provider=self.provider, header={"package": package})
+
+    def available(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path.strip("/") in ("", "experiment")
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.startswith("experiment/") and self._file(config_path).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path.strip("/") == "":
+            return ["experiment"] if results_filter in (None, ObjectType.GROUP) else []
+        if results_filter is ObjectType.GROUP:
+            return []
+        return sorted(file.stem for file in Path(self.path).glob("*.yaml"))
+
+
+def read_experiment(file: Path) -> tuple[DictConfig, str]:
+    """Read an experiment file and its package, ``_global_`` where it names none; refuse what Hydra would misread."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        loaded = OmegaConf.create(text)
+    except Exception as error:  # PyYAML's errors share no base with OmegaConf's
+        raise ConfigLoadError(f"{file}: {not_yaml(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigLoadError(f"{file}: must hold keys and values, not a list")
+    plain = OmegaConf.to_container(loaded)
+    assert isinstance(plain, dict)
+    if bare := next((path for path, key in all_keys(plain) if isinstance(key, bool)), None):
+        raise ConfigLoadError(f"{file}: {bare}: {BARE_WORD}")
+    for entry in plain.get("defaults") or []:
+        for group, chosen in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(chosen, bool):
+                raise ConfigLoadError(f"{file}: {group}: {BARE_WORD}")
+            if group.removeprefix("override ").strip("/ ") == "filter":
+                refuse_none_beside(chosen, f"{file}: filter")
+    found = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
+    return loaded, found.group(1) if found else "_global_"
+
+
+class SearchPath(SearchPathPlugin):
+    """The working folder's own conf/ and experiments/ come first, then the shipped experiments."""
+
+    further: ClassVar[str | None] = None  # --config-dir
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        here = Path.cwd()
+        if (here / "conf").is_dir() and (here / "conf").resolve() != shipped("conf").resolve():
+            search_path.prepend("sft_lab-here", f"file://{here / 'conf'}")
+        if self.further:
+            search_path.prepend("sft_lab-config-dir", f"file://{Path(self.further).absolute()}")
+        if (here / "experiments").is_dir():
+            search_path.append("sft_lab-here", f"experiments://{here / 'experiments'}")
+        search_path.append("sft_lab", f"experiments://{shipped('experiments')}")
+        search_path.append("sft_lab", "schemas://")
+
+
+class _SchemaSource(ConfigSource):
+    """Group ``schema``: a stage's dataclass becomes a config when an option names it; ConfigStore makes all at once."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "schemas"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        schema = OmegaConf.structured(_SCHEMA_AT[config_path.removesuffix(".yaml")])
+        return ConfigResult(config=schema, path="schemas://", provider=self.provider, header={"package": None})
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return any(name.startswith(f"{config_path.strip('/')}/") for name in _SCHEMA_AT)
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.removesuffix(".yaml") in _SCHEMA_AT
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:  # noqa: ARG002
+        return []  # schemas are for option files, not to be chosen
+
+
+_SCHEMA_AT: dict[str, type] = {"schema/run": Run, "schema/embedder": Embedder} | {
+    f"schema/{group}/{kind}": schema for group, kinds in SCHEMAS.items() for kind, schema in kinds.items()
+}
+
+
+def _register() -> None:
+    # Hydra's own config without its logging, help and output folders, which hydra.main alone reads: composing a job
+    # takes two thirds of the time.
+    own = ConfigStore.instance().repo["hydra"]["config.yaml"].node
+    own.defaults = ["_self_", {"launcher": "basic"}, {"sweeper": "basic"}]
+    for plugin in (_ExperimentSource, _SchemaSource, SearchPath):
+        Plugins.instance().register(plugin)
+
+
+_register()

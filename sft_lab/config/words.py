@@ -1,0 +1,114 @@
+"""The command line's words in Hydra's grammar, and the grid they span."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from sft_lab.config.messages import GROUPS, first_line, refuse_none_beside
+from sft_lab.config.sources import read_experiment
+from sft_lab.errors import ConfigError, all_problems
+from sft_lab.options import shipped
+
+
+def key_of(word: str) -> str:
+    """Give the key of an override, signs taken off."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def texts_of(words: Iterable[Override], *, swept: bool = False) -> list[str]:
+    """Give overrides as they were written; with ``swept`` those alone that have several values."""
+    return [str(word.input_line) for word in words if word.is_sweep_override() or not swept]
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Read overrides in Hydra's grammar; ``experiment=x`` works too, where Hydra itself wants ``+experiment``.
+
+    Raises:
+        ConfigError: naming every word that is none, and every group that is given no name of an option.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    words: list[Override] = []
+    problems = []
+    for text in overrides:
+        if not key_of(text):
+            problems.append(f"{text}: no key; write key=value")
+            continue
+        try:
+            words += parser.parse_overrides([f"+{text}" if text.startswith("experiment=") else text])
+            _refuse_group_value(words[-1])
+        except HydraException as error:
+            remedy = "quote it, \"key='a=b'\", if it holds = , ( { [ or a space" if "=" in text else "write key=value"
+            problems.append(f"{text}: no override in Hydra's grammar ({first_line(error)}); {remedy}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise all_problems(problems)
+    return words
+
+
+def _refuse_group_value(word: Override) -> None:
+    group, text = str(word.key_or_group), str(word.input_line).removeprefix("+")
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        raise ConfigError(f"{text}: sft_lab starts its jobs itself, one after another; leave it out")
+    if word.is_sweep_override() or (group not in GROUPS and "/" not in group):
+        return
+    if word.is_delete():
+        raise ConfigError(f"{text}: a group cannot be removed; choose another option, {group}=...")
+    value: Any = word.value()
+    several = group in ("filter", "experiment") and isinstance(value, list)
+    if not all(isinstance(name, str) for name in value) if several else not isinstance(value, str):
+        names = GlobalHydra.instance().config_loader().get_group_options(group)
+        raise ConfigError(f"{text}: must be the name of an option; there are {', '.join(names)}")
+    if group == "filter":
+        refuse_none_beside(value, text)
+
+
+def experiment_name(fixed: list[str]) -> str | None:
+    """Give the name of the experiment that was chosen, ``a+b`` for two."""
+    names = [word.partition("=")[2].strip("[]").replace(",", "+") for word in fixed if key_of(word) == "experiment"]
+    return names[-1] if names else None
+
+
+def refuse_sweep_settings(words: list[Override], *, swept: bool) -> None:
+    """Refuse what a sweep would silently ignore: hydra.run.dir, and hydra.* settings in experiments swept over."""
+    for word in words:
+        key = key_of(str(word.input_line))
+        if swept and key == "hydra.run.dir":
+            raise ConfigError(f"{word.input_line}: the folder of a sweep is hydra.sweep.dir")
+        if key != "experiment" or not word.is_sweep_override():
+            continue
+        for name in re.findall(r"[^\s,\[\]]+", str(word.input_line).partition("=")[2]):
+            files = [root / f"{name}.yaml" for root in (Path.cwd() / "experiments", shipped("experiments"))]
+            if file := next((file for file in files if file.is_file()), None):
+                content, _ = read_experiment(file)
+                if "hydra" in content or any("hydra/" in str(entry) for entry in content.get("defaults") or []):
+                    raise ConfigError(
+                        f"{word.input_line}: {name} carries hydra.* settings, which are ignored when experiments are "
+                        "swept over; combine two with +experiment=[base,sweep], or run them one after another"
+                    )
+
+
+def grid_of(words: list[Override], swept: set[str], params: Any) -> list[list[str]]:
+    """Expand the grid: the command line's values beat those of a sweep file."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    given = {key_of(text) for text in texts_of(words)}
+    own = [f"{key}={value}" for key, value in params.items() if key_of(str(key)) not in given]
+    axes = [*parse(own), *(word for word in words if key_of(str(word.input_line)) in swept)]
+    if not axes:
+        return [[]]
+    try:
+        batches = BasicSweeper.split_arguments(axes, None)
+    except HydraException as error:
+        raise ConfigError(
+            f"{' '.join(texts_of(axes))}: {first_line(error)}; write the values, a,b or choice(a,b)"
+        ) from error
+    return [list(job) for batch in batches for job in batch]

@@ -1,0 +1,211 @@
+"""The stage store: computed once, by whoever comes first, whole or not at all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_lab.errors import FolderError
+from sft_lab.files import read_json
+from sft_lab.store import RECIPE, Store, default_root
+
+RECIPE_OF = {"version": 1, "params": {"a": 1}, "input": "x"}
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+def write_one(folder: Path) -> None:
+    (folder / "one.txt").write_text("1", encoding="utf-8")
+
+
+def never(folder: Path) -> None:
+    raise AssertionError(folder)
+
+
+def test_an_entry_is_computed_once_and_says_what_it_is(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry = store.entry("filter", RECIPE_OF, write_one)
+    assert (entry.hit, (entry.path / "one.txt").read_text("utf-8")) == (False, "1")
+    assert read_json(entry.path / RECIPE) == {"format": 1, "stage": "filter", **RECIPE_OF}
+    again = Store(tmp_path).entry("filter", dict(reversed(RECIPE_OF.items())), never)
+    assert (again.hit, again.path, again.key) == (True, entry.path, entry.key)
+    assert entry.path == tmp_path / "filter" / entry.key
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [("dedup", {}), ("filter", {"version": 2}), ("filter", {"params": {"a": 2}}), ("filter", {"params": {"a": 1.5}}),
+     ("filter", {"input": "y"}), ("filter", {"tokenizer": "t"})],
+)  # fmt: skip
+def test_all_of_a_recipe_matters(tmp_path: Path, stage: str, more: dict[str, Any]) -> None:
+    store = Store(tmp_path)
+    one, other = store.entry("filter", RECIPE_OF, write_one), store.entry(stage, {**RECIPE_OF, **more}, write_one)
+    assert not other.hit
+    assert one.path != other.path
+
+
+def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
+    def fails(folder: Path) -> None:
+        write_one(folder)
+        raise ValueError("no")
+
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="no"):
+        store.entry("filter", RECIPE_OF, fails)
+    assert list((tmp_path / "filter").iterdir()) == []
+    assert not store.entry("filter", RECIPE_OF, write_one).hit
+
+
+def _count_slowly(root: str, ready: Any) -> None:
+    def compute(folder: Path) -> None:
+        with (Path(root) / "counter").open("a", encoding="utf-8") as file:
+            file.write("x")
+        time.sleep(0.3)
+        write_one(folder)
+
+    ready.wait()
+    entry = Store(Path(root)).entry("filter", RECIPE_OF, compute)
+    assert (entry.path / "one.txt").exists()
+
+
+def test_processes_that_come_together_compute_once(tmp_path: Path) -> None:
+    ready = PROCESSES.Barrier(4)
+    processes = [PROCESSES.Process(target=_count_slowly, args=(str(tmp_path), ready)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "counter").read_text("utf-8") == "x"
+    assert len(list(Store(tmp_path).listing())) == 1
+
+
+def _hang(root: str) -> None:
+    def compute(folder: Path) -> None:
+        write_one(folder)
+        (Path(root) / "begun").touch()
+        time.sleep(60)
+
+    Store(Path(root)).entry("filter", RECIPE_OF, compute)
+
+
+def test_a_killed_writer_blocks_nobody_and_prune_clears_up(tmp_path: Path) -> None:
+    process = PROCESSES.Process(target=_hang, args=(str(tmp_path),))
+    process.start()
+    for _ in range(600):
+        if (tmp_path / "begun").exists():
+            break
+        time.sleep(0.05)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join(10)
+    store = Store(tmp_path)
+    assert list(store.listing()) == []
+    assert len(list((tmp_path / "filter").iterdir())) == 1
+    began = time.monotonic()
+    assert not store.entry("filter", RECIPE_OF, write_one).hit
+    assert time.monotonic() - began < 5
+    assert store.prune(older_than=3600) == []
+    assert [path.name for path in (tmp_path / "filter").iterdir()] == [found.key for found in store.listing()]
+
+
+def test_half_an_entry_is_no_entry(tmp_path: Path) -> None:
+    """Someone's rm got as far as the recipe."""
+    store = Store(tmp_path)
+    path = store.entry("filter", RECIPE_OF, write_one).path
+    (path / RECIPE).unlink()
+    (path / "stale.txt").touch()
+    assert list(store.listing()) == []
+    assert not store.entry("filter", RECIPE_OF, write_one).hit
+    assert {file.name for file in path.iterdir()} == {"one.txt", RECIPE}
+
+
+def test_listing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert list(Store(tmp_path / "none").listing()) == []
+    store.entry("load", RECIPE_OF, write_one)
+    store.entry("filter", RECIPE_OF, write_one)
+    one, two = store.listing()
+    assert (one.stage, two.stage, one.params) == ("filter", "load", {"a": 1})
+    assert one.size == sum(file.stat().st_size for file in one.path.iterdir())
+    assert 0 <= one.idle < 60
+
+
+def test_prune_by_age_and_stage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    old = [store.entry(stage, RECIPE_OF, write_one) for stage in ("load", "filter", "dedup")]
+    for entry in old:
+        os.utime(entry.path / RECIPE, (0, time.time() - 7200))
+    assert store.entry("dedup", RECIPE_OF, never).hit  # being used makes it young
+    assert [found.stage for found in store.prune(3600, stage="dedup")] == []
+    assert [found.stage for found in store.prune(3600, stage="load")] == ["load"]
+    assert [found.stage for found in store.prune(3600)] == ["filter"]
+    assert [found.stage for found in store.listing()] == ["dedup"]
+    assert [found.stage for found in store.prune(0)] == ["dedup"]
+    assert not store.entry("load", RECIPE_OF, write_one).hit
+
+
+def test_prune_leaves_alone_what_is_being_written(tmp_path: Path) -> None:
+    store, writing, go_on = Store(tmp_path), threading.Event(), threading.Event()
+
+    def compute(folder: Path) -> None:
+        write_one(folder)
+        writing.set()
+        assert go_on.wait(30)
+        assert (folder / "one.txt").exists()
+
+    thread = threading.Thread(target=lambda: store.entry("filter", RECIPE_OF, compute))
+    thread.start()
+    assert writing.wait(30)
+    began = time.monotonic()
+    assert Store(tmp_path).prune(0) == []
+    assert time.monotonic() - began < 5
+    go_on.set()
+    thread.join(30)
+    assert store.entry("filter", RECIPE_OF, never).hit
+
+
+def test_a_store_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/sft_lab")):
+        with pytest.raises(FolderError, match=r"cannot be written .*; set store.path or SFT_LAB_STORE"):
+            Store(root).entry("filter", RECIPE_OF, never)
+
+
+def test_a_read_only_store_serves_what_it_holds(tmp_path: Path) -> None:
+    entry = Store(tmp_path).entry("filter", RECIPE_OF, write_one)
+    folders = [tmp_path, tmp_path / ".locks", entry.path.parent, entry.path]
+    for folder in folders:
+        folder.chmod(0o500)
+    try:
+        assert Store(tmp_path).entry("filter", RECIPE_OF, never).hit
+        if os.geteuid():  # root writes wherever it likes
+            with pytest.raises(FolderError, match="cannot be written"):
+                Store(tmp_path).entry("dedup", RECIPE_OF, write_one)
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
+
+
+def test_entries_have_the_modes_of_the_users_mask(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        entry = Store(tmp_path).entry("filter", RECIPE_OF, write_one)
+    finally:
+        os.umask(mask)
+    assert entry.path.stat().st_mode & 0o777 == 0o755
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFT_LAB_STORE", "~/here")
+    assert default_root() == Path.home() / "here"
+    monkeypatch.delenv("SFT_LAB_STORE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert default_root() == Path("/cache/sft_lab")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_root() == Path.home() / ".cache" / "sft_lab"
