@@ -143,7 +143,9 @@ def test_from_python_it_is_the_same_run(done: Path, here: Path, tiny: list[str])
     summary = compose(tiny).execute("run")
     assert summary["eval/loss"] == read(done / "summary.json")["eval/loss"]
     assert {path.name for path in Path("run").iterdir()} == FILES
+    before = Path("run/summary.json").stat().st_mtime_ns
     assert main(["exec", "run"]) == 0
+    assert Path("run/summary.json").stat().st_mtime_ns == before  # finished: left as it is
 
 
 def test_held_out_rows_do_not_move_with_the_limit(here: Path, tiny: list[str]) -> None:

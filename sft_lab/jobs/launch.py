@@ -17,7 +17,7 @@ from sft_lab import config as configs
 from sft_lab.bench import log
 from sft_lab.errors import FolderError, SftLabError, UserError
 from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
+from sft_lab.folder import FINISHED, RunFolder
 from sft_lab.jobs.folders import Placed, Standing
 from sft_lab.run import Run
 
@@ -68,6 +68,9 @@ def execute(folder: RunFolder) -> Failure | None:
     if not folder.config.exists():
         raise FolderError(f"{folder.path}: no job folder; it has no config.yaml")
     run = configs.load(folder.config)
+    if folder.state() == FINISHED:
+        log.info("%s: finished before; nothing to do", folder.path)
+        return None
     if problems := run.check():
         raise UserError("; ".join(problems))
     return _attempt(folder, run)
