@@ -11,10 +11,10 @@ demo: $(READY)  ## the main job: bundled model, bundled conversations
 	$(BIN)/sft-lab
 
 test: $(READY)  ## the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-all: $(READY)  ## the tests with the bundled model, the wheel and whole sweeps too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .

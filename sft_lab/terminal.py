@@ -124,7 +124,9 @@ def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
     from sft_lab.files import read_json
 
     axes = list(dict.fromkeys(key for _, found in jobs for key in found))
-    table = Table(*axes, "state", "rows", "loss", "bits/byte", "gap", "verdict", box=box.SIMPLE_HEAD)
+    leaves = [axis.rpartition(".")[2] for axis in axes]
+    names = leaves if len(set(leaves)) == len(axes) else axes
+    table = Table(*names, "state", "rows", "loss", "bits/byte", "gap", "verdict", box=box.SIMPLE_HEAD)
     table.title, table.title_justify = "Jobs (loss: held-out, by the weights that were saved)", "left"
     for folder, found in jobs:
         summary = read_json(folder.summary) if folder.summary.exists() else {}
@@ -132,9 +134,8 @@ def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
         rows = str(summary.get("train_rows", ""))
         state = folder.state() or ""
         table.add_row(*(found.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
-    console = Console()
     # Rather a long line than a cut-off number where the output is a file.
-    console.print(table, width=None if console.is_terminal else 160, crop=False)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _number(value: float | None) -> str:

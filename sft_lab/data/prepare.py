@@ -10,7 +10,7 @@ import numpy as np
 from sft_lab.bench import log, share
 from sft_lab.data.split import Sides, Split, group_hash
 from sft_lab.data.tokenize import tokenize
-from sft_lab.errors import JobError
+from sft_lab.errors import JobError, SourceError
 from sft_lab.rows import Rows, Selection
 from sft_lab.waterfall import Waterfall
 
@@ -78,7 +78,14 @@ class Preparation:
         self._loss_on_all = loss_on_all
 
     def split(self, loaded: Loaded, split: Split, limit: int | None) -> Sides:
-        """Put each loaded row on its side."""
+        """Put each loaded row on its side.
+
+        Raises:
+            SourceError: if load could use no row at all.
+        """
+        if not len(loaded.rows):
+            why = ", ".join(f"{count} {reason}" for reason, count in loaded.selection.dropped.items())
+            raise SourceError(f"dataset: none of its {len(loaded.selection.ids)} records can be used ({why})")
         counts = self._bench.token_counts(loaded.rows).sum(axis=1)
         tokens = dict(zip(loaded.rows.column("id"), map(int, counts), strict=True))
         self.flow = Waterfall(self._bench, tokens)

@@ -158,25 +158,27 @@ class Hub(Dataset):
 
     def fingerprint(self) -> str:
         """Repository, resolved commit and split: what the hub holds under a branch name is not content."""
+        return digest(["hub", self.name, self._commit(), self.config, self.split, self.eval_split])
+
+    def _commit(self) -> str:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            commit: str | None = self.revision
-        else:
-            try:
-                commit = HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha
-            except (HfHubHTTPError, OSError) as error:
-                raise SourceError(f"{self.named()}: {_hub_remedy(error)}") from error
-        return digest(["hub", self.name, commit, self.config, self.split, self.eval_split])
+            return self.revision
+        try:
+            return str(HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha)
+        except (HfHubHTTPError, OSError) as error:
+            raise SourceError(f"{self.named()}: {_hub_remedy(error)}") from error
 
     def records(self) -> Iterator[tuple[str, Record | None]]:
-        """Every record of the split, then of the source's own test split where one is named."""
+        """Every record of the split, then of the source's own test split where one is named; of the very commit."""
         import datasets
 
+        commit = self._commit()
         for split in filter(None, (self.split, self.eval_split)):
             try:
-                rows = datasets.load_dataset(self.name, self.config, split=split, revision=self.revision)
+                rows = datasets.load_dataset(self.name, self.config, split=split, revision=commit)
             except Exception as error:  # the hub's client raises dozens of types, all mean: no rows
                 raise SourceError(f"{self.named()}, split {split}: {_hub_remedy(error)}") from error
             yield from ((split, dict(record)) for record in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,10 +96,12 @@ def _run_into(text: str, spans: list[list[int]], offsets: list[Offset]) -> list[
 
     The model is given the tokens of the prompt alone, so the text is broken there. Offsets may leave out white space.
     """
+    begins = [begin for begin, _ in offsets]
     return [
         start
         for start, _ in spans
-        if (text[start - 1].isspace() and text[start].isspace()) or any(begin < start < end for begin, end in offsets)
+        if (text[start - 1].isspace() and text[start].isspace())
+        or offsets[bisect.bisect_left(begins, start) - 1][1] > start > 0
     ]
 
 
