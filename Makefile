@@ -10,11 +10,11 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## the main job: bundled model, bundled conversations
 	$(BIN)/sft-lab
 
-test: $(READY)  ## the quick tests
+test: $(READY)  ## the quick tests, on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-test-all: $(READY)  ## the tests with the bundled model, the wheel and whole sweeps too
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test-all: test  ## the quick tests, then those with the bundled model, the wheel and fresh processes
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
