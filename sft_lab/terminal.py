@@ -153,7 +153,7 @@ def show_store(store: Store) -> None:
     for entry in entries:
         days = f"{entry.idle / 86400:.1f} days"
         params = ", ".join(f"{name}={value}" for name, value in entry.params.items())
-        table.add_row(entry.stage, entry.key, f"{entry.size / 1e6:,.1f}", days, params[:60])
+        table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:,.1f}", days, params[:60])
     console = Console()
     console.print(table)
     total = sum(entry.size for entry in entries) / 1e6
