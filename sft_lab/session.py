@@ -177,7 +177,8 @@ class Session:
         if last and told and told[-1][0] == trained.steps and not self.run.trainer.load_best_model_at_end:
             return last
         scores = self._score(trained.model, data.held_out)
-        if not self.run.trainer.load_best_model_at_end:
+        told_before = bool(told) and told[-1][0] == trained.steps
+        if not told_before and not self.run.trainer.load_best_model_at_end:
             epoch = self.record.events[-1].get("epoch", 0.0)
             found = {"eval/loss": scores.loss, "eval/bits_per_byte": scores.bits_per_byte}
             self.record({"step": trained.steps, "epoch": epoch, **found})
@@ -226,7 +227,7 @@ class Session:
             "converged_at": verdict.converged_at(curve, limits.converged_within),
             "verdict": judged.name,
             "evidence": judged.evidence,
-            "tokens_per_second": trained.tokens / training_seconds if training_seconds > 0 else None,
+            "tokens_per_second": trained.tokens / training_seconds if trained.tokens else None,
             "watching_share": trained.watching_seconds / trained.seconds if trained.seconds > 0 else None,
             "steps": trained.steps,
             "epochs": self.record.events[-1].get("epoch"),

@@ -274,7 +274,8 @@ def train(
     if checkpoint:
         log.info("train: goes on from %s", checkpoint.name)
     began = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not (checkpoint and _take_finished(trainer, checkpoint)):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - began
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()
@@ -286,6 +287,20 @@ def train(
         watching_seconds=watch.seconds,
         precision=resolve_precision(options.precision),
     )
+
+
+def _take_finished(trainer: Any, checkpoint: Path) -> bool:
+    """Take the weights of a training that had done all its steps when it was cut off.
+
+    The Transformers trainer would do one more step before it saw that there is none to do.
+    """
+    state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
+    trainer.state = state
+    return True
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -82,6 +82,22 @@ def test_a_cut_off_training_goes_on_as_if_nothing_had_been(run: Run, bench: Benc
     assert ours(run, bench, rows, tmp_path / "cut", save_steps=8) == whole[8:]
 
 
+def test_a_training_cut_off_after_its_last_step_is_not_trained_further(
+    run: Run, bench: Bench, prepared, tmp_path: Path
+) -> None:
+    options = Full(**OPTIONS, logging_steps=1, save_steps=10, precision=run.trainer.precision.__class__.fp32)
+    weights = []
+    for _ in range(2):  # the second finds the checkpoint of the last step
+        events: list[dict[str, float]] = []
+        model = run.model.load(bench, seed=3)
+        watch = Watch(None, events.append)
+        trained = train(model, bench.tokenizer, prepared.train.tokens, options, folder=tmp_path, seed=3, watch=watch)
+        assert trained.steps == STEPS
+        weights.append([value.clone() for value in trained.model.state_dict().values()])
+    assert events == []
+    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
+
+
 def test_packed_rows_do_not_see_each_other(run: Run, bench: Bench, prepared) -> None:
     """A packed block has the loss of its rows apart, as long as no cache is used; so training cannot leak."""
     rows = prepared.held_out.tokens.select(range(6))
