@@ -147,6 +147,8 @@ class Session:
         rows = len(data.train.rows)
         log.info("train: %d rows, %d optimizer steps", rows, trl.planned_steps(rows, self.run.trainer))
         watched = len(data.held_out.rows) > 0
+        counted = self.record.curve("train/num_tokens")  # up to the checkpoint this run goes on from
+        self._tokens_before = int(counted[-1][1]) if counted else 0
         trained = trl.train(
             self._loaded_model(),
             self.bench.tokenizer,
@@ -154,7 +156,7 @@ class Session:
             self.run.trainer,
             folder=self.folder.checkpoints,
             seed=self.run.seed,
-            watch=trl.Watch(measure if watched else None, self.record, self._tokens_before()),
+            watch=trl.Watch(measure if watched else None, self.record, self._tokens_before),
         )
         log.info(
             "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
@@ -230,9 +232,9 @@ class Session:
             "tokens_per_second": trained.tokens / training_seconds if trained.tokens else None,
             "watching_share": trained.watching_seconds / trained.seconds if trained.seconds > 0 else None,
             "steps": trained.steps,
-            "epochs": self.record.events[-1].get("epoch"),
+            "epochs": self.record.events[-1].get("epoch") if self.record.events else None,
             "train_rows": len(data.train.rows),
-            "train_tokens": int(self.record.curve("train/num_tokens")[-1][1]),
+            "train_tokens": self._tokens_before + trained.tokens,
             "eval_rows": len(data.held_out.rows),
             "train_seconds": trained.seconds,
             "seconds": seconds,
@@ -312,11 +314,6 @@ class Session:
 
     def _checkpoint(self) -> Path | None:
         return trl.last_checkpoint(self.folder.checkpoints)
-
-    def _tokens_before(self) -> int:
-        """Training tokens up to the checkpoint this run goes on from."""
-        counted = self.record.curve("train/num_tokens")
-        return int(counted[-1][1]) if counted else 0
 
     def _write_manifest(self) -> None:
         write_json(self.folder.manifest, self._manifest)

@@ -171,6 +171,14 @@ def test_without_held_out_rows_nothing_is_judged(here: Path, tiny: list[str]) ->
     assert summary["gap"] is None
 
 
+def test_a_run_too_short_to_log_anything(here: Path, tiny: list[str]) -> None:
+    words = [*tiny, "split.eval_share=0", "evaluation.prompts=[]", "trainer.max_steps=2", "trainer.logging_steps=9"]
+    assert main([*words, "hydra.run.dir=run"]) == 0
+    summary = read(Path("run/summary.json"))
+    assert summary["train/loss"] is None
+    assert summary["train_tokens"] > 0
+
+
 def test_every_row_gone_is_a_failed_job_that_says_so(
     here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
