@@ -25,11 +25,11 @@ from sft_lab.report import card, figures, page
 HOSTILE = "<script>alert('x')</script>"
 ARABIC = "عاصمة فرنسا هي باريس (Paris)."
 CONFIG = """format: 1
-dataset: {kind: hub, name: theblackcat102/sharegpt-english, path: /home/sara/secret/rows.jsonl}
+dataset: {kind: hub, name: theblackcat102/sharegpt-english, path: /srv/sara/secret/rows.jsonl}
 filter: {pattern: {kind: pattern, drop: [/etc/passwd]}}
 model: {kind: pretrained, name_or_path: HuggingFaceTB/SmolLM2-135M}
 trainer: {kind: lora, learning_rate: 0.0002}
-store: {path: /home/sara/cache}
+store: {path: /srv/sara/cache}
 """
 STAGES = [
     {
@@ -337,7 +337,7 @@ def test_the_hub_reads_the_card(make: Make) -> None:
 
 def test_a_card_says_nothing_of_the_machine_it_was_made_on(make: Make) -> None:
     folder = make(*PARTS, summary={**SUMMARY, "train_rows": 1000})
-    path = card.write(folder, "/home/sara/models/own")
+    path = card.write(folder, "/srv/sara/models/own")
     text = path.read_text(encoding="utf-8")
     assert "base_model" not in metadata_of(path)
     assert "sara" not in text
