@@ -118,23 +118,26 @@ class Selector(abc.ABC):
 
 def result_params(stage: Any) -> dict[str, Any]:
     """Give a stage's knobs as plain data, without those marked as not changing the result."""
-    return {
-        field.name: plain(getattr(stage, field.name))
-        for field in fields(stage)
-        if field.metadata.get("changes_result", True)
-    }
+    params: dict[str, Any] = plain(stage)
+    return params
 
 
-def plain(value: Any) -> Any:
-    """Turn knobs into plain data: enums by name, nested dataclasses as dicts."""
+def plain(value: Any, *, every_knob: bool = False) -> Any:
+    """Turn knobs into plain data: enums by name, dataclasses as dicts.
+
+    Args:
+        value: a knob, or a dataclass of knobs.
+        every_knob: also those marked as not changing the result.
+    """
     if isinstance(value, Enum):
         return value.name
     if is_dataclass(value) and not isinstance(value, type):
-        return result_params(value)
+        knobs = [knob for knob in fields(value) if every_knob or knob.metadata.get("changes_result", True)]
+        return {knob.name: plain(getattr(value, knob.name), every_knob=every_knob) for knob in knobs}
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, every_knob=every_knob) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, every_knob=every_knob) for item in value]
     return value
 
 

@@ -64,6 +64,17 @@ def digest(content: object) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give a nested config with dotted keys (``trainer.learning_rate``), lists as they are."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

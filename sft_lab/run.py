@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench, log
+from sft_lab.bench import Bench, log, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
 from sft_lab.data.sources import File, Hub
@@ -178,23 +177,10 @@ def _kind(group: str, stage: object) -> str:
 
 def _saved(name: str, value: Any) -> Any:
     if name == "filter":
-        return {key: {"kind": _kind("filter", stage), **_plain(stage)} for key, stage in value.items()}
+        return {key: {"kind": _kind("filter", stage), **plain(stage, every_knob=True)} for key, stage in value.items()}
     if name in SCHEMAS:
-        return {"kind": _kind(name, value), **_plain(value)}
-    return _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """Turn a dataclass into plain data: enums by name."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+        return {"kind": _kind(name, value), **plain(value, every_knob=True)}
+    return plain(value, every_knob=True)
 
 
 def plan_line(run: Run) -> str:

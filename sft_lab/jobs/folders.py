@@ -18,7 +18,7 @@ from typing import Any
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
 from sft_lab.errors import FolderError, SftLabError
-from sft_lab.files import digest, read_json, write_json, write_text
+from sft_lab.files import digest, flat, read_json, write_json, write_text
 from sft_lab.folder import FINISHED, SWEEP, RunFolder
 from sft_lab.run import NOT_IDENTITY, Run
 
@@ -90,7 +90,7 @@ def _axes(plan: Plan) -> list[str]:
 def _base_identity(plan: Plan) -> dict[str, Any]:
     """Give the identity that all jobs share: everything but the swept keys, in whatever order the grid has them."""
     first, *others = (
-        _flat({name: value for name, value in job.run.saved().items() if name not in NOT_IDENTITY}) for job in plan.jobs
+        flat({name: value for name, value in job.run.saved().items() if name not in NOT_IDENTITY}) for job in plan.jobs
     )
     axes = _axes(plan)
     if "dataset" in axes:
@@ -172,7 +172,7 @@ def _standing(run: Run, folder: RunFolder) -> Standing:
             f"{folder.path}: its config.yaml cannot be read ({error}); rerun=true runs it again"
         ) from error
     if old.hash != run.hash:
-        differs = _differences(_flat(old.saved()), _flat(run.saved()))
+        differs = _differences(flat(old.saved()), flat(run.saved()))
         raise FolderError(
             f"{folder.path}: holds a run with another config: {differs}; choose another folder, "
             "or rerun=true to run again here and keep the old one beside it"
@@ -204,16 +204,6 @@ def _write(job: Job, folder: RunFolder, standing: Standing) -> Placed:
         except OSError as error:
             raise FolderError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
     return Placed(job, folder, standing, made)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:

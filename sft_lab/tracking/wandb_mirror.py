@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_lab.bench import log
+from sft_lab.files import flat
 from sft_lab.tracking.options import Mirror
 
 if TYPE_CHECKING:
@@ -75,14 +76,3 @@ class WandbMirror(Mirror):
             return f"W&B: {url}"
         log.debug("W&B offline run: %s", folder)
         return f"W&B (offline): wandb sync {folder}"
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give a nested config with dotted keys (``trainer.learning_rate``), lists as they are."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found

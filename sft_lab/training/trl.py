@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError, ModelError
-from sft_lab.training.options import Full, Lora, LossOn, Precision
+from sft_lab.training.options import Full, Lora, Precision
 
 # What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.
 NAMES = {
@@ -335,8 +335,3 @@ def pad_token(tokenizer: Any) -> None:
         if tokenizer.eos_token is None:
             raise ModelError("model: its tokenizer has neither a padding nor an end-of-sequence token")
         tokenizer.pad_token = tokenizer.eos_token
-
-
-def train_on_all(options: Full) -> bool:
-    """Whether every token is trained."""
-    return options.loss_on is LossOn.all

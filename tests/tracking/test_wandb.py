@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sft_lab.cli import main
+from sft_lab.files import flat
 from sft_lab.tracking.options import Mode, Wandb
-from sft_lab.tracking.wandb_mirror import flat
 
 
 def inspect(run: Path, *options: str) -> list[dict[str, Any]]:
