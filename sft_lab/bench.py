@@ -59,7 +59,10 @@ class Bench:
 
     def stage(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
         """Find or compute a stored result, and record which of the two it was."""
-        entry = self.store.entry(stage, recipe, compute)
+        return self.note(self.store.entry(stage, recipe, compute))
+
+    def note(self, entry: Entry) -> Entry:
+        """Record a result that was found or computed, for the log and the manifest."""
         self.entries.append(entry)
         return entry
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -56,6 +57,32 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class HashingReader(io.RawIOBase):
+    """Reads a file from its beginning and hashes what goes by, so that a big file is read once for both."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._hash = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._file.readinto(buffer) or 0
+        self._hash.update(memoryview(buffer)[:size])
+        return size
+
+    def sha256(self) -> str:
+        """Read what is left, and give SHA-256 of all, as 64 hex digits."""
+        while self.read(2**20):
+            pass
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def digest(content: object) -> str:

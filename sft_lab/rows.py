@@ -62,6 +62,11 @@ class Rows:
         values: list[Any] = self.table.select(self.positions)[name][:]
         return values
 
+    @property
+    def is_text(self) -> list[bool]:
+        """True for each row of plain text, which is no conversation and asks nothing: as many as there are rows."""
+        return [not messages for messages in self.column("messages")]
+
     def take(self, kept: np.ndarray) -> Rows:
         """Narrow the view to the rows where ``kept`` (bool, shape (rows,)) is true."""
         return Rows(self.table, self.positions[kept], self.table_key)
@@ -75,7 +80,9 @@ def _completed(source: Dataset) -> Dataset:
     """
     if missing := [name for name in ("prompt", "answer") if name not in source.column_names]:
         raise SourceError(f"columns {source.column_names}: a stage needs prompt and answer; missing {missing}")
-    found = {name: source[name][:] for name in source.column_names if name in (*COLUMNS, "system", "source_split")}
+    found = {
+        name: source[name][:] for name in source.column_names if name in (*COLUMNS, "system", "source", "source_split")
+    }
     for name in {"prompt", "answer", "system"} & found.keys():
         if odd := [value for value in found[name] if not isinstance(value, str | None)]:
             raise SourceError(f"column {name}: holds {odd[0]!r}, no text; a stage needs text")
@@ -88,7 +95,7 @@ def _completed(source: Dataset) -> Dataset:
         "id": [str(given) for given in found.get("id", range(len(prompts)))],
         "messages": found.get("messages") or [*map(_messages, systems, prompts, answers)],
         "group": found.get("group") or [*map(content_group, prompts, answers)],
-        "source_split": found.get("source_split") or [""] * len(prompts),
+        **{name: found.get(name) or [""] * len(prompts) for name in ("source", "source_split")},
     }
     for name, values in made.items():
         if name not in source.column_names:
@@ -158,6 +165,11 @@ class Selection:
     def dropped(self) -> dict[str, int]:
         """Rows dropped by reason, most first."""
         return dict(Counter(reason for reason in self.reason if reason).most_common())
+
+    def bring_back(self, ids: set[str]) -> Selection:
+        """Keep these rows whatever was decided about them; score and nearest stay, to be looked at."""
+        reasons = ["" if name in ids else reason for name, reason in zip(self.ids, self.reason, strict=True)]
+        return Selection(self.ids, reasons, self.score, self.nearest)
 
     def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
         """Give the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.bench import Bench, log, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
+from sft_lab.data.mixture import Mixture
 from sft_lab.data.sources import File, Hub
-from sft_lab.data.split import Hash, Source, Split
+from sft_lab.data.split import FromFile, Hash, Source, Split
 from sft_lab.data.template import Auto, Jinja, Template
 from sft_lab.dedup.decontaminate import Decontaminate
 from sft_lab.dedup.exact import Dedup, Exact, Nothing
@@ -47,8 +48,8 @@ class Serial:
 
 # Every schema by group and kind. A kind is what a saved config calls a stage's class.
 SCHEMAS: dict[str, dict[str, type]] = {
-    "dataset": {"file": File, "hub": Hub},
-    "split": {"hash": Hash, "source": Source},
+    "dataset": {"file": File, "hub": Hub, "mixture": Mixture},
+    "split": {"hash": Hash, "source": Source, "file": FromFile},
     "filter": dict(filter_schemas()),
     "decontaminate": {"decontaminate": Decontaminate},
     "dedup": {"none": Nothing, "exact": Exact, "semantic": Semantic},
@@ -109,7 +110,9 @@ class Run:
 
     def check(self) -> list[str]:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
-        problems = [*self.dataset.check(), *self.template.check(), *self.model.check(), *self.tracking.check()]
+        problems = [*self.dataset.check(), *self.split.check(), *self.template.check(), *self.model.check()]
+        problems += [f"filter.{name}.{problem}" for name, keep in self.filter.items() for problem in keep.check()]
+        problems += self.tracking.check()
         if isinstance(self.dedup, Semantic):
             problems += self.dedup.embedder.check("dedup.embedder")
         if self.decontaminate.method.name == "semantic":
@@ -138,14 +141,25 @@ class Run:
         from sft_lab.data.prepare import Preparation
 
         work = Preparation(bench, self.trainer.max_length, loss_on_all=self.trainer.loss_on.name == "all")
-        loaded = self.dataset(bench)
-        sides = work.split(loaded, self.split, self.dataset.limit)
+        loaded = self.dataset(bench, held_out=self.split.source())
+        sides = work.split(loaded, self.split, self.dataset.surplus)
         train = sides.train
         for name, keep in self.filter.items():
-            train = work.step(f"filter.{name}", train, keep(train, bench))
+            train = work.filter(name, keep, train)
         train = work.step("decontaminate", train, self.decontaminate(train, sides.held_out_rows, bench))
-        train = work.step(f"dedup.{_kind('dedup', self.dedup)}", train, self.dedup(train, bench))
+        insisted = set[str]().union(*(keep.insists_on() for keep in self.filter.values()))
+        train = work.step(f"dedup.{_kind('dedup', self.dedup)}", train, self.dedup(train, bench).bring_back(insisted))
         return work.finish(self.template, train, sides.held_out)
+
+    def data_fingerprint(self, store: Store) -> str:
+        """A key of the content of all that the run reads: source, held-out file, benchmarks, a person's decisions."""
+        found = [self.dataset.fingerprint(store)]
+        if source := self.split.source():
+            found.append(source.fingerprint(store))
+        kept = [*self.filter.values(), *self.split.filter.values()]
+        files = [*(file for keep in kept for file in keep.files())]
+        found += [store.sha256(file) for file in files]
+        return found[0] if len(found) == 1 else digest(found)
 
     def execute(self, path: Path | str | None = None) -> dict[str, Any]:
         """Carry out the whole run in a folder and give its summary.
@@ -179,7 +193,8 @@ def _saved(name: str, value: Any) -> Any:
     if name == "filter":
         return {key: {"kind": _kind("filter", stage), **plain(stage, every_knob=True)} for key, stage in value.items()}
     if name in SCHEMAS:
-        return {"kind": _kind(name, value), **plain(value, every_knob=True)}
+        nested = {"filter": _saved("filter", value.filter)} if name == "split" else {}
+        return {"kind": _kind(name, value), **plain(value, every_knob=True), **nested}
     return plain(value, every_knob=True)
 
 

@@ -107,7 +107,7 @@ class Session:
         """Write what the data stages did and open the metrics."""
         write_waterfall(self.folder, data.train_flow, data.held_out_flow)
         self._manifest |= {
-            "dataset_fingerprint": self.run.dataset.fingerprint(),
+            "dataset_fingerprint": self.run.data_fingerprint(self.bench.store),
             "held_out_fingerprint": data.sides.fingerprint,
             "grouped_by": data.grouped_by,
             "groups": len(set(data.train.rows.column("group"))),

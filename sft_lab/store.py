@@ -14,14 +14,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sft_lab.errors import FolderError
-from sft_lab.files import digest, read_json, write_json
+from sft_lab.files import digest, read_json, sha256_file, write_json, write_text
 
 RECIPE = "recipe.json"
+FRESH = 2.0  # seconds; a file may change once more within its time stamp's resolution, 2 s on old file systems
 
 
 def default_root() -> Path:
@@ -60,6 +61,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._hashes: dict[str, str] = {}
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
         """Find the entry of ``recipe``, or let ``compute`` write it into the folder it is given.
@@ -89,6 +91,64 @@ class Store:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
         return Entry(stage, key, place, hit=False, seconds=time.monotonic() - began)
+
+    def entry_once_read(
+        self, stage: str, name: str, recipe: Callable[[], dict[str, Any] | None], compute: Callable[[Path], None]
+    ) -> Entry:
+        """Find or compute an entry whose recipe may be known only when its input has been read to the end.
+
+        Args:
+            stage: as for ``entry``.
+            name: of the input; processes that read the same one wait for each other.
+            recipe: None until it is known.
+            compute: writes the entry; afterwards the recipe is known.
+        """
+        began = time.monotonic()
+        if (known := recipe()) is not None:
+            return self.entry(stage, known, compute)
+        with self.lock(f"{stage}-{name}"):
+            if (known := recipe()) is not None:
+                return self.entry(stage, known, compute)
+            temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
+            self._make(temporary)
+            try:
+                compute(temporary)
+                entry = self.entry(stage, recipe() or {}, lambda folder: _move_all(temporary, folder))
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return replace(entry, seconds=time.monotonic() - began)
+
+    def sha256(self, file: Path) -> str:
+        """SHA-256 of a file's bytes, which are read only if they are not known."""
+        known = self.known_sha256(file)
+        if known is None:
+            before = file.stat()
+            known = sha256_file(file)
+            self.remember_sha256(file, before, known)
+        return known
+
+    def known_sha256(self, file: Path) -> str | None:
+        """The hash of a file that was read before and has not been touched since; None when it must be read."""
+        recipe = _file_recipe(file, file.stat())
+        key = digest(recipe)[:32]
+        place = self.root / "file" / key
+        if key not in self._hashes and self._complete(place):
+            self._hashes[key] = (place / "sha256").read_text()
+        return self._hashes.get(key)
+
+    def remember_sha256(self, file: Path, before: os.stat_result, value: str) -> None:
+        """Remember a file's hash.
+
+        Args:
+            file: whose bytes were read.
+            before: what the file system said of it before they were.
+            value: 64 hex digits.
+        """
+        recipe = _file_recipe(file, before)
+        self._hashes[digest(recipe)[:32]] = value
+        if time.time() - max(before.st_mtime, before.st_ctime) > FRESH:
+            del recipe["stage"]
+            self.entry("file", recipe, lambda folder: write_text(folder / "sha256", value))
 
     def lock(self, name: str) -> Any:
         """Give a lock shared by all processes on this store, to be used in a ``with``; a dead holder frees it."""
@@ -157,3 +217,14 @@ class Store:
             ):
                 shutil.rmtree(leftover, ignore_errors=True)
         return removed
+
+
+def _file_recipe(file: Path, found: os.stat_result) -> dict[str, Any]:
+    # The time of the last change of any kind (ctime) cannot be set back, as that of the content (mtime) can.
+    times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    return {"stage": "file", "path": str(file), "size": found.st_size, "inode": found.st_ino, **times}
+
+
+def _move_all(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        file.rename(target / file.name)

@@ -21,13 +21,15 @@ class Waterfall:
     Args:
         bench: its list of stored results says whether a stage was computed.
         tokens: of each loaded row, by row id.
+        sources: of each loaded row of a mixture, by row id; empty for a source alone.
         side: named in the log where it is not the training side.
     """
 
-    def __init__(self, bench: Bench, tokens: dict[str, int], side: str = "") -> None:
+    def __init__(self, bench: Bench, tokens: dict[str, int], sources: dict[str, str], side: str = "") -> None:
         self.stages: list[dict[str, Any]] = []
         self._bench = bench
         self._tokens = tokens
+        self._sources = sources
         self._side = side
         self._dropped: dict[str, list[Any]] = {"id": [], "stage": [], "reason": [], "score": [], "nearest": []}
 
@@ -48,6 +50,7 @@ class Waterfall:
                 "tokens_in": sum(tokens),
                 "tokens_kept": sum(count for count, stays in zip(tokens, kept, strict=True) if stays),
                 "dropped": selection.dropped,
+                **self._by_source(selection),
             }
         )
         for index, reason in enumerate(selection.reason):
@@ -56,6 +59,16 @@ class Waterfall:
                 for column, value in zip(self._dropped.values(), found, strict=True):
                     column.append(value)
         self._log(stage, selection)
+
+    def _by_source(self, selection: Selection) -> dict[str, Any]:
+        """Rows of each source in a mixture; a record that load could not use is of none."""
+        found: dict[str, dict[str, int]] = {}
+        for row_id, reason in zip(selection.ids, selection.reason, strict=True) if self._sources else ():
+            if name := self._sources.get(row_id):
+                rows = found.setdefault(name, {"rows_in": 0, "rows_kept": 0})
+                rows["rows_in"] += 1
+                rows["rows_kept"] += not reason
+        return {"sources": found} if found else {}
 
     def _log(self, stage: str, selection: Selection) -> None:
         new = self._bench.take_news()

@@ -19,13 +19,14 @@ CONF, EXPERIMENTS = shipped("conf"), shipped("experiments")
 
 # How many options there are at least. Deleting one is a decision, made here too.
 COUNTS = {
-    "dataset": 5, "decontaminate": 1, "dedup": 3, "dedup/embedder": 4, "evaluation": 1, "filter": 3, "launch": 1,
-    "model": 7, "split": 2, "template": 5, "tracking": 2, "trainer": 3, "experiment": 1,
+    "dataset": 6, "decontaminate": 1, "dedup": 3, "dedup/embedder": 4, "evaluation": 1, "filter": 3, "launch": 1,
+    "model": 7, "split": 3, "split/filter": 2, "template": 5, "tracking": 2, "trainer": 3, "experiment": 1,
 }  # fmt: skip
 
 # Values for what an option leaves open.
 GIVEN = {"dataset.path": "rows.jsonl", "dataset.name": "owner/name", "model.name_or_path": "owner/name",
-         "template.path": "my.jinja"}  # fmt: skip
+         "template.path": "my.jinja", "split.path": "held_out.jsonl",
+         "dataset.sources": "{a: {path: rows.jsonl}}"}  # fmt: skip
 
 
 def option_files() -> dict[str, Path]:
@@ -40,7 +41,7 @@ FILES = option_files()
 def _elsewhere(tmp_path, monkeypatch):
     """An empty working folder with the files that the commands in the comments speak of."""
     monkeypatch.chdir(tmp_path)
-    for name in ("rows.jsonl", "my_conversations.jsonl", "my.jsonl"):
+    for name in ("rows.jsonl", "my_conversations.jsonl", "my.jsonl", "held_out.jsonl"):
         Path(name).write_text('{"prompt": "a", "answer": "b"}\n')
     Path("my.jinja").write_text("{{ messages }}")
     Path("my-model").mkdir()
@@ -77,7 +78,7 @@ def test_option_and_its_commands_compose_and_build(name):
         assert plan.jobs
         seen.append(chosen(plan, group))
     if option not in seen:
-        open_keys = re.findall(r"^ *(\w+): \?\?\?", FILES[name].read_text(), re.MULTILINE)
+        open_keys = re.findall(r"^ *(\w+): (?:\?\?\?|\{\} +# name)", FILES[name].read_text(), re.MULTILINE)
         given = [f"{group}.{key}={GIVEN[f'{group}.{key}']}" for key in open_keys]
         assert chosen(config.compose_jobs([name, *given], multirun=False), group) == option
 
@@ -124,7 +125,11 @@ PLAIN = {
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("experiment=")])
 def test_every_knob_is_of_its_schema_and_explained(name):
     group = name.partition("=")[0]
-    schemas = [Embedder] if group == "dedup/embedder" else [*SCHEMAS[group].values(), *SCHEMAS["split"].values()]
+    schemas = (
+        [Embedder]
+        if group == "dedup/embedder"
+        else [*SCHEMAS[group.rpartition("/")[2]].values(), *SCHEMAS["split"].values()]
+    )
     known = set().union(*(field_names(schema) for schema in schemas), set(SCHEMAS))
     for number, key, comment in knobs(FILES[name]):
         assert key in known, f"{FILES[name]}, line {number}: {key} is no field of a schema"
@@ -135,7 +140,7 @@ def test_the_first_file_is_a_commented_defaults_list_of_every_group():
     text = (CONF / "config.yaml").read_text()
     entries = OmegaConf.create(text).defaults
     groups = [next(iter(entry)) for entry in entries if not isinstance(entry, str)]
-    assert sorted(groups) == sorted(SCHEMAS)
+    assert sorted(groups) == sorted([*SCHEMAS, "split/filter"])
     commented = set(re.findall(r"^  - (\w+):.*#", text, re.MULTILINE))
     assert commented == set(SCHEMAS) - {group for group in groups if group not in commented and group == "launch"}
     for _, key, comment in knobs(CONF / "config.yaml"):
@@ -155,6 +160,8 @@ def test_an_option_shows_every_knob_of_its_schema_once_somewhere():
             missing -= {"embedder"}  # a group of its own
         if group == "decontaminate":
             missing -= {"embedder"}
+        if group == "split":
+            missing -= {"filter"}  # another
         assert {(group, key) for key in missing} <= hidden
 
 

@@ -113,9 +113,20 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
             raise ConfigError(f"{first}: several values for one key are a sweep; put -m before the overrides")
         refuse_sweep_settings(words, swept=is_sweep)
         grid = grid_of(words, swept, composed.hydra.sweeper.get("params") or {}) if is_sweep else [[]]
+        _refuse_moving_rows(grid)
         if may_sweep:
             return _plan(name, fixed, grid, is_sweep=is_sweep)
         return _plan(name, fixed, grid, is_sweep=is_sweep, composed=composed)
+
+
+def _refuse_moving_rows(grid: list[list[str]]) -> None:
+    """Jobs of a sweep are compared by their held-out loss, so what the held-out rows are is the same for all."""
+    for value in (value for job in grid for value in job):
+        if re.match(r"split[./]filter\b", key_of(value)):
+            raise ConfigError(
+                f"{key_of(value)}: says what the model is for and cannot be swept, since the jobs would be measured on "
+                "different rows; sweep over filter instead, or make two sweeps"
+            )
 
 
 def _plan(
@@ -218,6 +229,8 @@ def _choices(composed: DictConfig) -> dict[str, Any]:
     found = {name: raw[name] for name in SCHEMAS if name in raw}
     # Hydra leaves out groups chosen as lists.
     found["filter"] = list(composed.get("filter") or {}) or ["none"]
+    if not OmegaConf.is_missing(composed, "split") and composed.split.get("filter"):
+        found["split/filter"] = list(composed.split.filter)
     found |= {str(name): raw[name] for name in raw if str(name).startswith("dedup/")}
     return {str(name): value for name, value in found.items()}
 

@@ -75,10 +75,10 @@ def from_saved(saved: Any, where: str) -> Run:
 
 def _put(config: DictConfig, name: str, node: Any, where: str) -> None:
     if name == "filter":
-        if not isinstance(node, dict):
-            raise ConfigError(f"{where}={node}: must be a mapping of names to filters")
-        for key, child in node.items():
-            config.filter[str(key)] = _typed("filter", child, f"{where}.{key}")
+        _put_filters(config, node, where)
+    elif name == "split" and isinstance(node, dict):
+        config[name] = _typed(name, {key: value for key, value in node.items() if key != "filter"}, where)
+        _put_filters(config.split, node.get("filter", {}), f"{where}.filter")
     elif name in SCHEMAS:
         config[name] = _typed(name, node, where)
     else:
@@ -86,6 +86,13 @@ def _put(config: DictConfig, name: str, node: Any, where: str) -> None:
             config.merge_with({name: node})
         except OmegaConfBaseException as error:
             raise ConfigError(f"{where}={node}: {first_line(error)}") from error
+
+
+def _put_filters(config: DictConfig, node: Any, where: str) -> None:
+    if not isinstance(node, dict):
+        raise ConfigError(f"{where}={node}: must be a mapping of names to filters")
+    for key, child in node.items():
+        config.filter[str(key)] = _typed("filter", child, f"{where}.{key}")
 
 
 def _typed(group: str, node: Any, where: str) -> DictConfig:

@@ -29,7 +29,9 @@ def texts_of(words: Iterable[Override], *, swept: bool = False) -> list[str]:
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Read overrides in Hydra's grammar; ``experiment=x`` works too, where Hydra itself wants ``+experiment``.
+    """Read overrides in Hydra's grammar.
+
+    ``experiment=x`` works too, where Hydra itself wants ``+experiment``, and ``split.filter=[x]`` for ``split/filter``.
 
     Raises:
         ConfigError: naming every word that is none, and every group that is given no name of an option.
@@ -42,7 +44,7 @@ def parse(overrides: list[str]) -> list[Override]:
             problems.append(f"{text}: no key; write key=value")
             continue
         try:
-            words += parser.parse_overrides([f"+{text}" if text.startswith("experiment=") else text])
+            words += parser.parse_overrides([_spelled(text)])
             _refuse_group_value(words[-1])
         except HydraException as error:
             remedy = "quote it, \"key='a=b'\", if it holds = , ( { [ or a space" if "=" in text else "write key=value"
@@ -54,6 +56,14 @@ def parse(overrides: list[str]) -> list[Override]:
     return words
 
 
+def _spelled(text: str) -> str:
+    if text.startswith("experiment="):
+        return f"+{text}"
+    if text in ("split.filter=none", "split.filter=null", "split.filter={}"):
+        return "split/filter=[]"
+    return re.sub(r"^split\.filter=", "split/filter=", text)
+
+
 def _refuse_group_value(word: Override) -> None:
     group, text = str(word.key_or_group), str(word.input_line).removeprefix("+")
     if group in ("hydra/launcher", "hydra/sweeper"):
@@ -63,7 +73,7 @@ def _refuse_group_value(word: Override) -> None:
     if word.is_delete():
         raise ConfigError(f"{text}: a group cannot be removed; choose another option, {group}=...")
     value: Any = word.value()
-    several = group in ("filter", "experiment") and isinstance(value, list)
+    several = group in ("filter", "split/filter", "experiment") and isinstance(value, list)
     if not all(isinstance(name, str) for name in value) if several else not isinstance(value, str):
         names = GlobalHydra.instance().config_loader().get_group_options(group)
         raise ConfigError(f"{text}: must be the name of an option; there are {', '.join(names)}")

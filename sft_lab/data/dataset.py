@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, log, result_params
-from sft_lab.data.formats import Format, Reader, Turn, Unreadable, find_reader, without_surrogates
+from sft_lab.data.formats import TEXT, Format, Reader, Turn, Unreadable, find_reader, without_surrogates
 from sft_lab.errors import SourceError, require
 from sft_lab.files import digest, read_json, write_json
 from sft_lab.text import content_group
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sft_lab.rows import Rows, Selection
+    from sft_lab.store import Store
 
 Record = dict[str, Any]
 
@@ -41,6 +44,13 @@ class LeadingAssistant(Enum):
 
     drop = "drop"
     cut = "cut"
+
+
+class OnError(Enum):
+    """What is done about a broken place of a file: stop and name it, or leave it out and count it."""
+
+    fail = "fail"
+    skip = "skip"
 
 
 @dataclass(frozen=True)
@@ -62,29 +72,34 @@ class Loaded:
 class Dataset(abc.ABC):
     """What every source has: how its records are read."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     format: Format = Format.auto
     columns: dict[str, str] = field(default_factory=dict)
     turns: Turns = Turns.first
     leading_assistant: LeadingAssistant = LeadingAssistant.drop
     group: str = "auto"
+    on_error: OnError = OnError.fail
+    shuffle_seed: int | None = None
     limit: int | None = field(default=None, metadata={"changes_result": False})  # applied by the split
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all rows")
-        unknown = set(self.columns) - {"prompt", "answer", "context", "system"}
-        require(not unknown, "columns", self.columns, "a mapping of prompt, answer, context and system to your columns")
-        if self.columns:
-            require({"prompt", "answer"} <= set(self.columns), "columns", self.columns, "given with prompt and answer")
+        require(
+            self.shuffle_seed is None or self.shuffle_seed >= 0,
+            "shuffle_seed",
+            self.shuffle_seed,
+            "at least 0, or null for the order of the source",
+        )
+        refuse_columns(self.columns)
 
     @abc.abstractmethod
-    def fingerprint(self) -> str:
-        """A key of the source's content, found with the standard library alone where the source is local."""
+    def fingerprint(self, store: Store) -> str:
+        """A key of the source's content; the store knows the hashes of files it has seen."""
 
     @abc.abstractmethod
-    def records(self) -> Iterator[tuple[str, Record | None]]:
+    def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
         """Every raw record with the name of its split (``""`` where the source has none); None when unreadable."""
 
     @abc.abstractmethod
@@ -95,57 +110,138 @@ class Dataset(abc.ABC):
         """Say what is wrong with the world as this source needs it; empty when nothing is."""
         return []
 
-    def __call__(self, bench: Bench) -> Loaded:
-        """Read the source into a table, or find the stored one."""
+    def is_known(self, store: Store) -> bool:  # noqa: ARG002 - a hub set names its commit
+        """Whether the fingerprint is known without reading the source."""
+        return True
+
+    def parts(self) -> dict[str, Dataset]:
+        """The sources this one is made of, by name; one without a name unless it is a mixture."""
+        return {"": self}
+
+    def surplus(self, train: Rows) -> np.ndarray:
+        """True for each training-side row beyond ``limit``: bool, shape (rows,)."""
+        import numpy as np
+
+        return np.arange(len(train)) >= (len(train) if self.limit is None else self.limit)
+
+    def __call__(self, bench: Bench, held_out: Dataset | None = None) -> Loaded:
+        """Read the source into a table, or find the stored one.
+
+        Args:
+            bench: for the store.
+            held_out: a source whose rows are all held out; they are put behind those of this one.
+        """
         import numpy as np
 
         from sft_lab.rows import Rows, Selection, load_table
 
-        recipe = {"version": self.version, "params": result_params(self), "input": self.fingerprint()}
-        entry = bench.stage("load", recipe, self._load)
+        sources = [self] if held_out is None else [self, held_out]
+
+        def recipe() -> dict[str, Any] | None:
+            if not all(source.is_known(bench.store) for source in sources):
+                return None  # reading a file tells its hash too
+            inputs = [source.fingerprint(bench.store) for source in sources]
+            beside = {} if held_out is None else {"held_out": result_params(held_out)}
+            return {"version": self.version, "params": result_params(self) | beside, "input": inputs}
+
+        def compute(folder: Path) -> None:
+            _load(self, held_out, bench.store, folder)
+
+        name = digest([source.named() for source in sources])[:32]
+        entry = bench.note(bench.store.entry_once_read("load", name, recipe, compute))
         table = load_table(entry.path)
         grouped_by = read_json(entry.path / "load.json")["grouped_by"]
         rows = Rows(table, np.arange(len(table)), entry.key)
         return Loaded(rows, Selection.load(entry.path), grouped_by)
 
-    def _load(self, folder: Path) -> None:
-        import numpy as np
 
-        from sft_lab.rows import Selection, save_table
+def refuse_columns(columns: dict[str, str]) -> None:
+    """Refuse own column names that are no row form."""
+    limit = "a mapping of prompt and answer, with context and system if wanted, or of text alone, to your columns"
+    parts = set(columns)
+    is_pair = {"prompt", "answer"} <= parts <= {"prompt", "answer", "context", "system"}
+    require(not parts or is_pair or parts == {"text"}, "columns", columns, limit)
 
-        raw = list(self.records())
+
+HELD_OUT = "held_out"  # the split that rows of a held-out source have
+
+
+def _load(dataset: Dataset, held_out: Dataset | None, store: Store, folder: Path) -> None:
+    """Read every part and write the table, the selection and what is to be known of both."""
+    import numpy as np
+
+    from sft_lab.rows import Selection, save_table
+
+    ids: list[str] = []
+    reasons: list[str] = []
+    rows: list[Record] = []
+    rules: list[str] = []
+    parts = [(name, part, None) for name, part in dataset.parts().items()]
+    for name, part, split in [*parts, *([("", held_out, HELD_OUT)] if held_out else [])]:
+        read = _Part(name, part, dataset, split, first=len(ids))
+        read(store)
+        ids += read.ids
+        reasons += read.reasons
+        rows += read.rows
+        rules += [read.grouped_by] if read.rows else []
+    if dataset.shuffle_seed is not None:
+        rows = [rows[index] for index in np.random.default_rng(dataset.shuffle_seed).permutation(len(rows))]
+    columns = {name: [row[name] for row in rows] for name in _FEATURES}
+    save_table(columns, _features(), folder)
+    Selection(ids, reasons, np.full(len(ids), np.nan, np.float32), [""] * len(ids)).save(folder)
+    grouped_by = "+".join(dict.fromkeys(rules))
+    groups = len({row["group"] for row in rows})
+    write_json(folder / "load.json", {"grouped_by": grouped_by, "groups": groups})
+    log.info("load: %d groups by %s", groups, grouped_by)
+
+
+class _Part:
+    """One source's records on their way to rows.
+
+    Args:
+        name: of the source in a mixture; ``""`` for a source alone.
+        part: gives the records, and how they are read.
+        whole: what the rows of every part have in common.
+        split: put on every row, whatever the source says.
+        first: the position of its first record among those of all parts.
+    """
+
+    def __init__(self, name: str, part: Dataset, whole: Dataset, split: str | None, first: int) -> None:
+        self._name, self._part, self._whole, self._split, self._first = name, part, whole, split, first
+        self.ids: list[str] = []
+        self.reasons: list[str] = []
+        self.rows: list[Record] = []
+        self.grouped_by = ""
+
+    def __call__(self, store: Store) -> None:
+        part, whole = self._part, self._whole
+        raw = list(part.records(store))
         if not raw:
-            raise SourceError(f"{self.named()}: holds no record; give a source with rows")
+            raise SourceError(f"{part.named()}: holds no record; give a source with rows")
         found = list(dict.fromkeys(key for _, record in raw if record for key in record))
-        reader = find_reader(self.format, self.columns, found)
-        if self.group not in ("auto", "id_prefix", "content", *found):
+        reader = find_reader(part.format, part.columns, found)
+        group = whole.group if self._split is None else "content"
+        if group not in ("auto", "id_prefix", "content", *found):
             raise SourceError(
-                f"dataset.group={self.group}: must be auto, id_prefix, content or a column of the source; "
-                f"it has {found}"
+                f"dataset.group={group}: must be auto, id_prefix, content or a column of the source; it has {found}"
             )
-        rows: list[Record] = []
-        ids, reasons = [], []
-        for position, (split, record) in enumerate(raw):
+        for position, (split, record) in enumerate(raw, start=self._first):
             turns, reason = _read_turns(reader, record)
             # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
-            ids.append(f"{position}-{reason or digest(turns)[:12]}")
+            self.ids.append(f"{position}-{reason or digest(turns)[:12]}")
             try:
-                system, messages = _exchange(turns, self.turns, self.leading_assistant)
+                system, messages = _exchange(turns, whole.turns, whole.leading_assistant)
             except _Unusable as error:
-                reasons.append(reason or error.reason)
+                self.reasons.append(reason or error.reason)
                 continue
-            reasons.append("")
-            rows.append(_row(ids[-1], split, record or {}, system, messages))
-        grouped_by = _put_groups(rows, raw, self.group)
-        columns = {name: [row[name] for row in rows] for name in _FEATURES}
-        save_table(columns, _features(), folder)
-        Selection(ids, reasons, np.full(len(ids), np.nan, np.float32), [""] * len(ids)).save(folder)
-        groups = Counter(row["group"] for row in rows)
-        write_json(folder / "load.json", {"grouped_by": grouped_by, "groups": len(groups)})
-        log.info("load: %d groups by %s", len(groups), grouped_by)
+            self.reasons.append("")
+            row = _row(self.ids[-1], record or {}, system, messages)
+            self.rows.append(row | {"source": self._name, "source_split": self._split or split})
+        records = {f"{position}": record or {} for position, (_, record) in enumerate(raw, start=self._first)}
+        self.grouped_by = _put_groups(self.rows, records, group, self._name)
 
 
-_FEATURES = ("id", "source_id", "system", "prompt", "answer", "messages", "group", "source_split")
+_FEATURES = ("id", "source_id", "system", "prompt", "answer", "messages", "group", "source", "source_split")
 
 
 def _features() -> Any:
@@ -174,10 +270,13 @@ def _read_turns(reader: Reader, record: Record | None) -> tuple[list[Turn], str]
 def _exchange(turns: list[Turn], wanted: Turns, leading: LeadingAssistant) -> tuple[str, list[dict[str, str]]]:
     """Cut a conversation to what is trained: optional system text, and messages that end with the assistant.
 
-    Turns of one role in a row are joined by a blank line, since no chat template knows two of them.
+    Turns of one role in a row are joined by a blank line, since no chat template knows two of them. Plain text is one
+    message of the role ``text``.
     """
     if not turns:
         raise _Unusable("empty")
+    if turns[0][0] == TEXT:
+        return "", [{"role": TEXT, "content": turns[0][1]}]
     joined = [
         {"role": role, "content": "\n\n".join(text for _, text in said if text)}
         for role, said in itertools.groupby(turns, key=itemgetter(0))
@@ -195,21 +294,23 @@ def _exchange(turns: list[Turn], wanted: Turns, leading: LeadingAssistant) -> tu
     return system, joined
 
 
-def _row(row_id: str, split: str, record: Record, system: str, messages: list[dict[str, str]]) -> Record:
+def _row(row_id: str, record: Record, system: str, messages: list[dict[str, str]]) -> Record:
+    """Give a table's row, its group and source left open; plain text is an answer to nothing and no conversation."""
     by_role = {
         role: "\n".join(message["content"] for message in messages if message["role"] == role)
-        for role in ("user", "assistant")
+        for role in ("user", "assistant", TEXT)
     }
+    if by_role[TEXT]:
+        messages = []
     head = [{"role": "system", "content": system}] if system.strip() else []
     return {
         "id": row_id,
         "source_id": _as_text(record.get("id")),
         "system": system,
         "prompt": by_role["user"],
-        "answer": by_role["assistant"],
+        "answer": by_role["assistant"] or by_role[TEXT],
         "messages": head + messages,
         "group": "",
-        "source_split": split,
     }
 
 
@@ -220,26 +321,32 @@ def _as_text(value: Any) -> str:
 _NUMBERED = re.compile(r"^(.+)_\d+$", re.DOTALL)
 
 
-def _put_groups(rows: list[Record], raw: list[tuple[str, Record | None]], wanted: str) -> str:
+def _put_groups(rows: list[Record], records: dict[str, Record], wanted: str, source: str) -> str:
     """Give each row the group that must stay on one side of the split; answer the rule that was used.
 
     ``auto`` trusts numbered ids only where every row has one and no conversation holds more than a tenth of the rows:
     ``identity_0`` to ``identity_999`` are a thousand rows, not one.
+
+    Args:
+        rows: of one source.
+        records: what they were read from, by position.
+        wanted: ``dataset.group``.
+        source: two sources number their conversations each for itself.
     """
+    within = f"{source}:" if source else ""
     if wanted in ("auto", "id_prefix"):
         prefixes = [match.group(1) if (match := _NUMBERED.match(row["source_id"])) else None for row in rows]
         numbered = bool(rows) and all(prefixes)
         largest = Counter(prefixes).most_common(1)[0][1] if numbered else 0
         if numbered and (wanted == "id_prefix" or largest <= len(rows) / 10):
             for row, prefix in zip(rows, prefixes, strict=True):
-                row["group"] = f"id_prefix:{prefix}"
+                row["group"] = f"id_prefix:{within}{prefix}"
             return "id_prefix"
         if wanted == "id_prefix":
             raise SourceError("dataset.group=id_prefix: not every id of the source ends in _<number>; use content")
     by_content = wanted in ("auto", "content")
     for row in rows:
-        record = raw[int(row["id"].split("-")[0])][1] or {}
-        value = "" if by_content else _as_text(record.get(wanted))
+        value = "" if by_content else _as_text(records[row["id"].split("-")[0]].get(wanted))
         # Rows whose column is empty do not belong together: each is grouped by what it says.
-        row["group"] = f"{wanted}:{value}" if value else content_group(row["prompt"], row["answer"])
+        row["group"] = f"{wanted}:{within}{value}" if value else content_group(row["prompt"], row["answer"])
     return "content" if by_content else wanted

@@ -1,11 +1,12 @@
 """Row formats: how a raw record becomes turns.
 
 Each reader takes one raw record (a dict) and answers its turns as ``(role, text)`` with the roles ``system``,
-``user`` and ``assistant``, or raises ``Unreadable``.
+``user`` and ``assistant``, or raises ``Unreadable``. A row of plain text is one turn of the role ``text``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
@@ -23,6 +24,7 @@ ROLES = {
 ROLE_KEYS = ("from", "role", "user")
 TEXT_KEYS = ("value", "text", "content")
 CONVERSATION_KEYS = ("conversations", "conversation", "messages")
+TEXT = "text"  # the role of a row that is no conversation
 
 
 class Format(Enum):
@@ -34,6 +36,8 @@ class Format(Enum):
     alpaca = "alpaca"
     prompt_completion = "prompt_completion"
     question_answer = "question_answer"
+    preference = "preference"
+    text = "text"
 
 
 class Unreadable(Exception):
@@ -45,7 +49,8 @@ def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str]) -
 
     Args:
         wanted: ``auto`` or a format by name.
-        columns: own column names by part (``prompt``, ``answer``, ``context``, ``system``); may be empty.
+        columns: own column names by part (``prompt``, ``answer``, ``context``, ``system``, or ``text`` alone); may be
+            empty.
         found: the columns of the source.
 
     Raises:
@@ -67,7 +72,7 @@ def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str]) -
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
         raise SourceError(
             f"dataset.format=auto: the source's columns {present} fit no known format ({known}); "
-            "name your own with dataset.columns={prompt: ..., answer: ...}"
+            "name your own with dataset.columns={prompt: ..., answer: ...} or {text: ...}"
         )
     return READERS[fitting[0]]
 
@@ -143,7 +148,48 @@ def _question_answer(record: dict[str, Any]) -> list[Turn]:
     return _single(prompt, _text(record["answer"]))
 
 
+def _preference(record: dict[str, Any]) -> list[Turn]:
+    """What was chosen, as the answer; what was rejected is left out.
+
+    The forms of TRL (a prompt beside two answers, or two whole conversations), of LLaMA-Factory (a conversation, and
+    two turns that could end it), and Anthropic's two transcripts in one text each.
+    """
+    asked = _first(record, ("prompt", "question", "instruction", *CONVERSATION_KEYS))
+    before = _turns(asked) if isinstance(asked, list) else [("user", _text(asked))] if asked is not None else []
+    if isinstance(asked, str) and (more := _text(record.get("input"))):
+        before = [("user", f"{asked}\n\n{more}")]
+    chosen = record["chosen"]
+    if isinstance(chosen, str):
+        said = [("assistant", without_surrogates(chosen))] if before else _transcript(chosen)
+    else:
+        said = _turns([chosen] if isinstance(chosen, dict) else chosen)
+    is_whole = bool(said) and said[0][0] != "assistant"
+    system = _text(record.get("system"))
+    return [*([("system", system)] if system.strip() else []), *([] if is_whole else before), *said]
+
+
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+
+
+def _transcript(text: str) -> list[Turn]:
+    opening, *said = _SPEAKER.split(without_surrogates(text))
+    if not said or opening.strip():
+        raise Unreadable
+    return [(ROLES[role.lower()], words) for role, words in zip(said[::2], said[1::2], strict=True)]
+
+
+def _plain_text(record: dict[str, Any]) -> list[Turn]:
+    return _only_text(_text(record["text"]))
+
+
+def _only_text(text: str) -> list[Turn]:
+    return [(TEXT, text)] if text.strip() else []
+
+
 def _own_columns(columns: dict[str, str]) -> Reader:
+    if TEXT in columns:
+        return lambda record: _only_text(_text(record.get(columns[TEXT])))
+
     def read(record: dict[str, Any]) -> list[Turn]:
         part = {name: _text(record.get(column)) for name, column in columns.items()}
         prompt = "\n\n".join(text for text in (part.get("context", ""), part["prompt"]) if text)
@@ -157,12 +203,16 @@ def _single(prompt: str, answer: str, system: str = "") -> list[Turn]:
     return [("system", system), *turns] if system.strip() else turns
 
 
+# In the order in which they are looked for: an Alpaca table may have a text column too, and a preference set a
+# conversation beside what was chosen.
 COLUMNS_OF: dict[Format, list[tuple[str, ...]]] = {
+    Format.preference: [("chosen", "rejected")],
     Format.messages: [("messages",)],
     Format.sharegpt: [("conversations",), ("conversation",)],
     Format.alpaca: [("instruction", "output")],
     Format.prompt_completion: [("prompt", "completion")],
     Format.question_answer: [("question", "answer")],
+    Format.text: [("text",)],
 }
 READERS: dict[Format, Reader] = {
     Format.messages: _conversation,
@@ -170,4 +220,6 @@ READERS: dict[Format, Reader] = {
     Format.alpaca: _alpaca,
     Format.prompt_completion: _prompt_completion,
     Format.question_answer: _question_answer,
+    Format.preference: _preference,
+    Format.text: _plain_text,
 }

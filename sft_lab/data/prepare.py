@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
     from sft_lab.bench import Bench
     from sft_lab.data.dataset import Loaded
+    from sft_lab.data.filters import Filter
     from sft_lab.data.template import Template
+
+MANY_HELD_OUT = 0.2  # share of the held-out rows that a training filter may drop without a word
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,12 @@ class Ready:
     Attributes:
         rows: the rows as loaded.
         tokens: ``id``, ``input_ids`` and ``labels``, row by row the same.
+        rendered: the folder of the template stage, whose table holds the text of each row by ``id``.
     """
 
     rows: Rows
     tokens: datasets.Dataset
+    rendered: Path
 
     @property
     def answer_bytes(self) -> np.ndarray:
@@ -52,6 +59,8 @@ class Prepared:
         train_flow: the waterfall of the training side.
         held_out_flow: the waterfall of the held-out side.
         grouped_by: which rule made the groups.
+        steps: the rows that each stage of the training side between split and template saw, and what it decided.
+        notices: what a reader of the report should know.
     """
 
     train: Ready
@@ -61,6 +70,8 @@ class Prepared:
     train_flow: Waterfall
     held_out_flow: Waterfall
     grouped_by: str
+    steps: dict[str, tuple[Rows, Selection]]
+    notices: list[str]
 
 
 class Preparation:
@@ -76,8 +87,10 @@ class Preparation:
         self._bench = bench
         self._max_length = max_length
         self._loss_on_all = loss_on_all
+        self._steps: dict[str, tuple[Rows, Selection]] = {}
+        self._notices: list[str] = []
 
-    def split(self, loaded: Loaded, split: Split, limit: int | None) -> Sides:
+    def split(self, loaded: Loaded, split: Split, surplus: Callable[[Rows], np.ndarray] | None = None) -> Sides:
         """Put each loaded row on its side.
 
         Raises:
@@ -87,27 +100,46 @@ class Preparation:
             why = ", ".join(f"{count} {reason}" for reason, count in loaded.selection.dropped.items())
             raise SourceError(f"dataset: none of its {len(loaded.selection.ids)} records can be used ({why})")
         counts = self._bench.token_counts(loaded.rows).sum(axis=1)
-        tokens = dict(zip(loaded.rows.column("id"), map(int, counts), strict=True))
-        self.flow = Waterfall(self._bench, tokens)
-        self.held_out_flow = Waterfall(self._bench, tokens, side="held out")
+        ids = loaded.rows.column("id")
+        tokens = dict(zip(ids, map(int, counts), strict=True))
+        sources = {row_id: name for row_id, name in zip(ids, loaded.rows.column("source"), strict=True) if name}
+        self.flow = Waterfall(self._bench, tokens, sources)
+        self.held_out_flow = Waterfall(self._bench, tokens, sources, side="held out")
         self.grouped_by = loaded.grouped_by
-        self.sides = sides = split(loaded.rows, self._bench, limit)
+        self.sides = sides = split(loaded.rows, self._bench, surplus)
         self.flow.record("load", _with_limit(loaded.selection, sides.side))
         self.flow.record("split", _without_limit(sides.side))
         self.held_out_flow.record("split", sides.held_out_selection)
         if begun := loaded.selection.dropped.get("begins_with_assistant", 0):
             part = share(begun, len(loaded.selection.ids))
             if part > 0.1:
-                log.info(
-                    "load: %.0f%% of the rows begin with the assistant and are dropped; "
-                    "dataset.leading_assistant=cut keeps what follows the first user turn",
-                    100 * part,
+                self._notice(
+                    f"load: {part:.0%} of the rows begin with the assistant and are dropped; "
+                    "dataset.leading_assistant=cut keeps what follows the first user turn"
                 )
         return sides
 
+    def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
+        """Filter the training side; the held-out side stays, and it is said when the two grow apart."""
+        stays = self.step(f"filter.{name}", rows, keep(rows, self._bench))
+        held_out = self.sides.held_out
+        missed = share(len(held_out) - int(keep(held_out, self._bench).kept.sum()), len(held_out))
+        self._bench.take_news()
+        if missed > MANY_HELD_OUT and not keep.judges_by_id:
+            self._notice(
+                f"filter.{name} would drop {missed:.0%} of the held-out rows too: the model is judged on rows unlike "
+                f"those it is trained on; if it is not for such rows, say so with split.filter=[{name}]"
+            )
+        return stays
+
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record a stage of the training side and give the rows that stay."""
+        self._steps[stage.partition(".")[0] if stage.startswith("dedup.") else stage] = (rows, selection)
         return self.flow.step(stage, rows, selection)
+
+    def _notice(self, text: str) -> None:
+        self._notices.append(text)
+        log.warning("%s", text)
 
     def finish(self, template: Template, train: Rows, held_out: Rows) -> Prepared:
         """Template and tokenize both sides.
@@ -121,7 +153,10 @@ class Preparation:
             raise JobError("no training row is left; the waterfall in waterfall.json says where they went")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
         probe = self._ready(template, probe_rows, None, loss_on_all=False)
-        return Prepared(ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by)
+        return Prepared(
+            ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by,
+            self._steps, self._notices,
+        )  # fmt: skip
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:
         """Give held-out rows under another template, outside the waterfall."""
@@ -141,7 +176,7 @@ class Preparation:
                 log.warning(
                     "tokenize: %d rows are longer than trainer.max_length=%d and dropped", over, self._max_length
                 )
-        return Ready(rows.take(selection.kept), tokens)
+        return Ready(rows.take(selection.kept), tokens, rendered)
 
 
 def _with_limit(load: Selection, side: Selection) -> Selection:

@@ -10,13 +10,20 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
-from sft_lab.bench import package_path
-from sft_lab.data.dataset import Dataset, Record
+from sft_lab.bench import log, package_path
+from sft_lab.data.dataset import Dataset, OnError, Record
 from sft_lab.errors import SourceError, require
-from sft_lab.files import digest, sha256_file
+from sft_lab.files import HashingReader, digest
+
+if TYPE_CHECKING:
+    from sft_lab.store import Store
+
+TOLD = 3  # broken places of a source that are named in the log; all are counted
 
 
 @dataclass
@@ -35,7 +42,8 @@ class File(Dataset):
         """The path as given."""
         return f"dataset.path={self.path}"
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """Every file that is read, in order."""
         pattern = str(package_path(self.path))
         if Path(pattern).is_file():
             return [Path(pattern)]
@@ -43,98 +51,191 @@ class File(Dataset):
 
     def check(self) -> list[str]:
         """Every file is there and of a kind that can be read."""
-        files = self._files()
-        if not files:
-            return [f"{self.named()}: no such file; give the path of a {_KINDS} file, or a glob of them"]
-        return [
-            f"dataset.path={file}: not one of {_KINDS}" for file in files if not file.name.lower().endswith(_ENDINGS)
-        ]
+        return file_problems(self.named(), self.files())
 
-    def fingerprint(self) -> str:
+    def is_known(self, store: Store) -> bool:
+        """Whether every file was read before and not touched since."""
+        return all(store.known_sha256(file) for file in self._found())
+
+    def fingerprint(self, store: Store) -> str:
         """SHA-256 over the files' bytes, in the order they are read."""
-        files = self._files()
+        return digest([store.sha256(file) for file in self._found()])
+
+    def _found(self) -> list[Path]:
+        files = self.files()
         if not files:
             raise SourceError(self.check()[0])
-        return digest([sha256_file(file) for file in files])
+        return files
 
-    def records(self) -> Iterator[tuple[str, Record | None]]:
-        """Every record of every file, in order.
+    def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
+        """Every record of every file, in order; None for one that cannot be read.
 
         Raises:
-            SourceError: naming file and line where a file is broken.
+            SourceError: naming file and line where a file is broken, unless ``on_error=skip``.
         """
-        for file in self._files():
-            try:
-                yield from (("", record) for record in _read(file))
-            except UnicodeDecodeError as error:
-                raise SourceError(f"{file}: not UTF-8 ({error}); save it as UTF-8") from error
-            except (OSError, EOFError, zlib.error) as error:
-                raise SourceError(f"{file}: cannot be read to its end ({error}); copy or download it again") from error
+        for file in self.files():
+            broken = 0
+            for found in _read(file, store):
+                if not isinstance(found, SourceError):
+                    yield "", found
+                    continue
+                if self.on_error is OnError.fail:
+                    raise SourceError(f"{found}, or leave out what is broken with dataset.on_error=skip") from found
+                broken += 1
+                if broken <= TOLD:
+                    log.warning("load: left out: %s", found)
+                yield "", None
+            if broken > TOLD:
+                log.warning("load: left out: %d more places of %s", broken - TOLD, file)
 
 
-_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet")
+def file_problems(where: str, files: list[Path]) -> list[str]:
+    """Say what is wrong with the files that a key names; empty when all can be read."""
+    if not files:
+        return [f"{where}: no such file; give the path of a {_KINDS} file, or a glob of them"]
+    return [f"{where}: {file.name} is not one of {_KINDS}" for file in files if not file.name.lower().endswith(_ENDS)]
+
+
+_ENDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet")
 _KINDS = ".jsonl, .json, .jsonl.gz, .json.gz, .csv or .parquet"
 
+# What a reader yields: a record, None for one that is no mapping of columns, or what is broken and where. After the
+# last, a reader goes on where it can.
+Found = Record | None | SourceError
 
-def _read(file: Path) -> Iterator[Record | None]:
+
+def _read(file: Path, store: Store) -> Iterator[Found]:
     name = file.name.lower()
     if name.endswith(".parquet"):
         yield from _read_parquet(file)
         return
-    newline = "" if name.endswith(".csv") else None
-    opened = gzip.open if name.endswith(".gz") else open
-    with opened(file, "rt", encoding="utf-8-sig", newline=newline) as text:
-        if name.endswith(".csv"):
-            yield from _read_csv(file, text)
-        elif name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _read_lines(file, text)
-        else:
-            yield from _read_array(file, text)
+    read = _read_csv if name.endswith(".csv") else _read_lines if ".jsonl" in name[-9:] else _read_array
+    try:
+        with _opened(file, store) as stream:
+            yield from read(file, stream)
+    except (OSError, EOFError, zlib.error) as error:
+        yield SourceError(f"{file}: cannot be read to its end ({error}); copy or download it again")
 
 
-def _read_csv(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
+@contextmanager
+def _opened(file: Path, store: Store) -> Iterator[IO[bytes]]:
+    """Open a file for reading, unpacked; its hash is known when it has been read.
+
+    Raises:
+        SourceError: if the file was written to meanwhile.
+    """
+    before = file.stat()
+    with HashingReader(file) as raw:
+        buffered = io.BufferedReader(raw, 2**20)
+        stream: Any = gzip.GzipFile(fileobj=buffered) if file.name.lower().endswith(".gz") else buffered
+        yield stream
+        value = raw.sha256()
+    after = file.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise SourceError(f"{file}: changed while it was read; start again when nothing writes to it")
+    store.remember_sha256(file, before, value)
+
+
+class _Lines:
+    """The lines of a stream as text, counted; goes on behind a line that is not UTF-8."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.number = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline()
+        if not line:
+            raise StopIteration
+        self.number += 1
+        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> SourceError:
+    return SourceError(f"{where}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8")
+
+
+def _read_csv(file: Path, stream: IO[bytes]) -> Iterator[Found]:
     csv.field_size_limit(2**31 - 1)
+    lines = _Lines(stream)
     # Strict: a quote that is never closed would else swallow the rest of the file as one field.
-    reader = csv.DictReader(text, strict=True)
+    reader = csv.DictReader(lines, strict=True)
     try:
-        for record in reader:
-            yield None if None in record else record  # more fields than columns: an unquoted comma cut a text
-    except csv.Error as error:
-        raise SourceError(f"{file}, line {reader.reader.line_num}: not CSV ({error}); mend the line") from error
-
-
-def _read_lines(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
-    for number, line in enumerate(text, start=1):
-        if not line.strip():
-            continue
+        known = reader.fieldnames is not None
+    except (UnicodeDecodeError, csv.Error) as error:
+        yield SourceError(f"{file}, line 1: no header of a CSV file in UTF-8 ({error}); save it as one")
+        return
+    while known:
         try:
-            record = json.loads(line)
+            record = next(reader, None)
+        except UnicodeDecodeError as error:
+            yield _not_utf8(f"{file}, line {lines.number}", error)
+        except csv.Error as error:
+            yield SourceError(f"{file}, line {lines.number}: not CSV ({error}); mend the line")
+        except _CUT_SHORT as error:
+            raise _cut_short(error, lines.number) from error
+        else:
+            if record is None:
+                return
+            yield None if None in record else record  # more fields than columns: an unquoted comma cut a text
+
+
+def _read_lines(file: Path, stream: IO[bytes]) -> Iterator[Found]:
+    lines = _Lines(stream)
+    while True:
+        try:
+            line = next(lines, None)
+            if line is None:
+                return
+            record = json.loads(line) if line.strip() else ...
+        except UnicodeDecodeError as error:
+            yield _not_utf8(f"{file}, line {lines.number}", error)
+        except _CUT_SHORT as error:
+            raise _cut_short(error, lines.number) from error
         except (ValueError, RecursionError) as error:
-            raise SourceError(f"{file}, line {number}: not JSON ({error}); mend or remove the line") from error
-        yield record if isinstance(record, dict) else None
+            yield SourceError(f"{file}, line {lines.number}: not JSON ({error}); mend or remove the line")
+        else:
+            if record is not ...:
+                yield record if isinstance(record, dict) else None
 
 
-def _read_array(file: Path, text: io.TextIOBase) -> Iterator[Record | None]:
+_CUT_SHORT = (OSError, EOFError, zlib.error)
+
+
+def _cut_short(error: Exception, line: int) -> OSError:
+    return OSError(f"after line {line}: {error}")
+
+
+def _read_array(file: Path, stream: IO[bytes]) -> Iterator[Found]:
     try:
-        content = json.loads(text.read())
-    except UnicodeDecodeError:
-        raise
+        content = json.loads(stream.read().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        yield _not_utf8(str(file), error)
+        return
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{file}: not JSON ({error}); one object a line belongs into a .jsonl file") from error
+        yield SourceError(f"{file}: not JSON ({error}); one object a line belongs into a .jsonl file")
+        return
     if not isinstance(content, list):
-        raise SourceError(f"{file}: must hold a list of records, holds {type(content).__name__}")
+        yield SourceError(f"{file}: must hold a list of records, holds {type(content).__name__}; mend it")
+        return
     yield from (record if isinstance(record, dict) else None for record in content)
 
 
-def _read_parquet(file: Path) -> Iterator[Record]:
+def _read_parquet(file: Path) -> Iterator[Found]:
+    # Read by its own index, not from beginning to end: its hash is taken by itself.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    rows = 0
     try:
         for batch in pq.ParquetFile(file).iter_batches():
             yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise SourceError(f"{file}: not a parquet file ({error})") from error
+            rows += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        yield SourceError(f"{file}, after row {rows}: not a parquet file ({error}); copy or download it again")
 
 
 @dataclass
@@ -156,7 +257,7 @@ class Hub(Dataset):
         """The hub's name."""
         return f"dataset.name={self.name}"
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, store: Store) -> str:  # noqa: ARG002 - the hub knows
         """Repository, resolved commit and split: what the hub holds under a branch name is not content."""
         return digest(["hub", self.name, self._commit(), self.config, self.split, self.eval_split])
 
@@ -171,7 +272,7 @@ class Hub(Dataset):
         except (HfHubHTTPError, OSError) as error:
             raise SourceError(f"{self.named()}: {_hub_remedy(error)}") from error
 
-    def records(self) -> Iterator[tuple[str, Record | None]]:
+    def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:  # noqa: ARG002
         """Every record of the split, then of the source's own test split where one is named; of the very commit."""
         import datasets
 

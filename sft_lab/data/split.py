@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from sft_lab.bench import package_path
+from sft_lab.data.dataset import HELD_OUT, Dataset
+from sft_lab.data.filters import Filter
+from sft_lab.data.formats import Format
+from sft_lab.data.sources import File
 from sft_lab.errors import ConfigError, require
 from sft_lab.files import digest
 
@@ -56,10 +62,16 @@ def group_hash(group: str) -> float:
 
 @dataclass
 class Split(abc.ABC):
-    """What every split has: how many held-out rows are used, and which are too long."""
+    """What every split has: which held-out rows are used, and how many.
+
+    Attributes:
+        filter: what a held-out row must be, by the filters' names. It says what the model is for, and so is the same
+            for every job of a sweep; the training side has filters of its own.
+    """
 
     version: ClassVar[int] = 1
 
+    filter: dict[str, Filter] = field(default_factory=dict)
     min_eval_rows: int = 8
     max_eval_rows: int = 128
     max_eval_tokens: int = 1024
@@ -83,13 +95,23 @@ class Split(abc.ABC):
         """Whether there are held-out rows at all."""
         return True
 
-    def __call__(self, rows: Rows | datasets.Dataset, bench: Bench, limit: int | None = None) -> Sides:
+    def source(self) -> Dataset | None:
+        """The source of the held-out rows, where they have one of their own."""
+        return None
+
+    def check(self) -> list[str]:
+        """Say what is wrong with the world as this split needs it."""
+        return [f"split.filter.{problem}" for keep in self.filter.values() for problem in keep.check()]
+
+    def __call__(
+        self, rows: Rows | datasets.Dataset, bench: Bench, surplus: Callable[[Rows], np.ndarray] | None = None
+    ) -> Sides:
         """Put every loaded row on its side.
 
         Args:
             rows: the loaded rows.
             bench: for the tokenizer.
-            limit: keep only the first so many training rows.
+            surplus: which training rows are more than asked for (``Dataset.surplus``).
 
         Raises:
             ConfigError: when too few held-out rows can be used to judge anything.
@@ -101,8 +123,8 @@ class Split(abc.ABC):
         rows = Rows.of(rows)
         held_out = self.is_held_out(rows)
         over = np.zeros(len(rows), bool)
-        if limit is not None:
-            over[np.flatnonzero(~held_out)[limit:]] = True
+        if surplus is not None:
+            over[~held_out] = surplus(rows.take(~held_out))
         reasons = [
             "held_out" if out else "over_limit" if late else "" for out, late in zip(held_out, over, strict=True)
         ]
@@ -129,15 +151,17 @@ class Split(abc.ABC):
         if not len(rows):
             return Selection.of(rows, [])
         tokens = bench.token_counts(rows).sum(axis=1)
-        texts = zip(rows.column("prompt"), rows.column("answer"), tokens, strict=True)
+        texts = zip(rows.column("prompt"), rows.column("answer"), rows.is_text, tokens, strict=True)
         reasons = [
             "unanswered"
-            if not (prompt.strip() and answer.strip())
+            if not (answer.strip() and (prompt.strip() or is_text))
             else "over_max_eval_tokens"
             if size > self.max_eval_tokens
             else ""
-            for prompt, answer, size in texts
+            for prompt, answer, is_text, size in texts
         ]
+        for keep in self.filter.values():
+            reasons = [reason or found for reason, found in zip(reasons, keep(rows, bench).reason, strict=True)]
         # The rows with the smallest hash are used, not the first ones: row order must not enter.
         places = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in _named(rows)]
         usable = sorted((place, index) for index, place in enumerate(places) if not reasons[index])
@@ -189,3 +213,31 @@ class Source(Split):
         if len(set(splits)) < 2:
             raise ConfigError("split=source: this source has no test split of its own; use split=hash")
         return np.fromiter((split != splits[0] for split in splits), bool, len(rows))
+
+
+@dataclass
+class FromFile(Split):
+    """Held out by you: a file of its own, beside the training data."""
+
+    path: str = field(default="???", metadata={"changes_result": False})  # the bytes do: see Dataset.fingerprint
+    format: Format = Format.auto
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make the path absolute, so that a saved config runs from any folder."""
+        super().__post_init__()
+        self.path = str(package_path(self.path))
+
+    def source(self) -> File:
+        """The file."""
+        return File(self.format, self.columns, path=self.path)
+
+    def check(self) -> list[str]:
+        """The file is there and of a kind that can be read."""
+        return [*super().check(), *(f"split.{found.removeprefix('dataset.')}" for found in self.source().check())]
+
+    def is_held_out(self, rows: Rows) -> np.ndarray:
+        """A row is held out iff it comes from the file."""
+        import numpy as np
+
+        return np.fromiter((split == HELD_OUT for split in rows.column("source_split")), bool, len(rows))

@@ -102,6 +102,19 @@ class Renderer:
                 spans.append((start, end + len(self._closing)))
         return _unmarked(text, spans, mark)
 
+    def plain_text(self, text: str) -> Rendered:
+        """Give plain text between BOS, where the tokenizer puts one, and EOS: no template, and all of it is trained.
+
+        Raises:
+            CannotRender: if the tokenizer has no EOS, so that the model could not learn to stop.
+        """
+        if not self.tokenizer.eos_token:
+            raise CannotRender("no_end_of_text")
+        mark, _ = _unused_characters([{"role": "text", "content": text}])
+        marked = self._marked({"role": "text", "content": text}, mark)["content"]
+        whole = f"{self._bos}{marked}{self.tokenizer.eos_token}"
+        return _unmarked(whole, [(0, len(whole))], mark)
+
     def _place(self, text: str, messages: list[Message], index: int, blank: str) -> tuple[int, int, str]:
         """Find the answer of one turn: where training begins, where the answer's own text ends, and what follows."""
         hollow = [*messages[:index], {"role": "assistant", "content": blank}, *messages[index + 1 :]]
@@ -184,9 +197,9 @@ def _unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
 
 @dataclass
 class Template(abc.ABC):
-    """What every template option has: a Jinja text."""
+    """What every template option has: a Jinja text. Rows of plain text go past it."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @abc.abstractmethod
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -227,9 +240,9 @@ class Template(abc.ABC):
         renderer = self.bind(bench)
         reasons: list[str] = []
         rendered: dict[str, list[Any]] = {"id": [], "text": [], "spans": [], "cuts": []}
-        for row_id, messages in zip(rows.column("id"), rows.column("messages"), strict=True):
+        for row_id, messages, answer in zip(*map(rows.column, ("id", "messages", "answer")), strict=True):
             try:
-                conversation = renderer.conversation(messages)
+                conversation = renderer.conversation(messages) if messages else renderer.plain_text(answer)
             except CannotRender as error:
                 reasons.append(str(error))
                 continue

@@ -52,7 +52,7 @@ def tokenize(
     }
 
     def compute(folder: Path) -> None:
-        end_id = template.bind(bench).end_of_turn_id
+        ends = {template.bind(bench).end_of_turn_id, bench.tokenizer.eos_token_id}  # of a turn, and of plain text
         texts = load_table(rendered)
         kept: dict[str, list[Any]] = {"id": [], "input_ids": [], "labels": []}
         lengths, reasons = [], []
@@ -62,7 +62,7 @@ def tokenize(
             reasons.append("over_max_length" if len(ids) > max_length else "")
             if reasons[-1]:
                 continue
-            if not loss_on_all and (end_id not in labels):
+            if not loss_on_all and ends.isdisjoint(labels):
                 raise ModelError(
                     f"row {row['id']}: the end-of-turn token would not be trained; the template's end-of-turn text is "
                     "not one token of this tokenizer (template=plain ends with EOS)"

@@ -184,7 +184,7 @@ def _standing(run: Run, folder: RunFolder) -> Standing:
         raise FolderError(
             f"{folder.path}: its manifest.json or status.json cannot be read ({error}); rerun=true runs it again"
         ) from error
-    if fingerprint and (now := run.dataset.fingerprint()) != fingerprint:
+    if fingerprint and (now := run.data_fingerprint(run.store.open())) != fingerprint:
         raise FolderError(
             f"{folder.path}: the data has changed since this run (dataset fingerprint {fingerprint[:12]}, "
             f"now {now[:12]}); choose another folder, or rerun=true to run again here and keep the old one beside it"

@@ -54,10 +54,45 @@ def test_every_role(role: str, known: str) -> None:
         ({"question": "Who?", "answer": "She."}, [("user", "Who?"), ("assistant", "She.")]),
         ({"question": "Who?", "answer": "She.", "context": "Ada wrote it."},
          [("user", "Ada wrote it.\n\nWho?"), ("assistant", "She.")]),
+        ({"text": "Once upon a time."}, [("text", "Once upon a time.")]),
+        ({"text": " \n"}, []),
+        ({"instruction": "Add.", "input": "1 2", "output": "3", "text": "### Add. 1 2 3"},
+         [("user", "Add.\n\n1 2"), ("assistant", "3")]),
     ],
 )  # fmt: skip
 def test_every_format_is_found_by_its_columns(record: dict[str, Any], turns: list[tuple[str, str]]) -> None:
     assert read(record) == turns
+
+
+HELLO = {"role": "assistant", "content": "Hello."}
+WHAT = {"role": "assistant", "content": "What?"}
+HI = {"role": "user", "content": "Hi?"}
+
+
+@pytest.mark.parametrize(
+    ("record", "turns"),
+    [
+        ({"prompt": "Hi?", "chosen": "Hello.", "rejected": "What?"}, ASKED),
+        ({"prompt": [HI], "chosen": [HELLO], "rejected": [WHAT]}, ASKED),
+        ({"prompt": "Hi?", "chosen": [HI, HELLO], "rejected": [HI, WHAT], "messages": [HI, HELLO]}, ASKED),
+        ({"chosen": [HI, HELLO], "rejected": [HI, WHAT]}, ASKED),
+        ({"system": "Be kind.", "question": "Hi?", "chosen": "Hello.", "rejected": "What?"},
+         [("system", "Be kind."), *ASKED]),
+        ({"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"},
+         [("user", "Add.\n\n1 2"), ("assistant", "3")]),
+        ({**said("Hi?"), "chosen": {"from": "gpt", "value": "Hello."}, "rejected": {"from": "gpt", "value": "What?"}},
+         ASKED),
+        ({"chosen": "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: A\nB\n\nC\n\nAssistant: ",
+          "rejected": "\n\nHuman: Hi?\n\nAssistant: What?"},
+         [*ASKED, ("user", "A\nB\n\nC"), ("assistant", "")]),
+    ],
+)  # fmt: skip
+def test_of_a_preference_the_chosen_side_is_used(record: dict[str, Any], turns: list[tuple[str, str]]) -> None:
+    assert read(record) == turns
+
+
+def test_plain_text_may_be_named_by_ones_own_column() -> None:
+    assert read({"body": "Once.", "question": "Who?", "answer": "She."}, text="body") == [("text", "Once.")]
 
 
 def test_own_columns_come_before_known_ones() -> None:
@@ -114,6 +149,9 @@ def test_columns_that_do_not_fit_are_listed(wanted: Format, columns: dict[str, s
         {"instruction": "Add.", "output": 3},
         {"question": True, "answer": "yes"},
         {"prompt": [{"role": "user", "content": "Hi?"}], "completion": "Hello."},
+        {"text": 7},
+        {"chosen": "Hello.", "rejected": "What?"},
+        {"chosen": 5, "rejected": 6},
     ],
 )
 def test_what_cannot_be_read_is_said_to_be_unreadable(record: dict[str, Any]) -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import datetime
 import gzip
+import hashlib
 import json
+import os
+import re
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sft_lab import store
 from sft_lab.bench import Bench
-from sft_lab.data.dataset import LeadingAssistant, Loaded, Turns
+from sft_lab.data.dataset import LeadingAssistant, Loaded, OnError, Turns
+from sft_lab.data.mixture import Ingredient, Mixture
 from sft_lab.data.sources import File
-from sft_lab.errors import SourceError
+from sft_lab.data.split import Hash
+from sft_lab.errors import ConfigError, SourceError
+from sft_lab.store import Store
 
 QUESTIONS = [{"question": f"What is {n} + 1?", "answer": f'It is\n{n + 1}, "of course".'} for n in range(30)]
 
@@ -236,7 +245,7 @@ def broken(tmp_path: Path, name: str) -> Path:
         ("list.jsonl", "line 1: not JSON"),
         ("latin.jsonl", "not UTF-8"),
         ("latin.json", "not UTF-8"),
-        ("wide.csv", "not UTF-8"),
+        ("wide.csv", "line 1: no header of a CSV file in UTF-8"),
         ("cut.jsonl.gz", "cannot be read to its end"),
         ("damaged.jsonl.gz", "cannot be read to its end"),
         ("not.jsonl.gz", "cannot be read to its end"),
@@ -258,7 +267,175 @@ def test_a_broken_file_is_named_with_its_fault(bench: Bench, tmp_path: Path, nam
         load(bench, path)
     assert words in str(raised.value)
     assert name in str(raised.value) or name == "other.csv"
-    assert not list(bench.store.listing())
+    assert [entry.stage for entry in bench.store.listing() if entry.stage != "file"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("syntax.jsonl", ["kept", "unreadable"]),
+        ("latin.jsonl", ["unreadable"]),
+        ("cut.jsonl.gz", ["kept", "unreadable"]),
+        ("quote.csv", ["unreadable"]),
+        ("not.parquet", ["unreadable"]),
+        ("object.json", ["unreadable"]),
+        ("wide.csv", ["unreadable"]),
+    ],
+)
+def test_what_is_broken_can_be_left_out_and_is_counted(
+    bench: Bench, tmp_path: Path, caplog: Any, name: str, expected: list[str]
+) -> None:
+    caplog.set_level("WARNING", "sft_lab")
+    path = broken(tmp_path, name)
+    save([talk("u Hi?", "a Hello.")] * 3, tmp_path / "zz.jsonl")
+    found = outcomes(load(bench, tmp_path / "*.*", on_error=OnError.skip))
+    assert found[-3:] == ["kept"] * 3
+    assert list(dict.fromkeys(found[:-3])) == expected
+    assert found.count("unreadable") == 1
+    assert str(path) in caplog.text
+
+
+def test_behind_a_broken_line_reading_goes_on(bench: Bench, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("WARNING", "sft_lab")
+    path = tmp_path / "a.jsonl"
+    good = [json.dumps(row).encode() for row in QUESTIONS[:4]]
+    path.write_bytes(b"\n".join([good[0], b"{", good[1], b"\xff", good[2], b"}", b"{{", b"nope", good[3]]))
+    loaded = load(bench, path, on_error=OnError.skip)
+    assert outcomes(loaded) == ["kept", "unreadable"] * 3 + ["unreadable", "unreadable", "kept"]
+    for words in ("line 2", "line 4: not UTF-8", "2 more places"):
+        assert words in caplog.text
+    assert "line 7" not in caplog.text
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(bench: Bench, tmp_path: Path, monkeypatch: Any) -> None:
+    path = save(QUESTIONS, tmp_path / "a.jsonl")
+    loads = json.loads
+
+    def slow_reader(line: str) -> Any:
+        path.write_text("{}\n")  # somebody writes while we read
+        return loads(line)
+
+    monkeypatch.setattr(json, "loads", slow_reader)
+    with pytest.raises(SourceError, match="changed while it was read"):
+        load(bench, path)
+
+
+def test_a_file_is_read_once_for_its_rows_and_its_fingerprint(bench: Bench, tmp_path: Path, monkeypatch: Any) -> None:
+    path = save(QUESTIONS, tmp_path / "a.jsonl")
+    long_ago = path.stat().st_mtime - 60
+    os.utime(path, (long_ago, long_ago))
+    opened: list[str] = []
+    sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
+    load(bench, path)
+    File(path=str(path)).fingerprint(bench.store)
+    load(bench, path, limit=3)
+    load(bench, path, turns=Turns.all)  # another reading of the same bytes
+    assert opened.count(str(path)) == 2
+
+
+def test_a_hash_is_known_to_other_processes_once_the_file_is_no_longer_fresh(
+    bench: Bench, tmp_path: Path, monkeypatch: Any
+) -> None:
+    path = save(QUESTIONS, tmp_path / "a.jsonl")
+    monkeypatch.setattr(store, "FRESH", -1.0)
+    value = bench.store.sha256(path)
+    another = Store(bench.store.root)
+    assert another.known_sha256(path) == value == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text("other")
+    assert another.known_sha256(path) is None
+
+
+def test_a_seed_shuffles_the_rows_and_moves_none_to_the_other_side(bench: Bench, tmp_path: Path) -> None:
+    path = save(QUESTIONS, tmp_path / "a.jsonl")
+    plain, one, same, other = (load(bench, path, shuffle_seed=seed).rows for seed in (None, 1, 1, 2))
+    assert one.column("id") == same.column("id") != other.column("id")
+    assert sorted(one.column("id")) == sorted(other.column("id")) == sorted(plain.column("id"))
+    split = Hash(eval_share=0.3, min_eval_rows=1)
+    held = {row_id: out for rows in (plain, one, other) for row_id, out in
+            zip(rows.column("id"), split.is_held_out(rows), strict=True)}  # fmt: skip
+    assert [held[row_id] for row_id in plain.column("id")] == list(split.is_held_out(plain))
+
+
+# Mixtures
+
+
+def sources(tmp_path: Path, sizes: dict[str, int], **more: Any) -> dict[str, Ingredient]:
+    for name, size in sizes.items():
+        rows = [{"question": f"{name} {n}?", "answer": f"{n}."} for n in range(size)]
+        save(rows, tmp_path / f"{name}.jsonl")
+    found = {name: Ingredient(path=str(tmp_path / f"{name}.jsonl")) for name in sizes}
+    for key, values in more.items():
+        for name, value in values.items():
+            setattr(found[name], key, value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "knobs", "limit", "expected"),
+    [
+        ({"a": 30, "b": 10}, {}, None, {"a": 30, "b": 10}),
+        ({"a": 30, "b": 10}, {}, 20, {"a": 15, "b": 5}),
+        ({"a": 30, "b": 10}, {"limit": {"a": 5}}, None, {"a": 5, "b": 10}),
+        ({"a": 30, "b": 10}, {"share": {"a": 0.5, "b": 0.5}}, None, {"a": 10, "b": 10}),
+        ({"a": 30, "b": 10}, {"share": {"a": 0.5, "b": 0.5}}, 11, {"a": 6, "b": 5}),
+        ({"a": 30, "b": 10}, {"share": {"a": 3, "b": 1}}, None, {"a": 30, "b": 10}),
+        ({"a": 30, "b": 10}, {"share": {"a": 9, "b": 1}}, None, {"a": 30, "b": 3}),
+        ({"a": 30, "b": 10}, {"share": {"a": 1, "b": 1}, "limit": {"b": 4}}, None, {"a": 4, "b": 4}),
+        ({"a": 30, "b": 10, "c": 10}, {}, 7, {"a": 4, "b": 2, "c": 1}),
+    ],
+)
+def test_shares_and_limits_of_a_mixture(
+    bench: Bench, tmp_path: Path, sizes: Any, knobs: Any, limit: Any, expected: Any
+) -> None:
+    mixture = Mixture(sources=sources(tmp_path, sizes, **knobs), limit=limit)
+    rows = mixture(bench).rows
+    assert Counter(rows.column("source")) == sizes
+    left = rows.take(~mixture.surplus(rows))
+    assert Counter(left.column("source")) == expected
+    for name, count in expected.items():  # the first ones of each
+        asked = [text for text in left.column("prompt") if text.startswith(name)]
+        assert asked == [f"{name} {n}?" for n in range(count)]
+
+
+def test_a_mixture_reads_each_source_in_its_own_form_and_its_groups_stay_apart(bench: Bench, tmp_path: Path) -> None:
+    save([talk("u Hi?", "a Hello.", id=f"{n}_0") for n in range(20)], tmp_path / "talks.jsonl")
+    save([{"q": f"{n}?", "a": "Yes.", "id": f"{n}_1"} for n in range(20)], tmp_path / "pairs.csv")
+    mixture = Mixture(
+        sources={
+            "talks": Ingredient(path=str(tmp_path / "talks.jsonl")),
+            "pairs": Ingredient(path=str(tmp_path / "pairs.csv"), columns={"prompt": "q", "answer": "a"}),
+        }
+    )
+    loaded = mixture(bench)
+    assert loaded.grouped_by == "id_prefix"
+    assert len(set(loaded.rows.column("group"))) == 40
+    assert len(set(loaded.rows.column("id"))) == 40
+    before = mixture.fingerprint(bench.store)
+    save([{"q": "new?", "a": "Yes.", "id": "1_1"}], tmp_path / "pairs.csv")
+    assert mixture.fingerprint(bench.store) != before
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Mixture, "sources={}"),
+        (lambda: Mixture(sources={"a": Ingredient(path="a", share=1), "b": Ingredient(path="b")}), "all with a share"),
+        (Ingredient, "path=None"),
+        (lambda: Ingredient(path="a", name="b/c"), "not both"),
+        (lambda: Ingredient(path="a", share=0), "share=0"),
+        (lambda: Ingredient(path="a", limit=0), "limit=0"),
+        (lambda: Ingredient(path="a", columns={"text": "t", "prompt": "p"}), "columns="),
+        (lambda: Mixture(sources={"a": Ingredient(path="a")}, columns={"text": "t"}), "for each source"),
+    ],
+)
+def test_impossible_mixtures(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        make()
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    mixture = Mixture(sources={"a": Ingredient(path=str(tmp_path / "none.jsonl"))})
+    assert mixture.check()[0].startswith("dataset.sources.a: path=")
 
 
 def test_a_comma_that_cuts_a_text_makes_the_row_unreadable(bench: Bench, tmp_path: Path) -> None:
@@ -278,14 +455,14 @@ def test_check_needs_files_of_a_known_kind(tmp_path: Path) -> None:
 
 def test_the_fingerprint_changes_with_the_bytes_alone(bench: Bench, tmp_path: Path) -> None:
     path = save(QUESTIONS, tmp_path / "a.jsonl")
-    before, key = File(path=str(path)).fingerprint(), load(bench, path).rows.key
+    before, key = File(path=str(path)).fingerprint(bench.store), load(bench, path).rows.key
     path.touch()
     moved = save(QUESTIONS, tmp_path / "elsewhere.jsonl")
-    assert File(path=str(path), limit=3, turns=Turns.all).fingerprint() == before
-    assert File(path=str(moved)).fingerprint() == before
+    assert File(path=str(path), limit=3, turns=Turns.all).fingerprint(bench.store) == before
+    assert File(path=str(moved)).fingerprint(bench.store) == before
     assert load(bench, moved, limit=3).rows.key == key
     path.write_bytes(path.read_bytes() + b"\n")
-    assert File(path=str(path)).fingerprint() != before
+    assert File(path=str(path)).fingerprint(bench.store) != before
 
 
 # Ids and groups

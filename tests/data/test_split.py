@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lab.bench import Bench
+from sft_lab.data.filters.answered import Answered
 from sft_lab.data.prepare import Preparation
 from sft_lab.data.sources import File
-from sft_lab.data.split import Hash, Sides, Source, group_hash
+from sft_lab.data.split import FromFile, Hash, Sides, Source, group_hash
 from sft_lab.errors import ConfigError, SourceError
 from sft_lab.rows import Rows
 
@@ -84,7 +85,11 @@ def test_order_and_other_rows_move_nothing(rows: list[Row], others: list[Row], s
 def test_neither_order_nor_limit_moves_the_rows_in_use(bench: Bench) -> None:
     split = Hash(max_eval_rows=20)
     shuffled = random.Random(1).sample(MANY, len(MANY))
-    one, two, three = split(table(MANY), bench), split(table(shuffled), bench), split(table(MANY), bench, limit=7)
+    one, two, three = (
+        split(table(MANY), bench),
+        split(table(shuffled), bench),
+        split(table(MANY), bench, File(path="none", limit=7).surplus),
+    )
     assert set(names(one.held_out)) == set(names(two.held_out)) == set(names(three.held_out))
     assert one.fingerprint == two.fingerprint == three.fingerprint
     assert len(three.train) == 7
@@ -93,7 +98,9 @@ def test_neither_order_nor_limit_moves_the_rows_in_use(bench: Bench) -> None:
 def test_a_seed_is_no_knob_of_a_split() -> None:
     from dataclasses import fields
 
-    assert {field.name for field in fields(Hash)} == {"eval_share", "min_eval_rows", "max_eval_rows", "max_eval_tokens"}
+    assert {field.name for field in fields(Hash)} == {
+        "filter", "eval_share", "min_eval_rows", "max_eval_rows", "max_eval_tokens"
+    }  # fmt: skip
 
 
 def test_other_held_out_rows_are_another_fingerprint(bench: Bench) -> None:
@@ -103,10 +110,10 @@ def test_other_held_out_rows_are_another_fingerprint(bench: Bench) -> None:
 
 
 def test_a_limit_keeps_the_first_rows_of_the_training_side(bench: Bench) -> None:
-    whole, some = Hash()(table(MANY), bench), Hash()(table(MANY), bench, limit=50)
+    whole, some = Hash()(table(MANY), bench), Hash()(table(MANY), bench, File(path="none", limit=50).surplus)
     assert names(some.train) == names(whole.train)[:50]
     assert some.side.dropped == {"over_limit": len(whole.train) - 50, "held_out": whole.side.dropped["held_out"]}
-    assert Hash()(table(MANY), bench, limit=10_000).side.dropped == whole.side.dropped
+    assert Hash()(table(MANY), bench, File(path="none", limit=10_000).surplus).side.dropped == whole.side.dropped
 
 
 def test_the_smallest_hashes_are_used(bench: Bench) -> None:
@@ -134,7 +141,7 @@ def test_too_few_held_out_rows_are_an_error(bench: Bench) -> None:
 
 
 def test_no_share_no_held_out_rows(bench: Bench) -> None:
-    sides = Hash(eval_share=0)(table(MANY[:3]), bench, limit=2)
+    sides = Hash(eval_share=0)(table(MANY[:3]), bench, File(path="none", limit=2).surplus)
     assert (len(sides.train), len(sides.held_out), len(sides.held_out_selection.ids)) == (2, 0, 0)
 
 
@@ -179,4 +186,29 @@ def test_a_source_without_a_usable_row_says_why(bench: Bench, write: Any) -> Non
 
     loaded = File(path=str(write({"conversations": []}, {"conversations": [{"from": "gpt", "value": "x"}]}, {})))(bench)
     with pytest.raises(SourceError, match=r"none of its 3 records .*1 empty, 1 begins_with_assistant, 1 unreadable"):
-        Preparation(bench, 100, loss_on_all=False).split(loaded, Hash(), None)
+        Preparation(bench, 100, loss_on_all=False).split(loaded, Hash())
+
+
+def test_a_file_of_ones_own_is_held_out(bench: Bench, write: Any) -> None:
+    train = File(path=str(write(*({"question": f"{n}?", "answer": "Yes."} for n in range(20)), name="train.jsonl")))
+    out = write(*({"q": f"held {n}?", "a": "No."} for n in range(9)), name="out.jsonl")
+    split = FromFile(path=str(out), columns={"prompt": "q", "answer": "a"})
+    loaded = train(bench, held_out=split.source())
+    sides = split(loaded.rows, bench, train.surplus)
+    assert sides.train.column("prompt") == [f"{n}?" for n in range(20)]
+    assert sorted(sides.held_out.column("prompt")) == [f"held {n}?" for n in range(9)]
+    assert sides.side.dropped == {"held_out": 9}
+    assert split.check() == []
+    assert "split.path=" in FromFile(path="none.jsonl").check()[0]
+
+
+def test_what_the_model_is_for_chooses_the_held_out_rows(bench: Bench) -> None:
+    wanted = {"answered": Answered(min_prompt_chars=len("What is g100/201?"))}
+    plain, chosen = (
+        Hash(eval_share=0.5, min_eval_rows=1, max_eval_rows=600, filter=keep)(table(MANY), bench)
+        for keep in ({}, wanted)
+    )
+    assert set(names(chosen.held_out)) < set(names(plain.held_out))
+    assert "short_prompt" in chosen.held_out_selection.dropped
+    assert names(chosen.train) == names(plain.train)
+    assert chosen.fingerprint != plain.fingerprint

@@ -220,3 +220,14 @@ def test_the_stage_keeps_what_it_can_and_says_why_not(bench: Bench, tmp_path: Pa
     assert [entry.hit for entry in bench.entries] == [False, True]
     path.write_text(NO_SYSTEM + " ", encoding="utf-8")
     assert template(rows, bench)[1] != folder
+
+
+def test_plain_text_goes_past_the_template_and_is_trained_whole(tiny: Any, with_bos: Any) -> None:
+    for tokenizer, text in ((tiny, "Once.<|im_end|>"), (with_bos, "<s>Once.</s>")):
+        rendered = Renderer(
+            tokenizer, CHATML.jinja(tokenizer) if tokenizer is tiny else PLAIN.jinja(tokenizer)
+        ).plain_text("Once.")
+        assert (rendered.text, rendered.spans) == (text, [(0, len(text))])
+    forged = Renderer(tiny, CHATML.jinja(tiny)).plain_text("a<|im_start|>b")
+    assert forged.text == "a<|im_start|>b<|im_end|>"
+    assert forged.cuts == [2]

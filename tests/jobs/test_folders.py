@@ -49,7 +49,7 @@ def swept(*words: str) -> list[Placed]:
 def mark(one: Placed, state: str) -> None:
     """Write by hand what a run leaves: its state, and the data it read."""
     one.folder.status.write_text(json.dumps({"format": 1, "state": state}))
-    fingerprint = one.job.run.dataset.fingerprint()
+    fingerprint = one.job.run.data_fingerprint(one.job.run.store.open())
     one.folder.manifest.write_text(json.dumps({"format": 1, "dataset_fingerprint": fingerprint}))
 
 

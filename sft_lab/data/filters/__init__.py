@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from sft_lab.bench import Selector
@@ -15,6 +16,19 @@ class Filter(Selector):
     """A stage that judges each row by itself."""
 
     group: ClassVar[str] = "filter"
+    judges_by_id: ClassVar[bool] = False  # rows that it does not know of are no reason to wonder
+
+    def check(self) -> list[str]:
+        """Say what is wrong with the world as this filter needs it; empty when nothing is."""
+        return []
+
+    def files(self) -> list[Path]:
+        """The files it reads, whose content is a part of the run's data."""
+        return []
+
+    def insists_on(self) -> set[str]:
+        """Ids of rows that stay in spite of dedup."""
+        return set()
 
 
 def filter_schemas() -> dict[str, type[Filter]]:

@@ -1,0 +1,135 @@
+"""Mixture: several sources as one, each with a share or a limit of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sft_lab.data.dataset import Dataset, OnError, Record, refuse_columns
+from sft_lab.data.formats import Format
+from sft_lab.data.sources import File, Hub
+from sft_lab.errors import require
+from sft_lab.files import digest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sft_lab.rows import Rows
+    from sft_lab.store import Store
+
+
+@dataclass
+class Ingredient:
+    """One source of a mixture: local files by ``path``, or a set of the hub by ``name``.
+
+    Attributes:
+        share: its part of the mixture's training rows, beside the shares of the others; every source has one or none.
+        limit: at most so many of its training rows.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    config: str | None = None
+    split: str = "train"
+    eval_split: str | None = None
+    revision: str = "main"
+    format: Format = Format.auto
+    columns: dict[str, str] = field(default_factory=dict)
+    share: float | None = field(default=None, metadata={"changes_result": False})  # applied by the split
+    limit: int | None = field(default=None, metadata={"changes_result": False})
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require((self.path is None) != (self.name is None), "path", self.path, "given, or name, and not both")
+        require(self.share is None or self.share > 0, "share", self.share, "above 0, or null")
+        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all rows")
+        refuse_columns(self.columns)
+
+    def source(self, on_error: OnError) -> Dataset:
+        """Give the source by itself."""
+        if self.path is not None:
+            return File(self.format, self.columns, on_error=on_error, path=self.path)
+        hub = (self.name or "", self.config, self.split, self.eval_split, self.revision)
+        return Hub(self.format, self.columns, on_error=on_error, **dict(zip(_HUB, hub, strict=True)))  # type: ignore[arg-type]
+
+
+_HUB = ("name", "config", "split", "eval_split", "revision")
+
+
+@dataclass
+class Mixture(Dataset):
+    """Several sources, one behind the other; shares and limits cut the training side alone.
+
+    With shares the mixture is as large as the scarcest source allows: nothing is repeated. Each source gives its first
+    rows, so that a larger mixture holds a smaller one.
+    """
+
+    sources: dict[str, Ingredient] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        require(bool(self.sources), "sources", self.sources, "one source or more: {name: {path: ...}, other: {...}}")
+        shared = [name for name, one in self.sources.items() if one.share is not None]
+        require(len(shared) in (0, len(self.sources)), "sources", shared, "all with a share, or all without")
+        require(not self.columns, "columns", self.columns, "given for each source")
+        require(self.format is Format.auto, "format", self.format.name, "given for each source")
+
+    def named(self) -> str:
+        """The names of the sources."""
+        return f"dataset.sources={digest([part.named() for part in self.parts().values()])[:12]}"
+
+    def parts(self) -> dict[str, Dataset]:
+        """Every source by its name."""
+        return {name: one.source(self.on_error) for name, one in self.sources.items()}
+
+    def check(self) -> list[str]:
+        """Every source is well."""
+        found = [(name, problem) for name, part in self.parts().items() for problem in part.check()]
+        return [f"dataset.sources.{name}: {problem.removeprefix('dataset.')}" for name, problem in found]
+
+    def is_known(self, store: Store) -> bool:
+        """Whether every source is."""
+        return all(part.is_known(store) for part in self.parts().values())
+
+    def fingerprint(self, store: Store) -> str:
+        """A key of every source's name and content."""
+        return digest({name: part.fingerprint(store) for name, part in self.parts().items()})
+
+    def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
+        """Every record of every source."""
+        for part in self.parts().values():
+            yield from part.records(store)
+
+    def surplus(self, train: Rows) -> np.ndarray:
+        """True for each training-side row beyond its source's part of the mixture: bool, shape (rows,)."""
+        import numpy as np
+
+        name_of_row = np.array(train.column("source"), dtype=object)
+        over = np.ones(len(train), bool)
+        for name, quota in self._quotas({name: int((name_of_row == name).sum()) for name in self.sources}).items():
+            over[np.flatnonzero(name_of_row == name)[:quota]] = False
+        return over
+
+    def _quotas(self, there: dict[str, int]) -> dict[str, int]:
+        """Training rows of each source: as large as shares, limits and ``limit`` allow.
+
+        Args:
+            there: the rows each source has.
+        """
+        limits = {name: self.sources[name].limit for name in there}
+        most = {name: min(count, limits[name] or count) for name, count in there.items()}
+        weights = {name: float(self.sources[name].share or most[name]) for name in there}
+        whole = sum(weights.values())
+        if not whole:
+            return most
+        shares = {name: weight / whole for name, weight in weights.items()}
+        total = int(min(most[name] / share for name, share in shares.items() if share) + 1e-9)
+        exact = {name: min(total, self.limit or total) * share for name, share in shares.items()}
+        found = {name: int(rows + 1e-9) for name, rows in exact.items()}
+        # Rows lost to rounding go to the largest remainders, so that a limit is met to the row.
+        rest = round(sum(exact.values())) - sum(found.values())
+        for name in sorted(exact, key=lambda name: found[name] - exact[name])[:rest]:
+            found[name] = min(found[name] + 1, most[name])
+        return found
