@@ -31,6 +31,7 @@ class RunFolder:
         self.status = path / "status.json"
         self.waterfall = path / "waterfall.json"
         self.dropped = path / "dropped.parquet"
+        self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.eval = path / "eval.parquet"
         self.summary = path / "summary.json"

@@ -1,22 +1,21 @@
-"""Figures of a run: what became of its rows, how the losses went, how the optimizer worked.
+"""Figures of a run: what became of its rows, how the losses went, how the optimizer worked; and those of its data.
 
 Also the reading of a run folder's parts, which page and card share. Any part may be missing.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import textwrap
-import threading
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.errors import FolderError
-from sft_lab.files import read_json, write_text
+from sft_lab.files import read_json
+from sft_lab.report import data_figures
+from sft_lab.report.style import COLORS, TICK_STEPS, canvas, legend, save
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -26,26 +25,8 @@ if TYPE_CHECKING:
 
 Curve = list[tuple[float, float]]
 
-# Told apart without red and green (Okabe and Ito's colors, as seaborn's "colorblind"). Each color means one thing, so
-# that the page can give it a twin for dark mode.
-COLORS = {
-    "ink": "#2a2e33",
-    "muted": "#70757c",
-    "line": "#e4e2dd",
-    "paper": "#ffffff",
-    "kept": "#1f6fa8",
-    "dropped": "#c3dbec",
-    "train": "#0173b2",
-    "held-out": "#d55e00",
-    "base": "#7a7f86",
-    "converged": "#029e73",
-}
-WIDTH = 9.58  # inches: 920 CSS pixels, the page's column, so that a figure is shown at its own size
 LABEL_WIDTH = 44  # characters of a line of drop reasons
-LEGEND_WIDTH = 135  # characters of a legend's line, 7 for each sample of a line or marker
 LOG_SCALE_FROM = 20  # a loss range this many times its lowest value cannot be read on a linear axis
-TICK_STEPS = (1, 2, 5, 10)
-_STYLE = threading.Lock()  # matplotlib's settings belong to the whole process
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -86,7 +67,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def draw(folder: RunFolder) -> list[Path]:
-    """Draw what the run folder has the data for: ``waterfall.svg``, ``loss.svg`` and ``optimizer.svg``.
+    """Draw what the run folder has the data for: waterfall, losses, optimizer, and the figures of the data.
 
     Safe to call from several threads: no pyplot, and matplotlib's settings are changed under a lock.
 
@@ -101,47 +82,17 @@ def draw(folder: RunFolder) -> list[Path]:
     summary = read(folder.summary)
     written = []
     if stages:
-        written.append(_save(folder.figures / "waterfall.svg", lambda: _waterfall(stages)))
+        written.append(save(folder.figures / "waterfall.svg", lambda: _waterfall(stages)))
     if any("train/loss" in event or "eval/loss" in event for event in events):
-        written.append(_save(folder.figures / "loss.svg", lambda: _loss(events, summary)))
+        written.append(save(folder.figures / "loss.svg", lambda: _loss(events, summary)))
     if any("learning_rate" in event or "grad_norm" in event for event in events):
-        written.append(_save(folder.figures / "optimizer.svg", lambda: _optimizer(events)))
-    return written
-
-
-def _save(path: Path, make: Callable[[], Figure]) -> Path:
-    import matplotlib
-    import seaborn as sns
-
-    look = {
-        **sns.plotting_context("paper", font_scale=1.08),
-        **sns.axes_style("whitegrid"),
-        "svg.fonttype": "none",  # text stays text: it can be selected, and Arabic is shaped by the browser
-        "svg.hashsalt": path.stem,  # the same data make the same file
-        "axes.edgecolor": COLORS["line"],
-        "axes.labelcolor": COLORS["muted"],
-        "grid.color": COLORS["line"],
-        "text.color": COLORS["ink"],
-        "xtick.color": COLORS["muted"],
-        "ytick.color": COLORS["muted"],
-    }
-    text = io.StringIO()
-    with _STYLE, matplotlib.rc_context(look):
-        make().savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    write_text(path, text.getvalue())
-    return path
-
-
-def _canvas(height: float) -> Figure:
-    """An empty figure of the page's width; height in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH, height), facecolor=COLORS["paper"], layout="constrained")
+        written.append(save(folder.figures / "optimizer.svg", lambda: _optimizer(events)))
+    return written + data_figures.draw(folder.figures, read(folder.data))
 
 
 def _waterfall(stages: list[dict[str, Any]]) -> Figure:
     """Rows kept after each stage, and beside them, lighter, those it dropped, with its reasons."""
-    figure = _canvas(0.36 * len(stages) + 0.55)
+    figure = canvas(0.36 * len(stages) + 0.55)
     axes = figure.add_subplot()
     kept = [int(stage["rows_kept"]) for stage in stages]
     lost = [int(stage["rows_in"]) - rows for stage, rows in zip(stages, kept, strict=True)]
@@ -150,17 +101,16 @@ def _waterfall(stages: list[dict[str, Any]]) -> Figure:
     axes.barh(places, kept, height=0.62, color=COLORS["kept"], linewidth=0, label="kept")
     axes.barh(places, lost, left=kept, height=0.62, color=COLORS["dropped"], linewidth=0, label="dropped here")
     for place, stage, rows, gone in zip(places, stages, kept, lost, strict=True):
-        # A reason is data: no dollar sign in it starts a formula.
         axes.text(
             rows + gone + most * 0.012, place, _reasons(stage.get("dropped") or {}), va="center_baseline",
-            parse_math=False, color=COLORS["muted"], fontsize=9,
+            color=COLORS["muted"], fontsize=9,
         )  # fmt: skip
     names = [f"{stage['stage']}\u2003{number}" for stage, number in zip(stages, _aligned(kept), strict=True)]
-    axes.set_yticks(places, names, parse_math=False, color=COLORS["ink"])
+    axes.set_yticks(places, names, color=COLORS["ink"])
     axes.set(xlim=(0, most * 1.52), ylim=(len(stages) - 0.5, -0.5), xticks=[])  # the rest is room for the reasons
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -183,7 +133,7 @@ def _reasons(dropped: dict[str, int]) -> str:
 
 def _loss(events: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     """Training and held-out loss over steps, the base model's level, the best step and where it converged."""
-    figure = _canvas(3.7)
+    figure = canvas(3.7)
     axes = figure.add_subplot()
     train, held_out = _curve(events, "train/loss"), _curve(events, "eval/loss")
     if train:
@@ -204,7 +154,7 @@ def _loss(events: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     _whole_steps(axes)
     if wide:
         _logarithmic(axes)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -231,7 +181,7 @@ def _optimizer(events: list[dict[str, Any]]) -> Figure:
 
     names = {"learning_rate": "learning rate", "grad_norm": "gradient norm"}
     curves = {name: _curve(events, name) for name in names}
-    figure = _canvas(1.9)
+    figure = canvas(1.9)
     for place, (name, curve) in enumerate(curves.items()):
         axes = figure.add_subplot(1, len(curves), place + 1)
         if curve:
@@ -268,14 +218,3 @@ def _whole_steps(axes: Axes) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(visible=False, axis="x")
     axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _legend(axes: Axes) -> None:
-    """Above the plot, at the left, without a frame; on two lines where one would be wider than the figure."""
-    labels = axes.get_legend_handles_labels()[1]
-    if labels:
-        fits = sum(len(label) + 7 for label in labels) <= LEGEND_WIDTH
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.4, frameon=False, handlelength=1.5,
-            ncols=len(labels) if fits else math.ceil(len(labels) / 2), columnspacing=1.4, labelcolor=COLORS["muted"],
-        )  # fmt: skip

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from sft_lab.files import write_text
 from sft_lab.folder import FINISHED, RUNNING
 from sft_lab.report import figures
-from sft_lab.report.figures import COLORS, read, read_lines
+from sft_lab.report.figures import read, read_lines
+from sft_lab.report.style import COLORS
 
 if TYPE_CHECKING:
     import jinja2
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3  # dropped rows shown for each reason
 DASH = "–"
+OWN_FIGURES = ("waterfall", "tokens", "thresholds", "similarity", "loss", "optimizer")
 
 # Verdict -> its tone, and what it means in a sentence.
 VERDICTS = {
@@ -74,7 +76,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"count": count, "decimal": decimal, "short": short, "span": span, "share": share}
+    made.filters |= {"count": count, "decimal": decimal, "short": short, "span": span, "share": share, "part": part}
     return made
 
 
@@ -96,6 +98,11 @@ def short(value: object) -> str:
 def share(part: object, whole: object) -> str:
     """A part of a whole in percent, or a dash where there is no whole."""
     return f"{part / whole:.1%}" if _is_number(part) and _is_number(whole) and whole else DASH
+
+
+def part(value: object, whole: object) -> str:
+    """A part of a whole as a CSS length, never more than the whole."""
+    return f"{min(1.0, value / whole):.2%}" if _is_number(value) and _is_number(whole) and whole else "0"
 
 
 def span(seconds: object) -> str:
@@ -132,7 +139,8 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "stages": waterfall.get("stages") or [],
         "held_out": waterfall.get("held_out") or [],
         "dropped": _dropped(folder.dropped),
-        "figures": {name: _inline(folder.figures / f"{name}.svg") for name in ("waterfall", "loss", "optimizer")},
+        "data": read(folder.data),
+        "figures": {name: _inline(folder.figures / f"{name}.svg") for name in OWN_FIGURES},
         "more_figures": _more_figures(folder.figures),
         "samples": read_lines(folder.samples),
         "manifest": read(folder.manifest),
@@ -222,5 +230,5 @@ def _more_figures(folder: Path) -> list[tuple[str, str]]:
             f"data:{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}",
         )
         for path in found
-        if path.stem not in ("waterfall", "loss", "optimizer")
+        if path.stem not in OWN_FIGURES
     ]
