@@ -7,9 +7,14 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sft_lab.errors import SftLabError, UserError
+from sft_lab.errors import SftLabError, UserError, all_problems
+
+if TYPE_CHECKING:
+    from sft_lab.config import Plan
+    from sft_lab.jobs.folders import Placed
+    from sft_lab.jobs.launch import Failure
 
 Arguments = argparse.Namespace
 
@@ -55,24 +60,55 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
             gc.enable()
     if arguments.package:
         raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg job")
-    from sft_lab import config, terminal
+    from sft_lab import terminal
+    from sft_lab.folder import RUN
+    from sft_lab.jobs import launch
+
+    plan, placed, failures = _launch(arguments, overrides, RUN)
+    if plan.swept:
+        terminal.show_sweep([(one.folder, one.job.axes) for one in placed])
+    elif not failures and (summary := launch.summary_of(placed[0].folder)):
+        terminal.show_summary(placed[0].folder, summary)
+    return _tell(failures)
+
+
+def _prepare(arguments: Arguments, overrides: list[str]) -> int:
+    from sft_lab import terminal
+    from sft_lab.folder import PREPARE
+
+    plan, placed, failures = _launch(arguments, overrides, PREPARE)
+    if plan.swept:
+        terminal.show_prepared_sweep([(one.folder, one.job.axes) for one in placed])
+    elif not failures:
+        terminal.show_prepared(placed[0].folder)
+    return _tell(failures)
+
+
+def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[Placed], list[Failure]]:
+    from sft_lab import config
     from sft_lab.jobs import folders, launch
     from sft_lab.run import plan_line
 
     plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-    placed = folders.place(plan)
-    for job in plan.jobs[:1]:
-        sys.stderr.write(f"{plan_line(job.run)}\n")
+    placed = folders.place(plan, work)
+    sys.stderr.write(f"{plan_line(plan.jobs[0].run)}\n")
     where = placed[0].folder.path.parent if plan.swept else placed[0].folder.path
     sys.stderr.write(f"{len(placed)} jobs in {where}\n" if plan.swept else f"run folder {where}\n")
-    failures = launch.launch(placed)
-    if not plan.swept and not failures:
-        summary = launch.summary_of(placed[0].folder)
-        if summary:
-            terminal.show_summary(placed[0].folder, summary)
-    elif plan.swept:
-        terminal.show_sweep([(one.folder, one.job.axes) for one in placed])
-    return _tell(failures)
+    return plan, placed, launch.launch(placed, work)
+
+
+def _push(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab import publish
+    from sft_lab.folder import RunFolder
+
+    if rest:
+        raise UserError(f"push: takes a run folder and a repository, got also {' '.join(rest)}")
+    folder = RunFolder(Path(arguments.folder).absolute())
+    if problems := publish.check(folder, arguments.repo, arguments.what):
+        raise all_problems(problems)
+    url = publish.push(folder, arguments.repo, what=arguments.what, public=arguments.public)
+    sys.stdout.write(f"{url}\n")
+    return 0
 
 
 def _exec(arguments: Arguments, rest: list[str]) -> int:
@@ -130,7 +166,13 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {"train": _train, "exec": _exec, "store": _store}
+COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
+    "train": _train,
+    "prepare": _prepare,
+    "exec": _exec,
+    "push": _push,
+    "store": _store,
+}
 
 _EXAMPLES = """\
 examples:
@@ -141,6 +183,18 @@ examples:
   sft-lab --cfg job dedup=exact                  show the composed config, run nothing
 """
 
+
+_PREPARE_EXAMPLES = """\
+examples:
+  sft-lab prepare dataset=file dataset.path=my.jsonl            filter, dedup, report, and dataset/ for any trainer
+  sft-lab prepare -m dedup.threshold=0.8,0.9,0.95               the same at several thresholds, side by side
+"""
+
+_PUSH_EXAMPLES = """\
+examples:
+  sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   what `sft-lab prepare` left, private
+  sft-lab push outputs/2026-11-22/11-00-00 me/my-model                 the adapter or model of a run, private
+"""
 
 _EXEC_EXAMPLES = """\
 examples:
@@ -169,14 +223,18 @@ def _parser() -> argparse.ArgumentParser:
         "train", help="one run or a sweep; the default: `sft-lab x=y` is `sft-lab train x=y`", formatter_class=raw,
         epilog=_EXAMPLES, description="One run, or with -m every combination of the values given.",
     )  # fmt: skip
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
-    train.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
+    _add_overrides(train)
     train.add_argument("--cfg", choices=["job"], help="show the composed config and run nothing")
     train.add_argument("-p", "--package", metavar="KEY", help="with --cfg: show this part only")
     train.add_argument("--info", choices=["searchpath"], help="show where options are looked for")
-    train.add_argument("--config-dir", metavar="DIR", help="a further folder of options")
-    train.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
     parser.lists_options = train.lists_options = True
+
+    prepare = commands.add_parser(
+        "prepare", help="the data stages alone: report, figures, dataset/", formatter_class=raw,
+        epilog=_PREPARE_EXAMPLES, description="Load, split, filter, decontaminate, dedup, template; no training.",
+    )  # fmt: skip
+    _add_overrides(prepare)
+    prepare.lists_options = True
 
     run_one = commands.add_parser(
         "exec", help="run the saved config of a job folder; what every launcher starts", formatter_class=raw,
@@ -184,6 +242,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run_one.add_argument("folder", metavar="JOB_DIR")
     run_one.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
+
+    push = commands.add_parser(
+        "push", help="publish a run's model or prepared data on the Hugging Face Hub", formatter_class=raw,
+        epilog=_PUSH_EXAMPLES, description="Publish on the Hub: private unless --public. Needs HF_TOKEN or a login.",
+    )  # fmt: skip
+    push.add_argument("folder", metavar="RUN_DIR")
+    push.add_argument("repo", metavar="REPO", help="owner/name")
+    push.add_argument("--what", choices=["model", "dataset"], default="model", help="default: model")
+    push.add_argument("--public", action="store_true", help="let everybody see it")
+    push.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
 
     store = commands.add_parser(
         "store", help="what the stage store holds; make room", formatter_class=raw, epilog=_STORE_EXAMPLES,
@@ -196,6 +264,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     store.add_argument("--stage", metavar="NAME", help="prune this stage only")
     return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
+    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
+    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of options")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,6 +19,7 @@ from sft_lab.files import read_json, write_json
 
 SWEEP = "sweep.json"  # marks a folder as a sweep's; its run folders lie in it
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+RUN, PREPARE = "run", "prepare"  # what a folder is worked on for
 
 
 class RunFolder:
@@ -31,6 +32,7 @@ class RunFolder:
         self.status = path / "status.json"
         self.waterfall = path / "waterfall.json"
         self.dropped = path / "dropped.parquet"
+        self.review = path / "review.csv"
         self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.eval = path / "eval.parquet"
@@ -39,6 +41,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.report = path / "report.html"
         self.model = path / "model"
+        self.dataset = path / "dataset"
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
 
@@ -51,20 +54,24 @@ class RunFolder:
         """What ``status.json`` says, or None in a folder without one."""
         return read_json(self.status)["state"] if self.status.exists() else None
 
+    def work(self) -> str:
+        """What the folder was last worked on for: a run, or preparing data alone."""
+        return str(read_json(self.status).get("work", RUN)) if self.status.exists() else RUN
+
     def _mark(self, state: str, **more: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         where = {"host": socket.gethostname(), "pid": os.getpid()}
         write_json(self.status, {"state": state, "time": now, **where, **more})
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, work: str = RUN) -> Iterator[None]:
         """Hold ``status.json`` true around the work: running, then finished, failed or interrupted.
 
         A process killed without warning leaves ``running``; whoever finds that treats it as cut off.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._mark(RUNNING)
+            self._mark(RUNNING, work=work)
         except OSError as error:
             raise FolderError(
                 f"{self.path}: the run folder cannot be written ({error.strerror}); "
@@ -73,9 +80,9 @@ class RunFolder:
         try:
             yield
         except Exception as error:
-            self._mark(FAILED, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            self._mark(FAILED, work=work, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             raise
         except BaseException:  # Ctrl-C, SIGTERM turned into SystemExit
-            self._mark(INTERRUPTED)
+            self._mark(INTERRUPTED, work=work)
             raise
-        self._mark(FINISHED)
+        self._mark(FINISHED, work=work)

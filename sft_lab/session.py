@@ -1,66 +1,33 @@
-"""One run at work: what ``Run.execute`` calls once the rows are ready. Everything heavy is imported here."""
+"""A run folder at work: log, manifest, tracking, and what the data stages leave in it."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 import transformers
 
+from sft_lab import inspection
 from sft_lab.bench import Bench, log
-from sft_lab.data.template import Auto, Jinja, Template
-from sft_lab.evaluation import heldout, samples, verdict
-from sft_lab.files import digest, finite, read_json, write_json, write_text
+from sft_lab.data import export
+from sft_lab.files import digest, write_json, write_text
 from sft_lab.report import card, page
 from sft_lab.tracking import manifest
 from sft_lab.tracking.options import Mirror
-from sft_lab.tracking.record import Record
-from sft_lab.training import trl
 from sft_lab.waterfall import write as write_waterfall
 
 if TYPE_CHECKING:
-    import datasets
-
-    from sft_lab.data.prepare import Prepared, Ready
+    from sft_lab.data.prepare import Prepared
     from sft_lab.folder import RunFolder
     from sft_lab.run import Run
-
-PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a model was measured to do.
-
-    Attributes:
-        scores: of the held-out rows, None without any.
-        ids: of those rows.
-        answers: to the fixed prompts, by the way they were asked.
-    """
-
-    scores: heldout.Scores | None
-    ids: list[str]
-    answers: dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Base(Measured):
-    """The base model, measured.
-
-    Attributes:
-        untrained: held-out loss under the run's template, before training.
-    """
-
-    untrained: float | None = None
+    from sft_lab.store import Entry
 
 
 class Session:
-    """A run's tools and records, open for as long as the run works."""
+    """A run's tools and records, open for as long as it works. This one prepares data."""
 
     def __init__(self, run: Run, folder: RunFolder) -> None:
         self.run = run
@@ -68,8 +35,6 @@ class Session:
         self.bench = Bench(run.store.open(), self._tokenizer)
         self._began = time.monotonic()
         self._mirror = Mirror()
-        self._model: Any = None
-        self._last_scores: heldout.Scores | None = None
         self._manifest: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -82,18 +47,18 @@ class Session:
         if self.run.threads:
             torch.set_num_threads(self.run.threads)
         transformers.set_seed(self.run.seed)
-        self._manifest = {
-            "command": manifest.command_line(),
-            "started": manifest.now(),
-            "git": manifest.git_state(),
-            "packages": manifest.versions(),
-            "job": self.run.hash,
-            "seed": self.run.seed,
-            "threads": torch.get_num_threads(),
-            "precision": trl.resolve_precision(self.run.trainer.precision),
-            "hardware": manifest.hardware(),
-        }
-        self._write_manifest()
+        self._note(
+            {
+                "command": manifest.command_line(),
+                "started": manifest.now(),
+                "git": manifest.git_state(),
+                "packages": manifest.versions(),
+                "job": self.run.hash,
+                "seed": self.run.seed,
+                "threads": torch.get_num_threads(),
+                "hardware": manifest.hardware(),
+            }
+        )
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -104,263 +69,67 @@ class Session:
         self._handler.close()
 
     def begin(self, data: Prepared) -> None:
-        """Write what the data stages did and open the metrics."""
+        """Write what the data stages did, and start tracking."""
         write_waterfall(self.folder, data.train_flow, data.held_out_flow)
-        self._manifest |= {
-            "dataset_fingerprint": self.run.data_fingerprint(self.bench.store),
-            "held_out_fingerprint": data.sides.fingerprint,
-            "grouped_by": data.grouped_by,
-            "groups": len(set(data.train.rows.column("group"))),
-        }
-        self._write_manifest()
-        checkpoint = self._checkpoint()
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        inspection.write(self.folder, self.run, data, self.bench)
+        self._note(
+            {
+                "dataset_fingerprint": self.run.data_fingerprint(self.bench.store),
+                "held_out_fingerprint": data.sides.fingerprint,
+                "grouped_by": data.grouped_by,
+                "groups": len(set(data.train.rows.column("group"))),
+            }
+        )
         self._mirror = self.run.tracking.start(self.folder, self._run_id(), self.run.saved())
-        self.record = Record(self.folder.metrics, self._mirror, from_step=step)
 
-    def measure_base(self, data: Prepared) -> Base:
-        """Measure the base model, or find what it was measured to do: the same for every job of a sweep."""
-        own = self._own_template()
-        template = self.run.template if own else PLAIN
-        ready = data.held_out if own else self._held_out_as(data, template)
-        scores = self._stored_scores(ready)
-        answers = {
-            "base": self._stored_answers(template, system=None),
-            "prompted_base": self._stored_answers(template, system=self.run.evaluation.system_prompt),
-        }
-        untrained = scores if own else self._stored_scores(data.held_out)
-        if untrained is not None and not self.record.events:
-            self.record(
-                {"step": 0, "epoch": 0.0, "eval/loss": untrained.loss, "eval/bits_per_byte": untrained.bits_per_byte}
-            )
-        if scores is not None:
-            log.info("base: held-out loss %.4f, %.4f bits per byte", scores.loss, scores.bits_per_byte)
-        return Base(scores, ready.rows.column("id"), answers, untrained.loss if untrained else None)
+    def write_dataset(self, data: Prepared) -> None:
+        """Write the prepared rows for other trainers, with a card."""
+        shutil.rmtree(self.folder.dataset, ignore_errors=True)
+        export.write(data, self.folder.dataset)
+        card.write_dataset(self.folder)
 
-    def train(self, data: Prepared) -> trl.Trained:
-        """Fine-tune, watching the held-out loss."""
-
-        def measure(model: Any) -> dict[str, float]:
-            scores = self._last_scores = self._score(model, data.held_out)
-            return {"eval/loss": scores.loss, "eval/bits_per_byte": scores.bits_per_byte}
-
-        rows = len(data.train.rows)
-        log.info("train: %d rows, %d optimizer steps", rows, trl.planned_steps(rows, self.run.trainer))
-        watched = len(data.held_out.rows) > 0
-        counted = self.record.curve("train/num_tokens")  # up to the checkpoint this run goes on from
-        self._tokens_before = int(counted[-1][1]) if counted else 0
-        trained = trl.train(
-            self._loaded_model(),
-            self.bench.tokenizer,
-            data.train.tokens,
-            self.run.trainer,
-            folder=self.folder.checkpoints,
-            seed=self.run.seed,
-            watch=trl.Watch(measure if watched else None, self.record, self._tokens_before),
-        )
-        log.info(
-            "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
-        )
-        return trained
-
-    def measure_tuned(self, data: Prepared, trained: trl.Trained) -> Measured:
-        """Measure the weights that are saved."""
-        jinja = self.run.template.jinja(self.bench.tokenizer)
-        scores = self._final_scores(data, trained) if len(data.held_out.rows) else None
-        self._probe_loss = self._score(trained.model, data.probe).loss
-        answers = {"tuned": self._answers(trained.model, self.run.template, system=None)}
-        trl.save(trained.model, self.bench.tokenizer, jinja, self.folder.model)
-        return Measured(scores, data.held_out.rows.column("id"), answers)
-
-    def _final_scores(self, data: Prepared, trained: trl.Trained) -> heldout.Scores:
-        """Score the held-out rows once more, unless the last evaluation saw these very weights."""
-        told = self.record.curve("eval/loss")
-        last = self._last_scores
-        if last and told and told[-1][0] == trained.steps and not self.run.trainer.load_best_model_at_end:
-            return last
-        scores = self._score(trained.model, data.held_out)
-        told_before = bool(told) and told[-1][0] == trained.steps
-        if not told_before and not self.run.trainer.load_best_model_at_end:
-            epoch = self.record.events[-1].get("epoch", 0.0)
-            found = {"eval/loss": scores.loss, "eval/bits_per_byte": scores.bits_per_byte}
-            self.record({"step": trained.steps, "epoch": epoch, **found})
-        return scores
-
-    def report(self, data: Prepared, base: Base, trained: trl.Trained, tuned: Measured) -> dict[str, Any]:
-        """Judge the run and write summary, samples, report and card."""
-        summary: dict[str, Any] = finite(self._summary(data, base, trained, tuned))
-        write_json(self.folder.summary, summary)
-        self._write_eval(base, tuned)
-        self._write_samples(base, tuned)
-        self._manifest |= {"finished": manifest.now(), "stages": [self._stage(entry) for entry in self.bench.entries]}
-        self._write_manifest()
-        self._mirror_tables(data, base, tuned)
-        self.where = self._mirror.finish(summary)
+    def report(self, data: Prepared) -> dict[str, Any]:
+        """Write the report, and end tracking with what it shows."""
+        self._note_stages()
         page.write(self.folder)
-        name = getattr(self.run.model, "name_or_path", "")
-        card.write(self.folder, str(name))
-        _remove(self.folder.checkpoints)
-        if self.where:
-            log.info("%s", self.where)
+        self._mirror_data(data)
+        stages = data.train_flow.stages
+        return self._end({"rows": stages[0]["rows_in"], "train_rows": len(data.train.rows),
+                          "eval_rows": len(data.held_out.rows), "train_tokens": stages[-1]["tokens_kept"]})  # fmt: skip
+
+    def _end(self, summary: dict[str, Any]) -> dict[str, Any]:
+        if where := self._mirror.finish(summary):
+            log.info("%s", where)
         return summary
 
-    def _summary(self, data: Prepared, base: Base, trained: trl.Trained, tuned: Measured) -> dict[str, Any]:
-        limits = self.run.evaluation.limits
-        curve = [point for point in self.record.curve("eval/loss") if point[0] > 0]
-        losses = self.record.curve("train/loss")
-        values = [value for event in self.record.events for name, value in event.items() if name != "step"]
-        base_loss = base.scores.loss if base.scores else None
-        judged = verdict.judge(curve, losses, base_loss, limits, all_finite=bool(np.isfinite(values).all()))
-        best = min(curve, key=lambda point: point[1], default=(None, None))
-        loss = tuned.scores.loss if tuned.scores else None
-        training_seconds = trained.seconds - trained.watching_seconds
-        seconds = time.monotonic() - self._began
-        summary = {
-            "eval/loss": loss,
-            "eval/bits_per_byte": tuned.scores.bits_per_byte if tuned.scores else None,
-            "base/eval_loss": base_loss,
-            "base/eval_bits_per_byte": base.scores.bits_per_byte if base.scores else None,
-            "base/eval_loss_untrained_template": base.untrained,
-            "train/loss": losses[-1][1] if losses else None,
-            "train/probe_loss": self._probe_loss,
-            "gap": loss - self._probe_loss if loss is not None else None,
-            "best_step": best[0],
-            "best_eval_loss": best[1],
-            "converged_at": verdict.converged_at(curve, limits.converged_within),
-            "verdict": judged.name,
-            "evidence": judged.evidence,
-            "tokens_per_second": trained.tokens / training_seconds if trained.tokens else None,
-            "watching_share": trained.watching_seconds / trained.seconds if trained.seconds > 0 else None,
-            "steps": trained.steps,
-            "epochs": self.record.events[-1].get("epoch") if self.record.events else None,
-            "train_rows": len(data.train.rows),
-            "train_tokens": self._tokens_before + trained.tokens,
-            "eval_rows": len(data.held_out.rows),
-            "train_seconds": trained.seconds,
-            "seconds": seconds,
-        }
-        return summary | {"objective": summary[self.run.evaluation.objective]}
-
-    def _score(self, model: Any, ready: Ready) -> heldout.Scores:
-        return heldout.score(model, ready.tokens, ready.answer_bytes, batch_tokens=self.run.evaluation.batch_tokens)
-
-    def _stored_scores(self, ready: Ready) -> heldout.Scores | None:
-        if not len(ready.rows):
-            return None
-
-        def compute(folder: Path) -> None:
-            scores = self._score(self._loaded_model(), ready)
-            np.save(folder / "nats.npy", scores.nats)
-            np.save(folder / "tokens.npy", scores.tokens)
-
-        recipe = {"version": 1, "model": self._base_key(), "input": _content(ready.tokens)}
-        path = self.bench.stage("base", recipe, compute).path
-        return heldout.Scores(np.load(path / "nats.npy"), np.load(path / "tokens.npy"), ready.answer_bytes)
-
-    def _stored_answers(self, template: Template, system: str | None) -> list[str]:
-        def compute(folder: Path) -> None:
-            write_json(folder / "answers.json", {"answers": self._answers(self._loaded_model(), template, system)})
-
-        prompts = self._prompts(template, system)
-        params = {"max_new_tokens": self.run.evaluation.max_new_tokens}
-        recipe = {"version": 1, "params": params, "model": self._base_key(), "input": digest(prompts)}
-        found: list[str] = read_json(self.bench.stage("base_answers", recipe, compute).path / "answers.json")["answers"]
-        return found
-
-    def _answers(self, model: Any, template: Template, system: str | None) -> list[str]:
-        end = {template.bind(self.bench).end_of_turn_id, self.bench.tokenizer.eos_token_id}
-        return samples.generate(
-            model,
-            self.bench.tokenizer,
-            self._prompts(template, system),
-            end_ids=sorted(end - {None}),
-            max_new_tokens=self.run.evaluation.max_new_tokens,
-        )
-
-    def _prompts(self, template: Template, system: str | None) -> list[str]:
-        renderer = template.bind(self.bench)
-        head = [{"role": "system", "content": system}] if system else []
-        return [renderer.prompt([*head, {"role": "user", "content": text}]) for text in self.run.evaluation.prompts]
-
-    def _own_template(self) -> bool:
-        """Whether the run's template is the one the model came with."""
-        own = self.bench.tokenizer.chat_template
-        return isinstance(self.run.template, Auto) or self.run.template.jinja(self.bench.tokenizer) == own
-
-    def _held_out_as(self, data: Prepared, template: Template) -> Ready:
-        from sft_lab.data.prepare import Preparation
-
-        work = Preparation(self.bench, self.run.trainer.max_length, loss_on_all=False)
-        return work.held_out_as(template, data.held_out.rows)
-
     def _tokenizer(self) -> Any:
-        tokenizer = self.run.model.load_tokenizer(self.bench)
-        trl.pad_token(tokenizer)
-        return tokenizer
-
-    def _loaded_model(self) -> Any:
-        if self._model is None:
-            self._model = self.run.model.load(self.bench, self.run.seed)
-            if torch.cuda.is_available():
-                self._model.to("cuda")
-        return self._model
-
-    def _base_key(self) -> str:
-        return digest([self.run.model.key(self.bench, self.run.seed), self.run.model.dtype])
+        return self.run.model.tokenizer(self.bench)
 
     def _run_id(self) -> str:
         """W&B's id: the job's hash in a sweep, so that a job that goes on stays one run."""
-        return self.run.hash if self.folder.sweep else f"{self.run.hash}-{digest(str(self.folder.path.absolute()))[:4]}"
+        name = f"{self.run.hash}{self._suffix}"
+        return name if self.folder.sweep else f"{name}-{digest(str(self.folder.path.absolute()))[:4]}"
 
-    def _checkpoint(self) -> Path | None:
-        return trl.last_checkpoint(self.folder.checkpoints)
+    _suffix = "-data"  # preparing is another run in W&B than the training that may follow
 
-    def _write_manifest(self) -> None:
+    def _note(self, facts: dict[str, Any]) -> None:
+        self._manifest |= facts
         write_json(self.folder.manifest, self._manifest)
 
-    def _stage(self, entry: Any) -> dict[str, Any]:
-        return {"stage": entry.stage, "key": entry.key, "hit": entry.hit, "seconds": round(entry.seconds, 3)}
+    def _note_stages(self) -> None:
+        self._note({"finished": manifest.now(), "stages": [_stage(entry) for entry in self.bench.entries]})
 
-    def _write_eval(self, base: Base, tuned: Measured) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns: dict[str, Any] = {"id": tuned.ids}
-        for name, measured in (("base", base), ("tuned", tuned)):
-            scores = measured.scores
-            for part in ("nats", "tokens", "bytes"):
-                by_id = dict(zip(measured.ids, getattr(scores, part).tolist(), strict=True)) if scores else {}
-                columns[f"{name}/{'nll' if part == 'nats' else part}"] = [by_id.get(row_id) for row_id in tuned.ids]
-        pq.write_table(pa.table(columns), self.folder.eval)
-
-    def _write_samples(self, base: Base, tuned: Measured) -> None:
-        import json
-
-        lines = [json.dumps(row, ensure_ascii=False) for row in self._sample_rows(base, tuned)]
-        write_text(self.folder.samples, "".join(f"{line}\n" for line in lines))
-
-    def _sample_rows(self, base: Base, tuned: Measured) -> list[dict[str, str]]:
-        answers = base.answers | tuned.answers
-        return [
-            {"prompt": prompt, **{name: found[index] for name, found in answers.items()}}
-            for index, prompt in enumerate(self.run.evaluation.prompts)
-        ]
-
-    def _mirror_tables(self, data: Prepared, base: Base, tuned: Measured) -> None:
+    def _mirror_data(self, data: Prepared) -> None:
+        """Send the tables and pictures of the data report to W&B too."""
         columns = ["stage", "rows_in", "rows_kept", "tokens_in", "tokens_kept"]
         for name, flow in (("waterfall", data.train_flow), ("waterfall_held_out", data.held_out_flow)):
             rows = [[*(stage[column] for column in columns), str(stage["dropped"])] for stage in flow.stages]
             self._mirror.table(name, [*columns, "dropped"], rows)
-        sampled = self._sample_rows(base, tuned)
-        if sampled:
-            self._mirror.table("samples", list(sampled[0]), [list(row.values()) for row in sampled])
+        for name, columns, rows in inspection.tables(self.folder):
+            self._mirror.table(name, columns, rows)
+        for file in sorted(self.folder.figures.glob("*.svg")):
+            self._mirror.picture(file.stem, file)
 
 
-def _content(tokens: datasets.Dataset) -> str:
-    return digest([tokens["input_ids"][:], tokens["labels"][:]])
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+def _stage(entry: Entry) -> dict[str, Any]:
+    return {"stage": entry.stage, "key": entry.key, "hit": entry.hit, "seconds": round(entry.seconds, 3)}

@@ -9,6 +9,8 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sft_lab.folder import RunFolder
     from sft_lab.store import Store
 
@@ -61,21 +63,11 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
 
 def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     """Print what a finished run came to: waterfall, losses, verdict, samples, report."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    from sft_lab.files import read_json
-
     console = Console()
-    stages = read_json(folder.waterfall)["stages"]
-    table = Table("stage", "rows", "tokens", "dropped", box=box.SIMPLE_HEAD, title="Waterfall", title_justify="left")
-    table.columns[1].justify = table.columns[2].justify = "right"
-    for stage in stages:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
-        table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", dropped)
-    console.print(table)
+    console.print(_waterfall(folder))
     for row in _samples(folder):
         console.print(Text(row["prompt"], style="bold"))
         for name in ("base", "prompted_base", "tuned"):
@@ -85,6 +77,33 @@ def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     for line in result_lines(summary):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Report: {folder.report}", highlight=False, soft_wrap=True)
+
+
+def show_prepared(folder: RunFolder) -> None:
+    """Print what the data stages left: waterfall, what to look at next."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(_waterfall(folder))
+    lines = [f"Data set: {folder.dataset}", f"Report: {folder.report}"]
+    if folder.review.exists():
+        lines.insert(1, f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _waterfall(folder: RunFolder) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from sft_lab.files import read_json
+
+    table = Table("stage", "rows", "tokens", "dropped", box=box.SIMPLE_HEAD, title="Waterfall", title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for stage in read_json(folder.waterfall)["stages"]:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
+        table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", dropped)
+    return table
 
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
@@ -113,6 +132,24 @@ def _samples(folder: RunFolder) -> list[dict[str, str]]:
     if not folder.samples.exists():
         return []
     return [json.loads(line) for line in folder.samples.read_text(encoding="utf-8").splitlines()]
+
+
+def show_prepared_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
+    """Print the jobs of a sweep over data side by side: what differs, what is left."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from sft_lab.files import read_json
+
+    axes = list(dict.fromkeys(key for _, found in jobs for key in found))
+    table = Table(*axes, "state", "rows", "tokens", "report", box=box.SIMPLE_HEAD)
+    for folder, found in jobs:
+        last = read_json(folder.waterfall)["stages"][-1] if folder.waterfall.exists() else {}
+        numbers = [f"{last[name]:,}" if last else "" for name in ("rows_kept", "tokens_kept")]
+        report = str(folder.report) if folder.report.exists() else ""
+        table.add_row(*(found.get(key, "") for key in axes), folder.state() or "", *numbers, report)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:

@@ -19,7 +19,7 @@ from sft_lab import config as configs
 from sft_lab.config import Job, Plan
 from sft_lab.errors import FolderError, SftLabError
 from sft_lab.files import digest, flat, read_json, write_json, write_text
-from sft_lab.folder import FINISHED, SWEEP, RunFolder
+from sft_lab.folder import FINISHED, PREPARE, RUN, SWEEP, RunFolder
 from sft_lab.run import NOT_IDENTITY, Run
 
 
@@ -46,8 +46,12 @@ class Placed:
     made: bool
 
 
-def place(plan: Plan) -> list[Placed]:
+def place(plan: Plan, work: str = RUN) -> list[Placed]:
     """Find or make the folder of every job, and write its config.
+
+    Args:
+        plan: the jobs.
+        work: what they shall do there; data that was only prepared is no finished run.
 
     Raises:
         FolderError: if a folder holds another config or other data.
@@ -55,12 +59,12 @@ def place(plan: Plan) -> list[Placed]:
     if not plan.swept:
         path = Path(plan.run_dir) if plan.run_dir else _new_run_dir()
         found = [(plan.jobs[0], RunFolder(path.absolute()))]
-        standings = [_standing(job.run, folder) for job, folder in found]
+        standings = [_standing(job.run, folder, work) for job, folder in found]
     else:
-        sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan)).absolute()
+        sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan, work)).absolute()
         marker = _marker(sweep, plan)
         found = [(job, RunFolder(_job_path(sweep, job))) for job in plan.jobs]
-        standings = [_standing(job.run, folder) for job, folder in found]
+        standings = [_standing(job.run, folder, work) for job, folder in found]
         _claim(sweep, marker)  # last, since a refused sweep leaves nothing behind
     return [_write(job, folder, standing) for (job, folder), standing in zip(found, standings, strict=True)]
 
@@ -78,9 +82,10 @@ def _free(path: Path) -> Path:
     return attempt
 
 
-def sweep_name(plan: Plan) -> str:
+def sweep_name(plan: Plan, work: str = RUN) -> str:
     """The experiment's name or ``sweep``, and a hash of what no axis changes."""
-    return f"{_safe(plan.name or 'sweep')}-{digest(_base_identity(plan))[:8]}"
+    kind = "-data" if work == PREPARE else ""
+    return f"{_safe(plan.name or 'sweep')}{kind}-{digest(_base_identity(plan))[:8]}"
 
 
 def _axes(plan: Plan) -> list[str]:
@@ -152,7 +157,7 @@ def _job_path(sweep: Path, job: Job) -> Path:
     return sweep / f"{_safe(readable)[:80]}-{job.run.hash}".lstrip("-")
 
 
-def _standing(run: Run, folder: RunFolder) -> Standing:
+def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
     if folder.path.exists() and not folder.path.is_dir():
         raise FolderError(f"{folder.path}: a file, not a folder")
     if not folder.config.exists():
@@ -179,7 +184,7 @@ def _standing(run: Run, folder: RunFolder) -> Standing:
         )
     try:
         manifest = read_json(folder.manifest) if folder.manifest.exists() else {}
-        fingerprint, state = manifest.get("dataset_fingerprint"), folder.state()
+        fingerprint, state, done = manifest.get("dataset_fingerprint"), folder.state(), folder.work()
     except (OSError, ValueError, LookupError, AttributeError) as error:
         raise FolderError(
             f"{folder.path}: its manifest.json or status.json cannot be read ({error}); rerun=true runs it again"
@@ -189,7 +194,9 @@ def _standing(run: Run, folder: RunFolder) -> Standing:
             f"{folder.path}: the data has changed since this run (dataset fingerprint {fingerprint[:12]}, "
             f"now {now[:12]}); choose another folder, or rerun=true to run again here and keep the old one beside it"
         )
-    return Standing.finished if state == FINISHED else Standing.unfinished
+    if state == FINISHED and done == RUN and work == PREPARE:
+        raise FolderError(f"{folder.path}: holds a finished run; prepare its data in another folder, hydra.run.dir=...")
+    return Standing.finished if state == FINISHED and done == work else Standing.unfinished
 
 
 def _write(job: Job, folder: RunFolder, standing: Standing) -> Placed:

@@ -17,7 +17,7 @@ from sft_lab import config as configs
 from sft_lab.bench import log
 from sft_lab.errors import FolderError, SftLabError, UserError
 from sft_lab.files import read_json
-from sft_lab.folder import FINISHED, RunFolder
+from sft_lab.folder import FINISHED, PREPARE, RUN, RunFolder
 from sft_lab.jobs.folders import Placed, Standing
 from sft_lab.run import Run
 
@@ -31,8 +31,8 @@ class Failure:
     by_input: bool
 
 
-def launch(placed: list[Placed]) -> list[Failure]:
-    """Execute each job that is not finished, one after another; a failing one does not stop the others."""
+def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
+    """Execute, or with ``work="prepare"`` prepare, each job that is not finished, one after another; a failing one does not stop the others."""
     failures = []
     many = len(placed) > 1
     for number, one in enumerate(placed, start=1):
@@ -42,7 +42,7 @@ def launch(placed: list[Placed]) -> list[Failure]:
             continue
         if title:
             log.info("%s", title)
-        failure = _attempt(one.folder, one.job.run)
+        failure = _attempt(one.folder, one.job.run, work)
         if failure:
             failures.append(failure)
             if one.made and failure.by_input and not many:
@@ -68,18 +68,18 @@ def execute(folder: RunFolder) -> Failure | None:
     if not folder.config.exists():
         raise FolderError(f"{folder.path}: no job folder; it has no config.yaml")
     run = configs.load(folder.config)
-    if folder.state() == FINISHED:
+    if folder.state() == FINISHED and folder.work() == RUN:
         log.info("%s: finished before; nothing to do", folder.path)
         return None
     if problems := run.check():
         raise UserError("; ".join(problems))
-    return _attempt(folder, run)
+    return _attempt(folder, run, RUN)
 
 
-def _attempt(folder: RunFolder, run: Run) -> Failure | None:
+def _attempt(folder: RunFolder, run: Run, work: str) -> Failure | None:
     try:
         with _terminable():
-            run.execute(folder.path)
+            (run.prepare_only if work == PREPARE else run.execute)(folder.path)
     except UserError as error:
         return Failure(folder, str(error), by_input=True)
     except Exception as error:  # noqa: BLE001 - whatever went wrong is this job's failure, not the sweep's

@@ -1,4 +1,4 @@
-"""The model card: ``model/README.md``, with the metadata the Hugging Face Hub reads, made from the run folder alone."""
+"""Cards of model and prepared data, with the metadata the Hugging Face Hub reads, made from the run folder alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from sft_lab.report.figures import read
 from sft_lab.report.page import VERDICTS, environment
 
 if TYPE_CHECKING:
+    import jinja2
+
     from sft_lab.folder import RunFolder
 
+MOST_LANGUAGES = 10  # in a card's metadata
 FEW_ROWS = 1000  # conversations; below it a card says so
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATH_KEY = re.compile("path|dir|file|folder")
 # What made the model. The rest of the config says where it was made, which is nobody's business.
+DATA_SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "template", "model")
 SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "template", "model", "trainer", "seed")
 
 
@@ -54,12 +58,49 @@ def write(folder: RunFolder, base_model: str) -> Path:
         "settings": _yaml(_without_places({name: config[name] for name in SETTINGS if name in config})),
         "manifest": read(folder.manifest),
     }
-    templates = environment()
-    templates.filters |= {"plain": plain, "fenced": fenced}
-    text = templates.get_template("card.md.jinja").render(content)
+    text = _templates().get_template("card.md.jinja").render(content)
     path = folder.model / "README.md"
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
     return path
+
+
+def write_dataset(folder: RunFolder) -> Path:
+    """Write the card of prepared data, ``dataset/README.md``: what is in it, how it came about, how to load it.
+
+    Raises:
+        FolderError: if a file of the run folder cannot be read.
+    """
+    config, data, waterfall = _config(folder.config), read(folder.data), read(folder.waterfall)
+    splits = sorted((file.stem for file in (folder.dataset / "parquet").glob("*.parquet")), reverse=True)
+    files = [{"split": split, "path": f"data/{split}.parquet"} for split in splits]
+    after = [found for found in data.get("languages") or [] if found["code"] and found["after"]]
+    metadata = {
+        "configs": [{"config_name": "default", "data_files": files}],
+        "language": [found["code"] for found in after if len(found["code"]) < 4][:MOST_LANGUAGES],
+        "task_categories": ["text-generation"],
+        "tags": ["sft", "sft_lab"],
+    }
+    content = {
+        "metadata": _yaml({name: value for name, value in metadata.items() if value}),
+        "splits": splits,
+        "stages": waterfall.get("stages") or [],
+        "held_out": waterfall.get("held_out") or [],
+        "languages": after,
+        "tokens": (data.get("tokens") or {}).get("after") or {},
+        "notices": data.get("notices") or [],
+        "settings": _yaml(_without_places({name: config[name] for name in DATA_SETTINGS if name in config})),
+        "manifest": read(folder.manifest),
+    }
+    path = folder.dataset / "README.md"
+    text = _templates().get_template("dataset_card.md.jinja").render(content)
+    write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
+def _templates() -> jinja2.Environment:
+    templates = environment()
+    templates.filters |= {"plain": plain, "fenced": fenced}
+    return templates
 
 
 def is_hub_name(name: str) -> bool:

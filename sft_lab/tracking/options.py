@@ -24,6 +24,9 @@ class Mirror:
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Take a table."""
 
+    def picture(self, name: str, file: Path) -> None:
+        """Take a figure, an SVG file."""
+
     def finish(self, summary: dict[str, Any] | None) -> str | None:  # noqa: ARG002
         """End with the run's summary, None when it failed; say where to look, or None."""
         return None

@@ -10,6 +10,8 @@ from sft_lab.files import flat
 from sft_lab.tracking.options import Mirror
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sft_lab.folder import RunFolder
 
 STEP = "train/global_step"
@@ -65,6 +67,11 @@ class WandbMirror(Mirror):
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Log a table."""
         self._run.log({name: self._wandb.Table(columns=columns, data=rows)})
+
+    def picture(self, name: str, file: Path) -> None:
+        """Log a figure as it is: W&B shows SVG inside a page, sharp at any size."""
+        svg = file.read_text(encoding="utf-8")
+        self._run.log({f"figures/{name}": self._wandb.Html(svg[svg.index("<svg") :], inject=False)})
 
     def finish(self, summary: dict[str, Any] | None) -> str | None:
         """End the run; a run that has no summary failed."""

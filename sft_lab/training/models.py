@@ -54,6 +54,19 @@ class Model(abc.ABC):
     def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
 
+    def tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, ready for batches: with a padding token, the end of text where it has none.
+
+        Raises:
+            ModelError: if it has no end-of-text token to stand in.
+        """
+        tokenizer = self.load_tokenizer(bench)
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ModelError("model: its tokenizer has neither a padding nor an end-of-sequence token")
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
     @abc.abstractmethod
     def load(self, bench: Bench, seed: int) -> PreTrainedModel:
         """Load the weights, trainable, on the device training will use."""

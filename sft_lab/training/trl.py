@@ -323,15 +323,3 @@ def save(model: Any, tokenizer: Any, jinja: str, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.chat_template = jinja
     tokenizer.save_pretrained(folder)
-
-
-def pad_token(tokenizer: Any) -> None:
-    """Give the tokenizer a padding token if it has none.
-
-    Raises:
-        ModelError: if it has no end-of-sequence token to stand in.
-    """
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ModelError("model: its tokenizer has neither a padding nor an end-of-sequence token")
-        tokenizer.pad_token = tokenizer.eos_token
