@@ -15,6 +15,7 @@ from sft_lab.data.split import Hash, Source, Split
 from sft_lab.data.template import Auto, Jinja, Template
 from sft_lab.dedup.decontaminate import Decontaminate
 from sft_lab.dedup.exact import Dedup, Exact, Nothing
+from sft_lab.dedup.minhash import MinHash
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.errors import ConfigError
 from sft_lab.evaluation.options import Evaluation
@@ -51,7 +52,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "split": {"hash": Hash, "source": Source},
     "filter": dict(filter_schemas()),
     "decontaminate": {"decontaminate": Decontaminate},
-    "dedup": {"none": Nothing, "exact": Exact, "semantic": Semantic},
+    "dedup": {"none": Nothing, "exact": Exact, "minhash": MinHash, "semantic": Semantic},
     "template": {"auto": Auto, "jinja": Jinja},
     "model": {"pretrained": Pretrained, "gguf": Gguf, "tiny_random": TinyRandom},
     "trainer": {"full": Full, "lora": Lora},

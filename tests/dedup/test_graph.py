@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lab.dedup import graph as graphs
-from sft_lab.dedup.graph import Index, NeighborGraph, build
+from sft_lab.dedup.graph import NeighborGraph, build
+from sft_lab.dedup.neighbors import Index
 from sft_lab.errors import ConfigError, ModelError
 
 MANY = 10**9
@@ -129,7 +130,7 @@ def test_the_last_floors_before_giving_up() -> None:
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     assert [build(vectors, 0.7, edges).floor for edges in (1, 2, 3)] == [0.99, 0.97, 0.7]
     assert build(vectors, 0.995, 1).floor == 0.995
-    with pytest.raises(ConfigError, match=r"cosine of 0\.995"):
+    with pytest.raises(ConfigError, match=r"score of 0\.995"):
         build(vectors[[0, 0, 0]], 0.995, 1)
 
 
