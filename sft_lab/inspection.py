@@ -79,8 +79,7 @@ def _tokens(before: Rows, after: Rows, bench: Bench, limit: int | None) -> dict[
     parts = ("prompt", "answer", "both")
     found = {
         name: {
-            part: _histogram(values, edges)
-            for part, values in zip(parts, (*counts.T, counts.sum(axis=1)), strict=True)
+            part: _histogram(values, edges) for part, values in zip(parts, (*counts.T, counts.sum(axis=1)), strict=True)
         }
         for name, counts in sizes.items()
     }
@@ -121,6 +120,7 @@ def _near_duplicates(run: Run, data: Prepared, bench: Bench) -> dict[str, Any]:
     lengths = np.fromiter(map(len, rows.column("answer")), np.int64, len(rows))
     curve = look.threshold_curve(graph, node_of_row, lengths, dedup.keep, dedup.threshold)
     about = {"measure": dedup.measure, "chosen": dedup.threshold, "keep": dedup.keep.name, "rows": len(rows)}
+    about["kept"] = dict(curve)[dedup.threshold]
     return {
         "similarity": {"measure": dedup.measure, **_similarity(dedup, graph, texts)},
         "thresholds": {**about, "curve": curve},

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.bench import Bench, log, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
-from sft_lab.data.mixture import Mixture
+from sft_lab.data.mixture import Benchmarks, Mixture
 from sft_lab.data.sources import File, Hub
 from sft_lab.data.split import FromFile, Hash, Source, Split
 from sft_lab.data.template import Auto, Jinja, Template
 from sft_lab.dedup.decontaminate import Decontaminate
 from sft_lab.dedup.exact import Dedup, Exact, Nothing
+from sft_lab.dedup.minhash import MinHash
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.errors import ConfigError
 from sft_lab.evaluation.options import Evaluation
 from sft_lab.files import FORMAT, digest
-from sft_lab.folder import RunFolder
+from sft_lab.folder import PREPARE, RunFolder
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Local, Tracking, Wandb
 from sft_lab.training.models import Gguf, Model, Pretrained, TinyRandom
@@ -28,6 +29,7 @@ from sft_lab.training.options import Full, Lora
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Prepared
+    from sft_lab.rows import Rows
 
 
 @dataclass
@@ -52,7 +54,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "split": {"hash": Hash, "source": Source, "file": FromFile},
     "filter": dict(filter_schemas()),
     "decontaminate": {"decontaminate": Decontaminate},
-    "dedup": {"none": Nothing, "exact": Exact, "semantic": Semantic},
+    "dedup": {"none": Nothing, "exact": Exact, "minhash": MinHash, "semantic": Semantic},
     "template": {"auto": Auto, "jinja": Jinja},
     "model": {"pretrained": Pretrained, "gguf": Gguf, "tiny_random": TinyRandom},
     "trainer": {"full": Full, "lora": Lora},
@@ -112,7 +114,7 @@ class Run:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
         problems = [*self.dataset.check(), *self.split.check(), *self.template.check(), *self.model.check()]
         problems += [f"filter.{name}.{problem}" for name, keep in self.filter.items() for problem in keep.check()]
-        problems += self.tracking.check()
+        problems += [*self.decontaminate.check(), *self.tracking.check()]
         if isinstance(self.dedup, Semantic):
             problems += self.dedup.embedder.check("dedup.embedder")
         if self.decontaminate.method.name == "semantic":
@@ -146,10 +148,16 @@ class Run:
         train = sides.train
         for name, keep in self.filter.items():
             train = work.filter(name, keep, train)
-        train = work.step("decontaminate", train, self.decontaminate(train, sides.held_out_rows, bench))
+        against = self.benchmark_rows(bench)
+        train = work.step("decontaminate", train, self.decontaminate(train, sides.held_out_rows, bench, against))
         insisted = set[str]().union(*(keep.insists_on() for keep in self.filter.values()))
         train = work.step(f"dedup.{_kind('dedup', self.dedup)}", train, self.dedup(train, bench).bring_back(insisted))
         return work.finish(self.template, train, sides.held_out)
+
+    def benchmark_rows(self, bench: Bench) -> Rows | None:
+        """Give the rows of ``decontaminate.against``, None without any."""
+        files = self.decontaminate.against
+        return Benchmarks.of(files)(bench).rows if files else None
 
     def data_fingerprint(self, store: Store) -> str:
         """A key of the content of all that the run reads: source, held-out file, benchmarks, a person's decisions."""
@@ -157,7 +165,7 @@ class Run:
         if source := self.split.source():
             found.append(source.fingerprint(store))
         kept = [*self.filter.values(), *self.split.filter.values()]
-        files = [*(file for keep in kept for file in keep.files())]
+        files = [*(file for keep in kept for file in keep.files()), *map(Path, self.decontaminate.against)]
         found += [store.sha256(file) for file in files]
         return found[0] if len(found) == 1 else digest(found)
 
@@ -171,17 +179,42 @@ class Run:
             UserError: for input that turns out wrong when it is read.
             JobError: when the run fails later.
         """
-        from sft_lab.session import Session
+        from sft_lab.training_session import TrainingSession
 
-        when = datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005 - a folder named by local time
-        folder = RunFolder(Path(path) if path else Path("outputs") / when)
-        with folder.running(), Session(self, folder) as session:
+        folder = _folder(path)
+        with folder.running(), TrainingSession(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
             base = session.measure_base(data)
             trained = session.train(data)
             tuned = session.measure_tuned(data, trained)
-            return session.report(data, base, trained, tuned)
+            return session.finish(data, base, trained, tuned)
+
+    def prepare_only(self, path: Path | str | None = None) -> dict[str, Any]:
+        """Carry out the data stages alone in a folder: its report, and ``dataset/`` for other trainers.
+
+        Args:
+            path: as for ``execute``.
+
+        Returns:
+            Rows that were read, rows and tokens left to train on, held-out rows.
+
+        Raises:
+            UserError, JobError: as ``execute`` does.
+        """
+        from sft_lab.session import Session
+
+        folder = _folder(path)
+        with folder.running(PREPARE), Session(self, folder) as session:
+            data = self.prepare(session.bench)
+            session.begin(data)
+            session.write_dataset(data)
+            return session.report(data)
+
+
+def _folder(path: Path | str | None) -> RunFolder:
+    when = datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005 - a folder named by local time
+    return RunFolder(Path(path) if path else Path("outputs") / when)
 
 
 def _kind(group: str, stage: object) -> str:

@@ -22,6 +22,7 @@ ADAPTERS = {
     "trl": ["training.trl"],
     "peft": ["training.trl"],
     "faiss": ["dedup.graph"],
+    "rensa": ["dedup.shingles"],
     "sentence_transformers": ["dedup.embedding"],
     "matplotlib": ["report."],
     "seaborn": ["report."],

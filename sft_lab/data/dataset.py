@@ -73,6 +73,7 @@ class Dataset(abc.ABC):
     """What every source has: how its records are read."""
 
     version: ClassVar[int] = 3
+    needs_answers: ClassVar[bool] = True
 
     format: Format = Format.auto
     columns: dict[str, str] = field(default_factory=dict)
@@ -219,7 +220,7 @@ class _Part:
         if not raw:
             raise SourceError(f"{part.named()}: holds no record; give a source with rows")
         found = list(dict.fromkeys(key for _, record in raw if record for key in record))
-        reader = find_reader(part.format, part.columns, found)
+        reader = find_reader(part.format, part.columns, found, needs_answers=whole.needs_answers)
         group = whole.group if self._split is None else "content"
         if group not in ("auto", "id_prefix", "content", *found):
             raise SourceError(

@@ -24,6 +24,7 @@ ROLES = {
 ROLE_KEYS = ("from", "role", "user")
 TEXT_KEYS = ("value", "text", "content")
 CONVERSATION_KEYS = ("conversations", "conversation", "messages")
+PROMPT_COLUMNS = ("prompt", "question", "instruction")
 TEXT = "text"  # the role of a row that is no conversation
 
 
@@ -44,7 +45,7 @@ class Unreadable(Exception):
     """This record is not of the format."""
 
 
-def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str]) -> Reader:
+def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str], *, needs_answers: bool = True) -> Reader:
     """Choose the reader: own columns first, then the named format, then the first that fits the columns found.
 
     Args:
@@ -52,6 +53,7 @@ def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str]) -
         columns: own column names by part (``prompt``, ``answer``, ``context``, ``system``, or ``text`` alone); may be
             empty.
         found: the columns of the source.
+        needs_answers: whether a table of prompts alone is no row form.
 
     Raises:
         SourceError: when no format fits, or a named column is not there.
@@ -68,6 +70,8 @@ def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str]) -
                 f"dataset.format={wanted.name}: needs the columns {_needs(wanted)}; the source has {present}"
             )
         return READERS[wanted]
+    if not fitting and not needs_answers and (prompt := next(filter(present.__contains__, PROMPT_COLUMNS), None)):
+        return lambda record: _single(_text(record.get(prompt)), "")
     if not fitting:
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
         raise SourceError(
@@ -154,7 +158,7 @@ def _preference(record: dict[str, Any]) -> list[Turn]:
     The forms of TRL (a prompt beside two answers, or two whole conversations), of LLaMA-Factory (a conversation, and
     two turns that could end it), and Anthropic's two transcripts in one text each.
     """
-    asked = _first(record, ("prompt", "question", "instruction", *CONVERSATION_KEYS))
+    asked = _first(record, (*PROMPT_COLUMNS, *CONVERSATION_KEYS))
     before = _turns(asked) if isinstance(asked, list) else [("user", _text(asked))] if asked is not None else []
     if isinstance(asked, str) and (more := _text(record.get("input"))):
         before = [("user", f"{asked}\n\n{more}")]

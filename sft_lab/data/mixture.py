@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sft_lab.data.dataset import Dataset, OnError, Record, refuse_columns
+from sft_lab.data.dataset import Dataset, OnError, Record, Turns, refuse_columns
 from sft_lab.data.formats import Format
 from sft_lab.data.sources import File, Hub
 from sft_lab.errors import require
@@ -133,3 +133,14 @@ class Mixture(Dataset):
         for name in sorted(exact, key=lambda name: found[name] - exact[name])[:rest]:
             found[name] = min(found[name] + 1, most[name])
         return found
+
+
+class Benchmarks(Mixture):
+    """Files that training rows are compared with, no part of the training: tables of prompts alone will do."""
+
+    needs_answers = False
+
+    @classmethod
+    def of(cls, paths: list[str]) -> Benchmarks:
+        """Give the files as one source, every turn of their conversations."""
+        return cls(turns=Turns.all, sources={str(number): Ingredient(path=path) for number, path in enumerate(paths)})

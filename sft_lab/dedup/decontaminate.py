@@ -1,4 +1,4 @@
-"""Decontaminate: training rows equal or near to a held-out row go, before dedup.
+"""Decontaminate: training rows equal or near to a held-out row, or to one of a benchmark, go, before dedup.
 
 Independent of the dedup option, so that every job of a sweep over dedup trains on rows checked the same way; the
 embeddings are the shared ones.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from sft_lab.bench import Bench, log, result_params
+from sft_lab.bench import Bench, log, package_path, result_params
 from sft_lab.dedup.embedding import Embedder, embed
 from sft_lab.dedup.exact import On, compared_texts
-from sft_lab.dedup.semantic import Fallback, known_nodes
+from sft_lab.dedup.minhash import NGRAM, NUM_PERM
+from sft_lab.dedup.semantic import Fallback, known_nodes, require_jaccard
 from sft_lab.errors import JobError, require
 from sft_lab.text import normalize
 
@@ -43,7 +45,11 @@ class Action(Enum):
 
 @dataclass
 class Decontaminate:
-    """Find training rows equal or near to a row on the held-out side, used by this run or not."""
+    """Find training rows equal or near to a row on the held-out side, used by this run or not, or of a benchmark.
+
+    Attributes:
+        against: files of benchmarks; who calls the stage reads them.
+    """
 
     version: ClassVar[int] = 1
 
@@ -51,17 +57,35 @@ class Decontaminate:
     threshold: float = 0.95
     action: Action = Action.drop
     on: On = On.answer
+    against: list[str] = field(default_factory=list, metadata={"changes_result": False})  # the rows in them do
     fallback: Fallback = Fallback.exact
+    fallback_threshold: float = 0.8
     embedder: Embedder = field(default_factory=Embedder)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse impossible values; make paths absolute, so that a saved config runs from any folder."""
         require(0 < self.threshold <= 1, "threshold", self.threshold, "a cosine above 0 and at most 1")
+        require_jaccard(self.fallback_threshold)
+        self.against = [str(package_path(path)) for path in self.against]
 
-    def __call__(self, train: Rows, held_out: Rows, bench: Bench) -> Selection:
+    def check(self) -> list[str]:
+        """Every benchmark file is there."""
+        missing = [path for path in self.against if not Path(path).is_file()]
+        return [f"decontaminate.against={path}: no such file; give the paths of benchmark files" for path in missing]
+
+    def __call__(self, train: Rows, held_out: Rows, bench: Bench, against: Rows | None = None) -> Selection:
         """Answer the stored selection of the training rows, or make it.
 
-        Reasons: ``equals_held_out`` and ``near_held_out``; score: cosine; nearest: the held-out row's id.
+        Args:
+            train: the rows to judge.
+            held_out: the rows on the held-out side.
+            bench: the run's tools.
+            against: the rows of the benchmarks. One without an answer is compared by its prompt with the training
+                rows' prompts, whatever ``on`` is.
+
+        Returns:
+            Reasons: ``equals_held_out``, ``near_held_out``, and where neither holds ``equals_benchmark`` and
+            ``near_benchmark``; score: cosine (Jaccard where the fallback compared); nearest: that row's id.
 
         Raises:
             JobError: with ``action=fail``, when there is such a row.
@@ -77,60 +101,99 @@ class Decontaminate:
             "version": self.version,
             "params": params,
             "embedder": self.embedder.key() if semantic else None,
-            "input": [train.key, held_out.key],
+            "input": [rows.key for rows in (train, held_out, against) if rows is not None],
         }
-        entry = bench.stage("decontaminate", recipe, lambda folder: self._compare(train, held_out, bench).save(folder))
+        entry = bench.stage(
+            "decontaminate", recipe, lambda folder: self._compare(train, held_out, against, bench).save(folder)
+        )
         found = Selection.load(entry.path)
         near = len(found.reason) - int(found.kept.sum())
         if near and self.action is Action.fail:
+            reasons = ("near_held_out", "equals_held_out", "near_benchmark", "equals_benchmark")
             raise JobError(
-                f"decontaminate.action=fail: {near} training rows are equal or near to held-out rows, "
-                f"among them {found.examples('near_held_out', 2) or found.examples('equals_held_out', 2)}; "
+                f"decontaminate.action=fail: {near} training rows are equal or near to rows kept for measuring "
+                f"({', '.join(f'{count} {reason}' for reason, count in found.dropped.items())}), "
+                f"among them {next(filter(None, (found.examples(reason, 2) for reason in reasons)))}; "
                 "decontaminate.action=drop removes them"
             )
         if near and self.action is Action.report:
-            log.warning("decontaminate: %d training rows are equal or near to held-out rows and stay", near)
+            log.warning("decontaminate: %d training rows are equal or near to rows kept for measuring and stay", near)
             return Selection(found.ids, [""] * len(found.ids), found.score, found.nearest)
         return found
 
-    def _compare(self, train: Rows, held_out: Rows, bench: Bench) -> Selection:
+    def _compare(self, train: Rows, held_out: Rows, against: Rows | None, bench: Bench) -> Selection:
         import numpy as np
 
         from sft_lab.rows import Selection
 
         size = len(train)
         score, nearest, reasons = np.full(size, np.nan, np.float32), [""] * size, [""] * size
-        if self.method is Method.none or not len(held_out) or not size:
-            return Selection.of(train, reasons)
-        texts, held_texts = compared_texts(train, self.on), compared_texts(held_out, self.on)
-        held_ids = held_out.column("id")
-        if self.method is Method.semantic:
-            best, where = self._nearest(texts, held_texts, bench)
-            for index in np.flatnonzero(best >= np.float32(self.threshold)).tolist():
-                score[index], nearest[index], reasons[index] = best[index], held_ids[where[index]], "near_held_out"
-        equal = {normalize(text): row_id for text, row_id in zip(held_texts, held_ids, strict=True)}
-        for index, text in enumerate(texts):
-            if row_id := equal.get(normalize(text)):
-                score[index], nearest[index], reasons[index] = (
-                    1.0,
-                    row_id,
-                    "equals_held_out",
-                )  # the near one may be another
+        benchmarks = [("benchmark", rows, on) for rows, on in _parts(against, self.on)]
+        for side, rows, on in [*benchmarks, ("held_out", held_out, self.on)]:  # held-out rows have the last word
+            if self.method is Method.none or not len(rows) or not size:
+                continue
+            best, where, equal = self._nearest(compared_texts(train, on), compared_texts(rows, on), bench)
+            ids = rows.column("id")
+            for index in np.flatnonzero(best > 0).tolist():
+                score[index], nearest[index] = best[index], ids[where[index]]
+                reasons[index] = f"{'equals' if equal[index] else 'near'}_{side}"
         return Selection.of(train, reasons, score, nearest)
 
-    def _nearest(self, texts: list[str], held_texts: list[str], bench: Bench) -> tuple[np.ndarray, np.ndarray]:
-        """Highest cosine to a held-out text and which one; -1 where the embedder does not know the script."""
+    def _nearest(self, texts: list[str], others: list[str], bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compare each text with all others.
+
+        Returns:
+            The score of the nearest one, 0 where none is near: float32; which one: int64; whether it is equal: bool;
+            each of shape (texts,).
+        """
         import numpy as np
 
-        best, where = np.full(len(texts), -1, np.float32), np.zeros(len(texts), np.int64)
-        known = known_nodes(texts, self.embedder, self.fallback, "decontaminate")
-        held_known = known_nodes(held_texts, self.embedder, self.fallback, "decontaminate")
-        if not len(known) or not len(held_known):
-            return best, where
-        held_vectors = embed([held_texts[index] for index in held_known], self.embedder, bench)
-        vectors = embed([texts[index] for index in known], self.embedder, bench)
-        for start in range(0, len(known), BLOCK):
-            cosines = vectors[start : start + BLOCK] @ held_vectors.T
-            rows = known[start : start + BLOCK]
-            best[rows], where[rows] = cosines.max(axis=1), held_known[cosines.argmax(axis=1)]
-        return best, where
+        best, where = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
+        if self.method is Method.semantic:
+            knows = np.zeros(len(others) + len(texts), bool)
+            knows[known_nodes([*others, *texts], self.embedder, self.fallback, "decontaminate")] = True
+            compare = {True: self._by_vectors}
+            if self.fallback is Fallback.minhash:
+                compare[False] = self._by_shingles
+            for known, nearest in compare.items():
+                theirs, mine = (np.flatnonzero(part == known) for part in np.split(knows, [len(others)]))
+                if len(mine) and len(theirs):
+                    best[mine], place = nearest([texts[row] for row in mine], [others[row] for row in theirs], bench)
+                    where[mine] = theirs[place]
+        place_of = {normalize(text): place for place, text in enumerate(others)}
+        same = np.fromiter((place_of.get(normalize(text), -1) for text in texts), np.int64, len(texts))
+        equal = same >= 0  # the near one may be another
+        return np.where(equal, np.float32(1), best), np.where(equal, same, where), equal
+
+    def _by_vectors(self, texts: list[str], others: list[str], bench: Bench) -> tuple[np.ndarray, np.ndarray]:
+        """Highest cosine, 0 below the threshold, and which text has it."""
+        import numpy as np
+
+        best, where = np.empty(len(texts), np.float32), np.empty(len(texts), np.int64)
+        other_vectors = embed(others, self.embedder, bench)
+        vectors = embed(texts, self.embedder, bench)
+        for start in range(0, len(texts), BLOCK):
+            block = slice(start, start + BLOCK)
+            cosines = vectors[block] @ other_vectors.T
+            best[block], where[block] = cosines.max(axis=1), cosines.argmax(axis=1)
+        return np.where(best >= np.float32(self.threshold), best, np.float32(0)), where
+
+    def _by_shingles(self, texts: list[str], others: list[str], bench: Bench) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+        """Highest Jaccard similarity, 0 below the fallback's threshold, and which text has it."""
+        from sft_lab.dedup.shingles import nearest_across
+
+        return nearest_across(texts, others, NGRAM, NUM_PERM, self.fallback_threshold)
+
+
+def _parts(against: Rows | None, on: On) -> list[tuple[Rows, On]]:
+    """Give the rows of the benchmarks with what each is compared by; what is blank is compared with nothing."""
+    import numpy as np
+
+    if against is None:
+        return []
+    answered, asked = (
+        np.array([bool(text.strip()) for text in against.column(name)], bool) for name in ("answer", "prompt")
+    )
+    if on is On.prompt:
+        return [(against.take(asked), on)]
+    return [(against.take(asked & ~answered), On.prompt), (against.take(answered), on)]

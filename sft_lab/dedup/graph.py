@@ -1,7 +1,8 @@
-"""The neighbor graph: every pair of texts at or above a cosine, found once; a threshold is a cut of it.
+"""The neighbor graph: every pair of texts at or above a score, found once; a threshold is a cut of it.
 
-Each index looks for candidates a proven margin below the floor and hands them to one float32 score of the two rows,
-so that all of them answer the same edges, bit for bit.
+Here the score is the cosine of two vectors; shingles.py makes the same graph of Jaccard similarities. Each index looks
+for candidates a proven margin below the floor and hands them to one float32 score of the two rows, so that all of them
+answer the same edges, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_lab.dedup.neighbors import Index
 from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import read_json, write_json
 
@@ -32,28 +33,28 @@ LENGTH_SLACK = 1e-3  # how far a row's length may be from 1 (float16 embedders)
 CPU_BLOCK, CUDA_BLOCK = (512, 8192), (4096, 16384)  # rows x columns
 GROUP = 16  # rows of a block's column that are tested by their maximum first
 FLAT_ROWS = 512  # a range search answers up to this many rows x nodes hits when all texts are alike; 256 is 4x slower
+NEAREST = (
+    16,
+    128,
+    2048,
+)  # neighbors a GPU is asked for, one after the other; 2048 is the most that FAISS answers there
 SCORED = 2**19  # numbers gathered at a time for the float32 score: 2 MiB, so both sides stay in a core's cache
 
 Pairs = Iterator[tuple[np.ndarray, np.ndarray, int]]
 
 
-class Index(Enum):
-    """What finds the candidates; the graph is the same."""
-
-    exact = "exact"  # blocked matrix product over the upper triangle
-    flat = "flat"  # FAISS IndexFlatIP range search
-
-
 @dataclass(frozen=True, eq=False)
 class NeighborGraph:
-    """Every pair of nodes whose cosine is at least ``floor``, and no other.
+    """Every pair of nodes whose score is at least ``floor``, and no other but the fixed ones.
 
     Attributes:
         nodes: how many there are, with or without an edge.
-        floor: the cosine from which every pair is present, compared as float32.
+        floor: the score from which every pair is present, compared as float32.
         left: int32, shape (edges,): a pair's lower node.
         right: int32, shape (edges,): its higher node; edges are sorted by (right, left).
-        score: float32, shape (edges,): the cosine, computed in float32 and at most 1.
+        score: float32, shape (edges,): cosine or Jaccard, at most 1.
+        fixed: bool, shape (edges,): edges of another measure, which were cut at its own threshold and are not cut
+            again; None: there is no such edge. They are never stored.
     """
 
     nodes: int
@@ -61,16 +62,37 @@ class NeighborGraph:
     left: np.ndarray
     right: np.ndarray
     score: np.ndarray
+    fixed: np.ndarray | None = None
 
     def at(self, threshold: float) -> NeighborGraph:
-        """Cut the graph: the edges at or above ``threshold``, equal to a graph built with it as floor.
+        """Cut the graph: the edges at or above ``threshold``, equal to a graph built with it as floor, and the fixed.
 
         Raises:
             ConfigError: if ``threshold`` is below the floor, where the graph has no edges to show.
         """
         require(threshold >= self.floor, "threshold", threshold, f"at least the neighbor graph's floor, {self.floor}")
         kept = self.score >= np.float32(threshold)
-        return NeighborGraph(self.nodes, threshold, self.left[kept], self.right[kept], self.score[kept])
+        if self.fixed is None:
+            return NeighborGraph(self.nodes, threshold, self.left[kept], self.right[kept], self.score[kept])
+        kept |= self.fixed
+        edges = (self.left[kept], self.right[kept], self.score[kept], self.fixed[kept])
+        return NeighborGraph(self.nodes, threshold, *edges)
+
+    @property
+    def cuttable(self) -> NeighborGraph:
+        """The graph without its fixed edges."""
+        if self.fixed is None:
+            return self
+        cut = ~self.fixed
+        return NeighborGraph(self.nodes, self.floor, self.left[cut], self.right[cut], self.score[cut])
+
+    def with_fixed(self, other: NeighborGraph) -> NeighborGraph:
+        """Add the edges of a graph of the same nodes as fixed ones; no pair is in both."""
+        parts = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS]
+        fixed = np.repeat([False, True], [len(self.left), len(other.left)])
+        order = np.lexsort(parts[:2])
+        left, right, score = (part[order] for part in parts)
+        return NeighborGraph(self.nodes, self.floor, left, right, score, fixed[order])
 
     def save(self, folder: Path) -> None:
         """Write ``left.npy``, ``right.npy``, ``score.npy`` and ``graph.json``."""
@@ -87,13 +109,13 @@ class NeighborGraph:
 
     @classmethod
     def empty(cls, nodes: int) -> NeighborGraph:
-        """Give a graph without an edge, which says nothing below a cosine of 1."""
+        """Give a graph without an edge, which says nothing below a score of 1."""
         return cls(nodes, 1.0, np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
 
     def renumbered(self, names: np.ndarray, nodes: int) -> NeighborGraph:
         """Give the same edges among ``nodes`` nodes, where node i is ``names[i]``; names: int, rising, (nodes,)."""
         names = names.astype(np.int32)
-        return NeighborGraph(nodes, self.floor, names[self.left], names[self.right], self.score)
+        return NeighborGraph(nodes, self.floor, names[self.left], names[self.right], self.score, self.fixed)
 
 
 def build(
@@ -126,7 +148,7 @@ def build(
     require(max_edges > 0, "max_edges", max_edges, "positive")
     vectors = _checked(vectors)
     all_pairs = math.comb(len(vectors), 2)
-    found = _Found(vectors, floor, max_edges)
+    found = Edges(len(vectors), lambda left, right: cosine(vectors, left, right), floor, max_edges)
     for left, right, done in _exact(vectors, found, bf16) if index is Index.exact else _flat(vectors, found):
         found.add(left, right)
         if progress:
@@ -148,18 +170,27 @@ def cosine(vectors: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarr
     return np.minimum(score, np.float32(1), out=score)
 
 
-class _Found:
-    """The edges found so far, at a floor that rises until they fit."""
+class Edges:
+    """The edges found so far, at a floor that rises until they fit.
 
-    def __init__(self, vectors: np.ndarray, floor: float, max_edges: int) -> None:
-        self.vectors, self.floor, self.max_edges = vectors, float(floor), max_edges
+    Args:
+        nodes: of the graph.
+        score: gives the scores of pairs, float32, from their left and right nodes.
+        floor: the score from which a pair is an edge.
+        max_edges: the most edges to keep.
+    """
+
+    def __init__(
+        self, nodes: int, score: Callable[[np.ndarray, np.ndarray], np.ndarray], floor: float, max_edges: int
+    ) -> None:
+        self.nodes, self.score, self.floor, self.max_edges = nodes, score, float(floor), max_edges
         self.edges = 0
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []  # right * nodes + left, score
 
     def add(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Keep the candidates that reach the floor; raise it until the edges fit."""
+        """Keep the candidates that reach the floor, each given once; raise it until the edges fit."""
         if len(left):
-            self._append(right * len(self.vectors) + left, cosine(self.vectors, left, right))
+            self._append(right * self.nodes + left, self.score(left, right))
         # The floor rises only when the pairs seen so far, and so all pairs, are too many for it: the last floor is the
         # lowest that fits, whatever the order in which they were seen.
         while self.edges > self.max_edges:
@@ -175,7 +206,7 @@ class _Found:
         higher = (math.floor(self.floor * 100 + 1e-9) + 1) / 100  # the next whole hundredth
         if higher > HIGHEST_RAISE:
             raise ConfigError(
-                f"max_edges={self.max_edges}: more pairs than that have a cosine of {self.floor} or above, and the "
+                f"max_edges={self.max_edges}: more pairs than that have a score of {self.floor} or above, and the "
                 f"floor is not raised over {HIGHEST_RAISE}; raise max_edges, or remove equal texts before"
             )
         self.floor = higher
@@ -185,15 +216,14 @@ class _Found:
 
     def graph(self) -> NeighborGraph:
         """All that was found, in order; nothing of it stays here."""
-        nodes = len(self.vectors)
         pair = np.concatenate([np.empty(0, np.int64), *(part[0] for part in self.parts)])
         score = np.concatenate([np.empty(0, np.float32), *(part[1] for part in self.parts)])
         self.parts.clear()
         order = np.argsort(pair)
         pair, score = pair[order], score[order]
-        right = (pair // max(1, nodes)).astype(np.int32)
-        left = (pair % max(1, nodes)).astype(np.int32)
-        return NeighborGraph(nodes, self.floor, left, right, score)
+        right = (pair // max(1, self.nodes)).astype(np.int32)
+        left = (pair % max(1, self.nodes)).astype(np.int32)
+        return NeighborGraph(self.nodes, self.floor, left, right, score)
 
 
 def _checked(vectors: np.ndarray) -> np.ndarray:
@@ -230,7 +260,7 @@ def _limit(floor: float, dim: int) -> float:
     return floor - (2 * 2**-8 + 2**-16 + dim * 2**-22) * (1 + LENGTH_SLACK) ** 2
 
 
-def _exact(vectors: np.ndarray, found: _Found, bf16: bool | None) -> Pairs:
+def _exact(vectors: np.ndarray, found: Edges, bf16: bool | None) -> Pairs:
     """Candidates by a blocked product of the rows with all rows before them."""
     import torch
 
@@ -317,17 +347,58 @@ def _whole_sums(device: str) -> Iterator[None]:
         settings.allow_bf16_reduced_precision_reduction = before
 
 
-def _flat(vectors: np.ndarray, found: _Found) -> Pairs:
+def _flat(vectors: np.ndarray, found: Edges) -> Pairs:
     """Candidates by FAISS, each block of rows searched among the rows before it and its own."""
     import faiss
 
     index = faiss.IndexFlatIP(vectors.shape[1])
+    gpu = _gpu_index(vectors.shape[1])
     for top in range(0, len(vectors), FLAT_ROWS):
         block = np.array(vectors[top : top + FLAT_ROWS])
         index.add(block)
-        # A range search answers what is strictly above its radius (faiss 1.15).
-        radius = np.nextafter(np.float32(_limit(found.floor, vectors.shape[1])), np.float32(0))
-        bounds, _, left = index.range_search(block, radius)
-        right = top + np.repeat(np.arange(len(block)), np.diff(bounds.astype(np.int64)))
+        limit = np.float32(_limit(found.floor, vectors.shape[1]))
+        if gpu is None:
+            row, left = _in_range(index, block, limit)
+        else:
+            gpu.add(block)
+            row, left = _nearest_in_range(gpu, index, block, limit)
+        right = top + row
         once = left < right
         yield left[once], right[once], math.comb(top + len(block), 2)
+
+
+def _gpu_index(dim: int) -> Any | None:
+    """Give an empty index on the first GPU, if FAISS was built for GPUs and there is one."""
+    import faiss
+
+    if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
+        return None
+    return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dim)
+
+
+def _in_range(index: Any, rows: np.ndarray, limit: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Every hit of at least ``limit``: which of the rows, and which node; both int64, shape (hits,)."""
+    # A range search answers what is strictly above its radius (faiss 1.15).
+    bounds, _, node = index.range_search(rows, np.nextafter(limit, np.float32(0)))
+    return np.repeat(np.arange(len(rows)), np.diff(bounds.astype(np.int64))), node
+
+
+def _nearest_in_range(gpu: Any, cpu: Any, rows: np.ndarray, limit: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Give the same with an index that finds the k nearest only, as those on GPUs do.
+
+    A row is asked for more until its last neighbor lies below the limit; what no k satisfies is left to the CPU.
+    """
+    waiting = np.arange(len(rows))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for most in NEAREST:
+        if len(waiting):
+            k = min(most, gpu.ntotal)
+            score, node = gpu.search(rows[waiting], k)
+            done = (score[:, -1] < limit) | (k == gpu.ntotal)
+            hit, place = np.nonzero((score >= limit) & done[:, None])
+            found.append((waiting[hit], node[hit, place]))
+            waiting = waiting[~done]
+    if len(waiting):
+        hit, node = _in_range(cpu, rows[waiting], limit)
+        found.append((waiting[hit], node))
+    return np.concatenate([row for row, _ in found]), np.concatenate([node for _, node in found])

@@ -1,6 +1,6 @@
 """Semantic dedup: rows whose texts mean nearly the same are duplicates.
 
-Texts are embedded once and the neighbour graph of all pairs above a floor is searched once; a threshold and a keep
+Texts are embedded once and the neighbor graph of all pairs above a floor is searched once; a threshold and a keep
 rule are a cut of that graph. Equal texts are one node, so exact dedup comes first by itself.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, log, share
 from sft_lab.dedup.embedding import Embedder, embed, text_hashes
-from sft_lab.dedup.exact import Dedup, Keep, On, compared_texts, nodes_of
+from sft_lab.dedup.exact import compared_texts, nodes_of
+from sft_lab.dedup.minhash import LOWEST, jaccard_graph
+from sft_lab.dedup.neighbors import GraphDedup, Index, stored_graph
 from sft_lab.errors import ConfigError, require
 from sft_lab.files import digest
 
@@ -21,90 +22,68 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sft_lab.dedup.graph import NeighborGraph
-    from sft_lab.rows import Rows, Selection
-
-FLOOR = 0.7  # cosine; one graph serves every threshold at or above it
-LOWEST = 0.1  # below it nearly every pair is an edge
-
-
-class Index(Enum):
-    """How neighbours are searched: our blocked matrix product, or FAISS IndexFlatIP. Both are exact."""
-
-    exact = "exact"
-    flat = "flat"
+    from sft_lab.rows import Rows
 
 
 class Fallback(Enum):
     """How rows of scripts that the embedder does not know are compared."""
 
     exact = "exact"
+    minhash = "minhash"
     error = "error"
 
 
 @dataclass
-class Semantic(Dedup):
+class Semantic(GraphDedup):
     """Rows whose vectors have a cosine at or above the threshold are duplicates."""
 
-    threshold: float = 0.95
-    keep: Keep = Keep.first
-    on: On = On.answer
+    measure: ClassVar[str] = "cosine"
+
     embedder: Embedder = field(default_factory=Embedder)
     index: Index = field(default=Index.exact, metadata={"changes_result": False})
     fallback: Fallback = Fallback.exact
-    max_edges: int = 50_000_000
+    fallback_threshold: float = 0.8
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(LOWEST <= self.threshold <= 1, "threshold", self.threshold, f"a cosine from {LOWEST} to 1")
-        require(self.max_edges >= 1, "max_edges", self.max_edges, "at least 1")
+        super().__post_init__()
+        require_jaccard(self.fallback_threshold)
 
     def depends_on(self, bench: Bench) -> dict[str, Any]:  # noqa: ARG002
         """The embedder's weights, which its name does not pin."""
         return {"embedder": self.embedder.key()}
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:
-        """Reasons: ``duplicate`` (equal text) and ``near_duplicate``; score: cosine to the nearest kept row."""
-        from sft_lab.dedup.keep import selection
+    def graph(self, rows: Rows, bench: Bench) -> tuple[NeighborGraph, np.ndarray, list[str]]:
+        """Scores are cosines; with ``fallback=minhash`` there are fixed edges too.
+
+        Those are the pairs of texts the embedder does not know that reach ``fallback_threshold``, with their Jaccard
+        similarity: whatever threshold the cosines are cut at, they stay. A known and an unknown text share no edge.
+        """
+        import numpy as np
 
         texts, node_of_row = nodes_of(compared_texts(rows, self.on))
         known = known_nodes(texts, self.embedder, self.fallback, "dedup")
-        graph = self._graph([texts[node] for node in known], bench).at(self.threshold)
-        return selection(rows, graph.renumbered(known, len(texts)), node_of_row, self.keep)
+        graph = self._cosines([texts[node] for node in known], bench).renumbered(known, len(texts))
+        if self.fallback is Fallback.minhash:
+            rest = np.setdiff1d(np.arange(len(texts)), known)
+            threshold, unknown = self.fallback_threshold, [texts[node] for node in rest]
+            near = jaccard_graph(unknown, threshold, self.max_edges, bench, knob="fallback_threshold").at(threshold)
+            graph = graph.with_fixed(near.renumbered(rest, len(texts)))
+        return graph, node_of_row, texts
 
-    def _graph(self, texts: list[str], bench: Bench) -> NeighborGraph:
-        """Find the stored graph of these texts, or search it."""
-        from sft_lab.dedup import graph as graphs
+    def _cosines(self, texts: list[str], bench: Bench) -> NeighborGraph:
+        def search(floor: float) -> NeighborGraph:
+            from sft_lab.dedup.graph import build
 
-        floor = FLOOR if self.threshold >= FLOOR else max(round(self.threshold - 0.01, 2), LOWEST)
-        if floor < FLOOR:
-            log.info(
-                "dedup: threshold %s lies below the usual floor %s; searching down to %s", self.threshold, FLOOR, floor
-            )
+            return build(embed(texts, self.embedder, bench), floor, self.max_edges, self.index)
 
-        def compute(folder: Path) -> None:
-            vectors = embed(texts, self.embedder, bench)
-            graphs.build(vectors, floor, self.max_edges, graphs.Index[self.index.name]).save(folder)
+        recipe = {"embedder": self.embedder.key(), "input": digest(text_hashes(texts))}
+        return stored_graph(recipe, self.threshold, self.max_edges, search, bench)
 
-        recipe = {
-            "version": graphs.VERSION,
-            "params": {"floor": floor, "max_edges": self.max_edges, "index": self.index.name},
-            "embedder": self.embedder.key(),
-            "input": digest(text_hashes(texts)),
-        }
-        graph = graphs.NeighborGraph.load(bench.stage("neighbors", recipe, compute).path)
-        if graph.floor > floor:
-            log.warning(
-                "dedup: the floor was raised from %s to %s: more than max_edges=%d pairs lie above it",
-                floor,
-                graph.floor,
-                self.max_edges,
-            )
-        if graph.floor > self.threshold:
-            raise ConfigError(
-                f"dedup.threshold={self.threshold}: more than dedup.max_edges={self.max_edges} pairs lie above it; "
-                f"raise dedup.max_edges, or the threshold to {graph.floor} or more"
-            )
-        return graph
+
+def require_jaccard(threshold: float) -> None:
+    """Refuse an impossible ``fallback_threshold``."""
+    require(LOWEST <= threshold <= 1, "fallback_threshold", threshold, f"a jaccard from {LOWEST} to 1")
 
 
 def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage: str) -> np.ndarray:
@@ -120,15 +99,15 @@ def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage:
     if unknown and fallback is Fallback.error:
         raise ConfigError(
             f"{stage}.fallback=error: {unknown} of {len(texts)} texts are in scripts the embedder does not know "
-            f"({', '.join(embedder.scripts)}); use {stage}.fallback=exact or a multilingual embedder"
+            f"({', '.join(embedder.scripts)}); use {stage}.fallback=exact or minhash, or a multilingual embedder"
         )
     if unknown:
         log.info(
-            "%s: %d of %d texts (%.0f%%) are in scripts the embedder does not know; compared by %s text",
+            "%s: %d of %d texts (%.0f%%) are in scripts the embedder does not know; compared by %s",
             stage,
             unknown,
             len(texts),
             100 * share(unknown, len(texts)),
-            fallback.name,
+            "exact text" if fallback is Fallback.exact else "MinHash",
         )
     return np.flatnonzero(knows)

@@ -32,7 +32,7 @@ class Failure:
 
 
 def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
-    """Execute, or with ``work="prepare"`` prepare, each job that is not finished, one after another; a failing one does not stop the others."""
+    """Execute, or prepare, each job that is not finished, one after another; a failing one does not stop the others."""
     failures = []
     many = len(placed) > 1
     for number, one in enumerate(placed, start=1):

@@ -145,7 +145,7 @@ def _thresholds(thresholds: dict[str, Any]) -> Figure:
     """Rows kept at each threshold; the chosen one's number stands in the legend."""
     figure = canvas(2.7)
     axes = figure.add_subplot()
-    curve, chosen, rows = thresholds["curve"], thresholds.get("chosen"), thresholds.get("rows")
+    curve, chosen, rows = thresholds["curve"], thresholds.get("chosen"), thresholds.get("kept")
     keep = f" with keep={thresholds['keep']}" if thresholds.get("keep") else ""
     size = 5 if len(curve) > 1 else 9  # a single point has no line to be seen by
     axes.plot(*zip(*curve, strict=True), ".-", color=COLORS["kept"], lw=1.5, ms=size, label=f"rows kept{keep}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from sft_lab.files import write_text
-from sft_lab.folder import FINISHED, RUNNING
+from sft_lab.folder import FINISHED, PREPARE, RUNNING
 from sft_lab.report import figures
 from sft_lab.report.figures import read, read_lines
 from sft_lab.report.style import COLORS
@@ -133,7 +133,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "summary": summary,
         "tone": tone,
         "meaning": meaning,
-        "state": _state(status, summary),
+        "state": _state(status, done=bool(summary) or status.get("work") == PREPARE),
         "error": status.get("error"),
         "numbers": _numbers(summary),
         "stages": waterfall.get("stages") or [],
@@ -149,10 +149,10 @@ def _content(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _state(status: dict[str, Any], summary: dict[str, Any]) -> str | None:
+def _state(status: dict[str, Any], *, done: bool) -> str | None:
     """The run's state where it says more than the verdict does: the page is written before a run is finished."""
     state = status.get("state")
-    return None if state == FINISHED or (state == RUNNING and summary) else state
+    return None if state == FINISHED or (state == RUNNING and done) else state
 
 
 def _numbers(summary: dict[str, Any]) -> list[Number]:

@@ -23,7 +23,7 @@ import trl
 from transformers.trainer_utils import get_last_checkpoint
 
 from sft_lab.bench import log
-from sft_lab.errors import ConfigError, ModelError
+from sft_lab.errors import ConfigError
 from sft_lab.training.options import Full, Lora, Precision
 
 # What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.

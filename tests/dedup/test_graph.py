@@ -10,13 +10,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lab.dedup import graph as graphs
-from sft_lab.dedup.graph import Index, NeighborGraph, build
+from sft_lab.dedup.graph import NeighborGraph, build
+from sft_lab.dedup.neighbors import Index
 from sft_lab.errors import ConfigError, ModelError
 
 MANY = 10**9
@@ -129,8 +131,34 @@ def test_the_last_floors_before_giving_up() -> None:
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     assert [build(vectors, 0.7, edges).floor for edges in (1, 2, 3)] == [0.99, 0.97, 0.7]
     assert build(vectors, 0.995, 1).floor == 0.995
-    with pytest.raises(ConfigError, match=r"cosine of 0\.995"):
+    with pytest.raises(ConfigError, match=r"score of 0\.995"):
         build(vectors[[0, 0, 0]], 0.995, 1)
+
+
+@quick
+@given(vector_sets(), FLOORS, st.sampled_from([(1,), (1, 3, 8), (4, 2048)]), st.sampled_from([5, 32]))
+def test_an_index_without_range_search_is_asked_for_more_neighbors(
+    vectors: np.ndarray, floor: float, nearest: tuple[int, ...], rows: int
+) -> None:
+    """What GPUs are searched by, with an index of the processor in their place: their indexes answer the same calls."""
+    with pytest.MonkeyPatch.context() as patch, blocks(8, 16, rows):
+        patch.setattr(graphs, "NEAREST", nearest)
+        patch.setattr(graphs, "_gpu_index", faiss.IndexFlatIP)
+        found = build(vectors, floor, MANY, Index.flat)
+    same(found, build(vectors, floor, MANY))
+
+
+def test_without_a_gpu_faiss_searches_on_the_processor() -> None:
+    assert hasattr(faiss, "GpuIndexFlatIP") == (graphs._gpu_index(3) is not None)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_row_one_row_and_rows_of_zeros_have_no_edge(way: str) -> None:
+    for vectors in (np.empty((0, 0)), np.empty((0, 8)), np.ones((1, 8)), np.zeros((1, 8)), np.zeros((9, 8))):
+        graph = build(unit(vectors), 0.1, MANY, **WAYS[way])
+        assert (graph.nodes, len(graph.left)) == (len(vectors), 0)
+    beside_zeros = build(unit(np.array([[0.0, 0], [1, 0], [0, 0], [1, 0]])), 0.1, MANY, **WAYS[way])
+    assert (beside_zeros.left.tolist(), beside_zeros.right.tolist(), beside_zeros.score.tolist()) == ([1], [3], [1.0])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -211,6 +239,25 @@ def test_renumbered_edges_are_those_of_the_named_nodes() -> None:
     spread[known] = vectors
     same(build(vectors, 0.7, MANY).renumbered(known, 81), build(spread, 0.7, MANY))
     same(NeighborGraph.empty(5), build(np.zeros((5, 3), np.float32), 1.0, MANY))
+
+
+def test_fixed_edges_are_not_cut() -> None:
+    """Nodes 0, 1, 2 have cosines; 3, 4 were compared by something else, and cut at its own threshold."""
+    empty = NeighborGraph.empty(5)
+    cosines = NeighborGraph(5, 0.7, *(np.array(ends, np.int32) for ends in ([0, 1], [2, 2])),
+                            np.array([0.96, 0.75], np.float32))  # fmt: skip
+    other = NeighborGraph(5, 0.8, np.array([3], np.int32), np.array([4], np.int32), np.array([0.85], np.float32))
+    both = cosines.with_fixed(other)
+    assert (both.floor, both.left.tolist(), both.right.tolist()) == (0.7, [0, 1, 3], [2, 2, 4])
+    assert both.fixed is not None
+    assert both.fixed.tolist() == [False, False, True]
+    cut = both.at(0.95)
+    assert (cut.left.tolist(), cut.right.tolist(), cut.floor) == ([0, 3], [2, 4], 0.95)
+    assert cut.at(1.0).score.tolist() == pytest.approx([0.85])
+    same(both.cuttable, cosines)
+    same(cosines.with_fixed(empty).at(0.9), cosines.at(0.9))
+    first = NeighborGraph(5, 0.8, np.array([0], np.int32), np.array([1], np.int32), np.array([0.85], np.float32))
+    assert cosines.with_fixed(first).right.tolist() == [1, 2, 2]  # edges stay in order
 
 
 def test_what_is_refused_says_why() -> None:

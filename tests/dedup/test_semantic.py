@@ -11,7 +11,8 @@ from sft_lab.bench import Bench
 from sft_lab.dedup.decontaminate import Action, Decontaminate, Method
 from sft_lab.dedup.embedding import Embedder
 from sft_lab.dedup.exact import Exact, Keep, On
-from sft_lab.dedup.semantic import Fallback, Index, Semantic
+from sft_lab.dedup.neighbors import Index
+from sft_lab.dedup.semantic import Fallback, Semantic
 from sft_lab.errors import ConfigError, JobError, ModelError
 from sft_lab.rows import Rows
 from sft_lab.store import Store
@@ -100,8 +101,57 @@ def test_both_indexes_agree(bench: Bench) -> None:
     assert (exact.reason, exact.nearest) == (flat.reason, flat.nearest)
 
 
+def test_the_index_is_no_part_of_what_is_stored(bench: Bench) -> None:
+    Semantic(embedder=MINILM)(rows(ANSWERS), bench)
+    work(bench)
+    Semantic(embedder=MINILM, index=Index.flat, threshold=0.9)(rows(ANSWERS), bench)
+    assert work(bench) == ["dedup.semantic"]
+
+
+LETTER = "عزيزي العميل، شكرا لتواصلك معنا، سنرد على رسالتك في أقرب وقت ممكن"
+MIXED = [
+    ANSWERS[0],  # 0
+    LETTER,  # 1
+    ANSWERS[2],  # 2: a cosine of 0.98 to 0
+    LETTER + " اليوم",  # 3: a Jaccard of 0.91 to 1
+    "سافر الرجل إلى القاهرة لزيارة أخيه",  # 4
+]
+
+
+def test_fallback_minhash_compares_what_the_embedder_does_not_know(bench: Bench) -> None:
+    by_text = Semantic(embedder=MINILM)(rows(MIXED), bench)
+    assert by_text.reason == ["", "", "near_duplicate", "", ""]
+    stage = Semantic(embedder=MINILM, fallback=Fallback.minhash)
+    found = stage(rows(MIXED), bench)
+    assert found.reason == ["", "", "near_duplicate", "near_duplicate", ""]
+    assert found.nearest[3] == "1"
+    assert 0.9 < found.score[3] < 0.92
+    assert work(bench)[-3:] == ["dedup.semantic", "neighbors", "dedup.semantic"]  # the cosines are those from before
+
+
+def test_each_measure_is_cut_at_its_own_threshold(bench: Bench) -> None:
+    def dropped(threshold: float, fallback_threshold: float) -> list[bool]:
+        stage = Semantic(
+            embedder=MINILM, threshold=threshold, fallback=Fallback.minhash, fallback_threshold=fallback_threshold
+        )
+        return [bool(reason) for reason in stage(rows(MIXED), bench).reason]
+
+    assert dropped(0.999, 0.8) == [False, False, False, True, False]
+    assert dropped(0.7, 0.95) == [False, False, True, False, False]
+    assert dropped(0.7, 0.8) == [False, False, True, True, False]
+
+
+def test_the_graph_shows_the_fallback_as_fixed_edges(bench: Bench) -> None:
+    stage = Semantic(embedder=MINILM, fallback=Fallback.minhash)
+    graph, node_of_row, texts = stage.graph(rows(MIXED), bench)
+    assert (stage.measure, graph.floor, texts, node_of_row.tolist()) == ("cosine", 0.7, MIXED, [0, 1, 2, 3, 4])
+    assert graph.fixed is not None
+    edges = zip(graph.left.tolist(), graph.right.tolist(), graph.fixed.tolist(), strict=True)
+    assert list(edges) == [(0, 2, False), (1, 3, True)]
+
+
 def test_fallback_error_names_the_remedy(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match="fallback=exact"):
+    with pytest.raises(ConfigError, match="fallback=exact or minhash"):
         Semantic(embedder=MINILM, fallback=Fallback.error)(rows(ANSWERS), bench)
 
 
@@ -149,3 +199,77 @@ def test_decontaminate_shares_the_embeddings_of_dedup(bench: Bench) -> None:
     work(bench)
     Decontaminate(embedder=MINILM)(rows(ANSWERS[:4]), rows(ANSWERS[8:]), bench)
     assert work(bench) == ["decontaminate"]
+
+
+def test_decontaminate_falls_back_to_minhash(bench: Bench) -> None:
+    train, held_out = rows([MIXED[3], MIXED[4], ANSWERS[8], ANSWERS[2]]), rows([ANSWERS[0], LETTER])
+    assert Decontaminate(embedder=MINILM)(train, held_out, bench).reason == ["", "", "", "near_held_out"]
+    found = Decontaminate(embedder=MINILM, fallback=Fallback.minhash)(train, held_out, bench)
+    assert found.reason == ["near_held_out", "", "", "near_held_out"]
+    assert (found.nearest[0], found.nearest[3]) == ("1", "0")
+    assert 0.9 < found.score[0] < 0.92
+
+
+def asked(pairs: list[tuple[str, str]], name: str) -> Rows:
+    prompts, answers = zip(*pairs, strict=True)
+    ids = [f"{name}-{number}" for number in range(len(pairs))]
+    return Rows.of(datasets.Dataset.from_dict({"id": ids, "prompt": prompts, "answer": answers}))
+
+
+TRAIN = [
+    ("What do plants do?", ANSWERS[0]),  # 0
+    ("What is the capital of France?", "It is Paris, on the Seine."),  # 1
+    ("And of Spain?", ANSWERS[3]),  # 2
+    ("How many legs do six dogs have?", "24"),  # 3
+    ("How do I make a salad dressing?", ANSWERS[8]),  # 4
+    ("Which year follows 23?", "24"),  # 5
+]
+
+
+def test_decontaminate_against_benchmarks(bench: Bench) -> None:
+    """The held-out row is near row 0, which the benchmark holds word for word: held-out reasons win."""
+    train, held_out = asked(TRAIN, "train"), asked([("?", ANSWERS[2])], "held")
+    benchmark = asked(
+        [
+            ("tell me", ANSWERS[0]),  # equals the answer of 0
+            ("what is  the capital of france?", ""),  # no answer: equals the prompt of 1
+            ("", "Whisk one part of vinegar into three parts of oil."),  # near the answer of 4
+            ("How many legs have six dogs?", "24"),
+            ("", ""),  # nothing to compare
+        ],
+        "quiz",
+    )
+    found = Decontaminate(embedder=MINILM)(train, held_out, bench, benchmark)
+    assert found.reason == ["near_held_out", "equals_benchmark", "", "equals_benchmark", "near_benchmark",
+                            "equals_benchmark"]  # fmt: skip
+    assert found.nearest == ["held-0", "quiz-1", "", "quiz-3", "quiz-2", "quiz-3"]
+    assert found.score[1] == 1
+    assert 0.95 <= found.score[4] < 1
+    by_prompt = Decontaminate(embedder=MINILM, on=On.prompt)(train, held_out, bench, benchmark)
+    assert by_prompt.reason == ["", "equals_benchmark", "", "near_benchmark", "", ""]
+    both = Decontaminate(embedder=MINILM, on=On.both)(train, held_out, bench, benchmark)
+    assert both.reason == ["", "equals_benchmark", "", "near_benchmark", "", ""]
+    exact = Decontaminate(method=Method.exact)(train, held_out, bench, benchmark)
+    assert exact.dropped == {"equals_benchmark": 4}
+    with pytest.raises(JobError, match=r"5 training rows .* \(3 equals_benchmark, 1 near_held_out, 1 near_benchmark\)"):
+        Decontaminate(embedder=MINILM, action=Action.fail)(train, held_out, bench, benchmark)
+
+
+def test_other_benchmark_rows_are_another_result(bench: Bench) -> None:
+    train, held_out = asked(TRAIN, "train"), asked([("?", "-")], "held")
+    stage = Decontaminate(method=Method.exact)
+    assert stage(train, held_out, bench).dropped == {}
+    assert stage(train, held_out, bench, asked(TRAIN[:1], "quiz")).dropped == {"equals_benchmark": 1}
+    assert stage(train, held_out, bench, asked(TRAIN[:3], "quiz")).dropped == {"equals_benchmark": 3}
+    work(bench)
+    Decontaminate(method=Method.exact, against=["moved.jsonl"])(train, held_out, bench, asked(TRAIN[:1], "quiz"))
+    assert work(bench) == []
+
+
+def test_a_missing_benchmark_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.jsonl").write_text("")
+    stage = Decontaminate(against=["here.jsonl", "gone.jsonl"])
+    assert stage.against == [str(tmp_path / "here.jsonl"), str(tmp_path / "gone.jsonl")]
+    (problem,) = stage.check()
+    assert problem.startswith(f"decontaminate.against={tmp_path / 'gone.jsonl'}: no such file")

@@ -46,7 +46,7 @@ DATA: dict[str, Any] = {
     ],
     "similarity": {"measure": "cosine", "edges": [0.7, 0.8, 0.9, 1.0], "scripts": SCRIPTS},
     "thresholds": {
-        "measure": "cosine", "chosen": 0.95, "keep": "first", "rows": 6, "curve": [[0.7, 4], [0.95, 6], [1.0, 9]],
+        "measure": "cosine", "chosen": 0.95, "keep": "first", "kept": 6, "rows": 9, "curve": [[0.7, 4], [0.95, 6], [1.0, 9]],
     },
     "pairs": {
         "dropped": [pair(f"{HOSTILE} costs $5 or $6"), pair(ARABIC), pair(""), pair("fourth"), pair("fifth")],
@@ -62,7 +62,7 @@ PARTS_OF_THE_PAGE = {
     "tokens": "90% within",
     "languages": "<h3>Languages</h3>",
     "similarity": "How near the nearest neighbors are",
-    "thresholds": "0.95 was chosen and keeps 6",
+    "thresholds": "0.95 was chosen and keeps 6 of 9",
     "pairs": "Dropped, nearest to the threshold",
     "contaminated": "Training rows equal to held-out rows",
     "longest": "Longest rows",
@@ -203,8 +203,8 @@ NO_ROWS = {name: lengths(0, 0, 0) for name in BEFORE}
         ({"tokens": {**DATA["tokens"], "before": {}}}, FIGURES[:1]),
         ({"tokens": {**DATA["tokens"], "before": {"answer": BEFORE["answer"], "both": None}}}, FIGURES[:1]),
         ({"tokens": {**DATA["tokens"], "before": NO_ROWS, "after": NO_ROWS}}, []),
-        ({"thresholds": {"chosen": 0.95, "rows": 1, "curve": [[0.95, 1]]}}, FIGURES[1:2]),
-        ({"thresholds": {"chosen": None, "rows": None, "curve": [[0.9, 0], [1.0, 0]]}}, FIGURES[1:2]),
+        ({"thresholds": {"chosen": 0.95, "kept": 1, "curve": [[0.95, 1]]}}, FIGURES[1:2]),
+        ({"thresholds": {"chosen": None, "kept": None, "curve": [[0.9, 0], [1.0, 0]]}}, FIGURES[1:2]),
         ({"thresholds": {"chosen": 0.95, "curve": []}}, []),
         (similar(0, below=1), FIGURES[2:]),
         (similar(0, below=0), []),

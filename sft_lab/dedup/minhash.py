@@ -1,0 +1,96 @@
+"""MinHash dedup: rows whose texts are nearly the same, letter by letter, are duplicates.
+
+Texts are compared as sets of shingles, their runs of ``ngram`` characters, by the Jaccard similarity: shared shingles
+over all shingles of the two. Characters rather than words, since Chinese, Japanese and Thai put no space between
+words and Arabic writes small words onto the next; in every script a changed character costs ``ngram`` shingles. How
+often a shingle stands in a text does not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sft_lab.bench import Bench
+from sft_lab.dedup.embedding import text_hashes
+from sft_lab.dedup.exact import compared_texts, nodes_of
+from sft_lab.dedup.neighbors import GraphDedup, stored_graph
+from sft_lab.errors import require
+from sft_lab.files import digest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.rows import Rows
+
+NGRAM = 5  # characters
+NUM_PERM = 128
+LOWEST = 0.4  # Jaccard; below it bands are one number wide, and nearly every pair is looked at
+MISS = 1e-3  # the highest chance to miss a pair that lies right at the floor of a search
+
+
+@dataclass
+class MinHash(GraphDedup):
+    """Rows whose shingles have a Jaccard similarity at or above the threshold are duplicates.
+
+    A pair at the default threshold, 0.8, is missed with a chance of 5e-8, one at the floor of the search, 0.7, with
+    one of 1.5e-4; no pair below the threshold is ever taken for a duplicate.
+    """
+
+    measure: ClassVar[str] = "jaccard"
+    lowest: ClassVar[float] = LOWEST
+
+    threshold: float = 0.8
+    ngram: int = NGRAM
+    num_perm: int = NUM_PERM
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        require(1 <= self.ngram <= 100, "ngram", self.ngram, "from 1 to 100 characters")
+        require(16 <= self.num_perm <= 4096, "num_perm", self.num_perm, "from 16 to 4096")
+
+    def graph(self, rows: Rows, bench: Bench) -> tuple[NeighborGraph, np.ndarray, list[str]]:
+        """Scores are Jaccard similarities."""
+        texts, node_of_row = nodes_of(compared_texts(rows, self.on))
+        graph = jaccard_graph(texts, self.threshold, self.max_edges, bench, ngram=self.ngram, num_perm=self.num_perm)
+        return graph, node_of_row, texts
+
+
+def jaccard_graph(
+    texts: list[str],
+    threshold: float,
+    max_edges: int,
+    bench: Bench,
+    *,
+    ngram: int = NGRAM,
+    num_perm: int = NUM_PERM,
+    knob: str = "threshold",
+) -> NeighborGraph:
+    """Find the stored graph of these distinct texts that serves a threshold, or search it."""
+
+    def search(floor: float) -> NeighborGraph:
+        from sft_lab.dedup.shingles import build
+
+        return build(texts, ngram, num_perm, floor, max_edges)
+
+    recipe = {
+        "params": {"measure": MinHash.measure, "ngram": ngram, "num_perm": num_perm},
+        "input": digest(text_hashes(texts)),
+    }
+    return stored_graph(recipe, threshold, max_edges, search, bench, knob)
+
+
+def band_rows(num_perm: int, floor: float) -> int:
+    """How many numbers of a signature are a band: the most with which a pair at the floor is missed by ``MISS`` only.
+
+    More numbers in a band give fewer candidates; 1 where even that misses more.
+    """
+    sizes = range(1, num_perm + 1)
+    return max((rows for rows in sizes if missed(num_perm, rows, floor) <= MISS), default=1)
+
+
+def missed(num_perm: int, rows: int, jaccard: float) -> float:
+    """Chance that no band of a pair with this Jaccard similarity agrees: (1 - jaccard^rows)^bands."""
+    return float((1 - jaccard**rows) ** (num_perm // rows))
