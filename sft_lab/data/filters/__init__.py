@@ -5,9 +5,28 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from typing import ClassVar
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.bench import Selector
+
+if TYPE_CHECKING:
+    from sft_lab.rows import Rows
+
+
+class On(Enum):
+    """Which text is judged; ``both``: prompt and answer as one text, in this order."""
+
+    answer = "answer"
+    prompt = "prompt"
+    both = "both"
+
+
+def judged_texts(rows: Rows, on: On) -> list[str]:
+    """Give the text of each row that is judged."""
+    if on is On.both:
+        return [f"{a}\n{b}" for a, b in zip(rows.column("prompt"), rows.column("answer"), strict=True)]
+    return rows.column(on.name)
 
 
 @dataclass
@@ -15,6 +34,14 @@ class Filter(Selector):
     """A stage that judges each row by itself."""
 
     group: ClassVar[str] = "filter"
+
+    def check(self) -> list[str]:
+        """Say what is wrong with the world as this filter needs it; empty when nothing is."""
+        return []
+
+    def insists_on(self) -> set[str]:
+        """Ids of rows that stay in spite of dedup."""
+        return set()
 
 
 def filter_schemas() -> dict[str, type[Filter]]:
