@@ -35,6 +35,15 @@ def test_answered(bench: Bench) -> None:
     assert strict.score.tolist() == [6, 0, 0, 0, 2, 2]
 
 
+def test_zero_width_and_format_characters_alone_are_blank(bench: Bench) -> None:
+    rows = table(
+        ("Hi?", "\u200b"), ("\ufeff \u200e\n", "Hello."), ("Hi?", "\u200b \u200d"), ("Hi?", "\u200bNo"), ("\u0301", "!")
+    )
+    found = Answered()(rows, bench)
+    assert found.reason == ["empty_answer", "empty_prompt", "empty_answer", "", ""]
+    assert found.score.tolist() == [0, 0, 0, 3, 1]
+
+
 def test_length_counts_prompt_and_answer_without_template_tokens(bench: Bench, tiny: Any) -> None:
     rows = table(("one two", "three"), ("one two", "three " * 9), ("one", ""), ("one two three four", "five"))
     sizes = [
@@ -87,13 +96,16 @@ def test_every_file_is_a_filter_and_has_an_option_file() -> None:
     folder = Path(filters.__file__).parent
     names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     found = filter_schemas()
-    assert names == set(found) >= {"answered", "length"}
+    assert names == set(found) == {"answered", "language", "length", "pattern", "reviewed"}
     assert all(issubclass(schema, Selector) for schema in found.values())
     options = {path.stem for path in (Path(sft_lab.__file__).parents[1] / "conf" / "filter").glob("*.yaml")}
     assert options == {*names, "none"}
-    imports = ("filters.answered", "filters.length", "filters import answered", "filters import length")
+    imports = [f"{start}{name}" for name in names for start in ("filters.", "filters import ")]
     elsewhere = [path for path in folder.parents[1].rglob("*.py") if path.parent != folder]
     assert not [path for path in elsewhere if any(line in path.read_text("utf-8") for line in imports)]
+    assert all(schema.check is filters.Filter.check or name == "reviewed" for name, schema in found.items())
+    assert Answered().check() == []
+    assert Answered().insists_on() == set()
 
 
 def test_filters_and_exact_dedup_need_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

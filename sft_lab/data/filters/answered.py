@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.bench import Bench
 from sft_lab.data.filters import Filter
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answered(Filter):
-    """Drop rows whose prompt or answer is blank or shorter than asked for (characters, white space at ends off)."""
+    """Drop rows whose prompt or answer is blank or shorter than asked for (characters, white space at ends off).
+
+    Blank is a text of nothing but white space and Unicode's format characters (category Cf: zero-width space, byte
+    order mark, direction marks).
+    """
+
+    version: ClassVar[int] = 2
 
     min_prompt_chars: int = 1
     min_answer_chars: int = 1
@@ -31,7 +38,7 @@ class Answered(Filter):
 
         reasons, scores = [], []
         for prompt, answer in zip(rows.column("prompt"), rows.column("answer"), strict=True):
-            asked, answered = len(prompt.strip()), len(answer.strip())
+            asked, answered = _size(prompt), _size(answer)
             if asked < self.min_prompt_chars:
                 reasons.append("short_prompt" if asked else "empty_prompt")
                 scores.append(float(asked))
@@ -42,3 +49,9 @@ class Answered(Filter):
                 reasons.append("")
                 scores.append(float(answered))
         return Selection.of(rows, reasons, scores)
+
+
+def _size(text: str) -> int:
+    """Characters, white space at both ends off; 0 for a blank text."""
+    blank = all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)
+    return 0 if blank else len(text.strip())

@@ -1,0 +1,62 @@
+"""Keep rows in the languages asked for."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sft_lab.bench import Bench
+from sft_lab.data.filters import Filter, On
+from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
+from sft_lab.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from sft_lab.rows import Rows, Selection
+
+
+@dataclass
+class Language(Filter):
+    """Drop rows in another language than those of ``keep``.
+
+    Prompt and answer together are of the language they hold most of: an Arabic answer to a short English request is an
+    Arabic row, and a prompt of one word is judged with its answer.
+    """
+
+    keep: list[str] = field(default_factory=list)
+    on: On = On.both
+    min_confidence: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse codes that the detector does not know."""
+        require(bool(self.keep), "keep", "[]", "a list of language codes, such as [ar] or [ar,en]")
+        for code in self.keep:
+            if code not in LANGUAGE_NAMES:
+                raise ConfigError(f"keep={code}: no language code the detector knows; {_nearest(code)}")
+        require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
+
+    def select(self, rows: Rows, bench: Bench) -> Selection:
+        """Reasons: ``language_unclear``, ``other_language``; score: confidence."""
+        from sft_lab.rows import Selection
+
+        codes, confidences = languages_of(rows, bench, self.on)
+        reasons = [
+            "language_unclear"
+            if not code or confidence < self.min_confidence
+            else ""
+            if code in self.keep
+            else "other_language"
+            for code, confidence in zip(codes, confidences, strict=True)
+        ]
+        return Selection.of(rows, reasons, confidences)
+
+
+def _nearest(wanted: str) -> str:
+    """Answer a name, a code in capitals, or a slip with the code that was probably meant."""
+    code_of = {name.casefold(): code for code, name in LANGUAGE_NAMES.items()} | {code: code for code in LANGUAGE_NAMES}
+    word = wanted.casefold()
+    near = difflib.get_close_matches(word, [found for found in code_of if len(found) > 3], n=1, cutoff=0.7)
+    code = code_of.get(word) or code_of.get(word.split("-")[0].split("_")[0]) or (code_of[near[0]] if near else None)
+    if code:
+        return f"did you mean {code} ({LANGUAGE_NAMES[code]})?"
+    return f"give two letters such as {', '.join(sorted(c for c in LANGUAGE_NAMES if len(c) == 2)[:8])}, ..."

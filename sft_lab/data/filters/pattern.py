@@ -1,0 +1,91 @@
+"""Keep or drop rows by regular expressions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.bench import Bench, log
+from sft_lab.data.filters import Filter, On, judged_texts
+from sft_lab.errors import ConfigError, SourceError, require
+
+if TYPE_CHECKING:
+    from sft_lab.rows import Rows, Selection
+
+
+@dataclass
+class Pattern(Filter):
+    """Keep rows that a pattern of ``keep`` matches somewhere (all rows when it is empty) and none of ``drop`` does.
+
+    The patterns are those of Python's ``re``, read by the library ``regex``, which can be told to give up: some
+    patterns need exponential time on some texts.
+    """
+
+    keep: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
+    on: On = On.both
+    ignore_case: bool = True
+    time_limit: float = field(default=10.0, metadata={"changes_result": False})
+
+    def __post_init__(self) -> None:
+        """Refuse lists without a pattern, and what is no pattern."""
+        if not self.keep and not self.drop:
+            raise ConfigError("keep=[] and drop=[]: at least one must hold a regular expression; or leave pattern out")
+        require(self.time_limit > 0, "time_limit", self.time_limit, "above 0 (seconds)")
+        self._compiled("keep")
+        self._compiled("drop")
+
+    def _compiled(self, name: str) -> dict[str, Any]:
+        """Give the compiled patterns of a list by their place: ``drop[0]``."""
+        import regex
+
+        found = {}
+        for number, pattern in enumerate(getattr(self, name)):
+            require(bool(pattern), f"{name}[{number}]", repr(pattern), "a regular expression; an empty one matches all")
+            try:
+                found[f"{name}[{number}]"] = regex.compile(pattern, regex.IGNORECASE if self.ignore_case else 0)
+            except regex.error as error:
+                raise ConfigError(
+                    f"{name}[{number}]={pattern!r}: no regular expression ({error}); put a backslash before a "
+                    "character that is meant as itself"
+                ) from error
+        return found
+
+    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - this one needs no tools
+        """Reasons: ``no_pattern_matches``, ``pattern_matches``; score: the first of its list that matched, from 0."""
+        import numpy as np
+
+        from sft_lab.rows import Selection
+
+        keep, drop = self._compiled("keep"), self._compiled("drop")
+        reasons, scores = [], []
+        matched: Counter[str] = Counter()
+        for row_id, text in zip(rows.column("id"), judged_texts(rows, self.on), strict=True):
+            wanted = self._first(keep, text, row_id)
+            unwanted = self._first(drop, text, row_id) if wanted or not keep else None
+            found = unwanted or wanted
+            reasons.append("pattern_matches" if unwanted else "" if wanted or not keep else "no_pattern_matches")
+            scores.append(float(list(drop if unwanted else keep).index(found)) if found else np.nan)
+            matched.update([found] if found else [])
+        for place, pattern in (keep | drop).items():
+            log.info("pattern: %s=%r decided %d of %d rows", place, pattern.pattern, matched[place], len(rows))
+        return Selection.of(rows, reasons, scores)
+
+    def _first(self, patterns: dict[str, Any], text: str, row_id: str) -> str | None:
+        """Give the place of the first pattern that matches.
+
+        Raises:
+            SourceError: if a pattern takes longer than ``time_limit`` on this text.
+        """
+        for place, pattern in patterns.items():
+            try:
+                if pattern.search(text, timeout=self.time_limit):
+                    return place
+            except TimeoutError as error:
+                raise SourceError(
+                    f"pattern: {place}={pattern.pattern!r} took more than time_limit={self.time_limit:g} s on row "
+                    f"{row_id} ({len(text)} characters); write it without a repetition inside a repetition, such as "
+                    "(a|aa)+, or raise time_limit"
+                ) from error
+        return None

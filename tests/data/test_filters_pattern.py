@@ -1,0 +1,113 @@
+"""The pattern filter: which rows it keeps, what it says of a wrong or endless pattern."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft_lab.bench import Bench
+from sft_lab.data.filters import On
+from sft_lab.data.filters.pattern import Pattern
+from sft_lab.errors import ConfigError, SourceError
+from sft_lab.rows import Rows
+
+TALK = (
+    ("What is tea?", "A drink made of leaves."),
+    ("What is coffee?", "As an AI language model, I do not drink coffee."),
+    ("Write me a tea poem", "Leaves.\nSteam."),
+    ("Add 2 and 2", "4"),
+)
+
+
+def table(rows: tuple[tuple[str, str], ...] = TALK) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"prompt": [p for p, _ in rows], "answer": [a for _, a in rows]})
+
+
+def test_a_row_stays_when_a_keep_pattern_matches_and_no_drop_pattern_does(bench: Bench) -> None:
+    found = Pattern(keep=["tea", "coffee"], drop=["poem", "as an ai"])(table(), bench)
+    assert found.reason == ["", "pattern_matches", "pattern_matches", "no_pattern_matches"]
+    # The place of the pattern that decided: keep[0], drop[1], drop[0], none.
+    np.testing.assert_array_equal(found.score, [0, 1, 0, np.nan])
+    assert Pattern(drop=["as an AI"])(table(), bench).dropped == {"pattern_matches": 1}
+    assert Pattern(keep=[r"\d"])(table(), bench).dropped == {"no_pattern_matches": 3}
+
+
+def test_the_text_it_looks_at(bench: Bench) -> None:
+    def kept(on: On, pattern: str) -> list[int]:
+        return np.flatnonzero(Pattern(keep=[pattern], on=on)(table(), bench).kept).tolist()
+
+    assert kept(On.prompt, "coffee") == [1]
+    assert kept(On.answer, "leaves") == [0, 2]
+    assert kept(On.both, "leaves|what") == [0, 1, 2]
+    assert kept(On.both, "^4") == []  # the text begins with the prompt
+    assert kept(On.both, r"2\n4$") == [3]
+    assert kept(On.both, "(?m)^4") == [3]
+
+
+def test_capitals_count_only_when_asked(bench: Bench) -> None:
+    assert Pattern(keep=["LEAVES"])(table(), bench).kept.tolist() == [True, False, True, False]
+    assert not Pattern(keep=["LEAVES"], ignore_case=False)(table(), bench).kept.any()
+    assert Pattern(keep=["Leaves"], ignore_case=False)(table(), bench).kept.tolist() == [False, False, True, False]
+
+
+def test_the_log_says_what_each_pattern_decided(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "sft_lab"):
+        Pattern(keep=["tea"], drop=["poem", "absent"])(table(), bench)
+    assert [record.getMessage() for record in caplog.records] == [
+        "pattern: keep[0]='tea' decided 1 of 4 rows",
+        "pattern: drop[0]='poem' decided 1 of 4 rows",
+        "pattern: drop[1]='absent' decided 0 of 4 rows",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({}, "keep=[] and drop=[]"),
+        ({"drop": ["fine", "(open"]}, "drop[1]='(open': no regular expression (missing )"),
+        ({"keep": ["*"]}, "keep[0]='*': no regular expression (nothing to repeat at position 0)"),
+        ({"keep": [""]}, "keep[0]='': must be a regular expression"),
+        ({"keep": ["a"], "time_limit": 0}, "time_limit=0"),
+    ],
+)
+def test_wrong_knobs_are_refused_when_made(knobs: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        Pattern(**knobs)
+
+
+def test_a_pattern_without_an_end_is_an_error_that_names_pattern_and_row(bench: Bench) -> None:
+    rows = table((("fine", "aaa"), ("endless", "a" * 200 + "b")))
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=r"drop\[0\]='\(a\|aa\)\+\$' took more than time_limit=0.2 s on row 1 \("):
+        Pattern(drop=["(a|aa)+$"], on=On.answer, time_limit=0.2)(rows, bench)
+    assert time.monotonic() - began < 20
+    assert bench.entries == []  # nothing half done is stored
+
+
+def test_the_time_limit_is_no_other_result(bench: Bench) -> None:
+    Pattern(keep=["tea"])(table(), bench)
+    Pattern(keep=["tea"], time_limit=1)(table(), bench)
+    assert [entry.hit for entry in bench.entries] == [False, True]
+
+
+@given(
+    texts=st.lists(st.text("ab\n", max_size=6), min_size=1, max_size=6),
+    keep=st.lists(st.sampled_from(["a", "^b", "ab$", "a.b"]), max_size=2),
+    drop=st.lists(st.sampled_from(["b", "^a", "aa"]), min_size=1, max_size=2),
+)
+def test_it_decides_as_python_s_re_does(texts: list[str], keep: list[str], drop: list[str]) -> None:
+    rows = Rows.of(datasets.Dataset.from_dict({"prompt": texts, "answer": texts}))
+    kept = Pattern(keep=keep, drop=drop, on=On.answer).select(rows, Bench()).kept
+    expected = [
+        (not keep or any(re.search(one, text) for one in keep)) and not any(re.search(one, text) for one in drop)
+        for text in texts
+    ]
+    assert kept.tolist() == expected
