@@ -20,7 +20,6 @@ from sft_lab.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from sft_lab.bench import Bench
-    from sft_lab.data.filters.length import Length
     from sft_lab.data.prepare import Prepared
     from sft_lab.dedup.graph import NeighborGraph
     from sft_lab.folder import RunFolder
@@ -36,12 +35,12 @@ SHOWN = 2000  # characters of a text; a page with whole answers would be too hea
 def write(folder: RunFolder, run: Run, data: Prepared, bench: Bench) -> None:
     """Write ``data.json``, and the borderline pairs as ``review.csv`` for a person to decide."""
     before, after = data.sides.train, data.train.rows
-    length: Length | None = run.filter.get("length")  # type: ignore[assignment]
+    max_tokens = getattr(run.filter.get("length"), "max_tokens", None)
     near = _near_duplicates(run, data, bench)
     found = {
         "notices": data.notices,
         "sources": _compared("source", before.column("source"), after.column("source")),
-        "tokens": _tokens(before, after, bench, length.max_tokens if length else None),
+        "tokens": _tokens(before, after, bench, max_tokens),
         "languages": _languages(before, after, bench),
         **near,
         "contaminated": _contaminated(run, data, bench),

@@ -197,6 +197,7 @@ class TrainingSession(Session):
             "eval_rows": len(data.held_out.rows),
             "train_seconds": trained.seconds,
             "seconds": seconds,
+            **_by_source(data, base, tuned),
         }
         return summary | {"objective": summary[self.run.evaluation.objective]}
 
@@ -287,6 +288,31 @@ class TrainingSession(Session):
             {"prompt": prompt, **{name: found[index] for name, found in answers.items()}}
             for index, prompt in enumerate(self.run.evaluation.prompts)
         ]
+
+
+def _by_source(data: Prepared, base: Base, tuned: Measured) -> dict[str, dict[str, dict[str, Any]]]:
+    """Held-out loss of each source in a mixture, by the tuned and by the base model; nothing without a mixture."""
+    source_of = dict(zip(data.sides.held_out_rows.column("id"), data.sides.held_out_rows.column("source"), strict=True))
+    names = [name for name in dict.fromkeys(source_of.values()) if name]
+    if not names or base.scores is None or tuned.scores is None:
+        return {}
+
+    def of(measured: Measured, name: str) -> heldout.Scores:
+        assert measured.scores is not None
+        return measured.scores.of(np.array([source_of[row_id] == name for row_id in measured.ids], bool))
+
+    found = {name: (of(base, name), of(tuned, name)) for name in names}
+    return {
+        "sources": {
+            name: {
+                "eval/loss": after.loss,
+                "base/eval_loss": before.loss,
+                "eval_rows": len(after.tokens),
+                "eval_tokens": int(after.tokens.sum()),
+            }
+            for name, (before, after) in found.items()
+        }
+    }
 
 
 def _content(tokens: datasets.Dataset) -> str:

@@ -39,6 +39,11 @@ class Scores:
         return float(self.nats.sum() / math.log(2) / self.bytes.sum()) if self.bytes.sum() else math.nan
 
 
+    def of(self, rows: np.ndarray) -> Scores:
+        """The scores of some rows: bool, shape (rows,)."""
+        return Scores(self.nats[rows], self.tokens[rows], self.bytes[rows])
+
+
 def score(
     model: Any, rows: datasets.Dataset, answer_bytes: np.ndarray, *, batch_tokens: int = 4096, precision: str = "fp32"
 ) -> Scores:

@@ -75,7 +75,7 @@ class WandbMirror(Mirror):
 
     def finish(self, summary: dict[str, Any] | None) -> str | None:
         """End the run; a run that has no summary failed."""
-        for name, value in (summary or {}).items():
+        for name, value in flat(summary or {}).items():
             self._run.summary[name] = str(value) if isinstance(value, list | dict) else value
         url, folder = self._run.url, self._run.settings.sync_dir
         self._run.finish(exit_code=0 if summary is not None else 1)

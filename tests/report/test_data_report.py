@@ -46,7 +46,8 @@ DATA: dict[str, Any] = {
     ],
     "similarity": {"measure": "cosine", "edges": [0.7, 0.8, 0.9, 1.0], "scripts": SCRIPTS},
     "thresholds": {
-        "measure": "cosine", "chosen": 0.95, "keep": "first", "kept": 6, "rows": 9, "curve": [[0.7, 4], [0.95, 6], [1.0, 9]],
+        "measure": "cosine", "chosen": 0.95, "keep": "first", "kept": 6, "rows": 9,
+        "curve": [[0.7, 4], [0.95, 6], [1.0, 9]],
     },
     "pairs": {
         "dropped": [pair(f"{HOSTILE} costs $5 or $6"), pair(ARABIC), pair(""), pair("fourth"), pair("fifth")],

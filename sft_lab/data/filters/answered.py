@@ -37,9 +37,9 @@ class Answered(Filter):
         from sft_lab.rows import Selection
 
         reasons, scores = [], []
-        for prompt, answer in zip(rows.column("prompt"), rows.column("answer"), strict=True):
+        for prompt, answer, is_text in zip(rows.column("prompt"), rows.column("answer"), rows.is_text, strict=True):
             asked, answered = _size(prompt), _size(answer)
-            if asked < self.min_prompt_chars:
+            if asked < self.min_prompt_chars and not is_text:
                 reasons.append("short_prompt" if asked else "empty_prompt")
                 scores.append(float(asked))
             elif answered < self.min_answer_chars:

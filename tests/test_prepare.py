@@ -1,0 +1,232 @@
+"""sft-lab prepare: the data stages alone, what they leave, and that others can use it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from sft_lab import compose
+from sft_lab.cli import main
+from sft_lab.files import read_json
+from sft_lab.folder import RunFolder
+
+MINHASH = ["dedup=minhash", "decontaminate.method=exact", "model=tiny_random", "tracking=local", "threads=1"]
+
+
+def prepared(overrides: list[str]) -> RunFolder:
+    assert main(["prepare", *overrides]) == 0
+    (folder,) = [path.parent for path in Path.cwd().rglob("status.json")]
+    return RunFolder(folder)
+
+
+def talks(path: Path, answers: list[str]) -> Path:
+    lines = [{"prompt": f"Tell me about number {n}, please.", "completion": text} for n, text in enumerate(answers)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+LONG = "The river runs past the old mill, under the stone bridge and through the meadows to the sea, slowly, number "
+
+
+def test_what_prepare_leaves(here: Path) -> None:
+    folder = prepared([*MINHASH])
+    there = {path.name for path in folder.path.iterdir()}
+    assert {"config.yaml", "manifest.json", "status.json", "waterfall.json", "dropped.parquet", "data.json", "dataset",
+            "figures", "report.html", "run.log", "review.csv"} == there  # fmt: skip
+    status = read_json(folder.status)
+    assert (status["state"], status["work"]) == ("finished", "prepare")
+    found = read_json(folder.data)
+    last = read_json(folder.waterfall)["stages"][-1]["rows_kept"]
+    assert sum(found["tokens"]["after"]["both"]["counts"]) == last
+    assert sum(one["after"] for one in found["languages"]) == last
+    assert {one["code"] for one in found["languages"]} >= {"en", "ar"}
+    assert found["thresholds"]["measure"] == "jaccard"
+    by_stage = {stage["stage"]: stage for stage in read_json(folder.waterfall)["stages"]}
+    dedup = by_stage["dedup.minhash"]
+    assert found["thresholds"]["rows"] == dedup["rows_in"]
+    assert found["thresholds"]["kept"] == dict(found["thresholds"]["curve"])[0.8] == dedup["rows_kept"]
+    kept = [rows for _, rows in found["thresholds"]["curve"]]
+    assert kept == sorted(kept)
+    for name in ("tokens", "thresholds", "similarity", "waterfall"):
+        assert (folder.figures / f"{name}.svg").exists()
+    page = folder.report.read_text(encoding="utf-8")
+    assert 'class="badge' not in page  # no state and no verdict
+    assert "sft-lab prepare" in page or "Near-duplicates" in page
+
+
+def test_the_threshold_curve_is_what_each_threshold_would_keep(here: Path) -> None:
+    rows = talks(here / "rows.jsonl", [f"{LONG}{n % 7} {'x' * (n % 5)}." for n in range(60)])
+    common = [*MINHASH, "dataset=file", f"dataset.path={rows}", "split.eval_share=0.2", "split.min_eval_rows=1"]
+    curve: dict[float, int] = {}
+    kept = {}
+    for threshold in (0.75, 0.9, 0.97):
+        run = compose([*common, f"dedup.threshold={threshold}"])
+        run.prepare_only(here / str(threshold))
+        folder = RunFolder(here / str(threshold))
+        curve |= dict(read_json(folder.data)["thresholds"]["curve"])
+        kept[threshold] = read_json(folder.waterfall)["stages"][-1]["rows_kept"]
+    assert kept == {threshold: curve[threshold] for threshold in kept}
+    assert kept[0.75] < kept[0.97]
+
+
+def test_a_row_wrongly_called_a_duplicate_is_brought_back(here: Path) -> None:
+    folder = prepared(MINHASH)
+    with folder.review.open(encoding="utf-8", newline="") as file:
+        pairs = list(csv.DictReader(file))
+    wrong = next(pair["id"] for pair in pairs if pair["was"] == "dropped")
+    decisions = here / "decisions.csv"
+    decisions.write_text(f"id,decision\n{wrong},keep\n", encoding="utf-8")
+    reviewed = ["filter=[answered,length,reviewed]", f"filter.reviewed.path={decisions}"]
+    compose([*MINHASH, *reviewed]).prepare_only(here / "again")
+    before, after = (ids(RunFolder(path)) for path in (folder.path, here / "again"))
+    assert set(after) - set(before) == {wrong}
+    assert set(before) <= set(after)
+
+
+def ids(folder: RunFolder) -> list[str]:
+    return list(datasets.load_from_disk(folder.dataset)["train"]["id"])
+
+
+def test_the_same_command_finds_a_prepared_folder_and_a_run_goes_on_in_it(
+    here: Path, tiny: list[str], capsys: Any
+) -> None:
+    place = [*tiny, f"hydra.run.dir={here / 'run'}"]
+    assert main(["prepare", *place]) == 0
+    when = (here / "run" / "report.html").stat().st_mtime_ns
+    assert main(["prepare", *place]) == 0
+    assert (here / "run" / "report.html").stat().st_mtime_ns == when
+    assert "finished before" in capsys.readouterr().err
+    assert main([*place]) == 0
+    assert read_json(here / "run" / "summary.json")["steps"] > 0
+    assert main(["prepare", *place]) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_a_sweep_over_thresholds_is_prepared_side_by_side(here: Path, capsys: Any) -> None:
+    assert main(["prepare", "-m", *MINHASH, "dedup.threshold=0.7,0.95"]) == 0
+    jobs = sorted((here / "multirun").glob("sweep-data-*/*/dataset"))
+    assert len(jobs) == 2
+    told = capsys.readouterr().out
+    assert "0.7" in told
+    assert "finished" in told
+
+
+def test_trl_trains_on_the_data_set_unchanged(here: Path) -> None:
+    import torch
+    import trl
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    import sft_lab
+
+    folder = prepared(MINHASH)
+    data = datasets.load_from_disk(folder.dataset)
+    assert set(data) == {"train", "test"}
+    assert set(data["train"].column_names) == {"id", "messages", "text"}
+    tokenizer = AutoTokenizer.from_pretrained(Path(sft_lab.__file__).parent / "training" / "tiny_tokenizer_files")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
+    config = trl.SFTConfig(output_dir=str(here / "trl"), max_steps=2, per_device_train_batch_size=2, report_to="none",
+                           use_cpu=True, bf16=False, max_length=256)  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model, config, train_dataset=data["train"], eval_dataset=data["test"], processing_class=tokenizer
+    )
+    # What TRL made of the messages is the text that we rendered.
+    assert tokenizer.decode(trainer.train_dataset[0]["input_ids"]) == data["train"][0]["text"]
+    assert trainer.train().global_step == 2
+
+
+def test_the_parquet_files_stand_alone(here: Path) -> None:
+    folder = prepared(MINHASH)
+    whole = datasets.load_from_disk(folder.dataset)
+    for split in ("train", "test"):
+        alone = datasets.Dataset.from_parquet(
+            str(folder.dataset / "parquet" / f"{split}.parquet"), cache_dir=str(here / "cache")
+        )
+        assert alone["text"][:] == whole[split]["text"][:]
+    card = (folder.dataset / "README.md").read_text(encoding="utf-8")
+    assert "path: data/train.parquet" in card
+    assert str(here) not in card
+
+
+def test_plain_text_is_trained_whole(here: Path) -> None:
+    rows = here / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{LONG}{n}."}) + "\n" for n in range(40)), encoding="utf-8")
+    folder = prepared([*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "split.min_eval_rows=1"])
+    data = datasets.load_from_disk(folder.dataset)
+    assert set(data["train"].column_names) == {"id", "text"}
+    run = compose([*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "split.min_eval_rows=1"])
+    from sft_lab.bench import Bench
+
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
+    ready = run.prepare(bench).train.tokens
+    assert ready["labels"][:] == ready["input_ids"][:]
+
+
+def test_an_own_benchmark_is_kept_out_of_the_training_rows(here: Path) -> None:
+    rows = talks(here / "rows.jsonl", [f"{LONG}{n}." for n in range(40)])
+    questions = here / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "Tell me about number 3, PLEASE."}) + "\n", encoding="utf-8")
+    folder = prepared([
+        *MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "split.eval_share=0",
+        f"decontaminate.against=[{questions}]",
+    ])  # fmt: skip
+    stage = next(one for one in read_json(folder.waterfall)["stages"] if one["stage"] == "decontaminate")
+    assert stage["dropped"] == {"equals_benchmark": 1}
+    (found,) = read_json(folder.data)["contaminated"]
+    assert found["reason"] == "equals_benchmark"
+    before = read_json(folder.manifest)["dataset_fingerprint"]
+    questions.write_text(json.dumps({"question": "What?"}) + "\n", encoding="utf-8")
+    run = compose([*MINHASH, "dataset=file", f"dataset.path={rows}", f"decontaminate.against=[{questions}]"])
+    assert run.data_fingerprint(run.store.open()) != before
+
+
+def test_a_mixture_is_followed_source_by_source(here: Path, tiny: list[str]) -> None:
+    chats = talks(here / "chats.jsonl", [f"{LONG}{n}." for n in range(60)])
+    more = talks(here / "more.jsonl", [f"Number {n} is a fine number to have." for n in range(60)])
+    sources = f"dataset.sources={{chats: {{path: {chats}, share: 3}}, more: {{path: {more}, share: 1}}}}"
+    run = compose([*tiny, "dataset=mixture", sources, "split.eval_share=0.3"])
+    run.execute(here / "run")
+    folder = RunFolder(here / "run")
+    stages = read_json(folder.waterfall)["stages"]
+    last = stages[-1]["sources"]
+    assert sum(one["rows_kept"] for one in last.values()) == stages[-1]["rows_kept"]
+    assert last["chats"]["rows_kept"] / last["more"]["rows_kept"] == pytest.approx(3, rel=0.1)
+    summary = read_json(folder.summary)
+    found = summary["sources"]
+    assert set(found) == {"chats", "more"}
+    weighted = sum(one["eval/loss"] * one["eval_tokens"] for one in found.values())
+    assert weighted / sum(one["eval_tokens"] for one in found.values()) == pytest.approx(summary["eval/loss"])
+    assert sum(one["eval_rows"] for one in found.values()) == summary["eval_rows"]
+    assert [one["source"] for one in read_json(folder.data)["sources"]] == ["chats", "more"]
+
+
+def test_held_out_rows_unlike_the_training_rows_are_spoken_of(here: Path, capsys: Any) -> None:
+    folder = prepared([*MINHASH, "filter=[answered,length,language]", "filter.language.keep=[ar]"])
+    assert "of the held-out rows too" in capsys.readouterr().err
+    assert any("split.filter=[language]" in notice for notice in read_json(folder.data)["notices"])
+    assert "split.filter=[language]" in folder.report.read_text(encoding="utf-8")
+
+
+def test_what_the_model_is_for_cannot_be_swept(here: Path, capsys: Any) -> None:
+    asked = [*MINHASH, "split.filter=[language]", "split.filter.language.keep=[ar],[en]"]
+    assert main(["prepare", "-m", *asked]) == 2
+    assert "cannot be swept" in capsys.readouterr().err
+    assert main(["prepare", "-m", *MINHASH, "split.filter=[language],[]"]) == 2
+    assert list(here.iterdir()) == []
+
+
+def test_a_saved_config_holds_the_held_out_filters(here: Path) -> None:
+    from sft_lab import config
+
+    run = compose([*MINHASH, "split.filter=[language]", "split.filter.language.keep=[en]"])
+    path = here / "config.yaml"
+    path.write_text(run.to_yaml(), encoding="utf-8")
+    again = config.load(path)
+    assert again.hash == run.hash != compose(MINHASH).hash
+    assert again.split.filter["language"].keep == ["en"]
