@@ -38,6 +38,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.report = path / "report.html"
         self.model = path / "model"
+        self.dataset = path / "dataset"
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
 
