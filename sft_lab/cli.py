@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.errors import SftLabError, UserError, all_problems
+from sft_lab.errors import SftLabError, UserError
 
 if TYPE_CHECKING:
     from sft_lab.config import Plan
@@ -104,8 +104,6 @@ def _push(arguments: Arguments, rest: list[str]) -> int:
     if rest:
         raise UserError(f"push: takes a run folder and a repository, got also {' '.join(rest)}")
     folder = RunFolder(Path(arguments.folder).absolute())
-    if problems := publish.check(folder, arguments.repo, arguments.what):
-        raise all_problems(problems)
     url = publish.push(folder, arguments.repo, what=arguments.what, public=arguments.public)
     sys.stdout.write(f"{url}\n")
     return 0

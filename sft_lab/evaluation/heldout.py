@@ -38,7 +38,6 @@ class Scores:
         """Bits per UTF-8 byte of the answers: comparable over templates and tokenizers."""
         return float(self.nats.sum() / math.log(2) / self.bytes.sum()) if self.bytes.sum() else math.nan
 
-
     def of(self, rows: np.ndarray) -> Scores:
         """The scores of some rows: bool, shape (rows,)."""
         return Scores(self.nats[rows], self.tokens[rows], self.bytes[rows])

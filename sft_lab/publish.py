@@ -1,0 +1,136 @@
+"""Publishing: what of a run folder goes to the Hugging Face Hub, and that nothing else does."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from sft_lab.bench import log
+from sft_lab.errors import FolderError, JobError, UserError, all_problems
+from sft_lab.folder import FINISHED, RunFolder
+
+KINDS = {
+    "model": "`sft-lab ...`",
+    "dataset": "`sft-lab prepare ...`",
+}  # what can be published, by the command that makes it
+_REPO = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def push(folder: RunFolder, repo: str, *, what: str, public: bool) -> str:
+    """Send a run's model or data set to the Hub, in one commit, and give its URL.
+
+    A model is all of ``model/``; a data set is its card and its parquet files, as ``data/*.parquet``. The endpoint is
+    the Hub's own or ``HF_ENDPOINT``.
+
+    Args:
+        folder: a finished run.
+        repo: ``owner/name``; made when it is not there.
+        what: ``model`` or ``dataset``.
+        public: for everyone to see; else the repository must be private.
+
+    Raises:
+        UserError: for what ``check`` finds, a public repository where a private one was asked for, a refused token.
+        JobError: when the Hub cannot be reached or fails.
+    """
+    if problems := check(folder, repo, what):
+        raise all_problems(problems)
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    files = _files(folder, what)
+    # True: the client looks for the token itself, since a login by browser gives one that it must renew.
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=True)
+    try:
+        url = str(api.create_repo(repo, repo_type=what, private=not public, exist_ok=True))
+        private = api.repo_info(repo, repo_type=what).private is True
+        if private or public:
+            size = sum(path.stat().st_size for path in files.values())
+            log.info("push: %d files, %.1f MB, to %s", len(files), size / 1e6, url)
+            adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+            api.create_commit(repo, adds, commit_message=f"sft-lab push: {what}", repo_type=what)
+    except Exception as error:  # the hub's client raises dozens of types; none may show a traceback
+        raise _sentence(repo, error) from error
+    if not (private or public):
+        raise UserError(f"{url}: is public, and nothing was sent; add --public, make it private, or name another")
+    if private and public:
+        log.warning("push: %s was private before and stays so; its settings on the Hub make it public", url)
+    return url
+
+
+def check(folder: RunFolder, repo: str, what: str) -> list[str]:
+    """Say what stands against publishing, by the standard library alone; empty when nothing does."""
+    if what not in KINDS:
+        return [f"--what {what}: must be {' or '.join(KINDS)}"]
+    problems = []
+    if not _REPO.fullmatch(repo):
+        problems.append(f"{repo}: no repository name; give owner/name in letters, digits and single - _ .")
+    if (state := folder.state()) != FINISHED:
+        found = f"its status.json says {state}" if state else "it has no status.json"
+        problems.append(f"{folder.path}: no finished run folder ({found}); give the folder of a run that ended well")
+    elif not (made := folder.path / what).is_dir():
+        problems.append(f"{made}: is not there; {KINDS[what]} makes it")
+    else:
+        try:
+            _files(folder, what)
+        except FolderError as error:
+            problems.append(str(error))
+    try:
+        token = _token()
+    except OSError as error:
+        problems.append(f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again")
+    else:
+        if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
+            problems.append("no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write")
+        elif not re.fullmatch(r"[!-~]*", token):
+            problems.append(
+                "the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN anew"
+            )
+    return problems
+
+
+def _files(folder: RunFolder, what: str) -> dict[str, Path]:
+    """Give the files to send by their names in the repository.
+
+    Raises:
+        FolderError: if one is missing, or lies outside the run folder.
+    """
+    made = folder.path / what
+    if what == "model":
+        found = {path.relative_to(made).as_posix(): path for path in sorted(made.rglob("*")) if path.is_file()}
+        needed = [made / "config.json", made / "adapter_config.json"]
+    else:
+        found = {f"data/{path.name}": path for path in sorted((made / "parquet").glob("*.parquet"))}
+        needed = [made / "parquet" / "train.parquet"]
+        if (made / "README.md").is_file():
+            found["README.md"] = made / "README.md"
+    lacking = [] if any(path.is_file() for path in needed) else [" or ".join(path.name for path in needed)]
+    if "README.md" not in found:
+        lacking.append("README.md")
+    if lacking:
+        raise FolderError(f"{made}: has no {' and no '.join(lacking)}; make it again: {KINDS[what]}")
+    for path in found.values():
+        if not path.resolve().is_relative_to(made.resolve()):
+            raise FolderError(f"{path}: is a link out of {made}; put the file itself there, or remove the link")
+    return found
+
+
+def _token() -> str:
+    """Find the token where the Hub's own client looks for it; empty when there is none."""
+    env = os.environ
+    if token := env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
+    home = env.get("HF_HOME") or f"{env.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    place = Path(os.path.expandvars(env.get("HF_TOKEN_PATH") or f"{home}/token")).expanduser()
+    return place.read_text(encoding="utf-8", errors="replace").strip() if place.is_file() else ""
+
+
+def _sentence(repo: str, error: Exception) -> UserError | JobError:
+    """Say in one line what the Hub's client met: the user's to mend, or the network's."""
+    message = " ".join(str(error).replace(_token() or "no token", "***").split())
+    said = f"{type(error).__name__}: {message[:300]}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return UserError(f"{repo}: the Hub refuses the token ({said}); it needs the right to write there")
+    if status == 400 or isinstance(error, ValueError):
+        return UserError(f"{repo}: the Hub refuses what was sent ({said})")
+    return JobError(f"{repo}: not published ({said}); check the network and push again")

@@ -1,0 +1,344 @@
+"""Publishing against a stand-in for the Hub: a loopback server with the endpoints its real client calls.
+
+The client is the real one. What no stand-in can show: the Hub's own checks, and its Xet storage, whose client is turned
+off here, so that large files take the older LFS way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from sft_lab import publish
+from sft_lab.errors import ConfigError, JobError, UserError
+from sft_lab.folder import RunFolder
+
+TOKEN = "hf_standInTokenOfNobody"
+MODEL = {
+    "adapter_config.json": b'{"r": 8}',
+    "adapter_model.safetensors": bytes(range(256)) * 9,
+    "tokenizer.json": b"{}",
+    "README.md": "---\ntags: [sft]\n---\nA card, ä.\n".encode(),
+    "more/chat_template.jinja": b"{{ messages }}",
+}
+DATASET = {
+    "README.md": b"---\nconfigs: []\n---\nRows.\n",
+    "parquet/train.parquet": b"PAR1 train PAR1",
+    "parquet/test.parquet": b"PAR1 test PAR1",
+    "dataset_dict.json": b'{"splits": ["train", "test"]}',
+    "train/data-00000-of-00001.arrow": b"arrow",
+}
+
+
+class StandIn(ThreadingHTTPServer):
+    """Keeps repositories in memory and every request: method, path, headers, body."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.private: dict[str, bool] = {}
+        self.large: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}
+        self.commits = 0
+        self.refuses: int | None = None
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+    def _answer(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size)
+        self.server.requests.append((self.command, self.path, dict(self.headers), body))
+        status, content = self._content(self.path.partition("?")[0], body)
+        sent = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    do_GET = do_POST = do_PUT = _answer  # noqa: N815
+
+    def _content(self, path: str, body: bytes) -> tuple[int, Any]:  # noqa: C901 - a branch for each endpoint
+        hub = self.server
+        if hub.refuses:
+            return hub.refuses, {"error": "not today"}
+        if path.startswith("/upload/"):
+            assert hashlib.sha256(body).hexdigest() == path.removeprefix("/upload/")
+            hub.large[path.removeprefix("/upload/")] = body
+            return 200, {}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            place = {"url": f"{hub.url}/{'datasets/' if asked['type'] == 'dataset' else ''}{name}"}
+            if name in hub.private:
+                return 409, {"error": "You already created this repo", **place}
+            hub.private[name] = asked["visibility"] == "private"
+            return 200, place
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        if found := re.fullmatch(r"/api/(?:models|datasets)/(\w+/\w+)", path):
+            return 200, {"id": found[1], "private": hub.private[found[1]], "siblings": [], "tags": []}
+        if path.endswith("/preupload/main"):
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(("parquet", "safetensors")) else "regular",
+                    "shouldIgnore": False,
+                    "oid": None,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return 200, {"files": modes}
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{hub.url}/upload/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return 200, {"transfer": "basic", "objects": objects}
+        if path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "lfsFile":
+                    hub.files[line["value"]["path"]] = hub.large[line["value"]["oid"]]
+            hub.commits += 1
+            return 200, {"commitUrl": f"{hub.url}/me/mine/commit/{'0' * 40}", "commitOid": "0" * 40}
+        return 404, {"error": f"the stand-in has no {path}"}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    server = StandIn()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A finished run with a model, a data set, and files that are nobody's business."""
+    run = RunFolder(tmp_path / "run")
+    with run.running():
+        for name, files in (("model", MODEL), ("dataset", DATASET)):
+            for file, content in files.items():
+                path = run.path / name / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        run.log.write_text("secret log")
+        (run.path / "wandb").mkdir()
+        (run.path / "wandb" / "run.wandb").write_text("secret record")
+    return run
+
+
+def test_a_model_is_all_of_its_folder_and_nothing_else(hub: StandIn, folder: RunFolder) -> None:
+    assert publish.push(folder, "me/mine", what="model", public=False) == f"{hub.url}/me/mine"
+    assert hub.files == MODEL
+    assert hub.commits == 1
+    create = next(json.loads(body) for _, path, _, body in hub.requests if path == "/api/repos/create")
+    assert create == {"name": "mine", "organization": "me", "visibility": "private", "type": "model"}
+
+
+def test_a_data_set_is_its_card_and_its_parquet_files(hub: StandIn, folder: RunFolder) -> None:
+    assert publish.push(folder, "me/rows", what="dataset", public=True) == f"{hub.url}/datasets/me/rows"
+    assert hub.files == {
+        "README.md": DATASET["README.md"],
+        "data/train.parquet": DATASET["parquet/train.parquet"],
+        "data/test.parquet": DATASET["parquet/test.parquet"],
+    }
+    assert hub.private == {"me/rows": False}
+
+
+def test_the_token_is_in_the_header_and_nowhere_else(
+    hub: StandIn, folder: RunFolder, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        publish.push(folder, "me/mine", what="model", public=False)
+    for method, path, headers, body in hub.requests:
+        if method != "PUT":  # the storage behind an upload address is somebody else's, and gets no token
+            assert headers.pop("authorization", headers.pop("Authorization", None)) == f"Bearer {TOKEN}"
+        assert TOKEN.encode() not in body + path.encode() + repr(headers).encode()
+    shown = capfd.readouterr()
+    assert TOKEN not in shown.out + shown.err + caplog.text
+    written = b"".join(path.read_bytes() for path in folder.path.rglob("*") if path.is_file())
+    assert TOKEN.encode() not in written
+
+
+def test_a_public_repository_is_refused_unless_asked_for(hub: StandIn, folder: RunFolder) -> None:
+    hub.private["me/mine"] = False
+    with pytest.raises(UserError, match="me/mine: is public, and nothing was sent; add --public"):
+        publish.push(folder, "me/mine", what="model", public=False)
+    assert (hub.files, hub.commits) == ({}, 0)
+    assert not [path for _, path, _, _ in hub.requests if "preupload" in path]
+    publish.push(folder, "me/mine", what="model", public=True)
+    assert hub.files == MODEL
+
+
+def test_a_private_repository_stays_private(hub: StandIn, folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    hub.private["me/mine"] = True
+    publish.push(folder, "me/mine", what="model", public=False)
+    assert "stays so" not in caplog.text
+    publish.push(folder, "me/mine", what="model", public=True)
+    assert "me/mine was private before and stays so" in caplog.text
+    assert hub.private == {"me/mine": True}
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, UserError), (403, UserError), (400, UserError), (500, JobError)])
+def test_what_the_hub_refuses_is_one_sentence(
+    hub: StandIn, folder: RunFolder, status: int, kind: type[Exception]
+) -> None:
+    hub.refuses = status
+    with pytest.raises(kind, match=r"^me/mine: ") as error:
+        publish.push(folder, "me/mine", what="model", public=False)
+    assert "\n" not in str(error.value)
+    assert TOKEN not in str(error.value)
+
+
+def test_a_hub_that_is_not_there_is_one_sentence(
+    hub: StandIn, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port, where nobody listens
+    with pytest.raises(JobError, match=r"^me/mine: not published \(.*\); check the network and push again$"):
+        publish.push(folder, "me/mine", what="model", public=False)
+
+
+def test_a_link_out_of_the_model_is_not_followed(hub: StandIn, folder: RunFolder) -> None:
+    (folder.model / "notes.txt").symlink_to(folder.log)
+    with pytest.raises(ConfigError, match=r"notes\.txt: is a link out of .*model"):
+        publish.push(folder, "me/mine", what="model", public=False)
+    assert hub.requests == []
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nobody is logged in; gives the home folder."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_check_finds_no_fault_and_every_fault(
+    folder: RunFolder, nobody: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    empty = RunFolder(tmp_path / "empty")
+    bad_name, no_run, no_login = publish.check(empty, "mine", "model")
+    assert bad_name.startswith("mine: no repository name; give owner/name")
+    assert no_run.startswith(f"{empty.path}: no finished run folder (it has no status.json)")
+    assert "hf auth login" in no_login
+    assert "HF_TOKEN" in no_login
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert publish.check(folder, "me/mine", "model") == publish.check(folder, "me/mine", "dataset") == []
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_OIDC_RESOURCE", "me/mine")
+    assert publish.check(folder, "me/mine", "model") == []
+    (wrong,) = publish.check(folder, "me/mine", "logs")
+    assert wrong == "--what logs: must be model or dataset"
+
+
+@pytest.mark.parametrize(
+    ("gone", "what", "says"),
+    [
+        ("dataset", "dataset", "dataset: is not there; `sft-lab prepare ...` makes it"),
+        ("model", "model", "model: is not there; `sft-lab ...` makes it"),
+        ("model/adapter_config.json", "model", "model: has no config.json or adapter_config.json; make it again"),
+        ("model/README.md", "model", "model: has no README.md; make it again: `sft-lab ...`"),
+        (
+            "dataset/parquet/train.parquet",
+            "dataset",
+            "dataset: has no train.parquet; make it again: `sft-lab prepare ...`",
+        ),
+    ],
+)
+def test_check_says_what_is_missing_and_which_command_makes_it(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, gone: str, what: str, says: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (folder.path / gone).rename(folder.path / "elsewhere")
+    (problem,) = publish.check(folder, "me/mine", what)
+    assert problem.startswith(f"{folder.path}/{says}")
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "interrupted"])
+def test_a_run_that_did_not_end_well_is_not_published(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    folder.status.write_text(json.dumps({"state": state}))
+    (problem,) = publish.check(folder, "me/mine", "model")
+    assert f"its status.json says {state}" in problem
+
+
+@pytest.mark.parametrize("repo", ["mine", "me/", "/mine", "me/mine/more", "me/mi ne", "me/mi--ne", "me/..", "mé/mine"])
+def test_names_that_are_no_repository(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, repo: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (problem,) = publish.check(folder, repo, "model")
+    assert problem.startswith(f"{repo}: no repository name")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "file"),
+    [
+        (None, "", "home/.cache/huggingface/token"),
+        ("XDG_CACHE_HOME", "cache", "cache/huggingface/token"),
+        ("HF_HOME", "hf", "hf/token"),
+        ("HF_TOKEN_PATH", "my-token", "my-token"),
+    ],
+)
+def test_the_login_is_found_where_the_hub_s_client_looks(
+    folder: RunFolder,
+    nobody: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str | None,
+    value: str,
+    file: str,
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / value))
+    assert len(publish.check(folder, "me/mine", "model")) == 1
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(f"{TOKEN}\n")
+    assert publish.check(folder, "me/mine", "model") == []
+    asked = "from huggingface_hub import get_token; print(get_token() is not None)"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True).stdout == b"True\n"
+
+
+def test_a_broken_token_is_not_shown(folder: RunFolder, nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_two words")
+    (problem,) = publish.check(folder, "me/mine", "model")
+    assert "two" not in problem
+    assert "HF_TOKEN" in problem
+
+
+def test_check_imports_nothing_heavy(folder: RunFolder) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sft_lab import publish; from sft_lab.folder import RunFolder\n"
+        f"publish.check(RunFolder(Path({str(folder.path)!r})), 'me/mine', 'model')\n"
+        "print(sorted({'huggingface_hub', 'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
