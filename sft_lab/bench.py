@@ -40,6 +40,7 @@ class Bench:
     ) -> None:
         self.store = store or Store(default_root())
         self.entries: list[Entry] = []
+        self.notices: list[str] = []
         self._told = 0
         self._load_tokenizer = load_tokenizer
 
@@ -65,6 +66,12 @@ class Bench:
         """Record a result that was found or computed, for the log and the manifest."""
         self.entries.append(entry)
         return entry
+
+    def notice(self, text: str) -> None:
+        """Say something that a reader of the report should know too; once, however often it is found."""
+        if text not in self.notices:
+            self.notices.append(text)
+            log.warning("%s", text)
 
     def take_news(self) -> list[Entry]:
         """Give the results found or computed since the last call, for the log line of the stage that asks."""

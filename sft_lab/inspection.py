@@ -38,7 +38,7 @@ def write(folder: RunFolder, run: Run, data: Prepared, bench: Bench) -> None:
     max_tokens = getattr(run.filter.get("length"), "max_tokens", None)
     near = _near_duplicates(run, data, bench)
     found = {
-        "notices": data.notices,
+        "notices": bench.notices,
         "sources": _compared("source", before.column("source"), after.column("source")),
         "tokens": _tokens(before, after, bench, max_tokens),
         "languages": _languages(before, after, bench),

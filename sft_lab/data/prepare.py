@@ -60,7 +60,6 @@ class Prepared:
         held_out_flow: the waterfall of the held-out side.
         grouped_by: which rule made the groups.
         steps: the rows that each stage of the training side between split and template saw, and what it decided.
-        notices: what a reader of the report should know.
     """
 
     train: Ready
@@ -71,7 +70,6 @@ class Prepared:
     held_out_flow: Waterfall
     grouped_by: str
     steps: dict[str, tuple[Rows, Selection]]
-    notices: list[str]
 
 
 class Preparation:
@@ -88,7 +86,6 @@ class Preparation:
         self._max_length = max_length
         self._loss_on_all = loss_on_all
         self._steps: dict[str, tuple[Rows, Selection]] = {}
-        self._notices: list[str] = []
 
     def split(self, loaded: Loaded, split: Split, surplus: Callable[[Rows], np.ndarray] | None = None) -> Sides:
         """Put each loaded row on its side.
@@ -113,7 +110,7 @@ class Preparation:
         if begun := loaded.selection.dropped.get("begins_with_assistant", 0):
             part = share(begun, len(loaded.selection.ids))
             if part > 0.1:
-                self._notice(
+                self._bench.notice(
                     f"load: {part:.0%} of the rows begin with the assistant and are dropped; "
                     "dataset.leading_assistant=cut keeps what follows the first user turn"
                 )
@@ -126,7 +123,7 @@ class Preparation:
         missed = share(len(held_out) - int(keep(held_out, self._bench).kept.sum()), len(held_out))
         self._bench.take_news()
         if missed > MANY_HELD_OUT and not keep.judges_by_id:
-            self._notice(
+            self._bench.notice(
                 f"filter.{name} would drop {missed:.0%} of the held-out rows too: the model is judged on rows unlike "
                 f"those it is trained on; if it is not for such rows, say so with split.filter=[{name}]"
             )
@@ -136,10 +133,6 @@ class Preparation:
         """Record a stage of the training side and give the rows that stay."""
         self._steps[stage.partition(".")[0] if stage.startswith("dedup.") else stage] = (rows, selection)
         return self.flow.step(stage, rows, selection)
-
-    def _notice(self, text: str) -> None:
-        self._notices.append(text)
-        log.warning("%s", text)
 
     def finish(self, template: Template, train: Rows, held_out: Rows) -> Prepared:
         """Template and tokenize both sides.
@@ -155,7 +148,7 @@ class Preparation:
         probe = self._ready(template, probe_rows, None, loss_on_all=False)
         return Prepared(
             ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by,
-            self._steps, self._notices,
+            self._steps,
         )  # fmt: skip
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:

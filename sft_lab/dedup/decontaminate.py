@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from sft_lab.bench import Bench, log, package_path, result_params
+from sft_lab.bench import Bench, package_path, result_params
 from sft_lab.dedup.embedding import Embedder, embed
 from sft_lab.dedup.exact import On, compared_texts
 from sft_lab.dedup.minhash import NGRAM, NUM_PERM
@@ -117,7 +117,7 @@ class Decontaminate:
                 "decontaminate.action=drop removes them"
             )
         if near and self.action is Action.report:
-            log.warning("decontaminate: %d training rows are equal or near to rows kept for measuring and stay", near)
+            bench.notice(f"decontaminate: {near} training rows are equal or near to rows kept for measuring and stay")
             return Selection(found.ids, [""] * len(found.ids), found.score, found.nearest)
         return found
 
@@ -151,7 +151,7 @@ class Decontaminate:
         best, where = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
         if self.method is Method.semantic:
             knows = np.zeros(len(others) + len(texts), bool)
-            knows[known_nodes([*others, *texts], self.embedder, self.fallback, "decontaminate")] = True
+            knows[known_nodes([*others, *texts], self.embedder, self.fallback, "decontaminate", bench)] = True
             compare = {True: self._by_vectors}
             if self.fallback is Fallback.minhash:
                 compare[False] = self._by_shingles

@@ -104,11 +104,9 @@ def stored_graph(
     )
     graph = graphs.NeighborGraph.load(entry.path)
     if graph.floor > floor:
-        log.warning(
-            "dedup: the floor was raised from %s to %s: more than max_edges=%d pairs lie above it",
-            floor,
-            graph.floor,
-            max_edges,
+        bench.notice(
+            f"dedup: the floor was raised from {floor} to {graph.floor}: more than max_edges={max_edges} pairs lie above "
+            "the first"
         )
     if graph.floor > threshold:
         raise ConfigError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, log, share
+from sft_lab.bench import Bench, share
 from sft_lab.dedup.embedding import Embedder, embed, text_hashes
 from sft_lab.dedup.exact import compared_texts, nodes_of
 from sft_lab.dedup.minhash import LOWEST, jaccard_graph
@@ -62,7 +62,7 @@ class Semantic(GraphDedup):
         import numpy as np
 
         texts, node_of_row = nodes_of(compared_texts(rows, self.on))
-        known = known_nodes(texts, self.embedder, self.fallback, "dedup")
+        known = known_nodes(texts, self.embedder, self.fallback, "dedup", bench)
         graph = self._cosines([texts[node] for node in known], bench).renumbered(known, len(texts))
         if self.fallback is Fallback.minhash:
             rest = np.setdiff1d(np.arange(len(texts)), known)
@@ -86,7 +86,7 @@ def require_jaccard(threshold: float) -> None:
     require(LOWEST <= threshold <= 1, "fallback_threshold", threshold, f"a jaccard from {LOWEST} to 1")
 
 
-def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage: str) -> np.ndarray:
+def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage: str, bench: Bench) -> np.ndarray:
     """Give the nodes whose text the embedder knows the script of: int64, in order; the rest is left to the fallback.
 
     Raises:
@@ -102,12 +102,9 @@ def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage:
             f"({', '.join(embedder.scripts)}); use {stage}.fallback=exact or minhash, or a multilingual embedder"
         )
     if unknown:
-        log.info(
-            "%s: %d of %d texts (%.0f%%) are in scripts the embedder does not know; compared by %s",
-            stage,
-            unknown,
-            len(texts),
-            100 * share(unknown, len(texts)),
-            "exact text" if fallback is Fallback.exact else "MinHash",
+        how = "exact text" if fallback is Fallback.exact else "MinHash"
+        bench.notice(
+            f"{stage}: {unknown} of {len(texts)} texts ({share(unknown, len(texts)):.0%}) are in scripts the embedder "
+            f"does not know; compared by {how}"
         )
     return np.flatnonzero(knows)
