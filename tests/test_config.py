@@ -58,7 +58,7 @@ MISTAKES = {
     "wrong group": (["datset=starter"], ["datset", "did you mean dataset?"]),
     "wrong group with +": (["+datset=starter"], ["datset", "did you mean dataset?"]),
     "wrong experiment group": (["+experimnt=quickstart"], ["did you mean experiment?"]),
-    "wrong option": (["dedup=semantc"], ["dedup=semantc", "exact, none, semantic", "did you mean semantic?"]),
+    "wrong option": (["dedup=semantc"], ["dedup=semantc", "exact, minhash, none, semantic", "did you mean semantic?"]),
     "wrong option in a list": (["filter=[answered,lenth]"], ["filter=lenth", "did you mean length?"]),
     "wrong embedder": (["dedup/embedder=gte_larg"], ["dedup/embedder=gte_larg", "did you mean gte_large?"]),
     "wrong place of a group": (["dedup/embedder@foo=gte_large"], ["dedup/embedder@foo", "no such group"]),

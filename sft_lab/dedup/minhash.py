@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sft_lab.dedup.graph import NeighborGraph
     from sft_lab.rows import Rows
 
+VERSION = 1  # of the edges shingles.py finds: a part of every stored graph's key
 NGRAM = 5  # characters
 NUM_PERM = 128
 LOWEST = 0.4  # Jaccard; below it bands are one number wide, and nearly every pair is looked at
@@ -76,6 +77,7 @@ def jaccard_graph(
         return build(texts, ngram, num_perm, floor, max_edges)
 
     recipe = {
+        "version": VERSION,
         "params": {"measure": MinHash.measure, "ngram": ngram, "num_perm": num_perm},
         "input": digest(text_hashes(texts)),
     }

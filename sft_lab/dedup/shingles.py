@@ -105,7 +105,10 @@ def shingles(text: str, ngram: int) -> np.ndarray:
     hashes = np.zeros(len(points) - size + 1, np.uint64)
     for place in range(size):
         hashes = _mixed(hashes, points[place : place + len(hashes)])
-    return np.unique(hashes)
+    hashes.sort()  # np.unique takes three times as long
+    first = np.ones(len(hashes), bool)
+    np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
+    return hashes[first]
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
