@@ -105,8 +105,8 @@ def stored_graph(
     graph = graphs.NeighborGraph.load(entry.path)
     if graph.floor > floor:
         bench.notice(
-            f"dedup: the floor was raised from {floor} to {graph.floor}: more than max_edges={max_edges} pairs lie above "
-            "the first"
+            f"dedup: the floor was raised from {floor} to {graph.floor}, since more than max_edges={max_edges} pairs "
+            "lie above it"
         )
     if graph.floor > threshold:
         raise ConfigError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, share
+from sft_lab.bench import Bench, log, share
 from sft_lab.dedup.embedding import Embedder, embed, text_hashes
 from sft_lab.dedup.exact import compared_texts, nodes_of
 from sft_lab.dedup.minhash import LOWEST, jaccard_graph
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from sft_lab.dedup.graph import NeighborGraph
     from sft_lab.rows import Rows
+
+
+MANY_UNKNOWN = 0.01  # share of the texts that a reader of the report should know of
 
 
 class Fallback(Enum):
@@ -103,8 +106,11 @@ def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage:
         )
     if unknown:
         how = "exact text" if fallback is Fallback.exact else "MinHash"
-        bench.notice(
-            f"{stage}: {unknown} of {len(texts)} texts ({share(unknown, len(texts)):.0%}) are in scripts the embedder "
-            f"does not know; compared by {how}"
+        part = share(unknown, len(texts))
+        text = (
+            f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts the embedder does not know; "
+            f"compared by {how}"
         )
+        tell = bench.notice if part >= MANY_UNKNOWN else log.info
+        tell(text)
     return np.flatnonzero(knows)
