@@ -13,8 +13,8 @@ from sft_lab.errors import SftLabError, UserError
 
 if TYPE_CHECKING:
     from sft_lab.config import Plan
+    from sft_lab.jobs.attempt import Failure
     from sft_lab.jobs.folders import Placed
-    from sft_lab.jobs.launch import Failure
 
 Arguments = argparse.Namespace
 
@@ -111,11 +111,11 @@ def _push(arguments: Arguments, rest: list[str]) -> int:
 
 def _exec(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.folder import RunFolder
-    from sft_lab.jobs import launch
+    from sft_lab.jobs.attempt import execute
 
     if rest:
         raise UserError(f"exec: takes one job folder, got also {' '.join(rest)}")
-    failure = launch.execute(RunFolder(Path(arguments.folder).absolute()))
+    failure = execute(RunFolder(Path(arguments.folder).absolute()), arguments.work)
     return _tell([failure] if failure else [])
 
 
@@ -239,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXEC_EXAMPLES, description="Run the config.yaml of a job folder, and leave the results beside it.",
     )  # fmt: skip
     run_one.add_argument("folder", metavar="JOB_DIR")
+    run_one.add_argument("--work", choices=["run", "prepare"], default="run", help="prepare: the data stages alone")
     run_one.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
 
     push = commands.add_parser(

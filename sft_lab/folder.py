@@ -44,6 +44,7 @@ class RunFolder:
         self.dataset = path / "dataset"
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
+        self._lock = path / ".lock"
 
     @property
     def sweep(self) -> Path | None:
@@ -63,6 +64,10 @@ class RunFolder:
         where = {"host": socket.gethostname(), "pid": os.getpid()}
         write_json(self.status, {"state": state, "time": now, **where, **more})
 
+    def mark_failed(self, error: str) -> None:
+        """Say so of a job that could not say it itself."""
+        self._mark(FAILED, work=self.work(), error=error)
+
     @contextmanager
     def running(self, work: str = RUN) -> Iterator[None]:
         """Hold ``status.json`` true around the work: running, then finished, failed or interrupted.
@@ -71,18 +76,61 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._mark(RUNNING, work=work)
         except OSError as error:
+            raise self._unwritable(error) from error
+        with self._held():
+            try:
+                self._mark(RUNNING, work=work)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            try:
+                yield
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                self._mark(FAILED, work=work, error=said, traceback=traceback.format_exc())
+                raise
+            except BaseException:  # Ctrl-C, SIGTERM turned into SystemExit
+                self._mark(INTERRUPTED, work=work)
+                raise
+            self._mark(FINISHED, work=work)
+
+    def is_held(self) -> bool:
+        """Whether a process works in the folder at this moment."""
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self._lock, timeout=0):
+                self._lock.unlink(missing_ok=True)
+        except Timeout:
+            return True
+        except OSError:  # no such folder, or not ours to write
+            return False
+        return False
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep other processes out: two trainings in one folder would write each other's files. Death frees it."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self._lock, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            status = read_json(self.status) if self.status.exists() else {}
             raise FolderError(
-                f"{self.path}: the run folder cannot be written ({error.strerror}); "
-                "choose another with hydra.run.dir or hydra.sweep.dir"
+                f"{self.path}: another process works here (host {status.get('host')}, process {status.get('pid')}); "
+                "wait until it has ended"
             ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             yield
-        except Exception as error:
-            self._mark(FAILED, work=work, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-            raise
-        except BaseException:  # Ctrl-C, SIGTERM turned into SystemExit
-            self._mark(INTERRUPTED, work=work)
-            raise
-        self._mark(FINISHED, work=work)
+        finally:
+            self._lock.unlink(missing_ok=True)
+            lock.release()
+
+    def _unwritable(self, error: OSError) -> FolderError:
+        return FolderError(
+            f"{self.path}: the run folder cannot be written ({error.strerror}); "
+            "choose another with hydra.run.dir or hydra.sweep.dir"
+        )

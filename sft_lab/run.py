@@ -22,6 +22,7 @@ from sft_lab.errors import ConfigError
 from sft_lab.evaluation.options import Evaluation
 from sft_lab.files import FORMAT, digest
 from sft_lab.folder import PREPARE, RunFolder
+from sft_lab.launchers import Launcher, Processes, Serial
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Local, Tracking, Wandb
 from sft_lab.training.models import Gguf, Model, Pretrained, TinyRandom
@@ -43,11 +44,6 @@ class StorePlace:
         return Store(Path(self.path).expanduser().absolute() if self.path else default_root())
 
 
-@dataclass
-class Serial:
-    """Jobs one after another, in this process."""
-
-
 # Every schema by group and kind. A kind is what a saved config calls a stage's class.
 SCHEMAS: dict[str, dict[str, type]] = {
     "dataset": {"file": File, "hub": Hub, "mixture": Mixture},
@@ -60,7 +56,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "trainer": {"full": Full, "lora": Lora},
     "evaluation": {"evaluation": Evaluation},
     "tracking": {"local": Local, "wandb": Wandb},
-    "launch": {"serial": Serial},
+    "launch": {"serial": Serial, "processes": Processes},
 }
 # What does not change a result does not make another job.
 NOT_IDENTITY = {"tracking", "launch", "store", "threads", "rerun", "choices", "format"}
@@ -87,7 +83,7 @@ class Run:
     trainer: Full = "???"  # type: ignore[assignment]
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = "???"  # type: ignore[assignment]
-    launch: Serial = field(default_factory=Serial)
+    launch: Launcher = "???"  # type: ignore[assignment]
     store: StorePlace = field(default_factory=StorePlace)
     seed: int = 42
     threads: int | None = None

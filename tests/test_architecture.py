@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sft_lab"
 
 # The floors, from the ground up. A module may import from its own floor's list of allowed names and from below.
-BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress", "waterfall", "options"]
+BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress", "waterfall", "options", "launchers"]
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
 ABOVE = [
     "run", "inspection", "session", "training_session", "config", "jobs", "publish", "terminal", "cli", "__main__",

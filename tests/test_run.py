@@ -17,8 +17,8 @@ from sft_lab import compose
 from sft_lab.cli import main
 
 FILES = {
-    "config.yaml", "manifest.json", "status.json", "waterfall.json", "dropped.parquet", "data.json", "metrics.jsonl", "eval.parquet",
-    "summary.json", "samples.jsonl", "figures", "report.html", "model", "run.log",
+    "config.yaml", "manifest.json", "status.json", "waterfall.json", "dropped.parquet", "data.json", "metrics.jsonl",
+    "eval.parquet", "summary.json", "samples.jsonl", "figures", "report.html", "model", "run.log",
 }  # fmt: skip
 
 

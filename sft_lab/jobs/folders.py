@@ -202,6 +202,8 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
 def _write(job: Job, folder: RunFolder, standing: Standing) -> Placed:
     made = not folder.path.exists()
     if job.run.rerun and folder.config.exists():
+        if folder.is_held():
+            raise FolderError(f"{folder.path}: a process works here; wait until it has ended before rerun=true")
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
         folder.path.rename(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
         made = True

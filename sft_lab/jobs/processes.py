@@ -1,0 +1,115 @@
+"""Several jobs at once: each a process that executes its folder, on a device or a part of the cores of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from sft_lab.bench import log
+from sft_lab.files import read_json
+from sft_lab.folder import RunFolder
+from sft_lab.jobs.attempt import Failure, terminable
+
+if TYPE_CHECKING:
+    from sft_lab.launchers import Processes
+
+PATIENCE = 60.0  # seconds a job has to end well when the sweep is stopped; it may be writing a checkpoint
+LOOK = 0.2  # seconds between two looks at the jobs
+OUTPUT = "output.log"  # what a job's process printed, beside run.log
+
+
+@dataclass
+class _Working:
+    """A job at work."""
+
+    title: str
+    folder: RunFolder
+    place: str
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    began: float
+
+
+def launch(jobs: list[tuple[str, RunFolder]], launcher: Processes, work: str) -> list[Failure]:
+    """Start each job as soon as there is a place for it, and wait for all.
+
+    Args:
+        jobs: title and folder of each.
+        launcher: how many at once, and where.
+        work: what ``exec`` shall do in the folders.
+    """
+    free = launcher.places()[: max(1, len(jobs))]
+    threads = max(1, (os.cpu_count() or 1) // len(free))
+    waiting, working, failures = list(jobs), list[_Working](), list[Failure]()
+    with terminable():
+        try:
+            while waiting or working:
+                while waiting and free:
+                    working.append(_start(*waiting.pop(0), free.pop(0), threads, work))
+                time.sleep(LOOK)
+                for one in [one for one in working if one.process.poll() is not None]:
+                    working.remove(one)
+                    free.append(one.place)
+                    failures += _end(one)
+        except BaseException:
+            _stop(working)
+            raise
+    return failures
+
+
+def _start(title: str, folder: RunFolder, place: str, threads: int, work: str) -> _Working:
+    # Set before the process begins: torch looks at both once, when it is imported.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if place:
+        environment["CUDA_VISIBLE_DEVICES"] = place
+    output = (folder.path / OUTPUT).open("wb")
+    command = [sys.executable, "-m", "sft_lab", "exec", str(folder.path), "--work", work]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    log.info("%s: started%s, %d threads", title, f" on GPU {place}" if place else "", threads)
+    return _Working(title, folder, place, process, output, time.monotonic())
+
+
+def _end(one: _Working) -> list[Failure]:
+    one.output.close()
+    code, seconds = one.process.returncode, time.monotonic() - one.began
+    if code == 0:
+        summary = read_json(one.folder.summary) if one.folder.summary.exists() else {}
+        log.info("%s: finished in %.0f s  %s", one.title, seconds, summary.get("verdict", ""))
+        return []
+    if code < 0:
+        name = signal.Signals(-code).name
+        likely = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
+        message = f"killed by {name} after {seconds:.0f} s{likely}"
+        one.folder.mark_failed(message)
+    else:
+        message = _said(one.folder)
+    log.info("%s: failed: %s", one.title, message)
+    return [Failure(one.folder, message, by_input=code == 2)]
+
+
+def _said(folder: RunFolder) -> str:
+    """What the job told of its failure: its status, else the last line it printed."""
+    status = read_json(folder.status) if folder.status.exists() else {}
+    if "error" in status:
+        return str(status["error"])
+    lines = (folder.path / OUTPUT).read_text(encoding="utf-8", errors="replace").split()
+    return lines[-1] if lines else f"see {folder.path / OUTPUT}"
+
+
+def _stop(working: list[_Working]) -> None:
+    """Ask every job to end, as SIGTERM ends one alone, and wait until it has: it goes on from there another time."""
+    for one in working:
+        one.process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for one in working:
+        try:
+            one.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+        one.output.close()

@@ -1,0 +1,126 @@
+"""Several jobs at once: places, threads, killed jobs, one computation of each stage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sft_lab.cli import main
+from sft_lab.errors import FolderError
+from sft_lab.files import read_json
+from sft_lab.folder import RunFolder
+from sft_lab.launchers import Processes, devices
+
+TWO = ["launch=processes", "launch.at_once=2"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "at_once", "expected"),
+    [
+        ("0,1,2", None, ["0", "1", "2"]),
+        ("0,1,2", 2, ["0", "1"]),
+        ("3, GPU-5a", None, ["3", "GPU-5a"]),
+        ("0,-1,2", None, ["0"]),
+        ("0", 4, ["0"]),  # more jobs than devices wait
+        ("", 3, ["", "", ""]),
+        ("-1", 1, [""]),
+    ],
+)
+def test_a_job_has_a_device_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, visible: str, at_once: int | None, expected: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Processes(at_once=at_once).places() == expected
+
+
+def test_devices_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho 'GPU 1: A (UUID: GPU-2)'\n")
+    listing.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert devices() == ["0", "1"]
+    listing.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert devices() == []
+
+
+@pytest.mark.slow
+def test_parallel_jobs_compute_each_stage_once_and_equal_serial_ones(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = [*tiny, "trainer.learning_rate=1e-3,2e-3", "seed=1,2"]
+    assert main(["-m", *grid, "store.path=one", "hydra.sweep.dir=serial"]) == 0
+    assert main(["-m", *grid, *TWO, "store.path=two", "hydra.sweep.dir=parallel"]) == 0
+    jobs = sorted(path.parent for path in Path("parallel").glob("*/summary.json"))
+    assert len(jobs) == 4
+    for job in jobs:
+        one, other = (read_json(path / "summary.json") for path in (job, Path("serial") / job.name))
+        assert one["eval/loss"] == other["eval/loss"]
+    computed = [
+        (stage["stage"], stage["key"])
+        for job in jobs
+        for stage in read_json(job / "manifest.json")["stages"]
+        if not stage["hit"]
+    ]
+    assert len(computed) == len(set(computed))
+    told = capsys.readouterr().err
+    assert told.count("started, ") == 4
+    assert main(["-m", *grid, *TWO, "store.path=two", "hydra.sweep.dir=parallel"]) == 0
+    assert capsys.readouterr().err.count("finished before") == 4
+
+
+@pytest.mark.slow
+def test_a_job_killed_by_the_system_is_one_failed_job(here: Path, tiny: list[str]) -> None:
+    long = [word for word in tiny if not word.startswith("trainer=")]
+    words = [*long, "trainer=full", "trainer.max_steps=100000", "trainer.save_steps=5", *TWO,
+             "hydra.sweep.dir=sweep"]  # fmt: skip
+    command = [sys.executable, "-m", "sft_lab", "-m", *words, "seed=1,2"]
+    sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    first, second = (_training(here / "sweep", f"seed={seed}-*") for seed in (1, 2))
+    os.kill(read_json(first.status)["pid"], signal.SIGKILL)
+    _wait(lambda: read_json(first.status)["state"] == "failed")
+    assert "SIGKILL" in read_json(first.status)["error"]
+    assert read_json(second.status)["state"] == "running"
+    sweep.send_signal(signal.SIGTERM)  # reaches the other job
+    _, told = sweep.communicate(timeout=120)
+    assert sweep.returncode != 0
+    assert "killed by SIGKILL" in told
+    assert read_json(second.status)["state"] == "interrupted"
+    assert not second.is_held()
+
+
+def _training(sweep: Path, pattern: str) -> RunFolder:
+    """Give the job's folder once it trains."""
+    found: list[Path] = []
+
+    def trains() -> bool:
+        found[:] = [path.parent for path in sweep.glob(f"{pattern}/checkpoints") if any(path.iterdir())]
+        return bool(found)
+
+    _wait(trains)
+    return RunFolder(found[0])
+
+
+def _wait(holds: object, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.running():
+        assert folder.is_held()
+        with pytest.raises(FolderError, match="another process works here"), RunFolder(tmp_path).running():
+            pass
+        assert read_json(folder.status)["state"] == "running"
+    assert read_json(folder.status)["state"] == "finished"
+    assert not folder.is_held()
+    assert {path.name for path in tmp_path.iterdir()} == {"status.json"}
