@@ -97,6 +97,16 @@ def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan
     return plan, placed, launch.launch(placed, work)
 
 
+def _plan(arguments: Arguments, overrides: list[str]) -> int:
+    from sft_lab import config, terminal
+    from sft_lab.jobs import plan
+
+    found = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    outlooks = plan.look(found)
+    terminal.show_plan(outlooks, plan.shared(outlooks))
+    return 0
+
+
 def _push(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import publish
     from sft_lab.folder import RunFolder
@@ -167,6 +177,7 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
 COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
     "train": _train,
     "prepare": _prepare,
+    "plan": _plan,
     "exec": _exec,
     "push": _push,
     "store": _store,
@@ -186,6 +197,12 @@ _PREPARE_EXAMPLES = """\
 examples:
   sft-lab prepare dataset=file dataset.path=my.jsonl            filter, dedup, report, and dataset/ for any trainer
   sft-lab prepare -m dedup.threshold=0.8,0.9,0.95               the same at several thresholds, side by side
+"""
+
+_PLAN_EXAMPLES = """\
+examples:
+  sft-lab plan                                      the main job: rows, tokens, steps
+  sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: which jobs are finished, what they share
 """
 
 _PUSH_EXAMPLES = """\
@@ -233,6 +250,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_overrides(prepare)
     prepare.lists_options = True
+
+    plan = commands.add_parser(
+        "plan", help="what would run, what of it is stored; writes nothing", formatter_class=raw,
+        epilog=_PLAN_EXAMPLES, description="Look ahead: jobs, folders, stored data stages, rows, steps, time.",
+    )  # fmt: skip
+    _add_overrides(plan)
+    plan.lists_options = True
 
     run_one = commands.add_parser(
         "exec", help="run the saved config of a job folder; what every launcher starts", formatter_class=raw,

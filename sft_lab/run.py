@@ -29,7 +29,7 @@ from sft_lab.training.models import Gguf, Model, Pretrained, TinyRandom
 from sft_lab.training.options import Full, Lora
 
 if TYPE_CHECKING:
-    from sft_lab.data.prepare import Prepared
+    from sft_lab.data.prepare import Preparation, Prepared
     from sft_lab.rows import Rows
 
 
@@ -134,11 +134,20 @@ class Run:
         identity = {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
         return digest(identity)[:12]
 
-    def prepare(self, bench: Bench) -> Prepared:
-        """Carry out the data stages: load, split, filter, decontaminate, dedup, template, tokenize."""
+    def preparation(self, bench: Bench) -> Preparation:
+        """Give what carries rows from stage to stage and keeps the waterfall."""
         from sft_lab.data.prepare import Preparation
 
-        work = Preparation(bench, self.trainer.max_length, loss_on_all=self.trainer.loss_on.name == "all")
+        return Preparation(bench, self.trainer.max_length, loss_on_all=self.trainer.loss_on.name == "all")
+
+    def prepare(self, bench: Bench, work: Preparation | None = None) -> Prepared:
+        """Carry out the data stages: load, split, filter, decontaminate, dedup, template, tokenize.
+
+        Args:
+            bench: the run's tools.
+            work: to look into afterwards, where a stage may stop the line.
+        """
+        work = work or self.preparation(bench)
         loaded = self.dataset(bench, held_out=self.split.source())
         sides = work.split(loaded, self.split, self.dataset.surplus)
         train = sides.train

@@ -219,6 +219,54 @@ class Store:
         return removed
 
 
+class NotStored(Exception):
+    """What was looked for is not in the store.
+
+    Attributes:
+        stage, key: of the entry; ``""`` where the key depends on a file that nobody has read yet.
+    """
+
+    def __init__(self, stage: str, key: str) -> None:
+        super().__init__(f"{stage} {key}")
+        self.stage, self.key = stage, key
+
+
+class StoreView(Store):
+    """A store that is only looked into: nothing is computed, written or marked as used."""
+
+    def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:  # noqa: ARG002
+        """Find the entry of ``recipe``.
+
+        Raises:
+            NotStored: if it is not there.
+        """
+        key = digest({"stage": stage, **recipe})[:32]
+        place = self.root / stage / key
+        if not self._complete(place):
+            raise NotStored(stage, key)
+        return Entry(stage, key, place, hit=True, seconds=0.0)
+
+    def entry_once_read(
+        self, stage: str, name: str, recipe: Callable[[], dict[str, Any] | None], compute: Callable[[Path], None]
+    ) -> Entry:
+        """Find the entry, if its recipe is known.
+
+        Raises:
+            NotStored: if it is not there, or nobody has read its input yet.
+        """
+        known = recipe()
+        if known is None:
+            raise NotStored(stage, name)
+        return self.entry(stage, known, compute)
+
+    def remember_sha256(self, file: Path, before: os.stat_result, value: str) -> None:
+        """Remember for as long as this view lives."""
+        self._hashes[digest(_file_recipe(file, before))[:32]] = value
+
+    def _complete(self, place: Path) -> bool:
+        return (place / RECIPE).exists()
+
+
 def _file_recipe(file: Path, found: os.stat_result) -> dict[str, Any]:
     # The time of the last change of any kind (ctime) cannot be set back, as that of the content (mtime) can.
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}

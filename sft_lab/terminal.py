@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sft_lab.folder import RunFolder
+    from sft_lab.jobs.plan import Outlook
     from sft_lab.store import Store
 
 _LIBRARIES = (
@@ -177,6 +178,56 @@ def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]]) -> None:
+    """Print what a command would do: jobs, what of their data is known, steps, time."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    axes = list(dict.fromkeys(key for one in outlooks for key in one.placed.job.axes))
+    table = Table(*axes, "state", "rows", "tokens", "steps", "epochs", "about", "data", box=box.SIMPLE_HEAD)
+    table.title, table.title_justify = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run", "left"
+    for one in outlooks:
+        values = (one.placed.job.axes.get(key, "") for key in axes)
+        numbers = ["?" if value is None else f"{value:,}" for value in (one.rows, one.tokens, one.steps)]
+        epochs = "?" if one.epochs is None else f"{one.epochs:.3g}"
+        about = (
+            ""
+            if one.seconds is None
+            else f"{one.seconds / 60:.0f} min"
+            if one.seconds >= 90
+            else f"{one.seconds:.0f} s"
+        )
+        data = "stored" if one.missing is None else f"from {one.missing[0]} on to be computed"
+        state = f"{one.placed.standing.name}{' (other versions)' if one.other_versions else ''}"
+        table.add_row(*values, state, *numbers, epochs, about, data)
+    console.print(table)
+    lines = [f"{stage}: computed once for {jobs} jobs, or so far as they agree" for stage, jobs in shared if jobs > 1]
+    for one in outlooks[:1]:
+        lines += _known_stages(one)
+    changed = {f"{name} {then}": None for one in outlooks for name, then in one.other_versions.items()}
+    if changed:
+        lines.append(
+            f"Finished jobs marked (other versions) were made with {', '.join(changed)}; rerun=true runs again"
+        )
+    if likes := {str(one.like): None for one in outlooks if one.like}:
+        lines.append(
+            f"Times are those of {', '.join(likes)}, by its seconds for a step; without such a run none is given"
+        )
+    lines.append(
+        f"Folder: {outlooks[0].placed.folder.path.parent if len(outlooks) > 1 else outlooks[0].placed.folder.path}"
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _known_stages(one: Outlook) -> list[str]:
+    known = ", ".join(f"{stage['stage']} {stage['rows_kept']:,}" for stage in one.stages)
+    more = f"; {one.missing[0]} and what follows it: not known before it is computed" if one.missing else ""
+    return [f"Rows after each stage{' of the first job' if one.placed.job.axes else ''}: {known or 'none known'}{more}"]
 
 
 def show_store(store: Store) -> None:

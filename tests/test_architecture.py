@@ -130,7 +130,7 @@ ALLOWED_ABOVE = {
     "config": {"run", "config"},
     "jobs": {"config", "run", "jobs"},
     "publish": set(),
-    "terminal": set(),
+    "terminal": {"jobs"},
     "cli": {"config", "run", "jobs", "publish", "terminal"},
     "__main__": {"cli"},
 }

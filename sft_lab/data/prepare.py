@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,6 +86,7 @@ class Preparation:
         self._max_length = max_length
         self._loss_on_all = loss_on_all
         self._steps: dict[str, tuple[Rows, Selection]] = {}
+        self.flow = Waterfall(bench, {}, {})
 
     def split(self, loaded: Loaded, split: Split, surplus: Callable[[Rows], np.ndarray] | None = None) -> Sides:
         """Put each loaded row on its side.
@@ -115,6 +116,11 @@ class Preparation:
                     "dataset.leading_assistant=cut keeps what follows the first user turn"
                 )
         return sides
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The waterfall of the training side so far."""
+        return self.flow.stages
 
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
         """Filter the training side; the held-out side stays, and it is said when the two grow apart."""

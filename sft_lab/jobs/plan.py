@@ -1,0 +1,176 @@
+"""Plan: what a command would do, from what the store and the run folders hold. Nothing is computed or written."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab import config as configs
+from sft_lab.bench import Bench
+from sft_lab.errors import SftLabError
+from sft_lab.files import digest, flat, read_json
+from sft_lab.folder import FINISHED, RunFolder
+from sft_lab.jobs.folders import Placed, Standing, find
+from sft_lab.run import Run
+from sft_lab.store import NotStored, StoreView
+from sft_lab.tracking.manifest import versions
+
+if TYPE_CHECKING:
+    from sft_lab.data.prepare import Prepared
+
+# Trainer's keys that change neither what a step costs nor what it needs.
+_SAME_COST = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay",
+              "max_grad_norm", "budget")  # fmt: skip
+_MOST_LOOKED_AT = 200  # finished runs that a time is taken from; the newest
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a job before it runs.
+
+    Attributes:
+        placed: the job and its folder.
+        other_versions: package: version then, of a finished job, where another one is installed now.
+        stages: the waterfall so far as it is stored.
+        missing: the first data stage that is not stored, and its key; None when all are.
+        rows: training rows; tokens: of their prompts and answers; None until all data stages are stored.
+        steps: optimizer steps; None where they follow from rows that are not known.
+        epochs: passes over the rows; None where that is not known.
+        seconds: from a finished run of the same shape, None without one.
+        like: that run's folder.
+    """
+
+    placed: Placed
+    other_versions: dict[str, str]
+    stages: list[dict[str, Any]]
+    missing: tuple[str, str] | None
+    rows: int | None
+    tokens: int | None
+    steps: int | None
+    epochs: float | None
+    seconds: float | None
+    like: Path | None
+
+
+def look(plan: configs.Plan) -> list[Outlook]:
+    """Look ahead of every job.
+
+    Raises:
+        FolderError: as placing the jobs would.
+    """
+    placed = find(plan)
+    done = list(_finished_runs(placed))
+    tokenizers: dict[str, Any] = {}
+    with _quiet():
+        return [_outlook(one, done, tokenizers) for one in placed]
+
+
+def shared(outlooks: list[Outlook]) -> list[tuple[str, int]]:
+    """The data stages to compute first, and how many jobs wait for each: one computation serves them all."""
+    counted = Counter(one.missing for one in outlooks if one.missing and one.placed.standing is not Standing.finished)
+    return [(stage, jobs) for (stage, _), jobs in counted.most_common()]
+
+
+def _outlook(placed: Placed, done: list[tuple[Path, dict[str, Any]]], tokenizers: dict[str, Any]) -> Outlook:
+    run = placed.job.run
+    stages, missing, data = _data(run, tokenizers)
+    rows = len(data.train.rows) if data else None
+    steps = _steps(run, data)
+    batch = run.trainer.per_device_train_batch_size * run.trainer.gradient_accumulation_steps
+    epochs = steps * batch / rows if steps and rows and not run.trainer.packing else None
+    seconds, like = _time(run, steps, done)
+    return Outlook(
+        placed, _other_versions(placed), stages, missing, rows, stages[-1]["tokens_kept"] if data else None,
+        steps, epochs, seconds, like,
+    )  # fmt: skip
+
+
+def _data(run: Run, tokenizers: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, str] | None, Prepared | None]:
+    """Go through the data stages as far as they are stored."""
+    view = StoreView(run.store.open().root)
+    which = digest(run.saved()["model"])
+
+    def tokenizer() -> Any:
+        if which not in tokenizers:
+            tokenizers[which] = run.model.tokenizer(bench)
+        return tokenizers[which]
+
+    bench = Bench(view, tokenizer)
+    work = run.preparation(bench)
+    data, missing = None, None
+    try:
+        data = run.prepare(bench, work)
+    except NotStored as error:
+        missing = (error.stage, error.key)
+    except SftLabError:
+        missing = ("model", which)  # not downloaded yet, say: the run itself will tell
+    return work.stages, missing, data
+
+
+def _steps(run: Run, data: Prepared | None) -> int | None:
+    if run.trainer.max_steps > 0:
+        return run.trainer.max_steps
+    if data is None or run.trainer.packing:  # how many blocks packing makes is known when it has made them
+        return None
+    from sft_lab.training import trl
+
+    return trl.planned_steps(len(data.train.rows), run.trainer)
+
+
+def _other_versions(placed: Placed) -> dict[str, str]:
+    if placed.standing is not Standing.finished:
+        return {}
+    then, now = read_json(placed.folder.manifest).get("packages", {}), versions()
+    return {name: version for name, version in then.items() if now.get(name) != version}
+
+
+def _finished_runs(placed: list[Placed]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Finished runs near by, newest first: beside the jobs, in outputs/ and in multirun/."""
+    found = {
+        path
+        for root in (placed[0].folder.path.parent, Path("outputs"), Path("multirun"))
+        for pattern in ("*/summary.json", "*/*/summary.json")
+        for path in root.glob(pattern)
+    }
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:_MOST_LOOKED_AT]:
+        folder = RunFolder(path.parent)
+        try:
+            if folder.state() == FINISHED:
+                yield path.parent, _shape(configs.load(folder.config)) | {"summary": read_json(path)}
+        except (OSError, ValueError, LookupError):
+            continue
+
+
+def _shape(run: Run) -> dict[str, Any]:
+    """What decides the cost of an optimizer step."""
+    saved = run.saved()
+    trainer = {name: value for name, value in flat(saved["trainer"]).items() if name not in _SAME_COST}
+    return {"model": saved["model"], "trainer": trainer, "template": saved["template"], "threads": saved["threads"]}
+
+
+def _time(run: Run, steps: int | None, done: list[tuple[Path, dict[str, Any]]]) -> tuple[float | None, Path | None]:
+    """Seconds of the job, from the newest finished run whose steps cost the same; a guess from nothing is no help."""
+    wanted = _shape(run)
+    for path, found in done:
+        summary = found["summary"]
+        if all(found[name] == wanted[name] for name in wanted) and summary.get("steps") and steps:
+            step = summary["train_seconds"] / summary["steps"]
+            return summary["seconds"] - summary["train_seconds"] + step * steps, path
+    return None, None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The stages' own log lines are about work that is not done here."""
+    log = logging.getLogger("sft_lab")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
