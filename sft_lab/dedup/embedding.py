@@ -154,7 +154,7 @@ def _gathered(rows: list[tuple[Path, int]], root: Path) -> np.ndarray:
 
     Such a file takes disk for as long as the vectors are in use, and is gone with the process however that ends. Kept
     as an entry it would be found again faster, but every other set of texts, so every filter setting of a sweep, would
-    leave a second copy of its vectors; gathering 200 thousand takes a second, and their graph is stored.
+    leave a second copy of its vectors; gathering 200 thousand takes seconds, and their graph is stored.
     """
     import numpy as np
 
@@ -181,7 +181,7 @@ def _embed_blocks(missing: dict[str, str], embedder: Embedder, key: str, bench: 
 
     model = embedder.load()
     names = sorted(missing)
-    lengths = dict(zip(names, _lengths(model, [embedder.prompt + missing[name] for name in names]), strict=True))
+    lengths = dict(zip(names, _lengths(model, [missing[name] for name in names], embedder.prompt), strict=True))
     # Texts of alike length side by side: a batch is as slow as its longest text.
     names.sort(key=lambda name: -lengths[name])
     with progress("embed", len(names), "texts") as done:
@@ -189,23 +189,22 @@ def _embed_blocks(missing: dict[str, str], embedder: Embedder, key: str, bench: 
             block = names[start : start + BLOCK]
 
             def compute(folder: Path, block: list[str] = block) -> None:
-                texts = [missing[name] for name in block]
-                np.save(
-                    folder / "vectors.npy", _encode(model, texts, [lengths[name] for name in block], embedder, done)
-                )
+                texts, tokens = [missing[name] for name in block], [lengths[name] for name in block]
+                np.save(folder / "vectors.npy", _encode(model, texts, tokens, embedder, done))
                 (folder / "hashes.txt").write_text("\n".join(block))
 
             bench.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(block)}, compute)
 
 
-def _lengths(model: Any, texts: list[str]) -> list[int]:
-    """Tokens the model reads of each text; of a model whose tokenizer cannot be asked, a guess."""
+def _lengths(model: Any, texts: list[str], prompt: str) -> list[int]:
+    """Tokens the model reads of each text, prompt included; of a model whose tokenizer cannot be asked, a guess."""
     limit = model.max_seq_length or math.inf
     if not callable(model.tokenizer):
         return [int(min(limit, 1 + len(text) // 4)) for text in texts]
     whole: list[int] = []
     for start in range(0, len(texts), BLOCK):  # the tokens of all texts would take more memory than their vectors
-        encoded = model.tokenizer(texts[start : start + BLOCK], truncation=False, verbose=False)
+        some = [prompt + text for text in texts[start : start + BLOCK]]
+        encoded = model.tokenizer(some, truncation=False, verbose=False)
         whole += [len(ids) for ids in encoded["input_ids"]]
     cut = sum(length > limit for length in whole)
     if cut:
