@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.errors import SftLabError, UserError
+from sft_lab.errors import JobError, SftLabError, UserError
 
 if TYPE_CHECKING:
     from sft_lab.config import Plan
@@ -60,16 +60,34 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
             gc.enable()
     if arguments.package:
         raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg job")
-    from sft_lab import terminal
+    from sft_lab import config, terminal
     from sft_lab.folder import RUN
     from sft_lab.jobs import launch
 
+    if config.is_driven(overrides):
+        return _driven(arguments, overrides)
     plan, placed, failures = _launch(arguments, overrides, RUN)
     if plan.swept:
         terminal.show_sweep([(one.folder, one.job.axes) for one in placed])
     elif not failures and (summary := launch.summary_of(placed[0].folder)):
         terminal.show_summary(placed[0].folder, summary)
     return _tell(failures)
+
+
+def _driven(arguments: Arguments, overrides: list[str]) -> int:
+    """Hand the sweep to the sweeper or launcher of Hydra's that the command line chooses."""
+    from sft_lab import config
+    from sft_lab.jobs.launch import objective_of
+
+    if not arguments.multirun:
+        raise UserError("hydra/sweeper and hydra/launcher are for sweeps; put -m before the overrides")
+    try:
+        config.drive(overrides, objective_of, arguments.config_dir)
+    except SftLabError:
+        raise
+    except Exception as error:  # Hydra's plugins raise what they like
+        raise JobError(f"{type(error).__name__}: {error}") from error
+    return 0
 
 
 def _prepare(arguments: Arguments, overrides: list[str]) -> int:

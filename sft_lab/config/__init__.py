@@ -7,6 +7,7 @@ checked before anything starts, and all problems come in one error.
 from __future__ import annotations
 
 from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, environment_note
+from sft_lab.config.driven import drive, is_driven
 from sft_lab.config.saved import build, from_saved, load
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "compose",
     "compose_config",
     "compose_jobs",
+    "drive",
     "environment_note",
     "from_saved",
+    "is_driven",
     "load",
 ]

@@ -76,7 +76,7 @@ def compose_config(overrides: list[str], *, config_dir: str | None = None) -> Di
     Raises:
         ConfigError: naming every problem.
     """
-    with _hydra(config_dir):
+    with hydra(config_dir):
         words = parse(overrides)
         if swept := [str(word.input_line) for word in words if word.is_sweep_override()]:
             raise ConfigError(f"{swept[0]}: --cfg job shows one job; give one value")
@@ -96,7 +96,7 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
     Raises:
         ConfigError: naming every problem of every job.
     """
-    with _hydra(config_dir):
+    with hydra(config_dir):
         words = parse(overrides)
         swept = {key_of(text) for text in texts_of(words, swept=True)}
         fixed = [text for text in texts_of(words) if key_of(text) not in swept]
@@ -106,6 +106,7 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
         may_sweep = multirun or bool(swept) or name is not None
         about = [text for text in fixed if re.match("experiment$|hydra[./]", key_of(text))] if may_sweep else fixed
         composed = _compose(about)
+        _refuse_hidden_choosers(composed)
         mode = composed.hydra.mode
         is_sweep = multirun or (mode is not None and mode.name == "MULTIRUN")
         if swept and not is_sweep:
@@ -117,6 +118,14 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
         if may_sweep:
             return _plan(name, fixed, grid, is_sweep=is_sweep)
         return _plan(name, fixed, grid, is_sweep=is_sweep, composed=composed)
+
+
+def _refuse_hidden_choosers(composed: DictConfig) -> None:
+    """A sweeper or launcher of Hydra's is handed the whole command, so it must be seen before anything is composed."""
+    for group in ("hydra/sweeper", "hydra/launcher"):
+        chosen = composed.hydra.runtime.choices.get(group)
+        if chosen not in (None, "basic"):
+            raise ConfigError(f"{group}={chosen}: chosen in a file; write it on the command line, -m {group}={chosen}")
 
 
 def _refuse_moving_rows(grid: list[list[str]]) -> None:
@@ -140,7 +149,7 @@ def _plan(
         try:
             config = composed if composed is not None else _compose([*fixed, *texts_of(parse(values))])
             folders = _folder(config, "run"), _folder(config, "sweep")
-            jobs.append(_job(config, fixed, values))
+            jobs.append(job_of(config, fixed, values))
         except ConfigError as error:
             for line in lines_of(error):
                 problems.setdefault(line, []).append(" ".join(values))
@@ -167,7 +176,17 @@ def _folder(composed: DictConfig, mode: str) -> str | None:
         raise ConfigError(f"hydra.{mode}.dir: {first_line(error)}; give a folder") from error
 
 
-def _job(composed: DictConfig, fixed: list[str], values: list[str]) -> Job:
+def job_of(composed: DictConfig, fixed: list[str], values: list[str]) -> Job:
+    """Check and build a composed job.
+
+    Args:
+        composed: with Hydra's node in it.
+        fixed: overrides that all jobs share.
+        values: this job's own.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
     config, choices = _strict(composed)
     config.choices = choices
     run = build(config)
@@ -178,7 +197,7 @@ def _job(composed: DictConfig, fixed: list[str], values: list[str]) -> Job:
 
 
 @contextmanager
-def _hydra(config_dir: str | None = None) -> Iterator[None]:
+def hydra(config_dir: str | None = None) -> Iterator[None]:
     """Hydra, initialized on our conf/."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder")

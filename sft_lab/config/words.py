@@ -66,9 +66,7 @@ def _spelled(text: str) -> str:
 
 def _refuse_group_value(word: Override) -> None:
     group, text = str(word.key_or_group), str(word.input_line).removeprefix("+")
-    if group in ("hydra/launcher", "hydra/sweeper"):
-        raise ConfigError(f"{text}: sft_lab starts its jobs itself, one after another; leave it out")
-    if word.is_sweep_override() or (group not in GROUPS and "/" not in group):
+    if word.is_sweep_override() or (group not in GROUPS and "/" not in group) or group.startswith("hydra/"):
         return
     if word.is_delete():
         raise ConfigError(f"{text}: a group cannot be removed; choose another option, {group}=...")

@@ -110,9 +110,9 @@ class Embedder:
 def _precision() -> str:
     import torch
 
-    from sft_lab.dedup.graph import _fast_bf16
+    from sft_lab.dedup.graph import fast_bf16
 
-    return "bf16" if _fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
+    return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
 
 
 def text_hashes(texts: list[str]) -> list[str]:

@@ -265,7 +265,7 @@ def _exact(vectors: np.ndarray, found: Edges, bf16: bool | None) -> Pairs:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = _fast_bf16(device) if bf16 is None else bf16
+    bf16 = fast_bf16(device) if bf16 is None else bf16
     height, width = CUDA_BLOCK if device == "cuda" else CPU_BLOCK
     product = _Product(vectors, device, bf16, min(height, len(vectors)), min(width, len(vectors)))
     for top in range(0, len(vectors), height):
@@ -320,7 +320,7 @@ class _Product:
         return block, limit
 
 
-def _fast_bf16(device: str) -> bool:
+def fast_bf16(device: str) -> bool:
     """Whether the hardware multiplies in bf16."""
     import torch
 

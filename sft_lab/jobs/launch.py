@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.bench import log
+from sft_lab.config import Plan
+from sft_lab.errors import JobError, UserError
 from sft_lab.files import read_json
 from sft_lab.folder import RUN, RunFolder
 from sft_lab.jobs import processes
 from sft_lab.jobs.attempt import Failure, attempt
-from sft_lab.jobs.folders import Placed, Standing
+from sft_lab.jobs.folders import Placed, Standing, place
 from sft_lab.launchers import Processes
 
 
@@ -46,6 +48,21 @@ def _leave_nothing(folder: Path) -> None:
         if parent == Path.cwd() or not parent.is_dir() or any(parent.iterdir()):
             return
         parent.rmdir()
+
+
+def objective_of(plan: Plan) -> float:
+    """Place and execute the one job of a plan, and answer its objective: what a sweeper of Hydra's wants to know.
+
+    Raises:
+        JobError, UserError: when it fails.
+    """
+    (placed,) = place(plan)
+    if failures := launch([placed]):
+        raise (UserError if failures[0].by_input else JobError)(f"{placed.folder.path.name}: {failures[0].message}")
+    summary = summary_of(placed.folder)
+    if not summary or summary.get("objective") is None:
+        raise JobError(f"{placed.folder.path.name}: has no objective; without held-out rows there is none")
+    return float(summary["objective"])
 
 
 def summary_of(folder: RunFolder) -> dict[str, Any] | None:
