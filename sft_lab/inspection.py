@@ -179,7 +179,7 @@ def _contaminated(run: Run, data: Prepared, bench: Bench) -> list[dict[str, Any]
     if not found:
         return []
     on = run.decontaminate.on
-    others = {row_id: text for other in (run.benchmark_rows(bench), data.sides.held_out_rows) if other is not None
+    others = {row_id: text for other in (run.benchmark_rows(bench), data.sides.measured) if other is not None
               for row_id, text in zip(other.column("id"), compared_texts(other, on), strict=True)}  # fmt: skip
     texts = compared_texts(rows, on)
     return [

@@ -154,7 +154,7 @@ class Run:
         for name, keep in self.filter.items():
             train = work.filter(name, keep, train)
         against = self.benchmark_rows(bench)
-        train = work.step("decontaminate", train, self.decontaminate(train, sides.held_out_rows, bench, against))
+        train = work.step("decontaminate", train, self.decontaminate(train, sides.measured, bench, against))
         insisted = set[str]().union(*(keep.insists_on() for keep in self.filter.values()))
         train = work.step(f"dedup.{_kind('dedup', self.dedup)}", train, self.dedup(train, bench).bring_back(insisted))
         return work.finish(self.template, train, sides.held_out)

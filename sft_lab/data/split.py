@@ -33,21 +33,40 @@ class Sides:
     """The two sides of a split.
 
     Attributes:
-        side: the split of all loaded rows, for the training side: reasons ``held_out`` and ``over_limit``.
+        side: the split of all loaded rows, for the training side: reasons ``held_out``, ``test`` and ``over_limit``.
         train: the training rows.
         held_out_rows: every row on the held-out side.
         held_out_selection: which of them are used, and why the others are not.
+        test_rows: every row on the test side, on which a chosen run alone is scored.
+        test_selection: as for the held-out side.
     """
 
     side: Selection
     train: Rows
     held_out_rows: Rows
     held_out_selection: Selection
+    test_rows: Rows
+    test_selection: Selection
 
     @property
     def held_out(self) -> Rows:
         """The held-out rows that are used."""
         return self.held_out_rows.take(self.held_out_selection.kept)
+
+    @property
+    def test(self) -> Rows:
+        """The test rows that are used."""
+        return self.test_rows.take(self.test_selection.kept)
+
+    @property
+    def measured(self) -> Rows:
+        """Every row that is kept for measuring: what no training row may equal."""
+        import numpy as np
+
+        from sft_lab.rows import Rows
+
+        both = np.sort(np.concatenate([self.held_out_rows.positions, self.test_rows.positions]))
+        return Rows(self.held_out_rows.table, both, self.held_out_rows.table_key)
 
     @property
     def fingerprint(self) -> str:
@@ -91,6 +110,12 @@ class Split(abc.ABC):
     def is_held_out(self, rows: Rows) -> np.ndarray:
         """True for each row on the held-out side: bool, shape (rows,)."""
 
+    def is_test(self, rows: Rows) -> np.ndarray:
+        """True for each row on the test side: bool, shape (rows,)."""
+        import numpy as np
+
+        return np.zeros(len(rows), bool)
+
     def wants_held_out(self) -> bool:
         """Whether there are held-out rows at all."""
         return True
@@ -121,19 +146,20 @@ class Split(abc.ABC):
         from sft_lab.rows import Rows, Selection
 
         rows = Rows.of(rows)
-        held_out = self.is_held_out(rows)
+        held_out, test = self.is_held_out(rows), self.is_test(rows)
+        measured = held_out | test
         over = np.zeros(len(rows), bool)
         if surplus is not None:
-            over[~held_out] = surplus(rows.take(~held_out))
-        reasons = [
-            "held_out" if out else "over_limit" if late else "" for out, late in zip(held_out, over, strict=True)
-        ]
-        held_out_rows = rows.take(held_out)
+            over[~measured] = surplus(rows.take(~measured))
+        reasons = np.select([held_out, test, over], ["held_out", "test", "over_limit"], "").tolist()
+        held_out_rows, test_rows = rows.take(held_out), rows.take(test)
         sides = Sides(
             Selection.of(rows, reasons),
-            rows.take(~held_out & ~over),
+            rows.take(~measured & ~over),
             held_out_rows,
             self._usable(held_out_rows, bench),
+            test_rows,
+            self._usable(test_rows, bench),
         )
         if self.wants_held_out() and len(sides.held_out) < self.min_eval_rows:
             raise ConfigError(
@@ -176,14 +202,22 @@ def _named(rows: Rows) -> zip[tuple[str, str]]:
 
 @dataclass
 class Hash(Split):
-    """Held out by the hash of the group."""
+    """Held out by the hash of the group.
+
+    Attributes:
+        test_share: a third side beside the held-out one: jobs are compared on held-out rows, and the best of many looks
+            better there than it is; the test rows have seen no comparison.
+    """
 
     eval_share: float = 0.1
+    test_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
         require(0 <= self.eval_share < 1, "eval_share", self.eval_share, "a share from 0 (none) to below 1")
+        limit = f"a share from 0 (none) to below {1 - self.eval_share:.3g}, what eval_share={self.eval_share} leaves"
+        require(0 <= self.test_share < 1 - self.eval_share, "test_share", self.test_share, limit)
 
     def wants_held_out(self) -> bool:
         """No held-out rows at a share of 0."""
@@ -191,10 +225,20 @@ class Hash(Split):
 
     def is_held_out(self, rows: Rows) -> np.ndarray:
         """A row is held out iff its group's hash lies below the share."""
-        import numpy as np
+        return _places(rows) < self.eval_share
 
-        places = {group: group_hash(group) for group in dict.fromkeys(rows.column("group"))}
-        return np.fromiter((places[group] < self.eval_share for group in rows.column("group")), bool, len(rows))
+    def is_test(self, rows: Rows) -> np.ndarray:
+        """A row is of the test side iff its group's hash lies in the share above the held-out one."""
+        places = _places(rows)
+        return (places >= self.eval_share) & (places < self.eval_share + self.test_share)
+
+
+def _places(rows: Rows) -> np.ndarray:
+    """Where the hash of each row's group lies in [0, 1): float64, shape (rows,)."""
+    import numpy as np
+
+    place_of = {group: group_hash(group) for group in dict.fromkeys(rows.column("group"))}
+    return np.fromiter((place_of[group] for group in rows.column("group")), np.float64, len(rows))
 
 
 @dataclass

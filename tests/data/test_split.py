@@ -99,7 +99,7 @@ def test_a_seed_is_no_knob_of_a_split() -> None:
     from dataclasses import fields
 
     assert {field.name for field in fields(Hash)} == {
-        "filter", "eval_share", "min_eval_rows", "max_eval_rows", "max_eval_tokens"
+        "filter", "test_share", "eval_share", "min_eval_rows", "max_eval_rows", "max_eval_tokens"
     }  # fmt: skip
 
 
@@ -212,3 +212,19 @@ def test_what_the_model_is_for_chooses_the_held_out_rows(bench: Bench) -> None:
     assert "short_prompt" in chosen.held_out_selection.dropped
     assert names(chosen.train) == names(plain.train)
     assert chosen.fingerprint != plain.fingerprint
+
+
+def test_a_third_side_moves_no_held_out_row_and_is_apart_from_both(bench: Bench) -> None:
+    two, three = (Hash(eval_share=0.2, test_share=share)(table(MANY), bench) for share in (0, 0.3))
+    assert names(three.held_out) == names(two.held_out)
+    assert set(names(three.train)) | set(names(three.test_rows)) == set(names(two.train))
+    assert not set(names(three.train)) & set(names(three.test_rows))
+    assert 0.2 * len(MANY) < len(three.test_rows) < 0.4 * len(MANY)
+    assert three.side.dropped["test"] == len(three.test_rows)
+    assert sorted(names(three.measured)) == sorted(names(three.held_out_rows) + names(three.test_rows))
+    groups = [
+        {name.split("/")[0] for name in names(rows)} for rows in (three.train, three.held_out_rows, three.test_rows)
+    ]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    with pytest.raises(ConfigError, match=r"test_share=0\.8"):
+        Hash(eval_share=0.2, test_share=0.8)
