@@ -125,12 +125,50 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
     return 0
 
 
+def _runs(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.jobs import runs
+
+    _refuse_rest("runs", rest)
+    runs.show(runs.listing(Path(arguments.folder) if arguments.folder else None))
+    return 0
+
+
+def _compare(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab import compare
+
+    _refuse_rest("compare", rest)
+    found = compare.compare([Path(folder) for folder in arguments.folders], Path(arguments.out) if arguments.out else None)
+    compare.show(found)
+    return 0
+
+
+def _replay(arguments: Arguments, overrides: list[str]) -> int:
+    from sft_lab.jobs import replay
+
+    done = replay.replay(Path(arguments.source), [*arguments.overrides, *overrides], arguments.out and Path(arguments.out))
+    replay.show(done)
+    return done.exit_code
+
+
+def _promote(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.jobs.promote import promote
+
+    _refuse_rest("promote", rest)
+    file = promote(Path(arguments.folder), arguments.name, force=arguments.force)
+    sys.stdout.write(f"{file}\nrun it: sft-lab +experiment={file.stem}\n")
+    return 0
+
+
+def _refuse_rest(command: str, rest: list[str]) -> None:
+    if rest:
+        raise UserError(f"{command}: unknown words {' '.join(rest)}; sft-lab {command} --help says what it takes")
+
+
 def _push(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import publish
     from sft_lab.folder import RunFolder
 
-    if rest:
-        raise UserError(f"push: takes a run folder and a repository, got also {' '.join(rest)}")
+    _refuse_rest("push", rest)
     folder = RunFolder(Path(arguments.folder).absolute())
     url = publish.push(folder, arguments.repo, what=arguments.what, public=arguments.public)
     sys.stdout.write(f"{url}\n")
@@ -141,8 +179,7 @@ def _exec(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.folder import RunFolder
     from sft_lab.jobs.attempt import execute
 
-    if rest:
-        raise UserError(f"exec: takes one job folder, got also {' '.join(rest)}")
+    _refuse_rest("exec", rest)
     failure = execute(RunFolder(Path(arguments.folder).absolute()), arguments.work)
     return _tell([failure] if failure else [])
 
@@ -178,8 +215,7 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import terminal
     from sft_lab.store import Store, default_root
 
-    if rest:
-        raise UserError(f"store {arguments.action}: unknown words {' '.join(rest)}")
+    _refuse_rest("store", rest)
     store = Store(Path(arguments.path).expanduser().absolute() if arguments.path else default_root())
     if arguments.action == "list":
         terminal.show_store(store)
@@ -197,6 +233,10 @@ COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
     "prepare": _prepare,
     "plan": _plan,
     "exec": _exec,
+    "runs": _runs,
+    "compare": _compare,
+    "replay": _replay,
+    "promote": _promote,
     "push": _push,
     "store": _store,
 }
@@ -221,6 +261,30 @@ _PLAN_EXAMPLES = """\
 examples:
   sft-lab plan                                      the main job: rows, tokens, steps
   sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: which jobs are finished, what they share
+"""
+
+_RUNS_EXAMPLES = """\
+examples:
+  sft-lab runs                    a line for each run folder in outputs/ and multirun/
+  sft-lab runs multirun/sweep-1a2b3c4d
+"""
+
+_COMPARE_EXAMPLES = """\
+examples:
+  sft-lab compare multirun/sweep-1a2b3c4d               table, compare.html and compare.json in the sweep's folder
+  sft-lab compare outputs/*/* --out comparison          any runs, wherever they lie
+"""
+
+_REPLAY_EXAMPLES = """\
+examples:
+  sft-lab replay outputs/2026-11-22/10-30-00            again in a new folder, and every difference told
+  sft-lab replay outputs/2026-11-22/10-30-00 seed=7     with keys of the saved config changed
+"""
+
+_PROMOTE_EXAMPLES = """\
+examples:
+  sft-lab promote multirun/sweep-1a2b3c4d/seed=1-0123456789ab best   writes experiments/best.yaml
+  sft-lab +experiment=best                                           the same resolved config again
 """
 
 _PUSH_EXAMPLES = """\
@@ -283,6 +347,36 @@ def _parser() -> argparse.ArgumentParser:
     run_one.add_argument("folder", metavar="JOB_DIR")
     run_one.add_argument("--work", choices=["run", "prepare"], default="run", help="prepare: the data stages alone")
     run_one.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
+
+    runs = commands.add_parser(
+        "runs", help="a line per run folder: state, verdict, losses", formatter_class=raw, epilog=_RUNS_EXAMPLES,
+        description="List the run folders below DIR, from their small files alone.",
+    )  # fmt: skip
+    runs.add_argument("folder", nargs="?", metavar="DIR", help="default: outputs/ and multirun/ here")
+
+    compare = commands.add_parser(
+        "compare", help="jobs side by side: table, compare.html, compare.json", formatter_class=raw,
+        epilog=_COMPARE_EXAMPLES, description="Compare the jobs of a sweep, or any runs. Needs no network.",
+    )  # fmt: skip
+    compare.add_argument("folders", nargs="+", metavar="SWEEP_DIR|RUN_DIR")
+    compare.add_argument("--out", metavar="DIR", help="where compare.html and compare.json go")
+
+    replay = commands.add_parser(
+        "replay", help="run a saved config again and report every difference", formatter_class=raw,
+        epilog=_REPLAY_EXAMPLES, description="First how the world differs, then the run, then how its result differs.",
+    )  # fmt: skip
+    replay.add_argument("source", metavar="RUN_DIR|CONFIG")
+    replay.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the saved config")
+    replay.add_argument("--out", metavar="DIR", help="the new run folder; default outputs/<date>/<time>")
+    replay.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
+
+    promote = commands.add_parser(
+        "promote", help="keep a run's config as ./experiments/NAME.yaml", formatter_class=raw, epilog=_PROMOTE_EXAMPLES,
+        description="Write what differs from the defaults as an experiment, proved to give the same config.",
+    )  # fmt: skip
+    promote.add_argument("folder", metavar="RUN_DIR")
+    promote.add_argument("name", metavar="NAME")
+    promote.add_argument("--force", action="store_true", help="put it over an experiment of this name")
 
     push = commands.add_parser(
         "push", help="publish a run's model or prepared data on the Hugging Face Hub", formatter_class=raw,
