@@ -41,7 +41,7 @@ def compose_bare(overrides: list[str]) -> Bare:
         values: Any = OmegaConf.to_container(config, enum_to_str=True)
         kinds = {group: kind for group in SCHEMAS if (kind := _kind(group, config, group))}
         for path in ("filter", "split.filter"):
-            kinds |= {f"{path}.{name}": _kind("filter", config, f"{path}.{name}") for name in config_keys(config, path)}
+            kinds |= {f"{path}.{name}": _kind("filter", config, f"{path}.{name}") for name in _names(config, path)}
         return Bare(kinds, {name: value for name, value in values.items() if name != "choices"}, choices)
 
 
@@ -56,7 +56,7 @@ def bare_of(run: Run) -> Bare:
     return Bare(kinds, values, choices)
 
 
-def config_keys(config: DictConfig, path: str) -> list[str]:
+def _names(config: DictConfig, path: str) -> list[str]:
     """Give the names below a path, none where nothing is there yet."""
     node = OmegaConf.select(config, path)
     return [str(name) for name in node] if isinstance(node, DictConfig) else []

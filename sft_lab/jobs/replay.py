@@ -15,7 +15,7 @@ from sft_lab.errors import ConfigError, FolderError, all_problems
 from sft_lab.files import flat, read_json, write_json
 from sft_lab.folder import FINISHED, RUN, RunFolder
 from sft_lab.jobs import folders, launch, world
-from sft_lab.jobs.folders import Standing
+from sft_lab.jobs.folders import Placed, Standing
 from sft_lab.jobs.launch import Failure
 from sft_lab.jobs.world import Difference
 from sft_lab.run import Run
@@ -88,36 +88,38 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     if problems := run.check():
         raise all_problems(problems)
     manifest = world.read_manifest(old) if old else None
-    work = old.work() if old else RUN
-    before = read_result(old, work) if old and old.state() == FINISHED else None
-    edited = [] if manifest is None or manifest.get("job") in (None, same.hash) else [
+    state, work = _standing_of(old) if old else (None, RUN)
+    before = read_result(old, work) if old and state == FINISHED else None
+    other = [] if manifest is None or manifest.get("job") in (None, same.hash) else [
         Difference("config (edited, or read by another sft_lab)", manifest["job"], same.hash)
     ]  # fmt: skip
-    folder, standing = _place(run, words, out, source, work)
+    placed = _place(run, words, out, source, work)
+    folder, standing = placed.folder, placed.standing
+    if standing is Standing.unfinished and any(folder.checkpoints.glob("checkpoint-*")):
+        # A mean of training losses that spans the cut is taken over fewer steps; all else has come out equal.
+        other.append(Difference("training", "in one go", "goes on from a checkpoint"))
     of: dict[str, Any] = {"of": str(source.absolute()), "overrides": words}
 
-    differs = None if manifest is None else [*edited, *world.differences(manifest, run)]
+    differs = None if manifest is None else [*other, *world.differences(manifest, run)]
     for line in _world_lines(differs):
         log.info("%s", line)
     if standing is not Standing.finished:
         told = None if differs is None else [asdict(one) for one in differs]
         write_json(folder.path / REPLAY, {**of, "world": told, "result": None, "equal": None})
-    job = Job(run=run, overrides=words, axes={})
-    failures = launch.launch([folders.Placed(job, folder, standing, made=standing is Standing.new)], work)
-    if failures:
+    if failures := launch.launch([placed], work):
         return Replay(source, folder, words, differs, None, 0, exact=False, changed=False, failure=failures[0])
 
     ran_on = world.read_manifest(folder) or {}
     if manifest is not None:  # what it really ran on, now or when it was finished before
-        differs = [*edited, *world.between(manifest, ran_on)]
+        differs = [*other, *world.between(manifest, ran_on)]
     exact = differs == [] and not world.part(ran_on, "hardware").get("gpus")
     result, compared = None, 0
     if before is not None:
         after = read_result(folder, work)
         result, compared = compare(before, after, exact=exact), sum(len(group) for group in before.values())
-    note = _note(old, work, before)
+    note = "" if before is not None else _nothing_to_compare(old, state, work)
     done = Replay(source, folder, words, differs, result, compared, exact, run.hash != same.hash, note)
-    if standing is not Standing.finished or read_json(folder.path / REPLAY).get("equal", None) is None:
+    if standing is not Standing.finished or read_json(folder.path / REPLAY).get("equal") is None:
         lists = {name: None if found is None else [asdict(one) for one in found]
                  for name, found in (("world", differs), ("result", result))}  # fmt: skip
         write_json(folder.path / REPLAY, {**of, **lists, "equal": None if result is None else not result})
@@ -135,7 +137,7 @@ def _loaded(config: Path, words: list[str]) -> Run:
     return run
 
 
-def _place(run: Run, words: list[str], out: Path | None, source: Path, work: str) -> tuple[RunFolder, Standing]:
+def _place(run: Run, words: list[str], out: Path | None, source: Path, work: str) -> Placed:
     """Find or make the new folder, by the rule that every run folder obeys."""
     if out is not None:
         if out.exists() and source.exists() and out.samefile(source):
@@ -148,16 +150,21 @@ def _place(run: Run, words: list[str], out: Path | None, source: Path, work: str
         (placed,) = folders.place(plan, work)
     except FolderError as error:
         raise FolderError(str(error).replace("hydra.run.dir=...", "--out").replace("hydra.run.dir", "--out")) from error
-    return placed.folder, placed.standing
+    return placed
 
 
-def _note(old: RunFolder | None, work: str, before: Numbers | None) -> str:
+def _standing_of(old: RunFolder) -> tuple[str | None, str]:
+    try:
+        return old.state(), old.work()
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise FolderError(f"{old.status}: cannot be read ({error}); replay its config.yaml alone") from error
+
+
+def _nothing_to_compare(old: RunFolder | None, state: str | None, work: str) -> str:
     if old is None:
         return "A config alone: there is no old world and no old result to compare with; give the run folder for that."
-    if before is None:
-        state = old.state() or "not started"
-        return f"The old {'run' if work == RUN else 'preparation'} is not finished ({state}): nothing to compare with."
-    return ""
+    what = "run" if work == RUN else "preparation"
+    return f"The old {what} is not finished ({state or 'not started'}): there is nothing to compare with."
 
 
 def read_result(folder: RunFolder, work: str) -> Numbers:

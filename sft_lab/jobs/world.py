@@ -111,7 +111,7 @@ def between(then: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
         found.append(Difference(UNCOMMITTED, _yes(old_git["dirty"]), _yes(new_git.get("dirty"))))
     for name, title in (("packages", ""), ("hardware", "hardware ")):
         old, new = part(then, name), part(now, name)
-        found += [Difference(f"{title}{key}", old.get(key), new.get(key)) for key in ({**old, **new} if old else {})]
+        found += [Difference(f"{title}{key}", old.get(key), new.get(key)) for key in old]
     for name in ("dataset_fingerprint", "threads", "precision"):
         if name in then and name in now:
             found.append(Difference(name.replace("_", " "), then[name], now[name]))
