@@ -117,7 +117,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     if before is not None:
         after = read_result(folder, work)
         result, compared = compare(before, after, exact=exact), sum(len(group) for group in before.values())
-    note = "" if before is not None else _nothing_to_compare(old, state, work)
+    note = _from_store(ran_on) if before is not None else _nothing_to_compare(old, state, work)
     done = Replay(source, folder, words, differs, result, compared, exact, run.hash != same.hash, note)
     if standing is not Standing.finished or read_json(folder.path / REPLAY).get("equal") is None:
         lists = {name: None if found is None else [asdict(one) for one in found]
@@ -165,6 +165,15 @@ def _nothing_to_compare(old: RunFolder | None, state: str | None, work: str) -> 
         return "A config alone: there is no old world and no old result to compare with; give the run folder for that."
     what = "run" if work == RUN else "preparation"
     return f"The old {what} is not finished ({state or 'not started'}): there is nothing to compare with."
+
+
+def _from_store(ran_on: dict[str, Any]) -> str:
+    """Say what was not computed again: an equal number that was only looked up proves little."""
+    stages = [one for one in ran_on.get("stages", []) if isinstance(one, dict)]
+    hits = sum(bool(one.get("hit")) for one in stages)
+    if not hits:
+        return ""
+    return f"{hits} of {len(stages)} stage results came from the store; store.path=<new folder> computes them anew."
 
 
 def read_result(folder: RunFolder, work: str) -> Numbers:
@@ -254,7 +263,11 @@ def _world_lines(differs: list[Difference] | None) -> list[str]:
         return ["World: nothing is known of the old one."]
     if not differs:
         return ["World: the same (commit, versions, data, hardware, threads, precision)."]
-    return [f"World: {len(differs)} differences", *(f"  {one}" for one in differs)]
+    return [f"World: {_counted(differs)}", *(f"  {one}" for one in differs)]
+
+
+def _counted(differs: list[Difference]) -> str:
+    return "1 difference" if len(differs) == 1 else f"{len(differs)} differences"
 
 
 def lines(done: Replay) -> list[str]:
@@ -272,7 +285,7 @@ def lines(done: Replay) -> list[str]:
     how = "to the last digit" if done.exact else f"losses within {LOSS_TOLERANCE:.1%}, {rows}, counts alike"
     if not done.result:
         return [*said, f"Result: equal, {how} ({done.compared:,} numbers compared)."]
-    said += [f"Result: {len(done.result)} differences ({how})", *(f"  {one}" for one in done.result)]
+    said += [f"Result: {_counted(done.result)} ({how})", *(f"  {one}" for one in done.result)]
     if done.changed:
         return [*said, "The config was changed: a difference is expected."]
     if done.exit_code == 0:

@@ -175,9 +175,11 @@ def table(lines: list[RunLine]) -> Table:
 
     shown = Table("run", "state", "work", "verdict", "base", "loss", "gap", "rows", "when", "", box=box.SIMPLE_HEAD)
     for column in shown.columns[4:8]:
-        column.justify = "right"
-    for column in shown.columns[:-1]:
-        column.no_wrap, column.overflow = True, "fold"
+        column.justify, column.no_wrap = "right", True
+    shown.columns[0].overflow, shown.columns[0].min_width = (
+        "fold",
+        20,
+    )  # a path is shown whole, on lines below if need be
     for line in lines:
         numbers = ["" if number is None else f"{number:.4f}" for number in (line.base_loss, line.loss, line.gap)]
         rows = "" if line.rows is None else f"{line.rows:,}"
@@ -189,3 +191,17 @@ def table(lines: list[RunLine]) -> Table:
         told = ", ".join(marked[:6]) + (f" and {len(marked) - 6} more" if len(marked) > 6 else "")
         shown.caption, shown.caption_justify = f"* made by other library versions than installed now: {told}", "left"
     return shown
+
+
+def show(lines: list[RunLine]) -> None:
+    """Print the table, or that there is nothing yet."""
+    import sys
+
+    from rich.console import Console
+
+    # Rather a long line than a cut-off path where the output is a file.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if lines:
+        console.print(table(lines))
+    else:
+        console.print("No runs here yet; `sft-lab` makes one in ./outputs, `sft-lab -m` several in ./multirun.")

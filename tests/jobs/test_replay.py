@@ -81,6 +81,24 @@ def test_the_same_world_gives_the_same_digits(place: Path, first: replays.Replay
     text = told(first)
     assert "World: the same" in text
     assert "Result: equal, to the last digit (" in text
+    assert "stage results came from the store" in text
+
+
+def test_a_new_store_computes_everything_anew(copy: Path) -> None:
+    done = replay(Path("run"), ["store.path=fresh", "threads=1"])
+    assert (done.world, done.result, done.changed, done.exit_code) == ([], [], False, 0)
+    stages = read_json(done.folder.manifest)["stages"]
+    met = [stage["key"] for stage in stages if not stage["hit"]]
+    assert set(met) == {stage["key"] for stage in stages}  # each was computed once
+
+
+def test_a_job_inside_a_sweep(copy: Path) -> None:
+    Path("sweep").mkdir()
+    Path("run").rename("sweep/seed=42-0123456789ab")
+    Path("sweep/sweep.json").write_text("{}")
+    assert replay(Path("sweep/seed=42-0123456789ab"), out=Path("again")).result == []
+    with pytest.raises(FolderError, match="a sweep of several runs"):
+        replay(Path("sweep"))
 
 
 def test_a_finished_replay_is_only_compared_again(copy: Path) -> None:

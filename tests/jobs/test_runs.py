@@ -198,6 +198,20 @@ def test_wrong_values_are_told(here: Path) -> None:
     assert "[bold]low" in shown([line])
 
 
+def test_a_narrow_terminal_and_a_file_hold_whole_paths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.show(runs.listing())
+    assert "No runs here yet" in capsys.readouterr().out
+    name = "outputs/dedup=semantic-threshold=0.95-learning_rate=1e-05-num_train_epochs=3-0123456789ab"
+    made(name, state=FAILED)
+    runs.show(runs.listing())
+    assert name in capsys.readouterr().out
+    console = Console(width=90, file=io.StringIO(), record=True)
+    console.print(runs.table(runs.listing()))
+    text = console.export_text()
+    assert "".join(line[:20].strip() for line in text.splitlines()).find("0123456789ab"[-4:]) > 0
+    assert all(word in text for word in ("failed", "healthy", "2.5000", "1,200"))
+
+
 def test_a_path_is_shown_as_it_is(here: Path) -> None:
     made("outputs/[red]x[/red]")
     assert "outputs/[red]x[/red]" in shown(runs.listing())
