@@ -109,6 +109,7 @@ class _Experiment:
         run: taken apart: what has to come out.
         words: the option to choose in each group.
         written: paths of filters whose options are not to be had, so that all their knobs are written.
+        values: the knobs to write.
     """
 
     run: Bare
@@ -120,12 +121,9 @@ class _Experiment:
     def of(cls, run: Run) -> _Experiment:
         """Find the options and values that differ from the defaults."""
         made = cls(bare_of(run))
-        found = made._choose()
-        found = made._replace(found)
+        found = made._replace(made._choose())
         made.values, _ = _changes(found.values, made.run.values)
         made.values.pop("rerun", None)
-        for path in made.written:
-            _set(made.values, path.split("."), _get(made.run.values, path.split(".")))
         _thin(made.values, found.values)
         return made
 
@@ -135,8 +133,8 @@ class _Experiment:
 
         defaults: list[Any] = []
         for path in sorted(self.written):
-            names = _get(self.run.values, path.split("."))
-            defaults += [f"/schema/filter/{self.run.kinds[f'{path}.{name}']}@{path}.{name}" for name in names]
+            kinds = {name: kind for name, kind in self.run.kinds.items() if name.startswith(f"{path}.")}
+            defaults += [f"/schema/filter/{kind}@{name}" for name, kind in kinds.items()]
         if defaults:
             defaults.append("_self_")  # the values below beat these schemas
         defaults += [{f"override /{group}": option} for group, option in self.words.items()]  # last, as Hydra wants it
@@ -220,16 +218,6 @@ def _thin(values: dict[str, Any], found: dict[str, Any]) -> None:
     for name, source in sources.items():
         if name not in found["dataset"].get("sources", {}):
             sources[name] = {key: value for key, value in source.items() if value != default[key]}
-
-
-def _get(values: dict[str, Any], path: list[str]) -> Any:
-    return _get(values[path[0]], path[1:]) if path else values
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        values = values.setdefault(key, {})
-    values[path[-1]] = value
 
 
 def _header(folder: RunFolder, name: str) -> str:

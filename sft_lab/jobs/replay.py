@@ -101,7 +101,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     of: dict[str, Any] = {"of": str(source.absolute()), "overrides": words}
 
     differs = None if manifest is None else [*other, *world.differences(manifest, run)]
-    for line in _world_lines(differs):
+    for line in world.lines(differs):
         log.info("%s", line)
     if standing is not Standing.finished:
         told = None if differs is None else [asdict(one) for one in differs]
@@ -258,24 +258,12 @@ def _distance(then: Any, now: Any) -> float:
     return abs(then - now) if numbers else math.inf
 
 
-def _world_lines(differs: list[Difference] | None) -> list[str]:
-    if differs is None:
-        return ["World: nothing is known of the old one."]
-    if not differs:
-        return ["World: the same (commit, versions, data, hardware, threads, precision)."]
-    return [f"World: {_counted(differs)}", *(f"  {one}" for one in differs)]
-
-
-def _counted(differs: list[Difference]) -> str:
-    return "1 difference" if len(differs) == 1 else f"{len(differs)} differences"
-
-
 def lines(done: Replay) -> list[str]:
     """Say both lists, world and result, and what they come to."""
     said = [f"Replay of {done.source} in {done.folder.path}"]
     if done.overrides:
         said.append(f"Overrides: {' '.join(done.overrides)}")
-    said += _world_lines(done.world)
+    said += world.lines(done.world)
     if done.failure:
         return [*said, f"Result: none, the replay failed: {done.failure.message}"]
     said += [done.note] if done.note else []
@@ -285,7 +273,7 @@ def lines(done: Replay) -> list[str]:
     how = "to the last digit" if done.exact else f"losses within {LOSS_TOLERANCE:.1%}, {rows}, counts alike"
     if not done.result:
         return [*said, f"Result: equal, {how} ({done.compared:,} numbers compared)."]
-    said += [f"Result: {_counted(done.result)} ({how})", *(f"  {one}" for one in done.result)]
+    said += [f"Result: {world.counted(done.result)} ({how})", *(f"  {one}" for one in done.result)]
     if done.changed:
         return [*said, "The config was changed: a difference is expected."]
     if done.exit_code == 0:

@@ -126,3 +126,17 @@ def part(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _yes(flag: object) -> str | None:
     return None if flag is None else "yes" if flag else "no"
+
+
+def lines(differs: list[Difference] | None) -> list[str]:
+    """Say the differences, one a line; None: the old run noted nothing."""
+    if differs is None:
+        return ["World: nothing is known of the old one."]
+    if not differs:
+        return ["World: the same (commit, versions, data, hardware, threads, precision)."]
+    return [f"World: {counted(differs)}", *(f"  {one}" for one in differs)]
+
+
+def counted(differs: list[Difference]) -> str:
+    """Say how many there are."""
+    return "1 difference" if len(differs) == 1 else f"{len(differs)} differences"

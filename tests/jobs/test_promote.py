@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sft_lab import config
 from sft_lab.errors import ConfigError, FolderError, UserError
 from sft_lab.folder import RunFolder
-from sft_lab.jobs.promote import promote
-from sft_lab.run import Run
+from sft_lab.jobs.promote import _not_the_same, _option_of, promote
+from sft_lab.run import SCHEMAS, Run
 
 SUMMARY = {"eval/loss": 2.5, "base/eval_loss": 3.25, "verdict": "healthy"}
 MANIFEST = {
@@ -255,6 +255,12 @@ def test_own_options_that_have_changed(here: Path) -> None:
     assert said["filter"] == {"polite": {"drop": ["damn"]}, "answered": {"min_answer_chars": 3}}
 
 
+def test_every_kind_has_a_shipped_option() -> None:
+    for group, kinds in SCHEMAS.items():
+        for kind in kinds if group != "filter" else ():
+            assert _option_of(group, kind), f"{group}={kind}"
+
+
 def test_a_run_made_in_python_has_no_choices(here: Path, tiny: list[str]) -> None:
     saved = composed(*tiny, "split.filter=[answered]").saved()
     run = config.from_saved({key: value for key, value in saved.items() if key != "choices"}, "made")
@@ -370,8 +376,6 @@ def test_what_cannot_be_said_is_not_written(here: Path, tiny: list[str]) -> None
 
 
 def test_the_proof_finds_what_would_come_out_otherwise(here: Path, tiny: list[str]) -> None:
-    from sft_lab.jobs.promote import _not_the_same
-
     Path("experiments").mkdir()
     run = composed(*tiny)
     file = promote(folder_of(run).path, "mine")
