@@ -80,7 +80,7 @@ def compose_config(overrides: list[str], *, config_dir: str | None = None) -> Di
         words = parse(overrides)
         if swept := [str(word.input_line) for word in words if word.is_sweep_override()]:
             raise ConfigError(f"{swept[0]}: --cfg job shows one job; give one value")
-        config, _ = _strict(_compose(texts_of(words)))
+        config, _ = _strict(compose_one(texts_of(words)))
         build(config)
         return config
 
@@ -105,7 +105,7 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
         # the rest. Otherwise this is the job's own composition.
         may_sweep = multirun or bool(swept) or name is not None
         about = [text for text in fixed if re.match("experiment$|hydra[./]", key_of(text))] if may_sweep else fixed
-        composed = _compose(about)
+        composed = compose_one(about)
         _refuse_hidden_choosers(composed)
         mode = composed.hydra.mode
         is_sweep = multirun or (mode is not None and mode.name == "MULTIRUN")
@@ -147,7 +147,7 @@ def _plan(
     folders: tuple[str | None, str | None] = (None, None)
     for values in grid:
         try:
-            config = composed if composed is not None else _compose([*fixed, *texts_of(parse(values))])
+            config = composed if composed is not None else compose_one([*fixed, *texts_of(parse(values))])
             folders = _folder(config, "run"), _folder(config, "sweep")
             jobs.append(job_of(config, fixed, values))
         except ConfigError as error:
@@ -210,7 +210,7 @@ def hydra(config_dir: str | None = None) -> Iterator[None]:
         GlobalHydra.instance().clear()
 
 
-def _compose(overrides: list[str]) -> DictConfig:
+def compose_one(overrides: list[str]) -> DictConfig:
     """Compose one config with Hydra's own node in it."""
     try:
         return hydra_compose("config", overrides=[*map(_forced, overrides)], return_hydra_config=True)
@@ -227,7 +227,7 @@ def _forced(word: str) -> str:
 
 def _strict(composed: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     """Take Hydra's node out, refuse unknown and missing keys; give the config and the chosen options."""
-    choices = _choices(composed)
+    choices = choices_of(composed)
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra")
     problems = [unknown_key(path, known, composed, choices) for path, known in _unknown_keys(composed)]
@@ -243,7 +243,7 @@ def _strict(composed: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     return composed, choices
 
 
-def _choices(composed: DictConfig) -> dict[str, Any]:
+def choices_of(composed: DictConfig) -> dict[str, Any]:
     raw = composed.hydra.runtime.choices
     found = {name: raw[name] for name in SCHEMAS if name in raw}
     # Hydra leaves out groups chosen as lists.

@@ -1,0 +1,258 @@
+"""``sft-lab promote``: a run's config as an experiment file that says only what differs from the defaults."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sft_lab import config as configs
+from sft_lab.bench import plain
+from sft_lab.config.bare import Bare, bare_of, compose_bare
+from sft_lab.data.mixture import Ingredient
+from sft_lab.errors import ConfigError, FolderError, UserError
+from sft_lab.files import flat, read_json, write_text
+from sft_lab.folder import PREPARE, RunFolder
+from sft_lab.jobs import world
+from sft_lab.options import shipped
+from sft_lab.run import SCHEMAS, Run
+
+# What an experiment file does not carry: `rerun` is about a folder, and `choices` follow from what is chosen.
+_LEFT_OUT = ("choices", "rerun")
+# Words that Hydra's command line reads as values of another type.
+_NO_NAMES = ("true", "false", "null", "nan", "inf", "none")
+
+
+def promote(source: Path, name: str, *, force: bool = False) -> Path:
+    """Keep a run's config as ``./experiments/<name>.yaml`` and prove that it gives the same config again.
+
+    Args:
+        source: a run folder, of any state.
+        name: of the experiment.
+        force: overwrite one of that name.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: for a bad name, a name that is taken, a folder that is none, or a config that cannot be said as
+            an experiment from here.
+    """
+    folder = world.run_folder(source)
+    name = _checked_name(name)
+    target = Path.cwd() / "experiments" / f"{name}.yaml"
+    taken = [file for file in (target, shipped("experiments") / target.name) if file.exists()]
+    if taken and not force:
+        whose = "exists" if taken[0] == target else "is shipped with sft_lab, and yours would be used in its place"
+        raise UserError(f"{taken[0]}: {whose}; choose another name, or --force")
+    run = configs.load(folder.config)
+    text = f"{_header(folder, name)}{_Experiment.of(run).to_yaml()}"
+    _put(target, text, run)
+    return target
+
+
+def _checked_name(name: str) -> str:
+    stem = name.removesuffix(".yaml")
+    if not re.fullmatch(r"[A-Za-z_][\w.-]*", stem, re.ASCII) or stem.lower() in _NO_NAMES:
+        raise UserError(
+            f"{name!r}: no name of an experiment; it begins with a letter and holds letters, digits, _ - and . alone, "
+            "as +experiment=NAME wants it"
+        )
+    return stem
+
+
+def _put(target: Path, text: str, run: Run) -> None:
+    """Write the file under another name, prove it there, and only then put it in place."""
+    made = [folder for folder in (target.parent,) if not folder.exists()]
+    trial = target.with_name(f"{target.stem}-trial-{uuid4().hex[:8]}.yaml")
+    try:
+        try:
+            write_text(trial, text)
+            if said := _not_the_same(run, trial.stem):
+                raise ConfigError(f"{target}: not written, since running it would not give the run's config: {said}")
+            trial.replace(target)
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise FolderError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _not_the_same(run: Run, name: str) -> str:
+    """Compose the experiment and say how its config differs from the run's; empty when it does not.
+
+    The order of mappings counts too: filters work, and sources follow one another, in the order they are written.
+    """
+    try:
+        found = configs.build(configs.compose_config([f"experiment={name}"]))
+    except ConfigError as error:
+        return f"it cannot be composed here ({error})"
+    old, new = ({key: value for key, value in one.saved().items() if key not in _LEFT_OUT} for one in (run, found))
+    if found.hash == run.hash and repr(old) == repr(new):
+        return ""
+    then, now = flat(old), flat(new)
+    differ = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    shown = [f"{key} was {then.get(key, 'absent')}, would be {now.get(key, 'absent')}" for key in differ[:3]]
+    return "; ".join(shown) or "the same keys in another order"
+
+
+@dataclass
+class _Experiment:
+    """An experiment in the making.
+
+    Attributes:
+        run: taken apart: what has to come out.
+        words: the option to choose in each group.
+        written: paths of filters whose options are not to be had, so that all their knobs are written.
+        values: the knobs to write.
+    """
+
+    run: Bare
+    words: dict[str, Any] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Run) -> _Experiment:
+        """Find the options and values that differ from the defaults."""
+        made = cls(bare_of(run))
+        found = made._replace(made._choose())
+        made.values, _ = _changes(found.values, made.run.values)
+        made.values.pop("rerun", None)
+        _thin(made.values, found.values)
+        return made
+
+    def to_yaml(self) -> str:
+        """Give the file's text below its comments."""
+        from omegaconf import OmegaConf
+
+        defaults: list[Any] = []
+        for path in sorted(self.written):
+            kinds = {name: kind for name, kind in self.run.kinds.items() if name.startswith(f"{path}.")}
+            defaults += [f"/schema/filter/{kind}@{name}" for name, kind in kinds.items()]
+        if defaults:
+            defaults.append("_self_")  # the values below beat these schemas
+        defaults += [{f"override /{group}": option} for group, option in self.words.items()]  # last, as Hydra wants it
+        content = ({"defaults": defaults} if defaults else {}) | self.values
+        return OmegaConf.to_yaml(OmegaConf.create(content))
+
+    def _choose(self) -> Bare:
+        """Choose the run's options as long as something comes out other than it chose: groups first, then in groups."""
+        while True:
+            found = compose_bare(self._overrides())
+            more = {
+                group: option
+                for group, option in self.run.choices.items()
+                if group not in self.words and found.choices.get(group, option) != option and _is_there(group, option)
+            }
+            if not more:
+                return found
+            outer = {group: option for group, option in more.items() if "/" not in group or group == "split/filter"}
+            self.words |= outer or more
+
+    def _replace(self, found: Bare) -> Bare:
+        """Where the run's option is gone, or is now another: one of the same kind, and all values written."""
+        for path in ("filter", "split.filter"):
+            now, then = ({key: kind for key, kind in one.kinds.items() if key.startswith(f"{path}.")}
+                         for one in (found, self.run))  # fmt: skip
+            if list(now.items()) != list(then.items()):
+                self.words[path.replace(".", "/")] = []
+                self.written.add(path)
+        _, stuck = _changes(found.values, self.run.values)
+        chosen = self.run.choices
+        gone = [group for group in SCHEMAS if group != "filter"
+                and (group in stuck or found.kinds.get(group) != self.run.kinds[group]
+                     or (group in chosen and not _is_there(group, chosen[group])))]  # fmt: skip
+        self.words |= {group: _option_of(group, self.run.kinds[group]) for group in gone}
+        return compose_bare(self._overrides()) if gone or self.written else found
+
+    def _overrides(self) -> list[str]:
+        words = {group: ",".join(word) if isinstance(word, list) else word for group, word in self.words.items()}
+        return [f"{group}=[{words[group]}]" if isinstance(word, list) else f"{group}={word}"
+                for group, word in self.words.items()]  # fmt: skip
+
+
+def _is_there(group: str, option: Any) -> bool:
+    """Whether the option files are to be had here: shipped, or in the working folder's own ``conf/``."""
+    roots = [root / group.partition("@")[0] for root in (shipped("conf"), Path.cwd() / "conf")]
+    names = option if isinstance(option, list) else [option]
+    return all(any((root / f"{name}.yaml").is_file() for root in roots) for name in names)
+
+
+def _option_of(group: str, kind: str) -> str:
+    """Give a shipped option of a kind, that of the same name if there is one."""
+    files = sorted((shipped("conf") / group).glob("*.yaml"), key=lambda file: (file.stem != kind, file.stem))
+    of_kind = [file.stem for file in files if f"/schema/{group}/{kind}@" in file.read_text(encoding="utf-8")]
+    return of_kind[0]
+
+
+def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Give the values to write, nested, and the outermost keys below which something would have to be removed.
+
+    An experiment adds and replaces; it cannot take a key out of a mapping.
+    """
+    values: dict[str, Any] = {}
+    stuck = {key for key in found if key not in wanted}
+    for key, value in wanted.items():
+        old = found.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            inner, below = _changes(old, value)
+            if inner:
+                values[key] = inner
+            if below:
+                stuck.add(key)
+        elif key not in found or old != value or type(old) is not type(value):
+            values[key] = value
+    return values, stuck
+
+
+def _thin(values: dict[str, Any], found: dict[str, Any]) -> None:
+    """Leave out of a mixture's sources what they say by default."""
+    default = {**plain(Ingredient(path=""), every_knob=True), "path": None}
+    sources = values.get("dataset", {}).get("sources", {})
+    for name, source in sources.items():
+        if name not in found["dataset"].get("sources", {}):
+            sources[name] = {key: value for key, value in source.items() if value != default[key]}
+
+
+def _header(folder: RunFolder, name: str) -> str:
+    """Say where the file comes from and how to run it."""
+    made_by, status, summary = (_told(file) for file in (folder.manifest, folder.status, folder.summary))
+    prepared = status.get("work") == PREPARE
+    base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))
+    if isinstance(loss, float):
+        before = f"{base:.4f} base -> " if isinstance(base, float) else ""
+        numbers = f"held-out loss {before}{loss:.4f} tuned, verdict {verdict}"
+    elif prepared:
+        numbers = "data prepared, nothing trained"
+    else:
+        numbers = f"verdict {verdict}" if verdict else f"{status.get('state', 'not started')}, no result"
+    git = world.part(made_by, "git")
+    commit = f"commit {str(git['commit'])[:12]}" if git.get("commit") else "no commit known"
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    lines = [
+        "@package _global_",
+        f"Kept from the run {folder.path.name}: {numbers}.",
+        f"Run it: sft-lab {'prepare ' if prepared else ''}+experiment={name}",
+        f"From {folder.path}, {made_by.get('started', 'date unknown')}, {commit}{dirty}.",
+        "Only what differs from the defaults stands here.",
+    ]
+    return "".join(f"# {_one_line(line)}\n" for line in lines)
+
+
+def _told(file: Path) -> dict[str, Any]:
+    """Give what a file of the folder says; a comment is no reason to fail."""
+    try:
+        content: Any = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
