@@ -23,9 +23,7 @@ def axes_of(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     flats = [flat({name: value for name, value in config.items() if name not in NOT_IDENTITY}) for config in configs]
     order = list(dict.fromkeys(key for one in flats for key in one))
-    differing = {
-        key: values for key in order if _differ(values := [_frozen(one.get(key, NO_KEY)) for one in flats])
-    }
+    differing = {key: values for key in order if _differ(values := [_frozen(one.get(key, NO_KEY)) for one in flats])}
     found: dict[str, list[Any]] = {}
     for path, options in _groups(configs, list(differing)):
         below = [key for key in differing if key == path or key.startswith(f"{path}.")]
@@ -36,7 +34,9 @@ def axes_of(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if len(set(zip(options, differing[key], strict=True))) == len(set(options)):
                 del differing[key]
     found |= {key: [one.get(key, NO_KEY) for one in flats] for key in differing}
-    place = {path: next(at for at, key in enumerate(order) if key == path or key.startswith(f"{path}.")) for path in found}
+    place = {
+        path: next(at for at, key in enumerate(order) if key == path or key.startswith(f"{path}.")) for path in found
+    }
     names = sorted(found, key=lambda path: (path == SEED, place[path], path))
     return [{name: found[name][job] for name in names if found[name][job] is not NO_KEY} for job in range(len(configs))]
 

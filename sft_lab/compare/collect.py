@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -87,8 +87,19 @@ class Job:
         found = [(event.get("step", 0), event[name]) for event in self.events if name in event]
         return [(step, float(value) if is_number(value) else math.nan) for step, value in found]
 
+    def gaps(self) -> Curve:
+        """Give (epoch, held-out loss above the mean training loss logged since the evaluation before)."""
+        found, logged = [], list[float]()
+        for event in self.events:
+            if is_number(event.get("train/loss")):
+                logged.append(event["train/loss"])
+            if is_number(event.get("eval/loss")) and logged:
+                found.append((float(event.get("epoch") or 0), event["eval/loss"] - sum(logged) / len(logged)))
+                logged = []
+        return found
 
-def is_number(value: object) -> bool:
+
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value from a run's files is a number to reckon with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -104,7 +115,9 @@ def collect(paths: list[Path]) -> list[Job]:
     folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path.absolute())))
     names = [folder.name for folder in folders]
     jobs = [
-        _read(RunFolder(folder), folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}")
+        _read(
+            RunFolder(folder), folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
+        )
         for folder in folders
     ]
     readable = [job for job in jobs if job.config]

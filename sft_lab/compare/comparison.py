@@ -18,7 +18,6 @@ from sft_lab.errors import FolderError
 from sft_lab.files import write_json
 
 LOSS, BITS = "eval/loss", "eval/bits_per_byte"
-UNITS = {LOSS: "nats per token", BITS: "bits per byte"}
 NEED_BITS = ("template", "model")  # axes over which tokens are not the same
 MIN_ROWS = 2
 

@@ -11,13 +11,14 @@ the next:
   these two settings, so it is taken from the replicates of the whole sweep and a stated prior.
 * ``differs_over_seeds``: both settings have at least three seeds; their own spread is added (Welch's interval).
 
-A winner is named only if one of the latter two holds against every other setting; since all must hold, comparing many
-settings makes no winner more likely.
+A winner is named only if one of the latter two holds against every other setting. Since all must hold, more settings
+make no winner more likely.
 
-**The prior.** The sd of a setting's loss over seeds is taken to be 0.35% of the loss, worth four replicates beside those
-of the sweep (a moderated variance as in Smyth, "Linear models and empirical Bayes methods", 2004). So two settings with
-one seed each must differ by 1.4%, and a setting that is 2% worse is found. Measured with 20 to 128 held-out rows: see
-docs/decisions.md. It is too small where weights start at random, and near divergence: three seeds decide.
+**The prior.** The sd of a setting's loss over seeds is taken to be 0.35% of the loss, worth four replicates beside
+those of the sweep (a moderated variance as in Smyth, "Linear models and empirical Bayes methods", 2004). So two settings
+with one seed each must differ by 1.4%, and one that is 2% worse is found. It is meant for fine-tuning pretrained weights
+(what was measured: docs/decisions.md) and too small for weights that start at random, and near divergence: there three
+seeds decide.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ COLUMNS = {
     "converged at": ("converged_at", "{:,.0f}"),
     "seconds": ("seconds", "{:,.0f}"),
 }
+MOST_BASES = 3  # that get a line each
 
 
 class Row(NamedTuple):
@@ -47,16 +48,25 @@ class Row(NamedTuple):
 
 def rows(found: Comparison) -> list[Row]:
     """Give the lines of the table."""
-    lines = []
-    for base in found.bases:
-        numbers = _numbers({"eval/loss": base.loss, "eval/bits_per_byte": base.bits_per_byte})
-        lines.append(Row(None, _axes(base.axes, found.axes), "base model", numbers, "", "", best=False))
+    lines = _base_rows(found)
     for job in found.jobs:
         verdict = str(job.summary.get("verdict") or "").replace("_", " ")
         remark = next((line.strip() for line in job.error.splitlines() if line.strip()), "")
         best = job is found.best
         lines.append(Row(job, _axes(job.axes, found.axes), job.state, _numbers(job.numbers), verdict, remark, best))
     return lines
+
+
+def _base_rows(found: Comparison) -> list[Row]:
+    """A line for each base model; one with their range where seeds made many."""
+    parts = [_numbers({"eval/loss": base.loss, "eval/bits_per_byte": base.bits_per_byte}) for base in found.bases]
+    if len(parts) <= MOST_BASES:
+        return [
+            Row(None, _axes(base.axes, found.axes), "base model", numbers, "", "", best=False)
+            for base, numbers in zip(found.bases, parts, strict=True)
+        ]
+    ranges = [f"{min(one)}–{max(one)}" if max(one) else "" for one in zip(*parts, strict=True)]
+    return [Row(None, [""] * len(found.axes), f"{len(parts)} base models", ranges, "", "", best=False)]
 
 
 def _axes(values: dict[str, Any], axes: list[str]) -> list[str]:

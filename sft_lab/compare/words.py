@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sft_lab.compare.axes import SEED, short_names, shown
 from sft_lab.compare.collect import is_number
 from sft_lab.compare.noise import (
-    BEYOND_SPREAD, FEW_ROWS, NONE, ON_ROWS, OVER_SEEDS, SEEDS_NEEDED, WINS, Difference, Interval,
+    BEYOND_SPREAD,
+    FEW_ROWS,
+    NONE,
+    ON_ROWS,
+    OVER_SEEDS,
+    SEEDS_NEEDED,
+    WINS,
+    Difference,
+    Interval,
 )  # fmt: skip
 from sft_lab.folder import FINISHED
 
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
 CLAIMS = {
     OVER_SEEDS: "differs over seeds",
     BEYOND_SPREAD: "differs by more than the seed spread",
-    ON_ROWS: "differs on these rows (one seed)",
+    ON_ROWS: "differs on these rows only",
     NONE: "not told apart",
 }
 UNITS = {"eval/loss": "nats per token", "eval/bits_per_byte": "bits per byte"}
@@ -44,20 +52,28 @@ def headline(found: Comparison) -> Headline:
         return Headline("not comparable", "bad", found.alarms)
     if not found.settings or found.best is None:
         done = sum(job.state == FINISHED for job in found.jobs)
-        return Headline("nothing to compare yet", "none", [f"{done} of {_jobs(len(found.jobs))} finished, none with a held-out loss."])
+        return Headline(
+            "nothing to compare yet",
+            "none",
+            [f"{done} of {_jobs(len(found.jobs))} finished, none with a held-out loss."],
+        )
     names = short_names(found.axes)
     first, *others = found.settings
     title = name_of(first.axes, names) or found.best.name
     level = f"{first.loss:.4f} {UNITS[found.measure]}"
     if not others:
-        what = f"{len(first.jobs)} seeds of one setting: {level} on average" if len(first.jobs) > 1 else f"{title}: {level}"
+        what = (
+            f"{len(first.jobs)} seeds of one setting: {level} on average"
+            if len(first.jobs) > 1
+            else f"{title}: {level}"
+        )
         return Headline("one setting", "none", [f"{what}{_beside_base(found)}.", *_seed_range(found)])
     mean = f" (mean of {len(first.jobs)} seeds)" if len(first.jobs) > 1 else ""
     sentences = [f"{title} is best: {level}{mean}{_beside_base(found)}{_before_next(others[0], names)}."]
     sentences += [*_claim(found, names), *_mattered(found, names)]
-    if winner := found.winner:
+    if found.winner:
         claims = {one.from_best.claim for one in others if one.from_best}
-        badge = "better over seeds" if winner and claims == {OVER_SEEDS} else "better than seeds explain"
+        badge = "better over seeds" if claims == {OVER_SEEDS} else "likely better"
         return Headline(badge, "good", sentences)
     return Headline("no clear winner", "fair", sentences)
 
@@ -73,16 +89,15 @@ def _before_next(second: Setting, names: dict[str, str]) -> str:
     difference = second.from_best
     if difference is None:
         return f"; next is {name_of(second.axes, names)} with {second.loss:.4f}"
-    return f", and {percent(difference.share)} below the next, {name_of(second.axes, names)}{_within(difference)}"
+    return f"; the next, {name_of(second.axes, names)}, is {percent(difference.share)} above it{_within(difference)}"
 
 
 def _within(difference: Difference) -> str:
-    """The interval over rows and seeds, in percent, in the direction that the sentence speaks of."""
+    """The interval over rows and seeds in percent, in the direction that the sentence speaks of."""
     scale = difference.share / difference.value if difference.value else 0.0
-    ends = sorted((end * scale for end in difference.over_seeds), key=abs)
-    if difference.value < 0:
-        ends = [-end for end in ends]
-    return f" ({percent(ends[0])} to {percent(ends[1])})" if ends[0] <= ends[1] else f" ({percent(ends[1])} to {percent(ends[0])})"
+    sign = -1 if difference.value < 0 else 1
+    low, high = sorted(sign * scale * end for end in difference.over_seeds)
+    return f" ({percent(low)} to {percent(high)})"
 
 
 def _claim(found: Comparison, names: dict[str, str]) -> list[str]:
@@ -95,9 +110,8 @@ def _claim(found: Comparison, names: dict[str, str]) -> list[str]:
         sure = "Its lead over every other setting is larger than chance in rows and seeds would make it"
         return [f"{sure}; the spread of seeds is {_source(found)}." if guessed else f"{sure}."]
     only_rows = sum(1 for setting in near if setting.from_best and setting.from_best.claim == ON_ROWS)
-    listed = "; ".join(name_of(setting.axes, names) for setting in near[:MOST_NAMES])
-    more = f" and {len(near) - MOST_NAMES} more" if len(near) > MOST_NAMES else ""
-    says = [f"As settings it is not told apart from {listed}{more}: with other seeds or rows the order may turn."]
+    listed = _listed([name_of(setting.axes, names) for setting in near], "; ")
+    says = [f"As settings it is not told apart from {listed}: with other seeds or rows the order may turn."]
     if only_rows:
         one = "one of them differs" if only_rows == 1 else f"{only_rows} of them differ"
         says.append(f"On these rows, with these weights, {one} from it.")
@@ -108,7 +122,9 @@ def _source(found: Comparison) -> str:
     share = percent(found.spread.share)
     if found.spread.replicates:
         return f"{share} of the loss, from {_many(found.spread.replicates, 'replicate')} here and a prior"
-    return f"assumed to be {share} of the loss, since no setting has two seeds; {SEEDS_NEEDED} seeds of each would show it"
+    return (
+        f"assumed to be {share} of the loss, since no setting has two seeds; {SEEDS_NEEDED} seeds of each would show it"
+    )
 
 
 def _mattered(found: Comparison, names: dict[str, str]) -> list[str]:
@@ -116,7 +132,10 @@ def _mattered(found: Comparison, names: dict[str, str]) -> list[str]:
     if len(found.axes) < 2 or not choices:
         return []
     top = choices[0]
-    says = f"{names[top.axis]} mattered most: {top.range:.4f} between its best value, {shown(top.best.value)}, and its worst"
+    between = f"{top.range:.4f} between its best value, {shown(top.best.value)}, and its worst"
+    says = f"{names[top.axis]} mattered most: {between}"
+    if not top.matched:
+        says += ", though other axes differ between them too"
     if top.difference and top.difference.claim not in WINS:
         says += ", which chance may explain"
     rest = "; ".join(f"{names[effect.axis]} {effect.range:.4f}" for effect in choices[1:3])
@@ -125,7 +144,7 @@ def _mattered(found: Comparison, names: dict[str, str]) -> list[str]:
 
 def _seed_range(found: Comparison) -> list[str]:
     effect = next((one for one in found.effects if one.axis == SEED), None)
-    if effect is None:
+    if effect is None or not (effect.matched or len(found.settings) == 1):
         return []
     losses = [loss for level in effect.levels for _, loss in level.jobs]
     if len(found.settings) == 1:
@@ -135,10 +154,7 @@ def _seed_range(found: Comparison) -> list[str]:
 
 def other_rows(fingerprints: dict[str, list[str]]) -> str:
     """Say that jobs were scored on other rows."""
-    groups = "; ".join(
-        f"{fingerprint[:12]}: {', '.join(jobs[:MOST_NAMES])}{f' and {len(jobs) - MOST_NAMES} more' if len(jobs) > MOST_NAMES else ''}"
-        for fingerprint, jobs in fingerprints.items()
-    )
+    groups = "; ".join(f"{fingerprint[:12]}: {_listed(jobs, ', ')}" for fingerprint, jobs in fingerprints.items())
     return f"The held-out rows are not the same for all jobs, so no winner is named ({groups})."
 
 
@@ -149,20 +165,23 @@ def notes(found: Comparison) -> list[str]:
         says.append(f"Compared by bits per byte: {found.why}.")
     if len(found.settings) > 1:
         says.append(
-            f"The best of {_many(len(found.settings), 'setting')} was chosen on the held-out rows it is judged on, so its own "
-            "loss is a little too good; rows that nobody chose by would tell."
+            f"The best of {_many(len(found.settings), 'setting')} was chosen on the held-out rows it is judged on, so "
+            "its own loss is a little too good; rows that nobody chose by would tell."
         )
         says.append(_seeds(found))
     if 0 < found.rows < FEW_ROWS:
         says.append(f"Only {_many(found.rows, 'held-out row')}: intervals are wide, and rough.")
     scored = [len(job.tuned.ids) for job in found.jobs if job.judged and job.tuned]
     if found.rows and max(scored) > found.rows:
-        says.append(f"Compared on the {found.rows} held-out rows that all jobs have; the table has each job's own loss.")
+        says.append(
+            f"Compared on the {found.rows} held-out rows that all jobs have; the table has each job's own loss."
+        )
     left = [job for job in found.jobs if not job.judged]
     if left and found.settings:
         says.append(f"{_jobs(len(left))} not judged: {_states(found)}. What is said here may change.")
     if "unknown" in found.fingerprints:
-        says.append(f"No held-out fingerprint in {', '.join(found.fingerprints['unknown'][:MOST_NAMES])}; rows are matched by their ids.")
+        without = _listed(found.fingerprints["unknown"], ", ")
+        says.append(f"No held-out fingerprint in {without}; rows are matched by their ids.")
     if len(found.bases) > 1 and not found.alarms:
         says.append("Jobs began from different base models; each is measured against its own.")
     return [*says, *_kept_equal(found)]
@@ -174,8 +193,8 @@ def _seeds(found: Comparison) -> str:
         return f"Every setting has {fewest} seeds or more: differences are claimed over seeds and rows."
     have = "one seed" if fewest == 1 else f"{fewest} seeds"
     return (
-        f"Settings have as few as {have}, which does not show what a seed does. A difference is claimed between settings only "
-        f"where it is larger than the spread of seeds, {_source(found)}."
+        f"Settings have as few as {have}, which does not show what a seed does. A difference is claimed between "
+        f"settings only where it is larger than the spread of seeds, {_source(found)}."
     )
 
 
@@ -192,8 +211,8 @@ def _kept_equal(found: Comparison) -> list[str]:
         return []
     kept = []
     for key, name in (("steps", "optimizer steps"), ("epochs", "epochs"), ("train_tokens", "trained tokens")):
-        values = [summary.get(key) for summary in judged]
-        if all(is_number(value) for value in values) and max(values) - min(values) <= 0.01 * abs(max(values)):
+        values = [float(value) for summary in judged if is_number(value := summary.get(key))]
+        if len(values) == len(judged) and max(values) - min(values) <= 0.01 * abs(max(values)):
             kept.append(name)
     equal = f"{' and '.join(kept)} stayed equal" if kept else "neither steps, epochs nor tokens stayed equal"
     return [f"Jobs trained on different numbers of rows; {equal}."]
@@ -207,6 +226,11 @@ def percent(share: float) -> str:
 def interval(ends: Interval, digits: int = 4) -> str:
     """An interval in the measure's unit."""
     return f"{ends.low:+.{digits}f} to {ends.high:+.{digits}f}".replace("-", "−")
+
+
+def _listed(names: list[str], between: str) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{between.join(names[:MOST_NAMES])}{more}"
 
 
 def _jobs(count: int) -> str:
