@@ -13,7 +13,7 @@ import numpy as np
 from sft_lab.compare.axes import SEED
 from sft_lab.compare.collect import Job, RowLosses, collect
 from sft_lab.compare.effects import Effect, effects
-from sft_lab.compare.noise import WINS, Difference, Rows, Spread, seed_spread
+from sft_lab.compare.noise import PRIOR_SPREAD, RANDOM_START, WINS, Difference, Rows, Spread, seed_spread
 from sft_lab.errors import FolderError
 from sft_lab.files import write_json
 
@@ -230,7 +230,9 @@ def _rank(found: Comparison, judged: list[Job]) -> None:
         groups.setdefault(json.dumps(_unseeded(job), default=str), {}).setdefault(job.axes.get(SEED), job)
     settings = [_setting(list(group.values()), losses, nats) for group in groups.values()]
     settings.sort(key=lambda setting: setting.loss)
-    found.spread = seed_spread([np.array([losses[job.name] for job in setting.jobs]) for setting in settings])
+    found.spread = seed_spread(
+        [np.array([losses[job.name] for job in setting.jobs]) for setting in settings], _prior(settings[0])
+    )
     first = settings[0]
     found.settings = settings
     if rows and first.nats is not None:
@@ -245,6 +247,15 @@ def _rank(found: Comparison, judged: list[Job]) -> None:
             found.over_base = rows.difference(base[None], first.nats, found.spread, seeded=False)
     found.best = min(jobs, key=lambda job: losses[job.name])
     found.effects = effects(jobs, losses, nats, rows, found.spread)
+
+
+def _prior(best: Setting) -> float:
+    """The spread of seeds to expect: more where weights started at random and went far."""
+    job = best.jobs[0]
+    base, loss = job.summary.get("base/eval_loss"), job.summary.get(LOSS)
+    if (job.config.get("model") or {}).get("kind") != "tiny_random" or not base or not loss:
+        return PRIOR_SPREAD
+    return max(PRIOR_SPREAD, RANDOM_START * abs(math.log(loss / base)))
 
 
 def _has(job: Job, measure: str) -> bool:

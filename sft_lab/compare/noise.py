@@ -15,10 +15,10 @@ A winner is named only if one of the latter two holds against every other settin
 make no winner more likely.
 
 **The prior.** The sd of a setting's loss over seeds is taken to be 0.35% of the loss, worth four replicates beside
-those of the sweep (a moderated variance as in Smyth, "Linear models and empirical Bayes methods", 2004). So two settings
-with one seed each must differ by 1.4%, and one that is 2% worse is found. It is meant for fine-tuning pretrained weights
-(what was measured: docs/decisions.md) and too small for weights that start at random, and near divergence: there three
-seeds decide.
+those of the sweep (a moderated variance as in Smyth, "Linear models and empirical Bayes methods", 2004). So two
+settings with one seed each must differ by 1.4%, and one that is 2% worse is found. It is meant for pretrained weights;
+where all weights start at random it is 6% of what training did to the loss, if that is more. Both were measured
+(docs/decisions.md); near divergence both are too small, and three seeds decide.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import numpy as np
 RESAMPLES = 2000
 SEEDS_NEEDED = 3
 PRIOR_SPREAD = 0.0035  # sd over seeds, as a share of the loss
+RANDOM_START = 0.06  # the same of a model trained from random weights, as a share of the change in log loss
 PRIOR_FREEDOM = 4  # replicates that it is worth
 FEW_ROWS = 30  # held-out rows below which intervals deserve a warning
 
@@ -161,16 +162,17 @@ def _reach(parts: list[tuple[float, float]]) -> float:
     return student(total**2 / sum(variance**2 / freedom for variance, freedom in parts)) * math.sqrt(total)
 
 
-def seed_spread(settings: list[np.ndarray]) -> Spread:
+def seed_spread(settings: list[np.ndarray], prior: float = PRIOR_SPREAD) -> Spread:
     """Estimate the spread of seeds from settings that have several, and the prior.
 
     Args:
         settings: the losses of each setting's runs, shape (seeds,).
+        prior: the spread expected, as a share of the loss.
     """
     replicated = [np.log(losses) for losses in settings if len(losses) > 1 and (losses > 0).all()]
     replicates = sum(len(losses) - 1 for losses in replicated)
     squares = sum(float(losses.var(ddof=1)) * (len(losses) - 1) for losses in replicated)
-    variance = (PRIOR_FREEDOM * PRIOR_SPREAD**2 + squares) / (PRIOR_FREEDOM + replicates)
+    variance = (PRIOR_FREEDOM * prior**2 + squares) / (PRIOR_FREEDOM + replicates)
     return Spread(math.sqrt(variance), replicates)
 
 
