@@ -147,8 +147,8 @@ def _read(folder: RunFolder, name: str) -> Job:
         status = read(folder.status)
         job.error = str(status.get("error") or "")
         job.fingerprint = read(folder.manifest).get("held_out_fingerprint")
-        job.events = read_lines(folder.metrics)
-        job.samples = read_lines(folder.samples)
+        job.events = _lines(folder.metrics)
+        job.samples = _lines(folder.samples)
         state = str(status.get("state", NOT_STARTED))
         job.summary = read(folder.summary) if state == FINISHED else {}  # an older one may lie beside a new start
         job.numbers = {**_so_far(folder, job), **job.summary}
@@ -158,8 +158,15 @@ def _read(folder: RunFolder, name: str) -> Job:
             job.tuned, job.base = (_row_losses(folder.eval, model) for model in ("tuned", "base"))
         job.state = state
     except (FolderError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        job.error = f"{error}"
+        return Job(name, folder, UNREADABLE, error=str(error), config=job.config)
     return job
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = read_lines(path)
+    if not all(isinstance(line, dict) for line in found):
+        raise FolderError(f"{path}: a line holds no JSON object")
+    return found
 
 
 def _config(path: Path) -> dict[str, Any]:

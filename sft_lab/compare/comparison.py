@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sft_lab.compare.axes import SEED
-from sft_lab.compare.collect import Job, RowLosses, collect
+from sft_lab.compare.collect import Job, RowLosses, collect, is_number
 from sft_lab.compare.effects import Effect, effects
 from sft_lab.compare.noise import PRIOR_SPREAD, RANDOM_START, WINS, Difference, Rows, Spread, seed_spread
 from sft_lab.errors import FolderError
@@ -191,8 +191,8 @@ def _bases(jobs: list[Job]) -> list[Base]:
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         pair = [job.numbers.get(name) for name in ("base/eval_loss", "base/eval_bits_per_byte")]
-        if any(value is not None for value in pair):
-            groups.setdefault(tuple(None if value is None else round(value, 6) for value in pair), []).append(job)
+        if any(map(is_number, pair)):
+            groups.setdefault(tuple(round(value, 6) if is_number(value) else None for value in pair), []).append(job)
     return [
         Base(loss, bits, _common(group) if len(groups) > 1 else {}, [job.name for job in group])
         for (loss, bits), group in groups.items()
@@ -219,7 +219,7 @@ def _rank(found: Comparison, judged: list[Job]) -> None:
     rows, nats, base_nats = _on_common_rows(found, judged)
     if found.alarms:
         return
-    losses = {job.name: float(job.summary[found.measure]) for job in judged if _has(job, found.measure)}
+    losses = {job.name: float(value) for job in judged if is_number(value := job.summary.get(found.measure))}
     if rows:
         losses = {name: float(rows.loss(one)) for name, one in nats.items()}
     jobs = [job for job in judged if math.isfinite(losses.get(job.name, math.nan))]
@@ -256,10 +256,6 @@ def _prior(best: Setting) -> float:
     if (job.config.get("model") or {}).get("kind") != "tiny_random" or not base or not loss:
         return PRIOR_SPREAD
     return max(PRIOR_SPREAD, RANDOM_START * abs(math.log(loss / base)))
-
-
-def _has(job: Job, measure: str) -> bool:
-    return isinstance(job.summary.get(measure), int | float)
 
 
 def _unseeded(job: Job) -> dict[str, Any]:
