@@ -9,6 +9,7 @@ from sft_lab.files import flat
 from sft_lab.run import NOT_IDENTITY
 
 SEED = "seed"
+VAGUE = ("name_or_path", "path", "name", "kind")  # keys that only their stage gives a meaning
 NO_KEY = object()  # what a config has at a key it lacks
 
 
@@ -71,9 +72,11 @@ def _frozen(value: Any) -> Any:
 
 
 def short_names(axes: list[str]) -> dict[str, str]:
-    """Give each axis its last part for a name, or the whole key where two would be called the same."""
-    leaves = [axis.rpartition(".")[2] for axis in axes]
-    return {axis: leaf if leaves.count(leaf) == 1 else axis for axis, leaf in zip(axes, leaves, strict=True)}
+    """Give each axis its last part for a name; two where that says little, the whole key where two would be alike."""
+    parts = {axis: axis.split(".") for axis in axes}
+    names = {axis: ".".join(found[-2:] if found[-1] in VAGUE else found[-1:]) for axis, found in parts.items()}
+    taken = list(names.values())
+    return {axis: name if taken.count(name) == 1 else axis for axis, name in names.items()}
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
 MOST_POINTS = 240  # of a curve; more cannot be seen
 LOG_FROM = 20  # a range this many times its lowest value is drawn on a logarithmic axis
-CEILING = 1.3  # of the base model's loss: a diverged job leaves the chart rather than flatten all others
+CEILING = 1.1  # of the base model's loss: a diverged job leaves the chart rather than flatten all others
 ARROW = 5
 
 
@@ -207,7 +207,7 @@ def distances(bars: list[Bar], label: str) -> Markup:
     """How far each setting is from the best: a thick line over rows, a thin one over seeds too, zero the best."""
     left, right, width, step = 330, 250, 1100, 27
     ends = sorted(max(bar.with_seeds) for bar in bars)
-    most = min(ends[-1], 4 * ends[len(ends) // 2]) or 1.0  # one diverged setting must not flatten the others
+    most = min(ends[-1], 2.5 * ends[len(ends) // 2]) or 1.0  # one diverged setting must not flatten the others
     least = min(0.0, *(max(-most, min(bar.with_seeds)) for bar in bars))
     height = step * len(bars) + 36
 

@@ -104,6 +104,11 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_diverged(job: Job) -> bool:
+    """Whether its verdict is that training broke down."""
+    return job.summary.get("verdict") == "diverged"
+
+
 def collect(paths: list[Path]) -> list[Job]:
     """Read the jobs of sweep and run folders, in the order of their axes.
 

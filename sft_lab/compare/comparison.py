@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sft_lab.compare.axes import SEED
-from sft_lab.compare.collect import Job, RowLosses, collect, is_number
+from sft_lab.compare.collect import Job, RowLosses, collect, is_diverged, is_number
 from sft_lab.compare.effects import Effect, effects
 from sft_lab.compare.noise import PRIOR_SPREAD, RANDOM_START, WINS, Difference, Rows, Spread, seed_spread
 from sft_lab.errors import FolderError
@@ -246,7 +246,8 @@ def _rank(found: Comparison, judged: list[Job]) -> None:
             base = np.stack([base_nats[job.name] for job in first.jobs]).mean(axis=0)
             found.over_base = rows.difference(base[None], first.nats, found.spread, seeded=False)
     found.best = min(jobs, key=lambda job: losses[job.name])
-    found.effects = effects(jobs, losses, nats, rows, found.spread)
+    steady = [job for job in jobs if not is_diverged(job)]  # one broken run would be the mean of its value
+    found.effects = effects(steady, losses, nats, rows, found.spread)
 
 
 def _prior(best: Setting) -> float:

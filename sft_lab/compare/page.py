@@ -36,6 +36,7 @@ NAMED = (
     ["#0173b2", "#d55e00", "#029e73", "#a3539b", "#8a6d3b", "#3b3b98", "#b8860b", "#555d66"],
     ["#5db0e6", "#f08a4b", "#3fc79a", "#dc94d6", "#cbb088", "#9d9df0", "#e8c15a", "#aab2bb"],
 )
+GRAY = ("#7a7f86", "#9aa0a7")  # of jobs without a value
 MOST_HOVERED = 60  # jobs up to which a pointer on a line of the table shows the job's curves
 
 
@@ -102,9 +103,11 @@ def _axes(found: Comparison) -> list[Axis]:
     made = []
     for number, axis in enumerate(found.axes):
         values = ordered([job.axes.get(axis) for job in found.jobs if job.config])
-        numeric = all(is_number(value) for value in values)
+        numeric = all(is_number(value) for value in values if value is not None)
+        known = len(values) - (None in values)
         light, dark = (
-            [_color(colors, at, len(values)) for at in range(len(values))] for colors in (RAMP if numeric else NAMED)
+            [_color(colors, at, known) if at < known else gray for at in range(len(values))]
+            for colors, gray in zip(RAMP if numeric else NAMED, GRAY, strict=True)
         )
         made.append(
             Axis(
@@ -139,12 +142,12 @@ class _Marks:
         }
         self._best = found.best
 
-    def values(self, axes: dict[str, Any], all_axes: bool = True) -> str:
+    def values(self, axes: dict[str, Any]) -> str:
         """Classes of axis values; a value none of the jobs has carries none."""
         return " ".join(
             keys["none" if axes.get(axis) is None else shown(axes[axis])]
             for axis, keys in self._values.items()
-            if (all_axes and "none" in keys) or axis in axes
+            if axis in axes or "none" in keys
         )
 
     def classes(self, job: Job) -> str:
@@ -240,7 +243,7 @@ def _effect(effect: Effect, marks: _Marks, jobs: dict[str, Job], y: tuple[float,
 def _distances(found: Comparison, marks: _Marks) -> Markup | None:
     bars = [
         Bar(
-            marks.values(setting.axes, all_axes=False), words.name_of(setting.axes, marks.names), one.value,
+            marks.values(setting.axes), " · ".join(map(shown, setting.axes.values())), one.value,
             one.on_rows, one.over_seeds, words.CLAIMS[one.claim], sure=one.claim in WINS or one.claim == ON_ROWS,
         )
         for setting in found.settings[1:]

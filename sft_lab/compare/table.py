@@ -26,6 +26,7 @@ COLUMNS = {
     "converged at": ("converged_at", "{:,.0f}"),
     "seconds": ("seconds", "{:,.0f}"),
 }
+REMARK = 60  # characters of an error on the terminal
 MOST_BASES = 3  # that get a line each
 
 
@@ -108,6 +109,6 @@ def table(found: Comparison) -> Table:
         made.add_column("job")
     for row in rows(found):
         last = [row.job.name if row.job else ""] if not found.axes else []
-        cells = ["*" if row.best else "", *row.axes, row.state, *row.numbers, row.verdict or row.remark, *last]
+        cells = ["*" if row.best else "", *row.axes, row.state, *row.numbers, row.verdict or row.remark[:REMARK], *last]
         made.add_row(*map(Text, cells), style="bold" if row.best else "dim" if row.job is None else "")
     return made

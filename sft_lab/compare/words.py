@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare.axes import SEED, short_names, shown
-from sft_lab.compare.collect import is_number
+from sft_lab.compare.collect import is_diverged, is_number
 from sft_lab.compare.noise import (
     BEYOND_SPREAD,
     FEW_ROWS,
@@ -182,6 +182,8 @@ def notes(found: Comparison) -> list[str]:
     if "unknown" in found.fingerprints:
         without = _listed(found.fingerprints["unknown"], ", ")
         says.append(f"No held-out fingerprint in {without}; rows are matched by their ids.")
+    if found.effects and (broken := sum(is_diverged(job) for job in found.jobs)):
+        says.append(f"{_jobs(broken)} diverged, and {'is' if broken == 1 else 'are'} left out of what each axis did.")
     if len(found.bases) > 1 and not found.alarms:
         says.append("Jobs began from different base models; each is measured against its own.")
     return [*says, *_kept_equal(found)]
@@ -220,7 +222,7 @@ def _kept_equal(found: Comparison) -> list[str]:
 
 def percent(share: float) -> str:
     """A share in percent, with a digit more where it is small."""
-    return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.1%}"
+    return (f"{share:.2%}" if abs(share) < 0.1 else f"{share:.1%}").replace("-", "−")
 
 
 def interval(ends: Interval, digits: int = 4) -> str:

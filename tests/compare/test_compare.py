@@ -304,3 +304,16 @@ def test_a_model_from_random_weights_is_believed_less(tmp_path):
     assert found.winner is None
     assert found.spread.share > 0.02
     assert json.dumps(found.plain(), default=str)
+
+
+def test_a_diverged_job_is_no_part_of_an_axis_effect(tmp_path):
+    for seed in (1, 2):
+        for rate, worse, verdict in ((1e-3, 1.0, "healthy"), (1e-4, 1.01, "healthy" if seed == 1 else "diverged")):
+            loss = nats_of(worse if verdict == "healthy" else 4.0, seed)
+            write_job(
+                tmp_path / f"{rate}-{seed}", loss, trainer__learning_rate=rate, seed=seed, summary={"verdict": verdict}
+            )
+    found = of(tmp_path)
+    assert found.effects[0].axis == "trainer.learning_rate"
+    assert found.effects[0].range < 0.1
+    assert "1 job diverged, and is left out" in said(found)

@@ -67,5 +67,6 @@ def test_an_option_by_another_name_with_the_same_content_is_no_axis():
 def test_names_and_values_as_a_person_writes_them():
     assert short_names(["trainer.learning_rate", "seed"]) == {"trainer.learning_rate": "learning_rate", "seed": "seed"}
     assert short_names(["a.threshold", "b.threshold"])["a.threshold"] == "a.threshold"
+    assert short_names(["dedup.embedder.name_or_path"]) == {"dedup.embedder.name_or_path": "embedder.name_or_path"}
     assert [shown(value) for value in (1e-5, True, "x", [1, "b"], None)] == ["1e-05", "true", "x", '[1, "b"]', "null"]
     assert ordered([10, 9, 1.5, "b", "a", None, 9]) == [1.5, 9, 10, "a", "b", None]
