@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_lab.compare import page, words
 from sft_lab.compare.axes import SEED
 from sft_lab.compare.collect import Job, RowLosses, collect, is_diverged, is_number
 from sft_lab.compare.effects import Effect, effects
@@ -155,8 +156,6 @@ def compare(paths: list[Path], out: Path | None = None) -> Comparison:
     Raises:
         FolderError: for a path without run folders, and when the result cannot be written.
     """
-    from sft_lab.compare import page
-
     found = weigh(collect(paths))
     place = (out or (paths[0] if len(paths) == 1 else Path())).absolute()
     found.json, found.page = place / "compare.json", place / "compare.html"
@@ -170,8 +169,6 @@ def compare(paths: list[Path], out: Path | None = None) -> Comparison:
 
 def weigh(jobs: list[Job]) -> Comparison:
     """Compare jobs that were read."""
-    from sft_lab.compare import words
-
     found = Comparison(jobs, list(dict.fromkeys(key for job in jobs for key in job.axes)))
     found.axes.sort(key=lambda axis: axis == SEED)
     judged = [job for job in jobs if job.judged]

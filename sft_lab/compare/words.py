@@ -162,7 +162,7 @@ def notes(found: Comparison) -> list[str]:
     """Give what a reader should know before believing the numbers."""
     says = []
     if found.why:
-        says.append(f"Compared by bits per byte: {found.why}.")
+        says.append(f"Compared by bits per byte, the objective by default: {found.why}.")
     if len(found.settings) > 1:
         says.append(
             f"The best of {_many(len(found.settings), 'setting')} was chosen on the held-out rows it is judged on, so "

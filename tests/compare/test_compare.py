@@ -11,6 +11,7 @@ from made_jobs import ROWS, TOKENS, nats_of, write_grid, write_job
 
 from sft_lab.compare import comparison, table, words
 from sft_lab.compare.comparison import compare
+from sft_lab.config import compose
 from sft_lab.errors import FolderError
 from sft_lab.files import read_json, write_json, write_text
 
@@ -178,7 +179,7 @@ def test_a_template_axis_is_compared_by_bits_per_byte(tmp_path):
     assert found.measure == "eval/bits_per_byte"
     assert found.best is not None
     assert found.best.name == "auto"
-    assert "Compared by bits per byte: jobs differ in template" in said(found)
+    assert "by default: jobs differ in template" in said(found)
 
 
 def test_rows_in_another_order_and_missing_ones(tmp_path):
@@ -317,3 +318,25 @@ def test_a_diverged_job_is_no_part_of_an_axis_effect(tmp_path):
     assert found.effects[0].axis == "trainer.learning_rate"
     assert found.effects[0].range < 0.1
     assert "1 job diverged, and is left out" in said(found)
+
+
+@pytest.mark.slow
+def test_real_runs(tiny, tmp_path):
+    """What runs write is what is read: two of a setting without training worth the name, two that learn."""
+    for rate in ("1e-6", "2e-2"):
+        for seed in (1, 2):
+            words_of = [*tiny, f"trainer.learning_rate={rate}", f"seed={seed}", "evaluation.max_new_tokens=2"]
+            compose(words_of).execute(tmp_path / f"{rate}-{seed}")
+    found = compare([tmp_path])
+    assert found.axes == ["trainer.learning_rate", "seed"]
+    assert [job.state for job in found.jobs] == ["finished"] * 4
+    assert found.rows >= 8
+    assert found.settings[0].axes == {"trainer.learning_rate": 2e-2}
+    assert found.over_base is not None
+    assert found.over_base.value < 0
+    for job in found.jobs:
+        own = next(setting for setting in found.settings if job in setting.jobs)
+        at = own.jobs.index(job)
+        assert own.nats is not None
+        assert own.nats[at].sum() / job.tuned.tokens.sum() == pytest.approx(job.summary["eval/loss"])
+    assert found.page.stat().st_size > 20_000

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from made_jobs import TOKENS, nats_of
 
 from sft_lab.compare.noise import (
-    BEYOND_SPREAD, NONE, ON_ROWS, OVER_SEEDS, PRIOR_SPREAD, WINS, Difference, Rows, Spread, seed_spread, student,
+    BEYOND_SPREAD,
+    NONE,
+    ON_ROWS,
+    OVER_SEEDS,
+    PRIOR_SPREAD,
+    WINS,
+    Difference,
+    Rows,
+    Spread,
+    seed_spread,
+    student,
 )  # fmt: skip
 
 PAIRS = 40

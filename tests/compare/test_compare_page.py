@@ -115,15 +115,15 @@ def chromium(page: Path, folder: Path) -> str:
     return done.stdout
 
 
-# Asks the browser what can be seen. The page itself may run nothing, so it is asked from a frame around a copy that
-# differs in its policy alone.
+# Asks the browser what can be seen. The page may run nothing, so a copy is asked that differs in its policy alone.
 ASK = """<script>
-const seen = (what) => [...document.querySelectorAll(what)].filter((one) => getComputedStyle(one).display != "none").length;
+const all = (what) => [...document.querySelectorAll(what)];
+const seen = (what) => all(what).filter((one) => getComputedStyle(one).display != "none").length;
 const parts = {rows: "tr.job", curves: "svg .curve", samples: ".strip article.job", bars: "svg .bar"};
 const count = () => Object.entries(parts).map(([name, what]) => name + "=" + seen(what)).join(" ");
 const color = () => getComputedStyle(document.querySelector("tr.job .swatch i")).backgroundColor;
 const said = [count()];
-const box = (name) => [...document.querySelectorAll(".chip")].find((one) => one.innerText.trim() == name).querySelector("input");
+const box = (name) => all(".chip").find((one) => one.innerText.trim() == name).querySelector("input");
 box("0.0001").click(); said.push(count());
 box("exact").click(); said.push(count());
 box("0.0001").click(); box("exact").click(); said.push(count());
