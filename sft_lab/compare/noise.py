@@ -9,7 +9,8 @@ the next:
 * ``differs_on_these_rows``: the interval over rows leaves zero out. About two sets of weights, not two settings.
 * ``differs_beyond_seed_spread``: it still does when the spread of seeds is added. There are too few seeds to see it in
   these two settings, so it is taken from the replicates of the whole sweep and a stated prior.
-* ``differs_over_seeds``: both settings have at least three seeds; their own spread is added (Welch's interval).
+* ``differs_over_seeds``: both settings have at least three seeds; the spread is their own, with the prior or
+  without it, whichever is wider.
 
 A winner is named only if one of the latter two holds against every other setting. Since all must hold, more settings
 make no winner more likely.
@@ -64,16 +65,20 @@ class Spread:
     """The sd of a setting's loss over seeds, as a share of the loss.
 
     Attributes:
-        replicates: of the sweep that it was estimated from beside the prior; 0: the prior alone.
+        replicates: that it was estimated from beside the prior; 0: the prior alone.
+        prior: what was expected before any were seen.
+        worth: replicates that the prior counts for.
     """
 
     share: float
     replicates: int
+    prior: float = PRIOR_SPREAD
+    worth: int = PRIOR_FREEDOM
 
     @property
     def freedom(self) -> int:
         """Degrees of freedom of the estimate."""
-        return PRIOR_FREEDOM + self.replicates
+        return max(1, self.worth + self.replicates)
 
 
 @dataclass(frozen=True)
@@ -138,14 +143,15 @@ class Rows:
         again = self._drawn @ gone
         low, high = np.quantile(again, [self._outside, 1 - self._outside])
         on_rows = Interval(float(low), float(high))
-        parts = [(float(again.var(ddof=1)), float(self.count - 1))]
         trained = [first, second] if seeded else [second]
         observed = alike and all(len(runs) >= SEEDS_NEEDED for runs in trained)
-        if observed:
-            parts += [(float(self.loss(runs).var(ddof=1)) / len(runs), len(runs) - 1.0) for runs in trained]
-        else:
-            parts.append(((spread.share * level) ** 2 * sum(1 / len(runs) for runs in trained), float(spread.freedom)))
-        reach = _reach(parts)
+        spreads = [spread]
+        if observed:  # both ways: the prior steadies few seeds, but must not talk down what they show
+            own = [self.loss(runs) for runs in trained]
+            spreads = [seed_spread(own, spread.prior), seed_spread(own, spread.prior, worth=0)]
+        by_rows = (float(again.var(ddof=1)), self.count - 1)
+        shares = sum(1 / len(runs) for runs in trained)
+        reach = max(_reach([by_rows, ((one.share * level) ** 2 * shares, one.freedom)]) for one in spreads)
         over_seeds = Interval(value - reach, value + reach)
         if over_seeds.leaves_out_zero:
             claim = OVER_SEEDS if observed else BEYOND_SPREAD
@@ -154,7 +160,7 @@ class Rows:
         return Difference(value, value / level if level else math.nan, on_rows, over_seeds, claim)
 
 
-def _reach(parts: list[tuple[float, float]]) -> float:
+def _reach(parts: list[tuple[float, int]]) -> float:
     """Half a 95% interval of a sum of (variance, degrees of freedom), by Welch and Satterthwaite."""
     total = sum(variance for variance, _ in parts)
     if total == 0:
@@ -162,18 +168,19 @@ def _reach(parts: list[tuple[float, float]]) -> float:
     return student(total**2 / sum(variance**2 / freedom for variance, freedom in parts)) * math.sqrt(total)
 
 
-def seed_spread(settings: list[np.ndarray], prior: float = PRIOR_SPREAD) -> Spread:
+def seed_spread(settings: list[np.ndarray], prior: float = PRIOR_SPREAD, worth: int = PRIOR_FREEDOM) -> Spread:
     """Estimate the spread of seeds from settings that have several, and the prior.
 
     Args:
         settings: the losses of each setting's runs, shape (seeds,).
         prior: the spread expected, as a share of the loss.
+        worth: replicates that the prior counts for.
     """
     replicated = [np.log(losses) for losses in settings if len(losses) > 1 and (losses > 0).all()]
     replicates = sum(len(losses) - 1 for losses in replicated)
     squares = sum(float(losses.var(ddof=1)) * (len(losses) - 1) for losses in replicated)
-    variance = (PRIOR_FREEDOM * prior**2 + squares) / (PRIOR_FREEDOM + replicates)
-    return Spread(math.sqrt(variance), replicates)
+    variance = (worth * prior**2 + squares) / max(1, worth + replicates)
+    return Spread(math.sqrt(variance), replicates, prior, worth)
 
 
 def student(freedom: float) -> float:

@@ -83,7 +83,8 @@ def write_job(
         {
             "eval/loss": loss, "eval/bits_per_byte": float(nats.sum() / math.log(2) / size.sum()),
             "base/eval_loss": 2.5, "base/eval_bits_per_byte": float(base.sum() / math.log(2) / size.sum()),
-            "gap": 0.05, "steps": 20, "epochs": 1.0, "train_rows": 90, "train_tokens": 1000, "best_eval_loss": loss, "best_step": 20, "converged_at": 10,
+            "gap": 0.05, "steps": 20, "epochs": 1.0, "train_rows": 90, "train_tokens": 1000,
+            "best_eval_loss": loss, "best_step": 20, "converged_at": 10,
             "verdict": "healthy", "seconds": 12.0, **(summary or {}),
         },
     )  # fmt: skip

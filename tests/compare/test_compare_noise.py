@@ -133,6 +133,17 @@ def test_the_base_model_has_no_seed():
     assert seeded.claim == BEYOND_SPREAD
 
 
+def test_three_seeds_are_believed_over_a_prior_that_is_too_small():
+    """Seeds that move the loss by 1.5%: five seeds each name few winners, though the prior says 0.35%."""
+    found = claims(1.0, 5, seeds_move=0.015)
+    assert sum(claim in WINS for claim in found) <= 4  # 5% are 2, and chance has its part
+
+
+def test_losses_of_zero_are_no_winner_and_no_error():
+    nothing = np.zeros((3, len(TOKENS)))
+    assert ROWS.difference(nothing, nothing, seed_spread([np.zeros(3)])).claim == NONE
+
+
 def test_two_rows_are_enough_to_compute():
     found = Rows(np.array([10.0, 20.0])).difference(np.array([[20.0, 41.0]]), np.array([[21.0, 40.0]]), seed_spread([]))
     assert all(map(math.isfinite, [*found.on_rows, *found.over_seeds]))
