@@ -137,7 +137,9 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import compare
 
     _refuse_rest("compare", rest)
-    found = compare.compare([Path(folder) for folder in arguments.folders], Path(arguments.out) if arguments.out else None)
+    found = compare.compare(
+        [Path(folder) for folder in arguments.folders], Path(arguments.out) if arguments.out else None
+    )
     compare.show(found)
     return 0
 
@@ -145,7 +147,9 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
 def _replay(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import replay
 
-    done = replay.replay(Path(arguments.source), [*arguments.overrides, *overrides], arguments.out and Path(arguments.out))
+    done = replay.replay(
+        Path(arguments.source), [*arguments.overrides, *overrides], arguments.out and Path(arguments.out)
+    )
     replay.show(done)
     return done.exit_code
 

@@ -39,9 +39,13 @@ class StorePlace:
 
     path: str | None = None
 
+    def __post_init__(self) -> None:
+        """Make the path absolute, so that a saved config runs from any folder."""
+        self.path = str(Path(self.path).expanduser().absolute()) if self.path else None
+
     def open(self) -> Store:
         """Open the store."""
-        return Store(Path(self.path).expanduser().absolute() if self.path else default_root())
+        return Store(Path(self.path) if self.path else default_root())
 
 
 # Every schema by group and kind. A kind is what a saved config calls a stage's class.
@@ -131,8 +135,11 @@ class Run:
     @property
     def hash(self) -> str:
         """Identity of the job: everything that changes its result, 12 hex digits."""
-        identity = {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
-        return digest(identity)[:12]
+        return digest(_in_order(self.identity()))[:12]
+
+    def identity(self) -> dict[str, Any]:
+        """Everything of the saved config that changes the result."""
+        return {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
 
     def preparation(self, bench: Bench) -> Preparation:
         """Give what carries rows from stage to stage and keeps the waterfall."""
@@ -215,6 +222,15 @@ class Run:
             session.begin(data)
             session.write_dataset(data)
             return session.report(data)
+
+
+def _in_order(identity: dict[str, Any]) -> dict[str, Any]:
+    """Filters work, and sources are read, in their order; a digest sorts the keys of a mapping."""
+    split = {**identity["split"], "filter": list(identity["split"]["filter"].items())}
+    dataset = {**identity["dataset"]}
+    if "sources" in dataset:
+        dataset["sources"] = list(dataset["sources"].items())
+    return {**identity, "filter": list(identity["filter"].items()), "split": split, "dataset": dataset}
 
 
 def _folder(path: Path | str | None) -> RunFolder:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sft_lab.bench import package_path
 from sft_lab.data.dataset import Dataset, OnError, Record, Turns, refuse_columns
 from sft_lab.data.formats import Format
 from sft_lab.data.sources import File, Hub
@@ -28,7 +29,7 @@ class Ingredient:
         limit: at most so many of its training rows.
     """
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata={"changes_result": False})  # the bytes do: see fingerprint
     name: str | None = None
     config: str | None = None
     split: str = "train"
@@ -40,11 +41,13 @@ class Ingredient:
     limit: int | None = field(default=None, metadata={"changes_result": False})
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse impossible values; make the path absolute, so that a saved config runs from any folder."""
         require((self.path is None) != (self.name is None), "path", self.path, "given, or name, and not both")
         require(self.share is None or self.share > 0, "share", self.share, "above 0, or null")
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all rows")
         refuse_columns(self.columns)
+        if self.path is not None and not self.path.startswith("package:"):
+            self.path = str(package_path(self.path))
 
     def source(self, on_error: OnError) -> Dataset:
         """Give the source by itself."""
@@ -95,7 +98,7 @@ class Mixture(Dataset):
 
     def fingerprint(self, store: Store) -> str:
         """A key of every source's name and content."""
-        return digest({name: part.fingerprint(store) for name, part in self.parts().items()})
+        return digest([[name, part.fingerprint(store)] for name, part in self.parts().items()])
 
     def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
         """Every record of every source."""

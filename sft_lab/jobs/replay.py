@@ -15,8 +15,8 @@ from sft_lab.errors import ConfigError, FolderError, all_problems
 from sft_lab.files import flat, read_json, write_json
 from sft_lab.folder import FINISHED, RUN, RunFolder
 from sft_lab.jobs import folders, launch, world
-from sft_lab.jobs.folders import Placed, Standing
 from sft_lab.jobs.attempt import Failure
+from sft_lab.jobs.folders import Placed, Standing
 from sft_lab.jobs.world import Difference
 from sft_lab.run import Run
 

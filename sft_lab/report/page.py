@@ -65,12 +65,12 @@ def write(folder: RunFolder) -> Path:
     return folder.report
 
 
-def environment() -> jinja2.Environment:
-    """Give the templates of this package; all that is put into an HTML one is escaped."""
+def environment(*folders: Path) -> jinja2.Environment:
+    """Give the templates of these folders and this package; all that is put into an HTML one is escaped."""
     import jinja2
 
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=jinja2.select_autoescape(["html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,

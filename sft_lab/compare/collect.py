@@ -1,0 +1,220 @@
+"""Run folders as jobs: state, axes, numbers, curves, samples, and what every held-out row cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from sft_lab.compare.axes import axes_of, rank
+from sft_lab.errors import FolderError
+from sft_lab.files import FORMAT
+from sft_lab.folder import FINISHED, PREPARE, RunFolder
+from sft_lab.report.figures import read, read_lines
+
+_REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # what rerun=true keeps beside the new run
+NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
+Curve = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """What each held-out row's answer cost a model, as ``eval.parquet`` has it; arrays of shape (rows,).
+
+    Attributes:
+        ids: of the rows.
+        nats: summed negative log-likelihood of the answer.
+        tokens: of the answer, end of turn included.
+        bytes: UTF-8 bytes of the answer.
+    """
+
+    ids: list[str]
+    nats: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
+
+    def of(self, ids: list[str]) -> RowLosses:
+        """Give these rows, in this order."""
+        at = {row_id: index for index, row_id in enumerate(self.ids)}
+        picked = [at[row_id] for row_id in ids]
+        return RowLosses(ids, self.nats[picked], self.tokens[picked], self.bytes[picked])
+
+
+@dataclass
+class Job:
+    """A run folder, read.
+
+    Attributes:
+        name: of the folder; with the folder above it where two are called the same.
+        state: as ``status.json`` says, or ``not started``, ``prepared``, ``unreadable``.
+        error: what stopped it, empty if nothing did.
+        config: as saved; empty when it cannot be read.
+        axes: its values at the keys that differ between the jobs.
+        summary: of a finished run, else empty.
+        numbers: what is known of it so far, by the names of ``summary.json``.
+        events: lines of ``metrics.jsonl``.
+        samples: lines of ``samples.jsonl``.
+        fingerprint: of the held-out rows.
+        tuned: row losses of the tuned model.
+        base: row losses of the base model.
+    """
+
+    name: str
+    folder: RunFolder
+    state: str
+    error: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    fingerprint: str | None = None
+    tuned: RowLosses | None = None
+    base: RowLosses | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is finished and has a held-out loss."""
+        return self.state == FINISHED and is_number(self.summary.get("eval/loss"))
+
+    def curve(self, name: str) -> Curve:
+        """Give (step, value) of every event that has the metric; NaN where it was not a number."""
+        found = [(event.get("step", 0), event[name]) for event in self.events if name in event]
+        return [(step, float(value) if is_number(value) else math.nan) for step, value in found]
+
+    def gaps(self) -> Curve:
+        """Give (epoch, held-out loss above the mean training loss logged since the evaluation before)."""
+        found, logged = [], list[float]()
+        for event in self.events:
+            if is_number(event.get("train/loss")):
+                logged.append(event["train/loss"])
+            if is_number(event.get("eval/loss")) and logged:
+                found.append((float(event.get("epoch") or 0), event["eval/loss"] - sum(logged) / len(logged)))
+                logged = []
+        return found
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from a run's files is a number to reckon with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_diverged(job: Job) -> bool:
+    """Whether its verdict is that training broke down."""
+    return job.summary.get("verdict") == "diverged"
+
+
+def collect(paths: list[Path]) -> list[Job]:
+    """Read the jobs of sweep and run folders, in the order of their axes.
+
+    A job that cannot be read, or has not come far, is a job with what it has.
+
+    Raises:
+        FolderError: for a path that is no folder or holds no run folder.
+    """
+    folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path.absolute())))
+    names = [folder.name for folder in folders]
+    jobs = [
+        _read(
+            RunFolder(folder), folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
+        )
+        for folder in folders
+    ]
+    readable = [job for job in jobs if job.config]
+    for job, axes in zip(readable, axes_of([job.config for job in readable]), strict=True):
+        job.axes = axes
+    keys = list(dict.fromkeys(key for job in readable for key in job.axes))
+    return sorted(jobs, key=lambda job: ([rank(job.axes.get(key)) for key in keys], job.name))
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """Give the run folders that a path is or holds: a run, a sweep, or a folder of either."""
+    if not path.is_dir():
+        raise FolderError(f"{path}: no such folder; compare takes sweep folders and run folders")
+    if (path / "config.yaml").exists():
+        return [path]
+    for pattern in ("*/config.yaml", "*/*/config.yaml"):
+        found = sorted(file.parent for file in path.glob(pattern))
+        if found := [folder for folder in found if not _REPLACED.search(folder.name)]:
+            return found
+    raise FolderError(f"{path}: holds no run folder (none with a config.yaml); compare takes sweep and run folders")
+
+
+def _read(folder: RunFolder, name: str) -> Job:
+    job = Job(name, folder, UNREADABLE)
+    try:
+        job.config = _config(folder.config)
+        status = read(folder.status)
+        job.error = str(status.get("error") or "")
+        job.fingerprint = read(folder.manifest).get("held_out_fingerprint")
+        job.events = _lines(folder.metrics)
+        job.samples = _lines(folder.samples)
+        state = str(status.get("state", NOT_STARTED))
+        job.summary = read(folder.summary) if state == FINISHED else {}  # an older one may lie beside a new start
+        job.numbers = {**_so_far(folder, job), **job.summary}
+        if state == FINISHED and not job.summary and status.get("work") == PREPARE:
+            state = PREPARED
+        if job.summary:
+            job.tuned, job.base = (_row_losses(folder.eval, model) for model in ("tuned", "base"))
+        job.state = state
+    except (FolderError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return Job(name, folder, UNREADABLE, error=str(error), config=job.config)
+    return job
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = read_lines(path)
+    if not all(isinstance(line, dict) for line in found):
+        raise FolderError(f"{path}: a line holds no JSON object")
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise FolderError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise FolderError(f"{path}: is no saved config of format {FORMAT}")
+    return found
+
+
+def _so_far(folder: RunFolder, job: Job) -> dict[str, Any]:
+    """What a run that has no summary yet can tell, by the names of the summary."""
+    numbers: dict[str, Any] = {}
+    losses = [(step, loss) for step, loss in job.curve("eval/loss") if math.isfinite(loss)]
+    if losses:
+        bits = [value for _, value in job.curve("eval/bits_per_byte") if math.isfinite(value)]
+        numbers |= {"eval/loss": losses[-1][1], "eval/bits_per_byte": bits[-1] if bits else None}
+        trained = [loss for step, loss in losses if step > 0]
+        numbers["best_eval_loss"] = min(trained, default=None)
+    for name, metric in (("train_tokens", "train/num_tokens"), ("epochs", "epoch")):
+        if found := [event[metric] for event in job.events if is_number(event.get(metric))]:
+            numbers[name] = found[-1]
+    if stages := read(folder.waterfall).get("stages"):
+        numbers["train_rows"] = stages[-1]["rows_kept"]
+    return numbers
+
+
+def _row_losses(path: Path, model: str) -> RowLosses | None:
+    """Read one model's columns; rows without a value are left out. None where there is no file or no row."""
+    if not path.exists():
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ["id", *(f"{model}/{part}" for part in ("nll", "tokens", "bytes"))]
+    try:
+        table = pq.read_table(path, columns=columns).drop_null()
+    except (pa.ArrowException, OSError) as error:
+        raise FolderError(f"{path}: cannot be read ({error})") from error
+    ids, *parts = (table.column(name) for name in columns)
+    arrays = [part.to_numpy().astype(np.float64) for part in parts]
+    return RowLosses(ids.to_pylist(), *arrays) if len(ids) else None
