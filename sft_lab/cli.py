@@ -137,19 +137,21 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import compare
 
     _refuse_rest("compare", rest)
-    found = compare.compare(
-        [Path(folder) for folder in arguments.folders], Path(arguments.out) if arguments.out else None
-    )
+    found = compare.compare(arguments.folders, arguments.out)
     compare.show(found)
+    if arguments.test:
+        from sft_lab.jobs.final import score_test, show
+
+        if found.best is None:
+            raise UserError("compare --test: no job was found best, so there is none to score on the test rows")
+        show(score_test(found.best.folder))
     return 0
 
 
 def _replay(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import replay
 
-    done = replay.replay(
-        Path(arguments.source), [*arguments.overrides, *overrides], arguments.out and Path(arguments.out)
-    )
+    done = replay.replay(arguments.source, [*arguments.overrides, *overrides], arguments.out)
     replay.show(done)
     return done.exit_code
 
@@ -362,16 +364,17 @@ def _parser() -> argparse.ArgumentParser:
         "compare", help="jobs side by side: table, compare.html, compare.json", formatter_class=raw,
         epilog=_COMPARE_EXAMPLES, description="Compare the jobs of a sweep, or any runs. Needs no network.",
     )  # fmt: skip
-    compare.add_argument("folders", nargs="+", metavar="SWEEP_DIR|RUN_DIR")
-    compare.add_argument("--out", metavar="DIR", help="where compare.html and compare.json go")
+    compare.add_argument("folders", nargs="+", type=Path, metavar="SWEEP_DIR|RUN_DIR")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="where compare.html and compare.json go")
+    compare.add_argument("--test", action="store_true", help="score the best job on its test rows (split.test_share)")
 
     replay = commands.add_parser(
         "replay", help="run a saved config again and report every difference", formatter_class=raw,
         epilog=_REPLAY_EXAMPLES, description="First how the world differs, then the run, then how its result differs.",
     )  # fmt: skip
-    replay.add_argument("source", metavar="RUN_DIR|CONFIG")
+    replay.add_argument("source", type=Path, metavar="RUN_DIR|CONFIG")
     replay.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the saved config")
-    replay.add_argument("--out", metavar="DIR", help="the new run folder; default outputs/<date>/<time>")
+    replay.add_argument("--out", type=Path, metavar="DIR", help="the new run folder; default outputs/<date>/<time>")
     replay.add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
 
     promote = commands.add_parser(

@@ -223,6 +223,19 @@ class Run:
             session.write_dataset(data)
             return session.report(data)
 
+    def score_test(self, folder: RunFolder) -> dict[str, Any]:
+        """Score the base model and the weights in a finished run's folder on the rows of the test side.
+
+        Returns:
+            ``test/loss``, ``test/bits_per_byte``, the same of the base model under ``base/``, and ``test_rows``.
+
+        Raises:
+            UserError: if there are no test rows or no weights.
+        """
+        from sft_lab.training_session import TrainingSession
+
+        return TrainingSession(self, folder).score_test()
+
 
 def _in_order(identity: dict[str, Any]) -> dict[str, Any]:
     """Filters work, and sources are read, in their order; a digest sorts the keys of a mapping."""

@@ -14,12 +14,13 @@ import torch
 from sft_lab.bench import log
 from sft_lab.data.prepare import Preparation
 from sft_lab.data.template import Auto, Jinja, Template
+from sft_lab.errors import FolderError
 from sft_lab.evaluation import heldout, samples, verdict
 from sft_lab.files import digest, finite, read_json, write_json, write_text
 from sft_lab.report import card, page
 from sft_lab.session import Session
 from sft_lab.tracking.record import Record
-from sft_lab.training import trl
+from sft_lab.training import saved, trl
 
 if TYPE_CHECKING:
     import datasets
@@ -162,6 +163,23 @@ class TrainingSession(Session):
             self._mirror.table("samples", list(sampled[0]), [list(row.values()) for row in sampled])
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         return self._end(summary)
+
+    def score_test(self) -> dict[str, Any]:
+        """Score base and saved model on the test side; the session need not be open."""
+        work = self.run.preparation(self.bench)
+        rows = self.run.prepare(self.bench, work).sides.test
+        if not len(rows):
+            raise FolderError(f"{self.folder.path}: none of its rows lies on the test side; raise split.test_share")
+        ready = work.held_out_as(self.run.template, rows)
+        base = self._score(self._loaded_model(), ready)
+        tuned = self._score(saved.load(self._loaded_model(), self.folder.model), ready)
+        return {
+            "test/loss": tuned.loss,
+            "test/bits_per_byte": tuned.bits_per_byte,
+            "base/test_loss": base.loss,
+            "base/test_bits_per_byte": base.bits_per_byte,
+            "test_rows": len(ready.rows),
+        }
 
     def _summary(self, data: Prepared, base: Base, trained: trl.Trained, tuned: Measured) -> dict[str, Any]:
         limits = self.run.evaluation.limits

@@ -244,6 +244,7 @@ def _strict(composed: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
 
 
 def choices_of(composed: DictConfig) -> dict[str, Any]:
+    """Give the option chosen in each group."""
     raw = composed.hydra.runtime.choices
     found = {name: raw[name] for name in SCHEMAS if name in raw}
     # Hydra leaves out groups chosen as lists.
