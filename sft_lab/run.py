@@ -114,7 +114,7 @@ class Run:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
         problems = [*self.dataset.check(), *self.split.check(), *self.template.check(), *self.model.check()]
         problems += [f"filter.{name}.{problem}" for name, keep in self.filter.items() for problem in keep.check()]
-        problems += [*self.decontaminate.check(), *self.tracking.check()]
+        problems += [*self.decontaminate.check(), *self.trainer.check(), *self.tracking.check()]
         if isinstance(self.dedup, Semantic):
             problems += self.dedup.embedder.check("dedup.embedder")
         if self.decontaminate.method.name == "semantic":

@@ -103,7 +103,7 @@ class Session:
         return summary
 
     def _tokenizer(self) -> Any:
-        return self.run.model.tokenizer(self.bench)
+        return self.run.model.tokenizer(self.bench, self.run.template.special_tokens)
 
     def _run_id(self) -> str:
         """W&B's id: the job's hash in a sweep, so that a job that goes on stays one run."""

@@ -107,8 +107,6 @@ class TrainingSession(Session):
             scores = self._last_scores = self._score(model, data.held_out)
             return {"eval/loss": scores.loss, "eval/bits_per_byte": scores.bits_per_byte}
 
-        rows = len(data.train.rows)
-        log.info("train: %d rows, %d optimizer steps", rows, trl.planned_steps(rows, self.run.trainer))
         watched = len(data.held_out.rows) > 0
         counted = self.record.curve("train/num_tokens")  # up to the checkpoint this run goes on from
         self._tokens_before = int(counted[-1][1]) if counted else 0
@@ -120,6 +118,8 @@ class TrainingSession(Session):
             folder=self.folder.checkpoints,
             seed=self.run.seed,
             watch=trl.Watch(measure if watched else None, self.record, self._tokens_before),
+            reference_rows=len(data.sides.train),
+            new_tokens=self.run.model.new_tokens(self.bench),
         )
         log.info(
             "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
@@ -271,13 +271,14 @@ class TrainingSession(Session):
 
     def _loaded_model(self) -> Any:
         if self._model is None:
-            self._model = self.run.model.load(self.bench, self.run.seed)
-            if torch.cuda.is_available():
+            self._model = self.run.model.load(self.bench, self.run.seed, four_bit=self.run.trainer.four_bit)
+            if torch.cuda.is_available() and not self.run.trainer.four_bit:  # those are there already
                 self._model.to("cuda")
         return self._model
 
     def _base_key(self) -> str:
-        return digest([self.run.model.key(self.bench, self.run.seed), self.run.model.dtype])
+        held = ["nf4"] if self.run.trainer.four_bit else []
+        return digest([self.run.model.key(self.bench, self.run.seed), self.run.model.dtype, *held])
 
     def _checkpoint(self) -> Path | None:
         return trl.last_checkpoint(self.folder.checkpoints)

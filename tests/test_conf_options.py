@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import shutil
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from omegaconf import OmegaConf
 
 from sft_lab import config
 from sft_lab.dedup.embedding import Embedder
+from sft_lab.errors import ConfigError
 from sft_lab.options import shipped
 from sft_lab.run import SCHEMAS, Run
 
@@ -20,7 +23,7 @@ CONF, EXPERIMENTS = shipped("conf"), shipped("experiments")
 # How many options there are at least. Deleting one is a decision, made here too.
 COUNTS = {
     "dataset": 6, "decontaminate": 1, "dedup": 4, "dedup/embedder": 4, "evaluation": 1, "filter": 6, "launch": 2,
-    "model": 7, "split": 3, "split/filter": 4, "template": 5, "tracking": 2, "trainer": 3, "experiment": 6,
+    "model": 7, "split": 3, "split/filter": 4, "template": 5, "tracking": 2, "trainer": 5, "experiment": 6,
 }  # fmt: skip
 
 # Values for what an option leaves open.
@@ -69,8 +72,16 @@ def test_option_says_what_it_is_and_gives_a_command(name):
     assert commands, f"{FILES[name]}: no line 'Try it: sft-lab ...'"
 
 
+# What a machine may lack, and how the option then says so, after it has been composed and built.
+NEEDS = {"trainer=qlora": "NVIDIA GPU|bitsandbytes"}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_option_and_its_commands_compose_and_build(name):
+    if name in NEEDS and not (shutil.which("nvidia-smi") and importlib.util.find_spec("bitsandbytes")):
+        with pytest.raises(ConfigError, match=NEEDS[name]):
+            config.compose_jobs([name], multirun=False)
+        return
     group, option = name.split("=")
     seen = []
     for command in spoken(FILES[name])[1]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -197,9 +197,15 @@ def _unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
 
 @dataclass
 class Template(abc.ABC):
-    """What every template option has: a Jinja text. Rows of plain text go past it."""
+    """What every template option has: a Jinja text. Rows of plain text go past it.
+
+    Attributes:
+        special_tokens: it needs; those the tokenizer lacks are added, and trained with the rest.
+    """
 
     version: ClassVar[int] = 3
+
+    special_tokens: list[str] = field(default_factory=list)
 
     @abc.abstractmethod
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, missing_package, package_path
+from sft_lab.bench import Bench, log, missing_package, package_path
 from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import digest, sha256_file
 
@@ -54,29 +56,99 @@ class Model(abc.ABC):
     def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
 
-    def tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
+    def tokenizer(self, bench: Bench, special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
         """Load the tokenizer, ready for batches: with a padding token, the end of text where it has none.
+
+        Args:
+            bench: the run's tools.
+            special_tokens: which the template needs; those the tokenizer lacks are added.
 
         Raises:
             ModelError: if it has no end-of-text token to stand in.
         """
         tokenizer = self.load_tokenizer(bench)
+        known = tokenizer.get_vocab()
+        if missing := [token for token in special_tokens if token not in known]:
+            tokenizer.add_tokens(missing, special_tokens=True)
+            log.info("model: %d tokens added for the template: %s", len(missing), " ".join(missing))
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ModelError("model: its tokenizer has neither a padding nor an end-of-sequence token")
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    @abc.abstractmethod
-    def load(self, bench: Bench, seed: int) -> PreTrainedModel:
-        """Load the weights, trainable, on the device training will use."""
+    def new_tokens(self, bench: Bench) -> list[int]:
+        """Give the ids that were added to the tokenizer, which the weights know nothing of."""
+        vocabulary = bench.tokenizer.get_vocab()
+        return sorted(vocabulary[token] for token in vocabulary.keys() - self.load_tokenizer(bench).get_vocab().keys())
 
-    def _kwargs(self) -> dict[str, Any]:
+    @abc.abstractmethod
+    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
+        """Load the weights as they come."""
+
+    def load(self, bench: Bench, seed: int, *, four_bit: bool = False) -> PreTrainedModel:
+        """Load the weights, trainable, with a row for each token that was added to the tokenizer.
+
+        Args:
+            bench: for the tokenizer.
+            seed: of a random model.
+            four_bit: held in 4 bits, under an adapter.
+
+        Raises:
+            ModelError: if the weights cannot be loaded, or so held.
+        """
+        model = self.load_weights(bench, seed, four_bit=four_bit)
+        if new := self.new_tokens(bench):
+            _make_rows(model, len(bench.tokenizer), new)
+        return model
+
+    def _kwargs(self, *, four_bit: bool) -> dict[str, Any]:
         import torch
 
         own_dtype = "auto" if torch.cuda.is_available() else "float32"
         attention = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
-        return {"dtype": own_dtype if self.dtype == "auto" else self.dtype, **attention, **self.init_kwargs}
+        held = four_bits() if four_bit else {}
+        return {"dtype": own_dtype if self.dtype == "auto" else self.dtype, **attention, **held, **self.init_kwargs}
+
+
+def four_bits() -> dict[str, Any]:
+    """Keys of ``from_pretrained`` for weights in 4 bits as the QLoRA paper has them.
+
+    Raises:
+        ModelError: without bitsandbytes or a GPU.
+    """
+    import torch
+    import transformers
+
+    if not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
+        raise ModelError(
+            "trainer.quantization=nf4: needs bitsandbytes and a GPU that PyTorch can use; trainer=lora needs neither"
+        )
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+
+def _make_rows(model: PreTrainedModel, size: int, new: list[int]) -> None:
+    """Give each new token the mean of what the model knows, the same wherever it is made.
+
+    A matrix grows only where it is too small: many have rows to spare, which were never trained.
+    """
+    import torch
+
+    if model.get_input_embeddings().weight.shape[0] < size:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    known = torch.ones(size, dtype=torch.bool)
+    known[new] = False
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for values in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)):
+            if values is not None:
+                values[new] = values[:size][known.to(values.device)].float().mean(dim=0).to(values.dtype)
 
 
 @dataclass
@@ -123,12 +195,12 @@ class Pretrained(Model):
             )
         return tokenizer
 
-    def load(self, bench: Bench, seed: int) -> PreTrainedModel:  # noqa: ARG002
+    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load safetensors weights; a checkpoint in pickle form is refused, since it could run code."""
         model: PreTrainedModel = self._loaded(
             "model",
             lambda auto: auto.AutoModelForCausalLM.from_pretrained(
-                self._source(), revision=self.revision, use_safetensors=True, **self._kwargs()
+                self._source(), revision=self.revision, use_safetensors=True, **self._kwargs(four_bit=four_bit)
             ),
         )
         return model
@@ -200,12 +272,12 @@ class Gguf(Model):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(self._converted(bench))
         return tokenizer
 
-    def load(self, bench: Bench, seed: int) -> PreTrainedModel:  # noqa: ARG002
+    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load the converted weights."""
         import transformers
 
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            self._converted(bench), **self._kwargs()
+            self._converted(bench), **self._kwargs(four_bit=four_bit)
         )
         return model
 
@@ -252,10 +324,16 @@ class TinyRandom(Model):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
         return tokenizer
 
-    def load(self, bench: Bench, seed: int) -> PreTrainedModel:
-        """Make the weights from the seed."""
+    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
+        """Make the weights from the seed.
+
+        Raises:
+            ModelError: if they shall be held in 4 bits.
+        """
         import transformers
 
+        if four_bit:
+            raise ModelError("model=tiny_random: is too small to be quantized; use trainer=lora")
         tokenizer = bench.tokenizer
         config = transformers.LlamaConfig(
             vocab_size=len(tokenizer),
@@ -270,5 +348,7 @@ class TinyRandom(Model):
             pad_token_id=tokenizer.pad_token_id,
         )
         transformers.set_seed(seed)
-        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=self._kwargs()["dtype"])
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=self._kwargs(four_bit=False)["dtype"]
+        )
         return model

@@ -24,7 +24,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError
-from sft_lab.training.options import Full, Lora, Precision
+from sft_lab.training import loss_head
+from sft_lab.training.options import Budget, Full, Lora, LossHead, Precision
 
 # What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.
 NAMES = {
@@ -102,12 +103,8 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "load_best_model_at_end",
     )  # fmt: skip
     values = {name: getattr(options, name) for name in same_name}
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    # TRL switches the old name on by itself; both are set so that ours is what happens.
-    values |= {
-        "gradient_checkpointing": options.activation_checkpointing,
-        checkpointing: options.activation_checkpointing,
-    }
+    # The old name is TRL's default and warns unless it is taken back.
+    values |= {"activation_checkpointing": options.activation_checkpointing, "gradient_checkpointing": None}
     for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
         steps = getattr(options, name)
         values[name] = steps if steps < 1 else int(steps)
@@ -143,6 +140,29 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
 
     watch: Watch
     control: Any
+    plain_head = False
+
+    def compute_loss(
+        self, model: Any, inputs: Event, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As TRL does, scaling and metrics too, with the plain head in the place of its tiles."""
+        if not self.plain_head:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        mask = inputs.get("attention_mask")
+        seen = mask.sum() if mask is not None else torch.tensor(labels.numel(), device=labels.device)
+        told = loss_head.score(model, labels, **inputs)
+        items = told.tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = told.loss / items.clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        told_all = torch.stack([told.tokens, told.correct, seen, told.entropy.detach()]).double()
+        tokens, correct, seen_all, entropy = self.accelerator.reduce(told_all).tolist()
+        self._metrics["train"]["entropy"].append(entropy / max(tokens, 1))
+        self._metrics["train"]["mean_token_accuracy"].append(correct / max(tokens, 1))
+        self._total_train_tokens += int(seen_all)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         began = time.monotonic()
@@ -216,8 +236,8 @@ class _Bar(transformers.TrainerCallback):  # type: ignore[misc]
         self.progress.stop()
 
 
-def peft_config(options: Full) -> Any:
-    """Give PEFT's config, None for full training."""
+def peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
+    """Give PEFT's config, None for full training: the adapter, and the rows of tokens the model did not know."""
     if not isinstance(options, Lora):
         return None
     import peft
@@ -229,11 +249,29 @@ def peft_config(options: Full) -> Any:
         lora_alpha=options.peft.lora_alpha,
         lora_dropout=options.peft.lora_dropout,
         target_modules="all-linear" if modules == ["all-linear"] else modules,
+        use_dora=options.peft.use_dora,
+        use_rslora=options.peft.use_rslora,
+        trainable_token_indices=dict.fromkeys(_vocabulary_layers(model), new_tokens) if new_tokens else None,
     )
 
 
+def _vocabulary_layers(model: Any) -> list[str]:
+    """Names of the input embeddings and the LM head; where they are one matrix PEFT keeps them one."""
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
+
+
 def train(
-    model: Any, tokenizer: Any, rows: datasets.Dataset, options: Full, *, folder: Path, seed: int, watch: Watch
+    model: Any,
+    tokenizer: Any,
+    rows: datasets.Dataset,
+    options: Full,
+    *,
+    folder: Path,
+    seed: int,
+    watch: Watch,
+    reference_rows: int | None = None,
+    new_tokens: list[int] | None = None,
 ) -> Trained:
     """Fine-tune ``model`` on ready rows; go on from the last checkpoint in ``folder`` if there is one.
 
@@ -245,11 +283,16 @@ def train(
         folder: for checkpoints.
         seed: of data order and adapter weights.
         watch: how training is watched.
+        reference_rows: of the training side before filters and dedup, what ``budget=steps`` counts; None: ``rows``.
+        new_tokens: ids that were added to the tokenizer, trained beside an adapter and saved with it.
 
     Raises:
         ConfigError: for a knob that the installed libraries refuse.
     """
     args = sft_config(options, folder, seed, watched=watch.measure is not None)
+    if options.budget is Budget.steps and options.max_steps <= 0:
+        counted = len(rows) if reference_rows is None else reference_rows
+        args.max_steps = planned_steps(counted, options, args.world_size)
     callbacks: list[Any] = [_Recorder(watch)]
     if sys.stderr.isatty():
         callbacks.append(_Bar())
@@ -263,13 +306,15 @@ def train(
             train_dataset=ready,
             eval_dataset=ready.select([0]) if watch.measure else None,  # never read: see evaluate
             processing_class=tokenizer,
-            peft_config=peft_config(options),
+            peft_config=peft_config(options, model, new_tokens or []),
             callbacks=callbacks,
         )
     except ValueError as error:
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.watch = watch
+    trainer.plain_head = _takes_plain_head(trainer, options.loss_head)
+    _say_plan(trainer, options, len(rows))
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         log.info("train: goes on from %s", checkpoint.name)
@@ -286,6 +331,38 @@ def train(
         seconds=seconds,
         watching_seconds=watch.seconds,
         precision=resolve_precision(options.precision),
+    )
+
+
+def _takes_plain_head(trainer: Any, wanted: LossHead) -> bool:
+    """Choose the loss head; TRL's where the plain one would not give the same loss."""
+    if wanted is LossHead.trl or (wanted is LossHead.auto and trainer.args.device.type != "cpu"):
+        return False
+    reasons = {
+        "a mixture of experts has a second loss": trainer.aux_loss_enabled,
+        "sft_config asks for another loss": trainer.args.loss_type != "nll" or trainer.label_smoother is not None,
+        "the work is parallel inside a row": trainer.accelerator.parallelism_config is not None,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if not reason and not loss_head.fits(trainer.model):
+        reason = "this model's LM head cannot be run at some positions alone"
+    if reason:
+        log.info("train: loss_head=trl, since %s", reason)
+    return reason is None
+
+
+def _say_plan(trainer: Any, options: Full, rows: int) -> None:
+    """Log what will be done; where steps are given and not epochs, how many epochs that will be."""
+    blocks = len(trainer.train_dataset)
+    of_epochs = planned_steps(blocks, options, trainer.args.world_size)
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else of_epochs
+    log.info(
+        "train: %d rows%s, %d optimizer steps%s, loss_head=%s",
+        rows,
+        f" packed into {blocks} blocks" if options.packing else "",
+        steps,
+        f", which is {steps / of_epochs * options.num_train_epochs:.3g} epochs" if trainer.args.max_steps > 0 else "",
+        "plain" if trainer.plain_head else "trl",
     )
 
 
@@ -309,17 +386,17 @@ def last_checkpoint(folder: Path) -> Path | None:
     return Path(found) if found else None
 
 
-def planned_steps(rows: int, options: Full) -> int:
-    """Optimizer steps of an unpacked training on one device."""
-    if options.max_steps > 0:
-        return options.max_steps
-    batches = math.ceil(rows / options.per_device_train_batch_size)
+def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
+    """Optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
+    batches = math.ceil(rows / (options.per_device_train_batch_size * processes))
     return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)
 
 
 def save(model: Any, tokenizer: Any, jinja: str, folder: Path) -> None:
     """Write adapter or model, and the tokenizer with the chat template that was trained."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)
+    # Rows of new tokens are in the adapter by themselves; PEFT would put the whole resized matrix beside them.
+    adapter = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+    model.save_pretrained(folder, safe_serialization=True, **adapter)
     tokenizer.chat_template = jinja
     tokenizer.save_pretrained(folder)

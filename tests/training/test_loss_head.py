@@ -1,0 +1,145 @@
+"""The plain loss head gives TRL's loss at every step, whatever is trained and however rows share a batch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import transformers
+
+from sft_lab import compose
+from sft_lab.bench import Bench
+from sft_lab.run import Run
+from sft_lab.training import loss_head
+from sft_lab.training.options import Full, Lora, LossHead, Precision
+from sft_lab.training.trl import Watch, train
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return compose(["model=tiny_random", "dedup=exact", "decontaminate.method=exact"])
+
+
+@pytest.fixture(scope="module")
+def bench(run: Run) -> Bench:
+    return Bench(load_tokenizer=lambda: run.model.tokenizer(Bench()))
+
+
+@pytest.fixture(scope="module")
+def rows(run: Run, bench: Bench) -> datasets.Dataset:
+    short = [row for row in run.prepare(bench).train.tokens if len(row["input_ids"]) < 128]
+    return datasets.Dataset.from_list(short[:40])
+
+
+def told(model, bench: Bench, rows, folder: Path, head: LossHead, kind: type[Full] = Full, **more) -> list[dict]:
+    options = kind(
+        **{"max_steps": STEPS, "per_device_train_batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 0, **more},
+        logging_steps=1, save_steps=100, precision=Precision.fp32, loss_head=head,
+    )  # fmt: skip
+    events: list[dict[str, float]] = []
+    train(model, bench.tokenizer, rows, options, folder=folder, seed=3, watch=Watch(None, events.append))
+    return events
+
+
+def assert_same(plain: list[dict], theirs: list[dict]) -> None:
+    assert len(plain) == STEPS
+    assert len({round(event["train/loss"], 4) for event in plain}) > 1  # it learns, so that a wrong gradient shows
+    for mine, its in zip(plain, theirs, strict=True):
+        assert mine.keys() == its.keys() >= {"train/loss", "train/entropy", "train/mean_token_accuracy", "grad_norm"}
+        assert mine == pytest.approx(its, abs=1e-5, rel=1e-4)
+        assert mine["train/loss"] == pytest.approx(its["train/loss"], abs=1e-5)
+
+
+# packing, gradient_accumulation_steps, trainer, every token trained
+CASES = [
+    (False, 1, Full, False), (False, 3, Lora, False), (False, 3, Full, True),
+    (True, 1, Lora, True), (True, 3, Full, False), (True, 3, Lora, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("packing", "accumulation", "kind", "every_token"), CASES)
+def test_every_step_as_trl(packing, accumulation, kind, every_token, run, bench, rows, tmp_path) -> None:
+    if every_token:
+        rows = rows.remove_columns("labels").add_column("labels", rows["input_ids"])
+    more = {"packing": packing, "gradient_accumulation_steps": accumulation, "max_length": 256 if packing else 1280}
+    found = [
+        told(run.model.load(bench, seed=3), bench, rows, tmp_path / head.name, head, kind, **more)
+        for head in (LossHead.plain, LossHead.trl)
+    ]
+    assert_same(*found)
+
+
+def small(family: str, **more) -> transformers.PreTrainedModel:
+    names = {
+        "vocab_size": 4100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    transformers.set_seed(5)
+    config = transformers.AutoConfig.for_model(family, **{**names, **more})
+    config.pad_token_id = 0
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+FAMILIES = {
+    "gemma2": {"final_logit_softcapping": 0.5},  # so low that forgetting the cap would show
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 4.0},
+    "qwen2": {"tie_word_embeddings": False},
+    "opt": {"word_embed_proj_dim": 16, "ffn_dim": 64},  # its head stands behind a projection
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 2048},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_that_do_something_to_their_logits(family, bench, rows, tmp_path) -> None:
+    found = []
+    for head in (LossHead.plain, LossHead.trl):
+        model = small(family, **FAMILIES[family])
+        assert loss_head.fits(model)
+        found.append(told(model, bench, rows, tmp_path / head.name, head))
+    assert_same(*found)
+
+
+def test_a_second_loss_is_left_to_trl(bench, rows, tmp_path, caplog) -> None:
+    """A mixture of experts balances its experts by a loss of its own."""
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True}
+    model = small("mixtral", **experts)
+    with caplog.at_level(logging.INFO, "sft_lab"):
+        told(model, bench, rows.select(range(6)), tmp_path, LossHead.plain, max_steps=1)
+    assert "loss_head=trl, since a mixture of experts has a second loss" in caplog.text
+
+
+class Shifted(transformers.LlamaForCausalLM):
+    """A head that looks at the place before as well, so it cannot be run at some places alone."""
+
+    def forward(self, input_ids=None, attention_mask=None, **given):
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **given)
+        output.logits = output.logits + output.logits.roll(1, dims=1)
+        return output
+
+
+def test_a_head_that_needs_all_positions_is_found_out(run, bench) -> None:
+    model = run.model.load(bench, seed=3)
+    assert loss_head.fits(model)
+    model.__class__ = Shifted
+    assert not loss_head.fits(model)
+
+
+def test_score_counts_by_hand(run, bench) -> None:
+    """Three trained tokens of two padded rows, beside the model's own logits of everything."""
+    model = run.model.load(bench, seed=3)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+    labels = torch.tensor([[-100, -100, 7, 8], [9, 10, -100, -100]])  # the first position is nobody's target
+    told = loss_head.score(model, labels, input_ids=ids, attention_mask=(ids > 0).long())
+    logs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    assert told.tokens == 3
+    assert told.loss.item() == pytest.approx(-(logs[0, 1, 7] + logs[0, 2, 8] + logs[1, 0, 10]).item(), rel=1e-5)
+    assert told.entropy.item() == pytest.approx(3 * torch.tensor(float(logs.shape[-1])).log().item(), rel=0.01)
+    nothing = loss_head.score(model, torch.full_like(ids, -100), input_ids=ids)
+    assert nothing.loss == 0
+    nothing.loss.backward()  # a batch of nothing to train still has a gradient, of 0
