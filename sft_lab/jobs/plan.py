@@ -22,6 +22,7 @@ from sft_lab.tracking.manifest import versions
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Prepared
+    from sft_lab.training.memory import Footprint
 
 # Trainer's keys that change neither what a step costs nor what it needs.
 _SAME_COST = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay",
@@ -43,6 +44,7 @@ class Outlook:
         epochs: passes over the rows; None where that is not known.
         seconds: from a finished run of the same shape, None without one.
         like: that run's folder.
+        memory: what training holds; None where the model is not here yet.
     """
 
     placed: Placed
@@ -55,6 +57,7 @@ class Outlook:
     epochs: float | None
     seconds: float | None
     like: Path | None
+    memory: Footprint | None
 
 
 def look(plan: configs.Plan) -> list[Outlook]:
@@ -66,8 +69,9 @@ def look(plan: configs.Plan) -> list[Outlook]:
     placed = find(plan)
     done = list(_finished_runs(placed))
     tokenizers: dict[str, Any] = {}
+    footprints: dict[str, Footprint | None] = {}
     with _quiet():
-        return [_outlook(one, done, tokenizers) for one in placed]
+        return [_outlook(one, done, tokenizers, footprints) for one in placed]
 
 
 def shared(outlooks: list[Outlook]) -> list[tuple[str, int]]:
@@ -76,9 +80,18 @@ def shared(outlooks: list[Outlook]) -> list[tuple[str, int]]:
     return [(stage, jobs) for (stage, _), jobs in counted.most_common()]
 
 
-def _outlook(placed: Placed, done: list[tuple[Path, dict[str, Any]]], tokenizers: dict[str, Any]) -> Outlook:
+def _outlook(
+    placed: Placed,
+    done: list[tuple[Path, dict[str, Any]]],
+    tokenizers: dict[str, Any],
+    footprints: dict[str, Footprint | None],
+) -> Outlook:
     run = placed.job.run
     stages, missing, data = _data(run, tokenizers)
+    saved = run.saved()
+    shape = digest([saved["model"], saved["trainer"]["kind"], saved["trainer"].get("peft"), saved["trainer"]["optim"]])
+    if shape not in footprints:
+        footprints[shape] = _memory(run)
     rows = len(data.train.rows) if data else None
     steps = _steps(run, data)
     batch = run.trainer.per_device_train_batch_size * run.trainer.gradient_accumulation_steps
@@ -86,18 +99,18 @@ def _outlook(placed: Placed, done: list[tuple[Path, dict[str, Any]]], tokenizers
     seconds, like = _time(run, steps, done)
     return Outlook(
         placed, _other_versions(placed), stages, missing, rows, stages[-1]["tokens_kept"] if data else None,
-        steps, epochs, seconds, like,
+        steps, epochs, seconds, like, footprints[shape],
     )  # fmt: skip
 
 
 def _data(run: Run, tokenizers: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, str] | None, Prepared | None]:
     """Go through the data stages as far as they are stored."""
     view = StoreView(run.store.open().root)
-    which = digest(run.saved()["model"])
+    which = digest([run.saved()["model"], run.template.special_tokens])
 
     def tokenizer() -> Any:
         if which not in tokenizers:
-            tokenizers[which] = run.model.tokenizer(bench)
+            tokenizers[which] = run.model.tokenizer(bench, run.template.special_tokens)
         return tokenizers[which]
 
     bench = Bench(view, tokenizer)
@@ -112,14 +125,25 @@ def _data(run: Run, tokenizers: dict[str, Any]) -> tuple[list[dict[str, Any]], t
     return work.stages, missing, data
 
 
+def _memory(run: Run) -> Footprint | None:
+    from sft_lab.training.memory import footprint
+
+    bench = Bench(StoreView(run.store.open().root), lambda: run.model.tokenizer(bench, run.template.special_tokens))
+    try:
+        return footprint(run.model, run.trainer, bench)
+    except (NotStored, SftLabError):
+        return None  # not converted or not downloaded yet
+
+
 def _steps(run: Run, data: Prepared | None) -> int | None:
     if run.trainer.max_steps > 0:
         return run.trainer.max_steps
-    if data is None or run.trainer.packing:  # how many blocks packing makes is known when it has made them
+    by_steps = run.trainer.budget.name == "steps"
+    if data is None or (run.trainer.packing and not by_steps):  # blocks are counted when packing has made them
         return None
     from sft_lab.training import trl
 
-    return trl.planned_steps(len(data.train.rows), run.trainer)
+    return trl.planned_steps(len(data.sides.train if by_steps else data.train.rows), run.trainer)
 
 
 def _other_versions(placed: Placed) -> dict[str, str]:

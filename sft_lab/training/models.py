@@ -14,7 +14,7 @@ from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import digest, sha256_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Set by the fields above them; a second place for one thing would let them disagree.
@@ -81,6 +81,10 @@ class Model(abc.ABC):
         """Give the ids that were added to the tokenizer, which the weights know nothing of."""
         vocabulary = bench.tokenizer.get_vocab()
         return sorted(vocabulary[token] for token in vocabulary.keys() - self.load_tokenizer(bench).get_vocab().keys())
+
+    @abc.abstractmethod
+    def config(self, bench: Bench) -> PretrainedConfig:
+        """Load the model's shape, without its weights."""
 
     @abc.abstractmethod
     def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
@@ -195,6 +199,13 @@ class Pretrained(Model):
             )
         return tokenizer
 
+    def config(self, bench: Bench) -> PretrainedConfig:  # noqa: ARG002
+        """Load the config of the folder or hub model."""
+        config: PretrainedConfig = self._loaded(
+            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision)
+        )
+        return config
+
     def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load safetensors weights; a checkpoint in pickle form is refused, since it could run code."""
         model: PreTrainedModel = self._loaded(
@@ -272,6 +283,13 @@ class Gguf(Model):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(self._converted(bench))
         return tokenizer
 
+    def config(self, bench: Bench) -> PretrainedConfig:
+        """Load the converted config."""
+        import transformers
+
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(self._converted(bench))
+        return config
+
     def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load the converted weights."""
         import transformers
@@ -324,18 +342,12 @@ class TinyRandom(Model):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
         return tokenizer
 
-    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
-        """Make the weights from the seed.
-
-        Raises:
-            ModelError: if they shall be held in 4 bits.
-        """
+    def config(self, bench: Bench) -> PretrainedConfig:
+        """Give its shape."""
         import transformers
 
-        if four_bit:
-            raise ModelError("model=tiny_random: is too small to be quantized; use trainer=lora")
         tokenizer = bench.tokenizer
-        config = transformers.LlamaConfig(
+        return transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
             intermediate_size=4 * self.hidden_size,
@@ -347,6 +359,18 @@ class TinyRandom(Model):
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
+
+    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
+        """Make the weights from the seed.
+
+        Raises:
+            ModelError: if they shall be held in 4 bits.
+        """
+        import transformers
+
+        if four_bit:
+            raise ModelError("model=tiny_random: is too small to be quantized; use trainer=lora")
+        config = self.config(bench)
         transformers.set_seed(seed)
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
             config, dtype=self._kwargs(four_bit=False)["dtype"]

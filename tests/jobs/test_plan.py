@@ -94,3 +94,20 @@ def test_the_command_tells_it(here: Path, mine: list[str], capsys: pytest.Captur
     assert "computed once for 2 jobs" in told
     assert main(["plan", *mine, "dedup=nope"]) == 2
     assert list(here.iterdir()) == []
+
+
+def test_the_memory_of_a_training_is_reckoned_from_shapes(here: Path, mine: list[str]) -> None:
+    from sft_lab.training.memory import Footprint
+
+    words = [word for word in mine if not word.startswith("trainer=")]
+    full, lora = (looked(words, trainer)[0].memory for trainer in ("trainer=full", "trainer=lora"))
+    assert isinstance(full, Footprint)
+    assert isinstance(lora, Footprint)
+    run = compose([*words, "trainer=full"])
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
+    model = run.model.load(bench, seed=1)
+    size = sum(one.numel() for one in model.parameters())
+    assert (full.parameters, full.trained, full.weights) == (size, size, 4 * size)
+    assert (full.gradients, full.optimizer) == (4 * size, 8 * size)
+    assert 0 < lora.trained < full.trained / 2
+    assert lora.parameters == full.parameters + lora.trained
