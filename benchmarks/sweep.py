@@ -1,0 +1,83 @@
+"""What a sweep of 12 jobs costs beside its trainings: 4 dedup thresholds x 3 learning rates on the tiny model.
+
+    python benchmarks/sweep.py
+    python benchmarks/sweep.py conversations.jsonl.gz --enforce
+
+FILE holds conversations, one a line (ShareGPT); without it the starter set. Data stages are timed by themselves: one
+cold job, the twelve one after another over one store, and with a store of their own each, which is our own program with
+the store off. Then the sweep is really run, by the command, and once more when it is finished.
+
+Goals: data stages of the whole sweep at most 1.05 times those of one cold job; under 2 seconds for each further job
+beside training; the finished sweep again in under 3 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import Goals, machine
+
+from sft_lab import compose
+from sft_lab.bench import Bench
+from sft_lab.files import read_json
+from sft_lab.store import Store
+
+THRESHOLDS, RATES = (0.8, 0.9, 0.95, 0.99), (1e-3, 2e-3, 4e-3)
+TINY = ["model=tiny_random", "trainer=smoke", "tracking=local"]
+
+
+def prepare(words: list[str], store: Path) -> float:
+    """Seconds of the data stages of one job."""
+    run = compose(words)
+    bench = Bench(Store(store), lambda: run.model.tokenizer(bench))
+    _ = bench.tokenizer
+    began = time.perf_counter()
+    run.prepare(bench)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
+    parser.add_argument("--jobs-off", type=int, default=2, help="jobs to time with the store off; the rest is reckoned")
+    parser.add_argument("--enforce", action="store_true", help="exit 1 when a goal is missed")
+    arguments = parser.parse_args()
+    data = ["dataset=file", f"dataset.path={arguments.file.absolute()}"] if arguments.file else []
+    words = [*TINY, *data]
+    grid = [[*words, f"dedup.threshold={one}", f"trainer.learning_rate={rate}"] for one in THRESHOLDS for rate in RATES]
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        # Loading libraries and models for the first time is no part of a stage.
+        prepare([*TINY, "dataset.limit=20"], root / "warm")
+        cold = prepare(grid[0], root / "one")
+        sweep = sum(prepare(job, root / "sweep") for job in grid)
+        off = [prepare(job, root / f"off{number}") for number, job in enumerate(grid[: arguments.jobs_off])]
+        without = sum(off) / len(off) * len(grid)
+        print(f"data stages: one cold job {cold:.2f} s; 12 jobs {sweep:.2f} s; with the store off {without:.0f} s")
+        command = [sys.executable, "-m", "sft_lab", "-m", *words, f"store.path={root / 'sweep'}",
+                   f"hydra.sweep.dir={root / 'jobs'}", f"dedup.threshold={','.join(map(str, THRESHOLDS))}",
+                   f"trainer.learning_rate={','.join(map(str, RATES))}"]  # fmt: skip
+        times = []
+        for _ in range(2):
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+        summaries = [read_json(path) for path in sorted((root / "jobs").glob("*/summary.json"))]
+        beside = statistics.median(found["seconds"] - found["train_seconds"] for found in summaries)
+        print(f"the sweep {times[0]:.1f} s; a job beside its training {beside:.2f} s (median); again {times[1]:.2f} s")
+    goals = Goals()
+    goals.hold("data stages of 12 jobs, of one cold job", sweep / cold, most=1.05)
+    goals.hold("seconds of a further job beside training", beside, most=2)
+    goals.hold("seconds of the finished sweep again", times[1], most=3)
+    goals.end(enforce=arguments.enforce)
+
+
+if __name__ == "__main__":
+    main()
