@@ -148,3 +148,5 @@ def _not_plain(node: Any, path: str = "") -> Iterator[str]:
         yield f"{path}={node}: must be a finite number"
     elif isinstance(node, str) and "${" in node:
         yield f"{path}: must not hold ${{, which a saved config would read as an interpolation"
+    elif isinstance(node, str) and "\x85" in node:
+        yield f"{path}: must not hold U+0085 (next line), which YAML does not give back; write a line break"
