@@ -186,10 +186,8 @@ class Lora(Full):
             missing.append("the package bitsandbytes (pip install bitsandbytes)")
         if not missing:
             return []
-        return [
-            f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; "
-            "trainer=lora trains the same adapter beside weights that are not quantized"
-        ]
+        remedy = "trainer=lora trains the same adapter beside weights that are not quantized"
+        return [f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
 
 
 def _has_nvidia_gpu() -> bool:

@@ -143,7 +143,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     plain_head = False
 
     def compute_loss(
-        self, model: Any, inputs: Event, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """As TRL does, scaling and metrics too, with the plain head in the place of its tiles."""
         if not self.plain_head:
