@@ -164,7 +164,7 @@ tokenizer.chat_template = open(template_path).read()
 rows = [json.loads(line) for line in open(rows_path)]
 config = trl.SFTConfig(
     output_dir=out, seed=42, data_seed=42, max_steps=50, per_device_train_batch_size=1, learning_rate=2e-4,
-    lr_scheduler_type="cosine", warmup_steps=0.03, optim="adamw_torch", bf16=True, use_cpu=True, max_length=1280,
+    lr_scheduler_type="cosine", warmup_steps=0.03, optim="adamw_torch_fused", bf16=True, use_cpu=True, max_length=1280,
     assistant_only_loss=True, gradient_checkpointing=False, logging_steps=1, save_steps=50, report_to="none",
     disable_tqdm=True,
 )

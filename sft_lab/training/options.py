@@ -89,7 +89,7 @@ class Full:
     warmup_steps: float = 0.03
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     logging_steps: float = 0.02
     eval_steps: float = 0.2
     save_steps: float = 0.2

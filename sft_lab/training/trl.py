@@ -299,6 +299,7 @@ def train(
     if options.early_stopping_patience and watch.measure:
         callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     ready = rows.select_columns(["input_ids", "labels"])
+    transformers.set_seed(seed)  # of the adapter: whatever was drawn before, stored results or new ones
     try:
         trainer = _Trainer(
             model=model,
