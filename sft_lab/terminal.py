@@ -209,12 +209,12 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]]) -> None:
     for one in outlooks[:1]:
         lines += _known_stages(one)
     for memory in dict.fromkeys(one.memory for one in outlooks if one.memory):
-        optimizer = "" if memory.optimizer is None else f", optimizer {memory.optimizer / 1e9:,.2f} GB"
-        lines.append(
-            f"Memory: {memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million trained; "
-            f"weights {memory.weights / 1e9:,.2f} GB, gradients {memory.gradients / 1e9:,.2f} GB{optimizer}; activations "
-            "come on top"
+        held = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+        sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in held.items() if size is not None)
+        counts = (
+            f"{memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million of them trained"
         )
+        lines.append(f"Memory: {counts}; {sizes}, and activations")
     changed = {f"{name} {then}": None for one in outlooks for name, then in one.other_versions.items()}
     if changed:
         lines.append(

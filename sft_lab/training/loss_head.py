@@ -68,7 +68,7 @@ def fits(model: Any) -> bool:
         return False
     finally:
         model.train(was_training)
-    return narrow.shape == whole.shape and torch.allclose(narrow, whole, rtol=1e-2, atol=1e-3)
+    return bool(narrow.shape == whole.shape and torch.allclose(narrow, whole, rtol=1e-2, atol=1e-3))
 
 
 def _logits_at(model: Any, wanted: torch.Tensor, **inputs: Any) -> torch.Tensor:

@@ -223,11 +223,17 @@ class Pretrained(Model):
             return load(transformers)
         except (OSError, ValueError) as error:
             first = (str(error).strip().splitlines() or [""])[0]
+            place = "look into the folder" if Path(self._source()).is_dir() else self._hub_advice()
             raise ModelError(
-                f"model.name_or_path={self.name_or_path}: the {what} cannot be loaded ({first}). Check the name and "
-                f"the network; a gated model needs its terms accepted at huggingface.co/{self.name_or_path} and "
-                "`hf auth login` or HF_TOKEN; without a hub use model=smollm2_135m_bundled or model=local"
+                f"model.name_or_path={self.name_or_path}: the {what} cannot be loaded ({first}); {place}"
             ) from error
+
+    def _hub_advice(self) -> str:
+        return (
+            f"is there a page https://huggingface.co/{self.name_or_path}, and a network? For a gated model accept its "
+            "terms on that page, then `hf auth login` or HF_TOKEN; without a hub use model=smollm2_135m_bundled or "
+            "model=local"
+        )
 
 
 @dataclass

@@ -89,7 +89,7 @@ class Full:
     warmup_steps: float = 0.03
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     logging_steps: float = 0.02
     eval_steps: float = 0.2
     save_steps: float = 0.2
@@ -186,10 +186,8 @@ class Lora(Full):
             missing.append("the package bitsandbytes (pip install bitsandbytes)")
         if not missing:
             return []
-        return [
-            f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; "
-            "trainer=lora trains the same adapter beside weights that are not quantized"
-        ]
+        remedy = "trainer=lora trains the same adapter beside weights that are not quantized"
+        return [f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
 
 
 def _has_nvidia_gpu() -> bool:

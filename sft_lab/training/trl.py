@@ -143,7 +143,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     plain_head = False
 
     def compute_loss(
-        self, model: Any, inputs: Event, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """As TRL does, scaling and metrics too, with the plain head in the place of its tiles."""
         if not self.plain_head:
@@ -299,6 +299,7 @@ def train(
     if options.early_stopping_patience and watch.measure:
         callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     ready = rows.select_columns(["input_ids", "labels"])
+    transformers.set_seed(seed)  # of the adapter: whatever was drawn before, stored results or new ones
     try:
         trainer = _Trainer(
             model=model,

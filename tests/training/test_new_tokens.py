@@ -20,7 +20,7 @@ from sft_lab.training.trl import Watch, save, train
 ADDED = ["<|im_start|>", "<|im_end|>"]
 SHAPES = {
     "llama": {"tie_word_embeddings": True, "intermediate_size": 64, "num_key_value_heads": 2},
-    "qwen2": {"tie_word_embeddings": False, "intermediate_size": 64, "num_key_value_heads": 2},
+    "mistral": {"tie_word_embeddings": False, "intermediate_size": 64, "num_key_value_heads": 2},
     "opt": {"word_embed_proj_dim": 16, "ffn_dim": 64},
     "gpt2": {},
 }
@@ -46,15 +46,15 @@ def base_model(folder: Path, family: str, spare: int) -> Path:
 
 def opened(folder: Path, trainer: str = "lora"):
     run = compose(
-        ["tracking=local", "model=local", f"model.name_or_path={folder}", "template=chatml", f"trainer={trainer}", "dedup=exact",
-         "decontaminate.method=exact", "filter.length.max_tokens=200", "split.max_eval_tokens=200",
+        ["tracking=local", "model=local", f"model.name_or_path={folder}", "template=chatml", f"trainer={trainer}",
+         "dedup=exact", "decontaminate.method=exact", "filter.length.max_tokens=200", "split.max_eval_tokens=200",
          "split.max_eval_rows=8"]
     )  # fmt: skip
     bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench, run.template.special_tokens))
     return run, bench
 
 
-@pytest.mark.parametrize(("family", "spare"), [("llama", 0), ("qwen2", 0), ("opt", 7), ("gpt2", 1)])
+@pytest.mark.parametrize(("family", "spare"), [("llama", 0), ("mistral", 0), ("opt", 7), ("gpt2", 1)])
 def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> None:
     base = base_model(tmp_path / "base", family, spare)
     run, bench = opened(base)
@@ -84,7 +84,7 @@ def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> No
     save(trained.model, bench.tokenizer, run.template.jinja(bench.tokenizer), out)
     saved = safetensors.torch.load_file(out / "adapter_model.safetensors")
     rows = {name: values.shape for name, values in saved.items() if "lora_" not in name}
-    assert len(rows) == (2 if family == "qwen2" else 1)  # where input and output are one matrix, its rows once
+    assert len(rows) == (2 if family == "mistral" else 1)  # where input and output are one matrix, its rows once
     assert all(shape[0] == 2 for shape in rows.values())
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)

@@ -50,7 +50,7 @@ def test_same_losses_as_plain_trl(run: Run, bench: Bench, prepared, tmp_path: Pa
     config = trl.SFTConfig(
         output_dir=str(tmp_path / "plain"), seed=3, data_seed=3, bf16=False, use_cpu=True, report_to="none",
         logging_steps=1, save_strategy="no", max_length=1280, assistant_only_loss=True, lr_scheduler_type="cosine",
-        weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch", gradient_checkpointing=False, disable_tqdm=True,
+        weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused", gradient_checkpointing=False, disable_tqdm=True,
         **OPTIONS,
     )  # fmt: skip
     plain = trl.SFTTrainer(
