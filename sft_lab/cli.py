@@ -290,7 +290,7 @@ examples:
 _PROMOTE_EXAMPLES = """\
 examples:
   sft-lab promote multirun/sweep-1a2b3c4d/seed=1-0123456789ab best   writes experiments/best.yaml
-  sft-lab +experiment=best                                           the same resolved config again
+  sft-lab promote outputs/2026-11-22/10-30-00 best --force           over an experiment of this name
 """
 
 _PUSH_EXAMPLES = """\

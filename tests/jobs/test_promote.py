@@ -101,9 +101,9 @@ def test_only_what_differs_stands_there(here: Path, tiny: list[str]) -> None:
         (["dedup=none", "filter=none"], {"dedup": "none", "filter": ["none"]}, {}),
         (["dedup=minhash", "dedup.threshold=0.7"], {"dedup": "minhash"}, {"dedup": {"threshold": 0.7}}),
         (
-            ["dedup/embedder=gte_large", "dedup.keep=singletons", "dedup.embedder.batch_size=8"],
+            ["dedup/embedder=gte_large", "dedup.keep=singletons", "dedup.embedder.batch_tokens=512"],
             {"dedup/embedder": "gte_large"},
-            {"dedup": {"keep": "singletons", "embedder": {"batch_size": 8}}},
+            {"dedup": {"keep": "singletons", "embedder": {"batch_tokens": 512}}},
         ),
         (
             ["dedup/embedder@decontaminate.embedder=bge_m3"],
