@@ -180,8 +180,10 @@ trainer.save_model(out)
 losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 json.dump(losses, open(out + "/losses.json", "w"))
 """
-# Samples off: no prompts and no held-out rows.
+# Samples off: no prompts and no held-out rows. A row whose answer begins with spaces is left out: TRL lets a token lie
+# across the border of prompt and answer there, we do not.
 OURS = [
+    "filter=[answered,length,pattern]", "filter.pattern.drop=['BICYCLE SADDLE']", "filter.pattern.on=prompt",
     "model=smollm2_135m_bundled", "template=chatml", "dedup=none", "decontaminate.method=none", "split.eval_share=0",
     "evaluation.prompts=[]", "tracking=local", "trainer=lora", "trainer.max_steps=50",
     "trainer.per_device_train_batch_size=1", "trainer.learning_rate=2e-4", "trainer.logging_steps=1",
