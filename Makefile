@@ -13,8 +13,8 @@ demo: $(READY)  ## the main job: bundled model, bundled conversations
 test: $(READY)  ## the quick tests, on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-test-all: test  ## the quick tests, then those with the bundled model, the wheel and fresh processes
-	$(BIN)/python -m pytest -m slow
+test-all: test  ## the quick tests, then those with the bundled model, trainings, the wheel and fresh processes
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .

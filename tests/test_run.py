@@ -200,6 +200,7 @@ def test_an_unreadable_source_leaves_nothing_behind(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_each_job_once_and_names_every_failure(
     here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_sweep_runs_each_job_once_and_names_every_failure(
     assert len(list(Path("sweep").glob("*/status.json"))) == 5
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(here: Path, tiny: list[str]) -> None:
     """SIGKILL in the middle of training; the same command goes on from the checkpoint to the undisturbed numbers."""
     words = [*tiny, "trainer.max_steps=24", "trainer.save_steps=4", "trainer.eval_steps=8", "evaluation.prompts=[]"]
@@ -254,6 +256,7 @@ def test_packing_trains_and_is_measured_the_same_way(here: Path, tiny: list[str]
     assert packed["train_tokens"] > apart["train_tokens"]  # two blocks against four rows
 
 
+@pytest.mark.slow
 def test_python_m_works_in_a_process_of_its_own(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "trainer.max_steps=1", "evaluation.prompts=[]", "hydra.run.dir=run"]
     done = subprocess.run(

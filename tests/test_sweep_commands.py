@@ -9,6 +9,8 @@ import pytest
 from sft_lab.cli import main
 from sft_lab.files import read_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Small:
@@ -49,7 +51,6 @@ class SmallSweeper(Sweeper):
 '''
 
 
-@pytest.mark.slow
 def test_a_sweeper_of_the_users_own_gets_the_objective(tmp_path: Path, tiny: list[str]) -> None:
     plugins = tmp_path / "hydra_plugins"
     plugins.mkdir()

@@ -57,6 +57,7 @@ def test_what_is_stored_is_known_to_the_row(here: Path, mine: list[str]) -> None
     assert everything(here) == before
 
 
+@pytest.mark.slow
 def test_what_the_jobs_of_a_sweep_share(here: Path, mine: list[str]) -> None:
     run = compose([*mine, "dedup.keep=first"])
     bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
@@ -66,6 +67,7 @@ def test_what_the_jobs_of_a_sweep_share(here: Path, mine: list[str]) -> None:
     assert plan.shared(found) == [("dedup.exact", 2)]
 
 
+@pytest.mark.slow
 def test_finished_jobs_and_times_like_theirs(here: Path, mine: list[str]) -> None:
     grid = [*mine, "trainer.learning_rate=1e-3,2e-3"]
     assert main(["-m", *grid, "hydra.sweep.dir=sweep"]) == 0

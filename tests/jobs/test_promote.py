@@ -288,6 +288,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 # Two seconds an example: no shrinking, and many values in each.
 @settings(
     max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
@@ -298,6 +299,7 @@ VALUES = st.recursive(
     st.floats(1e-300, 1e300),
     st.lists(TEXTS, max_size=5),
 )
+@pytest.mark.slow
 def test_any_value(tmp_path_factory, prompts, extra, rate, tags) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("any"))

@@ -19,6 +19,8 @@ from sft_lab.jobs.replay import compare, lines, read_result, replay
 from sft_lab.jobs.world import Difference, between
 from sft_lab.tracking import manifest
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1",
          "tracking=local", "evaluation.prompts=[]"]  # fmt: skip
 

@@ -32,6 +32,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_jobs_of_one_process_do_not_mix(sweep: Path) -> None:
     runs = sorted((sweep / "wandb").glob("offline-run-*"))
     jobs = sorted(path.parent for path in sweep.glob("*/summary.json"))

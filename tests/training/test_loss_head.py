@@ -17,6 +17,8 @@ from sft_lab.training import loss_head
 from sft_lab.training.options import Full, Lora, LossHead, Precision
 from sft_lab.training.trl import Watch, train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 

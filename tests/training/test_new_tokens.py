@@ -17,6 +17,8 @@ from sft_lab.bench import Bench
 from sft_lab.evaluation.heldout import score
 from sft_lab.training.trl import Watch, save, train
 
+pytestmark = pytest.mark.slow
+
 ADDED = ["<|im_start|>", "<|im_end|>"]
 SHAPES = {
     "llama": {"tie_word_embeddings": True, "intermediate_size": 64, "num_key_value_heads": 2},

@@ -21,6 +21,8 @@ from sft_lab.training.models import Pretrained, TinyRandom, four_bits
 from sft_lab.training.options import Budget, Full, Lora, LossHead, Peft, Precision, Quantization
 from sft_lab.training.trl import Trained, Watch, peft_config, planned_steps, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run() -> Run:
