@@ -57,7 +57,6 @@ def test_what_is_stored_is_known_to_the_row(here: Path, mine: list[str]) -> None
     assert everything(here) == before
 
 
-@pytest.mark.slow
 def test_what_the_jobs_of_a_sweep_share(here: Path, mine: list[str]) -> None:
     run = compose([*mine, "dedup.keep=first"])
     bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))

@@ -288,7 +288,6 @@ VALUES = st.recursive(
 )
 
 
-@pytest.mark.slow
 # Two seconds an example: no shrinking, and many values in each.
 @settings(
     max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
