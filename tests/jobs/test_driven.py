@@ -12,6 +12,8 @@ import pytest
 from sft_lab.cli import main
 from sft_lab.files import read_json
 
+pytestmark = pytest.mark.slow
+
 SWEEPER = '''
 from dataclasses import dataclass
 
@@ -19,7 +21,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-pytestmark = pytest.mark.slow
 
 
 @dataclass
