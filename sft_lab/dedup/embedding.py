@@ -7,12 +7,15 @@ stage gets is gathered into a mapped file, so memory does not grow with the rows
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
+import queue
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +30,7 @@ from sft_lab.text import scripts
 if TYPE_CHECKING:
     import numpy as np
 
+SMALL = 2**30  # bytes of weights; a larger embedder is not held twice
 BLOCK = 2048  # texts; what a killed run loses at most
 VERSION = 2
 
@@ -229,14 +233,32 @@ def _encode(
     import numpy as np
     import torch
 
-    parts = []
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=_precision() == "bf16"):
-        for batch in _batches(lengths, embedder.batch_tokens):
-            some = texts[batch]
-            # The model's own encode: its prompts, pooling and other modules are its business.
-            raw = model.encode(some, prompt=embedder.prompt or None, batch_size=len(some), show_progress_bar=False)
-            parts.append(np.asarray(raw, np.float32))
-            done(len(some))
-    vectors = np.concatenate(parts)
+    # Matrices of a small embedder are too small for two cores to share well: on a processor each of two threads has
+    # batches and a copy of the model of its own, since a tokenizer must not be used by two at once.
+    threads = torch.get_num_threads()
+    share = model.device.type == "cpu" and threads > 1 and sum(p.nbytes for p in model.parameters()) < SMALL
+    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for one in (model, copy.deepcopy(model)) if share else (model,):
+        free.put(one)
+
+    def encode(batch: slice) -> np.ndarray:
+        own, some = free.get(), texts[batch]
+        try:
+            if share:
+                torch.set_num_threads(max(1, threads // 2))
+            with torch.autocast(own.device.type, torch.bfloat16, enabled=_precision() == "bf16"):
+                # The model's own encode: its prompts, pooling and other modules are its business.
+                raw = own.encode(some, prompt=embedder.prompt or None, batch_size=len(some), show_progress_bar=False)
+        finally:
+            free.put(own)
+        done(len(some))
+        return np.asarray(raw, np.float32)
+
+    batches = _batches(lengths, embedder.batch_tokens)
+    try:
+        with ThreadPoolExecutor(2 if share else 1) as pool:
+            vectors = np.concatenate(list(pool.map(encode, batches)))
+    finally:
+        torch.set_num_threads(threads)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)

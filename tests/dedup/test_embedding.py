@@ -97,6 +97,24 @@ def test_vectors_are_near_those_of_fp32(bench: Bench) -> None:
     assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
 
 
+def test_two_threads_give_the_vectors_of_one(tmp_path: Path) -> None:
+    import torch
+
+    texts = [f"{text} {number}" for number in range(8) for text in TEXTS]
+    small = Embedder(MINILM.name_or_path, batch_tokens=128)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(np.array(embed(texts, small, Bench(Store(tmp_path / str(threads))))))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    one, two = found
+    assert ((one * two).sum(axis=1) > 0.9999).all()
+
+
 def test_an_empty_text_has_a_vector(bench: Bench) -> None:
     vectors = embed(["", " \n", TEXTS[0]], MINILM, bench)
     assert np.isfinite(vectors).all()
