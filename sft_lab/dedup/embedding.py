@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,9 @@ class Embedder:
         """A key of what the embedder does: weights by content or commit, prompt, precision."""
         place = package_path(self.name_or_path)
         if place.is_dir():
-            weights = sha256_file(place / "model.safetensors")
+            file = place / "model.safetensors"
+            found = file.stat()
+            weights = _sha256(file, found.st_mtime_ns, found.st_size)
             if self.sha256 and weights != self.sha256:
                 raise ModelError(
                     f"{place / 'model.safetensors'}: SHA-256 is {weights}, must be {self.sha256}; "
@@ -109,6 +112,12 @@ class Embedder:
         source = str(place) if place.is_dir() else self.name_or_path
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return SentenceTransformer(source, revision=self.revision, device=device, trust_remote_code=False)
+
+
+@cache
+def _sha256(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - a file that was touched is read again
+    """Hash a model's file once in a process: every stage that compares texts asks for it."""
+    return sha256_file(file)
 
 
 def _precision() -> str:
