@@ -24,8 +24,8 @@ from common import MINILM, STARTER, Goals, answers, machine, measure, ratio
 
 from sft_lab.bench import Bench
 from sft_lab.dedup.embedding import _precision, embed
-from sft_lab.dedup.graph import build
 from sft_lab.dedup.keep import Keep, representatives
+from sft_lab.dedup.search import build
 from sft_lab.store import Store
 
 

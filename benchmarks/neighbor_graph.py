@@ -38,8 +38,9 @@ from common import MINILM, Goals, answers, machine, measure, ratio
 from sft_lab.bench import Bench
 from sft_lab.dedup import embedding
 from sft_lab.dedup import graph as graphs
-from sft_lab.dedup.graph import NeighborGraph, build
+from sft_lab.dedup.graph import NeighborGraph
 from sft_lab.dedup.keep import Keep, representatives
+from sft_lab.dedup.search import CPU_BLOCK, build, cosine
 from sft_lab.files import digest
 from sft_lab.store import Store
 
@@ -96,7 +97,7 @@ def normalized(rows: np.ndarray) -> np.ndarray:
 def bare_product(vectors: np.ndarray) -> Callable[[], None]:
     """The multiplications of ``Index.exact`` in bf16 and nothing else."""
     table = torch.from_numpy(vectors).to(torch.bfloat16)
-    height, width = graphs.CPU_BLOCK
+    height, width = CPU_BLOCK
     buffer = torch.empty(height * width, dtype=torch.bfloat16)
 
     def multiply() -> None:
@@ -140,7 +141,7 @@ def check(vectors: np.ndarray, floor: float, index: faiss.IndexFlatIP) -> tuple[
         row = top + np.repeat(np.arange(len(bounds) - 1), np.diff(bounds.astype(np.int64)))
         theirs.append((row * size + found)[found < row])
     different = np.setxor1d(ours, np.concatenate(theirs))
-    score = graphs.cosine(vectors, different % size, different // size)
+    score = cosine(vectors, different % size, different // size)
     assert (np.abs(score - floor) < 1e-6).all(), f"{len(different)} pairs differ from FAISS, away from the floor"
 
     best = np.full(size, -1, np.float32)

@@ -31,8 +31,9 @@ import torch
 
 from sft_lab import compose
 from sft_lab.bench import Bench
+from sft_lab.training.callbacks import Watch
 from sft_lab.training.options import Lora, LossHead, LossOn, Precision
-from sft_lab.training.trl import Watch, train
+from sft_lab.training.trl import train
 
 ROWS, LENGTH = 2, 512  # of a batch; tokens of a row
 

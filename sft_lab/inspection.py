@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_lab.data.filters import On as Judged
 from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
 from sft_lab.dedup import look
-from sft_lab.dedup.exact import compared_texts
 from sft_lab.dedup.neighbors import GraphDedup
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.files import read_json, write_json, write_text
+from sft_lab.text import On
 
 if TYPE_CHECKING:
     from sft_lab.bench import Bench
@@ -102,7 +101,7 @@ def _histogram(values: np.ndarray, edges: list[int]) -> dict[str, Any]:
 
 
 def _languages(before: Rows, after: Rows, bench: Bench) -> list[dict[str, Any]]:
-    then, now = (languages_of(rows, bench, Judged.both)[0] for rows in (before, after))
+    then, now = (languages_of(rows, bench, On.both)[0] for rows in (before, after))
     return [
         {"code": found["code"], "language": LANGUAGE_NAMES.get(found["code"], "nothing to judge by"), **found}
         for found in _compared("code", then, now)
@@ -147,7 +146,7 @@ def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: list[str]) -> di
 def _pairs(
     dedup: GraphDedup, rows: Rows, selection: Selection, graph: NeighborGraph, node_of_row: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
-    texts = compared_texts(rows, dedup.on)
+    texts = rows.texts(dedup.on)
     index_of = {row_id: index for index, row_id in enumerate(selection.ids)}
     dropped = [(row, index_of[selection.nearest[row]], selection.score[row]) for row in
                look.pairs_above(selection, DROPPED_PAIRS)]  # fmt: skip
@@ -180,8 +179,8 @@ def _contaminated(run: Run, data: Prepared, bench: Bench) -> list[dict[str, Any]
         return []
     on = run.decontaminate.on
     others = {row_id: text for other in (run.benchmark_rows(bench), data.sides.measured) if other is not None
-              for row_id, text in zip(other.column("id"), compared_texts(other, on), strict=True)}  # fmt: skip
-    texts = compared_texts(rows, on)
+              for row_id, text in zip(other.column("id"), other.texts(on), strict=True)}  # fmt: skip
+    texts = rows.texts(on)
     return [
         {"reason": selection.reason[index] or "reported"}
         | _pair(selection.ids[index], nearest, float(selection.score[index]), texts[index], others[nearest])

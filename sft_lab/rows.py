@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_lab.errors import SourceError
-from sft_lab.text import content_group
+from sft_lab.text import On, content_group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,8 +59,17 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """Give one column's values for the rows in view."""
-        values: list[Any] = self.table.select(self.positions)[name][:]
+        import pyarrow as pa
+
+        # Not by datasets' select, whose fingerprint of the selection takes longer than the values.
+        values: list[Any] = self.table.data.column(name).take(pa.array(self.positions)).to_pylist()
         return values
+
+    def texts(self, on: On) -> list[str]:
+        """Give the text of each row that is judged or compared."""
+        if on is On.both:
+            return [f"{a}\n{b}" for a, b in zip(self.column("prompt"), self.column("answer"), strict=True)]
+        return self.column(on.name)
 
     @property
     def is_text(self) -> list[bool]:
@@ -102,7 +111,9 @@ def _completed(source: Dataset) -> Dataset:
             source = source.add_column(name, values)
         elif values != source[name][:]:
             source = source.remove_columns(name).add_column(name, values)
-    return source
+    import datasets
+
+    return datasets.Dataset(source.with_format("arrow")[:])  # a set that was shuffled or selected from, in its order
 
 
 def _messages(system: str, prompt: str, answer: str) -> list[dict[str, str]]:

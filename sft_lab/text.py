@@ -6,11 +6,20 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from enum import Enum
 from functools import cache
 
 # Arabic: tatweel and the short-vowel marks carry no letters, and the alef forms are written interchangeably.
 _ARABIC_MARKS = re.compile("[\u0640\u0610-\u061a\u064b-\u065f\u0670]")
 _ALEF_FORMS = str.maketrans({"\u0622": "\u0627", "\u0623": "\u0627", "\u0625": "\u0627", "\u0671": "\u0627"})
+
+
+class On(Enum):
+    """Which text of a row is judged or compared; ``both``: prompt and answer as one text, in this order."""
+
+    answer = "answer"
+    prompt = "prompt"
+    both = "both"
 
 
 def normalize(text: str) -> str:

@@ -21,6 +21,7 @@ from sft_lab.report import card, page
 from sft_lab.session import Session
 from sft_lab.tracking.record import Record
 from sft_lab.training import saved, trl
+from sft_lab.training.callbacks import Watch
 
 if TYPE_CHECKING:
     import datasets
@@ -117,7 +118,7 @@ class TrainingSession(Session):
             self.run.trainer,
             folder=self.folder.checkpoints,
             seed=self.run.seed,
-            watch=trl.Watch(measure if watched else None, self.record, self._tokens_before),
+            watch=Watch(measure if watched else None, self.record, self._tokens_before),
             reference_rows=len(data.sides.train),
             new_tokens=self.run.model.new_tokens(self.bench),
         )

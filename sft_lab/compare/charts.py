@@ -19,7 +19,6 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
 MOST_POINTS = 240  # of a curve; more cannot be seen
 LOG_FROM = 20  # a range this many times its lowest value is drawn on a logarithmic axis
 CEILING = 1.1  # of the base model's loss: a diverged job leaves the chart rather than flatten all others
-ARROW = 5
 
 
 class Mark(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -145,9 +148,10 @@ def _plan(
     jobs: list[Job] = []
     problems: dict[str, list[str]] = {}
     folders: tuple[str | None, str | None] = (None, None)
+    bases: dict[tuple[str, ...], DictConfig] = {}
     for values in grid:
         try:
-            config = composed if composed is not None else compose_one([*fixed, *texts_of(parse(values))])
+            config = composed if composed is not None else _compose_onto(bases, fixed, values)
             folders = _folder(config, "run"), _folder(config, "sweep")
             jobs.append(job_of(config, fixed, values))
         except ConfigError as error:
@@ -216,6 +220,30 @@ def compose_one(overrides: list[str]) -> DictConfig:
         return hydra_compose("config", overrides=[*map(_forced, overrides)], return_hydra_config=True)
     except Exception as error:  # Hydra and PyYAML answer a user's mistakes with errors of any type
         raise ConfigError(explain(error)) from error
+
+
+def _compose_onto(bases: dict[tuple[str, ...], DictConfig], fixed: list[str], values: list[str]) -> DictConfig:
+    """Compose a job of a grid.
+
+    Options are looked up once for each choice of groups; a value is put onto a copy of that, as Hydra itself puts it
+    onto what it has looked up. Twelve jobs that differ in values are composed in the time of two.
+
+    Args:
+        bases: what was composed for the jobs before, by their choices.
+        fixed: overrides that all jobs share.
+        values: this job's own.
+    """
+    words = [_forced(word) for word in texts_of(parse(values))]
+    chosen = tuple(word for word in words if not word.startswith("++"))
+    if chosen not in bases:
+        bases[chosen] = compose_one([*fixed, *chosen])
+    config = copy.deepcopy(bases[chosen])
+    put = OverridesParser.create().parse_overrides([word for word in words if word.startswith("++")])
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(put, config)  # noqa: SLF001
+    except Exception as error:  # as above
+        raise ConfigError(explain(error)) from error
+    return config
 
 
 def _forced(word: str) -> str:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.data.filters import On, judged_texts
+from sft_lab.text import On
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarra
 
     def compute(folder: Path) -> None:
         whole = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
-        found = detect(judged_texts(whole, on))
+        found = detect(whole.texts(on))
         columns = {"language": pa.array([code for code, _ in found], pa.string())}
         columns["confidence"] = pa.array([confidence for _, confidence in found], pa.float32())
         pq.write_table(pa.table(columns), folder / "languages.parquet")

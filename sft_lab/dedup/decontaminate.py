@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.bench import Bench, package_path, result_params
 from sft_lab.dedup.embedding import Embedder, embed
-from sft_lab.dedup.exact import On, compared_texts
 from sft_lab.dedup.minhash import NGRAM, NUM_PERM
 from sft_lab.dedup.semantic import Fallback, known_nodes, require_jaccard
 from sft_lab.errors import JobError, require
-from sft_lab.text import normalize
+from sft_lab.text import On, normalize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +131,7 @@ class Decontaminate:
         for side, rows, on in [*benchmarks, ("held_out", held_out, self.on)]:  # held-out rows have the last word
             if self.method is Method.none or not len(rows) or not size:
                 continue
-            best, where, equal = self._nearest(compared_texts(train, on), compared_texts(rows, on), bench)
+            best, where, equal = self._nearest(train.texts(on), rows.texts(on), bench)
             ids = rows.column("id")
             for index in np.flatnonzero(best > 0).tolist():
                 score[index], nearest[index] = best[index], ids[where[index]]

@@ -123,7 +123,7 @@ def _sha256(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - a fi
 def _precision() -> str:
     import torch
 
-    from sft_lab.dedup.graph import fast_bf16
+    from sft_lab.hardware import fast_bf16
 
     return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
 

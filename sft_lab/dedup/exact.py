@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.bench import Bench, Selector
-from sft_lab.text import normalize
+from sft_lab.text import On, normalize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,21 +26,6 @@ class Keep(Enum):
     first = "first"
     longest = "longest"
     singletons = "singletons"
-
-
-class On(Enum):
-    """Which text is compared."""
-
-    answer = "answer"
-    prompt = "prompt"
-    both = "both"
-
-
-def compared_texts(rows: Rows, on: On) -> list[str]:
-    """Give the text of each row that is compared."""
-    if on is On.both:
-        return [f"{a}\n{b}" for a, b in zip(rows.column("prompt"), rows.column("answer"), strict=True)]
-    return rows.column(on.name)
 
 
 def nodes_of(texts: list[str]) -> tuple[list[str], np.ndarray]:
@@ -93,5 +78,5 @@ class Exact(Dedup):
         from sft_lab.dedup.graph import NeighborGraph
         from sft_lab.dedup.keep import selection
 
-        distinct, node_of_row = nodes_of(compared_texts(rows, self.on))
+        distinct, node_of_row = nodes_of(rows.texts(self.on))
         return selection(rows, NeighborGraph.empty(len(distinct)), node_of_row, self.keep)

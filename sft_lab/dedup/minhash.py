@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.bench import Bench
 from sft_lab.dedup.embedding import text_hashes
-from sft_lab.dedup.exact import compared_texts, nodes_of
+from sft_lab.dedup.exact import nodes_of
 from sft_lab.dedup.neighbors import GraphDedup, stored_graph
 from sft_lab.errors import require
 from sft_lab.files import digest
@@ -54,7 +54,7 @@ class MinHash(GraphDedup):
 
     def graph(self, rows: Rows, bench: Bench) -> tuple[NeighborGraph, np.ndarray, list[str]]:
         """Scores are Jaccard similarities."""
-        texts, node_of_row = nodes_of(compared_texts(rows, self.on))
+        texts, node_of_row = nodes_of(rows.texts(self.on))
         graph = jaccard_graph(texts, self.threshold, self.max_edges, bench, ngram=self.ngram, num_perm=self.num_perm)
         return graph, node_of_row, texts
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, log
-from sft_lab.dedup.exact import Dedup, Keep, On
+from sft_lab.dedup.exact import Dedup, Keep
 from sft_lab.errors import ConfigError, require
+from sft_lab.text import On
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sft_lab.dedup.graph import NeighborGraph
     from sft_lab.rows import Rows, Selection
 
+VERSION = 1  # of the edges that search.py finds: a part of every stored graph's key
 FLOOR = 0.7  # one graph serves every threshold at or above it
 LOWEST = 0.1  # cosine; below it nearly every pair is an edge
 
@@ -91,7 +93,7 @@ def stored_graph(
     Raises:
         ConfigError: if more than max_edges pairs reach the threshold.
     """
-    from sft_lab.dedup import graph as graphs
+    from sft_lab.dedup.graph import NeighborGraph
 
     floor = FLOOR if threshold >= FLOOR else max(round(threshold - 0.01, 2), LOWEST)
     if floor < FLOOR:
@@ -99,10 +101,10 @@ def stored_graph(
     params = {**recipe.get("params", {}), "floor": floor, "max_edges": max_edges}
     entry = bench.stage(
         "neighbors",
-        {"version": graphs.VERSION, **recipe, "params": params},
+        {"version": VERSION, **recipe, "params": params},
         lambda folder: _search(search, floor, folder),
     )
-    graph = graphs.NeighborGraph.load(entry.path)
+    graph = NeighborGraph.load(entry.path)
     if graph.floor > floor:
         bench.notice(
             f"dedup: the floor was raised from {floor} to {graph.floor}, since more than max_edges={max_edges} pairs "

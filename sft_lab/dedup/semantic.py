@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, log, share
 from sft_lab.dedup.embedding import Embedder, embed, text_hashes
-from sft_lab.dedup.exact import compared_texts, nodes_of
+from sft_lab.dedup.exact import nodes_of
 from sft_lab.dedup.minhash import LOWEST, jaccard_graph
 from sft_lab.dedup.neighbors import GraphDedup, Index, stored_graph
 from sft_lab.errors import ConfigError, require
@@ -64,7 +64,7 @@ class Semantic(GraphDedup):
         """
         import numpy as np
 
-        texts, node_of_row = nodes_of(compared_texts(rows, self.on))
+        texts, node_of_row = nodes_of(rows.texts(self.on))
         known = known_nodes(texts, self.embedder, self.fallback, "dedup", bench)
         graph = self._cosines([texts[node] for node in known], bench).renumbered(known, len(texts))
         if self.fallback is Fallback.minhash:
@@ -76,7 +76,7 @@ class Semantic(GraphDedup):
 
     def _cosines(self, texts: list[str], bench: Bench) -> NeighborGraph:
         def search(floor: float) -> NeighborGraph:
-            from sft_lab.dedup.graph import build
+            from sft_lab.dedup.search import build
 
             return build(embed(texts, self.embedder, bench), floor, self.max_edges, self.index)
 

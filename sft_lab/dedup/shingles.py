@@ -67,7 +67,7 @@ class _Candidates:
     """
 
     def __init__(self, texts: list[str], ngram: int, num_perm: int, floor: float, first: int | None = None) -> None:
-        self._texts, self._ngram, self._first = texts, ngram, first
+        self._first = first
         self._signatures = _signatures(texts, ngram, num_perm)
         self._keys = _band_keys(self._signatures, band_rows(num_perm, floor))
         # Numbers that agree are binomial; asking for most of them leaves few of the candidates found by chance.

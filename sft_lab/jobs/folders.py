@@ -183,8 +183,10 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
     if run.rerun:
         return Standing.new
     try:
-        old = configs.load(folder.config)
-    except SftLabError as error:
+        # The same text is the same config, and read in no time; a sweep asks this of each of its jobs.
+        same = folder.config.read_text(encoding="utf-8") == run.to_yaml()
+        old = run if same else configs.load(folder.config)
+    except (SftLabError, OSError, UnicodeDecodeError) as error:
         raise FolderError(
             f"{folder.path}: its config.yaml cannot be read ({error}); rerun=true runs it again"
         ) from error

@@ -10,9 +10,9 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError
+from sft_lab.hardware import fast_bf16
 from sft_lab.training import loss_head
+from sft_lab.training.callbacks import Bar, Recorder, Watch
 from sft_lab.training.options import Budget, Full, Lora, LossHead, Precision
-
-# What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.
-NAMES = {
-    "loss": "train/loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "mean_token_accuracy": "train/mean_token_accuracy",
-    "entropy": "train/entropy",
-    "num_tokens": "train/num_tokens",
-}
-
-Event = dict[str, float]
 
 
 @dataclass
@@ -61,28 +51,9 @@ class Trained:
     precision: str
 
 
-@dataclass
-class Watch:
-    """How training is watched.
-
-    Attributes:
-        measure: gives the held-out metrics of a model, None without held-out rows.
-        record: takes each logging event.
-        tokens_before: seen before the checkpoint that training goes on from.
-    """
-
-    measure: Callable[[Any], Event] | None
-    record: Callable[[Event], None]
-    tokens_before: int = 0
-    seconds: float = field(default=0.0, init=False)
-
-
 def resolve_precision(wanted: Precision) -> str:
     """Choose the arithmetic: ``bf16`` where the hardware has it, unless fp32 is asked for."""
-    if torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported()
-    else:
-        has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    has_bf16 = fast_bf16("cuda" if torch.cuda.is_available() else "cpu")
     if wanted is Precision.auto:
         return "bf16" if has_bf16 else "fp32"
     return wanted.name
@@ -193,49 +164,6 @@ def _own_arithmetic(model: Any) -> Iterator[None]:
         model.forward = wrapped
 
 
-class _Recorder(transformers.TrainerCallback):  # type: ignore[misc]
-    """Passes each log entry on under our names, and stops at a loss that is no number."""
-
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
-
-    def on_log(self, _: Any, state: Any, control: Any, logs: Event | None = None, **__: Any) -> None:
-        event = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
-        if "train/loss" not in event:
-            return
-        if "train/num_tokens" in event:  # TRL counts from 0 again when it goes on
-            event["train/num_tokens"] += self.watch.tokens_before
-        self.watch.record({"step": state.global_step, "epoch": state.epoch or 0.0, **event})
-        if not math.isfinite(event["train/loss"]):
-            log.warning("train: the loss is %s at step %d; training stops", event["train/loss"], state.global_step)
-            control.should_training_stop = True
-
-
-class _Bar(transformers.TrainerCallback):  # type: ignore[misc]
-    """A progress bar on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
-
-    def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-        self.progress.start()
-        self.task = self.progress.add_task("train", total=state.max_steps)
-
-    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, _: Any, __: Any, ___: Any, logs: Event | None = None, **____: Any) -> None:
-        if logs and "loss" in logs:
-            self.progress.update(self.task, description=f"train  loss {float(logs['loss']):.3f}")
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.progress.stop()
-
-
 def peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
     """Give PEFT's config, None for full training: the adapter, and the rows of tokens the model did not know."""
     if not isinstance(options, Lora):
@@ -293,9 +221,9 @@ def train(
     if options.budget is Budget.steps and options.max_steps <= 0:
         counted = len(rows) if reference_rows is None else reference_rows
         args.max_steps = planned_steps(counted, options, args.world_size)
-    callbacks: list[Any] = [_Recorder(watch)]
+    callbacks: list[Any] = [Recorder(watch)]
     if sys.stderr.isatty():
-        callbacks.append(_Bar())
+        callbacks.append(Bar())
     if options.early_stopping_patience and watch.measure:
         callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     ready = rows.select_columns(["input_ids", "labels"])

@@ -15,10 +15,11 @@ from sft_lab.data import filters
 from sft_lab.data.filters import filter_schemas
 from sft_lab.data.filters.answered import Answered
 from sft_lab.data.filters.length import Length
-from sft_lab.dedup.exact import Exact, Keep, On
+from sft_lab.dedup.exact import Exact, Keep
 from sft_lab.errors import ConfigError, ModelError
 from sft_lab.rows import Rows
 from sft_lab.store import Store
+from sft_lab.text import On
 
 
 def table(*rows: tuple[str, str]) -> datasets.Dataset:

@@ -10,7 +10,6 @@ import pytest
 
 import sft_lab
 from sft_lab.bench import Bench
-from sft_lab.data.filters import On
 from sft_lab.data.filters.language import Language
 from sft_lab.data.formats import Format
 from sft_lab.data.languages import LANGUAGE_NAMES, detect, languages_of
@@ -18,7 +17,7 @@ from sft_lab.data.sources import File
 from sft_lab.errors import ConfigError
 from sft_lab.rows import Rows
 from sft_lab.store import Store
-from sft_lab.text import scripts
+from sft_lab.text import On, scripts
 
 SAID = {
     "en": "I do not know what you mean by that.",

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_lab.bench import Bench
-from sft_lab.data.filters import On
 from sft_lab.data.filters.pattern import Pattern
 from sft_lab.errors import ConfigError, SourceError
 from sft_lab.rows import Rows
+from sft_lab.text import On
 
 TALK = (
     ("What is tea?", "A drink made of leaves."),

@@ -33,11 +33,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(Store(tmp_path / "store"))
-
-
 def stored(bench: Bench) -> list[str]:
     """The hash of every stored vector, block by block."""
     blocks = sorted((bench.store.root / "embed").glob("[!.]*/hashes.txt"))

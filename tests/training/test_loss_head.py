@@ -5,37 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 import transformers
 
-from sft_lab import compose
 from sft_lab.bench import Bench
-from sft_lab.run import Run
 from sft_lab.training import loss_head
+from sft_lab.training.callbacks import Watch
 from sft_lab.training.options import Full, Lora, LossHead, Precision
-from sft_lab.training.trl import Watch, train
+from sft_lab.training.trl import train
 
 pytestmark = pytest.mark.slow
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def run() -> Run:
-    return compose(["model=tiny_random", "dedup=exact", "decontaminate.method=exact"])
-
-
-@pytest.fixture(scope="module")
-def bench(run: Run) -> Bench:
-    return Bench(load_tokenizer=lambda: run.model.tokenizer(Bench()))
-
-
-@pytest.fixture(scope="module")
-def rows(run: Run, bench: Bench) -> datasets.Dataset:
-    short = [row for row in run.prepare(bench).train.tokens if len(row["input_ids"]) < 128]
-    return datasets.Dataset.from_list(short[:40])
 
 
 def told(model, bench: Bench, rows, folder: Path, head: LossHead, kind: type[Full] = Full, **more) -> list[dict]:

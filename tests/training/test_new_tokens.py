@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from sft_lab import compose
 from sft_lab.bench import Bench
 from sft_lab.evaluation.heldout import score
-from sft_lab.training.trl import Watch, save, train
+from sft_lab.training.callbacks import Watch
+from sft_lab.training.trl import save, train
 
 pytestmark = pytest.mark.slow
 

@@ -10,25 +10,15 @@ import torch
 import transformers
 import trl
 
-from sft_lab import compose
 from sft_lab.bench import Bench, package_path
 from sft_lab.evaluation.heldout import score
 from sft_lab.run import Run
+from sft_lab.training.callbacks import Watch
 from sft_lab.training.options import Full
-from sft_lab.training.trl import Watch, train
+from sft_lab.training.trl import train
 
 STEPS = 20
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def run() -> Run:
-    return compose(["model=tiny_random", "dedup=exact", "decontaminate.method=exact"])
-
-
-@pytest.fixture(scope="module")
-def bench(run: Run) -> Bench:
-    return Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench()))
 
 
 @pytest.fixture(scope="module")

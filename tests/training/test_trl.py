@@ -13,31 +13,20 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lab import compose
 from sft_lab.bench import Bench
 from sft_lab.errors import ModelError
 from sft_lab.run import Run
+from sft_lab.training.callbacks import Watch
 from sft_lab.training.models import Pretrained, TinyRandom, four_bits
 from sft_lab.training.options import Budget, Full, Lora, LossHead, Peft, Precision, Quantization
-from sft_lab.training.trl import Trained, Watch, peft_config, planned_steps, train
+from sft_lab.training.trl import Trained, peft_config, planned_steps, train
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
-    return compose(["model=tiny_random", "dedup=exact", "decontaminate.method=exact"])
-
-
-@pytest.fixture(scope="module")
-def bench(run: Run) -> Bench:
-    return Bench(load_tokenizer=lambda: run.model.tokenizer(Bench()))
-
-
-@pytest.fixture(scope="module")
-def rows(run: Run, bench: Bench) -> datasets.Dataset:
-    short = [row for row in run.prepare(bench).train.tokens if len(row["input_ids"]) < 128]
-    return datasets.Dataset.from_list(short[:24])
+def rows(rows: datasets.Dataset) -> datasets.Dataset:
+    return rows.select(range(24))
 
 
 def trained(run: Run, bench: Bench, rows, options: Full, folder: Path, **more) -> Trained:

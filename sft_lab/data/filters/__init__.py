@@ -5,29 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sft_lab.bench import Selector
-
-if TYPE_CHECKING:
-    from sft_lab.rows import Rows
-
-
-class On(Enum):
-    """Which text is judged; ``both``: prompt and answer as one text, in this order."""
-
-    answer = "answer"
-    prompt = "prompt"
-    both = "both"
-
-
-def judged_texts(rows: Rows, on: On) -> list[str]:
-    """Give the text of each row that is judged."""
-    if on is On.both:
-        return [f"{a}\n{b}" for a, b in zip(rows.column("prompt"), rows.column("answer"), strict=True)]
-    return rows.column(on.name)
 
 
 @dataclass

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sft_lab.bench import Bench
-from sft_lab.data.filters import Filter, On
+from sft_lab.data.filters import Filter
 from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
 from sft_lab.errors import ConfigError, require
+from sft_lab.text import On
 
 if TYPE_CHECKING:
     from sft_lab.rows import Rows, Selection

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.bench import Bench, log
-from sft_lab.data.filters import Filter, On, judged_texts
+from sft_lab.data.filters import Filter
 from sft_lab.errors import ConfigError, SourceError, require
+from sft_lab.text import On
 
 if TYPE_CHECKING:
     from sft_lab.rows import Rows, Selection
@@ -61,7 +62,7 @@ class Pattern(Filter):
         keep, drop = self._compiled("keep"), self._compiled("drop")
         reasons, scores = [], []
         matched: Counter[str] = Counter()
-        for row_id, text in zip(rows.column("id"), judged_texts(rows, self.on), strict=True):
+        for row_id, text in zip(rows.column("id"), rows.texts(self.on), strict=True):
             wanted = self._first(keep, text, row_id)
             unwanted = self._first(drop, text, row_id) if wanted or not keep else None
             found = unwanted or wanted
