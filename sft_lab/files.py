@@ -36,6 +36,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, text + "\n")
 
 
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
+    write_text(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace").decode("utf-8"))
+
+
 def finite(content: Any) -> Any:
     """Replace every NaN and infinity inside ``content`` by None."""
     if isinstance(content, float):

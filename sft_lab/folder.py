@@ -38,6 +38,8 @@ class RunFolder:
         self.eval = path / "eval.parquet"
         self.summary = path / "summary.json"
         self.samples = path / "samples.jsonl"
+        self.training_samples = path / "training_samples.jsonl"
+        self.outputs = path / "outputs.jsonl"
         self.figures = path / "figures"
         self.report = path / "report.html"
         self.model = path / "model"

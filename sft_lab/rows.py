@@ -177,6 +177,15 @@ class Selection:
         """Rows dropped by reason, most first."""
         return dict(Counter(reason for reason in self.reason if reason).most_common())
 
+    def take(self, places: np.ndarray) -> Selection:
+        """Give what was decided about some of the rows: int64, shape (those rows,)."""
+        return Selection(
+            [self.ids[place] for place in places],
+            [self.reason[place] for place in places],
+            self.score[places],
+            [self.nearest[place] for place in places],
+        )
+
     def bring_back(self, ids: set[str]) -> Selection:
         """Keep these rows whatever was decided about them; score and nearest stay, to be looked at."""
         reasons = ["" if name in ids else reason for name, reason in zip(self.ids, self.reason, strict=True)]

@@ -1,4 +1,4 @@
-"""What two texts are compared by: normal form and script. Nothing here is ever written to a data set."""
+"""What texts are looked at by: normal form, script, control tokens. Nothing here is ever written to a data set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from functools import cache
 # Arabic: tatweel and the short-vowel marks carry no letters, and the alef forms are written interchangeably.
 _ARABIC_MARKS = re.compile("[\u0640\u0610-\u061a\u064b-\u065f\u0670]")
 _ALEF_FORMS = str.maketrans({"\u0622": "\u0627", "\u0623": "\u0627", "\u0625": "\u0627", "\u0671": "\u0627"})
+
+# How model families write the ends of turns and texts. What a model should end with, and then writes out as words,
+# shows a template that was not learned.
+CONTROL_TOKENS = (
+    "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<|eot_id|>", "<|end_of_text|>",
+    "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|assistant|>", "<|user|>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
 
 
 class On(Enum):

@@ -147,11 +147,13 @@ class Preparation:
             JobError: if no training row is left.
         """
         ready_held_out = self._ready(template, held_out, self.held_out_flow, loss_on_all=False)
-        ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all)
+        # Rendered before dedup decides, so that every threshold of a sweep finds the texts and tokens.
+        whole = self._steps["dedup"][0] if "dedup" in self._steps else train
+        ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all, whole=whole)
         if not len(ready.rows):
             raise JobError("no training row is left; the waterfall in waterfall.json says where they went")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
-        probe = self._ready(template, probe_rows, None, loss_on_all=False)
+        probe = self._ready(template, probe_rows, None, loss_on_all=False, whole=None if self._loss_on_all else whole)
         return Prepared(
             ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by,
             self._steps,
@@ -161,21 +163,33 @@ class Preparation:
         """Give held-out rows under another template, outside the waterfall."""
         return self._ready(template, rows, None, loss_on_all=False)
 
-    def _ready(self, template: Template, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
-        selection, rendered = template(rows, self._bench)
-        if flow:
-            flow.record("template", selection)
-        rows = rows.take(selection.kept)
-        selection, tokens = tokenize(
-            rows, rendered, template, self._bench, max_length=self._max_length, loss_on_all=loss_on_all
+    def _ready(
+        self, template: Template, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool, whole: Rows | None = None
+    ) -> Ready:
+        """Template and tokenize rows; ``whole``: a wider view of their table that is worked on in their stead."""
+        whole = rows if whole is None else whole
+        rendering, rendered = template(whole, self._bench)
+        rows = self._narrowed("template", whole, rendering, rows, flow)
+        whole = whole.take(rendering.kept)
+        fitting, tokens = tokenize(
+            whole, rendered, template, self._bench, max_length=self._max_length, loss_on_all=loss_on_all
         )
+        rows = self._narrowed("tokenize", whole, fitting, rows, flow)
+        whole = whole.take(fitting.kept)
+        if len(rows) < len(whole):
+            tokens = tokens.select(np.searchsorted(whole.positions, rows.positions))
+        return Ready(rows, tokens, rendered)
+
+    def _narrowed(self, stage: str, whole: Rows, decided: Selection, rows: Rows, flow: Waterfall | None) -> Rows:
+        """Record what was decided about ``rows`` among the ``whole``, and give those that stay."""
+        selection = decided.take(np.searchsorted(whole.positions, rows.positions))  # both are in source order
         if flow:
-            flow.record("tokenize", selection)
+            flow.record(stage, selection)
             if over := selection.dropped.get("over_max_length"):
                 log.warning(
                     "tokenize: %d rows are longer than trainer.max_length=%d and dropped", over, self._max_length
                 )
-        return Ready(rows.take(selection.kept), tokens, rendered)
+        return rows.take(selection.kept)
 
 
 def _with_limit(load: Selection, side: Selection) -> Selection:
@@ -189,12 +203,7 @@ def _with_limit(load: Selection, side: Selection) -> Selection:
 
 def _without_limit(side: Selection) -> Selection:
     kept = [index for index, reason in enumerate(side.reason) if reason != "over_limit"]
-    return Selection(
-        [side.ids[index] for index in kept],
-        [side.reason[index] for index in kept],
-        side.score[kept],
-        [side.nearest[index] for index in kept],
-    )
+    return side.take(np.array(kept, np.int64))
 
 
 def _probe(rows: Rows, size: int) -> Rows:

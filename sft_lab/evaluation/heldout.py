@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -20,13 +21,31 @@ from sft_lab.progress import track
 IGNORED = -100
 
 
+RECALLED_TOKENS = 32  # at most so many from the middle of an answer on must be foretold word for word
+FEWEST_RECALLED = 8  # an answer with fewer tokens from its middle on says nothing about memory
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Per row: summed negative log-likelihood of its answer in nats, answer tokens, UTF-8 bytes of the answer."""
+    """What a model made of rows' answers, word by word; each array: shape (rows,).
+
+    Attributes:
+        nats: summed negative log-likelihood of the answer.
+        tokens: of the answer, end of turn included.
+        bytes: UTF-8 bytes of the answer.
+        correct: answer tokens that were the likeliest one.
+        ended: whether end of turn was the likeliest token at the answer's end.
+        recalled: 1 where greedy decoding from the middle of the answer on would give it word for word (verbatim
+            extraction of Carlini et al., "Quantifying memorization across neural language models", ICLR 2023), 0 where
+            not, -1 where the answer is too short to say.
+    """
 
     nats: np.ndarray
     tokens: np.ndarray
     bytes: np.ndarray
+    correct: np.ndarray
+    ended: np.ndarray
+    recalled: np.ndarray
 
     @property
     def loss(self) -> float:
@@ -38,9 +57,35 @@ class Scores:
         """Bits per UTF-8 byte of the answers: comparable over templates and tokenizers."""
         return float(self.nats.sum() / math.log(2) / self.bytes.sum()) if self.bytes.sum() else math.nan
 
+    @property
+    def accuracy(self) -> float:
+        """Share of the answer tokens that were the likeliest."""
+        return float(self.correct.sum() / self.tokens.sum()) if self.tokens.sum() else math.nan
+
+    @property
+    def ended_share(self) -> float:
+        """Share of the answers at whose end the end of turn was the likeliest token."""
+        return float(self.ended.mean()) if len(self.ended) else math.nan
+
+    @property
+    def recalled_share(self) -> float | None:
+        """Share of the answers known word for word from their middle on; None where none is long enough."""
+        counted = self.recalled[self.recalled >= 0]
+        return float(counted.mean()) if len(counted) else None
+
     def of(self, rows: np.ndarray) -> Scores:
         """The scores of some rows: bool, shape (rows,)."""
-        return Scores(self.nats[rows], self.tokens[rows], self.bytes[rows])
+        return Scores(*(getattr(self, name.name)[rows] for name in fields(self)))
+
+    def save(self, folder: Path) -> None:
+        """Write ``scores.npz``."""
+        np.savez(folder / "scores.npz", **{name.name: getattr(self, name.name) for name in fields(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Scores:
+        """Read what ``save`` wrote."""
+        with np.load(folder / "scores.npz", allow_pickle=False) as found:
+            return cls(**{name.name: found[name.name] for name in fields(cls)})
 
 
 def score(
@@ -56,17 +101,18 @@ def score(
         precision: ``bf16`` for autocast, else the weights' own arithmetic.
     """
     sizes = np.array([len(ids) for ids in rows["input_ids"]], np.int64)
-    nats, tokens = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
+    nats, told = np.zeros(len(rows)), np.zeros((4, len(rows)), np.int64)
     training = model.training
     model.eval()
     try:
         batches = _batches(sizes, batch_tokens)
         for batch in track(batches, "held-out loss"):
             picked = rows[batch.tolist()]
-            nats[batch], tokens[batch] = _score_batch(model, picked["input_ids"], picked["labels"], precision)
+            nats[batch], told[:, batch] = _score_batch(model, picked["input_ids"], picked["labels"], precision)
     finally:
         model.train(training)
-    return Scores(nats, tokens, answer_bytes)
+    tokens, correct, ended, recalled = told
+    return Scores(nats, tokens, answer_bytes, correct, ended, recalled)
 
 
 def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -84,6 +130,7 @@ def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
 def _score_batch(
     model: Any, input_ids: list[list[int]], labels: list[list[int]], precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Give nats, shape (rows,), and what ``_told`` says of each row, shape (4, rows)."""
     device = next(model.parameters()).device
     width = max(len(ids) for ids in input_ids)
     ids = torch.zeros(len(input_ids), width, dtype=torch.long)
@@ -105,7 +152,21 @@ def _score_batch(
     losses = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none"
     )
-    return losses.double().sum(dim=1).cpu().numpy(), (target != IGNORED).sum(dim=1).cpu().numpy()
+    nats = losses.double().sum(dim=1).cpu().numpy()
+    right, asked = (logits.argmax(dim=-1) == target).cpu().numpy(), (target != IGNORED).cpu().numpy()
+    told = [_told(row[counted]) for row, counted in zip(right, asked, strict=True)]
+    return nats, np.array(told, np.int64).T
+
+
+def _told(right: np.ndarray) -> tuple[int, int, int, int]:
+    """Count what was right of one row's answer tokens (bool): tokens, correct ones, ended, recalled.
+
+    Each token was predicted from the true ones before it, so a stretch that is right throughout is what greedy
+    decoding would have written.
+    """
+    stretch = right[len(right) // 2 :][:RECALLED_TOKENS]
+    recalled = int(stretch.all()) if len(stretch) >= FEWEST_RECALLED else -1
+    return len(right), int(right.sum()), int(right[-1]) if len(right) else 0, recalled
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,15 +31,28 @@ class Watch:
     """How training is watched.
 
     Attributes:
-        measure: gives the held-out metrics of a model, None without held-out rows.
+        measure: gives the held-out metrics of a model at a step, None without held-out rows.
         record: takes each logging event.
         tokens_before: seen before the checkpoint that training goes on from.
+        sample: answers the fixed prompts with a model, at a step.
+        samples_every: optimizer steps between samples; 0: none.
     """
 
-    measure: Callable[[Any], Event] | None
+    measure: Callable[[Any, int], Event] | None
     record: Callable[[Event], None]
     tokens_before: int = 0
+    sample: Callable[[Any, int], None] | None = None
+    samples_every: int = 0
     seconds: float = field(default=0.0, init=False)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of what is no training."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
 
 
 class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
@@ -46,38 +61,60 @@ class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
 
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.seen, self.since = 0.0, time.monotonic() - self.watch.seconds
+
     def on_log(self, _: Any, state: Any, control: Any, logs: Event | None = None, **__: Any) -> None:
         event = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
         if "train/loss" not in event:
             return
         if "train/num_tokens" in event:  # TRL counts from 0 again when it goes on
+            event["tokens_per_second"] = self._speed(event["train/num_tokens"])
             event["train/num_tokens"] += self.watch.tokens_before
         self.watch.record({"step": state.global_step, "epoch": state.epoch or 0.0, **event})
         if not math.isfinite(event["train/loss"]):
             log.warning("train: the loss is %s at step %d; training stops", event["train/loss"], state.global_step)
             control.should_training_stop = True
 
+    def _speed(self, tokens: float) -> float:
+        """Tokens per second of training since the last log entry."""
+        now = time.monotonic() - self.watch.seconds
+        speed = (tokens - self.seen) / max(now - self.since, 1e-9)
+        self.seen, self.since = tokens, now
+        return speed
+
 
 class Bar(transformers.TrainerCallback):  # type: ignore[misc]
-    """A progress bar on a terminal."""
+    """A progress bar on a terminal, with the last that was measured."""
+
+    SHOWN = (
+        ("train/loss", "loss {:.3f}"), ("eval/loss", "held-out {:.3f}"), ("gap", "gap {:+.3f}"),
+        ("learning_rate", "rate {:.1e}"), ("grad_norm", "norm {:.2g}"),
+        ("train/mean_token_accuracy", "accuracy {:.0%}"), ("tokens_per_second", "{:,.0f} tokens/s"),
+    )  # fmt: skip
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("train"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.description}"))  # fmt: skip
         self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.last: Event = {}
+
+    def tell(self, event: Event) -> None:
+        """Show a logging event."""
+        self.last |= event
+        told = (form.format(self.last[name]) for name, form in self.SHOWN if name in self.last)
+        if self.progress.live.is_started:
+            self.progress.update(self.task, description="  ".join(told))
 
     def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
         self.progress.start()
-        self.task = self.progress.add_task("train", total=state.max_steps)
+        self.task = self.progress.add_task("", total=state.max_steps)
 
     def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, _: Any, __: Any, ___: Any, logs: Event | None = None, **____: Any) -> None:
-        if logs and "loss" in logs:
-            self.progress.update(self.task, description=f"train  loss {float(logs['loss']):.3f}")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.progress.stop()

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from sft_lab.bench import log
 from sft_lab.errors import ConfigError
 from sft_lab.hardware import fast_bf16
 from sft_lab.training import loss_head
-from sft_lab.training.callbacks import Bar, Recorder, Watch
+from sft_lab.training.callbacks import Bar, Event, Recorder, Watch
 from sft_lab.training.options import Budget, Full, Lora, LossHead, Precision
 
 
@@ -136,11 +136,9 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        began = time.monotonic()
         assert self.watch.measure is not None
-        with _own_arithmetic(self.model):
-            measured = self.watch.measure(self.model)
-        self.watch.seconds += time.monotonic() - began
+        with self.watch.timed(), _own_arithmetic(self.model):
+            measured = self.watch.measure(self.model, self.state.global_step)
         self.watch.record({"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **measured})
         metrics = {f"eval_{name.removeprefix('eval/')}": value for name, value in measured.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -148,6 +146,26 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Ours is written at the end."""
+
+
+class _Sampler(transformers.TrainerCallback):  # type: ignore[misc]
+    """Has the fixed prompts answered now and then."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_step_end(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
+        if self.watch.sample and state.global_step % self.watch.samples_every == 0:
+            with self.watch.timed(), _own_arithmetic(model):
+                self.watch.sample(model, state.global_step)
+
+
+def _both(one: Callable[[Event], None], other: Callable[[Event], None]) -> Callable[[Event], None]:
+    def take(event: Event) -> None:
+        one(event)
+        other(event)
+
+    return take
 
 
 @contextmanager
@@ -223,7 +241,11 @@ def train(
         args.max_steps = planned_steps(counted, options, args.world_size)
     callbacks: list[Any] = [Recorder(watch)]
     if sys.stderr.isatty():
-        callbacks.append(Bar())
+        bar = Bar()
+        callbacks.append(bar)
+        watch.record = _both(watch.record, bar.tell)
+    if watch.samples_every:
+        callbacks.append(_Sampler(watch))
     if options.early_stopping_patience and watch.measure:
         callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     ready = rows.select_columns(["input_ids", "labels"])

@@ -1,0 +1,324 @@
+"""What a run asks of a model, of the base model and of the tuned one alike: rows, questions, prompts.
+
+What the base model answers is stored: it is the same for every job of a sweep.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from sft_lab.data.prepare import Preparation
+from sft_lab.data.sources import File
+from sft_lab.data.split import group_hash
+from sft_lab.data.template import Auto, Jinja, Template
+from sft_lab.evaluation import heldout, outputs, samples
+from sft_lab.evaluation.heldout import IGNORED, Scores
+from sft_lab.evaluation.samples import Answer
+from sft_lab.files import digest, read_json, write_json
+from sft_lab.rows import Rows
+
+if TYPE_CHECKING:
+    from sft_lab.bench import Bench
+    from sft_lab.data.prepare import Prepared, Ready
+    from sft_lab.run import Run
+
+PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
+EXAMPLE_CHARACTERS = 400  # of an example's prompt, and of its answer, at most: examples cost context
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model was measured to do.
+
+    Attributes:
+        ids: of the held-out rows.
+        held_out: their scores, None without any.
+        probe: of the probe of training rows.
+        sets: of the questions of ``evaluation.general`` and ``evaluation.domain``.
+        answers: to the fixed prompts, by the way they were asked.
+        outputs: prompt, reference and answer of some held-out rows.
+        numbers: what goes into the summary.
+    """
+
+    ids: list[str]
+    held_out: Scores | None
+    probe: Scores
+    sets: dict[str, Scores]
+    answers: dict[str, list[str]]
+    outputs: list[tuple[str, str, Answer]]
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Base(Measured):
+    """The base model, measured under its own template, or ``plain`` where the run's is new to it.
+
+    Attributes:
+        untrained: its held-out scores under the run's template.
+        prompted: the same with a system prompt and examples before each row.
+    """
+
+    untrained: Scores | None = None
+    prompted: Scores | None = None
+
+
+class Measuring:
+    """Measures models on one run's data.
+
+    Args:
+        run: whose stages and knobs are used.
+        bench: its tools.
+        load_model: gives the base model.
+    """
+
+    def __init__(self, run: Run, bench: Bench, load_model: Callable[[], Any]) -> None:
+        self._run, self._bench, self._load_model = run, bench, load_model
+        self._options = run.evaluation
+
+    def base(self, data: Prepared) -> Base:
+        """Measure the base model, or find what it was measured to do."""
+        own = self._knows(self._run.template)
+        template = self._run.template if own else PLAIN
+        held_out = data.held_out if own else self._as(template, data.held_out.rows)
+        probe = data.probe if own else self._as(template, data.probe.rows)
+        head = self._prompted_head(data.sides.train)
+        answers = {
+            "base": self._stored_answers(self._prompts(template, []), template),
+            "prompted_base": self._stored_answers(self._prompts(template, head), template),
+        }
+        asked = _asked(held_out, self._options.outputs)
+        replies = self._stored_answers([ids for _, _, ids in asked], template)
+        questions = self._questions(template)
+        found = self._measured(
+            held_out,
+            self._stored_scores(held_out) if len(held_out.rows) else None,
+            self._stored_scores(probe),
+            {name: self._stored_scores(ready) for name, ready in questions.items()},
+            {way: [reply.text for reply in found] for way, found in answers.items()},
+            [(prompt, reference, reply) for (prompt, reference, _), reply in zip(asked, replies, strict=True)],
+            self._domain_answers(questions, lambda prompts: self._stored_answers(prompts, template)),
+            data,
+        )
+        return Base(
+            **vars(found),
+            untrained=found.held_out if own else self._stored_scores(data.held_out) if len(held_out.rows) else None,
+            prompted=self._stored_scores(self._prompted(template, head, held_out)) if head else None,
+        )
+
+    def tuned(self, model: Any, data: Prepared, held_out: Scores | None, probe: Scores | None) -> Measured:
+        """Measure a trained model.
+
+        Args:
+            model: with the weights that will be saved.
+            data: what it was trained on and is judged by.
+            held_out: its held-out scores, None without held-out rows.
+            probe: its scores of the probe where they are known already.
+        """
+        template = self._run.template
+        asked = _asked(data.held_out, self._options.outputs)
+        replies = self._answer(model, [ids for _, _, ids in asked], template)
+        questions = self._questions(template)
+        return self._measured(
+            data.held_out,
+            held_out,
+            probe or self.score(model, data.probe),
+            {name: self.score(model, ready) for name, ready in questions.items()},
+            {"tuned": self.samples(model)},
+            [(prompt, reference, reply) for (prompt, reference, _), reply in zip(asked, replies, strict=True)],
+            self._domain_answers(questions, lambda prompts: self._answer(model, prompts, template)),
+            data,
+        )
+
+    def score(self, model: Any, ready: Ready) -> Scores:
+        """Score rows by the one measure."""
+        return heldout.score(model, ready.tokens, ready.answer_bytes, batch_tokens=self._options.batch_tokens)
+
+    def samples(self, model: Any) -> list[str]:
+        """Answer the fixed prompts under the run's template."""
+        return [reply.text for reply in self._answer(model, self._prompts(self._run.template, []), self._run.template)]
+
+    def base_key(self) -> str:
+        """A key of the base model's weights as they are held."""
+        held = ["nf4"] if self._run.trainer.four_bit else []
+        return digest([self._run.model.key(self._bench, self._run.seed), self._run.model.dtype, *held])
+
+    def _measured(
+        self,
+        ready: Ready,
+        held_out: Scores | None,
+        probe: Scores,
+        sets: dict[str, Scores],
+        answers: dict[str, list[str]],
+        replies: list[tuple[str, str, Answer]],
+        domain: list[bool],
+        data: Prepared,
+    ) -> Measured:
+        numbers: dict[str, Any] = {}
+        for side, scores in (("eval", held_out), ("train", probe)):
+            if scores is not None:
+                numbers[f"{side}/recalled_share"] = scores.recalled_share
+        if held_out is not None:
+            numbers |= {
+                "eval/loss": held_out.loss,
+                "eval/bits_per_byte": held_out.bits_per_byte,
+                "eval/token_accuracy": held_out.accuracy,
+                "eval/ended_share": held_out.ended_share,
+            }
+        numbers["train/probe_loss"] = probe.loss
+        if replies:
+            _, references, given = zip(*replies, strict=True)
+            looked = outputs.look(given, references, data.train.rows.column("answer"))
+            numbers |= {f"outputs/{name}": value for name, value in looked.items()}
+        numbers |= {f"{name}/loss": scores.loss for name, scores in sets.items()}
+        if domain:
+            numbers["domain/right_share"] = sum(domain) / len(domain)
+        return Measured(ready.rows.column("id"), held_out, probe, sets, answers, replies, numbers)
+
+    def _knows(self, template: Template) -> bool:
+        """Whether a template is the one the model came with."""
+        own = self._bench.tokenizer.chat_template
+        return isinstance(template, Auto) or template.jinja(self._bench.tokenizer) == own
+
+    def _as(self, template: Template, rows: Rows, longest: int | None = None) -> Ready:
+        """Give rows under a template, outside the waterfall."""
+        work = Preparation(self._bench, longest or self._run.trainer.max_length, loss_on_all=False)
+        return work.held_out_as(template, rows)
+
+    def _questions(self, template: Template) -> dict[str, Ready]:
+        """Give the sets of questions under a template."""
+        return {
+            name: self._as(template, File(path=path)(self._bench).rows) for name, path in self._options.sets().items()
+        }
+
+    def _domain_answers(
+        self, questions: dict[str, Ready], answer: Callable[[list[list[int]]], list[Answer]]
+    ) -> list[bool]:
+        """Whether each question of the domain set is answered with what was expected."""
+        if "domain" not in questions:
+            return []
+        asked = _asked(questions["domain"], len(questions["domain"].rows))
+        replies = answer([ids for _, _, ids in asked])
+        return [outputs.right(reply.text, expected) for (_, expected, _), reply in zip(asked, replies, strict=True)]
+
+    def _prompted_head(self, rows: Rows) -> Messages:
+        """Give what stands before each prompt for the prompted base model: system prompt, examples.
+
+        Examples are chosen by hash from the training side as it was loaded, so that they are the same for every
+        filter and threshold.
+        """
+        baseline = self._options.baseline
+        head = [{"role": "system", "content": baseline.system_prompt}] if baseline.system_prompt else []
+        if not baseline.examples:
+            return head
+        found = [
+            (group_hash(f"example:{row_id.split('-', 1)[-1]}"), prompt, answer)
+            for row_id, prompt, answer, text in zip(
+                *map(rows.column, ("id", "prompt", "answer")), rows.is_text, strict=True
+            )
+            if not text and 0 < len(prompt) <= EXAMPLE_CHARACTERS and 0 < len(answer) <= EXAMPLE_CHARACTERS
+        ]
+        for _, prompt, answer in sorted(found)[: baseline.examples]:
+            head += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return head
+
+    def _prompted(self, template: Template, head: Messages, ready: Ready) -> Ready:
+        """Give held-out rows with the head before each; the answers of its examples are not scored."""
+        names = ("id", "prompt", "answer", "messages")
+        found = {name: ready.rows.column(name) for name in names}
+        found["messages"] = [_with_head(head, messages) for messages in found["messages"]]
+        rows = Rows.of(datasets.Dataset.from_dict(found))
+        asked = self._as(template, rows, self._run.trainer.max_length + self._tokens(head))
+        examples = sum(message["role"] == "assistant" for message in head)
+        tokens = {**asked.tokens[:], "labels": [_without_first(row, examples) for row in asked.tokens["labels"]]}
+        return type(asked)(asked.rows, datasets.Dataset.from_dict(tokens), asked.rendered)
+
+    def _tokens(self, messages: Messages) -> int:
+        texts = [message["content"] for message in messages]
+        return sum(map(len, self._bench.tokenizer(texts, verbose=False)["input_ids"])) + 16 * len(messages)
+
+    def _prompts(self, template: Template, head: Messages) -> list[list[int]]:
+        """Give the fixed prompts as tokens."""
+        renderer = template.bind(self._bench)
+        texts = [renderer.prompt([*head, {"role": "user", "content": text}]) for text in self._options.prompts]
+        if not texts:
+            return []
+        found: list[list[int]] = self._bench.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    def _answer(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
+        end = {template.bind(self._bench).end_of_turn_id, self._bench.tokenizer.eos_token_id}
+        return samples.generate(
+            model,
+            self._bench.tokenizer,
+            prompts,
+            end_ids=sorted(end - {None}),
+            max_new_tokens=self._options.max_new_tokens,
+        )
+
+    def _stored_scores(self, ready: Ready) -> Scores:
+        recipe = {
+            "version": 2,
+            "model": self.base_key(),
+            "input": digest([ready.tokens["input_ids"][:], ready.tokens["labels"][:], ready.answer_bytes.tolist()]),
+        }
+        entry = self._bench.stage("base", recipe, lambda folder: self.score(self._load_model(), ready).save(folder))
+        return Scores.load(entry.path)
+
+    def _stored_answers(self, prompts: list[list[int]], template: Template) -> list[Answer]:
+        if not prompts:
+            return []
+
+        def compute(folder: Path) -> None:
+            found = self._answer(self._load_model(), prompts, template)
+            write_json(folder / "answers.json", {"answers": [vars(answer) for answer in found]})
+
+        params = {"max_new_tokens": self._options.max_new_tokens}
+        recipe = {"version": 2, "params": params, "model": self.base_key(), "input": digest(prompts)}
+        path = self._bench.stage("base_answers", recipe, compute).path
+        return [Answer(**found) for found in read_json(path / "answers.json")["answers"]]
+
+
+def _asked(ready: Ready, count: int) -> list[tuple[str, str, list[int]]]:
+    """Give prompt, expected answer and the prompt's tokens of the ``count`` conversations with the shortest answers."""
+    columns = (ready.rows.column("prompt"), ready.rows.column("messages"), *map(ready.tokens.__getitem__, _TOKENS))
+    found = []
+    for prompt, messages, ids, labels in zip(*columns, strict=True):
+        expected = next((turn["content"] for turn in messages if turn["role"] == "assistant"), None)
+        if expected is not None:
+            begin = next(place for place, label in enumerate(labels) if label != IGNORED)
+            found.append((prompt, expected, list(ids[:begin])))
+    order = sorted(range(len(found)), key=lambda place: len(found[place][1]))[:count]
+    return [found[place] for place in sorted(order)]
+
+
+_TOKENS = ("input_ids", "labels")
+
+
+def _with_head(head: Messages, messages: Messages) -> Messages:
+    """Put the head before a conversation; two system turns become one, since many templates know one only."""
+    if not messages:  # plain text
+        return []
+    if head and head[0]["role"] == "system" and messages[0]["role"] == "system":
+        both = f"{head[0]['content']}\n\n{messages[0]['content']}"
+        return [{"role": "system", "content": both}, *head[1:], *messages[1:]]
+    if messages[0]["role"] == "system":
+        return [messages[0], *head, *messages[1:]]
+    return [*head, *messages]
+
+
+def _without_first(labels: list[int], runs: int) -> list[int]:
+    """Leave out the first ``runs`` stretches of labels: the answers of the examples."""
+    kept: list[int] = []
+    for number, (_, stretch) in enumerate(itertools.groupby(labels, key=lambda label: label != IGNORED)):
+        values = list(stretch)
+        # Stretches take turns, the first one unlabelled.
+        kept += [IGNORED] * len(values) if number < 2 * runs else values
+    return kept
