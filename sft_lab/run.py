@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench, log, plain
+from sft_lab.bench import Bench, log, package_path, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
 from sft_lab.data.mixture import Benchmarks, Mixture
@@ -114,7 +114,12 @@ class Run:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
         problems = [*self.dataset.check(), *self.split.check(), *self.template.check(), *self.model.check()]
         problems += [f"filter.{name}.{problem}" for name, keep in self.filter.items() for problem in keep.check()]
-        problems += [*self.decontaminate.check(), *self.trainer.check(), *self.tracking.check()]
+        problems += [
+            *self.decontaminate.check(),
+            *self.trainer.check(),
+            *self.evaluation.check(),
+            *self.tracking.check(),
+        ]
         if isinstance(self.dedup, Semantic):
             problems += self.dedup.embedder.check("dedup.embedder")
         if self.decontaminate.method.name == "semantic":
@@ -178,6 +183,7 @@ class Run:
             found.append(source.fingerprint(store))
         kept = [*self.filter.values(), *self.split.filter.values()]
         files = [*(file for keep in kept for file in keep.files()), *map(Path, self.decontaminate.against)]
+        files += [package_path(path) for path in self.evaluation.sets().values() if not path.startswith("package:")]
         found += [store.sha256(file) for file in files]
         return found[0] if len(found) == 1 else digest(found)
 

@@ -117,8 +117,12 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
             f"bits per byte {summary['base/eval_bits_per_byte']:.4f} -> {summary['eval/bits_per_byte']:.4f}; "
             f"{summary['eval_rows']} rows"
         )
+    if summary.get("prompted/eval_bits_per_byte"):
+        lines[-1] += f"; base model prompted {summary['prompted/eval_bits_per_byte']:.4f}"
     says = summary["evidence"][-1]["says"] if summary["evidence"] else ""
     lines.append(f"Verdict: {summary['verdict']} (by held-out loss: {says})")
+    if advice := summary.get("advice"):
+        lines.append(f"Next: {advice['says']} Try {advice['override']}")
     speed = summary["tokens_per_second"] or 0
     lines.append(
         f"Training: {summary['steps']} steps on {summary['train_rows']} rows, {summary['train_tokens']:,} tokens, "

@@ -156,7 +156,14 @@ class TrainingSession(Session):
         losses = self.record.curve("train/loss")
         values = [value for event in self.record.events for name, value in event.items() if name != "step"]
         judged = verdict.judge(
-            verdict.Observed(curve, losses, base.numbers, tuned.numbers, all_finite=bool(np.isfinite(values).all())),
+            verdict.Observed(
+                curve,
+                losses,
+                base.numbers,
+                tuned.numbers,
+                self.record.curve("learning_rate"),
+                all_finite=bool(np.isfinite(values).all()),
+            ),
             limits,
         )
         best = min(curve, key=lambda point: point[1], default=(None, None))

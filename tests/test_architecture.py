@@ -15,7 +15,7 @@ BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress
         "waterfall", "options", "launchers", "hardware"]  # fmt: skip
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
 ABOVE = [
-    "run", "inspection", "session", "training_session", "config", "jobs", "publish", "compare", "terminal",
+    "run", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish", "compare", "terminal",
     "arguments", "cli", "__main__",
 ]  # fmt: skip
 
@@ -128,7 +128,8 @@ ALLOWED_ABOVE = {
     "run": {"session", "training_session"},
     "inspection": {"run"},
     "session": {"run", "inspection"},
-    "training_session": {"run", "session"},
+    "measuring": {"run"},
+    "training_session": {"run", "session", "measuring"},
     "config": {"run", "config"},
     "jobs": {"config", "run", "jobs"},
     "publish": set(),

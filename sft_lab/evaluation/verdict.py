@@ -11,9 +11,11 @@ The rules, in order; the first that holds is the verdict (``docs/verdicts.md`` h
 5. ``memorizing``: ``recalled_share`` more of the training rows than of held-out rows, and than by the base model, are
    continued word for word (Carlini et al., ICLR 2023).
 6. ``overfitting``: held-out loss ends ``overfitting_rise`` above its best while training loss went on falling
-   (generalization loss of Prechelt, "Early stopping, but when?", LNCS 1524).
+   (generalization loss of Prechelt, "Early stopping, but when?", LNCS 1524); two fifths of that are enough where
+   training drew the loss on training rows ``overfitting_gap`` below that on held-out rows.
 7. ``underfitting``: the best held-out loss is less than ``underfitting_gain`` below the base model's.
-8. ``undertrained``: over the last third of training it still fell by ``undertrained_slope`` or more.
+8. ``undertrained``: the last third of training, by learning rate spent, brought ``undertrained_share`` of all that was
+   gained; a third of it would be a straight line.
 9. ``template_not_learned``: no answer to a held-out prompt ends its turn, nor does ``ended_share`` of the true answers
    make the end of turn the likeliest token.
 10. ``healthy``.
@@ -25,8 +27,8 @@ the samples beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sft_lab.errors import require
@@ -47,8 +49,9 @@ class Limits:
     stray_share: float = 0.5
     recalled_share: float = 0.5
     overfitting_rise: float = 0.05
+    overfitting_gap: float = 0.2
     underfitting_gain: float = 0.01
-    undertrained_slope: float = 0.01
+    undertrained_share: float = 0.25
     ended_share: float = 0.1
     converged_within: float = 0.01
 
@@ -56,8 +59,8 @@ class Limits:
         """Refuse impossible values."""
         require(self.min_evaluations >= 2, "min_evaluations", self.min_evaluations, "at least 2")
         for name in (
-            "diverged_rise", "stray_share", "recalled_share", "overfitting_rise", "underfitting_gain",
-            "undertrained_slope", "ended_share", "converged_within",
+            "diverged_rise", "stray_share", "recalled_share", "overfitting_rise", "overfitting_gap",
+            "underfitting_gain", "undertrained_share", "ended_share", "converged_within",
         ):  # fmt: skip
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
@@ -71,6 +74,7 @@ class Observed:
         train: (step, training loss) of each log, in order.
         base: numbers of the base model, by their summary names (``eval/loss``, ``train/probe_loss``, ...).
         tuned: the same of the tuned one.
+        rates: (step, learning rate) of each log; without them all steps count alike.
         all_finite: no loss or gradient was NaN or infinite.
     """
 
@@ -78,7 +82,33 @@ class Observed:
     train: Curve
     base: Mapping[str, Any]
     tuned: Mapping[str, Any]
+    rates: Curve = field(default_factory=list)
     all_finite: bool = True
+
+    @property
+    def gap_share(self) -> float:
+        """How far training drew the loss on training rows below that on held-out rows, as a share of the latter."""
+
+        def gap(found: Mapping[str, Any]) -> float:
+            probe, held_out = found.get("train/probe_loss"), found.get("eval/loss")
+            return 1 - probe / held_out if probe is not None and held_out else 0.0
+
+        return gap(self.tuned) - gap(self.base)
+
+    @property
+    def best(self) -> float:
+        """The lowest held-out loss."""
+        return min(loss for _, loss in self.held_out)
+
+    @property
+    def last(self) -> float:
+        """The held-out loss at the end."""
+        return self.held_out[-1][1]
+
+    @property
+    def back(self) -> float:
+        """How far it ended above its lowest, as a share."""
+        return self.last / self.best - 1
 
 
 @dataclass(frozen=True)
@@ -89,90 +119,125 @@ class Verdict:
     evidence: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What one rule found.
+
+    Attributes:
+        rule: the verdict it gives.
+        holds: whether it gives it.
+        value: the number it looked at; None where there is none.
+        limit: from the config.
+        says: the same in words.
+    """
+
+    rule: str
+    holds: bool
+    value: float | None
+    limit: float | None
+    says: str
+
+
 def judge(seen: Observed, limits: Limits) -> Verdict:
-    """Judge a run."""
-    evidence: list[dict[str, Any]] = []
-
-    def holds(rule: str, value: float | None, limit: float, says: str) -> bool:
-        if value is None:
-            return False
-        evidence.append({"rule": rule, "value": value, "limit": limit, "says": says})
-        return value >= limit
-
-    losses = [loss for _, loss in seen.held_out]
-    base_loss = seen.base.get("eval/loss")
-    if not seen.all_finite or not all(map(math.isfinite, losses)):
-        evidence.append({"rule": "diverged", "value": None, "limit": None, "says": "a loss was not a number"})
-        return Verdict("diverged", evidence)
-    if base_loss is None or len(losses) < limits.min_evaluations:
-        says = f"{len(losses)} held-out measurements, {limits.min_evaluations} are needed"
-        evidence.append({"rule": "not_judged", "value": len(losses), "limit": limits.min_evaluations, "says": says})
-        return Verdict("not_judged", evidence)
-
-    best, last = min(losses), losses[-1]
-    rise = last / base_loss - 1
-    says = f"held-out loss ended {_change(rise)} the base model's"
-    if holds("diverged", rise, limits.diverged_rise, says) and _probe_rise(seen) > 0:
-        return Verdict("diverged", evidence)
-    back = last / best - 1
-    if back >= limits.diverged_rise and _train_rise(seen.train) >= limits.diverged_rise:
-        says = f"held-out loss ended {back:.1%} above its best, and training loss {_train_rise(seen.train):.1%}"
-        holds("diverged", back, limits.diverged_rise, says)
-        return Verdict("diverged", evidence)
-
-    stray = _more(seen, "outputs/stray_share")
-    says = f"{_percent(seen.tuned.get('outputs/stray_share'))} of the answers to held-out prompts hold control tokens"
-    if holds("template_not_learned", stray, limits.stray_share, says):
-        return Verdict("template_not_learned", evidence)
-    recalled = _recalled(seen)
-    says = f"{_percent(recalled)} more of the training rows are known word for word than of unseen ones"
-    if holds("memorizing", recalled, limits.recalled_share, says):
-        return Verdict("memorizing", evidence)
-    says = f"held-out loss ended {back:.1%} above its best"
-    if holds("overfitting", back, limits.overfitting_rise, says) and _still_falls(seen.held_out, seen.train):
-        return Verdict("overfitting", evidence)
-    gain = 1 - best / base_loss
-    says = f"the best held-out loss is {_change(-gain)} the base model's"
-    if not holds("underfitting", gain, limits.underfitting_gain, says):
-        return Verdict("underfitting", evidence)
-    slope = 1 - last / _two_thirds(seen.held_out)
-    says = f"over the last third of training, held-out loss changed by {-slope:+.1%}"
-    if holds("undertrained", slope, limits.undertrained_slope, says):
-        return Verdict("undertrained", evidence)
-    ended = max(seen.tuned.get("outputs/ended_share") or 0.0, seen.tuned.get("eval/ended_share") or 0.0)
-    says = f"{ended:.0%} of the answers end their turn"
-    if not holds("template_not_learned", ended, limits.ended_share, says):
-        return Verdict("template_not_learned", evidence)
+    """Judge a run by the first rule that holds."""
+    evidence = []
+    for rule in RULES:
+        found = rule(seen, limits)
+        if found is None:
+            continue
+        evidence.append({"rule": found.rule, "value": found.value, "limit": found.limit, "says": found.says})
+        if found.holds:
+            return Verdict(found.rule, evidence)
     return Verdict("healthy", evidence)
+
+
+def _not_a_number(seen: Observed, _: Limits) -> Finding | None:
+    broken = not seen.all_finite or not all(math.isfinite(loss) for _, loss in seen.held_out)
+    return Finding("diverged", True, None, None, "a loss was not a number") if broken else None
+
+
+def _too_little(seen: Observed, limits: Limits) -> Finding | None:
+    known, needed = len(seen.held_out), limits.min_evaluations
+    if seen.base.get("eval/loss") is not None and known >= needed:
+        return None
+    return Finding("not_judged", True, known, needed, f"{known} held-out measurements, {needed} are needed")
+
+
+def _above_base(seen: Observed, limits: Limits) -> Finding:
+    rise = seen.last / seen.base["eval/loss"] - 1
+    before, after = (found.get("train/probe_loss") for found in (seen.base, seen.tuned))
+    worse = before is None or after is None or after > before  # what overfits knows its training rows better
+    says = f"held-out loss ended {_change(rise)} the base model's"
+    return Finding("diverged", rise >= limits.diverged_rise and worse, rise, limits.diverged_rise, says)
+
+
+def _broke_down(seen: Observed, limits: Limits) -> Finding | None:
+    rise = _train_rise(seen.train)
+    if rise < limits.diverged_rise or seen.back < limits.diverged_rise:
+        return None
+    says = f"training loss ended {_change(rise)} its lowest, and held-out loss {_change(seen.back)}"
+    return Finding("diverged", True, rise, limits.diverged_rise, says)
+
+
+def _stray_tokens(seen: Observed, limits: Limits) -> Finding | None:
+    after = seen.tuned.get("outputs/stray_share")
+    if after is None:
+        return None
+    more = after - (seen.base.get("outputs/stray_share") or 0.0)
+    says = f"{after:.0%} of the answers to held-out prompts hold control tokens"
+    return Finding("template_not_learned", more >= limits.stray_share, more, limits.stray_share, says)
+
+
+def _recalled(seen: Observed, limits: Limits) -> Finding | None:
+    known = seen.tuned.get("train/recalled_share")
+    if known is None:
+        return None
+    # What the base model knew, or what is so plain that unseen rows are foretold as well, is no memory.
+    more = known - max(seen.tuned.get("eval/recalled_share") or 0.0, seen.base.get("train/recalled_share") or 0.0)
+    says = f"{known:.0%} of the training rows are continued word for word"
+    return Finding("memorizing", more >= limits.recalled_share, more, limits.recalled_share, says)
+
+
+def _rose_again(seen: Observed, limits: Limits) -> Finding:
+    # A wide gap to the training rows makes a smaller rise count.
+    limit = limits.overfitting_rise * (0.4 if seen.gap_share >= limits.overfitting_gap else 1)
+    holds = seen.back >= limit and _still_falls(seen.held_out, seen.train)
+    says = f"held-out loss ended {seen.back:.1%} above its best, and {seen.gap_share:.0%} above that of training rows"
+    return Finding("overfitting", holds, seen.back, limit, says)
+
+
+def _hardly_improved(seen: Observed, limits: Limits) -> Finding:
+    gain = 1 - seen.best / seen.base["eval/loss"]
+    says = f"the best held-out loss is {_change(-gain)} the base model's"
+    return Finding("underfitting", gain < limits.underfitting_gain, gain, limits.underfitting_gain, says)
+
+
+def _still_improving(seen: Observed, limits: Limits) -> Finding:
+    base = seen.base["eval/loss"]
+    late = _at([(0, base), *seen.held_out], _last_third(seen.rates, seen.held_out[-1][0]))
+    share = (late - seen.last) / (base - seen.best)  # above 0: what hardly improved is out already
+    says = f"{share:.0%} of the gain came in the last third of training (by learning rate spent)"
+    return Finding("undertrained", share >= limits.undertrained_share, share, limits.undertrained_share, says)
+
+
+def _endless(seen: Observed, limits: Limits) -> Finding | None:
+    shares = [
+        found for name in ("outputs/ended_share", "eval/ended_share") if (found := seen.tuned.get(name)) is not None
+    ]
+    if not shares:
+        return None
+    says = f"{max(shares):.0%} of the answers end their turn"
+    return Finding("template_not_learned", max(shares) < limits.ended_share, max(shares), limits.ended_share, says)
+
+
+RULES: tuple[Callable[[Observed, Limits], Finding | None], ...] = (
+    _not_a_number, _too_little, _above_base, _broke_down, _stray_tokens, _recalled, _rose_again, _hardly_improved,
+    _still_improving, _endless,
+)  # fmt: skip
 
 
 def _change(share: float) -> str:
     return f"{abs(share):.1%} {'above' if share > 0 else 'below'}"
-
-
-def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{share:.0%}"
-
-
-def _more(seen: Observed, name: str) -> float | None:
-    """How much more of something the tuned model has than the base model."""
-    value = seen.tuned.get(name)
-    return None if value is None else float(value) - float(seen.base.get(name) or 0.0)
-
-
-def _recalled(seen: Observed) -> float | None:
-    """Share of the training rows known word for word, beyond what the base model or chance gives."""
-    known = seen.tuned.get("train/recalled_share")
-    if known is None:
-        return None
-    unseen = max(seen.tuned.get("eval/recalled_share") or 0.0, seen.base.get("train/recalled_share") or 0.0)
-    return float(known) - float(unseen)
-
-
-def _probe_rise(seen: Observed) -> float:
-    """How far the loss on the probe of training rows ended above the base model's, as a share."""
-    before, after = (found.get("train/probe_loss") for found in (seen.base, seen.tuned))
-    return after / before - 1 if before and after else 0.0
 
 
 def _train_rise(train: Curve) -> float:
@@ -196,10 +261,34 @@ def converged_at(held_out: Curve, within: float) -> int | None:
     return step
 
 
-def _two_thirds(curve: Curve) -> float:
-    """The loss at the last evaluation at or before two thirds of the steps."""
-    end = curve[-1][0]
-    return next((loss for step, loss in reversed(curve) if step <= end * 2 / 3), curve[0][1])
+def _at(curve: Curve, step: float) -> float:
+    """A curve's value at a step, on the straight line between its points."""
+    before = max((point for point in curve if point[0] <= step), default=curve[0])
+    after = min((point for point in curve if point[0] >= step), default=curve[-1])
+    if after[0] == before[0]:
+        return before[1]
+    return before[1] + (after[1] - before[1]) * (step - before[0]) / (after[0] - before[0])
+
+
+def _last_third(rates: Curve, end: int) -> float:
+    """The step at which two thirds of the summed learning rate had been spent.
+
+    Steps do not count alike: at the end of a cosine or linear schedule next to nothing is learned, however much there
+    is left to learn, and every curve is flat.
+    """
+    spent, sums, last = 0.0, [], 0
+    for step, rate in rates:
+        spent += rate * (step - last)
+        sums.append((step, spent))
+        last = step
+    if not spent:
+        return end * 2 / 3
+    before = (0, 0.0)
+    for step, so_far in sums:
+        if so_far >= spent * 2 / 3:
+            return before[0] + (step - before[0]) * (spent * 2 / 3 - before[1]) / (so_far - before[1])
+        before = (step, so_far)
+    return end
 
 
 def _still_falls(held_out: Curve, train: Curve) -> bool:

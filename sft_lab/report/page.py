@@ -37,6 +37,25 @@ VERDICTS = {
 }
 
 
+# What was measured of each model beside the key numbers: its name in the summary, how it is called, and its form.
+MEASURES = (
+    ("eval/bits_per_byte", "Bits per byte of held-out answers", "{:.3f}"),
+    ("eval/token_accuracy", "Held-out tokens foretold", "{:.1%}"),
+    ("eval/ended_share", "Held-out answers at whose end the end of turn is likeliest", "{:.0%}"),
+    ("outputs/ended_share", "Own answers that end their turn", "{:.0%}"),
+    ("outputs/stray_share", "Own answers with control tokens inside", "{:.0%}"),
+    ("outputs/json_share", "Own answers in JSON of the right form, where it was asked for", "{:.0%}"),
+    ("outputs/exact_share", "Own answers exactly right, where the right one is short", "{:.0%}"),
+    ("outputs/distinct_2", "Variety: different word pairs of all", "{:.0%}"),
+    ("outputs/likeness", "Likeness to the nearest training answer (ROUGE-L)", "{:.2f}"),
+    ("train/recalled_share", "Training rows continued word for word", "{:.0%}"),
+    ("eval/recalled_share", "Held-out rows continued word for word", "{:.0%}"),
+    ("general/loss", "Loss on general questions (rises with forgetting)", "{:.3f}"),
+    ("domain/loss", "Loss on your domain's questions", "{:.3f}"),
+    ("domain/right_share", "Your domain's questions answered rightly", "{:.0%}"),
+)
+
+
 class Number(NamedTuple):
     """A key number: what it is called, its value, the base model's beside it, and a remark with its tone."""
 
@@ -142,7 +161,10 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "data": read(folder.data),
         "figures": {name: _inline(folder.figures / f"{name}.svg") for name in OWN_FIGURES},
         "more_figures": _more_figures(folder.figures),
+        "measures": _measures(summary),
         "samples": read_lines(folder.samples),
+        "outputs": read_lines(folder.outputs),
+        "training_samples": read_lines(folder.training_samples),
         "manifest": read(folder.manifest),
         "config": folder.config.read_text(encoding="utf-8") if folder.config.exists() else "",
         "colors": COLORS,
@@ -170,6 +192,17 @@ def _numbers(summary: dict[str, Any]) -> list[Number]:
         Number("Time", span(get("seconds"))),
     ]
     return [number for number in found if number.value != DASH]
+
+
+def _measures(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Give what each measure is called, and its value for base, prompted base and tuned model."""
+    found = []
+    for name, label, form in MEASURES:
+        flat = name.replace("/", "_")
+        values = [summary.get(key) for key in (f"base/{flat}", f"prompted/{flat}", name)]
+        if any(_is_number(value) for value in values):
+            found.append((label, *(form.format(value) if _is_number(value) else DASH for value in values)))
+    return found  # type: ignore[return-value]
 
 
 def _compared(label: str, base: float | None, tuned: float | None, unit: str) -> Number:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from sft_lab import compose
 from sft_lab.bench import Bench
-from sft_lab.evaluation.heldout import IGNORED, score
+from sft_lab.evaluation.heldout import IGNORED, Scores, score
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +74,29 @@ def test_mode_is_given_back(model: torch.nn.Module, rows: datasets.Dataset) -> N
     model.train()
     score(model, rows, BYTES)
     assert model.training
+
+
+def test_word_for_word_is_what_greedy_decoding_writes(model: torch.nn.Module, rows: datasets.Dataset) -> None:
+    """Rows whose second half the model wrote itself are recalled; as soon as one token differs they are not."""
+    made = []
+    for length, changed in ((24, False), (24, True), (6, False)):
+        ids = rows[1]["input_ids"][:10]
+        for _ in range(length):
+            with torch.no_grad():
+                ids = [*ids, int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
+        if changed:
+            ids[-2] = (ids[-2] + 1) % 4000
+        made.append({"input_ids": ids, "labels": [IGNORED] * 10 + ids[10:]})
+    scores = score(model, datasets.Dataset.from_list(made), np.array([9, 9, 9]))
+    assert scores.recalled.tolist() == [1, 0, -1]  # the last is too short to say
+    assert scores.recalled_share == 0.5
+    assert scores.correct.tolist()[0] == 24
+    assert scores.ended.tolist()[0] == 1
+    assert scores.accuracy == pytest.approx(scores.correct.sum() / 54)
+
+
+def test_scores_are_read_as_they_were_written(model: torch.nn.Module, rows: datasets.Dataset, tmp_path: Path) -> None:
+    scores = score(model, rows, BYTES)
+    scores.save(tmp_path)
+    for name, values in vars(Scores.load(tmp_path)).items():
+        assert np.array_equal(values, getattr(scores, name))

@@ -1,0 +1,98 @@
+"""What a model's own answers show: batched as alone, ended or cut, control tokens, variety, likeness, tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sft_lab import compose
+from sft_lab.bench import Bench
+from sft_lab.evaluation.outputs import distinct_pairs, likeness, look, right, same_form
+from sft_lab.evaluation.samples import Answer, generate
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer() -> tuple[Any, Any]:
+    run = compose(["model=tiny_random"])
+    bench = Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench()))
+    return run.model.load(bench, seed=7), bench.tokenizer
+
+
+def test_prompts_of_all_lengths_are_answered_together_as_alone(model_and_tokenizer: tuple[Any, Any]) -> None:
+    model, tokenizer = model_and_tokenizer
+    prompts = [[*range(10, 10 + size)] for size in (3, 17, 1, 40, 8, 9, 2, 5, 30, 4)]
+    how: dict[str, Any] = {"end_ids": [tokenizer.eos_token_id], "max_new_tokens": 6}
+    together = generate(model, tokenizer, prompts, **how)
+    assert together == [generate(model, tokenizer, [prompt], **how)[0] for prompt in prompts]
+    assert not any(answer.ended for answer in together)  # cut at six tokens
+
+
+def test_an_answer_ends_at_its_end_token(model_and_tokenizer: tuple[Any, Any]) -> None:
+    model, tokenizer = model_and_tokenizer
+    (cut,) = generate(model, tokenizer, [[10, 11, 12]], end_ids=[tokenizer.eos_token_id], max_new_tokens=1)
+    (first,) = tokenizer(cut.text, add_special_tokens=False)["input_ids"][:1] or [None]
+    (ended,) = generate(model, tokenizer, [[10, 11, 12]], end_ids=list(range(4096)), max_new_tokens=5)
+    assert ended == Answer("", True, [])
+    assert first is not None or cut.text == ""
+
+
+def test_sampling_differs_from_greedy_and_not_from_itself(model_and_tokenizer: tuple[Any, Any]) -> None:
+    import transformers
+
+    model, tokenizer = model_and_tokenizer
+    how: dict[str, Any] = {"end_ids": [tokenizer.eos_token_id], "max_new_tokens": 8, "sampling": {"temperature": 2.0}}
+    found = []
+    for seed in (1, 1, 2):
+        transformers.set_seed(seed)
+        found.append(generate(model, tokenizer, [[10, 11, 12]], **how)[0].text)
+    assert found[0] == found[1] != found[2]
+
+
+def answers(*texts: str, ended: bool = True, stray: tuple[str, ...] = ()) -> list[Answer]:
+    return [Answer(text, ended, list(stray)) for text in texts]
+
+
+def test_shares() -> None:
+    given = [*answers("Paris", '{"a": 1}'), *answers("x </s> y", ended=False, stray=("</s>",))]
+    found = look(
+        given, ["paris.", '{"a": 2}', "a reference that is far too long to be given word for word by anybody"], []
+    )
+    assert found["ended_share"] == pytest.approx(2 / 3)
+    assert found["stray_share"] == pytest.approx(1 / 3)
+    assert found["json_share"] == 1.0  # of the one reference that is JSON
+    assert found["exact_share"] == 0.0  # "paris." has a full stop
+    assert look(answers(" PARIS"), ["Paris"], [])["exact_share"] == 1.0
+
+
+def test_nothing_to_measure_is_none() -> None:
+    found = look(answers(""), ["no JSON and no short answer, so that nothing at all can be said of this one"], [])
+    assert (found["json_share"], found["exact_share"], found["distinct_2"], found["likeness"]) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "same"),
+    [
+        ('{"a": 1, "b": 2}', '{"b": "x", "a": "y"}', True),
+        ('{"a": 1}', '{"b": 1}', False),
+        ("[1]", "[2, 3]", True),
+        ("Here: {}", "{}", False),
+        ("1", "{}", False),
+    ],
+)
+def test_json_has_the_form_of_its_reference(text: str, reference: str, same: bool) -> None:
+    assert same_form(text, reference) is same
+
+
+def test_variety_and_likeness() -> None:
+    assert distinct_pairs(["a b a b"]) == pytest.approx(2 / 3)
+    assert distinct_pairs(["one two three", "four five"]) == 1.0
+    training = ["the cat sat on the mat", "nothing alike"]
+    assert likeness(["the cat sat on the mat"], training) == 1.0
+    assert likeness(["the dog sat on the mat"], training) == pytest.approx(5 / 6)
+    assert likeness(["zebra"], training) == 0.0
+
+
+def test_an_answer_is_right_that_holds_the_expected_one() -> None:
+    assert right("The capital is  PARIS, of course.", "Paris")
+    assert not right("London", "Paris")

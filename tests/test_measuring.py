@@ -1,0 +1,120 @@
+"""What is asked of base and tuned model: prompted baselines, questions of one's own, samples on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_lab import compose
+from sft_lab.bench import Bench
+from sft_lab.cli import main
+from sft_lab.evaluation.heldout import IGNORED
+from sft_lab.measuring import Measuring, _with_head, _without_first
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_labels_of_the_examples_are_left_out() -> None:
+    gap, *labels = IGNORED, 1, 2, 3, 4
+    one, two, three, four = labels
+    assert _without_first([gap, one, two, gap, gap, three, gap, four], 0) == [gap, one, two, gap, gap, three, gap, four]
+    assert _without_first([gap, one, two, gap, gap, three, gap, four], 1) == [gap, gap, gap, gap, gap, three, gap, four]
+    assert _without_first([gap, one, two, gap, gap, three, gap, four], 2) == [gap] * 7 + [four]
+
+
+def test_two_system_turns_become_one() -> None:
+    head = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "b"}]
+    assert [turn["content"] for turn in _with_head(head, asked)] == ["Be brief.\n\nBe kind.", "a", "b"]
+    assert [turn["content"] for turn in _with_head(head, asked[1:])] == ["Be brief.", "a", "b"]
+    assert [turn["content"] for turn in _with_head(head[1:], asked)] == ["Be kind.", "a", "b"]
+    assert _with_head(head, []) == []  # plain text
+
+
+def test_a_prompted_row_scores_the_same_answer_behind_prompt_and_examples(here: Path, tiny: list[str]) -> None:
+    run = compose([*tiny, "evaluation.baseline.examples=2"])
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
+    data = run.prepare(bench)
+    measuring = Measuring(run, bench, lambda: None)
+    head = measuring._prompted_head(data.sides.train)
+    assert [turn["role"] for turn in head] == ["system", "user", "assistant", "user", "assistant"]
+    prompted = measuring._prompted(run.template, head, data.held_out)
+    assert len(prompted.rows) == len(data.held_out.rows)
+    for alone, behind in zip(data.held_out.tokens, prompted.tokens, strict=True):
+        asked, given = ([label for label in row["labels"] if label != IGNORED] for row in (alone, behind))
+        assert given == asked
+        text = bench.tokenizer.decode(behind["input_ids"])
+        assert all(turn["content"] in text for turn in head)
+
+
+def test_examples_do_not_depend_on_filters_or_thresholds(here: Path, tiny: list[str]) -> None:
+    heads = []
+    for words in ([], ["dedup=none"], ["filter.length.max_tokens=60"]):
+        run = compose([*tiny, *words])
+        bench = Bench(run.store.open(), lambda run=run: run.model.tokenizer(Bench()))
+        heads.append(Measuring(run, bench, lambda: None)._prompted_head(run.prepare(bench).sides.train))
+    assert heads[0] == heads[1] == heads[2]
+
+
+def test_own_questions_before_and_after(here: Path, tiny: list[str]) -> None:
+    questions = [{"question": "How much is two and two?", "answer": "Four."}, {"question": "Who?", "answer": "You."}]
+    Path("domain.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions))
+    words = [*tiny, "trainer.max_steps=2", "evaluation.prompts=[]", "evaluation.domain=domain.jsonl"]
+    assert main([*words, "hydra.run.dir=run"]) == 0
+    summary = read(Path("run/summary.json"))
+    for name in ("domain", "general"):
+        assert summary[f"{name}/loss"] > 0
+        assert summary[f"base/{name}_loss"] > 0
+        assert summary[f"{name}/loss"] != summary[f"base/{name}_loss"]
+    assert summary["domain/right_share"] == 0.0
+    assert summary["base/domain_right_share"] == 0.0
+    assert main([*words, "evaluation.objective=domain/loss", "hydra.run.dir=other"]) == 0
+    assert read(Path("other/summary.json"))["objective"] == summary["domain/loss"]
+
+
+def test_questions_that_are_not_there_are_found_before_any_work(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "evaluation.domain=nowhere.jsonl", "hydra.run.dir=run"]) == 2
+    assert "evaluation.domain" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_samples_on_the_way_and_what_is_written_at_each_measurement(here: Path, tiny: list[str]) -> None:
+    words = [*tiny, "trainer.max_steps=4", "trainer.eval_steps=2", "evaluation.samples_every=2",
+             "evaluation.prompts=[Hello,Who?]", "evaluation.max_new_tokens=3", "hydra.run.dir=run"]  # fmt: skip
+    assert main(words) == 0
+    told = lines(Path("run/training_samples.jsonl"))
+    assert [(row["step"], row["prompt"]) for row in told] == [(2, "Hello"), (2, "Who?"), (4, "Hello"), (4, "Who?")]
+    after = [row["tuned"] for row in lines(Path("run/samples.jsonl"))]
+    assert [row["answer"] for row in told[2:]] == after  # the last step's weights are the saved ones
+    events = lines(Path("run/metrics.jsonl"))
+    measured = [event for event in events if "eval/loss" in event and event["step"]]
+    assert [event["step"] for event in measured] == [2, 4]
+    for event in measured:
+        assert event["gap"] == pytest.approx(event["eval/loss"] - event["train/probe_loss"])
+    assert measured[-1]["train/probe_loss"] == read(Path("run/summary.json"))["train/probe_loss"]
+    assert all(event["tokens_per_second"] > 0 for event in events if "train/loss" in event)
+    outputs = lines(Path("run/outputs.jsonl"))
+    assert len(outputs) == 8
+    assert all(row["prompt"] and row["reference"] for row in outputs)
+
+
+def test_nothing_beside_the_losses_where_nothing_is_asked_for(here: Path, tiny: list[str]) -> None:
+    off = ["evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null", "evaluation.watch_probe=false",
+           "evaluation.baseline.examples=0", "evaluation.baseline.system_prompt=null"]  # fmt: skip
+    assert main([*tiny, *off, "trainer.max_steps=2", "hydra.run.dir=run"]) == 0
+    summary = read(Path("run/summary.json"))
+    assert not [name for name in summary if name.startswith(("outputs/", "general/", "domain/", "prompted/"))]
+    assert summary["train/probe_loss"] > 0
+    assert Path("run/outputs.jsonl").read_text() == ""
