@@ -18,7 +18,7 @@ from sft_lab.data.sources import File
 from sft_lab.data.split import group_hash
 from sft_lab.data.template import Auto, Jinja, Template
 from sft_lab.evaluation import heldout, outputs, samples
-from sft_lab.evaluation.heldout import IGNORED, Scores
+from sft_lab.evaluation.heldout import IGNORED, Ending, Scores
 from sft_lab.evaluation.samples import Answer
 from sft_lab.files import digest, read_json, write_json
 from sft_lab.rows import Rows
@@ -99,9 +99,9 @@ class Measuring:
         questions = self._questions(template)
         found = self._measured(
             held_out,
-            self._stored_scores(held_out) if len(held_out.rows) else None,
-            self._stored_scores(probe),
-            {name: self._stored_scores(ready) for name, ready in questions.items()},
+            self._stored_scores(held_out, template) if len(held_out.rows) else None,
+            self._stored_scores(probe, template),
+            {name: self._stored_scores(ready, template) for name, ready in questions.items()},
             {way: [reply.text for reply in found] for way, found in answers.items()},
             [(prompt, reference, reply) for (prompt, reference, _), reply in zip(asked, replies, strict=True)],
             self._domain_answers(questions, lambda prompts: self._stored_answers(prompts, template)),
@@ -109,9 +109,12 @@ class Measuring:
         )
         return Base(
             **vars(found),
-            untrained=found.held_out if own else self._stored_scores(data.held_out) if len(held_out.rows) else None,
-            prompted=self._stored_scores(self._prompted(template, head, held_out)) if head else None,
+            untrained=found.held_out if own else self._untrained(data.held_out),
+            prompted=self._stored_scores(self._prompted(template, head, held_out), template) if head else None,
         )
+
+    def _untrained(self, held_out: Ready) -> Scores | None:
+        return self._stored_scores(held_out, self._run.template) if len(held_out.rows) else None
 
     def tuned(self, model: Any, data: Prepared, held_out: Scores | None, probe: Scores | None) -> Measured:
         """Measure a trained model.
@@ -137,9 +140,16 @@ class Measuring:
             data,
         )
 
-    def score(self, model: Any, ready: Ready) -> Scores:
-        """Score rows by the one measure."""
-        return heldout.score(model, ready.tokens, ready.answer_bytes, batch_tokens=self._options.batch_tokens)
+    def score(self, model: Any, ready: Ready, template: Template | None = None) -> Scores:
+        """Score rows by the one measure; ``template``: theirs, None for the run's."""
+        ending = self._ending(template or self._run.template)
+        return heldout.score(model, ready.tokens, ready.answer_bytes, ending, batch_tokens=self._options.batch_tokens)
+
+    def _ending(self, template: Template) -> Ending:
+        renderer, tokenizer = template.bind(self._bench), self._bench.tokenizer
+        length = len(tokenizer(renderer.closing.lstrip(), add_special_tokens=False)["input_ids"])
+        stops = {renderer.end_of_turn_id, tokenizer.eos_token_id} - {None}
+        return Ending(frozenset(stops), max(1, length))
 
     def samples(self, model: Any) -> list[str]:
         """Answer the fixed prompts under the run's template."""
@@ -254,23 +264,28 @@ class Measuring:
         return found
 
     def _answer(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
-        end = {template.bind(self._bench).end_of_turn_id, self._bench.tokenizer.eos_token_id}
         return samples.generate(
             model,
             self._bench.tokenizer,
             prompts,
-            end_ids=sorted(end - {None}),
+            end_ids=sorted(self._ending(template).stops),
             max_new_tokens=self._options.max_new_tokens,
         )
 
-    def _stored_scores(self, ready: Ready) -> Scores:
+    def _stored_scores(self, ready: Ready, template: Template) -> Scores:
+        ending = self._ending(template)
+        rows = [ready.tokens["input_ids"][:], ready.tokens["labels"][:], ready.answer_bytes.tolist()]
         recipe = {
             "version": 2,
             "model": self.base_key(),
-            "input": digest([ready.tokens["input_ids"][:], ready.tokens["labels"][:], ready.answer_bytes.tolist()]),
+            "ending": [sorted(ending.stops), ending.length],
+            "input": digest(rows),
         }
-        entry = self._bench.stage("base", recipe, lambda folder: self.score(self._load_model(), ready).save(folder))
-        return Scores.load(entry.path)
+
+        def compute(folder: Path) -> None:
+            self.score(self._load_model(), ready, template).save(folder)
+
+        return Scores.load(self._bench.stage("base", recipe, compute).path)
 
     def _stored_answers(self, prompts: list[list[int]], template: Template) -> list[Answer]:
         if not prompts:

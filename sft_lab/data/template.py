@@ -74,7 +74,7 @@ class Renderer:
         ids = tokenizer("a")["input_ids"]
         starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
         self._bos = str(tokenizer.bos_token) if starts_with_bos else ""
-        self.end_of_turn, self._closing = self._find_closing()
+        self.end_of_turn, self.closing = self._find_closing()
         self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.end_of_turn))
 
     def prompt(self, messages: list[Message]) -> str:
@@ -97,9 +97,9 @@ class Renderer:
         for index, message in enumerate(marked):
             if message["role"] == "assistant":
                 start, end, after = self._place(text, marked, index, blank)
-                if not after.startswith(self._closing):
+                if not after.startswith(self.closing):
                     raise CannotRender("no_end_of_turn")
-                spans.append((start, end + len(self._closing)))
+                spans.append((start, end + len(self.closing)))
         return _unmarked(text, spans, mark)
 
     def plain_text(self, text: str) -> Rendered:

@@ -26,6 +26,22 @@ FEWEST_RECALLED = 8  # an answer with fewer tokens from its middle on says nothi
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How a template ends an answer.
+
+    Attributes:
+        stops: tokens that end a turn or a text: generation stops there.
+        length: tokens between an answer's own words and its end, the end included; white space before it apart.
+    """
+
+    stops: frozenset[int]
+    length: int = 1
+
+
+UNKNOWN_ENDING = Ending(frozenset())
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a model made of rows' answers, word by word; each array: shape (rows,).
 
@@ -34,7 +50,7 @@ class Scores:
         tokens: of the answer, end of turn included.
         bytes: UTF-8 bytes of the answer.
         correct: answer tokens that were the likeliest one.
-        ended: whether end of turn was the likeliest token at the answer's end.
+        ended: whether the likeliest token behind the answer's own words was one that generation stops at.
         recalled: 1 where greedy decoding from the middle of the answer on would give it word for word (verbatim
             extraction of Carlini et al., "Quantifying memorization across neural language models", ICLR 2023), 0 where
             not, -1 where the answer is too short to say.
@@ -89,7 +105,13 @@ class Scores:
 
 
 def score(
-    model: Any, rows: datasets.Dataset, answer_bytes: np.ndarray, *, batch_tokens: int = 4096, precision: str = "fp32"
+    model: Any,
+    rows: datasets.Dataset,
+    answer_bytes: np.ndarray,
+    ending: Ending = UNKNOWN_ENDING,
+    *,
+    batch_tokens: int = 4096,
+    precision: str = "fp32",
 ) -> Scores:
     """Score every row's labelled tokens.
 
@@ -97,6 +119,7 @@ def score(
         model: a causal language model; put in evaluation mode and back.
         rows: ``input_ids`` and ``labels`` (-100: not scored).
         answer_bytes: UTF-8 bytes of each row's answer, shape (rows,).
+        ending: how the template of the rows ends an answer.
         batch_tokens: tokens of a batch, padding included.
         precision: ``bf16`` for autocast, else the weights' own arithmetic.
     """
@@ -108,7 +131,7 @@ def score(
         batches = _batches(sizes, batch_tokens)
         for batch in track(batches, "held-out loss"):
             picked = rows[batch.tolist()]
-            nats[batch], told[:, batch] = _score_batch(model, picked["input_ids"], picked["labels"], precision)
+            nats[batch], told[:, batch] = _score_batch(model, picked["input_ids"], picked["labels"], ending, precision)
     finally:
         model.train(training)
     tokens, correct, ended, recalled = told
@@ -128,7 +151,7 @@ def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
 
 
 def _score_batch(
-    model: Any, input_ids: list[list[int]], labels: list[list[int]], precision: str
+    model: Any, input_ids: list[list[int]], labels: list[list[int]], ending: Ending, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give nats, shape (rows,), and what ``_told`` says of each row, shape (4, rows)."""
     device = next(model.parameters()).device
@@ -153,20 +176,25 @@ def _score_batch(
         logits.float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none"
     )
     nats = losses.double().sum(dim=1).cpu().numpy()
-    right, asked = (logits.argmax(dim=-1) == target).cpu().numpy(), (target != IGNORED).cpu().numpy()
-    told = [_told(row[counted]) for row, counted in zip(right, asked, strict=True)]
+    likeliest, target = logits.argmax(dim=-1).cpu().numpy(), target.cpu().numpy()
+    told = [
+        _told(found[wanted != IGNORED], wanted[wanted != IGNORED], ending)
+        for found, wanted in zip(likeliest, target, strict=True)
+    ]
     return nats, np.array(told, np.int64).T
 
 
-def _told(right: np.ndarray) -> tuple[int, int, int, int]:
-    """Count what was right of one row's answer tokens (bool): tokens, correct ones, ended, recalled.
+def _told(likeliest: np.ndarray, wanted: np.ndarray, ending: Ending) -> tuple[int, int, int, int]:
+    """Say of one row's answer: its tokens, those that were the likeliest, whether it would end, whether it is recalled.
 
     Each token was predicted from the true ones before it, so a stretch that is right throughout is what greedy
     decoding would have written.
     """
+    right = likeliest == wanted
     stretch = right[len(right) // 2 :][:RECALLED_TOKENS]
     recalled = int(stretch.all()) if len(stretch) >= FEWEST_RECALLED else -1
-    return len(right), int(right.sum()), int(right[-1]) if len(right) else 0, recalled
+    ended = len(wanted) >= ending.length and int(likeliest[-ending.length]) in ending.stops
+    return len(right), int(right.sum()), int(ended), recalled
 
 
 def _keeps_logits(model: Any) -> bool:

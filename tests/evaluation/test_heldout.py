@@ -12,7 +12,7 @@ import torch
 
 from sft_lab import compose
 from sft_lab.bench import Bench
-from sft_lab.evaluation.heldout import IGNORED, Scores, score
+from sft_lab.evaluation.heldout import IGNORED, Ending, Scores, score
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def rows() -> datasets.Dataset:
 
 
 BYTES = np.arange(1, 11) * 10
+ENDING = Ending(frozenset({2}))
 
 
 def by_hand(model: torch.nn.Module, rows: datasets.Dataset) -> list[float]:
@@ -52,13 +53,13 @@ def by_hand(model: torch.nn.Module, rows: datasets.Dataset) -> list[float]:
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 100, 4096])
 def test_batches_do_not_matter(model: torch.nn.Module, rows: datasets.Dataset, batch_tokens: int) -> None:
-    scores = score(model, rows, BYTES, batch_tokens=batch_tokens)
+    scores = score(model, rows, BYTES, ENDING, batch_tokens=batch_tokens)
     assert scores.nats == pytest.approx(by_hand(model, rows), abs=1e-4)
     assert scores.tokens.tolist() == [sum(label != IGNORED for label in row[1:]) for row in rows["labels"]]
 
 
 def test_loss_is_a_sum_over_tokens_not_a_mean_of_means(model: torch.nn.Module, rows: datasets.Dataset) -> None:
-    scores = score(model, rows, BYTES)
+    scores = score(model, rows, BYTES, ENDING)
     assert scores.loss == pytest.approx(sum(by_hand(model, rows)) / scores.tokens.sum(), rel=1e-6)
     assert scores.loss != pytest.approx((scores.nats / scores.tokens).mean(), rel=1e-4)
     assert scores.bits_per_byte == pytest.approx(scores.nats.sum() / math.log(2) / 550)
@@ -66,13 +67,13 @@ def test_loss_is_a_sum_over_tokens_not_a_mean_of_means(model: torch.nn.Module, r
 
 def test_row_order_does_not_matter(model: torch.nn.Module, rows: datasets.Dataset) -> None:
     order = [3, 1, 9, 0, 2, 8, 7, 5, 6, 4]
-    forward, shuffled = score(model, rows, BYTES), score(model, rows.select(order), BYTES[order])
+    forward, shuffled = score(model, rows, BYTES, ENDING), score(model, rows.select(order), BYTES[order], ENDING)
     assert shuffled.nats == pytest.approx(forward.nats[order], abs=1e-4)
 
 
 def test_mode_is_given_back(model: torch.nn.Module, rows: datasets.Dataset) -> None:
     model.train()
-    score(model, rows, BYTES)
+    score(model, rows, BYTES, ENDING)
     assert model.training
 
 
@@ -87,7 +88,8 @@ def test_word_for_word_is_what_greedy_decoding_writes(model: torch.nn.Module, ro
         if changed:
             ids[-2] = (ids[-2] + 1) % 4000
         made.append({"input_ids": ids, "labels": [IGNORED] * 10 + ids[10:]})
-    scores = score(model, datasets.Dataset.from_list(made), np.array([9, 9, 9]))
+    last = Ending(frozenset({made[0]["input_ids"][-1]}))
+    scores = score(model, datasets.Dataset.from_list(made), np.array([9, 9, 9]), last)
     assert scores.recalled.tolist() == [1, 0, -1]  # the last is too short to say
     assert scores.recalled_share == 0.5
     assert scores.correct.tolist()[0] == 24
@@ -96,7 +98,7 @@ def test_word_for_word_is_what_greedy_decoding_writes(model: torch.nn.Module, ro
 
 
 def test_scores_are_read_as_they_were_written(model: torch.nn.Module, rows: datasets.Dataset, tmp_path: Path) -> None:
-    scores = score(model, rows, BYTES)
+    scores = score(model, rows, BYTES, ENDING)
     scores.save(tmp_path)
     for name, values in vars(Scores.load(tmp_path)).items():
         assert np.array_equal(values, getattr(scores, name))
