@@ -168,6 +168,8 @@ def _above_base(seen: Observed, limits: Limits) -> Finding:
     before, after = (found.get("train/probe_loss") for found in (seen.base, seen.tuned))
     worse = before is None or after is None or after > before  # what overfits knows its training rows better
     says = f"held-out loss ended {_change(rise)} the base model's"
+    if rise >= limits.diverged_rise and not worse:
+        says += ", but training rows are foretold better"
     return Finding("diverged", rise >= limits.diverged_rise and worse, rise, limits.diverged_rise, says)
 
 

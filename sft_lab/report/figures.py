@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sft_lab.folder import RunFolder
 
+PHASES = ("sharp drop", "stabilization", "convergence")
 Curve = list[tuple[float, float]]
 
 LABEL_WIDTH = 44  # characters of a line of drop reasons
@@ -132,16 +133,19 @@ def _reasons(dropped: dict[str, int]) -> str:
 
 
 def _loss(events: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
-    """Training and held-out loss over steps, the base model's level, the best step and where it converged."""
+    """Training, probe and held-out loss over steps, the base model's level, best step, phases, convergence."""
     figure = canvas(3.7)
     axes = figure.add_subplot()
     train, held_out = _curve(events, "train/loss"), _curve(events, "eval/loss")
     if train:
         size = 4 if len(train) > 1 else 10  # a single point has no line to be seen by
         axes.plot(*zip(*train, strict=True), ".-", color=COLORS["train"], lw=1.3, ms=size, label="training loss")
+    if probe := _curve(events, "train/probe_loss"):
+        axes.plot(*zip(*probe, strict=True), "o--", color=COLORS["train"], lw=1.3, ms=4, label="probe of training rows")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", color=COLORS["held-out"], lw=1.8, ms=5, label="held-out loss")
     _landmarks(axes, summary)
+    _phases(axes, held_out, summary.get("converged_at"))
     broken = sorted({step for step, value in [*train, *held_out] if math.isnan(value)})
     if broken:  # a gap in a line is easily overlooked
         axes.plot(
@@ -173,6 +177,28 @@ def _landmarks(axes: Axes, summary: dict[str, Any]) -> None:
         axes.axvline(
             converged, ls=(0, (1, 2)), lw=1.5, color=COLORS["converged"], label=f"converged at step {converged:,}"
         )
+
+
+def _phases(axes: Axes, held_out: Curve, converged: int | None) -> None:
+    """Name the three phases of a training that converged: sharp drop, stabilization, convergence.
+
+    The drop ends where two thirds of all that was gained are reached.
+    """
+    known = [(step, loss) for step, loss in held_out if not math.isnan(loss)]
+    if converged is None or len(known) < 3 or known[0][1] <= min(loss for _, loss in known):
+        return
+    (start, first), (end, _) = known[0], known[-1]
+    enough = first - (first - min(loss for _, loss in known)) * 2 / 3
+    dropped = next(step for step, loss in known if loss <= enough)
+    edges = [start, min(dropped, converged), converged, end]
+    for name, begin, stop in zip(PHASES, edges[:-1], edges[1:], strict=True):
+        if stop - begin >= 0.08 * (end - start):  # else there is no room for its name
+            axes.text(
+                (begin + stop) / 2, 0.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
+                fontsize=8, color=COLORS["muted"],
+            )  # fmt: skip
+    for edge in {edges[1], edges[2]} - {start, end}:
+        axes.axvline(edge, ymax=0.06, lw=1, color=COLORS["muted"])
 
 
 def _optimizer(events: list[dict[str, Any]]) -> Figure:

@@ -209,7 +209,7 @@ def _compared(label: str, base: float | None, tuned: float | None, unit: str) ->
     if not base or tuned is None:
         return Number(label, decimal(tuned), note=unit)
     change = tuned / base - 1
-    note = f"{change:+.1%}, {unit}".replace("-", "−", 1)
+    note = f"{f'{change:+.1%}'.replace('-', '−')}, {unit}"
     return Number(label, decimal(tuned), before=decimal(base), note=note, tone="good" if change < 0 else "bad")
 
 
