@@ -88,7 +88,12 @@ class Job:
         return [(step, float(value) if is_number(value) else math.nan) for step, value in found]
 
     def gaps(self) -> Curve:
-        """Give (epoch, held-out loss above the mean training loss logged since the evaluation before)."""
+        """Give (epoch, gap): as measured, else above the mean training loss logged since the evaluation before."""
+        measured = [
+            (float(event.get("epoch") or 0), event["gap"]) for event in self.events if is_number(event.get("gap"))
+        ]
+        if measured:
+            return measured
         found, logged = [], list[float]()
         for event in self.events:
             if is_number(event.get("train/loss")):

@@ -47,12 +47,14 @@ class Base:
 
     Attributes:
         axes: of those jobs, where it is not the same for all.
+        prompted: its losses with a system prompt and examples, where that was measured.
     """
 
     loss: float | None
     bits_per_byte: float | None
     axes: dict[str, Any]
     jobs: list[str]
+    prompted: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -112,7 +114,8 @@ class Comparison:
                 for job in self.jobs
             ],
             "base": [
-                {"eval/loss": base.loss, "eval/bits_per_byte": base.bits_per_byte, "axes": base.axes, "jobs": base.jobs}
+                {"eval/loss": base.loss, "eval/bits_per_byte": base.bits_per_byte, "prompted": base.prompted,
+                 "axes": base.axes, "jobs": base.jobs}
                 for base in self.bases
             ],
             "effects": [effect.plain() for effect in self.effects],
@@ -191,9 +194,16 @@ def _bases(jobs: list[Job]) -> list[Base]:
         if any(map(is_number, pair)):
             groups.setdefault(tuple(round(value, 6) if is_number(value) else None for value in pair), []).append(job)
     return [
-        Base(loss, bits, _common(group) if len(groups) > 1 else {}, [job.name for job in group])
+        Base(loss, bits, _common(group) if len(groups) > 1 else {}, [job.name for job in group], _prompted(group[0]))
         for (loss, bits), group in groups.items()
     ]
+
+
+def _prompted(job: Job) -> dict[str, float]:
+    found = {
+        name: job.summary.get(f"prompted/{name.replace('/', '_')}") for name in ("eval/loss", "eval/bits_per_byte")
+    }
+    return {name: value for name, value in found.items() if is_number(value)}
 
 
 def _common(jobs: list[Job]) -> dict[str, Any]:

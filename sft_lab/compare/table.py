@@ -62,10 +62,13 @@ def _base_rows(found: Comparison) -> list[Row]:
     """A line for each base model; one with their range where seeds made many."""
     parts = [_numbers({"eval/loss": base.loss, "eval/bits_per_byte": base.bits_per_byte}) for base in found.bases]
     if len(parts) <= MOST_BASES:
-        return [
-            Row(None, _axes(base.axes, found.axes), "base model", numbers, "", "", best=False)
-            for base, numbers in zip(found.bases, parts, strict=True)
-        ]
+        lines = []
+        for base, numbers in zip(found.bases, parts, strict=True):
+            axes = _axes(base.axes, found.axes)
+            lines.append(Row(None, axes, "base model", numbers, "", "", best=False))
+            if base.prompted:
+                lines.append(Row(None, axes, "base, prompted", _numbers(base.prompted), "", "", best=False))
+        return lines
     ranges = [f"{min(one)}–{max(one)}" if max(one) else "" for one in zip(*parts, strict=True)]
     return [Row(None, [""] * len(found.axes), f"{len(parts)} base models", ranges, "", "", best=False)]
 
