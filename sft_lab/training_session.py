@@ -105,14 +105,17 @@ class TrainingSession(Session):
 
     def measure_tuned(self, data: Prepared, trained: trl.Trained) -> Measured:
         """Measure the weights that are saved."""
-        held_out = probe = None
-        if self._last and self._last[0] == trained.steps and not self.run.trainer.load_best_model_at_end:
+        held_out: Scores | None
+        probe: Scores | None
+        kept_best = self.run.trainer.load_best_model_at_end
+        if self._last and self._last[0] == trained.steps and not kept_best:
             _, held_out, probe = self._last  # the last measurement saw these very weights
-        elif len(data.held_out.rows):
-            held_out = self._measuring.score(trained.model, data.held_out)
-            if not self.run.trainer.load_best_model_at_end:
+        else:
+            probe = self._measuring.score(trained.model, data.probe)
+            held_out = self._measuring.score(trained.model, data.held_out) if len(data.held_out.rows) else None
+            if held_out is not None and not kept_best:
                 epoch = self.record.events[-1].get("epoch", 0.0)
-                self.record({"step": trained.steps, "epoch": epoch, **_event(held_out, None)})
+                self.record({"step": trained.steps, "epoch": epoch, **_event(held_out, probe)})
         tuned = self._measuring.tuned(trained.model, data, held_out, probe)
         jinja = self.run.template.jinja(self.bench.tokenizer)
         trl.save(trained.model, self.bench.tokenizer, jinja, self.folder.model)

@@ -95,8 +95,8 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "eval_strategy": "steps" if watched else "no",
         "save_strategy": "steps",
         "save_total_limit": 2 if options.load_best_model_at_end else 1,
-        "metric_for_best_model": "eval_loss" if watched else None,
-        "greater_is_better": False if watched else None,
+        "metric_for_best_model": "eval_loss" if watched and _chooses(options) else None,
+        "greater_is_better": False if watched and _chooses(options) else None,
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
@@ -106,12 +106,18 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
     return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
 
 
+def _chooses(options: Full) -> bool:
+    """Whether training looks at the held-out loss itself, to stop or to keep the best weights."""
+    return options.load_best_model_at_end or bool(options.early_stopping_patience)
+
+
 class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with our held-out measure in the place of its own."""
 
     watch: Watch
     control: Any
     plain_head = False
+    measures_last = True
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -136,6 +142,9 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure, unless these are the last weights and nobody here asks: they are measured when training is over."""
+        if not self.measures_last and self.state.global_step >= self.state.max_steps:
+            return {}
         assert self.watch.measure is not None
         with self.watch.timed(), _own_arithmetic(self.model):
             measured = self.watch.measure(self.model, self.state.global_step)
@@ -264,6 +273,7 @@ def train(
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.watch = watch
+    trainer.measures_last = _chooses(options)
     trainer.plain_head = _takes_plain_head(trainer, options.loss_head)
     _say_plan(trainer, options, len(rows))
     checkpoint = last_checkpoint(folder)
