@@ -76,12 +76,29 @@ ABOUT: dict[str, tuple[str, str, str]] = {
   sft-lab promote outputs/2026-11-22/10-30-00 best --force           over an experiment of this name
 """,
     ),
+    "generate": (
+        "try the model of a run, the base model beside it",
+        "Answer a prompt with the model of a finished run. The answer goes to standard output, greedy unless sampled.",
+        """\
+  sft-lab generate outputs/2026-11-22/11-00-00 "What is the capital of Norway?" --base
+  sft-lab generate outputs/2026-11-22/11-00-00 - --temperature 0.7 --top-p 0.9 < prompt.txt
+""",
+    ),
+    "merge": (
+        "an adapter put into the weights of its base model",
+        "Write a run's model as one that loads with Transformers alone: weights, tokenizer, chat template, card.",
+        """\
+  sft-lab merge outputs/2026-11-22/11-00-00                  into merged/ in the run folder
+  sft-lab merge outputs/2026-11-22/11-00-00 --out my-model
+""",
+    ),
     "push": (
         "publish a run's model or prepared data on the Hugging Face Hub",
         "Publish on the Hub: private unless --public. Needs HF_TOKEN or a login.",
         """\
   sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   what `sft-lab prepare` left, private
   sft-lab push outputs/2026-11-22/11-00-00 me/my-model                 the adapter or model of a run, private
+  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        what `sft-lab merge` made of the adapter
 """,
     ),
     "store": (
@@ -130,7 +147,7 @@ def _parser() -> _Parser:
     }  # fmt: skip
     for name in ("train", "prepare", "plan"):
         _add_overrides(commands[name])
-    for name in ("train", "prepare", "plan", "exec", "replay", "push"):
+    for name in ("train", "prepare", "plan", "exec", "replay", "generate", "merge", "push"):
         commands[name].add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
 
     train = commands["train"]
@@ -161,10 +178,26 @@ def _parser() -> _Parser:
     promote.add_argument("name", metavar="NAME")
     promote.add_argument("--force", action="store_true", help="put it over an experiment of this name")
 
+    generate = commands["generate"]
+    generate.add_argument("folder", type=Path, metavar="RUN_DIR")
+    generate.add_argument("prompt", metavar="PROMPT", help="the user's words; -: read from standard input")
+    generate.add_argument("--base", action="store_true", help="the base model's answer too")
+    generate.add_argument("--system", default="", metavar="TEXT", help="a system turn before the prompt")
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer; default 256")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: always the likeliest")
+    generate.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that make up this share")
+    generate.add_argument("--top-k", type=int, metavar="K", help="draw from as many of the likeliest")
+    generate.add_argument("--seed", type=int, metavar="N", help="of what is drawn; default: the run's")
+
+    merge = commands["merge"]
+    merge.add_argument("folder", type=Path, metavar="RUN_DIR")
+    merge.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/merged")
+
     push = commands["push"]
     push.add_argument("folder", type=Path, metavar="RUN_DIR")
     push.add_argument("repo", metavar="REPO", help="owner/name")
     push.add_argument("--what", choices=["model", "dataset"], default="model", help="default: model")
+    push.add_argument("--merged", action="store_true", help="the model that `sft-lab merge` made, not the adapter")
     push.add_argument("--public", action="store_true", help="let everybody see it")
 
     store = commands["store"]
