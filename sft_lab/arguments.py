@@ -178,6 +178,18 @@ def _parser() -> _Parser:
     promote.add_argument("name", metavar="NAME")
     promote.add_argument("--force", action="store_true", help="put it over an experiment of this name")
 
+    _add_to_model_commands(commands)
+
+    store = commands["store"]
+    store.add_argument("action", choices=["list", "prune"])
+    store.add_argument("--path", type=Path, metavar="DIR", help="default $SFT_LAB_STORE or the user's cache")
+    store.add_argument("--older-than", type=float, default=30, metavar="DAYS", help="prune what was unused so long; 30")
+    store.add_argument("--stage", metavar="NAME", help="prune this stage only")
+    return parser
+
+
+def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
+    """What is done with the model of a finished run."""
     generate = commands["generate"]
     generate.add_argument("folder", type=Path, metavar="RUN_DIR")
     generate.add_argument("prompt", metavar="PROMPT", help="the user's words; -: read from standard input")
@@ -199,13 +211,6 @@ def _parser() -> _Parser:
     push.add_argument("--what", choices=["model", "dataset"], default="model", help="default: model")
     push.add_argument("--merged", action="store_true", help="the model that `sft-lab merge` made, not the adapter")
     push.add_argument("--public", action="store_true", help="let everybody see it")
-
-    store = commands["store"]
-    store.add_argument("action", choices=["list", "prune"])
-    store.add_argument("--path", type=Path, metavar="DIR", help="default $SFT_LAB_STORE or the user's cache")
-    store.add_argument("--older-than", type=float, default=30, metavar="DAYS", help="prune what was unused so long; 30")
-    store.add_argument("--stage", metavar="NAME", help="prune this stage only")
-    return parser
 
 
 def _add_overrides(parser: _Parser) -> None:

@@ -20,8 +20,8 @@ _REPO = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}
 def push(folder: RunFolder, repo: str, *, what: str, public: bool, merged: bool = False) -> str:
     """Send a run's model or data set to the Hub, in one commit, and give its URL.
 
-    A model is all of ``model/``, or of ``merged/``; a data set is its card and its parquet files, as ``data/*.parquet``. The endpoint is
-    the Hub's own or ``HF_ENDPOINT``.
+    A model is all of ``model/``, or of ``merged/``; a data set is its card and its parquet files, as
+    ``data/*.parquet``. The endpoint is the Hub's own or ``HF_ENDPOINT``.
 
     Args:
         folder: a finished run.
@@ -67,29 +67,35 @@ def check(folder: RunFolder, repo: str, what: str, *, merged: bool = False) -> l
     problems = []
     if not _REPO.fullmatch(repo):
         problems.append(f"{repo}: no repository name; give owner/name in letters, digits and single - _ .")
+    return [*problems, *_lacking(folder, what, merged=merged), *_login()]
+
+
+def _lacking(folder: RunFolder, what: str, *, merged: bool) -> list[str]:
+    """Say what is missing of what shall be sent."""
     if (state := folder.state()) != FINISHED:
         found = f"its status.json says {state}" if state else "it has no status.json"
-        problems.append(f"{folder.path}: no finished run folder ({found}); give the folder of a run that ended well")
-    elif not (made := _made(folder, what, merged=merged)).is_dir():
+        return [f"{folder.path}: no finished run folder ({found}); give the folder of a run that ended well"]
+    if not (made := _made(folder, what, merged=merged)).is_dir():
         maker = f"`sft-lab merge {folder.path}`" if merged else KINDS[what]
-        problems.append(f"{made}: is not there; {maker} makes it")
-    else:
-        try:
-            _files(made, what)
-        except FolderError as error:
-            problems.append(str(error))
+        return [f"{made}: is not there; {maker} makes it"]
     try:
-        token = _token()
+        _files(made, what)
+    except FolderError as error:
+        return [str(error)]
+    return []
+
+
+def _login() -> list[str]:
+    """Say what is wrong with the login, never what it is."""
+    try:
+        token = token_of_hub()
     except OSError as error:
-        problems.append(f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again")
-    else:
-        if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
-            problems.append("no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write")
-        elif not re.fullmatch(r"[!-~]*", token):
-            problems.append(
-                "the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN anew"
-            )
-    return problems
+        return [f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again"]
+    if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
+        return ["no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write"]
+    if not re.fullmatch(r"[!-~]*", token):
+        return ["the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN anew"]
+    return []
 
 
 def _made(folder: RunFolder, what: str, *, merged: bool) -> Path:
@@ -121,7 +127,7 @@ def _files(made: Path, what: str) -> dict[str, Path]:
     return found
 
 
-def _token() -> str:
+def token_of_hub() -> str:
     """Find the token where the Hub's own client looks for it; empty when there is none."""
     env = os.environ
     if token := env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN"):
@@ -133,7 +139,7 @@ def _token() -> str:
 
 def _sentence(repo: str, error: Exception) -> UserError | JobError:
     """Say in one line what the Hub's client met: the user's to mend, or the network's."""
-    message = " ".join(str(error).replace(_token() or "no token", "***").split())
+    message = " ".join(str(error).replace(token_of_hub() or "no token", "***").split())
     said = f"{type(error).__name__}: {message[:300]}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):

@@ -139,18 +139,7 @@ ALLOWED_ABOVE = {
     "compare": {"run", "compare"},
     "terminal": {"jobs"},
     "arguments": set(),
-    "cli": {
-        "arguments",
-        "config",
-        "run",
-        "jobs",
-        "publish",
-        "generate",
-        "merge",
-        "doctor",
-        "compare",
-        "terminal",
-    },  # fmt: skip
+    "cli": {"arguments", "config", "run", "jobs", "publish", "generate", "merge", "doctor", "compare", "terminal"},
     "__main__": {"cli"},
 }
 

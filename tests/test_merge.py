@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from training.test_new_tokens import ADDED, base_model
 
 from sft_lab.cli import main
 from sft_lab.errors import FolderError, UserError
 from sft_lab.jobs.finished import open_run
 from sft_lab.merge import merge
-from training.test_new_tokens import ADDED, base_model
 
 pytestmark = pytest.mark.slow
 

@@ -233,7 +233,7 @@ class Template(abc.ABC):
         if renderer.foreign:
             bench.notice(
                 f"template: writes {' '.join(renderer.foreign)} between an answer and its end of turn "
-                f"{renderer.end_of_turn}; that is no special token of this model's tokenizer, so the model would learn to "
+                f"{renderer.end_of_turn}; that is no special token of this tokenizer, so the model would learn to "
                 "write it as words; take it out of the template, or use the one of this model (template=auto)"
             )
         return renderer

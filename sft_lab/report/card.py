@@ -33,7 +33,7 @@ def write(folder: RunFolder, base_model: str, weights: Path | None = None) -> Pa
     Args:
         folder: the run.
         base_model: the model that was tuned. Only a Hub name (``owner/name``) enters the metadata.
-        weights: the folder the card is of; with ``adapter_config.json`` in it the card is an adapter's. None: ``model/``.
+        weights: the folder the card is of, None: ``model/``; with ``adapter_config.json`` in it it is an adapter's.
 
     Returns:
         The card's path.
