@@ -101,6 +101,14 @@ ABOUT: dict[str, tuple[str, str, str]] = {
   sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        what `sft-lab merge` made of the adapter
 """,
     ),
+    "doctor": (
+        "what this machine has and lacks; what changed since a run",
+        "Look at versions, devices, store, logins and known clashes, or at what is not as it was when a run ran.",
+        """\
+  sft-lab doctor                                    a line for each thing: ok, note, or problem with its remedy
+  sft-lab doctor outputs/2026-11-22/10-30-00        what changed since this run
+""",
+    ),
     "store": (
         "what the stage store holds; make room",
         "Results of stages are kept and shared by all runs. See them, or remove what is no longer used.",
@@ -179,6 +187,8 @@ def _parser() -> _Parser:
     promote.add_argument("--force", action="store_true", help="put it over an experiment of this name")
 
     _add_to_model_commands(commands)
+
+    commands["doctor"].add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="what changed since it")
 
     store = commands["store"]
     store.add_argument("action", choices=["list", "prune"])

@@ -194,6 +194,15 @@ def _push(arguments: Arguments, rest: list[str]) -> int:
     return 0
 
 
+def _doctor(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab import doctor
+
+    _refuse_rest("doctor", rest)
+    if arguments.folder is None:
+        return doctor.show([], doctor.examine())
+    return doctor.show(*doctor.since(arguments.folder))
+
+
 def _exec(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.folder import RunFolder
     from sft_lab.jobs.attempt import execute
@@ -259,5 +268,6 @@ COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
     "generate": _generate,
     "merge": _merge,
     "push": _push,
+    "doctor": _doctor,
     "store": _store,
 }

@@ -67,7 +67,7 @@ def check(folder: RunFolder, repo: str, what: str, *, merged: bool = False) -> l
     problems = []
     if not _REPO.fullmatch(repo):
         problems.append(f"{repo}: no repository name; give owner/name in letters, digits and single - _ .")
-    return [*problems, *_lacking(folder, what, merged=merged), *_login()]
+    return [*problems, *_lacking(folder, what, merged=merged), *login_problems()]
 
 
 def _lacking(folder: RunFolder, what: str, *, merged: bool) -> list[str]:
@@ -85,10 +85,10 @@ def _lacking(folder: RunFolder, what: str, *, merged: bool) -> list[str]:
     return []
 
 
-def _login() -> list[str]:
+def login_problems() -> list[str]:
     """Say what is wrong with the login, never what it is."""
     try:
-        token = token_of_hub()
+        token = _token()
     except OSError as error:
         return [f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again"]
     if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
@@ -127,7 +127,7 @@ def _files(made: Path, what: str) -> dict[str, Path]:
     return found
 
 
-def token_of_hub() -> str:
+def _token() -> str:
     """Find the token where the Hub's own client looks for it; empty when there is none."""
     env = os.environ
     if token := env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN"):
@@ -139,7 +139,7 @@ def token_of_hub() -> str:
 
 def _sentence(repo: str, error: Exception) -> UserError | JobError:
     """Say in one line what the Hub's client met: the user's to mend, or the network's."""
-    message = " ".join(str(error).replace(token_of_hub() or "no token", "***").split())
+    message = " ".join(str(error).replace(_token() or "no token", "***").split())
     said = f"{type(error).__name__}: {message[:300]}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
