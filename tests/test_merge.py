@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +48,16 @@ def same_logits(folder: Path, merged: Path) -> transformers.PreTrainedModel:
     return alone
 
 
+def as_the_card_says(weights: Path, monkeypatch: pytest.MonkeyPatch, base: str = "") -> dict[str, Any]:
+    """Run the code of a card in its folder, with the place of the base model filled in; give its names."""
+    text = (weights / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(weights)
+    names: dict[str, Any] = {}
+    exec(code.replace('from_pretrained("...")', f"from_pretrained({base!r})"), names)
+    return names
+
+
 @pytest.mark.parametrize("trainer", ["lora", "dora"])
 def test_the_merged_model_says_what_the_adapter_says(
     trainer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -72,7 +84,9 @@ def test_the_merged_model_says_what_the_adapter_says(
 
 
 @pytest.mark.parametrize(("family", "spare"), [("llama", 0), ("mistral", 0), ("opt", 7)])
-def test_added_tokens_are_in_it(family: str, spare: int, tmp_path: Path) -> None:
+def test_added_tokens_are_in_it(
+    family: str, spare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = base_model(tmp_path / "base", family, spare)
     limits = ["filter.length.max_tokens=200", "split.max_eval_tokens=200"]
     folder = trained(
@@ -89,6 +103,10 @@ def test_added_tokens_are_in_it(family: str, spare: int, tmp_path: Path) -> None
     )
     settings = json.loads((folder / "model" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(base)  # a local model: there is no other name for it
+    by_card = as_the_card_says(folder / "model", monkeypatch, str(base))
+    assert by_card["model"].generation_config.eos_token_id == [0, end]
+    adapters = by_card["answer"].tolist()
+    assert as_the_card_says(merged, monkeypatch)["answer"].tolist() == adapters
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert "base.resize_token_embeddings(len(tokenizer))" in card
     assert "resize_token_embeddings" not in (merged / "README.md").read_text(encoding="utf-8")
