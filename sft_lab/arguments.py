@@ -76,12 +76,37 @@ ABOUT: dict[str, tuple[str, str, str]] = {
   sft-lab promote outputs/2026-11-22/10-30-00 best --force           over an experiment of this name
 """,
     ),
+    "generate": (
+        "try the model of a run, the base model beside it",
+        "Answer a prompt with the model of a finished run. The answer goes to standard output, greedy unless sampled.",
+        """\
+  sft-lab generate outputs/2026-11-22/11-00-00 "What is the capital of Norway?" --base
+  sft-lab generate outputs/2026-11-22/11-00-00 - --temperature 0.7 --top-p 0.9 < prompt.txt
+""",
+    ),
+    "merge": (
+        "an adapter put into the weights of its base model",
+        "Write a run's model as one that loads with Transformers alone: weights, tokenizer, chat template, card.",
+        """\
+  sft-lab merge outputs/2026-11-22/11-00-00                  into merged/ in the run folder
+  sft-lab merge outputs/2026-11-22/11-00-00 --out my-model
+""",
+    ),
     "push": (
         "publish a run's model or prepared data on the Hugging Face Hub",
         "Publish on the Hub: private unless --public. Needs HF_TOKEN or a login.",
         """\
   sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   what `sft-lab prepare` left, private
   sft-lab push outputs/2026-11-22/11-00-00 me/my-model                 the adapter or model of a run, private
+  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        what `sft-lab merge` made of the adapter
+""",
+    ),
+    "doctor": (
+        "what this machine has and lacks; what changed since a run",
+        "Look at versions, devices, store, logins and known clashes, or at what is not as it was when a run ran.",
+        """\
+  sft-lab doctor                                    a line for each thing: ok, note, or problem with its remedy
+  sft-lab doctor outputs/2026-11-22/10-30-00        what changed since this run
 """,
     ),
     "store": (
@@ -130,7 +155,7 @@ def _parser() -> _Parser:
     }  # fmt: skip
     for name in ("train", "prepare", "plan"):
         _add_overrides(commands[name])
-    for name in ("train", "prepare", "plan", "exec", "replay", "push"):
+    for name in ("train", "prepare", "plan", "exec", "replay", "generate", "merge", "push"):
         commands[name].add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
 
     train = commands["train"]
@@ -161,11 +186,9 @@ def _parser() -> _Parser:
     promote.add_argument("name", metavar="NAME")
     promote.add_argument("--force", action="store_true", help="put it over an experiment of this name")
 
-    push = commands["push"]
-    push.add_argument("folder", type=Path, metavar="RUN_DIR")
-    push.add_argument("repo", metavar="REPO", help="owner/name")
-    push.add_argument("--what", choices=["model", "dataset"], default="model", help="default: model")
-    push.add_argument("--public", action="store_true", help="let everybody see it")
+    _add_to_model_commands(commands)
+
+    commands["doctor"].add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="what changed since it")
 
     store = commands["store"]
     store.add_argument("action", choices=["list", "prune"])
@@ -173,6 +196,31 @@ def _parser() -> _Parser:
     store.add_argument("--older-than", type=float, default=30, metavar="DAYS", help="prune what was unused so long; 30")
     store.add_argument("--stage", metavar="NAME", help="prune this stage only")
     return parser
+
+
+def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
+    """What is done with the model of a finished run."""
+    generate = commands["generate"]
+    generate.add_argument("folder", type=Path, metavar="RUN_DIR")
+    generate.add_argument("prompt", metavar="PROMPT", help="the user's words; -: read from standard input")
+    generate.add_argument("--base", action="store_true", help="the base model's answer too")
+    generate.add_argument("--system", default="", metavar="TEXT", help="a system turn before the prompt")
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer; default 256")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: always the likeliest")
+    generate.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that make up this share")
+    generate.add_argument("--top-k", type=int, metavar="K", help="draw from as many of the likeliest")
+    generate.add_argument("--seed", type=int, metavar="N", help="of what is drawn; default: the run's")
+
+    merge = commands["merge"]
+    merge.add_argument("folder", type=Path, metavar="RUN_DIR")
+    merge.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/merged")
+
+    push = commands["push"]
+    push.add_argument("folder", type=Path, metavar="RUN_DIR")
+    push.add_argument("repo", metavar="REPO", help="owner/name")
+    push.add_argument("--what", choices=["model", "dataset"], default="model", help="default: model")
+    push.add_argument("--merged", action="store_true", help="the model that `sft-lab merge` made, not the adapter")
+    push.add_argument("--public", action="store_true", help="let everybody see it")
 
 
 def _add_overrides(parser: _Parser) -> None:

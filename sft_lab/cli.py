@@ -162,15 +162,45 @@ def _refuse_rest(command: str, rest: list[str]) -> None:
         raise UserError(f"{command}: unknown words {' '.join(rest)}; sft-lab {command} --help says what it takes")
 
 
+def _generate(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab import generate
+
+    _refuse_rest("generate", rest)
+    asking = generate.Asking(
+        arguments.system, arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.top_k,
+        arguments.seed,
+    )  # fmt: skip
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    generate.show(generate.generate(arguments.folder, prompt, asking, base=arguments.base), asking)
+    return 0
+
+
+def _merge(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.merge import merge
+
+    _refuse_rest("merge", rest)
+    sys.stdout.write(f"{merge(arguments.folder, arguments.out)}\n")
+    return 0
+
+
 def _push(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import publish
     from sft_lab.folder import RunFolder
 
     _refuse_rest("push", rest)
     folder = RunFolder(arguments.folder.absolute())
-    url = publish.push(folder, arguments.repo, what=arguments.what, public=arguments.public)
+    url = publish.push(folder, arguments.repo, what=arguments.what, public=arguments.public, merged=arguments.merged)
     sys.stdout.write(f"{url}\n")
     return 0
+
+
+def _doctor(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab import doctor
+
+    _refuse_rest("doctor", rest)
+    if arguments.folder is None:
+        return doctor.show([], doctor.examine())
+    return doctor.show(*doctor.since(arguments.folder))
 
 
 def _exec(arguments: Arguments, rest: list[str]) -> int:
@@ -235,6 +265,9 @@ COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
     "compare": _compare,
     "replay": _replay,
     "promote": _promote,
+    "generate": _generate,
+    "merge": _merge,
     "push": _push,
+    "doctor": _doctor,
     "store": _store,
 }

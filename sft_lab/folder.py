@@ -43,6 +43,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.report = path / "report.html"
         self.model = path / "model"
+        self.merged = path / "merged"
         self.dataset = path / "dataset"
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"

@@ -148,8 +148,7 @@ class Measuring:
     def _ending(self, template: Template) -> Ending:
         renderer, tokenizer = template.bind(self._bench), self._bench.tokenizer
         length = len(tokenizer(renderer.closing.lstrip(), add_special_tokens=False)["input_ids"])
-        stops = {renderer.end_of_turn_id, tokenizer.eos_token_id} - {None}
-        return Ending(frozenset(stops), max(1, length))
+        return Ending(frozenset(renderer.end_ids), max(1, length))
 
     def samples(self, model: Any) -> list[str]:
         """Answer the fixed prompts under the run's template."""

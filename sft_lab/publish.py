@@ -17,27 +17,28 @@ KINDS = {
 _REPO = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-def push(folder: RunFolder, repo: str, *, what: str, public: bool) -> str:
+def push(folder: RunFolder, repo: str, *, what: str, public: bool, merged: bool = False) -> str:
     """Send a run's model or data set to the Hub, in one commit, and give its URL.
 
-    A model is all of ``model/``; a data set is its card and its parquet files, as ``data/*.parquet``. The endpoint is
-    the Hub's own or ``HF_ENDPOINT``.
+    A model is all of ``model/``, or of ``merged/``; a data set is its card and its parquet files, as
+    ``data/*.parquet``. The endpoint is the Hub's own or ``HF_ENDPOINT``.
 
     Args:
         folder: a finished run.
         repo: ``owner/name``; made when it is not there.
         what: ``model`` or ``dataset``.
         public: for everyone to see; else the repository must be private.
+        merged: the model that `sft-lab merge` made of an adapter.
 
     Raises:
         UserError: for what ``check`` finds, a public repository where a private one was asked for, a refused token.
         JobError: when the Hub cannot be reached or fails.
     """
-    if problems := check(folder, repo, what):
+    if problems := check(folder, repo, what, merged=merged):
         raise all_problems(problems)
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = _files(folder, what)
+    files = _files(_made(folder, what, merged=merged), what)
     # True: the client looks for the token itself, since a login by browser gives one that it must renew.
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=True)
     try:
@@ -57,44 +58,56 @@ def push(folder: RunFolder, repo: str, *, what: str, public: bool) -> str:
     return url
 
 
-def check(folder: RunFolder, repo: str, what: str) -> list[str]:
+def check(folder: RunFolder, repo: str, what: str, *, merged: bool = False) -> list[str]:
     """Say what stands against publishing, by the standard library alone; empty when nothing does."""
     if what not in KINDS:
         return [f"--what {what}: must be {' or '.join(KINDS)}"]
+    if merged and what != "model":
+        return [f"--merged: is of a model; leave it out with --what {what}"]
     problems = []
     if not _REPO.fullmatch(repo):
         problems.append(f"{repo}: no repository name; give owner/name in letters, digits and single - _ .")
+    return [*problems, *_lacking(folder, what, merged=merged), *login_problems()]
+
+
+def _lacking(folder: RunFolder, what: str, *, merged: bool) -> list[str]:
+    """Say what is missing of what shall be sent."""
     if (state := folder.state()) != FINISHED:
         found = f"its status.json says {state}" if state else "it has no status.json"
-        problems.append(f"{folder.path}: no finished run folder ({found}); give the folder of a run that ended well")
-    elif not (made := folder.path / what).is_dir():
-        problems.append(f"{made}: is not there; {KINDS[what]} makes it")
-    else:
-        try:
-            _files(folder, what)
-        except FolderError as error:
-            problems.append(str(error))
+        return [f"{folder.path}: no finished run folder ({found}); give the folder of a run that ended well"]
+    if not (made := _made(folder, what, merged=merged)).is_dir():
+        maker = f"`sft-lab merge {folder.path}`" if merged else KINDS[what]
+        return [f"{made}: is not there; {maker} makes it"]
+    try:
+        _files(made, what)
+    except FolderError as error:
+        return [str(error)]
+    return []
+
+
+def login_problems() -> list[str]:
+    """Say what is wrong with the login, never what it is."""
     try:
         token = _token()
     except OSError as error:
-        problems.append(f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again")
-    else:
-        if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
-            problems.append("no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write")
-        elif not re.fullmatch(r"[!-~]*", token):
-            problems.append(
-                "the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN anew"
-            )
-    return problems
+        return [f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again"]
+    if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
+        return ["no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write"]
+    if not re.fullmatch(r"[!-~]*", token):
+        return ["the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN anew"]
+    return []
 
 
-def _files(folder: RunFolder, what: str) -> dict[str, Path]:
+def _made(folder: RunFolder, what: str, *, merged: bool) -> Path:
+    return folder.merged if merged else folder.path / what
+
+
+def _files(made: Path, what: str) -> dict[str, Path]:
     """Give the files to send by their names in the repository.
 
     Raises:
-        FolderError: if one is missing, or lies outside the run folder.
+        FolderError: if one is missing, or lies outside the folder.
     """
-    made = folder.path / what
     if what == "model":
         found = {path.relative_to(made).as_posix(): path for path in sorted(made.rglob("*")) if path.is_file()}
         needed = [made / "config.json", made / "adapter_config.json"]

@@ -117,8 +117,16 @@ class TrainingSession(Session):
                 epoch = self.record.events[-1].get("epoch", 0.0)
                 self.record({"step": trained.steps, "epoch": epoch, **_event(held_out, probe)})
         tuned = self._measuring.tuned(trained.model, data, held_out, probe)
-        jinja = self.run.template.jinja(self.bench.tokenizer)
-        trl.save(trained.model, self.bench.tokenizer, jinja, self.folder.model)
+        renderer = self.run.template.bind(self.bench)
+        trl.save(
+            trained.model,
+            self.bench.tokenizer,
+            renderer.jinja,
+            self.folder.model,
+            end_ids=renderer.end_ids,
+            base_name=self.run.model.base_name,
+            base_revision=self.run.model.base_revision,
+        )
         return tuned
 
     def finish(self, data: Prepared, base: Base, trained: trl.Trained, tuned: Measured) -> dict[str, Any]:
@@ -129,7 +137,7 @@ class TrainingSession(Session):
         self._write_samples(base, tuned)
         self._note_stages()
         page.write(self.folder)
-        card.write(self.folder, str(getattr(self.run.model, "name_or_path", "")))
+        card.write(self.folder, self.run.model.base_name)
         self._mirror_data(data)
         if sampled := self._sample_rows(base, tuned):
             self._mirror.table("samples", list(sampled[0]), [list(row.values()) for row in sampled])

@@ -507,3 +507,21 @@ def test_a_saved_config_that_cannot_be_read(content):
         file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
         config.load(file)
+
+
+def test_a_model_is_called_what_others_can_find_it_by():
+    """An adapter's config must not name a folder of a store that nobody else has."""
+
+    def called(*words: str) -> tuple[str, str | None]:
+        model = config.compose([*words]).model
+        return model.base_name, model.base_revision
+
+    assert called("model=smollm2_135m_bundled") == ("HuggingFaceTB/SmolLM2-135M-Instruct", None)
+    assert called("model=opt_350m", "model.revision=v2") == ("facebook/opt-350m", "v2")
+    assert called("model=tiny_random") == ("", None)
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    assert called("model=local", "model.name_or_path=./mine", "model.revision=v2") == (
+        str(Path("mine").absolute()),
+        None,
+    )

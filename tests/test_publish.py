@@ -173,6 +173,19 @@ def test_a_data_set_is_its_card_and_its_parquet_files(hub: StandIn, folder: RunF
     assert hub.private == {"me/rows": False}
 
 
+def test_a_merged_model_is_published_in_the_adapters_stead(hub: StandIn, folder: RunFolder) -> None:
+    (says,) = publish.check(folder, "me/mine", "model", merged=True)
+    assert says == f"{folder.merged}: is not there; `sft-lab merge {folder.path}` makes it"
+    whole = {"config.json": b"{}", "model.safetensors": b"all", "README.md": MODEL["README.md"]}
+    folder.merged.mkdir()
+    for name, content in whole.items():
+        (folder.merged / name).write_bytes(content)
+    publish.push(folder, "me/mine", what="model", public=False, merged=True)
+    assert hub.files == whole
+    (says,) = publish.check(folder, "me/mine", "dataset", merged=True)
+    assert says == "--merged: is of a model; leave it out with --what dataset"
+
+
 def test_the_token_is_in_the_header_and_nowhere_else(
     hub: StandIn, folder: RunFolder, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sft_lab.bench import Bench, package_path
 from sft_lab.errors import ModelError, require
 from sft_lab.files import digest
+from sft_lab.text import CONTROL_TOKENS
 
 if TYPE_CHECKING:
     import datasets
@@ -76,6 +77,17 @@ class Renderer:
         self._bos = str(tokenizer.bos_token) if starts_with_bos else ""
         self.end_of_turn, self.closing = self._find_closing()
         self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.end_of_turn))
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer: the template's end of turn, and EOS where the tokenizer has one."""
+        return sorted({self.end_of_turn_id, self.tokenizer.eos_token_id} - {None})
+
+    @property
+    def foreign(self) -> list[str]:
+        """Control tokens of other models that the template writes before its end of turn: words to this tokenizer."""
+        words = self.closing.removesuffix(self.end_of_turn)
+        return [token for token in CONTROL_TOKENS if token in words]
 
     def prompt(self, messages: list[Message]) -> str:
         """Render what the model is given before it answers."""
@@ -216,8 +228,15 @@ class Template(abc.ABC):
         return []
 
     def bind(self, bench: Bench) -> Renderer:
-        """Bind the template to the run's tokenizer."""
-        return Renderer(bench.tokenizer, self.jinja(bench.tokenizer))
+        """Bind the template to the run's tokenizer, and say so if it would teach the model wrong words."""
+        renderer = Renderer(bench.tokenizer, self.jinja(bench.tokenizer))
+        if renderer.foreign:
+            bench.notice(
+                f"template: writes {' '.join(renderer.foreign)} between an answer and its end of turn "
+                f"{renderer.end_of_turn}; that is no special token of this tokenizer, so the model would learn to "
+                "write it as words; take it out of the template, or use the one of this model (template=auto)"
+            )
+        return renderer
 
     def __call__(self, rows: Rows | datasets.Dataset, bench: Bench) -> tuple[Selection, Path]:
         """Render every row, or find the stored texts.
@@ -229,6 +248,7 @@ class Template(abc.ABC):
         from sft_lab.rows import Rows, Selection
 
         view = Rows.of(rows)
+        self.bind(bench)  # what is wrong with the template is said for stored texts too
         recipe = {
             "version": self.version,
             "params": {"jinja": digest(self.jinja(bench.tokenizer))},

@@ -218,11 +218,18 @@ def _flat(vectors: np.ndarray, found: Edges) -> Pairs:
         yield left[once], right[once], math.comb(top + len(block), 2)
 
 
+def gpus() -> int:
+    """GPUs that FAISS can search on; 0 for its CPU build."""
+    import faiss
+
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
+
+
 def _gpu_index(dim: int) -> Any | None:
     """Give an empty index on the first GPU, if FAISS was built for GPUs and there is one."""
     import faiss
 
-    if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
+    if not gpus():
         return None
     return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dim)
 

@@ -25,14 +25,15 @@ DATA_SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "templa
 SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "template", "model", "trainer", "seed")
 
 
-def write(folder: RunFolder, base_model: str) -> Path:
+def write(folder: RunFolder, base_model: str, weights: Path | None = None) -> Path:
     """Write the model card; what the run has no file for is left out.
 
     Paths of the machine it was made on are cut to their last part, since a card is meant to be published.
 
     Args:
-        folder: the run; with ``model/adapter_config.json`` in it the card is an adapter's.
+        folder: the run.
         base_model: the model that was tuned. Only a Hub name (``owner/name``) enters the metadata.
+        weights: the folder the card is of, None: ``model/``; with ``adapter_config.json`` in it it is an adapter's.
 
     Returns:
         The card's path.
@@ -40,18 +41,25 @@ def write(folder: RunFolder, base_model: str) -> Path:
     Raises:
         FolderError: if a file of the run folder cannot be read.
     """
-    adapter = (folder.model / "adapter_config.json").exists()
+    weights = weights or folder.model
+    adapter = read(weights / "adapter_config.json")
+    trained = read(folder.model / "adapter_config.json")
     on_hub = is_hub_name(base_model)
     config, summary, waterfall = _config(folder.config), read(folder.summary), read(folder.waterfall)
     rows = summary.get("train_rows")
     content = {
-        "metadata": _yaml(_metadata(base_model if on_hub else None, config, adapter=adapter)),
+        "metadata": _yaml(_metadata(base_model if on_hub else None, config, adapter=bool(adapter))),
         "name": folder.path.absolute().name,
-        "adapter": adapter,
+        "adapter": bool(adapter),
+        "merged": bool(trained) and not adapter,
+        "revision": trained.get("revision"),
+        "new_tokens": (config.get("template") or {}).get("special_tokens") if _grew(trained) else [],
+        "from_quantized": (config.get("model") or {}).get("kind") == "gguf",
         "on_hub": on_hub,
         "base_model": base_model if on_hub else Path(base_model).name,
         "summary": summary,
         "meaning": VERDICTS.get(summary.get("verdict") or "", ("", ""))[1],
+        "enough_rows": FEW_ROWS,
         "few_rows": rows is not None and rows < FEW_ROWS,
         "stages": waterfall.get("stages") or [],
         "held_out": waterfall.get("held_out") or [],
@@ -59,7 +67,7 @@ def write(folder: RunFolder, base_model: str) -> Path:
         "manifest": read(folder.manifest),
     }
     text = _templates().get_template("card.md.jinja").render(content)
-    path = folder.model / "README.md"
+    path = weights / "README.md"
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
     return path
 
@@ -119,6 +127,11 @@ def fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
+def _grew(adapter: dict[str, Any]) -> bool:
+    """Whether rows of tokens that the base model does not have are in an adapter."""
+    return bool(adapter.get("trainable_token_indices"))
+
+
 def _metadata(base_model: str | None, config: dict[str, Any], *, adapter: bool) -> dict[str, Any]:
     """What the Hub files the model under."""
     found: dict[str, Any] = {
@@ -129,8 +142,10 @@ def _metadata(base_model: str | None, config: dict[str, Any], *, adapter: bool) 
     if base_model:
         found |= {"base_model": base_model, "base_model_relation": "adapter" if adapter else "finetune"}
     dataset = config.get("dataset") or {}
-    if dataset.get("kind") == "hub" and HUB_NAME.fullmatch(str(dataset.get("name"))):
-        found["datasets"] = [dataset["name"]]
+    sources = (dataset.get("sources") or {}).values() if dataset.get("kind") == "mixture" else [dataset]
+    names = [str(source.get("name")) for source in sources if isinstance(source, dict)]
+    if on_hub := [name for name in dict.fromkeys(names) if HUB_NAME.fullmatch(name)]:
+        found["datasets"] = on_hub
     return found
 
 

@@ -44,6 +44,16 @@ class Model(abc.ABC):
         if own := sorted(OWN_KWARGS & set(self.init_kwargs)):
             raise ConfigError(f"init_kwargs={own}: set these by the model's own keys, or not at all")
 
+    @property
+    def base_name(self) -> str:
+        """What others can find the model by: its name on the Hub, a local one's folder, empty for a made-up one."""
+        return ""
+
+    @property
+    def base_revision(self) -> str | None:
+        """The revision of that name on the Hub, None where there is none to tell."""
+        return None
+
     @abc.abstractmethod
     def check(self) -> list[str]:
         """Say what is wrong with the world as this model needs it."""
@@ -173,6 +183,17 @@ class Pretrained(Model):
             return [f"model.name_or_path={self.name_or_path}: no such folder; give a folder or a hub name owner/name"]
         return []
 
+    @property
+    def base_name(self) -> str:
+        """The Hub name, or the folder."""
+        path = Path(self.name_or_path).expanduser()
+        return str(path.absolute()) if path.is_dir() else self.name_or_path
+
+    @property
+    def base_revision(self) -> str | None:
+        """The revision of a hub model that is not its newest."""
+        return None if self.revision == "main" or Path(self._source()).is_dir() else self.revision
+
     def _source(self) -> str:
         path = Path(self.name_or_path).expanduser()
         return str(path) if path.is_dir() else self.name_or_path
@@ -245,10 +266,17 @@ class Gguf(Model):
     Attributes:
         path: of the file, or ``package:<module>/<path>``.
         sha256: of the file; another one is refused.
+        original: the Hub name of the model that the file was made from, for adapter and card; null: none is known.
     """
 
     path: str = "???"
     sha256: str = "???"
+    original: str | None = None
+
+    @property
+    def base_name(self) -> str:
+        """The model the file was made from: the converted one lies in a store that nobody else has."""
+        return self.original or ""
 
     def check(self) -> list[str]:
         """The file is there."""

@@ -6,6 +6,7 @@ too, so the trainer's own evaluation, a mean of batch means, never runs. The log
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import sys
@@ -353,11 +354,37 @@ def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
     return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)
 
 
-def save(model: Any, tokenizer: Any, jinja: str, folder: Path) -> None:
-    """Write adapter or model, and the tokenizer with the chat template that was trained."""
+def save(
+    model: Any,
+    tokenizer: Any,
+    jinja: str,
+    folder: Path,
+    *,
+    end_ids: list[int],
+    base_name: str = "",
+    base_revision: str | None = None,
+) -> None:
+    """Write adapter or model, the tokenizer with the chat template that was trained, and where an answer ends.
+
+    Args:
+        model: with or without an adapter.
+        tokenizer: is given the template.
+        jinja: the template's text.
+        folder: for the files.
+        end_ids: tokens that end an answer, for ``generation_config.json``.
+        base_name: what an adapter's config calls the base model; empty: what it was loaded from.
+        base_revision: of that name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Rows of new tokens are in the adapter by themselves; PEFT would put the whole resized matrix beside them.
     adapter = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+    for found in getattr(model, "peft_config", {}).values():
+        if base_name:
+            found.base_model_name_or_path, found.revision = base_name, base_revision
     model.save_pretrained(folder, safe_serialization=True, **adapter)
     tokenizer.chat_template = jinja
     tokenizer.save_pretrained(folder)
+    generation = copy.deepcopy(model.generation_config)
+    generation.eos_token_id, generation.pad_token_id = end_ids, tokenizer.pad_token_id
+    # As it is: save_pretrained refuses what some published models say of sampling once anything else has changed.
+    generation.to_json_file(folder / "generation_config.json")

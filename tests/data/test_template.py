@@ -9,12 +9,15 @@ import datasets
 import pytest
 
 from sft_lab.bench import Bench
+from sft_lab.data.sources import File
 from sft_lab.data.template import Auto, CannotRender, Jinja, Renderer, Template
+from sft_lab.data.tokenize import IGNORED, tokenize
 from sft_lab.errors import ModelError
 from sft_lab.rows import load_table
 
-CHATML, MISTRAL, PLAIN = (
-    Jinja(path=f"package:sft_lab/data/templates/{name}.jinja") for name in ("chatml", "mistral", "plain")
+CHATML, MISTRAL, PLAIN, QUESTION_ANSWER, ALPACA, TAGGED, WRONG_END = (
+    Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")
+    for name in ("chatml", "mistral", "plain", "question_answer", "alpaca", "tagged", "wrong_end")
 )
 TRIMS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -68,8 +71,82 @@ def test_plain(with_bos: Any) -> None:
     assert answers == [" Hello.</s>", " Bye.</s>"]
 
 
+def test_question_answer(with_bos: Any) -> None:
+    jinja = QUESTION_ANSWER.jinja(with_bos)
+    text, answers = parts(with_bos, jinja, "Hi?", "Hello.", "Bye?", "Bye.", system="Be kind.")
+    assert text == (
+        "<s>Be kind.\n\n### Question: Hi?\n### Answer: Hello.</s>\n### Question: Bye?\n### Answer: Bye.</s>\n"
+    )
+    assert answers == [" Hello.</s>", " Bye.</s>"]
+
+
+def test_alpaca(with_bos: Any) -> None:
+    jinja = ALPACA.jinja(with_bos)
+    turns = (
+        "### Instruction:\nHi?\n\n### Response:\nHello.</s>\n\n### Instruction:\nBye?\n\n### Response:\nBye.</s>\n\n"
+    )
+    text, answers = parts(with_bos, jinja, "Hi?", "Hello.", "Bye?", "Bye.")
+    task = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    assert text == f"<s>{task}\n\n{turns}"
+    assert answers == ["Hello.</s>", "Bye.</s>"]
+    assert parts(with_bos, jinja, "Hi?", "Hello.", "Bye?", "Bye.", system="Be kind.") == (
+        f"<s>Be kind.\n\n{turns}",
+        answers,
+    )
+
+
+def test_tagged(with_bos: Any) -> None:
+    text, answers = parts(with_bos, TAGGED.jinja(with_bos), "Hi?", "Hello.", "Bye?", "Bye.", system="Be kind.")
+    assert text == (
+        "<s>[SYSTEM]Be kind.[/SYSTEM]\n"
+        "[USER]Hi?[/USER]\n[ASSISTANT]Hello.</s>\n[USER]Bye?[/USER]\n[ASSISTANT]Bye.</s>\n"
+    )
+    assert answers == ["Hello.</s>", "Bye.</s>"]
+
+
+@pytest.mark.parametrize("template", [PLAIN, MISTRAL, QUESTION_ANSWER, ALPACA, TAGGED])
+def test_a_row_with_context_goes_through_whole(template: Jinja, bench: Bench, write: Any) -> None:
+    """From a file of questions to labels: context and question are read, the answer and its end are trained."""
+    file = write({"question": "Who swam?", "answer": "Sara.", "context": "Sara swam, Omar ran."})
+    rows = File(path=str(file))(bench).rows
+    selection, folder = template(rows, bench)
+    assert selection.reason == [""]
+    _, ready = tokenize(rows, folder, template, bench, max_length=200, loss_on_all=False)
+    ids, labels = ready["input_ids"][0], ready["labels"][0]
+    trained = [token for token in labels if token != IGNORED]
+    assert bench.tokenizer.decode(trained).strip() == f"Sara.{bench.tokenizer.eos_token}"
+    asked = bench.tokenizer.decode(ids[: labels.index(trained[0])])
+    assert "Sara swam, Omar ran.\n\nWho swam?" in asked
+
+
+def test_another_familys_end_before_the_end_of_turn_is_told(tiny: Any, with_bos: Any, bench: Bench) -> None:
+    rows = datasets.Dataset.from_dict({"id": ["a"], "prompt": ["Hi?"], "answer": ["Hello. </s>"], "system": [""]})
+    for template in (CHATML, PLAIN, TAGGED):
+        template(rows, bench)
+    assert bench.notices == []
+    WRONG_END(rows, bench)
+    (told,) = bench.notices
+    assert told.startswith("template: writes </s> between an answer and its end of turn <|im_end|>;")
+    again = Bench(bench.store, lambda: tiny)
+    WRONG_END(rows, again)
+    assert [entry.hit for entry in again.entries] == [True]
+    assert again.notices == [told]  # of stored texts too
+    assert Renderer(tiny, WRONG_END.jinja(tiny)).foreign == ["</s>"]
+    assert Renderer(with_bos, PLAIN.jinja(with_bos)).foreign == []  # </s> is its own
+    assert Renderer(with_bos, WRONG_END.jinja(with_bos)).end_of_turn == "</s>"
+
+
+def test_the_ends_of_an_answer(tiny: Any, with_bos: Any) -> None:
+    assert Renderer(tiny, CHATML.jinja(tiny)).end_ids == [tiny.convert_tokens_to_ids("<|im_end|>")]
+    ends = with_bos.convert_tokens_to_ids(["<|im_end|>", "</s>"])
+    assert Renderer(with_bos, CHATML.jinja(with_bos)).end_ids == sorted(ends)
+
+
 def test_the_prompt_is_the_beginning_of_what_is_trained(tiny: Any, with_bos: Any) -> None:
-    for tokenizer, template in ((tiny, CHATML), (tiny, PLAIN), (with_bos, MISTRAL), (with_bos, PLAIN)):
+    for tokenizer, template in (
+        (tiny, CHATML), (tiny, PLAIN), (with_bos, MISTRAL), (with_bos, PLAIN), (with_bos, QUESTION_ANSWER),
+        (tiny, ALPACA), (with_bos, TAGGED),
+    ):  # fmt: skip
         renderer = Renderer(tokenizer, template.jinja(tokenizer))
         rendered = renderer.conversation(chat("Hi?", "Hello.", "Bye?", "Bye."))
         for index, (start, _) in zip((1, 3), rendered.spans, strict=True):

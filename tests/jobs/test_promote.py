@@ -234,7 +234,7 @@ def test_own_options_that_are_gone_are_written_as_values(here: Path) -> None:
         "_self_",
         {"override /filter": []},
         {"override /dataset": "file"},
-        {"override /template": "chatml"},
+        {"override /template": "alpaca"},
     ]
     assert said["dataset"]["columns"] == {"prompt": "q", "answer": "a"}
     assert said["dedup"]["embedder"] == {"name_or_path": "me/own", "scripts": ["ARABIC"], "sha256": None}
@@ -251,7 +251,7 @@ def test_own_options_that_have_changed(here: Path) -> None:
         own_option(name, HEADS[name] + OWN[name].replace(then, now))
     said = kept(run)
     assert {"override /dataset": "file"} in said["defaults"]
-    assert {"override /template": "chatml"} in said["defaults"]
+    assert {"override /template": "alpaca"} in said["defaults"]
     assert said["filter"] == {"polite": {"drop": ["damn"]}, "answered": {"min_answer_chars": 3}}
 
 

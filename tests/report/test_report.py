@@ -324,15 +324,57 @@ def test_an_adapters_card(make: Make) -> None:
     for expected in (
         "undertrained, by held-out loss", "held-out loss changed by -10.0%", "| 2.4000 | 1.8000 |", "**Few rows.**",
         "768 begins_with_assistant, 15 empty", "learning_rate: 0.0002", "AutoPeftModelForCausalLM", "sft-lab exec",
-        "| trl | 1.16.0 |",
+        "| trl | 1.16.0 |", "## Limits", "has seen 751 conversations, fewer than 1,000", "sft-lab merge",
+        'from_pretrained("HuggingFaceTB/SmolLM2-135M")', f"| data fingerprint | {'d' * 64} |",
+        "GenerationConfig.from_pretrained(path)",
     ):  # fmt: skip
         assert expected in text
+    assert "resize_token_embeddings" not in text
+
+
+def test_an_adapter_with_tokens_of_its_own_says_how_to_make_room_for_them(make: Make) -> None:
+    folder = make(*PARTS)
+    write_text(folder.config, "template:\n  special_tokens: ['<|im_start|>', '<|im_end|>']\nmodel: {kind: gguf}\n")
+    write_json(folder.model / "adapter_config.json", {"trainable_token_indices": {"embed": [7, 8]}, "revision": "v1"})
+    text = card.write(folder, "owner/name").read_text(encoding="utf-8")
+    assert "base.resize_token_embeddings(len(tokenizer))  # for <|im_start|> <|im_end|>, which" in text
+    assert 'from_pretrained("owner/name", revision="v1")' in text
+    assert "came from a quantized file" in text
+    assert "Put onto the original weights, the adapter gives" in text
+
+
+def test_a_merged_models_card(make: Make, tmp_path: Path) -> None:
+    folder = make(*PARTS)
+    write_json(folder.model / "adapter_config.json", {})
+    path = card.write(folder, "owner/name", tmp_path / "merged")
+    assert path == tmp_path / "merged" / "README.md"
+    assert metadata_of(path)["base_model_relation"] == "finetune"
+    text = path.read_text(encoding="utf-8")
+    assert "An adapter merged into the weights of owner/name" in text
+    assert "peft" not in text.split("## How to load it")[1].split("## How to make it again")[0].lower()
+
+
+def test_the_sources_of_a_mixture_are_in_the_metadata(make: Make) -> None:
+    folder = make(*PARTS)
+    write_text(
+        folder.config,
+        "dataset: {kind: mixture, sources: {a: {name: owner/a}, b: {path: rows.jsonl}, c: {name: owner/c}}}\n",
+    )
+    assert metadata_of(card.write(folder, ""))["datasets"] == ["owner/a", "owner/c"]
 
 
 def test_the_hub_reads_the_card(make: Make) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    path = card.write(make(*PARTS), "HuggingFaceTB/SmolLM2-135M")
-    assert hub.ModelCard.load(path).data.library_name == "transformers"
+    folder = make(*PARTS)
+    for adapter in (False, True):
+        if adapter:
+            write_json(folder.model / "adapter_config.json", {})
+        found = hub.ModelCard.load(card.write(folder, "HuggingFaceTB/SmolLM2-135M"))
+        assert found.data.library_name == ("peft" if adapter else "transformers")
+        assert found.data.base_model == "HuggingFaceTB/SmolLM2-135M"
+        assert found.data.base_model_relation == ("adapter" if adapter else "finetune")
+        assert found.data.pipeline_tag == "text-generation"
+        assert found.data.datasets == ["theblackcat102/sharegpt-english"]
 
 
 def test_a_card_says_nothing_of_the_machine_it_was_made_on(make: Make) -> None:

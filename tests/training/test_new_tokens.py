@@ -84,7 +84,12 @@ def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> No
     )  # fmt: skip
     tuned = score(trained.model, data.held_out.tokens, data.held_out.answer_bytes)
     out = tmp_path / "out"
-    save(trained.model, bench.tokenizer, run.template.jinja(bench.tokenizer), out)
+    renderer = run.template.bind(bench)
+    names = {"base_name": "owner/name", "base_revision": "v1"}
+    save(trained.model, bench.tokenizer, renderer.jinja, out, end_ids=renderer.end_ids, **names)
+    settings = peft.PeftConfig.from_pretrained(out)
+    assert (settings.base_model_name_or_path, settings.revision) == ("owner/name", "v1")
+    assert transformers.GenerationConfig.from_pretrained(out).eos_token_id == [0, new[1]]
     saved = safetensors.torch.load_file(out / "adapter_model.safetensors")
     rows = {name: values.shape for name, values in saved.items() if "lora_" not in name}
     assert len(rows) == (2 if family == "mistral" else 1)  # where input and output are one matrix, its rows once

@@ -1,0 +1,158 @@
+"""``sft-lab generate``: a prompt answered by the model of a finished run, and by its base model beside it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.errors import UserError, require
+from sft_lab.jobs.finished import Finished, open_run
+
+if TYPE_CHECKING:
+    from sft_lab.data.template import Renderer
+    from sft_lab.evaluation.samples import Answer
+
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a prompt is asked.
+
+    Attributes:
+        system: text of a system turn before the prompt; empty: none.
+        max_new_tokens: of an answer.
+        temperature: 0 is greedy: always the likeliest token.
+        top_p: likeliest tokens that make up this share; None: all.
+        top_k: as many of the likeliest tokens; None: all.
+        seed: of what is drawn; None: the run's.
+    """
+
+    system: str = ""
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values, in the words of the command line."""
+        require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "at least 1")
+        number = math.isfinite(self.temperature) and self.temperature >= 0
+        require(number, "--temperature", self.temperature, "0 (greedy) or more")
+        require(self.top_p is None or 0 < self.top_p <= 1, "--top-p", self.top_p, "above 0 and at most 1")
+        require(self.top_k is None or self.top_k >= 1, "--top-k", self.top_k, "at least 1")
+        require(self.seed is None or 0 <= self.seed < 2**32, "--seed", self.seed, f"from 0 to {2**32 - 1}")
+        if self.temperature == 0:
+            for name in ("top_p", "top_k", "seed"):
+                if (value := getattr(self, name)) is not None:
+                    flag = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{flag} {value}: changes nothing without --temperature above 0; add one")
+
+    @property
+    def sampling(self) -> dict[str, float | int] | None:
+        """Transformers' keys; all of them, so that none is taken from what the model came with. None: greedy."""
+        if not self.temperature:
+            return None
+        return {"temperature": self.temperature, "top_p": self.top_p or 1.0, "top_k": self.top_k or 0}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers to a prompt.
+
+    Attributes:
+        tuned: of the run's model.
+        base: of the base model, None unless asked for.
+        base_as_plain: whether the base model was asked in plain text, since the run's template is new to it.
+    """
+
+    tuned: Answer
+    base: Answer | None = None
+    base_as_plain: bool = False
+
+
+def generate(path: Path, prompt: str, asking: Asking, *, base: bool = False) -> Generated:
+    """Answer a prompt with the model of a finished run.
+
+    Args:
+        path: the run folder.
+        prompt: of the user's turn.
+        asking: system turn, length and sampling.
+        base: ask the base model too.
+
+    Raises:
+        UserError: for a folder that is no finished run with weights, an empty prompt, or one its template refuses.
+    """
+    if not prompt.strip():
+        raise UserError("prompt: is empty; give a text, or - and the text on standard input")
+    found = open_run(path)
+    from sft_lab.data.template import Renderer
+
+    own = Renderer(found.tokenizer, str(found.tokenizer.get_chat_template()))
+    ids = _asked(own, prompt, asking, found.tokenizer)
+    model, before, plain = found.load_base(four_bit=found.run.trainer.four_bit), None, False
+    if base:
+        plain = found.bench.tokenizer.chat_template != own.jinja
+        renderer = _plain(found) if plain else own
+        asked = _asked(renderer, prompt, asking, found.tokenizer) if plain else ids
+        before = _answer(found, model, asked, renderer, asking)
+    return Generated(_answer(found, found.load_tuned(model), ids, own, asking), before, plain)
+
+
+def _plain(found: Finished) -> Renderer:
+    from sft_lab.data.template import Renderer
+    from sft_lab.measuring import PLAIN
+
+    return Renderer(found.tokenizer, PLAIN.jinja(found.tokenizer))
+
+
+def _asked(renderer: Renderer, prompt: str, asking: Asking, tokenizer: Any) -> list[int]:
+    """Give the tokens of the prompt as the model was trained to read it."""
+    from sft_lab.data.template import CannotRender
+
+    system = [{"role": "system", "content": asking.system}] if asking.system.strip() else []
+    try:
+        text = renderer.prompt([*system, {"role": "user", "content": prompt}])
+    except CannotRender as error:
+        text, why = "", f" ({error})"
+    else:
+        why = ""
+    if asking.system.strip() not in text:
+        raise UserError(f"--system: the run's chat template takes no system turn{why}; put the text into the prompt")
+    if not text:
+        raise UserError(f"prompt: the run's chat template refuses it{why}; ask something else")
+    found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return found
+
+
+def _answer(found: Finished, model: Any, ids: list[int], renderer: Renderer, asking: Asking) -> Answer:
+    import transformers
+
+    from sft_lab.evaluation import samples
+
+    transformers.set_seed(found.run.seed if asking.seed is None else asking.seed)
+    (answer,) = samples.generate(
+        model,
+        found.tokenizer,
+        [ids],
+        end_ids=renderer.end_ids,
+        max_new_tokens=asking.max_new_tokens,
+        sampling=asking.sampling,
+    )
+    return answer
+
+
+def show(found: Generated, asking: Asking) -> None:
+    """Print the answer alone, so that it can be piped on; with the base model's, each under its name."""
+    if found.base is None:
+        sys.stdout.write(f"{found.tuned.text}\n")
+    else:
+        how = ", asked in plain text: the run's template is new to it" if found.base_as_plain else ""
+        sys.stdout.write(f"base{how}:\n{found.base.text}\n\ntuned:\n{found.tuned.text}\n")
+    cut = [name for name, answer in (("base", found.base), ("tuned", found.tuned)) if answer and not answer.ended]
+    if cut:
+        sys.stderr.write(f"cut at {asking.max_new_tokens} tokens: {', '.join(cut)}; --max-new-tokens allows more\n")

@@ -1,0 +1,83 @@
+"""A finished run opened again, for what is done with its model afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sft_lab import config as configs
+from sft_lab.bench import Bench
+from sft_lab.errors import FolderError, all_problems
+from sft_lab.folder import FINISHED, RUN, RunFolder
+from sft_lab.jobs.world import run_folder
+from sft_lab.run import Run
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with weights in its folder.
+
+    Attributes:
+        folder: the run's.
+        run: its saved config.
+        bench: tools with the tokenizer that the model was trained with.
+    """
+
+    folder: RunFolder
+    run: Run
+    bench: Bench
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter was trained, not all weights."""
+        return (self.folder.model / "adapter_config.json").exists()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer as it was saved: its chat template is the one that was trained, whatever became of the file."""
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(self.folder.model)
+
+    def load_base(self, *, four_bit: bool) -> Any:
+        """Load the model that was tuned, on the GPU where there is one.
+
+        Raises:
+            UserError: if it is not there any more, or cannot be loaded.
+        """
+        import torch
+
+        model = self.run.model.load(self.bench, self.run.seed, four_bit=four_bit)
+        return model.to("cuda") if torch.cuda.is_available() and not four_bit else model
+
+    def load_tuned(self, base: Any) -> Any:
+        """Load the run's weights; an adapter is put onto ``base``, which is then no base model any more."""
+        from sft_lab.training import saved
+
+        return saved.load(base, self.folder.model).eval()
+
+
+def open_run(path: Path) -> Finished:
+    """Open the folder of a finished run.
+
+    Raises:
+        UserError: if it is no run folder, its run did not end well or trained nothing, or its weights are gone.
+    """
+    folder = run_folder(path)
+    try:
+        state, work = folder.state(), folder.work()
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise FolderError(f"{folder.status}: cannot be read ({error}); run it again: sft-lab exec {path}") from error
+    if state != FINISHED:
+        raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} goes on with it")
+    if work != RUN:
+        raise FolderError(f"{path}: holds prepared data and no model; give the folder of a run that trained")
+    if not any((folder.model / name).is_file() for name in ("adapter_config.json", "config.json")):
+        raise FolderError(f"{folder.model}: holds no weights; sft-lab replay {path} trains them again")
+    run = configs.load(folder.config)
+    if problems := run.model.check():
+        raise all_problems(problems)
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench, run.template.special_tokens))
+    return Finished(folder, run, bench)

@@ -1,0 +1,172 @@
+"""What the doctor finds: on this machine as it is, and with one thing wrong at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sft_lab import doctor
+from sft_lab.cli import main
+from sft_lab.doctor import NOTE, OK, PROBLEM, Found
+
+TOKEN = "hf_doctorsTokenOfNobody"
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nobody is logged in anywhere; gives the home folder."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "HF_OIDC_RESOURCE",
+                 "HF_HUB_OFFLINE", "HF_ENDPOINT", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL",
+                 "NETRC"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+def distribution(folder: Path, name: str, version: str, *requires: str) -> None:
+    """Install a package that is nothing but its metadata."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    wants = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{wants}")
+
+
+def test_everything_is_looked_at_and_nothing_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    monkeypatch.setenv("SFT_LAB_STORE", str(store))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("WANDB_API_KEY", TOKEN)
+    code = main(["doctor"])
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert {line.split()[1] for line in lines} >= {
+        "python", "packages", "devices", "faiss", "store", "hub", "wandb", "bundled"
+    }  # fmt: skip
+    assert {line.split()[0] for line in lines} <= {OK, NOTE, PROBLEM}
+    assert code == int(any(line.startswith(PROBLEM) for line in lines))
+    assert f"store     {store}: 0.00 GB" in said
+    assert TOKEN not in said
+    assert not store.exists()
+
+
+def test_an_exit_code_of_1_means_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.show([], [Found(OK, "a", "b"), Found(NOTE, "a", "b")]) == 0
+    assert doctor.show(["World: the same."], [Found(PROBLEM, "hub", "no")]) == 1
+    assert capsys.readouterr().out.endswith("World: the same.\nproblem  hub       no\n")
+
+
+def test_versions_are_held_against_the_tested_ranges() -> None:
+    (fine,) = doctor.packages(["pytest>=1", "packaging", "semhash; extra == 'bench'"])
+    assert (fine.state, fine.says[:29]) == (OK, "2 in their tested ranges; tor")
+    absent, old = doctor.packages(["pytest>=999", "no-such-package<2,>=1", "packaging"])
+    assert (old.state, absent.state) == (PROBLEM, PROBLEM)
+    assert absent.says == "no-such-package is not installed; needs <2,>=1; run: pip install 'no-such-package<2,>=1'"
+    assert old.says.endswith("tested with >=999; run: pip install 'pytest>=999'")
+    assert [one.state for one in doctor.packages([])] == [NOTE]
+
+
+def test_sft_lab_itself_is_within_its_ranges() -> None:
+    assert "trl" in " ".join(doctor.declared())
+    assert [one for one in doctor.packages(doctor.declared()) if one.state == PROBLEM] == []
+
+
+def test_a_neighbor_made_for_another_version_is_a_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = list(doctor.clashes())
+    distribution(tmp_path / "site", "torchaudio", "2.0", "torch==2.0.0", "numpy>=1", "peft==0.1; extra == 'more'")
+    distribution(tmp_path / "site", "faiss-gpu-cu12", "1.15")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    audio, builds = [one for one in doctor.clashes() if one not in before]
+    assert (audio.state, builds.state) == (PROBLEM, PROBLEM)
+    assert audio.says.startswith("torchaudio 2.0 wants torch==2.0.0, here is ")
+    assert builds.says.startswith("faiss-cpu and faiss-gpu-cu12 write into the same folder; pip uninstall")
+    (fine,) = doctor.packages(["faiss-cpu<2,>=1.15"])
+    assert fine.state == OK
+
+
+def test_a_driver_without_a_gpu_that_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch finds a GPU here")
+    assert [one.state for one in doctor.devices()] == [OK]
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    driver, _ = doctor.devices()
+    assert driver.state == PROBLEM
+    assert "finds no GPU; install the torch build" in driver.says
+    (searches,) = doctor.faiss()
+    assert (searches.state, "on the processor" in searches.says) == (NOTE, True)
+
+
+def test_a_store_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    (found,) = doctor.store(file / "store")
+    assert found.state == PROBLEM
+    assert found.says == f"{file}/store: cannot be written; set store.path or SFT_LAB_STORE to a folder of yours"
+    monkeypatch.setattr(doctor, "LITTLE_DISK", 1e30)
+    (full,) = doctor.store(tmp_path)
+    assert full.state == PROBLEM
+    assert "sft-lab store prune" in full.says
+
+
+def test_the_hub(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (none,) = doctor.hub()
+    assert none.state == NOTE
+    assert "hf auth login" in none.says
+    assert none.says.endswith("public models and data need none")
+    place = nobody / ".cache" / "huggingface" / "token"
+    place.parent.mkdir(parents=True)
+    place.write_text(TOKEN)
+    assert [one.state for one in doctor.hub()] == [OK]
+    monkeypatch.setenv("HF_TOKEN", "hf_two words")
+    (broken,) = doctor.hub()
+    assert broken.state == PROBLEM
+    assert "two words" not in broken.says
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert [one.state for one in doctor.hub()] == [NOTE, OK]
+
+
+def test_weights_and_biases(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [(one.state, one.says[:8]) for one in doctor.wandb()] == [(NOTE, "offline:")]
+    (nobody / ".netrc").write_text(f"machine api.wandb.ai login user password {TOKEN}\n")
+    (nobody / ".netrc").chmod(0o600)
+    assert list(doctor.wandb()) == [Found(OK, "wandb", "online: a login is there")]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert list(doctor.wandb()) == [Found(OK, "wandb", "disabled, as WANDB_MODE says")]
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    (wrong,) = doctor.wandb()
+    assert wrong == Found(
+        PROBLEM, "wandb", "WANDB_MODE=dryrun: must be one of online, offline, disabled; unset it or set one"
+    )
+
+
+@pytest.mark.slow
+def test_what_changed_since_a_run(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"Number {n}?", "answer": f"It is {n}."} for n in range(200)]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = [*tiny, "dataset=file", "dataset.path=rows.jsonl", "trainer.max_steps=1"]
+    assert main([*words, "hydra.run.dir=run"]) == 0
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    manifest["git"] = {}  # whether the checkout has changed since is not what is tested
+    manifest["packages"]["trl"] = "0.1"
+    Path("run/manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert main(["doctor", "run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "World: 1 difference"
+    Path("rows.jsonl").unlink()
+    assert main(["doctor", "run"]) == 1
+    said = capsys.readouterr().out
+    assert "  trl: was 0.1, is " in said
+    assert "\nproblem  run       dataset.path=" in said
+    assert main(["doctor", "nowhere"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
