@@ -303,7 +303,8 @@ def test_any_value(tmp_path_factory, prompts, extra, rate, tags) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("any"))
         saved = defaults().saved()
-        saved["evaluation"] |= {"prompts": [*TRICKY, *prompts], "system_prompt": prompts[0]}
+        saved["evaluation"] |= {"prompts": [*TRICKY, *prompts]}
+        saved["evaluation"]["baseline"] |= {"system_prompt": prompts[0]}
         saved["trainer"] |= {"sft_config": extra | {f"k{text}": text for text in TRICKY}, "learning_rate": rate}
         saved["tracking"] |= {"tags": tags, "project": prompts[1]}
         said = kept(config.from_saved(saved, "made"))
