@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all check clean
 
 demo: $(READY)  ## the main job: bundled model, bundled conversations
-	$(BIN)/sft-lab
+	$(BIN)/sft-lab +experiment=demo
 
 test: $(READY)  ## the quick tests, on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sft_lab.run import Run
 
 PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
-EXAMPLE_CHARACTERS = 400  # of an example's prompt, and of its answer, at most: examples cost context
+EXAMPLE_CHARACTERS = 200  # of an example's prompt, and of its answer, at most: examples cost context
 
 Messages = list[dict[str, str]]
 
@@ -90,12 +90,12 @@ class Measuring:
         held_out = data.held_out if own else self._as(template, data.held_out.rows)
         probe = data.probe if own else self._as(template, data.probe.rows)
         head = self._prompted_head(data.sides.train)
-        answers = {
-            "base": self._stored_answers(self._prompts(template, []), template),
-            "prompted_base": self._stored_answers(self._prompts(template, head), template),
-        }
         asked = _asked(held_out, self._options.outputs)
-        replies = self._stored_answers([ids for _, _, ids in asked], template)
+        plain, prompted = self._prompts(template, []), self._prompts(template, head)
+        # All at once: a step of generation takes as long for one prompt as for a dozen.
+        said = self._stored_answers([*plain, *prompted, *(ids for _, _, ids in asked)], template)
+        answers = {"base": said[: len(plain)], "prompted_base": said[len(plain) :][: len(prompted)]}
+        replies = said[len(plain) + len(prompted) :]
         questions = self._questions(template)
         found = self._measured(
             held_out,
@@ -126,15 +126,16 @@ class Measuring:
             probe: its scores of the probe where they are known already.
         """
         template = self._run.template
-        asked = _asked(data.held_out, self._options.outputs)
-        replies = self._answer(model, [ids for _, _, ids in asked], template)
+        asked, prompts = _asked(data.held_out, self._options.outputs), self._prompts(template, [])
+        said = self._answer(model, [*prompts, *(ids for _, _, ids in asked)], template)
+        answers, replies = said[: len(prompts)], said[len(prompts) :]
         questions = self._questions(template)
         return self._measured(
             data.held_out,
             held_out,
             probe or self.score(model, data.probe),
             {name: self.score(model, ready) for name, ready in questions.items()},
-            {"tuned": self.samples(model)},
+            {"tuned": [answer.text for answer in answers]},
             [(prompt, reference, reply) for (prompt, reference, _), reply in zip(asked, replies, strict=True)],
             self._domain_answers(questions, lambda prompts: self._answer(model, prompts, template)),
             data,

@@ -9,7 +9,7 @@ import torch
 
 from sft_lab.text import CONTROL_TOKENS
 
-BATCH = 8  # prompts answered together
+BATCH = 16  # prompts answered together
 
 
 @dataclass(frozen=True)
