@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +40,7 @@ class TrainingSession(Session):
         self._model: Any = None
         self._last: tuple[int, Scores, Scores | None] | None = None  # step, held-out rows, probe
         self._measuring = Measuring(run, self.bench, self._loaded_model)
+        self._measuring_seconds = 0.0
 
     def __enter__(self) -> Self:
         """Open the session."""
@@ -56,7 +59,8 @@ class TrainingSession(Session):
 
     def measure_base(self, data: Prepared) -> Base:
         """Measure the base model, or find what it was measured to do: the same for every job of a sweep."""
-        base = self._measuring.base(data)
+        with self._timed():
+            base = self._measuring.base(data)
         if base.untrained is not None and not self.record.events:
             self.record({"step": 0, "epoch": 0.0, **_event(base.untrained, None)})
         if base.held_out is not None:
@@ -104,19 +108,9 @@ class TrainingSession(Session):
         return trained
 
     def measure_tuned(self, data: Prepared, trained: trl.Trained) -> Measured:
-        """Measure the weights that are saved."""
-        held_out: Scores | None
-        probe: Scores | None
-        kept_best = self.run.trainer.load_best_model_at_end
-        if self._last and self._last[0] == trained.steps and not kept_best:
-            _, held_out, probe = self._last  # the last measurement saw these very weights
-        else:
-            probe = self._measuring.score(trained.model, data.probe)
-            held_out = self._measuring.score(trained.model, data.held_out) if len(data.held_out.rows) else None
-            if held_out is not None and not kept_best:
-                epoch = self.record.events[-1].get("epoch", 0.0)
-                self.record({"step": trained.steps, "epoch": epoch, **_event(held_out, probe)})
-        tuned = self._measuring.tuned(trained.model, data, held_out, probe)
+        """Measure the weights that are saved, and save them."""
+        with self._timed():
+            tuned = self._last_measurement(data, trained)
         renderer = self.run.template.bind(self.bench)
         trl.save(
             trained.model,
@@ -128,6 +122,29 @@ class TrainingSession(Session):
             base_revision=self.run.model.base_revision,
         )
         return tuned
+
+    def _last_measurement(self, data: Prepared, trained: trl.Trained) -> Measured:
+        held_out: Scores | None
+        probe: Scores | None
+        kept_best = self.run.trainer.load_best_model_at_end
+        if self._last and self._last[0] == trained.steps and not kept_best:
+            _, held_out, probe = self._last  # the last measurement saw these very weights
+        else:
+            probe = self._measuring.score(trained.model, data.probe)
+            held_out = self._measuring.score(trained.model, data.held_out) if len(data.held_out.rows) else None
+            if held_out is not None and not kept_best:
+                epoch = self.record.events[-1].get("epoch", 0.0)
+                self.record({"step": trained.steps, "epoch": epoch, **_event(held_out, probe)})
+        return self._measuring.tuned(trained.model, data, held_out, probe)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the time of measuring before and after training."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._measuring_seconds += time.monotonic() - began
 
     def finish(self, data: Prepared, base: Base, trained: trl.Trained, tuned: Measured) -> dict[str, Any]:
         """Judge the run and write summary, samples, report and card."""
@@ -202,6 +219,7 @@ class TrainingSession(Session):
             "train_tokens": self._tokens_before + trained.tokens,
             "eval_rows": len(data.held_out.rows),
             "train_seconds": trained.seconds,
+            "measuring_seconds": self._measuring_seconds,
             "seconds": time.monotonic() - self._began,
             **_by_source(data, base, tuned),
         }

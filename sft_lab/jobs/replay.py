@@ -27,7 +27,7 @@ REPLAY = "replay.json"  # marks a folder as a replay's
 LOSS_TOLERANCE = 1e-3  # relative, of losses and bits per byte
 ROW_TOLERANCE = 1e-2  # relative, of one held-out row's negative log-likelihood
 ROW_SLACK = 0.05  # nats; a row that is known by heart has hardly any, and no relative measure
-_TIMES = {"tokens_per_second", "watching_share", "train_seconds", "seconds"}
+_TIMES = {"tokens_per_second", "watching_share", "train_seconds", "measuring_seconds", "seconds"}
 # What follows from losses that are compared themselves: a difference far below the tolerance may turn it over.
 _FOLLOWS = {"gap", "best_step", "converged_at", "evidence", "objective"}
 

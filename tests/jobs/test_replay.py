@@ -380,7 +380,7 @@ def test_every_number_is_read(place: Path) -> None:
     found = read_result(RunFolder(place / "run"), "run")
     summary = {name.removeprefix("summary.json ") for name in found if name.startswith("summary.json ")}
     assert set(read_json(place / "run/summary.json")) - summary == {
-        "format", "tokens_per_second", "watching_share", "train_seconds", "seconds",
+        "format", "tokens_per_second", "watching_share", "train_seconds", "measuring_seconds", "seconds",
     }  # fmt: skip
     assert len(found["eval.parquet tuned/nll"]) == len(found["eval.parquet base/nll"]) == 11
     assert {"metrics.jsonl train/loss", "metrics.jsonl eval/loss", "waterfall.json dedup.exact",
