@@ -4,8 +4,8 @@
     python benchmarks/sweep.py conversations.jsonl.gz --enforce
 
 FILE holds conversations, one a line (ShareGPT); without it the starter set. Data stages are timed by themselves: the
-twelve one after another over one store, of which the first is the cold one, and two with a store of their own each,
-which is our own program with the store off. Then the sweep is really run, by the command, and once more when it is finished.
+twelve one after another over one store, of which the first is the cold one, and two with a store each, which is
+our own program with the store off. Then the sweep is really run, by the command, and once more when it is finished.
 
 Goals: data stages of the whole sweep at most 1.05 times those of one cold job; under 2 seconds for each further job
 beside training, evaluation and samples; the finished sweep again in under 3 seconds.
