@@ -154,7 +154,8 @@ def _places(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     if mask.is_cuda:
-        return mask.nonzero(as_tuple=True)
+        row, column = mask.nonzero(as_tuple=True)
+        return row, column
     row, column = np.divmod(np.flatnonzero(mask.numpy()), mask.shape[1])
     return torch.from_numpy(row), torch.from_numpy(column)
 
