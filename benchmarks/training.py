@@ -186,7 +186,9 @@ json.dump(losses, open(out + "/losses.json", "w"))
 OURS = [
     "filter=[answered,length,pattern]", "filter.pattern.drop=['BICYCLE SADDLE']", "filter.pattern.on=prompt",
     "model=smollm2_135m_bundled", "template=chatml", "dedup=none", "decontaminate.method=none", "split.eval_share=0",
-    "evaluation.prompts=[]", "tracking=local", "trainer=lora", "trainer.max_steps=50",
+    "evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null", "evaluation.watch_probe=false",
+    "evaluation.baseline.system_prompt=null", "evaluation.baseline.examples=0",
+    "tracking=local", "trainer=lora", "trainer.max_steps=50",
     "trainer.per_device_train_batch_size=1", "trainer.learning_rate=2e-4", "trainer.logging_steps=1",
     "trainer.save_steps=50", "trainer.loss_head=trl", "trainer.precision=bf16",
 ]  # fmt: skip

@@ -113,20 +113,20 @@ def _plain(found: Finished) -> Renderer:
 def _asked(renderer: Renderer, prompt: str, asking: Asking, tokenizer: Any) -> list[int]:
     """Give the tokens of the prompt as the model was trained to read it."""
     from sft_lab.data.template import CannotRender
+    from sft_lab.data.tokenize import prompt_ids
 
     system = [{"role": "system", "content": asking.system}] if asking.system.strip() else []
     try:
-        text = renderer.prompt([*system, {"role": "user", "content": prompt}])
+        rendered = renderer.prompt([*system, {"role": "user", "content": prompt}])
     except CannotRender as error:
-        text, why = "", f" ({error})"
-    else:
-        why = ""
-    if asking.system.strip() not in text:
-        raise UserError(f"--system: the run's chat template takes no system turn{why}; put the text into the prompt")
-    if not text:
-        raise UserError(f"prompt: the run's chat template refuses it{why}; ask something else")
-    found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return found
+        if system:
+            raise UserError(
+                f"--system: the run's chat template takes no system turn ({error}); put the text into the prompt"
+            ) from error
+        raise UserError(f"prompt: the run's chat template refuses it ({error}); ask something else") from error
+    if asking.system.strip() not in rendered.text:
+        raise UserError("--system: the run's chat template takes no system turn; put the text into the prompt")
+    return prompt_ids(rendered, tokenizer)
 
 
 def _answer(found: Finished, model: Any, ids: list[int], renderer: Renderer, asking: Asking) -> Answer:

@@ -17,6 +17,7 @@ from sft_lab.data.prepare import Preparation
 from sft_lab.data.sources import File
 from sft_lab.data.split import group_hash
 from sft_lab.data.template import Auto, Jinja, Template
+from sft_lab.data.tokenize import prompt_ids
 from sft_lab.evaluation import heldout, outputs, samples
 from sft_lab.evaluation.heldout import IGNORED, Ending, Scores
 from sft_lab.evaluation.samples import Answer
@@ -257,11 +258,8 @@ class Measuring:
     def _prompts(self, template: Template, head: Messages) -> list[list[int]]:
         """Give the fixed prompts as tokens."""
         renderer = template.bind(self._bench)
-        texts = [renderer.prompt([*head, {"role": "user", "content": text}]) for text in self._options.prompts]
-        if not texts:
-            return []
-        found: list[list[int]] = self._bench.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
+        asked = ([*head, {"role": "user", "content": text}] for text in self._options.prompts)
+        return [prompt_ids(renderer.prompt(messages), self._bench.tokenizer) for messages in asked]
 
     def _answer(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
         return samples.generate(

@@ -89,9 +89,16 @@ class Renderer:
         words = self.closing.removesuffix(self.end_of_turn)
         return [token for token in CONTROL_TOKENS if token in words]
 
-    def prompt(self, messages: list[Message]) -> str:
-        """Render what the model is given before it answers."""
-        return self._render(messages, add_generation_prompt=True)
+    def prompt(self, messages: list[Message]) -> Rendered:
+        """Render what the model is given before it answers.
+
+        Raises:
+            CannotRender: if the template refuses it.
+        """
+        mark, _ = _unused_characters(messages)
+        return _unmarked(
+            self._render([self._marked(one, mark) for one in messages], add_generation_prompt=True), [], mark
+        )
 
     def conversation(self, messages: list[Message]) -> Rendered:
         """Render a conversation that ends with the assistant.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sft_lab.bench import Bench
-    from sft_lab.data.template import Template
+    from sft_lab.data.template import Rendered, Template
 
 Offset = tuple[int, int]
 
@@ -77,6 +77,13 @@ def tokenize(
 
     entry = bench.stage("tokenize", recipe, compute)
     return Selection.load(entry.path), load_table(entry.path)
+
+
+def prompt_ids(prompt: Rendered, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Give a rendered prompt's tokens; a control token in a user's own words stays words here too."""
+    if prompt.cuts:
+        return _encode_in_pieces(tokenizer, prompt.text, prompt.cuts)[0]
+    return _encode(tokenizer, [prompt.text])[0][0]
 
 
 def _encoded(texts: datasets.Dataset, bench: Bench) -> Any:

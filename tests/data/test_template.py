@@ -150,7 +150,7 @@ def test_the_prompt_is_the_beginning_of_what_is_trained(tiny: Any, with_bos: Any
         renderer = Renderer(tokenizer, template.jinja(tokenizer))
         rendered = renderer.conversation(chat("Hi?", "Hello.", "Bye?", "Bye."))
         for index, (start, _) in zip((1, 3), rendered.spans, strict=True):
-            assert renderer.prompt(chat("Hi?", "Hello.", "Bye?", "Bye.")[:index]) == rendered.text[:start]
+            assert renderer.prompt(chat("Hi?", "Hello.", "Bye?", "Bye.")[:index]).text == rendered.text[:start]
 
 
 def test_auto_is_the_tokenizers_own(tiny: Any, with_bos: Any, bench: Bench) -> None:
@@ -193,7 +193,7 @@ def test_a_thought_opened_by_the_generation_prompt_is_not_trained(reasons: Any, 
     reply = f"<｜Assistant｜>{answer}<｜end▁of▁sentence｜>"
     assert text == f"<｜User｜>Is it? end{reply}<｜User｜>And?{reply}"
     assert answers == [f"{answer}<｜end▁of▁sentence｜>"] * 2
-    assert Renderer(reasons, REASONING).prompt(chat("Is it?")).endswith("<｜Assistant｜><think>\n")
+    assert Renderer(reasons, REASONING).prompt(chat("Is it?")).text.endswith("<｜Assistant｜><think>\n")
 
 
 def refusal(tokenizer: Any, jinja: str, *texts: str, system: str = "") -> str:
