@@ -151,13 +151,16 @@ class TrainingSession(Session):
         summary: dict[str, Any] = finite(self._summary(data, base, trained, tuned))
         write_json(self.folder.summary, summary)
         self._write_eval(base, tuned)
-        self._write_samples(base, tuned)
+        answers = {"samples": self._sample_rows(base, tuned), "outputs": _output_rows(base, tuned)}
+        write_lines(self.folder.samples, answers["samples"])
+        write_lines(self.folder.outputs, answers["outputs"])
         self._note_stages()
         page.write(self.folder)
         card.write(self.folder, self.run.model.base_name)
         self._mirror_data(data)
-        if sampled := self._sample_rows(base, tuned):
-            self._mirror.table("samples", list(sampled[0]), [list(row.values()) for row in sampled])
+        for name, rows in answers.items():
+            if rows:
+                self._mirror.table(name, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         return self._end(summary)
 
@@ -247,24 +250,21 @@ class TrainingSession(Session):
                 columns[f"{name}/{'nll' if part == 'nats' else part}"] = [by_id.get(row_id) for row_id in tuned.ids]
         pq.write_table(pa.table(columns), self.folder.eval)
 
-    def _write_samples(self, base: Base, tuned: Measured) -> None:
-        write_lines(self.folder.samples, self._sample_rows(base, tuned))
-        before = {prompt: reply.text for prompt, _, reply in base.outputs}
-        write_lines(
-            self.folder.outputs,
-            [
-                {"prompt": prompt, "reference": reference, "base": before.get(prompt), "tuned": reply.text,
-                 "ended": reply.ended, "stray": reply.stray}
-                for prompt, reference, reply in tuned.outputs
-            ],
-        )  # fmt: skip
-
     def _sample_rows(self, base: Base, tuned: Measured) -> list[dict[str, str]]:
         answers = base.answers | tuned.answers
         return [
             {"prompt": prompt, **{name: found[index] for name, found in answers.items()}}
             for index, prompt in enumerate(self.run.evaluation.prompts)
         ]
+
+
+def _output_rows(base: Base, tuned: Measured) -> list[dict[str, Any]]:
+    before = {prompt: reply.text for prompt, _, reply in base.outputs}
+    return [
+        {"prompt": prompt, "reference": reference, "base": before.get(prompt), "tuned": reply.text,
+         "ended": reply.ended, "stray": reply.stray}
+        for prompt, reference, reply in tuned.outputs
+    ]  # fmt: skip
 
 
 def _event(held_out: Scores, probe: Scores | None) -> dict[str, float]:

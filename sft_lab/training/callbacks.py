@@ -96,9 +96,10 @@ class Bar(transformers.TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         columns = (TextColumn("train"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(),
-                   TextColumn("{task.description}"))  # fmt: skip
+                   TextColumn("{task.description}", table_column=Column(no_wrap=True)))  # fmt: skip
         self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self.last: Event = {}
 
