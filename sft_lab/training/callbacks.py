@@ -99,8 +99,8 @@ class Bar(transformers.TrainerCallback):  # type: ignore[misc]
         from rich.table import Column
 
         columns = (TextColumn("train"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(),
-                   TextColumn("{task.description}", table_column=Column(no_wrap=True)))  # fmt: skip
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+                   TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)))  # fmt: skip
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
         self.last: Event = {}
 
     def tell(self, event: Event) -> None:

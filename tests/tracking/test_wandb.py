@@ -45,8 +45,8 @@ def test_jobs_of_one_process_do_not_mix(sweep: Path) -> None:
         rate = "0.001" if "0.001" in job.name or "1e-3" in job.name else "0.002"
         assert f'"trainer.learning_rate": {rate}' in text or f'"trainer.learning_rate", "value_json": "{rate}"' in text
         assert "my_sweep" in text
-        for part in ("train/global_step", "eval/loss", "train/loss", "waterfall", "samples", "outputs", "verdict", "two",
-                     "mine", "figures/tokens", "figures/waterfall", "languages", "longest"):  # fmt: skip
+        for part in ("train/global_step", "eval/loss", "train/loss", "waterfall", "samples", "outputs", "verdict",
+                     "two", "mine", "figures/tokens", "figures/waterfall", "languages", "longest"):  # fmt: skip
             assert part in text, part
 
 
