@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from sft_lab.bench import plain
 from sft_lab.data.prepare import Preparation
 from sft_lab.data.sources import File
 from sft_lab.data.split import group_hash
-from sft_lab.data.template import Auto, Jinja, Template
+from sft_lab.data.template import Auto, CannotRender, Jinja, Template
 from sft_lab.data.tokenize import prompt_ids
 from sft_lab.evaluation import heldout, outputs, samples
 from sft_lab.evaluation.heldout import IGNORED, Ending, Scores
 from sft_lab.evaluation.samples import Answer
 from sft_lab.files import digest, read_json, write_json
 from sft_lab.rows import Rows
+from sft_lab.text import normalize
 
 if TYPE_CHECKING:
     from sft_lab.bench import Bench
@@ -90,13 +92,13 @@ class Measuring:
         template = self._run.template if own else PLAIN
         held_out = data.held_out if own else self._as(template, data.held_out.rows)
         probe = data.probe if own else self._as(template, data.probe.rows)
-        head = self._prompted_head(data.sides.train)
+        head = self._prompted_head(data)
         asked = _asked(held_out, self._options.outputs)
-        plain, prompted = self._prompts(template, []), self._prompts(template, head)
+        alone, prompted = self._prompts(template, []), self._prompts(template, head)
         # All at once: a step of generation takes as long for one prompt as for a dozen.
-        said = self._stored_answers([*plain, *prompted, *(ids for _, _, ids in asked)], template)
-        answers = {"base": said[: len(plain)], "prompted_base": said[len(plain) :][: len(prompted)]}
-        replies = said[len(plain) + len(prompted) :]
+        said = self._stored_answers([*alone, *prompted, *(ids for _, _, ids in asked)], template)
+        answers = {"base": said[: len(alone)], "prompted_base": said[len(alone) :][: len(prompted)]}
+        replies = said[len(alone) + len(prompted) :]
         questions = self._questions(template)
         found = self._measured(
             held_out,
@@ -159,7 +161,9 @@ class Measuring:
     def base_key(self) -> str:
         """A key of the base model's weights as they are held."""
         held = ["nf4"] if self._run.trainer.four_bit else []
-        return digest([self._run.model.key(self._bench, self._run.seed), self._run.model.dtype, *held])
+        model = self._run.model
+        how = [getattr(model, name, None) for name in ("dtype", "attn_implementation", "init_kwargs")]
+        return digest([model.key(self._bench, self._run.seed), plain(how), *held])
 
     def _measured(
         self,
@@ -219,23 +223,27 @@ class Measuring:
         replies = answer([ids for _, _, ids in asked])
         return [outputs.right(reply.text, expected) for (_, expected, _), reply in zip(asked, replies, strict=True)]
 
-    def _prompted_head(self, rows: Rows) -> Messages:
+    def _prompted_head(self, data: Prepared) -> Messages:
         """Give what stands before each prompt for the prompted base model: system prompt, examples.
 
-        Examples are chosen by hash from the training side as it was loaded, so that they are the same for every
-        filter and threshold.
+        Examples are single exchanges, chosen by hash from the training side as it was loaded, so that they are the same
+        for every filter and threshold; none has a held-out row's answer.
         """
-        baseline = self._options.baseline
+        baseline, rows = self._options.baseline, data.sides.train
         head = [{"role": "system", "content": baseline.system_prompt}] if baseline.system_prompt else []
         if not baseline.examples:
             return head
-        found = [
+        known = set(map(normalize, data.sides.held_out_rows.column("answer")))
+        found = {
             (group_hash(f"example:{row_id.split('-', 1)[-1]}"), prompt, answer)
-            for row_id, prompt, answer, text in zip(
-                *map(rows.column, ("id", "prompt", "answer")), rows.is_text, strict=True
+            for row_id, prompt, answer, messages in zip(
+                *map(rows.column, ("id", "prompt", "answer", "messages")), strict=True
             )
-            if not text and 0 < len(prompt) <= EXAMPLE_CHARACTERS and 0 < len(answer) <= EXAMPLE_CHARACTERS
-        ]
+            if sum(turn["role"] == "assistant" for turn in messages) == 1
+            and 0 < len(prompt) <= EXAMPLE_CHARACTERS
+            and 0 < len(answer) <= EXAMPLE_CHARACTERS
+            and normalize(answer) not in known
+        }
         for _, prompt, answer in sorted(found)[: baseline.examples]:
             head += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         return head
@@ -244,12 +252,24 @@ class Measuring:
         """Give held-out rows with the head before each; the answers of its examples are not scored."""
         names = ("id", "prompt", "answer", "messages")
         found = {name: ready.rows.column(name) for name in names}
-        found["messages"] = [_with_head(head, messages) for messages in found["messages"]]
+        takes_system = self._takes_system(template)
+        found["messages"] = [_with_head(head, messages, takes_system) for messages in found["messages"]]
         rows = Rows.of(datasets.Dataset.from_dict(found))
-        asked = self._as(template, rows, self._run.trainer.max_length + self._tokens(head))
+        longest = self._run.trainer.max_length + self._tokens(head)
+        asked = self._as(template, rows, min(longest, self._bench.tokenizer.model_max_length))
         examples = sum(message["role"] == "assistant" for message in head)
-        tokens = {**asked.tokens[:], "labels": [_without_first(row, examples) for row in asked.tokens["labels"]]}
+        skipped = [0 if text else examples for text in asked.rows.is_text]
+        tokens = {**asked.tokens[:], "labels": [*map(_without_first, asked.tokens["labels"], skipped)]}
         return type(asked)(asked.rows, datasets.Dataset.from_dict(tokens), asked.rendered)
+
+    def _takes_system(self, template: Template) -> bool:
+        """Whether a template takes a system turn; some refuse one."""
+        turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        try:
+            template.bind(self._bench).prompt(turns)
+        except CannotRender:
+            return False
+        return True
 
     def _tokens(self, messages: Messages) -> int:
         texts = [message["content"] for message in messages]
@@ -258,7 +278,8 @@ class Measuring:
     def _prompts(self, template: Template, head: Messages) -> list[list[int]]:
         """Give the fixed prompts as tokens."""
         renderer = template.bind(self._bench)
-        asked = ([*head, {"role": "user", "content": text}] for text in self._options.prompts)
+        takes_system = self._takes_system(template)
+        asked = (_with_head(head, [{"role": "user", "content": text}], takes_system) for text in self._options.prompts)
         return [prompt_ids(renderer.prompt(messages), self._bench.tokenizer) for messages in asked]
 
     def _answer(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
@@ -315,10 +336,17 @@ def _asked(ready: Ready, count: int) -> list[tuple[str, str, list[int]]]:
 _TOKENS = ("input_ids", "labels")
 
 
-def _with_head(head: Messages, messages: Messages) -> Messages:
-    """Put the head before a conversation; two system turns become one, since many templates know one only."""
+def _with_head(head: Messages, messages: Messages, takes_system: bool = True) -> Messages:
+    """Put the head before a conversation.
+
+    Two system turns become one, since many templates know one only; where a template takes none, its text goes before
+    the first user turn's.
+    """
     if not messages:  # plain text
         return []
+    if not takes_system and head and head[0]["role"] == "system":
+        first, *rest = [*head[1:], *messages]
+        return [{**first, "content": f"{head[0]['content']}\n\n{first['content']}"}, *rest]
     if head and head[0]["role"] == "system" and messages[0]["role"] == "system":
         both = f"{head[0]['content']}\n\n{messages[0]['content']}"
         return [{"role": "system", "content": both}, *head[1:], *messages[1:]]

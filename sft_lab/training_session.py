@@ -132,9 +132,9 @@ class TrainingSession(Session):
         else:
             probe = self._measuring.score(trained.model, data.probe)
             held_out = self._measuring.score(trained.model, data.held_out) if len(data.held_out.rows) else None
-            if held_out is not None and not kept_best:
-                epoch = self.record.events[-1].get("epoch", 0.0)
-                self.record({"step": trained.steps, "epoch": epoch, **_event(held_out, probe)})
+            told = self.record.curve("eval/loss")
+            if held_out is not None and not kept_best and (not told or told[-1][0] < trained.steps):
+                self.record({"step": trained.steps, "epoch": trained.epochs, **_event(held_out, probe)})
         return self._measuring.tuned(trained.model, data, held_out, probe)
 
     @contextmanager
@@ -213,11 +213,11 @@ class TrainingSession(Session):
             "converged_at": verdict.converged_at(curve, limits.converged_within),
             "verdict": judged.name,
             "evidence": judged.evidence,
-            "advice": verdict.advice(judged.name, self.run.trainer),
+            "advice": verdict.advice(judged.name, self.run),
             "tokens_per_second": trained.tokens / training_seconds if trained.tokens else None,
             "watching_share": trained.watching_seconds / trained.seconds if trained.seconds > 0 else None,
             "steps": trained.steps,
-            "epochs": self.record.events[-1].get("epoch") if self.record.events else None,
+            "epochs": trained.epochs,
             "train_rows": len(data.train.rows),
             "train_tokens": self._tokens_before + trained.tokens,
             "eval_rows": len(data.held_out.rows),

@@ -12,6 +12,7 @@ from sft_lab import compose
 from sft_lab.bench import Bench
 from sft_lab.cli import main
 from sft_lab.evaluation.heldout import IGNORED
+from sft_lab.evaluation.verdict import advice
 from sft_lab.measuring import Measuring, _with_head, _without_first
 
 
@@ -46,7 +47,7 @@ def test_a_prompted_row_scores_the_same_answer_behind_prompt_and_examples(here: 
     bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
     data = run.prepare(bench)
     measuring = Measuring(run, bench, lambda: None)
-    head = measuring._prompted_head(data.sides.train)
+    head = measuring._prompted_head(data)
     assert [turn["role"] for turn in head] == ["system", "user", "assistant", "user", "assistant"]
     prompted = measuring._prompted(run.template, head, data.held_out)
     assert len(prompted.rows) == len(data.held_out.rows)
@@ -62,7 +63,7 @@ def test_examples_do_not_depend_on_filters_or_thresholds(here: Path, tiny: list[
     for words in ([], ["dedup=none"], ["filter.length.max_tokens=60"]):
         run = compose([*tiny, *words])
         bench = Bench(run.store.open(), lambda run=run: run.model.tokenizer(Bench()))
-        heads.append(Measuring(run, bench, lambda: None)._prompted_head(run.prepare(bench).sides.train))
+        heads.append(Measuring(run, bench, lambda: None)._prompted_head(run.prepare(bench)))
     assert heads[0] == heads[1] == heads[2]
 
 
@@ -118,3 +119,51 @@ def test_nothing_beside_the_losses_where_nothing_is_asked_for(here: Path, tiny: 
     assert not [name for name in summary if name.startswith(("outputs/", "general/", "domain/", "prompted/"))]
     assert summary["train/probe_loss"] > 0
     assert Path("run/outputs.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("sign", ["overfitting", "not_judged", "template_not_learned", "memorizing", "undertrained"])
+def test_advice_can_be_copied(here: Path, tiny: list[str], sign: str) -> None:
+    words = [*tiny, "trainer.eval_steps=0.34", "trainer.save_steps=0.25"]
+    found = advice(sign, compose(words))
+    assert found is not None
+    assert compose([*words, *found["override"].split()]) is not None
+
+
+def test_a_template_without_system_turns_is_prompted_in_the_user_turn(here: Path, tiny: list[str]) -> None:
+    Path("no_system.jinja").write_text(
+        "{%- for m in messages -%}{%- if m['role'] == 'system' -%}{{ raise_exception('no system turn') }}{%- endif -%}"
+        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{%- endfor -%}"
+        "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
+    )
+    words = [*tiny, "template=file", "template.path=no_system.jinja"]
+    run = compose(words)
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
+    data = run.prepare(bench)
+    measuring = Measuring(run, bench, lambda: None)
+    prompted = measuring._prompted(run.template, measuring._prompted_head(data), data.held_out)
+    assert len(prompted.rows) == len(data.held_out.rows)
+    first = bench.tokenizer.decode(prompted.tokens[0]["input_ids"])
+    assert first.startswith("<|im_start|>user\nAnswer correctly and briefly.\n\n")
+    assert main([*words, "trainer.max_steps=1", "evaluation.max_new_tokens=2", "hydra.run.dir=run"]) == 0
+
+
+def test_an_objective_nobody_measures_is_refused(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "evaluation.objective=domain/loss", "hydra.run.dir=run"]) == 2
+    assert "evaluation.domain=FILE" in capsys.readouterr().err
+
+
+def test_examples_differ_and_hold_no_held_out_answer(here: Path, tiny: list[str]) -> None:
+    same = [{"question": f"Question {n % 2}?", "answer": "The one answer."} for n in range(40)]
+    other = [{"question": f"Other {n}?", "answer": f"Answer number {n}."} for n in range(60)]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in same + other))
+    words = [word for word in tiny if not word.startswith("dataset")]
+    run = compose([*words, "dataset=file", "dataset.path=rows.jsonl", "split.min_eval_rows=1",
+                   "evaluation.baseline.examples=30"])  # fmt: skip
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
+    data = run.prepare(bench)
+    head = Measuring(run, bench, lambda: None)._prompted_head(data)
+    answers = [turn["content"] for turn in head if turn["role"] == "assistant"]
+    assert len(answers) == len(set(answers)) or answers.count("The one answer.") <= 2
+    assert not set(answers) & set(data.sides.held_out_rows.column("answer"))

@@ -92,7 +92,7 @@ class Job:
         measured = [
             (float(event.get("epoch") or 0), event["gap"]) for event in self.events if is_number(event.get("gap"))
         ]
-        if measured:
+        if len(measured) > 1:  # else the probe was measured at the end alone
             return measured
         found, logged = [], list[float]()
         for event in self.events:

@@ -62,6 +62,13 @@ class Evaluation:
         require(self.samples_every >= 0, "samples_every", self.samples_every, "at least 0 (optimizer steps; 0: none)")
         require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
         require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        asked = self.objective.partition("/")[0]
+        require(
+            asked not in ("general", "domain") or asked in self.sets(),
+            "objective",
+            self.objective,
+            f"of a set that is asked; give evaluation.{asked}=FILE",
+        )
         for name, path in self.sets().items():
             if not path.startswith("package:"):
                 setattr(self, name, str(package_path(path)))

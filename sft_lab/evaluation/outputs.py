@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from sft_lab.evaluation.samples import Answer
 
 EXACT_CHARACTERS = 60  # a reference answer up to this long is one that can be right word for word
+UNSPACED = 25  # characters to a space, from which a text is written without any
 COMPARED_ROWS = 5000  # training answers that outputs are compared with, at most
 
 Share = float | None
@@ -64,13 +66,19 @@ def same_form(text: str, reference: str) -> bool:
 
 
 def right(text: str, expected: str) -> bool:
-    """Whether a model's answer holds the expected one, but for case, spaces and the like."""
-    return normalize(expected) in normalize(text)
+    """Whether a model's answer holds the expected one, as whole words, but for case, spaces and the like."""
+    return re.search(rf"(?<!\w){re.escape(normalize(expected))}(?!\w)", normalize(text)) is not None
+
+
+def words(text: str) -> list[str]:
+    """Words between spaces; single characters of a text that is written without them, as in Chinese or Thai."""
+    found = text.split()
+    return found if len(text) <= UNSPACED * max(1, len(found)) else list("".join(found))
 
 
 def distinct_pairs(texts: Sequence[str]) -> Share:
     """Different pairs of neighboring words, as a share of all pairs; None without any."""
-    pairs = [pair for text in texts for pair in itertools.pairwise(text.split())]
+    pairs = [pair for text in texts for pair in itertools.pairwise(words(text))]
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
@@ -78,10 +86,10 @@ def likeness(texts: Sequence[str], training: Sequence[str]) -> Share:
     """Mean over the texts of ROUGE-L F1 (words in common, in order) to the most similar training answer."""
     from rapidfuzz.distance import LCSseq
 
-    known = [answer.split() for answer in training[:COMPARED_ROWS]]
+    known = [words(answer) for answer in training[:COMPARED_ROWS]]
     found = []
-    for words in filter(None, (text.split() for text in texts)):
-        common = (2 * LCSseq.similarity(words, other) / (len(words) + len(other)) for other in known if other)
+    for said in filter(None, map(words, texts)):
+        common = (2 * LCSseq.similarity(said, other) / (len(said) + len(other)) for other in known if other)
         found.append(max(common, default=0.0))
     return _mean(found)
 

@@ -9,7 +9,7 @@ import torch
 
 from sft_lab.text import CONTROL_TOKENS
 
-BATCH = 16  # prompts answered together
+BATCH = 8  # prompts answered together
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,13 @@ def generate(
     """
     training = model.training
     model.eval()
-    answers: list[Answer] = []
+    answers: dict[int, Answer] = {}
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # little padding
     how = {"do_sample": True, **sampling} if sampling else dict.fromkeys(("temperature", "top_p", "top_k"))
     try:
-        for start in range(0, len(prompts), BATCH):
-            ids, mask = _left_padded(prompts[start : start + BATCH], tokenizer.pad_token_id)
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            ids, mask = _left_padded([prompts[place] for place in batch], tokenizer.pad_token_id)
             device = next(model.parameters()).device
             with torch.no_grad():
                 written = model.generate(
@@ -64,10 +66,11 @@ def generate(
                     eos_token_id=end_ids,
                     pad_token_id=tokenizer.pad_token_id,
                 )
-            answers += [_answer(tokenizer, row, end_ids) for row in written[:, ids.shape[1] :].tolist()]
+            for place, row in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
+                answers[place] = _answer(tokenizer, row, end_ids)
     finally:
         model.train(training)
-    return answers
+    return [answers[place] for place in range(len(prompts))]
 
 
 def _left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -204,7 +204,9 @@ def _rose_again(seen: Observed, limits: Limits) -> Finding:
     # A wide gap to the training rows makes a smaller rise count.
     limit = limits.overfitting_rise * (0.4 if seen.gap_share >= limits.overfitting_gap else 1)
     holds = seen.back >= limit and _still_falls(seen.held_out, seen.train)
-    says = f"held-out loss ended {seen.back:.1%} above its best, and {seen.gap_share:.0%} above that of training rows"
+    says = f"held-out loss ended {seen.back:.1%} above its best"
+    if seen.gap_share > 0:
+        says += f"; training drew the loss on training rows {seen.gap_share:.0%} below it"
     return Finding("overfitting", holds, seen.back, limit, says)
 
 
@@ -301,45 +303,35 @@ def _still_falls(held_out: Curve, train: Curve) -> bool:
     return bool(before and after) and after[-1] < before[-1]
 
 
-def advice(verdict: str, trainer: Any) -> dict[str, str] | None:
+def advice(verdict: str, run: Any) -> dict[str, str] | None:
     """Say what to try next: in a line, and as an override to copy.
 
     Args:
         verdict: a verdict's name.
-        trainer: the knobs of the run it was given to.
+        run: the run it was given to.
     """
-    rate, epochs = trainer.learning_rate, trainer.num_train_epochs
+    trainer = run.trainer
     by_steps = trainer.max_steps > 0
-    longer = f"trainer.max_steps={2 * trainer.max_steps}" if by_steps else f"trainer.num_train_epochs={2 * epochs:g}"
-    shorter = (
-        f"trainer.max_steps={max(1, trainer.max_steps // 2)}"
-        if by_steps
-        else f"trainer.num_train_epochs={epochs / 2:g}"
-    )
-    return {
-        "overfitting": {
-            "says": "Train for fewer steps, or bring more varied data; early stopping keeps the best weights.",
-            "override": f"{shorter} trainer.load_best_model_at_end=true",
-        },
-        "underfitting": {
-            "says": "Raise the learning rate; if that does not help, look at the data, or take a larger model.",
-            "override": f"trainer.learning_rate={10 * rate:g}",
-        },
-        "memorizing": {
-            "says": "Train for fewer epochs, remove near copies, and bring more varied rows.",
-            "override": f"{shorter} dedup=semantic",
-        },
-        "diverged": {
-            "says": "Lower the learning rate.",
-            "override": f"trainer.learning_rate={rate / 10:g}",
-        },
-        "undertrained": {"says": "Train longer: held-out loss was still falling.", "override": longer},
-        "template_not_learned": {
-            "says": "Look at what the template writes after an answer, and at samples.jsonl; then train longer.",
-            "override": "template=auto",
-        },
-        "not_judged": {
-            "says": "Measure more often, on more held-out rows.",
-            "override": "trainer.eval_steps=0.2",
-        },
-    }.get(verdict)
+
+    def for_longer(times: float) -> str:
+        if by_steps:
+            return f"trainer.max_steps={max(1, round(times * trainer.max_steps))}"
+        return f"trainer.num_train_epochs={times * trainer.num_train_epochs:g}"
+
+    best = f"trainer.load_best_model_at_end=true trainer.save_steps={trainer.eval_steps:g}"
+    unseen = getattr(run.split, "eval_share", 1) == 0
+    own_template = run.choices.get("template") == "auto"
+    found = {
+        "overfitting": ("Train for fewer steps, or bring more varied data, and keep the best weights.",
+                        f"{for_longer(0.5)} {best}"),
+        "underfitting": ("Raise the learning rate; if that does not help, look at the data, or take a larger model.",
+                         f"trainer.learning_rate={10 * trainer.learning_rate:g}"),
+        "memorizing": ("Train for fewer epochs, remove near copies, and bring more varied rows.", for_longer(0.25)),
+        "diverged": ("Lower the learning rate.", f"trainer.learning_rate={trainer.learning_rate / 10:g}"),
+        "undertrained": ("Train longer: held-out loss was still falling.", for_longer(2)),
+        "template_not_learned": ("Look at what the template writes after an answer, and at outputs.jsonl.",
+                                 for_longer(2) if own_template else "template=auto"),
+        "not_judged": ("Hold rows out, and measure at least three times.",
+                       "split.eval_share=0.1" if unseen else "trainer.eval_steps=0.2"),
+    }.get(verdict)  # fmt: skip
+    return {"says": found[0], "override": found[1]} if found else None

@@ -42,6 +42,7 @@ class Trained:
         seconds: of the training loop in this process.
         watching_seconds: of it, spent on held-out loss.
         precision: the arithmetic that was used.
+        epochs: passes over the rows.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class Trained:
     seconds: float
     watching_seconds: float
     precision: str
+    epochs: float
 
 
 def resolve_precision(wanted: Precision) -> str:
@@ -99,6 +101,7 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "metric_for_best_model": "eval_loss" if watched and _chooses(options) else None,
         "greater_is_better": False if watched and _chooses(options) else None,
         "logging_nan_inf_filter": False,
+        "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
@@ -274,7 +277,7 @@ def train(
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.watch = watch
-    trainer.measures_last = _chooses(options)
+    trainer.measures_last = args.metric_for_best_model is not None  # some schedulers ask for it too
     trainer.plain_head = _takes_plain_head(trainer, options.loss_head)
     _say_plan(trainer, options, len(rows))
     checkpoint = last_checkpoint(folder)
@@ -293,6 +296,7 @@ def train(
         seconds=seconds,
         watching_seconds=watch.seconds,
         precision=resolve_precision(options.precision),
+        epochs=float(trainer.state.epoch or 0.0),
     )
 
 
@@ -334,12 +338,21 @@ def _take_finished(trainer: Any, checkpoint: Path) -> bool:
     The Transformers trainer would do one more step before it saw that there is none to do.
     """
     state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and not _out_of_patience(state, trainer):
         return False
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
     trainer.state = state
     return True
+
+
+def _out_of_patience(state: Any, trainer: Any) -> bool:
+    """Whether early stopping had ended the training that left this state."""
+    patience = [one.early_stopping_patience for one in trainer.callback_handler.callbacks
+                if isinstance(one, transformers.EarlyStoppingCallback)]  # fmt: skip
+    told = (state.stateful_callbacks or {}).get("EarlyStoppingCallback") or {}
+    counted = told.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return bool(patience) and counted >= patience[0]
 
 
 def last_checkpoint(folder: Path) -> Path | None:

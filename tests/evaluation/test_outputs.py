@@ -8,7 +8,7 @@ import pytest
 
 from sft_lab import compose
 from sft_lab.bench import Bench
-from sft_lab.evaluation.outputs import distinct_pairs, likeness, look, right, same_form
+from sft_lab.evaluation.outputs import distinct_pairs, likeness, look, right, same_form, words
 from sft_lab.evaluation.samples import Answer, generate
 
 
@@ -96,3 +96,10 @@ def test_variety_and_likeness() -> None:
 def test_an_answer_is_right_that_holds_the_expected_one() -> None:
     assert right("The capital is  PARIS, of course.", "Paris")
     assert not right("London", "Paris")
+    assert not right("It was in 1943.", "4")
+    assert not right("I do not know.", "no")
+
+
+def test_texts_without_spaces_are_compared_by_character() -> None:
+    assert words("水在零度结冰，在一百度沸腾，这是每个孩子在学校里都学到的东西。")[:3] == ["水", "在", "零"]
+    assert words("one two") == ["one", "two"]

@@ -127,16 +127,17 @@ def test_limits_come_from_the_config() -> None:
 
 
 def test_every_verdict_but_healthy_says_what_to_try() -> None:
-    trainer = SimpleNamespace(learning_rate=2e-4, num_train_epochs=3.0, max_steps=-1)
-    assert advice("healthy", trainer) is None
+    trainer = SimpleNamespace(learning_rate=2e-4, num_train_epochs=3.0, max_steps=-1, eval_steps=0.34)
+    run = SimpleNamespace(trainer=trainer, split=SimpleNamespace(eval_share=0.1), choices={"template": "file"})
+    assert advice("healthy", run) is None
     for name in VERDICTS.keys() - {"healthy"}:
-        found = advice(name, trainer)
+        found = advice(name, run)
         assert found is not None
         assert found["says"].endswith(".")
         assert "=" in found["override"]
-    assert advice("undertrained", trainer)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
+    assert advice("undertrained", run)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
     trainer.max_steps = 100
-    assert advice("undertrained", trainer)["override"] == "trainer.max_steps=200"  # type: ignore[index]
+    assert advice("undertrained", run)["override"] == "trainer.max_steps=200"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
