@@ -1,7 +1,7 @@
 """How often the verdict is wrong: runs made to show one sign each, and healthy ones, over several draws of data.
 
     python benchmarks/verdicts.py                                # 42 runs of the tiny random model, about 12 minutes
-    python benchmarks/verdicts.py --bundled                      # and 6 of the bundled model, about 15 more
+    python benchmarks/verdicts.py --model bundled                # 6 of the bundled model, about 15 minutes; or both
     python benchmarks/verdicts.py --file conversations.jsonl.gz  # on conversations of your own (ShareGPT)
 
 The settings below were written down before the first of these runs was made, and rules and limits before the settings;
@@ -26,7 +26,8 @@ from sft_lab import compose
 
 DRAWS = (11, 12, 13)
 COMMON = ["tracking=local", "evaluation.prompts=[]", "evaluation.general=null", "evaluation.baseline.examples=0",
-          "evaluation.baseline.system_prompt=null", "dedup=exact", "decontaminate.method=exact"]  # fmt: skip
+          "evaluation.baseline.system_prompt=null", "evaluation.watch_probe=false", "dedup=exact",
+          "decontaminate.method=exact"]  # fmt: skip
 WRONG_END = ["template=file", "template.path=package:sft_lab/data/templates/wrong_end.jinja"]
 TINY = ["model=tiny_random", "trainer=full", "split.max_eval_rows=24", "trainer.eval_steps=0.125"]
 BUNDLED = ["split.max_eval_rows=12", "trainer.eval_steps=0.25", "evaluation.outputs=4"]
@@ -74,7 +75,7 @@ def verdict(words: list[str], folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, metavar="FILE", help="conversations instead of the starter set")
-    parser.add_argument("--bundled", action="store_true", help="runs of the bundled model too")
+    parser.add_argument("--model", choices=("tiny", "bundled", "both"), default="tiny", help="whose runs")
     parser.add_argument("--enforce", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     data = ["dataset=file", f"dataset.path={arguments.file.absolute()}", "filter.length.max_tokens=256",
@@ -86,8 +87,9 @@ def main() -> None:
         for made_for, settings in SETTINGS.items()
         for words in settings
         for draw in DRAWS
+        if arguments.model != "bundled"
     ]
-    if arguments.bundled:
+    if arguments.model != "tiny":
         runs += [(made_for, [*COMMON, *data, *BUNDLED, *words]) for made_for, words in OF_BUNDLED]
     found: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder:
