@@ -17,6 +17,7 @@ def test_a_few_real_steps(here: Path) -> None:
     """Four steps on the real model with the real embedder: held-out loss goes down, and the run is itself again."""
     small = ["trainer.max_steps=4", "dataset.limit=60", "split.max_eval_rows=8", "trainer.learning_rate=5e-4"]
     words = [*small, "evaluation.max_new_tokens=8", "evaluation.prompts=[Name a color.]", "tracking=local", "threads=2"]
+    words += ["evaluation.general=null", "evaluation.outputs=2"]  # a minute less
     assert main([*words, "hydra.run.dir=one"]) == 0
     one = json.loads(Path("one/summary.json").read_text())
     assert one["eval/loss"] < one["base/eval_loss"]
