@@ -151,8 +151,9 @@ class Measuring:
 
     def _ending(self, template: Template) -> Ending:
         renderer, tokenizer = template.bind(self._bench), self._bench.tokenizer
-        length = len(tokenizer(renderer.closing.lstrip(), add_special_tokens=False)["input_ids"])
-        return Ending(frozenset(renderer.end_ids), max(1, length))
+        closing = tokenizer(renderer.closing.lstrip(), add_special_tokens=False)["input_ids"]
+        foreign = closing[0] if renderer.foreign else None
+        return Ending(frozenset(renderer.end_ids), max(1, len(closing)), foreign)
 
     def samples(self, model: Any) -> list[str]:
         """Answer the fixed prompts under the run's template."""
@@ -185,7 +186,8 @@ class Measuring:
                 "eval/loss": held_out.loss,
                 "eval/bits_per_byte": held_out.bits_per_byte,
                 "eval/token_accuracy": held_out.accuracy,
-                "eval/ended_share": held_out.ended_share,
+                "eval/stop_probability": held_out.stop_probability,
+                "eval/foreign_probability": held_out.foreign_probability,
             }
         numbers["train/probe_loss"] = probe.loss
         if replies:
@@ -295,9 +297,9 @@ class Measuring:
         ending = self._ending(template)
         rows = [ready.tokens["input_ids"][:], ready.tokens["labels"][:], ready.answer_bytes.tolist()]
         recipe = {
-            "version": 2,
+            "version": 3,
             "model": self.base_key(),
-            "ending": [sorted(ending.stops), ending.length],
+            "ending": [sorted(ending.stops), ending.length, ending.foreign],
             "input": digest(rows),
         }
 

@@ -31,11 +31,13 @@ class Ending:
 
     Attributes:
         stops: tokens that end a turn or a text: generation stops there.
+        foreign: the first token of another model family's end token, where the template writes that as text.
         length: tokens between an answer's own words and its end, the end included; white space before it apart.
     """
 
     stops: frozenset[int]
     length: int = 1
+    foreign: int | None = None
 
 
 UNKNOWN_ENDING = Ending(frozenset())
@@ -50,7 +52,8 @@ class Scores:
         tokens: of the answer, end of turn included.
         bytes: UTF-8 bytes of the answer.
         correct: answer tokens that were the likeliest one.
-        ended: whether the likeliest token behind the answer's own words was one that generation stops at.
+        stops: probability, behind the answer's own words, of a token that generation stops at.
+        foreign: the same of beginning another model family's end token as text; 0 where the template has none.
         recalled: 1 where greedy decoding from the middle of the answer on would give it word for word (verbatim
             extraction of Carlini et al., "Quantifying memorization across neural language models", ICLR 2023), 0 where
             not, -1 where the answer is too short to say.
@@ -60,7 +63,8 @@ class Scores:
     tokens: np.ndarray
     bytes: np.ndarray
     correct: np.ndarray
-    ended: np.ndarray
+    stops: np.ndarray
+    foreign: np.ndarray
     recalled: np.ndarray
 
     @property
@@ -79,9 +83,14 @@ class Scores:
         return float(self.correct.sum() / self.tokens.sum()) if self.tokens.sum() else math.nan
 
     @property
-    def ended_share(self) -> float:
-        """Share of the answers at whose end the end of turn was the likeliest token."""
-        return float(self.ended.mean()) if len(self.ended) else math.nan
+    def stop_probability(self) -> float:
+        """Median probability of stopping where an answer's own words end."""
+        return float(np.median(self.stops)) if len(self.stops) else math.nan
+
+    @property
+    def foreign_probability(self) -> float:
+        """Median probability of writing another family's end token there, as text."""
+        return float(np.median(self.foreign)) if len(self.foreign) else math.nan
 
     @property
     def recalled_share(self) -> float | None:
@@ -124,18 +133,20 @@ def score(
         precision: ``bf16`` for autocast, else the weights' own arithmetic.
     """
     sizes = np.array([len(ids) for ids in rows["input_ids"]], np.int64)
-    nats, told = np.zeros(len(rows)), np.zeros((4, len(rows)), np.int64)
+    floats, told = np.zeros((3, len(rows))), np.zeros((3, len(rows)), np.int64)
     training = model.training
     model.eval()
     try:
         batches = _batches(sizes, batch_tokens)
         for batch in track(batches, "held-out loss"):
             picked = rows[batch.tolist()]
-            nats[batch], told[:, batch] = _score_batch(model, picked["input_ids"], picked["labels"], ending, precision)
+            floats[:, batch], told[:, batch] = _score_batch(
+                model, picked["input_ids"], picked["labels"], ending, precision
+            )
     finally:
         model.train(training)
-    tokens, correct, ended, recalled = told
-    return Scores(nats, tokens, answer_bytes, correct, ended, recalled)
+    (nats, stops, foreign), (tokens, correct, recalled) = floats, told
+    return Scores(nats, tokens, answer_bytes, correct, stops, foreign, recalled)
 
 
 def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -153,7 +164,7 @@ def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
 def _score_batch(
     model: Any, input_ids: list[list[int]], labels: list[list[int]], ending: Ending, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give nats, shape (rows,), and what ``_told`` says of each row, shape (4, rows)."""
+    """Give nats, ``stops`` and ``foreign``, shape (3, rows), and what ``_told`` says of each row, shape (3, rows)."""
     device = next(model.parameters()).device
     width = max(len(ids) for ids in input_ids)
     ids = torch.zeros(len(input_ids), width, dtype=torch.long)
@@ -175,26 +186,28 @@ def _score_batch(
     losses = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none"
     )
-    nats = losses.double().sum(dim=1).cpu().numpy()
-    likeliest, target = logits.argmax(dim=-1).cpu().numpy(), target.cpu().numpy()
-    told = [
-        _told(found[wanted != IGNORED], wanted[wanted != IGNORED], ending)
-        for found, wanted in zip(likeliest, target, strict=True)
-    ]
-    return nats, np.array(told, np.int64).T
+    nats = losses.double().sum(dim=1)
+    asked = target != IGNORED
+    # Behind the answer's own words: so many tokens before its last, or at its beginning where it is shorter.
+    order = asked.cumsum(dim=1)
+    end = (order == (order[:, -1:] - ending.length + 1).clamp(min=1)).int().argmax(dim=1)
+    likely = logits[torch.arange(len(end), device=end.device), end].float().softmax(dim=-1)
+    stops = likely[:, sorted(ending.stops)].sum(dim=-1).double()
+    foreign = torch.zeros_like(stops) if ending.foreign is None else likely[:, ending.foreign].double()
+    right, asked_np = (logits.argmax(dim=-1) == target).cpu().numpy(), asked.cpu().numpy()
+    told = [_told(row[counted]) for row, counted in zip(right, asked_np, strict=True)]
+    return torch.stack([nats, stops, foreign]).cpu().numpy(), np.array(told, np.int64).T
 
 
-def _told(likeliest: np.ndarray, wanted: np.ndarray, ending: Ending) -> tuple[int, int, int, int]:
-    """Say of one row's answer: its tokens, those that were the likeliest, whether it would end, whether it is recalled.
+def _told(right: np.ndarray) -> tuple[int, int, int]:
+    """Count what was right of one row's answer tokens (bool): tokens, right ones, whether it is recalled.
 
     Each token was predicted from the true ones before it, so a stretch that is right throughout is what greedy
     decoding would have written.
     """
-    right = likeliest == wanted
     stretch = right[len(right) // 2 :][:RECALLED_TOKENS]
     recalled = int(stretch.all()) if len(stretch) >= FEWEST_RECALLED else -1
-    ended = len(wanted) >= ending.length and int(likeliest[-ending.length]) in ending.stops
-    return len(right), int(right.sum()), int(ended), recalled
+    return len(right), int(right.sum()), recalled
 
 
 def _keeps_logits(model: Any) -> bool:

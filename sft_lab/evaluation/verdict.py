@@ -7,7 +7,8 @@ The rules, in order; the first that holds is the verdict (``docs/verdicts.md`` h
 3. ``diverged``: held-out loss ends ``diverged_rise`` above the base model's or above its own best, and so does what is
    trained on.
 4. ``template_not_learned``: ``stray_share`` of the answers to held-out prompts hold control tokens, and fewer of the
-   base model's.
+   base model's; or the template writes another model family's end token as text before its own, and behind an answer
+   that is likelier than an end.
 5. ``memorizing``: ``recalled_share`` more of the training rows than of held-out rows, and than by the base model, are
    continued word for word (Carlini et al., ICLR 2023).
 6. ``overfitting``: held-out loss ends ``overfitting_rise`` above its best while training loss went on falling
@@ -16,8 +17,8 @@ The rules, in order; the first that holds is the verdict (``docs/verdicts.md`` h
 7. ``underfitting``: the best held-out loss is less than ``underfitting_gain`` below the base model's.
 8. ``undertrained``: the last third of training, by learning rate spent, brought ``undertrained_share`` of all that was
    gained; a third of it would be a straight line.
-9. ``template_not_learned``: no answer to a held-out prompt ends its turn, nor does ``ended_share`` of the true answers
-   make the end of turn the likeliest token.
+9. ``template_not_learned``: neither an own answer nor the end of a true one ends its turn with a chance of
+   ``ended_share``, in a model that foretells ``able_accuracy`` of the held-out tokens.
 10. ``healthy``.
 
 Held-out loss is not the last word (InstructGPT's testers preferred models that overfitted by this measure), so read
@@ -53,6 +54,7 @@ class Limits:
     underfitting_gain: float = 0.01
     undertrained_share: float = 0.25
     ended_share: float = 0.1
+    able_accuracy: float = 0.2
     converged_within: float = 0.01
 
     def __post_init__(self) -> None:
@@ -60,7 +62,8 @@ class Limits:
         require(self.min_evaluations >= 2, "min_evaluations", self.min_evaluations, "at least 2")
         for name in (
             "diverged_rise", "stray_share", "recalled_share", "overfitting_rise", "overfitting_gap",
-            "underfitting_gain", "undertrained_share", "ended_share", "converged_within",
+            "underfitting_gain", "undertrained_share", "ended_share", "able_accuracy",
+            "converged_within",
         ):  # fmt: skip
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
@@ -190,6 +193,15 @@ def _stray_tokens(seen: Observed, limits: Limits) -> Finding | None:
     return Finding("template_not_learned", more >= limits.stray_share, more, limits.stray_share, says)
 
 
+def _foreign_end(seen: Observed, limits: Limits) -> Finding | None:
+    foreign, stop = (seen.tuned.get(f"eval/{name}_probability") or 0.0 for name in ("foreign", "stop"))
+    if not foreign:
+        return None
+    share = foreign / (foreign + stop)
+    says = f"behind an answer, another model family's end token is {share:.0%} of what would end it"
+    return Finding("template_not_learned", share >= limits.stray_share, share, limits.stray_share, says)
+
+
 def _recalled(seen: Observed, limits: Limits) -> Finding | None:
     known = seen.tuned.get("train/recalled_share")
     if known is None:
@@ -225,18 +237,18 @@ def _still_improving(seen: Observed, limits: Limits) -> Finding:
 
 
 def _endless(seen: Observed, limits: Limits) -> Finding | None:
-    shares = [
-        found for name in ("outputs/ended_share", "eval/ended_share") if (found := seen.tuned.get(name)) is not None
-    ]
-    if not shares:
+    stop, accuracy = (seen.tuned.get(f"eval/{name}") for name in ("stop_probability", "token_accuracy"))
+    # A model that foretells next to nothing cannot be expected to foretell the end: that is no matter of the template.
+    if stop is None or accuracy is None or accuracy < limits.able_accuracy:
         return None
-    says = f"{max(shares):.0%} of the answers end their turn"
-    return Finding("template_not_learned", max(shares) < limits.ended_share, max(shares), limits.ended_share, says)
+    ends = max(stop, seen.tuned.get("outputs/ended_share") or 0.0)
+    says = f"{ends:.0%} is the chance that an answer ends its turn"
+    return Finding("template_not_learned", ends < limits.ended_share, ends, limits.ended_share, says)
 
 
 RULES: tuple[Callable[[Observed, Limits], Finding | None], ...] = (
-    _not_a_number, _too_little, _above_base, _broke_down, _stray_tokens, _recalled, _rose_again, _hardly_improved,
-    _still_improving, _endless,
+    _not_a_number, _too_little, _above_base, _broke_down, _stray_tokens, _foreign_end, _recalled, _rose_again,
+    _hardly_improved, _still_improving, _endless,
 )  # fmt: skip
 
 

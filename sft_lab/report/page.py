@@ -41,7 +41,7 @@ VERDICTS = {
 MEASURES = (
     ("eval/bits_per_byte", "Bits per byte of held-out answers", "{:.3f}"),
     ("eval/token_accuracy", "Held-out tokens foretold", "{:.1%}"),
-    ("eval/ended_share", "Held-out answers at whose end the end of turn is likeliest", "{:.0%}"),
+    ("eval/stop_probability", "Chance to end the turn where a held-out answer ends (median)", "{:.0%}"),
     ("outputs/ended_share", "Own answers that end their turn", "{:.0%}"),
     ("outputs/stray_share", "Own answers with control tokens inside", "{:.0%}"),
     ("outputs/json_share", "Own answers in JSON of the right form, where it was asked for", "{:.0%}"),

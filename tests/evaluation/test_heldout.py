@@ -93,7 +93,8 @@ def test_word_for_word_is_what_greedy_decoding_writes(model: torch.nn.Module, ro
     assert scores.recalled.tolist() == [1, 0, -1]  # the last is too short to say
     assert scores.recalled_share == 0.5
     assert scores.correct.tolist()[0] == 24
-    assert scores.ended.tolist()[0] == 1
+    assert scores.stops[0] > scores.stops[1]  # the last token is the likeliest behind what the model wrote itself
+    assert not scores.foreign.any()
     assert scores.accuracy == pytest.approx(scores.correct.sum() / 54)
 
 

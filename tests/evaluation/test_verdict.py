@@ -108,16 +108,24 @@ def test_control_tokens_inside_answers(after: float, before: float | None, name:
 
 
 @pytest.mark.parametrize(
-    ("written", "likeliest", "name"),
+    ("written", "stops", "accuracy", "name"),
     [
-        (0.0, 0.0, "template_not_learned"),
-        (0.0, 0.5, "healthy"),
-        (0.5, 0.0, "healthy"),
-        (None, 0.0, "template_not_learned"),
+        (0.0, 0.01, 0.4, "template_not_learned"),
+        (0.0, 0.5, 0.4, "healthy"),
+        (0.5, 0.01, 0.4, "healthy"),
+        (None, 0.01, 0.4, "template_not_learned"),
+        (0.0, 0.01, 0.1, "healthy"),  # it foretells next to nothing, so why should it foretell the end
     ],
 )
-def test_answers_that_never_end(written: float | None, likeliest: float, name: str) -> None:
-    assert judged(GOOD, outputs__ended_share=written, eval__ended_share=likeliest).name == name
+def test_answers_that_never_end(written: float | None, stops: float, accuracy: float, name: str) -> None:
+    numbers = {"outputs__ended_share": written, "eval__stop_probability": stops, "eval__token_accuracy": accuracy}
+    assert judged(GOOD, **numbers).name == name
+
+
+@pytest.mark.parametrize(("foreign", "name"), [(0.5, "template_not_learned"), (0.01, "healthy"), (0.0, "healthy")])
+def test_another_family_s_end_token(foreign: float, name: str) -> None:
+    numbers = {"eval__foreign_probability": foreign, "eval__stop_probability": 0.2, "outputs__ended_share": 1.0}
+    assert judged(GOOD, **numbers).name == name
 
 
 def test_limits_come_from_the_config() -> None:
