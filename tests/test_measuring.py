@@ -67,6 +67,7 @@ def test_examples_do_not_depend_on_filters_or_thresholds(here: Path, tiny: list[
     assert heads[0] == heads[1] == heads[2]
 
 
+@pytest.mark.slow
 def test_own_questions_before_and_after(here: Path, tiny: list[str]) -> None:
     questions = [{"question": "How much is two and two?", "answer": "Four."}, {"question": "Who?", "answer": "You."}]
     Path("domain.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions))
@@ -91,6 +92,7 @@ def test_questions_that_are_not_there_are_found_before_any_work(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_samples_on_the_way_and_what_is_written_at_each_measurement(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "trainer.max_steps=4", "trainer.eval_steps=2", "evaluation.samples_every=2",
              "evaluation.prompts=[Hello,Who?]", "evaluation.max_new_tokens=3", "hydra.run.dir=run"]  # fmt: skip
@@ -111,6 +113,7 @@ def test_samples_on_the_way_and_what_is_written_at_each_measurement(here: Path, 
     assert all(row["prompt"] and row["reference"] for row in outputs)
 
 
+@pytest.mark.slow
 def test_nothing_beside_the_losses_where_nothing_is_asked_for(here: Path, tiny: list[str]) -> None:
     off = ["evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null", "evaluation.watch_probe=false",
            "evaluation.baseline.examples=0", "evaluation.baseline.system_prompt=null"]  # fmt: skip
