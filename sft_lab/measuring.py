@@ -44,8 +44,6 @@ class Measured:
     Attributes:
         ids: of the held-out rows.
         held_out: their scores, None without any.
-        probe: of the probe of training rows.
-        sets: of the questions of ``evaluation.general`` and ``evaluation.domain``.
         answers: to the fixed prompts, by the way they were asked.
         outputs: prompt, reference and answer of some held-out rows.
         numbers: what goes into the summary.
@@ -53,8 +51,6 @@ class Measured:
 
     ids: list[str]
     held_out: Scores | None
-    probe: Scores
-    sets: dict[str, Scores]
     answers: dict[str, list[str]]
     outputs: list[tuple[str, str, Answer]]
     numbers: dict[str, Any]
@@ -197,7 +193,7 @@ class Measuring:
         numbers |= {f"{name}/loss": scores.loss for name, scores in sets.items()}
         if domain:
             numbers["domain/right_share"] = sum(domain) / len(domain)
-        return Measured(ready.rows.column("id"), held_out, probe, sets, answers, replies, numbers)
+        return Measured(ready.rows.column("id"), held_out, answers, replies, numbers)
 
     def _knows(self, template: Template) -> bool:
         """Whether a template is the one the model came with."""

@@ -32,7 +32,7 @@ def merge(path: Path, out: Path | None = None) -> Path:
         raise FolderError(f"{target}: is there already; remove it, or name another folder with --out")
     from sft_lab.data.template import Renderer
     from sft_lab.report import card
-    from sft_lab.training import trl
+    from sft_lab.training import saved
 
     tokenizer = found.tokenizer
     renderer = Renderer(tokenizer, str(tokenizer.get_chat_template()))
@@ -40,7 +40,7 @@ def merge(path: Path, out: Path | None = None) -> Path:
     work = target.with_name(f".{target.name}.unfinished")  # a folder is whole or not there
     shutil.rmtree(work, ignore_errors=True)
     try:
-        trl.save(whole, tokenizer, renderer.jinja, work, end_ids=renderer.end_ids)
+        saved.save(whole, tokenizer, renderer.jinja, work, end_ids=renderer.end_ids)
         card.write(found.folder, found.run.model.base_name, work)
         if target.exists():
             target.rmdir()

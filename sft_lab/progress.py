@@ -1,8 +1,9 @@
-"""Progress bars: on a terminal only, so that a log file stays readable."""
+"""Progress and time: bars on a terminal only, so that a log file stays readable; a stopwatch."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -50,3 +51,19 @@ def progress(description: str, total: int, unit: str = "rows") -> Iterator[Calla
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda more: bar.advance(task, more)
+
+
+class Stopwatch:
+    """Adds up the time of what runs under it, in ``seconds``."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time inside."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began

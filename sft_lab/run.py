@@ -25,8 +25,9 @@ from sft_lab.folder import PREPARE, RunFolder
 from sft_lab.launchers import Launcher, Processes, Serial
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Local, Tracking, Wandb
-from sft_lab.training.models import Gguf, Model, Pretrained, TinyRandom
+from sft_lab.training.models import Gguf, Model, Pretrained
 from sft_lab.training.options import Full, Lora
+from sft_lab.training.tiny_random import TinyRandom
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Preparation, Prepared

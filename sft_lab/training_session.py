@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +15,7 @@ from sft_lab.errors import FolderError
 from sft_lab.evaluation import verdict
 from sft_lab.files import finite, write_json, write_lines
 from sft_lab.measuring import Base, Measured, Measuring
+from sft_lab.progress import Stopwatch
 from sft_lab.report import card, page
 from sft_lab.session import Session
 from sft_lab.tracking.record import Lines, Record
@@ -40,7 +39,7 @@ class TrainingSession(Session):
         self._model: Any = None
         self._last: tuple[int, Scores, Scores | None] | None = None  # step, held-out rows, probe
         self._measuring = Measuring(run, self.bench, self._loaded_model)
-        self._measuring_seconds = 0.0
+        self._clock = Stopwatch()  # of measuring before and after training
 
     def __enter__(self) -> Self:
         """Open the session."""
@@ -59,7 +58,7 @@ class TrainingSession(Session):
 
     def measure_base(self, data: Prepared) -> Base:
         """Measure the base model, or find what it was measured to do: the same for every job of a sweep."""
-        with self._timed():
+        with self._clock.running():
             base = self._measuring.base(data)
         if base.untrained is not None and not self.record.events:
             self.record({"step": 0, "epoch": 0.0, **_event(base.untrained, None)})
@@ -109,10 +108,10 @@ class TrainingSession(Session):
 
     def measure_tuned(self, data: Prepared, trained: trl.Trained) -> Measured:
         """Measure the weights that are saved, and save them."""
-        with self._timed():
+        with self._clock.running():
             tuned = self._last_measurement(data, trained)
         renderer = self.run.template.bind(self.bench)
-        trl.save(
+        saved.save(
             trained.model,
             self.bench.tokenizer,
             renderer.jinja,
@@ -136,15 +135,6 @@ class TrainingSession(Session):
             if held_out is not None and not kept_best and (not told or told[-1][0] < trained.steps):
                 self.record({"step": trained.steps, "epoch": trained.epochs, **_event(held_out, probe)})
         return self._measuring.tuned(trained.model, data, held_out, probe)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Count the time of measuring before and after training."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._measuring_seconds += time.monotonic() - began
 
     def finish(self, data: Prepared, base: Base, trained: trl.Trained, tuned: Measured) -> dict[str, Any]:
         """Judge the run and write summary, samples, report and card."""
@@ -207,7 +197,7 @@ class TrainingSession(Session):
             **_prompted(base),
             "base/eval_loss_untrained_template": base.untrained.loss if base.untrained else None,
             "train/loss": losses[-1][1] if losses else None,
-            "gap": loss - tuned.probe.loss if loss is not None else None,
+            "gap": loss - tuned.numbers["train/probe_loss"] if loss is not None else None,
             "best_step": best[0],
             "best_eval_loss": best[1],
             "converged_at": verdict.converged_at(curve, limits.converged_within),
@@ -222,7 +212,7 @@ class TrainingSession(Session):
             "train_tokens": self._tokens_before + trained.tokens,
             "eval_rows": len(data.held_out.rows),
             "train_seconds": trained.seconds,
-            "measuring_seconds": self._measuring_seconds,
+            "measuring_seconds": self._clock.seconds,
             "seconds": time.monotonic() - self._began,
             **_by_source(data, base, tuned),
         }

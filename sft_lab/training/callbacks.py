@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
 
 from sft_lab.bench import log
+from sft_lab.progress import Stopwatch
 
 # What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.
 NAMES = {
@@ -43,16 +43,7 @@ class Watch:
     tokens_before: int = 0
     sample: Callable[[Any, int], None] | None = None
     samples_every: int = 0
-    seconds: float = field(default=0.0, init=False)
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the time of what is no training."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds += time.monotonic() - began
+    clock: Stopwatch = field(default_factory=Stopwatch, init=False)  # of what is no training
 
 
 class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
@@ -62,7 +53,7 @@ class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
         self.watch = watch
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.seen, self.since = 0.0, time.monotonic() - self.watch.seconds
+        self.seen, self.since = 0.0, time.monotonic() - self.watch.clock.seconds
 
     def on_log(self, _: Any, state: Any, control: Any, logs: Event | None = None, **__: Any) -> None:
         event = {NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES}
@@ -78,7 +69,7 @@ class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
 
     def _speed(self, tokens: float) -> float:
         """Tokens per second of training since the last log entry."""
-        now = time.monotonic() - self.watch.seconds
+        now = time.monotonic() - self.watch.clock.seconds
         speed = (tokens - self.seen) / max(now - self.since, 1e-9)
         self.seen, self.since = tokens, now
         return speed

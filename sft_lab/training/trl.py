@@ -6,7 +6,6 @@ too, so the trainer's own evaluation, a mean of batch means, never runs. The log
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import sys
@@ -150,7 +149,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         if not self.measures_last and self.state.global_step >= self.state.max_steps:
             return {}
         assert self.watch.measure is not None
-        with self.watch.timed(), _own_arithmetic(self.model):
+        with self.watch.clock.running(), _own_arithmetic(self.model):
             measured = self.watch.measure(self.model, self.state.global_step)
         self.watch.record({"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **measured})
         metrics = {f"eval_{name.removeprefix('eval/')}": value for name, value in measured.items()}
@@ -169,7 +168,7 @@ class _Sampler(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
         if self.watch.sample and state.global_step % self.watch.samples_every == 0:
-            with self.watch.timed(), _own_arithmetic(model):
+            with self.watch.clock.running(), _own_arithmetic(model):
                 self.watch.sample(model, state.global_step)
 
 
@@ -294,7 +293,7 @@ def train(
         steps=trainer.state.global_step,
         tokens=int(trainer._total_train_tokens),  # noqa: SLF001 - TRL logs it, but not at the last step
         seconds=seconds,
-        watching_seconds=watch.seconds,
+        watching_seconds=watch.clock.seconds,
         precision=resolve_precision(options.precision),
         epochs=float(trainer.state.epoch or 0.0),
     )
@@ -365,39 +364,3 @@ def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
     """Optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
     batches = math.ceil(rows / (options.per_device_train_batch_size * processes))
     return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)
-
-
-def save(
-    model: Any,
-    tokenizer: Any,
-    jinja: str,
-    folder: Path,
-    *,
-    end_ids: list[int],
-    base_name: str = "",
-    base_revision: str | None = None,
-) -> None:
-    """Write adapter or model, the tokenizer with the chat template that was trained, and where an answer ends.
-
-    Args:
-        model: with or without an adapter.
-        tokenizer: is given the template.
-        jinja: the template's text.
-        folder: for the files.
-        end_ids: tokens that end an answer, for ``generation_config.json``.
-        base_name: what an adapter's config calls the base model; empty: what it was loaded from.
-        base_revision: of that name.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    # Rows of new tokens are in the adapter by themselves; PEFT would put the whole resized matrix beside them.
-    adapter = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-    for found in getattr(model, "peft_config", {}).values():
-        if base_name:
-            found.base_model_name_or_path, found.revision = base_name, base_revision
-    model.save_pretrained(folder, safe_serialization=True, **adapter)
-    tokenizer.chat_template = jinja
-    tokenizer.save_pretrained(folder)
-    generation = copy.deepcopy(model.generation_config)
-    generation.eos_token_id, generation.pad_token_id = end_ids, tokenizer.pad_token_id
-    # As it is: save_pretrained refuses what some published models say of sampling once anything else has changed.
-    generation.to_json_file(folder / "generation_config.json")

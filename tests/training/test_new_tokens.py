@@ -16,7 +16,8 @@ from sft_lab import compose
 from sft_lab.bench import Bench
 from sft_lab.evaluation.heldout import score
 from sft_lab.training.callbacks import Watch
-from sft_lab.training.trl import save, train
+from sft_lab.training.saved import save
+from sft_lab.training.trl import train
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,94 @@
+"""The model of tests and first looks: random, tiny, and beside that like any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft_lab.errors import ModelError, require
+from sft_lab.files import digest
+from sft_lab.training.models import Model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from sft_lab.bench import Bench
+
+
+@dataclass
+class TinyRandom(Model):
+    """A random Llama, small enough for tests: real parts, seconds instead of minutes.
+
+    Its weights come from the seed; its tokenizer (byte-level BPE, ChatML) was trained on the starter set by
+    ``python -m sft_lab.training.tiny_tokenizer`` and ships with the package. A small vocabulary, since with 49,152
+    tokens the loss alone is twenty times slower.
+    """
+
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(
+            self.hidden_size % (2 * self.num_attention_heads) == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of twice num_attention_heads={self.num_attention_heads}",
+        )
+
+    def check(self) -> list[str]:
+        """Needs nothing."""
+        return []
+
+    def key(self, bench: Bench, seed: int) -> str:
+        """Seed, shape and tokenizer."""
+        shape = [self.hidden_size, self.num_hidden_layers, self.num_attention_heads]
+        return digest([self.version, seed, shape, bench.tokenizer_key])
+
+    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002
+        """Load the shipped tokenizer."""
+        import transformers
+
+        folder = Path(__file__).parent / "tiny_tokenizer_files"
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
+        return tokenizer
+
+    def config(self, bench: Bench) -> PretrainedConfig:
+        """Give its shape."""
+        import transformers
+
+        tokenizer = bench.tokenizer
+        return transformers.LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden_size,
+            intermediate_size=4 * self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
+        """Make the weights from the seed.
+
+        Raises:
+            ModelError: if they shall be held in 4 bits.
+        """
+        import transformers
+
+        if four_bit:
+            raise ModelError("model=tiny_random: is too small to be quantized; use trainer=lora")
+        config = self.config(bench)
+        transformers.set_seed(seed)
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=self._kwargs(four_bit=False)["dtype"]
+        )
+        return model
