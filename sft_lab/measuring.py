@@ -90,11 +90,11 @@ class Measuring:
         probe = data.probe if own else self._as(template, data.probe.rows)
         head = self._prompted_head(data)
         asked = _asked(held_out, self._options.outputs)
-        alone, prompted = self._prompts(template, []), self._prompts(template, head)
-        # All at once: a step of generation takes as long for one prompt as for a dozen.
-        said = self._stored_answers([*alone, *prompted, *(ids for _, _, ids in asked)], template)
-        answers = {"base": said[: len(alone)], "prompted_base": said[len(alone) :][: len(prompted)]}
-        replies = said[len(alone) + len(prompted) :]
+        answers = {
+            "base": self._stored_answers(self._prompts(template, []), template),
+            "prompted_base": self._stored_answers(self._prompts(template, head), template),
+        }
+        replies = self._stored_answers([ids for _, _, ids in asked], template)
         questions = self._questions(template)
         found = self._measured(
             held_out,
@@ -125,16 +125,15 @@ class Measuring:
             probe: its scores of the probe where they are known already.
         """
         template = self._run.template
-        asked, prompts = _asked(data.held_out, self._options.outputs), self._prompts(template, [])
-        said = self._answer(model, [*prompts, *(ids for _, _, ids in asked)], template)
-        answers, replies = said[: len(prompts)], said[len(prompts) :]
+        asked = _asked(data.held_out, self._options.outputs)
+        replies = self._answer(model, [ids for _, _, ids in asked], template)
         questions = self._questions(template)
         return self._measured(
             data.held_out,
             held_out,
             probe or self.score(model, data.probe),
             {name: self.score(model, ready) for name, ready in questions.items()},
-            {"tuned": [answer.text for answer in answers]},
+            {"tuned": self.samples(model)},
             [(prompt, reference, reply) for (prompt, reference, _), reply in zip(asked, replies, strict=True)],
             self._domain_answers(questions, lambda prompts: self._answer(model, prompts, template)),
             data,
