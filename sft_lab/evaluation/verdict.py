@@ -151,7 +151,9 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
         evidence.append({"rule": found.rule, "value": found.value, "limit": found.limit, "says": found.says})
         if found.holds:
             return Verdict(found.rule, evidence)
-    return Verdict("healthy", evidence)
+    rise = seen.last / seen.base["eval/loss"] - 1
+    says = f"held-out loss ended {_change(rise)} the base model's and {seen.back:.1%} above its best"
+    return Verdict("healthy", [*evidence, {"rule": "healthy", "value": rise, "limit": None, "says": says}])
 
 
 def _not_a_number(seen: Observed, _: Limits) -> Finding | None:
