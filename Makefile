@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 # A stamp of what is installed: a changed pin or dependency installs again.
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all test-faults check clean
 
 demo: $(READY)  ## the main job: bundled model, bundled conversations
 	$(BIN)/sft-lab +experiment=demo
 
 test: $(READY)  ## the quick tests, on two cores
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not faults" --numprocesses 2 --dist loadfile
 
 test-all: test  ## the quick tests, then those with the bundled model, trainings, the wheel and fresh processes
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+
+test-faults: $(READY)  ## kills at every write and at random moments: prints how many, and what they left
+	$(BIN)/python -m pytest -m faults --numprocesses 2 --dist loadfile -rP
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
