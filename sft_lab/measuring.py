@@ -19,6 +19,7 @@ from sft_lab.data.sources import File
 from sft_lab.data.split import group_hash
 from sft_lab.data.template import Auto, CannotRender, Jinja, Template
 from sft_lab.data.tokenize import prompt_ids
+from sft_lab.errors import ModelError
 from sft_lab.evaluation import heldout, outputs, samples
 from sft_lab.evaluation.heldout import IGNORED, Ending, Scores
 from sft_lab.evaluation.samples import Answer
@@ -159,7 +160,8 @@ class Measuring:
         held = ["nf4"] if self._run.trainer.four_bit else []
         model = self._run.model
         how = [getattr(model, name, None) for name in ("dtype", "attn_implementation", "init_kwargs")]
-        return digest([model.key(self._bench, self._run.seed), plain(how), *held])
+        added = self._run.template.special_tokens and model.new_tokens(self._bench)
+        return digest([model.key(self._bench, self._run.seed), plain(how), added, *held])
 
     def _measured(
         self,
@@ -195,9 +197,17 @@ class Measuring:
         return Measured(ready.rows.column("id"), held_out, answers, replies, numbers)
 
     def _knows(self, template: Template) -> bool:
-        """Whether a template is the one the model came with."""
-        own = self._bench.tokenizer.chat_template
-        return isinstance(template, Auto) or template.jinja(self._bench.tokenizer) == own
+        """Whether a template writes what the model's own does; without an end of text no other could be asked."""
+        tokenizer = self._bench.tokenizer
+        if isinstance(template, Auto) or not tokenizer.eos_token:
+            return True
+        if not tokenizer.chat_template:
+            return False
+        try:
+            own, asked = (one.bind(self._bench).conversation(_PROBE).text for one in (Auto(), template))
+        except (ModelError, CannotRender):
+            return False
+        return own == asked
 
     def _as(self, template: Template, rows: Rows, longest: int | None = None) -> Ready:
         """Give rows under a template, outside the waterfall."""
@@ -331,6 +341,8 @@ def _asked(ready: Ready, count: int) -> list[tuple[str, str, list[int]]]:
 
 
 _TOKENS = ("input_ids", "labels")
+# Without a system turn: some templates put in one of their own, others refuse it.
+_PROBE = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
 
 
 def _with_head(head: Messages, messages: Messages, takes_system: bool = True) -> Messages:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sft_lab.bench import log
-from sft_lab.errors import FolderError
+from sft_lab.errors import ConfigError, FolderError
 from sft_lab.evaluation import verdict
 from sft_lab.files import finite, write_json, write_lines
 from sft_lab.measuring import Base, Measured, Measuring
@@ -48,8 +48,17 @@ class TrainingSession(Session):
         return self
 
     def begin(self, data: Prepared) -> None:
-        """Write what the data stages did, start tracking and open the metrics."""
+        """Write what the data stages did, start tracking and open the metrics.
+
+        Raises:
+            ConfigError: if training is to look at held-out rows, and there are none.
+        """
         super().begin(data)
+        if self.run.trainer.chooses and not len(data.held_out.rows):
+            raise ConfigError(
+                "trainer.load_best_model_at_end, trainer.early_stopping_patience: choose by the held-out loss, and no "
+                "row is held out; raise split.eval_share, or set them to false and null"
+            )
         checkpoint = self._checkpoint()
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         self.record = Record(self.folder.metrics, self._mirror, from_step=step)

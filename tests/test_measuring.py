@@ -170,3 +170,35 @@ def test_examples_differ_and_hold_no_held_out_answer(here: Path, tiny: list[str]
     answers = [turn["content"] for turn in head if turn["role"] == "assistant"]
     assert len(answers) == len(set(answers)) or answers.count("The one answer.") <= 2
     assert not set(answers) & set(data.sides.held_out_rows.column("answer"))
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["template=auto"], True),
+        (["template=chatml"], True),
+        (["template=file", "template.path=same.jinja"], True),  # other words, the same text
+        (["template=alpaca"], False),
+        (["template=file", "template.path=refuses.jinja"], False),
+    ],
+)
+def test_the_base_model_is_asked_under_a_template_it_knows_by_what_is_written(
+    here: Path, tiny: list[str], words: list[str], known: bool
+) -> None:
+    body = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    ask = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    Path("same.jinja").write_text("{% for m in messages %}" + body + "{% endfor %}" + ask)
+    many = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}"
+    Path("refuses.jinja").write_text(many + Path("same.jinja").read_text())
+    run = compose([*tiny, *words])
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
+    assert Measuring(run, bench, lambda: None)._knows(run.template) is known
+    bench.tokenizer.eos_token = None
+    assert Measuring(run, bench, lambda: None)._knows(run.template)  # under `plain` it could not be asked
+
+
+@pytest.mark.slow
+def test_choosing_by_held_out_rows_needs_some(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for choice in ("trainer.load_best_model_at_end=true", "trainer.early_stopping_patience=2"):
+        assert main([*tiny, choice, "split.eval_share=0", "hydra.run.dir=run", "rerun=true"]) == 2
+        assert "raise split.eval_share" in capsys.readouterr().err

@@ -72,7 +72,7 @@ class Loaded:
 class Dataset(abc.ABC):
     """What every source has: how its records are read."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs_answers: ClassVar[bool] = True
 
     format: Format = Format.auto

@@ -87,9 +87,14 @@ def _needs(wanted: Format) -> str:
 
 def _conversation(record: dict[str, Any]) -> list[Turn]:
     """ShareGPT and chat messages: a list of turns under one of their key variants."""
-    if not record.keys() & set(CONVERSATION_KEYS):
+    return _turns(_one_of(record, CONVERSATION_KEYS))
+
+
+def _one_of(record: dict[str, Any], keys: Iterable[str]) -> Any:
+    """The value under one of ``keys``, of which the record must have one."""
+    if not record.keys() & set(keys):
         raise Unreadable
-    return _turns(_first(record, CONVERSATION_KEYS))
+    return _first(record, keys)
 
 
 def _first(record: dict[str, Any], keys: Iterable[str]) -> Any:
@@ -134,13 +139,13 @@ def without_surrogates(text: str) -> str:
 
 
 def _alpaca(record: dict[str, Any]) -> list[Turn]:
-    context = _text(record.get("input"))
+    context = _text(_first(record, ("input", "context")))
     prompt = "\n\n".join(part for part in (_text(record["instruction"]), context) if part)
-    return _single(prompt, _text(record["output"]), _text(record.get("system")))
+    return _single(prompt, _text(_one_of(record, ("output", "response"))), _text(record.get("system")))
 
 
 def _prompt_completion(record: dict[str, Any]) -> list[Turn]:
-    prompt, completion = record["prompt"], record["completion"]
+    prompt, completion = record["prompt"], _one_of(record, ("completion", "response"))
     if isinstance(prompt, list) and isinstance(completion, list):
         return _turns(prompt) + _turns(completion)
     return _single(_text(prompt), _text(completion))
@@ -148,7 +153,8 @@ def _prompt_completion(record: dict[str, Any]) -> list[Turn]:
 
 def _question_answer(record: dict[str, Any]) -> list[Turn]:
     context = _text(record.get("context"))
-    prompt = "\n\n".join(part for part in (context, _text(record["question"])) if part)
+    question = _text(_one_of(record, ("question", "prompt")))
+    prompt = "\n\n".join(part for part in (context, question) if part)
     return _single(prompt, _text(record["answer"]))
 
 
@@ -213,9 +219,9 @@ COLUMNS_OF: dict[Format, list[tuple[str, ...]]] = {
     Format.preference: [("chosen", "rejected")],
     Format.messages: [("messages",)],
     Format.sharegpt: [("conversations",), ("conversation",)],
-    Format.alpaca: [("instruction", "output")],
-    Format.prompt_completion: [("prompt", "completion")],
-    Format.question_answer: [("question", "answer")],
+    Format.alpaca: [("instruction", "output"), ("instruction", "response")],
+    Format.prompt_completion: [("prompt", "completion"), ("prompt", "response")],
+    Format.question_answer: [("question", "answer"), ("prompt", "answer")],
     Format.text: [("text",)],
 }
 READERS: dict[Format, Reader] = {

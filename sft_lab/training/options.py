@@ -130,6 +130,11 @@ class Full:
             )
 
     @property
+    def chooses(self) -> bool:
+        """Whether training looks at the held-out loss itself, to stop or to keep the best weights."""
+        return self.load_best_model_at_end or bool(self.early_stopping_patience)
+
+    @property
     def four_bit(self) -> bool:
         """Whether the model's weights are held in 4 bits."""
         return False

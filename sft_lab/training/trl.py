@@ -97,8 +97,8 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "eval_strategy": "steps" if watched else "no",
         "save_strategy": "steps",
         "save_total_limit": 2 if options.load_best_model_at_end else 1,
-        "metric_for_best_model": "eval_loss" if watched and _chooses(options) else None,
-        "greater_is_better": False if watched and _chooses(options) else None,
+        "metric_for_best_model": "eval_loss" if watched and options.chooses else None,
+        "greater_is_better": False if watched and options.chooses else None,
         "logging_nan_inf_filter": False,
         "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting
         "report_to": "none",
@@ -107,11 +107,6 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
-
-
-def _chooses(options: Full) -> bool:
-    """Whether training looks at the held-out loss itself, to stop or to keep the best weights."""
-    return options.load_best_model_at_end or bool(options.early_stopping_patience)
 
 
 class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
