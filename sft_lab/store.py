@@ -1,13 +1,15 @@
 """The stage store: a result is computed once and found again by its recipe.
 
 A key is the hash of a recipe: stage, version, the parameters that change the result, and the keys of its inputs.
-``<root>/<stage>/<key>/`` holds the result, ``recipe.json`` in it says how it came to be, so ``cat`` explains any
-entry. An entry is written in a temporary folder and renamed into place under a file lock: existence means complete.
-Nothing is pickled.
+``<root>/<stage>/<key>/`` holds the result, ``recipe.json`` in it says how it came to be and what its files hold, so
+``cat`` explains any entry. An entry is written in a temporary folder and renamed into place under a file lock:
+existence means complete. Before a process uses an entry it compares sizes and hashes, since disks fail and a power cut
+may leave empty files behind. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -22,6 +24,7 @@ from sft_lab.errors import FolderError
 from sft_lab.files import digest, read_json, sha256_file, write_json, write_text
 
 RECIPE = "recipe.json"
+log = logging.getLogger("sft_lab")
 FRESH = 2.0  # seconds; a file may change once more within its time stamp's resolution, 2 s on old file systems
 
 
@@ -62,6 +65,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._hashes: dict[str, str] = {}
+        self._whole: set[Path] = set()  # entries whose bytes this process has looked at
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
         """Find the entry of ``recipe``, or let ``compute`` write it into the folder it is given.
@@ -80,16 +84,19 @@ class Store:
         with self.lock(f"{stage}-{key}"):
             if self._complete(place):
                 return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
+            if place.exists():
+                log.warning("store: %s: %s; computed anew", place, _damage(place))
             temporary = place.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
             self._make(temporary)
             try:
                 compute(temporary)
-                write_json(temporary / RECIPE, recipe)
-                shutil.rmtree(place, ignore_errors=True)  # what is there without a recipe was half removed by hand
+                write_json(temporary / RECIPE, {**recipe, "files": _contents(temporary)})
+                shutil.rmtree(place, ignore_errors=True)
                 temporary.rename(place)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
+        self._whole.add(place)
         return Entry(stage, key, place, hit=False, seconds=time.monotonic() - began)
 
     def entry_once_read(
@@ -172,6 +179,13 @@ class Store:
         )
 
     def _complete(self, place: Path) -> bool:
+        if not self._present(place):
+            return False
+        if place not in self._whole and not _damage(place):
+            self._whole.add(place)
+        return place in self._whole
+
+    def _present(self, place: Path) -> bool:
         try:
             os.utime(place / RECIPE)  # marks the entry as used, for prune; fails when there is none
         except OSError:  # a read-only store still serves what it holds
@@ -186,8 +200,7 @@ class Store:
                 continue
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             idle = time.time() - recipe.stat().st_mtime
-            content = read_json(recipe)
-            yield Listing(folder.parent.name, folder.name, folder, size, idle, content.get("params", {}))
+            yield Listing(folder.parent.name, folder.name, folder, size, idle, _recipe(folder).get("params", {}))
 
     def prune(self, older_than: float, stage: str | None = None) -> list[Listing]:
         """Remove entries unused for ``older_than`` seconds, and what a killed run left half-written.
@@ -263,8 +276,47 @@ class StoreView(Store):
         """Remember for as long as this view lives."""
         self._hashes[digest(_file_recipe(file, before))[:32]] = value
 
-    def _complete(self, place: Path) -> bool:
+    def _present(self, place: Path) -> bool:
         return (place / RECIPE).exists()
+
+
+def _recipe(place: Path) -> dict[str, Any]:
+    try:
+        return read_json(place / RECIPE)
+    except (OSError, ValueError):
+        return {}
+
+
+def _contents(folder: Path) -> dict[str, list[int | str]]:
+    """Give size and hash of every file: xxHash, since it guards against accidents and reads 20 GB/s."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): [file.stat().st_size, _xxh3(file)] for file in sorted(files)}
+
+
+def _damage(place: Path) -> str:
+    """Say what is wrong with an entry's files; nothing when they are as they were written."""
+    files = _recipe(place).get("files")
+    if not isinstance(files, dict):
+        return f"its {RECIPE} cannot be read"
+    for name, (size, content) in files.items():
+        file = place / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _xxh3(file) != content:
+            return f"{name} holds other bytes than were written"
+    return ""
+
+
+def _xxh3(file: Path) -> str:
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            found.update(block)
+    return str(found.hexdigest())
 
 
 def _file_recipe(file: Path, found: os.stat_result) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from sft_lab.errors import FolderError
 from sft_lab.files import read_json
-from sft_lab.store import RECIPE, Store, default_root
+from sft_lab.store import RECIPE, NotStored, Store, StoreView, default_root
 
 RECIPE_OF = {"version": 1, "params": {"a": 1}, "input": "x"}
 PROCESSES = multiprocessing.get_context("spawn")
@@ -32,7 +33,9 @@ def test_an_entry_is_computed_once_and_says_what_it_is(tmp_path: Path) -> None:
     store = Store(tmp_path)
     entry = store.entry("filter", RECIPE_OF, write_one)
     assert (entry.hit, (entry.path / "one.txt").read_text("utf-8")) == (False, "1")
-    assert read_json(entry.path / RECIPE) == {"format": 1, "stage": "filter", **RECIPE_OF}
+    said = read_json(entry.path / RECIPE)
+    assert list(said.pop("files")) == ["one.txt"]
+    assert said == {"format": 1, "stage": "filter", **RECIPE_OF}
     again = Store(tmp_path).entry("filter", dict(reversed(RECIPE_OF.items())), never)
     assert (again.hit, again.path, again.key) == (True, entry.path, entry.key)
     assert entry.path == tmp_path / "filter" / entry.key
@@ -114,15 +117,40 @@ def test_a_killed_writer_blocks_nobody_and_prune_clears_up(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "filter").iterdir()] == [found.key for found in store.listing()]
 
 
-def test_half_an_entry_is_no_entry(tmp_path: Path) -> None:
-    """Someone's rm got as far as the recipe."""
-    store = Store(tmp_path)
-    path = store.entry("filter", RECIPE_OF, write_one).path
-    (path / RECIPE).unlink()
-    (path / "stale.txt").touch()
-    assert list(store.listing()) == []
-    assert not store.entry("filter", RECIPE_OF, write_one).hit
-    assert {file.name for file in path.iterdir()} == {"one.txt", RECIPE}
+def flip(file: Path) -> None:
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda entry: flip(entry / "deep" / "two.bin"), "deep/two.bin holds other bytes than were written"),
+        (lambda entry: (entry / "one.txt").write_text(""), "one.txt has 0 bytes instead of 1"),
+        (lambda entry: (entry / "one.txt").unlink(), "one.txt is missing"),
+        (lambda entry: (entry / RECIPE).write_text('{"form'), "its recipe.json cannot be read"),
+        (lambda entry: (entry / RECIPE).unlink(), "its recipe.json cannot be read"),
+    ],
+)
+def test_a_damaged_entry_is_said_and_made_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], object], said: str
+) -> None:
+    def compute(folder: Path) -> None:
+        write_one(folder)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "two.bin").write_bytes(b"2" * 3_000_000)
+
+    place = Store(tmp_path).entry("filter", RECIPE_OF, compute).path
+    harm(place)
+    with pytest.raises(NotStored):  # a plan does not count on it
+        StoreView(tmp_path).entry("filter", RECIPE_OF, never)
+    list(Store(tmp_path).listing())
+    assert not caplog.messages
+    assert not Store(tmp_path).entry("filter", RECIPE_OF, compute).hit
+    assert caplog.messages == [f"store: {place}: {said}; computed anew"]
+    again = Store(tmp_path)
+    assert again.entry("filter", RECIPE_OF, never).hit
+    flip(place / "one.txt")
+    assert again.entry("filter", RECIPE_OF, never).hit  # a process looks at an entry once
 
 
 def test_listing(tmp_path: Path) -> None:
