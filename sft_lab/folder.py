@@ -6,11 +6,12 @@ Whatever reads or writes a run folder goes through here, so this is the one list
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import socket
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,18 @@ class RunFolder:
         where = {"host": socket.gethostname(), "pid": os.getpid()}
         write_json(self.status, {"state": state, "time": now, **where, **more})
 
+    def _mark_in_need(self, state: str, **more: Any) -> None:
+        """Mark, in the old file's block where there is no room for another file."""
+        try:
+            self._mark(state, **more)
+        except OSError:
+            with suppress(OSError, ValueError), self.status.open("r+", encoding="utf-8") as file:
+                told = {**json.load(file), "state": state, **more}
+                told.pop("traceback", None)  # too long for that block
+                file.seek(0)
+                file.write(json.dumps(told))
+                file.truncate()
+
     def mark_failed(self, error: str) -> None:
         """Say so of a job that could not say it itself."""
         self._mark(FAILED, work=self.work(), error=error)
@@ -90,10 +103,10 @@ class RunFolder:
                 yield
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
-                self._mark(FAILED, work=work, error=said, traceback=traceback.format_exc())
+                self._mark_in_need(FAILED, work=work, error=said, traceback=traceback.format_exc())
                 raise
             except BaseException:  # Ctrl-C, SIGTERM turned into SystemExit
-                self._mark(INTERRUPTED, work=work)
+                self._mark_in_need(INTERRUPTED, work=work)
                 raise
             self._mark(FINISHED, work=work)
 

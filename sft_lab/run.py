@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_lab import shortage
 from sft_lab.bench import Bench, log, package_path, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
@@ -201,7 +202,7 @@ class Run:
         from sft_lab.training_session import TrainingSession
 
         folder = _folder(path)
-        with folder.running(), TrainingSession(self, folder) as session:
+        with folder.running(), shortage.told(self, folder.path), TrainingSession(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
             base = session.measure_base(data)
@@ -224,7 +225,7 @@ class Run:
         from sft_lab.session import Session
 
         folder = _folder(path)
-        with folder.running(PREPARE), Session(self, folder) as session:
+        with folder.running(PREPARE), shortage.told(self, folder.path), Session(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
             session.write_dataset(data)

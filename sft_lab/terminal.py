@@ -36,6 +36,7 @@ def prepare(*, verbose: bool = False) -> None:
 
     Called before anything heavy is imported; what the user has set in the environment stays.
     """
+    logging.raiseExceptions = False  # a log that cannot be written (the disk is full) is no second error to tell
     own = logging.getLogger("sft_lab")
     own.setLevel(logging.DEBUG if verbose else logging.INFO)
     own.propagate = False

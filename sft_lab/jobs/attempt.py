@@ -54,9 +54,10 @@ def attempt(folder: RunFolder, run: Run, work: str) -> Failure | None:
             (run.prepare_only if work == PREPARE else run.execute)(folder.path)
     except UserError as error:
         return Failure(folder, str(error), by_input=True)
+    except SftLabError as error:
+        return Failure(folder, str(error), by_input=False)
     except Exception as error:  # noqa: BLE001 - whatever went wrong is this job's failure, not the sweep's
-        if not isinstance(error, SftLabError):
-            log.debug("%s", traceback.format_exc())
+        log.debug("%s", traceback.format_exc())
         return Failure(folder, f"{type(error).__name__}: {error}", by_input=False)
     return None
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_lab.bench import log
@@ -10,15 +14,16 @@ from sft_lab.files import flat
 from sft_lab.tracking.options import Mirror
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sft_lab.folder import RunFolder
 
 STEP = "train/global_step"
 
 
 class WandbMirror(Mirror):
-    """A W&B run of its own, whatever else this process has logged before."""
+    """A W&B run of its own, whatever else this process has logged before.
+
+    Its client is called in a thread of its own: some calls ask the server and wait, and training must not.
+    """
 
     def __init__(
         self,
@@ -33,53 +38,95 @@ class WandbMirror(Mirror):
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # W&B's own times are 90 seconds at the start and for ever at the end; who wants others sets these.
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
         import wandb
 
-        self._mode = mode
+        self._wandb, self._mode, self._failed = wandb, mode, False
         # In a sweep all runs lie in one wandb folder, so that they can be viewed together.
         place = folder.sweep or folder.path
-        self._place = place / "wandb"
         place.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            dir=place,
-            mode=mode,
-            id=run_id,
-            resume="allow" if mode == "online" else None,
-            project=project,
-            entity=entity,
-            group=folder.sweep.name if folder.sweep else None,
-            name=folder.path.name.rpartition("-")[0] or folder.path.name if folder.sweep else folder.path.name,
-            tags=tags or None,
-            config=flat(config),
+        settings = wandb.Settings(console="off", disable_code=True, x_disable_stats=True, finish_timeout_raises=True)
+        options: dict[str, Any] = {
+            "settings": settings,
+            "dir": place,
+            "id": run_id,
+            "project": project,
+            "entity": entity,
+            "group": folder.sweep.name if folder.sweep else None,
+            "name": folder.path.name.rpartition("-")[0] or folder.path.name if folder.sweep else folder.path.name,
+            "tags": tags or None,
+            "config": flat(config),
             # The default hands the second job of a sweep the first one's run.
-            reinit="finish_previous",
-            settings=wandb.Settings(console="off", disable_code=True, x_disable_stats=True),
-        )
+            "reinit": "finish_previous",
+        }
+        if mode == "online":
+            try:
+                self._run = wandb.init(**options, mode=mode, resume="allow")
+            except wandb.Error as error:
+                log.warning("W&B cannot be reached or refuses (%s); this run is recorded offline", _first_line(error))
+                self._mode = "offline"
+                wandb.teardown()  # its service keeps the run's name from being taken again
+        if self._mode == "offline":
+            self._run = wandb.init(**options, mode="offline")
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
-        self._wandb = wandb
+        self._actions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
 
     def log(self, event: dict[str, float]) -> None:
         """Log metrics against ``train/global_step``."""
         metrics = {name: value for name, value in event.items() if name not in ("step", "epoch")}
-        self._run.log({STEP: int(event["step"]), "train/epoch": event.get("epoch", 0.0), **metrics})
+        whole = {STEP: int(event["step"]), "train/epoch": event.get("epoch", 0.0), **metrics}
+        self._send(lambda: self._run.log(whole))
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Log a table."""
-        self._run.log({name: self._wandb.Table(columns=columns, data=rows)})
+        self._send(lambda: self._run.log({name: self._wandb.Table(columns=columns, data=rows)}))
 
     def picture(self, name: str, file: Path) -> None:
         """Log a figure as it is: W&B shows SVG inside a page, sharp at any size."""
         svg = file.read_text(encoding="utf-8")
-        self._run.log({f"figures/{name}": self._wandb.Html(svg[svg.index("<svg") :], inject=False)})
+        page = svg[svg.index("<svg") :]
+        self._send(lambda: self._run.log({f"figures/{name}": self._wandb.Html(page, inject=False)}))
 
     def finish(self, summary: dict[str, Any] | None) -> str | None:
-        """End the run; a run that has no summary failed."""
-        for name, value in flat(summary or {}).items():
-            self._run.summary[name] = str(value) if isinstance(value, list | dict) else value
-        url, folder = self._run.url, self._run.settings.sync_dir
-        self._run.finish(exit_code=0 if summary is not None else 1)
-        if self._mode == "online":
-            return f"W&B: {url}"
-        log.debug("W&B offline run: %s", folder)
-        return f"W&B (offline): wandb sync {folder}"
+        """End the run; a run that has no summary failed. Says where to look, or what is still to be sent."""
+        values = {name: str(value) if isinstance(value, list | dict) else value
+                  for name, value in flat(summary or {}).items()}  # fmt: skip
+        self._send(lambda: self._run.summary.update(values))
+        self._send(lambda: self._run.finish(exit_code=0 if summary is not None else 1))
+        self._actions.put(None)
+        settings = self._run.settings
+        self._thread.join(settings.finish_timeout + 1)
+        if self._mode == "offline":
+            return f"W&B (offline): wandb sync {settings.sync_dir}"
+        sent = not self._thread.is_alive() and not self._failed and not _tells_of_errors(Path(settings.log_internal))
+        return f"W&B: {self._run.url}" if sent else f"W&B (not all was sent): wandb sync {settings.sync_dir}"
+
+    def _send(self, action: Callable[[], object]) -> None:
+        self._actions.put(action)
+
+    def _work(self) -> None:
+        """Do one action after another; what goes wrong ends the mirror and not the training."""
+        while action := self._actions.get():
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - whatever the client raises
+                self._failed = True
+                log.warning("W&B takes no more (%s); the record in the run folder goes on", _first_line(error))
+                return
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _tells_of_errors(client_log: Path) -> bool:
+    """Whether W&B's client wrote of errors: it retries and gives up without a word to the process it serves."""
+    try:
+        return '"level":"ERROR' in client_log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False

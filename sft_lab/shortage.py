@@ -1,0 +1,71 @@
+"""The machine runs short of disk or memory: said in one message, with the knobs to turn."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sft_lab.errors import JobError, SftLabError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sft_lab.run import Run
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, larger than a file may be
+# Writers in Rust and C++ have errors of their own, whose words are all they tell; the last is torch.save's.
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc")
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
+
+
+@contextmanager
+def told(run: Run, folder: Path) -> Iterator[None]:
+    """Turn an error for want of disk or memory into one that says what to do; all others pass.
+
+    Args:
+        run: whose knobs are named.
+        folder: of the run.
+
+    Raises:
+        JobError: in such an error's stead.
+    """
+    try:
+        yield
+    except SftLabError:
+        raise
+    except Exception as error:
+        if (isinstance(error, OSError) and error.errno in FULL) or _says(error, _FULL_WORDS):
+            raise JobError(_no_space(error, run, folder)) from error
+        if isinstance(error, MemoryError) or _says(error, _MEMORY_WORDS):
+            raise JobError(_no_memory(error, run)) from error
+        raise
+
+
+def _says(error: Exception, words: tuple[str, ...]) -> bool:
+    return any(word in str(error) for word in words)
+
+
+def _no_space(error: Exception, run: Run, folder: Path) -> str:
+    return (
+        f"no space left in {folder} or in the store {run.store.open().root} ({_words(error)}); make room, then the same "
+        "command goes on from what is finished (sft-lab store prune removes results that were not used for a while)"
+    )
+
+
+def _no_memory(error: Exception, run: Run) -> str:
+    trainer = run.trainer
+    batch = trainer.per_device_train_batch_size
+    return (
+        f"out of memory ({_words(error)}); a training batch is {batch} rows of up to {trainer.max_length} tokens, a "
+        f"measuring batch {run.evaluation.batch_tokens} tokens. Lower trainer.per_device_train_batch_size and raise "
+        "trainer.gradient_accumulation_steps by as much, lower trainer.max_length or evaluation.batch_tokens, set "
+        "trainer.activation_checkpointing=true, or train an adapter (trainer=lora, on a GPU qlora); sft-lab plan says "
+        "what weights and optimizer take"
+    )
+
+
+def _words(error: Exception) -> str:
+    said = str(error) if not isinstance(error, OSError) or not error.filename else f"{error.strerror}: {error.filename}"
+    return " ".join(said.split())[:300] or type(error).__name__

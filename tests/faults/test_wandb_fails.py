@@ -1,0 +1,84 @@
+"""W&B unreachable, slow or refusing: training goes on, the record is whole, and the end says what to send."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from wandb_stand_in import StandIn
+
+from sft_lab.cli import main
+
+pytestmark = pytest.mark.slow
+FEW = ["trainer.max_steps=3", "trainer.logging_steps=1", "evaluation.prompts=[]", "evaluation.general=null",
+       "evaluation.outputs=0", "evaluation.baseline.examples=0", "evaluation.baseline.system_prompt=null"]  # fmt: skip
+ONLINE = ["tracking=wandb", "tracking.mode=online"]
+
+
+@pytest.fixture(autouse=True)
+def _client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Let W&B's client read this test's environment, and not the last one's."""
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "4")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def record(folder: str) -> list[Any]:
+    """What a run told, without its speeds."""
+    told = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in event.items() if "second" not in name} for event in told]
+
+
+@pytest.fixture
+def undisturbed(here: Path, tiny: list[str]) -> list[Any]:
+    assert main([*tiny, *FEW, "hydra.run.dir=undisturbed"]) == 0
+    return record("undisturbed")
+
+
+@pytest.mark.parametrize("harm", ["", "refuses", "hangs", "closes"])
+@pytest.mark.parametrize("at", ["start", "stream"])
+def test_a_run_goes_on_without_wandb(
+    undisturbed: list[Any], tiny: list[str], at: str, harm: str,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    server = StandIn(harm, at)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    try:
+        began = time.monotonic()
+        assert main([*tiny, *FEW, *ONLINE, "hydra.run.dir=run"]) == 0
+        assert time.monotonic() - began < 40
+    finally:
+        server.end()
+    said = capfd.readouterr().err
+    assert record("run") == undisturbed
+    sync = re.search(r"wandb sync (\S+)", said)
+    if not harm:
+        assert f"W&B: {server.url}/me/sft_lab/runs/" in said
+        assert not sync
+        assert "eval/loss" in "".join(server.streamed)
+        return
+    assert sync
+    assert list(Path(sync[1]).glob("*.wandb"))
+    assert ("this run is recorded offline" in said) == (at == "start")
+    assert ("W&B (not all was sent)" in said) == (at == "stream")
+
+
+def test_nobody_there_at_all(
+    undisturbed: list[Any], tiny: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = StandIn()
+    server.end()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    assert main([*tiny, *FEW, *ONLINE, "hydra.run.dir=run"]) == 0
+    assert "W&B (offline): wandb sync" in capfd.readouterr().err
+    assert record("run") == undisturbed
