@@ -8,16 +8,19 @@ import json
 import math
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 FORMAT = 1  # of every json file sft_lab writes
+TEMPORARY = ".part"  # how the names of half-written files end
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` through a temporary file and a rename, so a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -28,6 +31,19 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def clear_temporary(folder: Path, older_than: float = 0.0) -> None:
+    """Remove what ``write_text`` left in a folder and below when it was killed before the rename.
+
+    Args:
+        folder: where nobody else writes, or ...
+        older_than: seconds in which a writer at work would have come to its end.
+    """
+    for found in folder.rglob(f".*{TEMPORARY}"):
+        with suppress(FileNotFoundError):
+            if time.time() - found.stat().st_mtime >= older_than:
+                found.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import socket
 import traceback
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.errors import FolderError
-from sft_lab.files import read_json, write_json
+from sft_lab.files import clear_temporary, read_json, write_json
 
 SWEEP = "sweep.json"  # marks a folder as a sweep's; its run folders lie in it
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
@@ -96,6 +97,7 @@ class RunFolder:
             raise self._unwritable(error) from error
         with self._held():
             try:
+                clear_temporary(self.path)
                 self._mark(RUNNING, work=work)
             except OSError as error:
                 raise self._unwritable(error) from error
@@ -109,6 +111,14 @@ class RunFolder:
                 self._mark_in_need(INTERRUPTED, work=work)
                 raise
             self._mark(FINISHED, work=work)
+            if work == RUN:
+                # Last, since a run that is cut off before it is finished goes on from them.
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what a kill behind the last word left in a finished run's folder: lock and checkpoints."""
+        if not self.is_held():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def is_held(self) -> bool:
         """Whether a process works in the folder at this moment."""

@@ -120,6 +120,7 @@ class TrainingSession(Session):
         with self._clock.running():
             tuned = self._last_measurement(data, trained)
         renderer = self.run.template.bind(self.bench)
+        shutil.rmtree(self.folder.model, ignore_errors=True)  # what a killed run had begun to save
         saved.save(
             trained.model,
             self.bench.tokenizer,
@@ -160,7 +161,6 @@ class TrainingSession(Session):
         for name, rows in answers.items():
             if rows:
                 self._mirror.table(name, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
-        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         return self._end(summary)
 
     def score_test(self) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def execute(folder: RunFolder, work: str = RUN) -> Failure | None:
     run = configs.load(folder.config)
     if folder.state() == FINISHED and folder.work() in (RUN, work):
         log.info("%s: finished before; nothing to do", folder.path)
+        folder.tidy()
         return None
     if problems := run.check():
         raise UserError("; ".join(problems))

@@ -18,7 +18,7 @@ from typing import Any
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
 from sft_lab.errors import FolderError, SftLabError
-from sft_lab.files import digest, flat, read_json, write_json, write_text
+from sft_lab.files import TEMPORARY, clear_temporary, digest, flat, read_json, write_json, write_text
 from sft_lab.folder import FINISHED, PREPARE, RUN, SWEEP, RunFolder
 from sft_lab.run import NOT_IDENTITY, Run
 
@@ -156,6 +156,7 @@ def _marker(sweep: Path, plan: Plan) -> dict[str, Any]:
 def _claim(sweep: Path, marker: dict[str, Any]) -> None:
     try:
         write_json(sweep / SWEEP, marker)
+        clear_temporary(sweep, older_than=60)
     except OSError as error:
         raise FolderError(f"hydra.sweep.dir={sweep}: cannot be written ({error.strerror}); choose another") from error
 
@@ -173,7 +174,9 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
     if folder.path.exists() and not folder.path.is_dir():
         raise FolderError(f"{folder.path}: a file, not a folder")
     if not folder.config.exists():
-        strangers = [name.name for name in folder.path.iterdir()] if folder.path.exists() else []
+        names = [found.name for found in folder.path.iterdir()] if folder.path.exists() else []
+        # A command killed before its first rename leaves its half-written config.
+        strangers = [name for name in names if not name.endswith(TEMPORARY)]
         if strangers:
             raise FolderError(
                 f"{folder.path}: not empty and no run folder (it holds {', '.join(sorted(strangers)[:3])}); "
@@ -184,8 +187,7 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
         return Standing.new
     try:
         # The same text is the same config, and read in no time; a sweep asks this of each of its jobs.
-        same = folder.config.read_text(encoding="utf-8") == run.to_yaml()
-        old = run if same else configs.load(folder.config)
+        old = run if _holds(folder.config, run.to_yaml()) else configs.load(folder.config)
     except (SftLabError, OSError, UnicodeDecodeError) as error:
         raise FolderError(
             f"{folder.path}: its config.yaml cannot be read ({error}); rerun=true runs it again"
@@ -221,12 +223,18 @@ def _write(placed: Placed) -> Placed:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
         folder.path.rename(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
         made = True
-    if placed.standing is not Standing.finished:
+    text = run.to_yaml()
+    # The same text is left alone: another command may be at work here.
+    if placed.standing is not Standing.finished and not _holds(folder.config, text):
         try:
-            write_text(folder.config, run.to_yaml())
+            write_text(folder.config, text)
         except OSError as error:
             raise FolderError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
     return replace(placed, made=made)
+
+
+def _holds(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text(encoding="utf-8") == text
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:

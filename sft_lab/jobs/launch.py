@@ -25,6 +25,7 @@ def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
         title = f"[{number}/{len(placed)}] {one.folder.path.name}" if len(placed) > 1 else ""
         if one.standing is Standing.finished:
             log.info("%s: finished before; nothing to do", title or one.folder.path)
+            one.folder.tidy()
         else:
             todo.append((title, one))
     if isinstance(launcher, Processes) and len(placed) > 1:

@@ -20,10 +20,10 @@ import datasets
 import torch
 import transformers
 import trl
-from transformers.trainer_utils import get_last_checkpoint
 
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError
+from sft_lab.files import read_json
 from sft_lab.hardware import fast_bf16
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Bar, Event, Recorder, Watch
@@ -350,9 +350,19 @@ def _out_of_patience(state: Any, trainer: Any) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Find the newest checkpoint in a folder, None without one."""
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    return Path(found) if found else None
+    """Find the newest whole checkpoint in a folder, None without one."""
+    found = [one for one in folder.glob("checkpoint-*") if one.name.removeprefix("checkpoint-").isdigit()]
+    newest = sorted(found, key=lambda one: int(one.name.removeprefix("checkpoint-")), reverse=True)
+    return next(filter(_is_whole, newest), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's last file was written to its end; a kill leaves a part, which starts nothing."""
+    try:
+        read_json(checkpoint / "trainer_state.json")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
