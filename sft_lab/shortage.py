@@ -48,8 +48,9 @@ def _says(error: Exception, words: tuple[str, ...]) -> bool:
 
 
 def _no_space(error: Exception, run: Run, folder: Path) -> str:
+    store = run.store.open().root
     return (
-        f"no space left in {folder} or in the store {run.store.open().root} ({_words(error)}); make room, then the same "
+        f"no space left in {folder} or in the store {store} ({_words(error)}); make room, then the same "
         "command goes on from what is finished (sft-lab store prune removes results that were not used for a while)"
     )
 
