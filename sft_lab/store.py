@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sft_lab.errors import FolderError
+from sft_lab.errors import FolderError, SourceError
 from sft_lab.files import digest, read_json, sha256_file, write_json, write_text
 
 RECIPE = "recipe.json"
@@ -64,7 +64,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._hashes: dict[str, str] = {}
+        self._hashes: dict[Path, str] = {}
         self._whole: set[Path] = set()  # entries whose bytes this process has looked at
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
@@ -76,11 +76,11 @@ class Store:
             FolderError: if the store cannot be written.
         """
         began = time.monotonic()
+        if found := self._found(stage, recipe):
+            return found
         recipe = {"stage": stage, **recipe}
         key = digest(recipe)[:32]
         place = self.root / stage / key
-        if self._complete(place):
-            return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
         with self.lock(f"{stage}-{key}"):
             if self._complete(place):
                 return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
@@ -109,24 +109,42 @@ class Store:
             name: of the input; processes that read the same one wait for each other.
             recipe: None until it is known.
             compute: writes the entry; afterwards the recipe is known.
+
+        Raises:
+            SourceError: if it is not, so that the entry has no name of its own.
         """
         began = time.monotonic()
-        if (known := recipe()) is not None:
-            return self.entry(stage, known, compute)
+        if found := self._found(stage, recipe()):
+            return found
         with self.lock(f"{stage}-{name}"):
-            if (known := recipe()) is not None:
-                return self.entry(stage, known, compute)
+            if found := self._found(stage, recipe()):
+                return found
             temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
             self._make(temporary)
             try:
                 compute(temporary)
-                entry = self.entry(stage, recipe() or {}, lambda folder: _move_all(temporary, folder))
+                # Known by now, and of the bytes that were read, whatever has become of the file since.
+                if (known := recipe()) is None:
+                    raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
+                entry = self.entry(stage, known, lambda folder: _move_all(temporary, folder))
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return replace(entry, seconds=time.monotonic() - began)
 
+    def _found(self, stage: str, recipe: dict[str, Any] | None) -> Entry | None:
+        began = time.monotonic()
+        key = digest({"stage": stage, **(recipe or {})})[:32]
+        place = self.root / stage / key
+        if recipe is None or not self._complete(place):
+            return None
+        return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
+
     def sha256(self, file: Path) -> str:
-        """SHA-256 of a file's bytes, which are read only if they are not known."""
+        """SHA-256 of a file's bytes, which are read only if they are not known.
+
+        A store remembers what it was told of a file for as long as it is open: to a run a file is what it was when it
+        was read, even if it changes on the way.
+        """
         known = self.known_sha256(file)
         if known is None:
             before = file.stat()
@@ -136,12 +154,11 @@ class Store:
 
     def known_sha256(self, file: Path) -> str | None:
         """The hash of a file that was read before and has not been touched since; None when it must be read."""
-        recipe = _file_recipe(file, file.stat())
-        key = digest(recipe)[:32]
-        place = self.root / "file" / key
-        if key not in self._hashes and self._complete(place):
-            self._hashes[key] = (place / "sha256").read_text()
-        return self._hashes.get(key)
+        if file not in self._hashes:
+            place = self.root / "file" / digest(_file_recipe(file, file.stat()))[:32]
+            if self._complete(place):
+                self._hashes[file] = (place / "sha256").read_text()
+        return self._hashes.get(file)
 
     def remember_sha256(self, file: Path, before: os.stat_result, value: str) -> None:
         """Remember a file's hash.
@@ -151,9 +168,9 @@ class Store:
             before: what the file system said of it before they were.
             value: 64 hex digits.
         """
-        recipe = _file_recipe(file, before)
-        self._hashes[digest(recipe)[:32]] = value
+        self._hashes[file] = value
         if time.time() - max(before.st_mtime, before.st_ctime) > FRESH:
+            recipe = _file_recipe(file, before)
             del recipe["stage"]
             self.entry("file", recipe, lambda folder: write_text(folder / "sha256", value))
 
@@ -253,11 +270,9 @@ class StoreView(Store):
         Raises:
             NotStored: if it is not there.
         """
-        key = digest({"stage": stage, **recipe})[:32]
-        place = self.root / stage / key
-        if not self._complete(place):
-            raise NotStored(stage, key)
-        return Entry(stage, key, place, hit=True, seconds=0.0)
+        if found := self._found(stage, recipe):
+            return found
+        raise NotStored(stage, digest({"stage": stage, **recipe})[:32])
 
     def entry_once_read(
         self, stage: str, name: str, recipe: Callable[[], dict[str, Any] | None], compute: Callable[[Path], None]
@@ -272,9 +287,9 @@ class StoreView(Store):
             raise NotStored(stage, name)
         return self.entry(stage, known, compute)
 
-    def remember_sha256(self, file: Path, before: os.stat_result, value: str) -> None:
+    def remember_sha256(self, file: Path, before: os.stat_result, value: str) -> None:  # noqa: ARG002
         """Remember for as long as this view lives."""
-        self._hashes[digest(_file_recipe(file, before))[:32]] = value
+        self._hashes[file] = value
 
     def _present(self, place: Path) -> bool:
         return (place / RECIPE).exists()

@@ -107,7 +107,7 @@ Found = Record | None | SourceError
 def _read(file: Path, store: Store) -> Iterator[Found]:
     name = file.name.lower()
     if name.endswith(".parquet"):
-        yield from _read_parquet(file)
+        yield from _read_parquet(file, store)
         return
     read = _read_csv if name.endswith(".csv") else _read_lines if ".jsonl" in name[-9:] else _read_array
     try:
@@ -128,12 +128,16 @@ def _opened(file: Path, store: Store) -> Iterator[IO[bytes]]:
     with HashingReader(file) as raw:
         buffered = io.BufferedReader(raw, 2**20)
         stream: Any = gzip.GzipFile(fileobj=buffered) if file.name.lower().endswith(".gz") else buffered
-        yield stream
-        value = raw.sha256()
-    after = file.stat()
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        try:
+            yield stream
+        finally:  # also behind a broken place: what is left out is part of the file
+            value = raw.sha256()
+            after = file.stat()
+            still = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+            if still:
+                store.remember_sha256(file, before, value)
+    if not still:
         raise SourceError(f"{file}: changed while it was read; start again when nothing writes to it")
-    store.remember_sha256(file, before, value)
 
 
 class _Lines:
@@ -224,8 +228,8 @@ def _read_array(file: Path, stream: IO[bytes]) -> Iterator[Found]:
     yield from (record if isinstance(record, dict) else None for record in content)
 
 
-def _read_parquet(file: Path) -> Iterator[Found]:
-    # Read by its own index, not from beginning to end: its hash is taken by itself.
+def _read_parquet(file: Path, store: Store) -> Iterator[Found]:
+    store.sha256(file)  # by itself, since the file is read by its own index and not from beginning to end
     import pyarrow as pa
     import pyarrow.parquet as pq
 
