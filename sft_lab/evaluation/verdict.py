@@ -52,7 +52,7 @@ class Limits:
     overfitting_rise: float = 0.05
     overfitting_gap: float = 0.2
     underfitting_gain: float = 0.01
-    undertrained_share: float = 0.25
+    undertrained_share: float = 0.33
     ended_share: float = 0.1
     able_accuracy: float = 0.2
     converged_within: float = 0.01
