@@ -5,8 +5,8 @@
     python benchmarks/verdicts.py --file conversations.jsonl.gz  # on conversations of your own (ShareGPT)
 
 The settings below were written down before the first of these runs was made. Where a rule or limit was changed after
-it, the draws were too (docs/verdicts.md tells of each change). Each setting of the tiny model is run on three draws: another order of the source, of which
-the first rows are trained, and another seed. Held-out rows stay.
+it, the draws were too (docs/verdicts.md tells of each change). Each setting of the tiny model is run on three draws:
+another order of the source, of which the first rows are trained, and another seed. Held-out rows stay.
 
 Goals: at least 90% of the runs get the verdict they were made for, and no healthy one gets another.
 """

@@ -13,8 +13,9 @@ from sft_lab.files import read_json
 from sft_lab.store import Store
 
 YEARS = 365 * 86400.0
-FEW = ["trainer.max_steps=3", "trainer.eval_steps=1", "evaluation.prompts=[]", "evaluation.outputs=0",
-       "evaluation.general=null", "evaluation.baseline.examples=0", "evaluation.baseline.system_prompt=null"]  # fmt: skip
+FEW = ["trainer.max_steps=3", "trainer.eval_steps=1", "evaluation.prompts=[]",
+       "evaluation.outputs=0", "evaluation.general=null", "evaluation.baseline.examples=0",
+       "evaluation.baseline.system_prompt=null"]  # fmt: skip
 
 
 @pytest.mark.slow
