@@ -49,7 +49,8 @@ def clear_temporary(folder: Path, older_than: float = 0.0) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` with ``"format": 1`` first; NaN and infinity become null, since JSON has neither."""
     text = json.dumps(finite({"format": FORMAT, **content}), ensure_ascii=False, indent=2, allow_nan=False)
-    write_text(path, text + "\n")
+    # A file name that is not UTF-8 comes as lone surrogates; what stands for one here is JSON's own escape.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -240,6 +240,8 @@ def _read_parquet(file: Path, store: Store) -> Iterator[Found]:
             rows += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         yield SourceError(f"{file}, after row {rows}: not a parquet file ({error}); copy or download it again")
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond the year 9999
+        yield SourceError(f"{file}, after row {rows}: a value that cannot be read ({error}); write the file again")
 
 
 @dataclass

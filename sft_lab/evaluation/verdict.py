@@ -3,7 +3,8 @@
 The rules, in order; the first that holds is the verdict (``docs/verdicts.md`` has the reasons):
 
 1. ``diverged``: a loss that is no number.
-2. ``not_judged``: no held-out loss, or fewer measurements than ``min_evaluations``.
+2. ``not_judged``: no held-out loss, none of the base model that is a number, or fewer measurements than
+   ``min_evaluations``.
 3. ``diverged``: held-out loss ends ``diverged_rise`` above the base model's or above its own best, and so does what is
    trained on.
 4. ``template_not_learned``: ``stray_share`` of the answers to held-out prompts hold control tokens, and fewer of the
@@ -111,7 +112,7 @@ class Observed:
     @property
     def back(self) -> float:
         """How far it ended above its lowest, as a share."""
-        return self.last / self.best - 1
+        return _rise(self.last, self.best)
 
 
 @dataclass(frozen=True)
@@ -151,25 +152,29 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
         evidence.append({"rule": found.rule, "value": found.value, "limit": found.limit, "says": found.says})
         if found.holds:
             return Verdict(found.rule, evidence)
-    rise = seen.last / seen.base["eval/loss"] - 1
+    rise = _rise(seen.last, seen.base["eval/loss"])
     says = f"held-out loss ended {_change(rise)} the base model's and {seen.back:.1%} above its best"
     return Verdict("healthy", [*evidence, {"rule": "healthy", "value": rise, "limit": None, "says": says}])
 
 
 def _not_a_number(seen: Observed, _: Limits) -> Finding | None:
-    broken = not seen.all_finite or not all(math.isfinite(loss) for _, loss in seen.held_out)
+    losses = [loss for _, loss in (*seen.held_out, *seen.train)]
+    losses += [seen.tuned.get(name) or 0.0 for name in ("eval/loss", "train/probe_loss")]
+    broken = not seen.all_finite or not all(map(math.isfinite, losses))
     return Finding("diverged", True, None, None, "a loss was not a number") if broken else None
 
 
 def _too_little(seen: Observed, limits: Limits) -> Finding | None:
-    known, needed = len(seen.held_out), limits.min_evaluations
-    if seen.base.get("eval/loss") is not None and known >= needed:
+    known, needed, base = len(seen.held_out), limits.min_evaluations, seen.base.get("eval/loss")
+    if base is not None and not math.isfinite(base):
+        return Finding("not_judged", True, None, None, "the base model's held-out loss is not a number")
+    if base is not None and known >= needed:
         return None
     return Finding("not_judged", True, known, needed, f"{known} held-out measurements, {needed} are needed")
 
 
 def _above_base(seen: Observed, limits: Limits) -> Finding:
-    rise = seen.last / seen.base["eval/loss"] - 1
+    rise = _rise(seen.last, seen.base["eval/loss"])
     before, after = (found.get("train/probe_loss") for found in (seen.base, seen.tuned))
     worse = before is None or after is None or after > before  # what overfits knows its training rows better
     says = f"held-out loss ended {_change(rise)} the base model's"
@@ -225,7 +230,7 @@ def _rose_again(seen: Observed, limits: Limits) -> Finding:
 
 
 def _hardly_improved(seen: Observed, limits: Limits) -> Finding:
-    gain = 1 - seen.best / seen.base["eval/loss"]
+    gain = -_rise(seen.best, seen.base["eval/loss"])
     says = f"the best held-out loss is {_change(-gain)} the base model's"
     return Finding("underfitting", gain < limits.underfitting_gain, gain, limits.underfitting_gain, says)
 
@@ -252,6 +257,13 @@ RULES: tuple[Callable[[Observed, Limits], Finding | None], ...] = (
     _not_a_number, _too_little, _above_base, _broke_down, _stray_tokens, _foreign_end, _recalled, _rose_again,
     _hardly_improved, _still_improving, _endless,
 )  # fmt: skip
+
+
+def _rise(after: float, before: float) -> float:
+    """How far one loss lies above another, as a share of it; infinitely far above one that is 0."""
+    if before:
+        return after / before - 1
+    return math.inf if after else 0.0
 
 
 def _change(share: float) -> str:
