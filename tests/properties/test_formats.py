@@ -223,7 +223,7 @@ def test_an_id_is_the_place_and_the_content_alone(talks: list[Any], more: list[A
 @given(st.sampled_from(["[", '{"a":', '{"messages":[']), st.integers(900, 1100), st.sampled_from(["id", "prompt"]))
 def test_deep_records_are_no_way_out(opening: str, depth: int, column: str) -> None:
     closing = "".join("]" if mark == "[" else "}" for mark in reversed(opening) if mark in "[{")
-    deep = f'{opening * depth}1{closing * depth}'
+    deep = f"{opening * depth}1{closing * depth}"
     line = f'{{"completion": "a", "{column}": {deep}, "x": 1}}\n{{"prompt": "p", "completion": "b"}}\n'
     with file_of(line.encode()) as (path, bench):
         try:

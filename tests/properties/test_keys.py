@@ -27,9 +27,9 @@ def survives(content: Any) -> bool:
     return same(json.loads(json.dumps(content)), content)
 
 
-RECIPES = st.dictionaries(
-    STRINGS.filter(lambda name: name not in ("stage", "format")), VALUES, max_size=4
-).filter(survives)
+RECIPES = st.dictionaries(STRINGS.filter(lambda name: name not in ("stage", "format")), VALUES, max_size=4).filter(
+    survives
+)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -44,7 +44,9 @@ def curves(values: Any) -> Any:
     """Steps that rise from 1, with a value each; none and one among them."""
     steps = st.lists(st.integers(1, 60), unique=True, max_size=10).map(sorted)
     return steps.flatmap(
-        lambda at: st.lists(values, min_size=len(at), max_size=len(at)).map(lambda found: [*zip(at, found, strict=True)])
+        lambda at: st.lists(values, min_size=len(at), max_size=len(at)).map(
+            lambda found: [*zip(at, found, strict=True)]
+        )
     )
 
 
