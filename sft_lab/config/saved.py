@@ -143,7 +143,9 @@ def _not_plain(node: Any, path: str = "") -> Iterator[str]:
     """Values that JSON, or a saved config, cannot hold."""
     if isinstance(node, dict | list):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _not_plain(child, f"{path}.{key}" if path else str(key))
+            here = f"{path}.{key}" if path else str(key)
+            yield from _not_plain(str(key), f"{here} (a key)")
+            yield from _not_plain(child, here)
     elif isinstance(node, float) and not math.isfinite(node):
         yield f"{path}={node}: must be a finite number"
     elif isinstance(node, str) and "${" in node:

@@ -18,6 +18,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("markexpr") == "faults":
         for item in items:
-            if item.path.parent == HERE and not item.get_closest_marker("slow"):
+            if item.path.parent == HERE and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
                 item.add_marker("faults")
                 item.add_marker(pytest.mark.timeout(3600))

@@ -82,8 +82,8 @@ def test_exact_is_equality_of_normalized_texts(pairs: list[tuple[str, str]], kee
     assert Nothing().select(rows, bench()).kept.all()
 
 
-PIECES = ["the quick brown fox ", "jumps over ", "the lazy dog. ", "Paris is the capital ", "of France. ", "عاصمة فرنسا ",
-          "هي باريس. ", "犬は", "速い。", "0123456789 ", "x", "\n"]  # fmt: skip
+PIECES = ["the quick brown fox ", "jumps over ", "the lazy dog. ", "Paris is the capital ", "of France. ",
+          "عاصمة فرنسا ", "هي باريس. ", "犬は", "速い。", "0123456789 ", "x", "\n"]  # fmt: skip
 SENTENCES = st.lists(st.sampled_from(PIECES), max_size=9).map("".join)
 
 

@@ -171,7 +171,7 @@ def test_a_split_parts_its_rows_by_group(
     parts = [sides.train, sides.held_out_rows, sides.test_rows]
     assert sorted(np.concatenate([part.positions for part in parts]).tolist()) == list(range(len(rows)))
     held_of = [set(part.column("group")) for part in parts]
-    assert not (held_of[0] & held_of[1] or held_of[0] & held_of[2] or held_of[1] & held_of[2])
+    assert sum(map(len, held_of)) == len(set[str]().union(*held_of))
     assert len(sides.held_out) <= max_rows
     assert bench().token_counts(sides.held_out).sum(axis=1).max(initial=0) <= max_tokens
     assert sides.side.dropped == {name: len(part) for name, part in (("held_out", parts[1]), ("test", parts[2]))
