@@ -5,6 +5,7 @@ What is here is carried out in that process: the worker of the ``warm`` fixture'
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -28,6 +29,12 @@ def begin(folder: Path) -> None:
     _folder = folder
     write_rows(folder / "rows.jsonl")
     assert run(words(folder / "first" / "run"), folder / "first") == 0, output_of(folder / "first").read_text()
+    gc.freeze()  # what is here by now is not looked through again in every fork
+
+
+def folder() -> Path:
+    """Where this process's attempts lie."""
+    return _folder
 
 
 def write_rows(path: Path) -> None:
@@ -43,13 +50,13 @@ def write_rows(path: Path) -> None:
             file.write(json.dumps({"messages": turns}) + "\n")
 
 
-def words(folder: Path, *more: str) -> list[str]:
-    """Give the command: a real run, small, with a checkpoint at every step."""
+def words(folder: Path, *sweep: str) -> list[str]:
+    """Give the command: a real run, small, with a checkpoint at every step; with further words a sweep."""
     return [
         "dataset=file", f"dataset.path={_folder / 'rows.jsonl'}", "split.eval_share=0.4", "filter=answered",
         "decontaminate.method=exact", "dedup=minhash", "model=tiny_random", "trainer=smoke", "threads=1",
         "tracking=local", "evaluation.prompts=[]", "evaluation.outputs=0", "trainer.max_steps=3",
-        "trainer.save_steps=1", "trainer.eval_steps=2", f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", *more,
+        "trainer.save_steps=1", "trainer.eval_steps=2", f"hydra.{'sweep' if sweep else 'run'}.dir={folder}", *sweep,
     ]  # fmt: skip
 
 
@@ -145,7 +152,7 @@ def run_differences(whole: Path, resumed: Path) -> list[str]:
     if problems:
         return problems
     for name in ("summary.json", "metrics.jsonl", "waterfall.json"):
-        problems += [f"{name}: {one}" for one in _differences(_results(whole / name), _results(resumed / name))]
+        problems += [f"{name}: {one}" for one in _differences(results(whole / name), results(resumed / name))]
     for name in ("model/adapter_model.safetensors", "eval.parquet", "dropped.parquet", "config.yaml"):
         if (resumed / name).read_bytes() != (whole / name).read_bytes():
             problems.append(f"{name}: other bytes")
@@ -200,7 +207,7 @@ def _differences(whole: list[dict[str, Any]], resumed: list[dict[str, Any]]) -> 
     ]
 
 
-def _results(file: Path) -> list[dict[str, Any]]:
+def results(file: Path) -> list[dict[str, Any]]:
     text = file.read_text(encoding="utf-8")
     found = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else [json.loads(text)]
     return [{name: value for name, value in one.items() if name not in NOT_RESULTS} for one in found]
