@@ -33,6 +33,16 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def sync(folder: Path) -> None:
+    """Have a folder with all below it on the disk, where a power cut cannot take it back."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def clear_temporary(folder: Path, older_than: float = 0.0) -> None:
     """Remove what ``write_text`` left in a folder and below when it was killed before the rename.
 

@@ -20,10 +20,11 @@ import datasets
 import torch
 import transformers
 import trl
+from transformers.trainer_utils import rotate_checkpoints
 
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError
-from sft_lab.files import read_json
+from sft_lab.files import read_json, sync
 from sft_lab.hardware import fast_bf16
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Bar, Event, Recorder, Watch
@@ -150,6 +151,16 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         metrics = {f"eval_{name.removeprefix('eval/')}": value for name, value in measured.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As Transformers does, but the older checkpoint goes when the new one is on the disk, and not before."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            sync(folder / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Ours is written at the end."""

@@ -18,7 +18,7 @@ PLACES = [
     ("write", "/checkpoint-2/trainer_state.json"),
     ("unlinkat", "/checkpoint-1/"),
     ("write", "/run/model/"),
-    ("unlinkat", "/checkpoint-3/"),
+    ("unlinkat", "/checkpoint-2/"),
 ]
 
 

@@ -55,8 +55,9 @@ def words(folder: Path, *sweep: str) -> list[str]:
     return [
         "dataset=file", f"dataset.path={_folder / 'rows.jsonl'}", "split.eval_share=0.4", "filter=answered",
         "decontaminate.method=exact", "dedup=minhash", "model=tiny_random", "trainer=smoke", "threads=1",
-        "tracking=local", "evaluation.prompts=[]", "evaluation.outputs=0", "trainer.max_steps=3",
-        "trainer.save_steps=1", "trainer.eval_steps=2", f"hydra.{'sweep' if sweep else 'run'}.dir={folder}", *sweep,
+        "tracking=local", "evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null",
+        "trainer.max_steps=2", "trainer.save_steps=1", "trainer.eval_steps=2",
+        f"hydra.{'sweep' if sweep else 'run'}.dir={folder}", *sweep,
     ]  # fmt: skip
 
 
