@@ -11,8 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_eight_runs_on_a_cold_store_compute_each_stage_once_and_agree(warm: ProcessPoolExecutor) -> None:
-    codes, computed, results = warm.submit(sweeps.together, 8).result()
-    assert codes == [0] * 8
+    computed, results = warm.submit(sweeps.together, 8).result()
     assert len(computed) > 8
     assert set(computed.values()) == {1}, computed
     assert results == 1
