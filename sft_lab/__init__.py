@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,11 @@ if TYPE_CHECKING:
     from sft_lab.run import Run
 
 __all__ = ["Run", "compose"]
+
+# The libraries' telemetry is off unless the user has turned it on; they look once, when they are imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -166,16 +167,23 @@ def package_path(path: str) -> Path:
     if not path.startswith("package:"):
         return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - keeps glob characters
     module, _, rest = path.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(module)
+    spec = _spec(module)
     root = Path(spec.origin).parent if spec and spec.origin else Path(f"<package {module} is not installed>")
     return root / rest
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Find a package; of ``a.b`` Python would import ``a`` to find it, and that is code to run."""
+    return importlib.util.find_spec(module) if module.isidentifier() else None
 
 
 def missing_package(path: str) -> str | None:
     """Say how to install the package a ``package:`` path points into; None when it is there or is no such path."""
     module = path.removeprefix("package:").partition("/")[0]
-    if not path.startswith("package:") or importlib.util.find_spec(module):
+    if not path.startswith("package:") or _spec(module):
         return None
+    if not module.isidentifier():
+        return f"{module!r} is no name of a package, which holds no dot"
     return f"the package {module} is not installed; run: {INSTALL.get(module, f'pip install {module}')}"
 
 

@@ -31,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     terminal.prepare(verbose=getattr(arguments, "verbose", False))
     try:
-        return int(COMMANDS[arguments.command](arguments, rest))
+        with terminal.guarded():
+            return int(COMMANDS[arguments.command](arguments, rest))
     except UserError as error:
-        sys.stderr.write(f"sft-lab: {error}\n")
+        terminal.tell(f"sft-lab: {error}")
         return 2
     except SftLabError as error:
-        sys.stderr.write(f"sft-lab: {error}\n")
+        terminal.tell(f"sft-lab: {error}")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("sft-lab: interrupted; the same command goes on from here\n")
@@ -95,15 +96,15 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
 
 
 def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[Placed], list[Failure]]:
-    from sft_lab import config
+    from sft_lab import config, terminal
     from sft_lab.jobs import folders, launch
     from sft_lab.run import plan_line
 
     plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
     placed = folders.place(plan, work)
-    sys.stderr.write(f"{plan_line(plan.jobs[0].run)}\n")
+    terminal.tell(plan_line(plan.jobs[0].run))
     where = placed[0].folder.path.parent if plan.swept else placed[0].folder.path
-    sys.stderr.write(f"{len(placed)} jobs in {where}\n" if plan.swept else f"run folder {where}\n")
+    terminal.tell(f"{len(placed)} jobs in {where}" if plan.swept else f"run folder {where}")
     return plan, placed, launch.launch(placed, work)
 
 
@@ -213,8 +214,10 @@ def _exec(arguments: Arguments, rest: list[str]) -> int:
 
 
 def _tell(failures: list[Any]) -> int:
+    from sft_lab import terminal
+
     for failure in failures:
-        sys.stderr.write(f"sft-lab: {failure.folder.path.name}: {failure.message}\n")
+        terminal.tell(f"sft-lab: {failure.folder.path.name}: {failure.message}")
     if not failures:
         return 0
     return 2 if all(failure.by_input for failure in failures) else 1

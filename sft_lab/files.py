@@ -7,29 +7,31 @@ import io
 import json
 import math
 import os
-import tempfile
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 FORMAT = 1  # of every json file sft_lab writes
 TEMPORARY = ".part"  # how the names of half-written files end
+MOST_DIGITS = 300  # of a whole number in JSON; a float holds 308
+MOST_VALUES = 10_000  # of a YAML file with aliases
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` through a temporary file and a rename, so a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        # Not by tempfile, whose files are private: this one follows the user's mask, as its neighbors do.
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes private files; ours follow the user's mask
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -82,8 +84,64 @@ def finite(content: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a json file that holds one object."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Read JSON that may be a stranger's.
+
+    Raises:
+        ValueError: if it is none, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _integer(digits: str) -> int | float:
+    """Give infinity for what no float can hold: arithmetic with it would raise an error wherever it is done."""
+    return int(digits) if len(digits) < MOST_DIGITS else float(digits)
+
+
+def follow_mask(folder: Path) -> None:
+    """Give weights the mode of the ``*config.json`` beside them: safetensors makes them private, whatever the mask."""
+    mode = next(folder.glob("*config.json")).stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode & 0o777)
+
+
+def refuse_alias_bomb(text: str) -> None:
+    """Refuse YAML whose aliases, written out, would fill the memory: nine lines can make a billion values.
+
+    Raises:
+        ValueError: if they come to more than ``MOST_VALUES``.
+    """
+    if "&" not in text:
+        return
+    import yaml
+
+    sizes, open_nodes = dict[str, int](), [(0, "")]
+    for event in yaml.parse(text):
+        anchor = getattr(event, "anchor", None) or ""
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((1, anchor))
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            size, anchor = sizes.get(anchor, 0), ""  # 0: inside itself, which YAML's reader refuses or we do
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, anchor = open_nodes.pop()
+        else:
+            continue
+        if anchor:
+            sizes[anchor] = size
+        total, outer = open_nodes.pop()
+        open_nodes.append((total + size, outer))
+        if total + size > MOST_VALUES:
+            raise ValueError(f"its aliases (&, *) come to more than {MOST_VALUES:,} values; write them out")
 
 
 def sha256_file(path: Path) -> str:
@@ -133,9 +191,3 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

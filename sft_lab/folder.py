@@ -18,6 +18,7 @@ from typing import Any
 
 from sft_lab.errors import FolderError
 from sft_lab.files import clear_temporary, read_json, write_json
+from sft_lab.redaction import redact
 
 SWEEP = "sweep.json"  # marks a folder as a sweep's; its run folders lie in it
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
@@ -83,7 +84,7 @@ class RunFolder:
 
     def mark_failed(self, error: str) -> None:
         """Say so of a job that could not say it itself."""
-        self._mark(FAILED, work=self.work(), error=error)
+        self._mark(FAILED, work=self.work(), error=redact(error))
 
     @contextmanager
     def running(self, work: str = RUN) -> Iterator[None]:
@@ -95,6 +96,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+        self.refuse_links()
         with self._held():
             try:
                 clear_temporary(self.path)
@@ -105,7 +107,7 @@ class RunFolder:
                 yield
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
-                self._mark_in_need(FAILED, work=work, error=said, traceback=traceback.format_exc())
+                self._mark_in_need(FAILED, work=work, error=redact(said), traceback=redact(traceback.format_exc()))
                 raise
             except BaseException:  # Ctrl-C, SIGTERM turned into SystemExit
                 self._mark_in_need(INTERRUPTED, work=work)
@@ -119,6 +121,21 @@ class RunFolder:
         """Remove what a kill behind the last word left in a finished run's folder: lock and checkpoints."""
         if not self.is_held():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def refuse_links(self) -> None:
+        """Refuse links out of the folder before anything is written: a stranger's could lead anywhere.
+
+        Raises:
+            FolderError: naming the link and where it leads.
+        """
+        root = self.path.resolve()
+        for here, folders, files in os.walk(self.path):
+            for path in (Path(here, name) for name in (*folders, *files)):
+                if path.is_symlink() and not (leads := path.resolve()).is_relative_to(root):
+                    raise FolderError(
+                        f"{path}: is a link out of the run folder, to {leads}; nothing is written through it; "
+                        "remove it, or put the whole run folder there with hydra.run.dir or hydra.sweep.dir"
+                    )
 
     def is_held(self) -> bool:
         """Whether a process works in the folder at this moment."""

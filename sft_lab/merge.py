@@ -30,6 +30,7 @@ def merge(path: Path, out: Path | None = None) -> Path:
     target = (out or found.folder.merged).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FolderError(f"{target}: is there already; remove it, or name another folder with --out")
+    found.folder.refuse_links()
     from sft_lab.data.template import Renderer
     from sft_lab.report import card
     from sft_lab.training import saved

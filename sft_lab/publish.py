@@ -9,6 +9,7 @@ from pathlib import Path
 from sft_lab.bench import log
 from sft_lab.errors import FolderError, JobError, UserError, all_problems
 from sft_lab.folder import FINISHED, RunFolder
+from sft_lab.redaction import hub_token, redact
 
 KINDS = {
     "model": "`sft-lab ...`",
@@ -88,7 +89,7 @@ def _lacking(folder: RunFolder, what: str, *, merged: bool) -> list[str]:
 def login_problems() -> list[str]:
     """Say what is wrong with the login, never what it is."""
     try:
-        token = _token()
+        token = hub_token()
     except OSError as error:
         return [f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again"]
     if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
@@ -127,19 +128,9 @@ def _files(made: Path, what: str) -> dict[str, Path]:
     return found
 
 
-def _token() -> str:
-    """Find the token where the Hub's own client looks for it; empty when there is none."""
-    env = os.environ
-    if token := env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN"):
-        return token.strip()
-    home = env.get("HF_HOME") or f"{env.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    place = Path(os.path.expandvars(env.get("HF_TOKEN_PATH") or f"{home}/token")).expanduser()
-    return place.read_text(encoding="utf-8", errors="replace").strip() if place.is_file() else ""
-
-
 def _sentence(repo: str, error: Exception) -> UserError | JobError:
     """Say in one line what the Hub's client met: the user's to mend, or the network's."""
-    message = " ".join(str(error).replace(_token() or "no token", "***").split())
+    message = " ".join(redact(str(error)).split())
     said = f"{type(error).__name__}: {message[:300]}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):

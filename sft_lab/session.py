@@ -14,6 +14,7 @@ from sft_lab import inspection
 from sft_lab.bench import Bench, log
 from sft_lab.data import export
 from sft_lab.files import digest, write_json, write_text
+from sft_lab.redaction import Formatter
 from sft_lab.report import card, page
 from sft_lab.tracking import manifest
 from sft_lab.tracking.options import Mirror
@@ -42,7 +43,7 @@ class Session:
         if not self.folder.config.exists():  # from Python; a launcher has written it before
             write_text(self.folder.config, self.run.to_yaml())
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("sft_lab").addHandler(self._handler)
         if self.run.threads:
             torch.set_num_threads(self.run.threads)

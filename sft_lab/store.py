@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -25,6 +26,7 @@ from sft_lab.files import digest, read_json, sha256_file, write_json, write_text
 
 RECIPE = "recipe.json"
 log = logging.getLogger("sft_lab")
+_LEFTOVER = re.compile(r"\.[^.]+\.(?:[0-9a-f]{8}|pruned)")  # an entry in the making, or on its way out
 FRESH = 2.0  # seconds; a file may change once more within its time stamp's resolution, 2 s on old file systems
 
 
@@ -213,7 +215,7 @@ class Store:
         """Every complete entry, by stage and key."""
         for recipe in sorted(self.root.glob(f"*/*/{RECIPE}")):
             folder = recipe.parent
-            if folder.name.startswith("."):
+            if folder.name.startswith(".") or _is_linked(folder):
                 continue
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             idle = time.time() - recipe.stat().st_mtime
@@ -238,7 +240,7 @@ class Store:
                     shutil.rmtree(grave)
                     removed.append(found)
         for leftover in self.root.glob("*/.*"):
-            if leftover.parent.name == ".locks" or not leftover.is_dir():
+            if not (_LEFTOVER.fullmatch(leftover.name) and leftover.is_dir()) or _is_linked(leftover):
                 continue
             # A run that is writing holds the lock; waiting for it would be long, and nothing would be left.
             with (
@@ -332,6 +334,11 @@ def _xxh3(file: Path) -> str:
         while block := opened.read(2**20):
             found.update(block)
     return str(found.hexdigest())
+
+
+def _is_linked(folder: Path) -> bool:
+    """Whether an entry's folder, or its stage's, is a link: what lies behind it is not the store's to remove."""
+    return folder.is_symlink() or folder.parent.is_symlink()
 
 
 def _file_recipe(file: Path, found: os.stat_result) -> dict[str, Any]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from sft_lab.redaction import Formatter, printable, redact
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +21,6 @@ if TYPE_CHECKING:
     from sft_lab.store import Store
 
 _LIBRARIES = (
-    ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
     ("TQDM_DISABLE", "1"),
@@ -24,7 +28,6 @@ _LIBRARIES = (
     ("TRANSFORMERS_VERBOSITY", "error"),
     ("DATASETS_VERBOSITY", "error"),
     ("WANDB_SILENT", "true"),
-    ("WANDB_ERROR_REPORTING", "false"),
     # Threads that wait by spinning take the cores from one another as soon as anything else runs on the machine:
     # a forward pass on two busy cores did 33 tokens/s so, 185 with this (docs/decisions.md).
     ("OMP_WAIT_POLICY", "passive"),
@@ -32,7 +35,7 @@ _LIBRARIES = (
 
 
 def prepare(*, verbose: bool = False) -> None:
-    """Set up our log on the terminal, keep the libraries' talk off it and their telemetry off the network.
+    """Set up our log on the terminal, and keep the libraries' talk off it.
 
     Called before anything heavy is imported; what the user has set in the environment stays.
     """
@@ -42,7 +45,7 @@ def prepare(*, verbose: bool = False) -> None:
     own.propagate = False
     if not own.handlers:
         handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Formatter("%(message)s"))
         own.addHandler(handler)
     if verbose:
         return
@@ -61,6 +64,40 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
     @property
     def stream(self) -> TextIO:
         return sys.stderr
+
+
+class _Guarded:
+    """A stream that shows no secret, and of control characters none but the colors of a terminal."""
+
+    _COLOR = re.compile(r"(\x1b\[[0-9;]*m)")
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        parts = self._COLOR.split(redact(text)) if self._stream.isatty() else [redact(text)]
+        # split gives what matched at the odd places
+        self._stream.write("".join(part if at % 2 else printable(part) for at, part in enumerate(parts)))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Guard what is printed: paths, names and texts of a folder may be a stranger's, a word of ours a secret."""
+    before = sys.stdout
+    sys.stdout = cast("TextIO", _Guarded(before))
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+def tell(text: str) -> None:
+    """Write a line on standard error, as guarded; progress bars are drawn there, so that the stream itself is not."""
+    sys.stderr.write(f"{printable(redact(text))}\n")
 
 
 def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sft_lab.compare.axes import axes_of, rank
 from sft_lab.errors import FolderError
-from sft_lab.files import FORMAT
+from sft_lab.files import FORMAT, refuse_alias_bomb
 from sft_lab.folder import FINISHED, PREPARE, RunFolder
 from sft_lab.report.figures import read, read_lines
 
@@ -183,7 +183,9 @@ def _config(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_alias_bomb(text)
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise FolderError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:

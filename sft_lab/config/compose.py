@@ -13,12 +13,22 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_lab.config.messages import GROUPS, NO_SUCH_KEY, explain, first_line, lines_of, unknown_key
+from sft_lab.config.messages import (
+    GROUPS,
+    NO_SUCH_KEY,
+    explain,
+    first_line,
+    lines_of,
+    plain_data,
+    resolvers,
+    unknown_key,
+)
 from sft_lab.config.saved import build
 from sft_lab.config.sources import SearchPath
 from sft_lab.config.words import experiment_name, grid_of, key_of, parse, refuse_sweep_settings, texts_of
@@ -109,7 +119,7 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
         may_sweep = multirun or bool(swept) or name is not None
         about = [text for text in fixed if re.match("experiment$|hydra[./]", key_of(text))] if may_sweep else fixed
         composed = compose_one(about)
-        _refuse_hidden_choosers(composed)
+        refuse_hydra_settings(composed)
         mode = composed.hydra.mode
         is_sweep = multirun or (mode is not None and mode.name == "MULTIRUN")
         if swept and not is_sweep:
@@ -123,12 +133,31 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
         return _plan(name, fixed, grid, is_sweep=is_sweep, composed=composed)
 
 
-def _refuse_hidden_choosers(composed: DictConfig) -> None:
-    """A sweeper or launcher of Hydra's is handed the whole command, so it must be seen before anything is composed."""
+def refuse_hydra_settings(composed: DictConfig) -> None:
+    """Refuse what a file says of Hydra beyond mode, folders and sweep values.
+
+    A sweeper or launcher of Hydra's is handed the whole command, so it must be seen before anything is composed;
+    callbacks and ``_target_`` name code to run, ``job.env_set`` changes the environment.
+
+    Args:
+        composed: with Hydra's node in it; of what files say, not of the command line's ``hydra.*``.
+    """
     for group in ("hydra/sweeper", "hydra/launcher"):
         chosen = composed.hydra.runtime.choices.get(group)
         if chosen not in (None, "basic"):
             raise ConfigError(f"{group}={chosen}: chosen in a file; write it on the command line, -m {group}={chosen}")
+    found = plain_data(composed.hydra)
+    own = plain_data(OmegaConf.create(ConfigStore.instance().repo["hydra"]["config.yaml"].node))
+    basic = {"launcher": {"_target_"}, "sweeper": {"_target_", "max_batch_size", "params"}}
+    wrong = [f"{name}.{key}" for name, known in basic.items() for key in set(found[name]) - known]
+    wrong += [f"job.{key}" for key in ("chdir", "env_set", "env_copy") if found["job"][key] != own["job"][key]]
+    settable = {"mode", "run", "sweep", "launcher", "sweeper", "job", "runtime", "overrides"}
+    wrong += [key for key in found if key not in settable and found[key] != own.get(key)]
+    if wrong:
+        raise ConfigError(
+            f"hydra.{sorted(wrong)[0]}: set in a file, which may set hydra.mode, run.dir, sweep.dir and sweeper.params "
+            "alone, since a config is data; take it out, or write it on the command line"
+        )
 
 
 def _refuse_moving_rows(grid: list[list[str]]) -> None:
@@ -174,6 +203,8 @@ def _told(line: str, jobs: list[str], grid_size: int, axes: set[str]) -> str:
 def _folder(composed: DictConfig, mode: str) -> str | None:
     """Give ``hydra.run.dir`` or ``hydra.sweep.dir`` where the command line or an experiment file names one."""
     node = composed.hydra[mode]
+    if asked := next(resolvers(plain_data(node), f"hydra.{mode}"), None):
+        raise ConfigError(asked)
     try:
         return None if OmegaConf.is_missing(node, "dir") else str(node.dir)
     except OmegaConfBaseException as error:
@@ -258,6 +289,8 @@ def _strict(composed: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     choices = choices_of(composed)
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra")
+    if asked := list(resolvers(plain_data(composed))):
+        raise all_problems(asked)
     problems = [unknown_key(path, known, composed, choices) for path, known in _unknown_keys(composed)]
     try:
         OmegaConf.resolve(composed)

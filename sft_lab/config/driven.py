@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_lab.config.compose import Plan, hydra, job_of
+from sft_lab.config.compose import Plan, compose_one, hydra, job_of, refuse_hydra_settings
 from sft_lab.config.messages import explain
 from sft_lab.config.words import experiment_name, key_of, parse, texts_of
 from sft_lab.errors import ConfigError
@@ -45,6 +46,7 @@ def drive(overrides: list[str], work: Callable[[Plan], float], config_dir: str |
     with hydra(config_dir):
         words = parse(overrides)
         fixed = [text for text in texts_of(words) if text not in texts_of(words, swept=True)]
+        refuse_hydra_settings(compose_one([text for text in fixed if not re.match("hydra[./]", key_of(text))]))
         task = partial(_task, work, experiment_name(fixed), frozenset(fixed))
         # Hydra writes its own record, multirun.yaml, into its sweep folder, even where no job of it lies.
         place = [] if _sweep_dir(fixed) else ["hydra.sweep.dir=multirun/hydra"]

@@ -99,6 +99,23 @@ def plain_data(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else {}
 
 
+# A value elsewhere in the config, and the time in a folder's name: of what ${...} can do, this much is data.
+_REFERENCE = re.compile(r"\$\{\.*[\w@/-]+(\.[\w@/-]+|\[\d+\])*\}|\$\{now:[^${}]*\}")
+
+
+def resolvers(node: Any, path: str = "") -> Iterator[str]:
+    """Name the interpolations that do more than refer to a value: they read the environment, or compute."""
+    if isinstance(node, dict | list):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from resolvers(key, path)
+            yield from resolvers(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, str) and "${" in _REFERENCE.sub("", node):
+        yield (
+            f"{path}={node}: reads the environment or computes; a config is data and may refer to its own values "
+            "alone, ${trainer.max_length}; give the value, on the command line by the shell, key=$NAME"
+        )
+
+
 def explain(error: Exception) -> str:
     """Say Hydra's error in one line: where, what was found, what there is."""
     if isinstance(error, ConfigLoadError):  # our own experiment source's

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sft_lab.config.messages import all_keys, first_line, lines_of, not_yaml, plain_data, unknown_key
 from sft_lab.errors import ConfigError, all_problems
-from sft_lab.files import FORMAT
+from sft_lab.files import FORMAT, refuse_alias_bomb
+from sft_lab.redaction import holds_secret
 from sft_lab.run import SCHEMAS, Run
 
 
@@ -35,6 +36,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
         if "${" in content:
             raise ConfigError(f"{where}: holds an interpolation (${{...}}); a saved config is resolved data")
     try:
+        refuse_alias_bomb(text)
         saved = OmegaConf.create(text)
         if isinstance(saved, DictConfig):
             saved.merge_with_dotlist(overrides or [])
@@ -148,6 +150,8 @@ def _not_plain(node: Any, path: str = "") -> Iterator[str]:
             yield from _not_plain(child, here)
     elif isinstance(node, float) and not math.isfinite(node):
         yield f"{path}={node}: must be a finite number"
+    elif isinstance(node, str) and holds_secret(node):
+        yield f"{path}: holds a token or password, which a config would keep; use `hf auth login` or `wandb login`"
     elif isinstance(node, str) and "${" in node:
         yield f"{path}: must not hold ${{, which a saved config would read as an interpolation"
     elif isinstance(node, str) and "\x85" in node:

@@ -14,8 +14,9 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from sft_lab.config.messages import BARE_WORD, all_keys, not_yaml, refuse_none_beside
+from sft_lab.config.messages import BARE_WORD, all_keys, not_yaml, refuse_none_beside, resolvers
 from sft_lab.dedup.embedding import Embedder
+from sft_lab.files import refuse_alias_bomb
 from sft_lab.options import shipped
 from sft_lab.run import SCHEMAS, Run
 
@@ -59,6 +60,7 @@ def read_experiment(file: Path) -> tuple[DictConfig, str]:
     """Read an experiment file and its package, ``_global_`` where it names none; refuse what Hydra would misread."""
     text = file.read_text(encoding="utf-8")
     try:
+        refuse_alias_bomb(text)
         loaded = OmegaConf.create(text)
     except Exception as error:  # PyYAML's errors share no base with OmegaConf's
         raise ConfigLoadError(f"{file}: {not_yaml(error)}") from error
@@ -68,6 +70,8 @@ def read_experiment(file: Path) -> tuple[DictConfig, str]:
     assert isinstance(plain, dict)
     if bare := next((path for path, key in all_keys(plain) if isinstance(key, bool)), None):
         raise ConfigLoadError(f"{file}: {bare}: {BARE_WORD}")
+    if asked := next(resolvers(plain), None):
+        raise ConfigLoadError(f"{file}: {asked}")
     for entry in plain.get("defaults") or []:
         for group, chosen in entry.items() if isinstance(entry, dict) else ():
             if isinstance(chosen, bool):

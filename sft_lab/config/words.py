@@ -16,6 +16,7 @@ from sft_lab.config.messages import GROUPS, first_line, refuse_none_beside
 from sft_lab.config.sources import read_experiment
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.options import shipped
+from sft_lab.redaction import holds_secret
 
 
 def key_of(word: str) -> str:
@@ -40,6 +41,12 @@ def parse(overrides: list[str]) -> list[Override]:
     words: list[Override] = []
     problems = []
     for text in overrides:
+        if holds_secret(text):
+            problems.append(
+                f"{key_of(text)}: holds a token or password, which a config would keep; change it where it came from, "
+                "since a command line is seen by others; log in with `hf auth login` or `wandb login`"
+            )
+            continue
         if not key_of(text):
             problems.append(f"{text}: no key; write key=value")
             continue

@@ -65,7 +65,14 @@ class Embedder:
     def check(self, where: str) -> list[str]:
         """The package that carries the model is installed."""
         missing = missing_package(self.name_or_path)
-        return [f"{where}.name_or_path={self.name_or_path}: {missing}"] if missing else []
+        if missing:
+            return [f"{where}.name_or_path={self.name_or_path}: {missing}"]
+        place = package_path(self.name_or_path)
+        if place.is_dir() and not (place / "model.safetensors").is_file():
+            return [
+                f"{where}.name_or_path={self.name_or_path}: the folder has no model.safetensors, and no pickle is read"
+            ]
+        return []
 
     def knows(self, text: str) -> bool:
         """Whether at least half of the text's letters are of the embedder's scripts; True for texts without letters."""
@@ -111,7 +118,13 @@ class Embedder:
         place = package_path(self.name_or_path)
         source = str(place) if place.is_dir() else self.name_or_path
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return SentenceTransformer(source, revision=self.revision, device=device, trust_remote_code=False)
+        return SentenceTransformer(
+            source,
+            revision=self.revision,
+            device=device,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},  # a pickle could run code
+        )
 
 
 @cache

@@ -39,7 +39,7 @@ class Finished:
         """The tokenizer as it was saved: its chat template is the one that was trained, whatever became of the file."""
         import transformers
 
-        return transformers.AutoTokenizer.from_pretrained(self.folder.model)
+        return transformers.AutoTokenizer.from_pretrained(self.folder.model, trust_remote_code=False)
 
     def load_base(self, *, four_bit: bool) -> Any:
         """Load the model that was tuned, on the GPU where there is one.

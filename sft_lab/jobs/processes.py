@@ -68,7 +68,8 @@ def _start(title: str, folder: RunFolder, place: str, threads: int, work: str) -
     if place:
         environment["CUDA_VISIBLE_DEVICES"] = place
     output = (folder.path / OUTPUT).open("wb")
-    command = [sys.executable, "-m", "sft_lab", "exec", str(folder.path), "--work", work]
+    # -P: with -m alone Python would import from the working folder first, and a torch.py may lie there.
+    command = [sys.executable, "-P", "-m", "sft_lab", "exec", str(folder.path), "--work", work]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     log.info("%s: started%s, %d threads", title, f" on GPU {place}" if place else "", threads)
     return _Working(title, folder, place, process, output, time.monotonic())

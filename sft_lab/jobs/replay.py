@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from sft_lab import config as configs
 from sft_lab.bench import log
 from sft_lab.config import Job, Plan
 from sft_lab.errors import ConfigError, FolderError, all_problems
-from sft_lab.files import flat, read_json, write_json
+from sft_lab.files import flat, parse_json, read_json, write_json
 from sft_lab.folder import FINISHED, RUN, RunFolder
 from sft_lab.jobs import folders, launch, world
 from sft_lab.jobs.attempt import Failure
@@ -210,7 +209,7 @@ def _training_numbers(folder: RunFolder) -> Numbers:
     found: Numbers = {f"summary.json {key}": {"": value} for key, value in flat(summary).items()
                       if key not in _TIMES and key != "format"}  # fmt: skip
     for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
+        event = parse_json(line)
         for key, value in event.items():
             if _is_loss(key):
                 found.setdefault(f"metrics.jsonl {key}", {})[f"step {event['step']}"] = value

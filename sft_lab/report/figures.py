@@ -5,13 +5,12 @@ Also the reading of a run folder's parts, which page and card share. Any part ma
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.errors import FolderError
-from sft_lab.files import read_json
+from sft_lab.files import parse_json, read_json
 from sft_lab.report import data_figures
 from sft_lab.report.style import COLORS, TICK_STEPS, canvas, legend, save
 
@@ -57,7 +56,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
-            found += [json.loads(line)] if line.strip() else []
+            found += [parse_json(line)] if line.strip() else []
         except ValueError as error:
             if number == len(lines):
                 break

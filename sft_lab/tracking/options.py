@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_lab.errors import require
+from sft_lab.redaction import netrc_file
 
 if TYPE_CHECKING:
     from sft_lab.folder import RunFolder
@@ -108,8 +109,7 @@ def _logged_in() -> bool:
     from urllib.parse import urlparse
 
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    place = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
-        return netrc.netrc(str(place)).authenticators(host) is not None
+        return netrc.netrc(str(netrc_file())).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

@@ -37,7 +37,6 @@ class WandbMirror(Mirror):
         tags: list[str],
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         # W&B's own times are 90 seconds at the start and for ever at the end; who wants others sets these.
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, log, missing_package, package_path
 from sft_lab.errors import ConfigError, ModelError, require
-from sft_lab.files import digest, sha256_file
+from sft_lab.files import digest, follow_mask, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Set by the fields above them; a second place for one thing would let them disagree.
-OWN_KWARGS = {"dtype", "torch_dtype", "revision", "attn_implementation", "trust_remote_code", "quantization_config"}
+OWN_KWARGS = {"dtype", "torch_dtype", "revision", "attn_implementation", "quantization_config"}
+# Would run code from elsewhere or load pickles, carry a secret into the config, or lead a login somewhere else.
+REFUSED_KWARGS = {
+    "trust_remote_code", "code_revision", "custom_generate", "use_kernels", "allow_all_kernels", "kernel_config",
+    "use_safetensors", "weights_only", "token", "use_auth_token", "proxies", "cache_dir", "offload_folder",
+}  # fmt: skip
+_SAFE = {"trust_remote_code": False}  # said each time: left open, Transformers asks on the terminal
 
 
 @dataclass
@@ -43,6 +49,13 @@ class Model(abc.ABC):
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         if own := sorted(OWN_KWARGS & set(self.init_kwargs)):
             raise ConfigError(f"init_kwargs={own}: set these by the model's own keys, or not at all")
+        if refused := sorted(REFUSED_KWARGS & set(self.init_kwargs)):
+            raise ConfigError(
+                f"init_kwargs={refused}: not to be set; code of others is never run, weights are safetensors, and a "
+                "login comes from `hf auth login` or HF_TOKEN"
+            )
+        kernel = "/" in (self.attn_implementation or "")
+        require(not kernel, "attn_implementation", self.attn_implementation, "a name without /, which is code of a hub")
 
     @property
     def base_name(self) -> str:
@@ -125,6 +138,14 @@ class Model(abc.ABC):
         return {"dtype": own_dtype if self.dtype == "auto" else self.dtype, **attention, **held, **self.init_kwargs}
 
 
+def pickled(where: str, folder: Path) -> list[str]:
+    """Refuse a folder whose weights are pickles alone: to read one is to run what it says."""
+    if any(folder.glob("*.safetensors")) or not (found := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])):
+        return []
+    said = f"{where}: its weights are a pickle ({found[0].name}), which can run code; only safetensors are read"
+    return [f"{said}; have who made them save them with save_pretrained(safe_serialization=True)"]
+
+
 def four_bits() -> dict[str, Any]:
     """Keys of ``from_pretrained`` for weights in 4 bits as the QLoRA paper has them.
 
@@ -176,8 +197,9 @@ class Pretrained(Model):
         """A name that looks like a folder is one."""
         path = Path(self.name_or_path).expanduser()
         if path.is_dir():
-            found = (path / "config.json").is_file()
-            return [] if found else [f"model.name_or_path={self.name_or_path}: the folder has no config.json"]
+            if not (path / "config.json").is_file():
+                return [f"model.name_or_path={self.name_or_path}: the folder has no config.json"]
+            return pickled(f"model.name_or_path={self.name_or_path}", path)
         looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
         if looks_local:
             return [f"model.name_or_path={self.name_or_path}: no such folder; give a folder or a hub name owner/name"]
@@ -205,14 +227,15 @@ class Pretrained(Model):
             files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".jinja"))
             return digest([(file.name, sha256_file(file)) for file in files])
         config = self._loaded(
-            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision)
+            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **_SAFE)
         )
         return digest([self.name_or_path, getattr(config, "_commit_hash", None) or self.revision])
 
     def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002
         """Load the tokenizer of the folder or hub model."""
         tokenizer: PreTrainedTokenizerBase = self._loaded(
-            "tokenizer", lambda auto: auto.AutoTokenizer.from_pretrained(self._source(), revision=self.revision)
+            "tokenizer",
+            lambda auto: auto.AutoTokenizer.from_pretrained(self._source(), revision=self.revision, **_SAFE),
         )
         if not tokenizer.is_fast:
             raise ModelError(
@@ -223,7 +246,7 @@ class Pretrained(Model):
     def config(self, bench: Bench) -> PretrainedConfig:  # noqa: ARG002
         """Load the config of the folder or hub model."""
         config: PretrainedConfig = self._loaded(
-            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision)
+            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **_SAFE)
         )
         return config
 
@@ -232,7 +255,11 @@ class Pretrained(Model):
         model: PreTrainedModel = self._loaded(
             "model",
             lambda auto: auto.AutoModelForCausalLM.from_pretrained(
-                self._source(), revision=self.revision, use_safetensors=True, **self._kwargs(four_bit=four_bit)
+                self._source(),
+                revision=self.revision,
+                use_safetensors=True,
+                **_SAFE,
+                **self._kwargs(four_bit=four_bit),
             ),
         )
         return model
@@ -242,7 +269,7 @@ class Pretrained(Model):
 
         try:
             return load(transformers)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a broken folder of a stranger makes the library raise anything
             first = (str(error).strip().splitlines() or [""])[0]
             place = "look into the folder" if Path(self._source()).is_dir() else self._hub_advice()
             raise ModelError(
@@ -306,6 +333,7 @@ class Gguf(Model):
             if getattr(model.config, "quantization_config", None) is not None:
                 del model.config.quantization_config
             model.save_pretrained(folder)
+            follow_mask(folder)
             transformers.AutoTokenizer.from_pretrained(file.parent, **name).save_pretrained(folder)
 
         return bench.stage("model", {"version": self.version, "params": {"sha256": self.sha256}}, convert).path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.errors import FolderError
+from sft_lab.files import follow_mask
 
 
 def save(
@@ -37,6 +38,7 @@ def save(
         if base_name:
             found.base_model_name_or_path, found.revision = base_name, base_revision
     model.save_pretrained(folder, safe_serialization=True, **adapter)
+    follow_mask(folder)
     tokenizer.chat_template = jinja
     tokenizer.save_pretrained(folder)
     generation = copy.deepcopy(model.generation_config)
@@ -55,10 +57,19 @@ def load(base: Any, folder: Path) -> Any:
     Raises:
         FolderError: if there are no weights in it.
     """
-    if (folder / "adapter_config.json").exists():
-        import peft
+    if not any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
+        raise FolderError(f"{folder}: holds no model; the run has not come so far")
+    if not any(folder.glob("*.safetensors")):  # PEFT would read a pickle in their place, or ask the Hub
+        raise FolderError(f"{folder}: holds no weights in safetensors, and no others are read; train it again")
+    try:
+        if (folder / "adapter_config.json").exists():
+            import peft
 
-        return peft.PeftModel.from_pretrained(base, folder)
-    if (folder / "config.json").exists():
-        return type(base).from_pretrained(folder, dtype=base.dtype, use_safetensors=True).to(base.device)
-    raise FolderError(f"{folder}: holds no model; the run has not come so far")
+            return peft.PeftModel.from_pretrained(base, folder)
+        kind = type(base)
+        return kind.from_pretrained(folder, dtype=base.dtype, use_safetensors=True, trust_remote_code=False).to(
+            base.device
+        )
+    except Exception as error:  # a broken folder of a stranger makes the libraries raise anything
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise FolderError(f"{folder}: cannot be loaded ({type(error).__name__}: {said}); train it again") from error
