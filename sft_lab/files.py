@@ -116,7 +116,7 @@ def refuse_alias_bomb(text: str) -> None:
     """Refuse YAML whose aliases, written out, would fill the memory: nine lines can make a billion values.
 
     Raises:
-        ValueError: if they come to more than ``MOST_VALUES``.
+        ValueError: if they come to more than ``MOST_VALUES``, or one has no end.
     """
     if "&" not in text:
         return
@@ -129,7 +129,9 @@ def refuse_alias_bomb(text: str) -> None:
             open_nodes.append((1, anchor))
             continue
         if isinstance(event, yaml.AliasEvent):
-            size, anchor = sizes.get(anchor, 0), ""  # 0: inside itself, which YAML's reader refuses or we do
+            if anchor not in sizes:
+                raise ValueError(f"line {event.start_mark.line + 1}: *{anchor} stands inside of what it names, or before it")
+            size, anchor = sizes[anchor], ""
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -136,6 +136,8 @@ def explain(error: Exception) -> str:
         return f"{found.group(1)}: is in the config already; write it without +"
     if "is not a subclass of Filter" in text and full_key:
         return f"filter.{full_key.group(1)}: not among the chosen filters; choose it too, filter=[...]"
+    if "hydra.searchpath" in text:
+        return f"{where}hydra.searchpath: set in a file, which names options and not where they lie; take it out"
     if "in defaults : bool" in text:
         return f"{where}defaults: {BARE_WORD}"
     if type(error).__module__.startswith("yaml"):

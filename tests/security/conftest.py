@@ -1,0 +1,65 @@
+"""A canary that hostile files try to make, a file outside that they try to change, a secret they try to read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sft_lab.cli import main
+
+SECRET = "s3cr3t-of-the-environment"
+TINY = [
+    "model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1",
+    "evaluation.max_new_tokens=4", "evaluation.outputs=0", "tracking=local",
+]  # fmt: skip
+
+
+class Outside:
+    """What lies outside every folder that a command is given.
+
+    Attributes:
+        canary: made by code that should not run.
+        file: with a content that should stay.
+        folder: that holds it, and should hold nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir()
+        self.file = folder / "precious.txt"
+        self.file.write_text("precious")
+        self.canary = folder.with_name("canary")
+
+    def is_untouched(self) -> bool:
+        return (
+            not self.canary.exists()
+            and [path.name for path in self.folder.rglob("*")] == ["precious.txt"]
+            and self.file.read_text() == "precious"
+        )
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outside]:
+    """Give the world outside; afterwards it must be as it was."""
+    monkeypatch.setenv("SFT_LAB_TEST_VALUE", SECRET)
+    made = Outside(tmp_path / "outside")
+    yield made
+    assert made.is_untouched()
+    assert "SFT_LAB_EVIL" not in os.environ
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*TINY, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(_finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, for a stranger to change."""
+    return Path(shutil.copytree(_finished, tmp_path / "strange-run"))
