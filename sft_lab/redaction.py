@@ -15,7 +15,7 @@ _NAMES = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|SECRET(?:_ACCESS_KEY)?|PASSWORD)$
 _SHAPES = re.compile(r"\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{20,}|\bwandb_v\d+_\w{20,}|(?<=://)[^\s/@'\"]+(?=@)")
 # By the name before them.
 _NAMED = re.compile(
-    r"(?i)((?<![a-z0-9])(?:(?:hf|hub|auth|access|use_auth|wandb)_?token|token|api_?key|password|passwd|secret)"
+    r"(?i)((?<![a-z0-9_])(?:(?:(?:hf|hub|auth|access|use_auth|wandb)_?)?token|\w*(?:api_?key|password|passwd|secret))"
     r"['\"]?\s*[=:]\s*['\"]?)([^\s'\",;)}\]]+)"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed

@@ -39,7 +39,13 @@ class Finished:
         """The tokenizer as it was saved: its chat template is the one that was trained, whatever became of the file."""
         import transformers
 
-        return transformers.AutoTokenizer.from_pretrained(self.folder.model, trust_remote_code=False)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(self.folder.model, trust_remote_code=False)
+        except Exception as error:  # a broken folder of a stranger makes the library raise anything
+            said = (str(error).strip().splitlines() or [""])[0]
+            raise FolderError(
+                f"{self.folder.model}: its tokenizer cannot be loaded ({said}); train it again"
+            ) from error
 
     def load_base(self, *, four_bit: bool) -> Any:
         """Load the model that was tuned, on the GPU where there is one.

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import SECRET, TINY, Outside
 
 from sft_lab import compose
 from sft_lab.cli import main
 from sft_lab.config import load
 from sft_lab.errors import ConfigError
 from sft_lab.training.models import Pretrained
-
-from conftest import SECRET, TINY, Outside
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -61,8 +60,7 @@ CONFIGS = {
     "list as a kind": (lambda: changed("dedup/kind", ["exact"]), "must be one of none, exact"),
     "login by a field of TRL": (lambda: changed("trainer/sft_config", {"hub_token": "x"}), "set by sft_lab"),
     "publishing by a field of TRL": (lambda: changed("trainer/sft_config", {"push_to_hub": True}), "set by sft_lab"),
-    "a token": (lambda: changed("tracking/kind", "wandb").replace("kind: wandb", "kind: wandb\n  project: hf_" + "A" * 34),
-                "tracking.project: holds a token"),
+    "a token": (lambda: changed("tracking", {"kind": "wandb", "project": "hf_" + "A" * 34}), "tracking.project: holds"),
     "a password": (lambda: changed("dataset/path", "https://user:pass1234@host/rows.jsonl"), "dataset.path: holds a"),
 }  # fmt: skip
 
@@ -73,8 +71,7 @@ def test_a_saved_config_is_data(name: str, tmp_path: Path, outside: Outside) -> 
     file = tmp_path / "config.yaml"
     file.write_text(text.replace("CANARY", str(outside.canary)))
     with pytest.raises(ConfigError) as error:
-        if problems := load(file).check():
-            raise ConfigError("; ".join(problems))
+        load(file)
     assert told in str(error.value)
     assert "\n" not in str(error.value).strip() or "problems:" in str(error.value)
     assert SECRET not in str(error.value)
@@ -116,8 +113,9 @@ EXPERIMENTS = {
     "environment in the defaults": ("defaults:\n  - override /model: ${oc.env:SFT_LAB_TEST_VALUE}",
                                     "reads the environment"),
     "environment in the folder": ("hydra:\n  run:\n    dir: x/${oc.env:SFT_LAB_TEST_VALUE}", "reads the environment"),
-    "environment in a sweep": ("hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
-                               "      tracking.project: ${oc.env:SFT_LAB_TEST_VALUE},b", "reads the environment"),
+    "environment in a sweep": (
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {tracking.project: '${oc.env:SFT_LAB_TEST_VALUE},b'}",
+        "reads the environment"),
     "through Hydra": ("hydra:\n  job:\n    env_set:\n      SFT_LAB_EVIL: '1'", "hydra.job.env_set: set in a file"),
     "callback": ("hydra:\n  callbacks:\n    evil:\n      _target_: logging.FileHandler\n      filename: CANARY",
                  "hydra.callbacks: set in a file"),
@@ -169,7 +167,7 @@ def test_what_is_data_is_taken(here: Path) -> None:
     (here / "experiments").mkdir()
     (here / "experiments" / "good.yaml").write_text(
         "# @package _global_\nhydra:\n  run:\n    dir: mine/${now:%Y}-${seed}\n"
-        "trainer:\n  max_length: &long 700\n  sft_config: {}\nfilter:\n  length:\n    max_tokens: ${trainer.max_length}\n"
+        "trainer:\n  max_length: &long 700\nfilter:\n  length:\n    max_tokens: ${trainer.max_length}\n"
         "split:\n  max_eval_tokens: *long\n"
     )
     run = compose(["+experiment=good", *TINY])

@@ -1,4 +1,4 @@
-"""Run folders from strangers: what they hold is shown as text, and none of it runs, writes elsewhere or moves a cursor."""
+"""Run folders from strangers: what they hold is text; none of it runs, writes elsewhere or moves a cursor."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from sft_lab.store import Store
 from conftest import TINY, Outside  # isort: skip
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
-from made_jobs import nats_of, write_job  # noqa: E402
+from made_jobs import nats_of, write_job
 
 ESCAPES = "\x1b]0;title\x07\x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x1b\\\x1b[2J\x9b1A\r\x08"
-MARKUP = '</script><script>alert(1)</script><img src=x onerror=alert(1)><a href="javascript:alert(1)">[x](javascript:alert(1))'
+MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+MARKUP += "<a href='javascript:alert(1)'>[x](javascript:alert(1))"
 MARKUP += "</style></svg></textarea>'\"><svg onload=alert(1)>{{7*7}}{% raw %}[red]"
 CONTROLS = {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}
 
@@ -83,7 +84,9 @@ def test_no_cursor_moves(
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    "number", ["1" + "0" * 400, "-1e999", "1e308", "NaN", "9" * 5000, "[" * 20_000 + "]" * 20_000, '{"a":' * 5000 + "1" + "}" * 5000]
+    "number",
+    ["1" + "0" * 400, "-1e999", "1e308", "NaN", "9" * 5000, "[" * 20_000 + "]" * 20_000, '{"a":' * 5000],
+    ids=["long", "below", "above", "nan", "longest", "deep list", "deep object"],
 )  # fmt: skip
 def test_numbers_beyond_measure(
     command: str, number: str, tmp_path: Path, outside: Outside, capsys: pytest.CaptureFixture[str]
@@ -142,9 +145,7 @@ def test_a_report_holds_text_and_no_elements_of_strangers(finished: Path, tmp_pa
     pages = []
     for name, text in (("plain", "x" * len(MARKUP)), ("hostile", MARKUP)):
         folder = rewrite(Path(shutil.copytree(finished, tmp_path / name)), text)
-        (folder.figures / "evil.svg").write_text(
-            "<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script/></svg>"
-        )
+        (folder.figures / "evil.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' onload='a()'><script/></svg>")
         pages.append(Elements(page.write(folder).read_text()))
         said = card.write(folder, text).read_text()
         outside_of_code = said.split("```")[::2]
@@ -354,11 +355,13 @@ MODELS = {
     "code for the tokenizer": (_tokenizer_code, None),
     "Jinja that reaches for Python": (_template(
         "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-        "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}{{ lipsum.__globals__['os'].mkdir('CANARY') }}"), True),
+        "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}"
+        "{{ lipsum.__globals__['os'].mkdir('CANARY') }}"), True),
     "Jinja that includes": (_template("{% include '/etc/passwd' %}"), True),
     "Jinja that changes": (_template("{{ messages.append(messages) }}{{ messages.clear() }}"), True),
     "another base model": (_adapter(base_model_name_or_path="../../outside", revision="evil"), False),
-    "a library to import": (_adapter(auto_mapping={"base_model_class": "Evil", "parent_library": "evil"}, task_type=None), None),
+    "a library to import": (
+        _adapter(auto_mapping={"base_model_class": "Evil", "parent_library": "evil"}, task_type=None), None),
     "another kind of adapter": (_adapter(peft_type="XLORA", adapters={"0": "evil/adapter"}), True),
 }  # fmt: skip
 
@@ -386,14 +389,15 @@ def base(folder: Path, finished: Path, **config: Any) -> list[str]:
         shutil.copy(file, folder)
     edit_of = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, **config}
     (folder / "config.json").write_text(json.dumps(edit_of))
-    return [word for word in TINY if word != "model=tiny_random"] + ["model=local", f"model.name_or_path={folder}"]
+    others = [word for word in TINY if word != "model=tiny_random"]
+    return [*others, "model=local", "template=chatml", f"model.name_or_path={folder}"]
 
 
 @pytest.mark.slow
 def test_a_base_model_runs_nothing(
     finished: Path, tmp_path: Path, outside: Outside, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = {"auto_map": {key: "evil.Evil" for key in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")}}
+    code = {"auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"), "evil.Evil")}
     words = base(tmp_path / "m1", finished, **code, model_type="evil")
     code_beside(tmp_path / "m1", outside)
     assert "cannot be loaded" in refused(words, capsys)
@@ -420,6 +424,7 @@ def test_an_embedder_runs_nothing(
     words = [word for word in TINY if word != "dedup=exact"] + [
         "dedup=semantic",
         f"dedup.embedder.name_or_path={folder}",
+        "dedup.embedder.sha256=null",
     ]
     torch_pickled(folder / "pytorch_model.bin", outside.canary)
     assert "has no model.safetensors, and no pickle is read" in refused(words, capsys)
