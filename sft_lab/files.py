@@ -130,9 +130,7 @@ def refuse_alias_bomb(text: str) -> None:
             continue
         if isinstance(event, yaml.AliasEvent):
             if anchor not in sizes:
-                raise ValueError(
-                    f"line {event.start_mark.line + 1}: *{anchor} stands inside of what it names, or before it"
-                )
+                raise ValueError(f"*{anchor} stands inside of what it names, or before it")
             size, anchor = sizes[anchor], ""
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
