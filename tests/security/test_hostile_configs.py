@@ -179,7 +179,7 @@ def test_what_is_data_is_taken(here: Path) -> None:
 def test_the_working_folder_holds_no_code(here: Path, outside: Outside) -> None:
     """A process of a sweep imports what is installed, not what lies beside a stranger's data."""
     (here / "torch.py").write_text(f"open({str(outside.canary)!r}, 'w')\n")
-    words = ["-m", *TINY, "launch=processes", "launch.at_once=2", "trainer.max_steps=1", "seed=1,2"]
+    words = ["prepare", "-m", *TINY, "launch=processes", "dataset.limit=20,30"]
     script = Path(sys.executable).with_name("sft-lab")
     command = [script] if script.exists() else [sys.executable, "-P", "-m", "sft_lab"]
     done = subprocess.run([*map(str, command), *words], capture_output=True, text=True, check=False)

@@ -131,12 +131,7 @@ def test_a_run_keeps_secrets_listens_to_nobody_and_makes_private_files(tmp_path:
     ] == []
     assert (work / "telemetry.txt").read_text() == "True false"
 
-    made = [
-        path for folder in (work / "run", tmp_path / "store") for path in folder.rglob("*") if not path.is_symlink()
-    ]
-    modes = {path: path.stat().st_mode & 0o777 for path in made}
-    wrong = [path for path, mode in modes.items() if mode != ((0o777 if path.is_dir() else 0o666) & ~mask)]
-    assert [str(path) for path in wrong] == []
+    assert off_the_mask(0o077, work / "run", tmp_path / "store") == []
 
 
 @pytest.mark.slow
@@ -146,7 +141,10 @@ def test_a_failure_keeps_secrets(tmp_path: Path, home: dict[str, str]) -> None:
         f"401 for https://user:pa55w0rd-in-a-url@hub.example with Bearer {PLANTED['HF_TOKEN']} or {IN_FILES['token']}"
     )
     said += f" api_key={PLANTED['WANDB_API_KEY']} {IN_FILES['netrc']} token='{TYPED}' {PLANTED['OTHER_API_KEY']}"
-    fail = f"import sft_lab.training.trl as trl\ndef fail(*_, **__): raise OSError({said!r})\ntrl.train = fail"
+    fail = (
+        "from sft_lab.training_session import TrainingSession\n"
+        f"def fail(*_): raise OSError({said!r})\nTrainingSession.measure_base = fail"
+    )
     work = tmp_path / "work"
     assert ran(WITH_WANDB, work, home, fail) == 1
     status = json.loads((work / "run" / "status.json").read_text())
