@@ -43,7 +43,7 @@ RENAMED = {
     "evaluation_strategy": "trainer.eval_steps",
     "learning_rate": "trainer.learning_rate",
     "model.torch_dtype": "model.dtype",
-    "model.trust_remote_code": "nothing: remote code is never run",
+    "model.trust_remote_code": "SFT_LAB_TRUST_REMOTE_CODE=<the model's name>, for that model alone",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ REFUSED_KWARGS = {
     "trust_remote_code", "code_revision", "custom_generate", "use_kernels", "allow_all_kernels", "kernel_config",
     "use_safetensors", "weights_only", "token", "use_auth_token", "proxies", "cache_dir", "offload_folder",
 }  # fmt: skip
-_SAFE = {"trust_remote_code": False}  # said each time: left open, Transformers asks on the terminal
+TRUST = "SFT_LAB_TRUST_REMOTE_CODE"  # names the one model whose own code may run: no config of a stranger can say so
 
 
 @dataclass
@@ -216,6 +217,10 @@ class Pretrained(Model):
         """The revision of a hub model that is not its newest."""
         return None if self.revision == "main" or Path(self._source()).is_dir() else self.revision
 
+    def _trust(self) -> dict[str, bool]:
+        """Whether the model's own code may run; said each time, since left open Transformers asks on the terminal."""
+        return {"trust_remote_code": os.environ.get(TRUST) == self.name_or_path}
+
     def _source(self) -> str:
         path = Path(self.name_or_path).expanduser()
         return str(path) if path.is_dir() else self.name_or_path
@@ -227,7 +232,8 @@ class Pretrained(Model):
             files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".jinja"))
             return digest([(file.name, sha256_file(file)) for file in files])
         config = self._loaded(
-            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **_SAFE)
+            "config",
+            lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **self._trust()),
         )
         return digest([self.name_or_path, getattr(config, "_commit_hash", None) or self.revision])
 
@@ -235,7 +241,7 @@ class Pretrained(Model):
         """Load the tokenizer of the folder or hub model."""
         tokenizer: PreTrainedTokenizerBase = self._loaded(
             "tokenizer",
-            lambda auto: auto.AutoTokenizer.from_pretrained(self._source(), revision=self.revision, **_SAFE),
+            lambda auto: auto.AutoTokenizer.from_pretrained(self._source(), revision=self.revision, **self._trust()),
         )
         if not tokenizer.is_fast:
             raise ModelError(
@@ -246,7 +252,8 @@ class Pretrained(Model):
     def config(self, bench: Bench) -> PretrainedConfig:  # noqa: ARG002
         """Load the config of the folder or hub model."""
         config: PretrainedConfig = self._loaded(
-            "config", lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **_SAFE)
+            "config",
+            lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **self._trust()),
         )
         return config
 
@@ -258,7 +265,7 @@ class Pretrained(Model):
                 self._source(),
                 revision=self.revision,
                 use_safetensors=True,
-                **_SAFE,
+                **self._trust(),
                 **self._kwargs(four_bit=four_bit),
             ),
         )
@@ -271,7 +278,11 @@ class Pretrained(Model):
             return load(transformers)
         except Exception as error:  # a broken folder of a stranger makes the library raise anything
             first = (str(error).strip().splitlines() or [""])[0]
-            place = "look into the folder" if Path(self._source()).is_dir() else self._hub_advice()
+            if "trust_remote_code" in str(error):
+                first = "it needs Python code of its own"
+                place = f"read that code, then {TRUST}={self.name_or_path} lets it run, for this model alone"
+            else:
+                place = "look into the folder" if Path(self._source()).is_dir() else self._hub_advice()
             raise ModelError(
                 f"model.name_or_path={self.name_or_path}: the {what} cannot be loaded ({first}); {place}"
             ) from error

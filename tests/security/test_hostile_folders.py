@@ -21,6 +21,7 @@ from sft_lab.errors import FolderError
 from sft_lab.folder import RunFolder
 from sft_lab.report import card, page
 from sft_lab.store import Store
+from sft_lab.training.models import TRUST
 
 from conftest import TINY, Outside  # isort: skip
 
@@ -395,12 +396,15 @@ def base(folder: Path, finished: Path, **config: Any) -> list[str]:
 
 @pytest.mark.slow
 def test_a_base_model_runs_nothing(
-    finished: Path, tmp_path: Path, outside: Outside, capsys: pytest.CaptureFixture[str]
-) -> None:
+    finished: Path, tmp_path: Path, outside: Outside, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     code = {"auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"), "evil.Evil")}
     words = base(tmp_path / "m1", finished, **code, model_type="evil")
     code_beside(tmp_path / "m1", outside)
-    assert "cannot be loaded" in refused(words, capsys)
+    for trusted in ("", "another"):
+        monkeypatch.setenv(TRUST, trusted)
+        assert f"{TRUST}={tmp_path / 'm1'} lets it run" in refused(words, capsys)
 
     words = base(tmp_path / "m2", finished)
     torch_pickled(tmp_path / "m2" / "pytorch_model.bin", outside.canary)
@@ -409,6 +413,19 @@ def test_a_base_model_runs_nothing(
     words = base(tmp_path / "m3", finished)
     (tmp_path / "m3" / "model.safetensors").write_bytes(struct.pack("<Q", 2**62))
     assert "cannot be loaded" in refused(words, capsys)
+
+
+@pytest.mark.slow
+def test_code_of_the_one_model_that_the_user_names_runs(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = {"auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"), "own.Own")}
+    words = base(tmp_path / "m1", finished, **code, model_type="own")
+    (tmp_path / "m1" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setenv(TRUST, str(tmp_path / "m1"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    refused(words, capsys)  # it is no model; but it ran
+    assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow
