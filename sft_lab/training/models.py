@@ -231,11 +231,7 @@ class Pretrained(Model):
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".jinja"))
             return digest([(file.name, sha256_file(file)) for file in files])
-        config = self._loaded(
-            "config",
-            lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **self._trust()),
-        )
-        return digest([self.name_or_path, getattr(config, "_commit_hash", None) or self.revision])
+        return digest([self.name_or_path, getattr(self.config(bench), "_commit_hash", None) or self.revision])
 
     def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002
         """Load the tokenizer of the folder or hub model."""
