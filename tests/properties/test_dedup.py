@@ -64,8 +64,9 @@ def agrees(found: Selection, near: np.ndarray, score: np.ndarray, lengths: list[
         assert kept.tolist() == (~(near & ~np.eye(size, dtype=bool)).any(axis=1)).tolist()
 
 
-COPIES = st.sampled_from(["{}", " {}", "{}\n", "\u0640{}", "{}!"])
-FEW = st.lists(st.tuples(TEXTS, COPIES.flatmap(lambda way: TEXTS.map(way.format))), max_size=9)
+COPIES = st.sampled_from(["{}", " {}", "{}\n", "\u0640{}", "{}!", "\u00a0{} "])
+ALIKE = st.sampled_from(["", "a", "A", "ﬁ", "FI", "é", "e\u0301", "the cat", "The  Cat", "باريس", "بَاريس"])
+FEW = st.lists(st.tuples(ALIKE, COPIES.flatmap(lambda way: ALIKE.map(way.format)) | TEXTS), max_size=9)
 
 
 @tried(15, 2000)

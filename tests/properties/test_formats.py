@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from effort import tried
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import STRINGS, TEXTS, json_values
 
 from sft_lab.bench import Bench
-from sft_lab.data.dataset import LeadingAssistant, Loaded, OnError, Turns
+from sft_lab.data.dataset import LeadingAssistant, Loaded, OnError, Turns, _Part
 from sft_lab.data.formats import COLUMNS_OF, CONVERSATION_KEYS, ROLE_KEYS, ROLES, TEXT_KEYS, Format
 from sft_lab.data.sources import File
 from sft_lab.errors import SourceError
@@ -82,6 +82,9 @@ def checked(loaded: Loaded) -> Loaded:
 
 @tried(8, 2000)
 @given(st.lists(RECORD, max_size=4), st.fixed_dictionaries({}, optional=SETTINGS))
+@example([{"messages": [1, "a", None]}, {"messages": {}}, {"messages": None}, [], 1], {})
+@example([{"prompt": "\ud800", "completion": "a\udfff"}], {})
+@example([{"conversations": [{"from": 1, "value": []}]}, {"conversations": [{"from": "gpt", "value": [None]}]}], {})
 def test_any_json_is_rows_and_reasons_or_one_error(records: list[Any], how: dict[str, Any]) -> None:
     with file_of(lines_of(records)) as (path, bench):
         try:
@@ -138,16 +141,19 @@ def test_any_bytes_are_rows_and_reasons_or_one_error(file: tuple[str, bytes], on
 
 
 def rows_of(records: list[Any], **how: Any) -> list[tuple[Any, ...]]:
+    """What is read, before it becomes a table: a tenth of the time."""
     with file_of(lines_of(records)) as (path, bench):
-        rows = File(path=str(path), **how)(bench).rows
-        return list(zip(*map(rows.column, ("id", "system", "prompt", "answer", "messages", "group")), strict=True))
+        source = File(path=str(path), **how)
+        read = _Part("", source, source, None, 0)
+        read(bench.store)
+    return [tuple(row[name] for name in ("id", "system", "prompt", "answer", "messages", "group")) for row in read.rows]
 
 
 SPELLED = {"user": ["human", "user", "prompter", " Human"], "assistant": ["gpt", "assistant", "CHATGPT", "bard"],
            "system": ["system"]}  # fmt: skip
 
 
-@tried(6, 1000)
+@tried(6, 1500)
 @given(st.lists(TALK, min_size=1, max_size=3), st.sampled_from(list(Turns)), st.sampled_from(list(LeadingAssistant)),
        st.data())  # fmt: skip
 def test_a_talk_reads_the_same_in_every_spelling(
@@ -171,7 +177,7 @@ def test_a_talk_reads_the_same_in_every_spelling(
     assert rows_of(parts, **how) == known
 
 
-@tried(6, 1000)
+@tried(6, 1500)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
 def test_a_pair_reads_the_same_in_every_format(pairs: list[tuple[str, str]]) -> None:
     ways = [
@@ -188,7 +194,7 @@ def test_a_pair_reads_the_same_in_every_format(pairs: list[tuple[str, str]]) -> 
     assert rows_of([{"q": a, "x": b, "text": "t"} for a, b in pairs], columns=own) == first
 
 
-@tried(6, 1000)
+@tried(6, 1500)
 @given(st.lists(st.dictionaries(st.sampled_from(KNOWN), CELL, max_size=5), min_size=1, max_size=3), st.randoms())
 def test_the_order_of_keys_is_nothing(records: list[dict[str, Any]], random: Any) -> None:
     def shuffled(value: Any) -> Any:
@@ -207,7 +213,7 @@ def test_the_order_of_keys_is_nothing(records: list[dict[str, Any]], random: Any
     assert told([shuffled(record) for record in records]) == told(records)
 
 
-@tried(6, 1000)
+@tried(6, 1500)
 @given(st.lists(TALK, min_size=1, max_size=4), st.lists(TALK, max_size=3))
 def test_an_id_is_the_place_and_the_content_alone(talks: list[Any], more: list[Any]) -> None:
     def records(talks: list[Any]) -> list[Any]:

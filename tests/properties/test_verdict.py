@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from effort import tried
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from sft_lab import compose
@@ -84,6 +84,8 @@ def checked(found: Verdict, run: Run) -> str:
 
 @tried(60, 20000)
 @given(runs(ANY), LIMITS)
+@example(Observed([(1, 2.0), (2, 0.0), (3, 0.1)], [], {"eval/loss": 2.0}, {}), Limits())
+@example(Observed([(1, 0.0), (2, 0.0), (3, 0.1)], [], {"eval/loss": 0.0}, {}), Limits())
 def test_any_run_gets_one_known_verdict(run: Run, seen: Observed, limits: Limits) -> None:
     checked(judge(seen, limits), run)
     assert judge(seen, limits) == judge(seen, limits)
