@@ -19,6 +19,7 @@ from sft_lab.bench import log, package_path
 from sft_lab.data.dataset import Dataset, OnError, Record
 from sft_lab.errors import SourceError, require
 from sft_lab.files import HashingReader, digest
+from sft_lab.hub import fall_back_on_cache
 
 if TYPE_CHECKING:
     from sft_lab.store import Store
@@ -273,6 +274,7 @@ class Hub(Dataset):
 
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
+        fall_back_on_cache()
         try:
             return str(HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha)
         except (HfHubHTTPError, OSError) as error:
@@ -283,6 +285,7 @@ class Hub(Dataset):
         import datasets
 
         commit = self._commit()
+        fall_back_on_cache()
         for split in filter(None, (self.split, self.eval_split)):
             try:
                 rows = datasets.load_dataset(self.name, self.config, split=split, revision=commit)
@@ -295,5 +298,6 @@ def _hub_remedy(error: Exception) -> str:
     return (
         f"cannot be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
         "check the network and the name, and for a gated set run `hf auth login` or set HF_TOKEN; "
-        "a local copy works with dataset=file dataset.path=..."
+        "a local copy works with dataset=file dataset.path=..., and rows that were loaded before are found without a "
+        "network when dataset.revision is their commit"
     )

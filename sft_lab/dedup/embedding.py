@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.bench import Bench, log, missing_package, package_path
 from sft_lab.errors import ModelError, require
 from sft_lab.files import digest, read_json, sha256_file
+from sft_lab.hub import fall_back_on_cache
 from sft_lab.store import RECIPE
 from sft_lab.text import scripts
 
@@ -117,6 +118,8 @@ class Embedder:
 
         place = package_path(self.name_or_path)
         source = str(place) if place.is_dir() else self.name_or_path
+        if not place.is_dir():
+            fall_back_on_cache()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return SentenceTransformer(
             source,

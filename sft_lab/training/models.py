@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sft_lab.bench import Bench, log, missing_package, package_path
 from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import digest, follow_mask, sha256_file
+from sft_lab.hub import fall_back_on_cache
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -270,6 +271,8 @@ class Pretrained(Model):
     def _loaded(self, what: str, load: Any) -> Any:
         import transformers
 
+        if not Path(self._source()).is_dir():
+            fall_back_on_cache()
         try:
             return load(transformers)
         except Exception as error:  # a broken folder of a stranger makes the library raise anything
