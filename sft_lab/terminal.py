@@ -148,15 +148,16 @@ def _waterfall(folder: RunFolder) -> Table:
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """Say losses and verdict in a few lines."""
     lines = []
-    if summary["eval/loss"] is not None and summary["base/eval_loss"]:
-        change = summary["eval/loss"] / summary["base/eval_loss"] - 1
+    before, after = summary["base/eval_loss"], summary["eval/loss"]
+    if before and after is not None:
+        prompted = summary.get("prompted/eval_bits_per_byte")
         lines.append(
-            f"Held-out loss: {summary['base/eval_loss']:.4f} base -> {summary['eval/loss']:.4f} tuned ({change:+.1%}); "
+            f"Held-out loss: {before:.4f} base -> {after:.4f} tuned ({after / before - 1:+.1%}); "
             f"bits per byte {summary['base/eval_bits_per_byte']:.4f} -> {summary['eval/bits_per_byte']:.4f}; "
-            f"{summary['eval_rows']} rows"
+            f"{summary['eval_rows']} rows" + (f"; base model prompted {prompted:.4f}" if prompted else "")
         )
-    if summary.get("prompted/eval_bits_per_byte"):
-        lines[-1] += f"; base model prompted {summary['prompted/eval_bits_per_byte']:.4f}"
+    elif before:
+        lines.append(f"Held-out loss: {before:.4f} base -> not a number")
     says = summary["evidence"][-1]["says"] if summary["evidence"] else ""
     lines.append(f"Verdict: {summary['verdict']} (by held-out loss: {says})")
     if advice := summary.get("advice"):

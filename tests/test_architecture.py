@@ -15,8 +15,8 @@ BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress
         "waterfall", "options", "launchers", "hardware", "redaction", "hub"]  # fmt: skip
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
 ABOVE = [
-    "run", "shortage", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish", "generate",
-    "merge", "doctor", "compare", "terminal", "arguments", "cli", "__main__",
+    "run", "shortage", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish",
+    "generate", "merge", "doctor", "compare", "terminal", "arguments", "cli", "__main__",
 ]  # fmt: skip
 
 # Who may import a library that changes its interface: one file, or the files of one folder.
