@@ -88,7 +88,7 @@ def test_the_shipped_config_comes_back() -> None:
     comes_back(run)
 
 
-@tried(8, 2000)
+@tried(3, 600)
 @given(st.lists(st.tuples(st.sampled_from(OWN), STRINGS), max_size=4), st.lists(STRINGS, max_size=3))
 def test_own_words_come_back(words: list[tuple[list[Any], str]], tags: list[str]) -> None:
     content = saved()
@@ -99,7 +99,7 @@ def test_own_words_come_back(words: list[tuple[list[Any], str]], tags: list[str]
         comes_back(run)
 
 
-@tried(8, 2000)
+@tried(3, 600)
 @given(st.sampled_from(FREE), st.dictionaries(STRINGS, json_values(), max_size=3))
 def test_free_mappings_come_back(path: list[str], content: dict[str, Any]) -> None:
     whole = saved()
@@ -114,7 +114,7 @@ ANYTHING = st.one_of(
 )  # fmt: skip
 
 
-@tried(10, 4000)
+@tried(5, 2000)
 @given(st.data(), st.lists(ANYTHING, min_size=1, max_size=2))
 def test_any_value_anywhere_is_taken_or_told_off(data: st.DataObject, values: list[Any]) -> None:
     content = saved()
@@ -124,7 +124,7 @@ def test_any_value_anywhere_is_taken_or_told_off(data: st.DataObject, values: li
         comes_back(run)
 
 
-@tried(10, 3000)
+@tried(8, 2000)
 @given(st.data(), st.sampled_from(["threshold", "seed", "kind", "_target_", "on", "True", "a.b", "", "é"]) | STRINGS)
 def test_no_unknown_key_passes(data: st.DataObject, name: str) -> None:
     content = saved()
@@ -150,7 +150,7 @@ YAML = [b"!!python/object:os.system", b"&a ", b"*a", b"<<: *a", b"\t", b"? ", b"
         b"[[[[[", b"{}", b"1_0", b"0o7", b"- ", b"\n...\n", b"!!binary ", b"!!set ", b"2026-11-22"]  # fmt: skip
 
 
-@tried(10, 3000)
+@tried(3, 1000)
 @given(st.data(), st.binary(max_size=6) | TEXTS.map(str.encode) | st.sampled_from(YAML))
 def test_any_text_is_a_config_or_told_off(data: st.DataObject, more: bytes) -> None:
     text = built_text().encode()
@@ -182,7 +182,7 @@ KEYS = st.sampled_from(["seed", "dedup.threshold", "filter.length.max_tokens", "
                         "dedup.kind"])  # fmt: skip
 
 
-@tried(10, 3000)
+@tried(4, 1000)
 @given(st.lists(st.tuples(KEYS | STRINGS, st.sampled_from(["=", "=", "=", ""]), STRINGS | ANYTHING.map(repr))
                 .map("".join), max_size=2))  # fmt: skip
 def test_any_override_of_a_saved_config_is_taken_or_told_off(words: list[str]) -> None:
@@ -197,7 +197,7 @@ def test_any_override_of_a_saved_config_is_taken_or_told_off(words: list[str]) -
     comes_back(run)
 
 
-@tried(10, 3000)
+@tried(3, 600)
 @given(st.data(), st.randoms())
 def test_a_hash_is_of_what_changes_the_result(data: st.DataObject, random: Any) -> None:
     """Equal identities, equal hashes; any other value, or filters in another order, another one."""
@@ -238,7 +238,8 @@ SILENT = {
 }  # fmt: skip
 
 
-@tried(2, 150)
+@pytest.mark.slow  # composes
+@tried(4, 150)
 @given(st.sets(st.sampled_from(sorted(CHANGES))), st.sets(st.sampled_from(sorted(SILENT)), max_size=2), st.data())
 def test_the_order_of_overrides_is_nothing(names: set[str], quiet: set[str], data: st.DataObject) -> None:
     assert {name.partition(".")[0] for name in SILENT} <= NOT_IDENTITY
@@ -269,7 +270,8 @@ def quoted(text: str) -> str:
     return f"'{found[:-2]}'"
 
 
-@tried(3, 300)
+@pytest.mark.slow  # composes
+@tried(6, 300)
 @given(TEXTS)
 def test_words_of_the_command_line_arrive_and_come_back(text: str) -> None:
     words = [*WORDS, f"evaluation.baseline.system_prompt={quoted(text)}"]
@@ -285,15 +287,13 @@ def test_words_of_the_command_line_arrive_and_come_back(text: str) -> None:
     assert OmegaConf.to_container(shown)["evaluation"] == OmegaConf.to_container(config, enum_to_str=True)["evaluation"]
 
 
-@pytest.mark.parametrize(
-    "trap", ["no", "on", "1e3", "0x10", "12:30:00", "~", "007", "\u202eabc", "👩‍👩‍👧", "=", "<<", ".inf"]
-)
-def test_a_trap_of_yaml_comes_back(trap: str) -> None:
+def test_the_traps_of_yaml_come_back() -> None:
+    traps = ["no", "on", "1e3", "0x10", "12:30:00", "~", "007", "\u202eabc", "👩‍👩‍👧", "=", "<<", ".inf", "", "e\u0301"]
     content = saved()
-    for path in OWN[:2]:
-        put(content, path, trap)
-    put(content, ["trainer", "sft_config"], {trap: [trap, {trap: trap}]})
+    put(content, ["evaluation", "prompts"], traps)
+    put(content, ["trainer", "sft_config"], {trap: [trap, {trap: trap}] for trap in traps})
     run = built(content)
     assert run
-    assert run.evaluation.baseline.system_prompt == trap
+    assert run.evaluation.prompts == traps
+    assert run.trainer.sft_config == content["trainer"]["sft_config"]
     comes_back(run)

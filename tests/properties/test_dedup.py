@@ -69,7 +69,7 @@ ALIKE = st.sampled_from(["", "a", "A", "ﬁ", "FI", "é", "e\u0301", "the cat", 
 FEW = st.lists(st.tuples(ALIKE, COPIES.flatmap(lambda way: ALIKE.map(way.format)) | TEXTS), max_size=9)
 
 
-@tried(15, 2000)
+@tried(8, 2000)
 @given(FEW, KEEPS, ONS)
 def test_exact_is_equality_of_normalized_texts(pairs: list[tuple[str, str]], keep: Keep, on: On) -> None:
     rows = rows_of(pairs)
@@ -129,7 +129,7 @@ def cosines(units: np.ndarray) -> np.ndarray:
     return np.minimum(wide @ wide.T, 1)
 
 
-@tried(20, 3000)
+@tried(10, 2000)
 @given(vectors(), THRESHOLDS, KEEPS, st.sampled_from(list(Index)), st.data())
 def test_a_cut_of_the_graph_is_brute_force(
     units: np.ndarray, threshold: float, keep: Keep, index: Index, data: st.DataObject
@@ -156,7 +156,7 @@ def test_a_cut_of_the_graph_is_brute_force(
     agrees(found, exact >= threshold, exact, lengths, keep)
 
 
-@tried(20, 3000)
+@tried(10, 2000)
 @given(vectors(), KEEPS, st.lists(THRESHOLDS, min_size=2, max_size=2).map(sorted))
 def test_equal_neighbors_tell_equal_answers(units: np.ndarray, keep: Keep, cuts: list[float]) -> None:
     """A higher threshold has fewer duplicates: nobody who has none loses by it, and singletons only grow."""
@@ -172,7 +172,7 @@ def test_equal_neighbors_tell_equal_answers(units: np.ndarray, keep: Keep, cuts:
     assert not (alone & ~first).any()  # whom the tutorial's rule keeps, every rule keeps
 
 
-@tried(20, 3000)
+@tried(10, 2000)
 @given(vectors(), THRESHOLDS, st.integers(0, 60))
 def test_a_raised_floor_is_a_cut_of_the_whole(units: np.ndarray, floor: float, max_edges: int) -> None:
     from sft_lab.errors import ConfigError

@@ -80,7 +80,7 @@ def checked(loaded: Loaded) -> Loaded:
     return loaded
 
 
-@tried(8, 2000)
+@tried(4, 2000)
 @given(st.lists(RECORD, max_size=4), st.fixed_dictionaries({}, optional=SETTINGS))
 @example([{"messages": [1, "a", None]}, {"messages": {}}, {"messages": None}, [], 1], {})
 @example([{"prompt": "\ud800", "completion": "a\udfff"}], {})
@@ -129,7 +129,7 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, content
 
 
-@tried(8, 2000)
+@tried(4, 2000)
 @given(files(), st.sampled_from(list(OnError)))
 def test_any_bytes_are_rows_and_reasons_or_one_error(file: tuple[str, bytes], on_error: OnError) -> None:
     name, content = file
@@ -153,7 +153,7 @@ SPELLED = {"user": ["human", "user", "prompter", " Human"], "assistant": ["gpt",
            "system": ["system"]}  # fmt: skip
 
 
-@tried(6, 1500)
+@tried(5, 1500)
 @given(st.lists(TALK, min_size=1, max_size=3), st.sampled_from(list(Turns)), st.sampled_from(list(LeadingAssistant)),
        st.data())  # fmt: skip
 def test_a_talk_reads_the_same_in_every_spelling(
@@ -177,7 +177,7 @@ def test_a_talk_reads_the_same_in_every_spelling(
     assert rows_of(parts, **how) == known
 
 
-@tried(6, 1500)
+@tried(5, 1500)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
 def test_a_pair_reads_the_same_in_every_format(pairs: list[tuple[str, str]]) -> None:
     ways = [
@@ -194,7 +194,7 @@ def test_a_pair_reads_the_same_in_every_format(pairs: list[tuple[str, str]]) -> 
     assert rows_of([{"q": a, "x": b, "text": "t"} for a, b in pairs], columns=own) == first
 
 
-@tried(6, 1500)
+@tried(5, 1500)
 @given(st.lists(st.dictionaries(st.sampled_from(KNOWN), CELL, max_size=5), min_size=1, max_size=3), st.randoms())
 def test_the_order_of_keys_is_nothing(records: list[dict[str, Any]], random: Any) -> None:
     def shuffled(value: Any) -> Any:
@@ -213,7 +213,7 @@ def test_the_order_of_keys_is_nothing(records: list[dict[str, Any]], random: Any
     assert told([shuffled(record) for record in records]) == told(records)
 
 
-@tried(6, 1500)
+@tried(5, 1500)
 @given(st.lists(TALK, min_size=1, max_size=4), st.lists(TALK, max_size=3))
 def test_an_id_is_the_place_and_the_content_alone(talks: list[Any], more: list[Any]) -> None:
     def records(talks: list[Any]) -> list[Any]:
@@ -225,7 +225,7 @@ def test_an_id_is_the_place_and_the_content_alone(talks: list[Any], more: list[A
     assert [row[1:] for row in moved] == [row[1:] for row in rows_of(records(talks))]
 
 
-@tried(6, 300)
+@tried(5, 300)
 @given(st.sampled_from(["[", '{"a":', '{"messages":[']), st.integers(900, 1100), st.sampled_from(["id", "prompt"]))
 def test_deep_records_are_no_way_out(opening: str, depth: int, column: str) -> None:
     closing = "".join("]" if mark == "[" else "}" for mark in reversed(opening) if mark in "[{")

@@ -61,21 +61,21 @@ def put(content: Any, at: list[int], value: Any) -> Any:
     return found
 
 
-@tried(50, 5000)
+@tried(20, 2000)
 @given(VALUES, VALUES)
 @example({"a": 1}, {"a": 1})
 def test_keys_are_equal_iff_recipes_are(one: Any, other: Any) -> None:
     assert (digest(one) == digest(other)) == same(one, other)
 
 
-@tried(50, 5000)
+@tried(20, 2000)
 @given(VALUES, NEAR, st.lists(st.integers(0, 9), max_size=4))
 def test_what_is_nearly_equal_has_another_key(recipe: Any, pair: tuple[Any, Any], at: list[int]) -> None:
     one, other = (put(recipe, at, value) for value in pair)
     assert digest(one) != digest(other)
 
 
-@tried(50, 5000)
+@tried(20, 2000)
 @given(VALUES, st.randoms())
 def test_the_order_of_keys_is_no_part_of_a_key(recipe: Any, random: Any) -> None:
     def shuffled(value: Any) -> Any:
@@ -88,7 +88,7 @@ def test_the_order_of_keys_is_no_part_of_a_key(recipe: Any, random: Any) -> None
     assert digest(shuffled(recipe)) == digest(recipe)
 
 
-@tried(50, 5000)
+@tried(20, 2000)
 @given(STRINGS)
 def test_unicode_forms_are_different_content(text: str) -> None:
     other = unicodedata.normalize("NFD", text)
@@ -134,7 +134,7 @@ def test_json_files_give_back_what_was_written(content: dict[str, Any]) -> None:
         assert [len(json.loads(line)) for line in lines] == [len(content)] * 2
 
 
-@tried(50, 3000)
+@tried(20, 2000)
 @given(st.dictionaries(st.text("abc", min_size=1), json_values(st.text("abc", min_size=1)), max_size=4))
 def test_flat_loses_nothing(content: dict[str, Any]) -> None:
     def rebuilt(names: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def judged(keep: Filter, pairs: list[PAIR]) -> list[tuple[str, float]]:
     return list(zip(found.reason, np.nan_to_num(found.score, nan=-1).tolist(), strict=True))
 
 
-@tried(15, 2000)
+@tried(8, 2000)
 @given(FILTERS, PAIRS)
 def test_a_filter_judges_each_row_by_itself(keep: Filter, pairs: list[PAIR]) -> None:
     together = judged(keep, pairs)
@@ -44,7 +44,7 @@ def test_a_filter_judges_each_row_by_itself(keep: Filter, pairs: list[PAIR]) -> 
     assert judged(keep, pairs[::-1]) == together[::-1]
 
 
-@tried(15, 2000)
+@tried(8, 2000)
 @given(FILTERS, PAIRS)
 def test_a_filter_parts_its_input_and_has_nothing_to_add(keep: Filter, pairs: list[PAIR]) -> None:
     rows = rows_of(pairs)
@@ -56,7 +56,7 @@ def test_a_filter_parts_its_input_and_has_nothing_to_add(keep: Filter, pairs: li
     assert again.kept.all()
 
 
-@tried(15, 2000)
+@tried(8, 2000)
 @given(PAIRS, st.data())
 def test_who_asks_more_never_keeps_more(pairs: list[PAIR], data: st.DataObject) -> None:
     def two(low: Any, high: Any, numbers: Any = st.integers) -> tuple[Any, Any]:
@@ -76,7 +76,7 @@ def test_who_asks_more_never_keeps_more(pairs: list[PAIR], data: st.DataObject) 
         assert not (other & ~one).any(), (weak, hard)
 
 
-@tried(15, 2000)
+@tried(8, 2000)
 @given(PAIRS, st.lists(FILTERS, max_size=3), st.data())
 def test_the_waterfall_loses_nobody(pairs: list[PAIR], filters: list[Filter], data: st.DataObject) -> None:
     rows = start = rows_of(pairs)
@@ -98,7 +98,7 @@ def test_the_waterfall_loses_nobody(pairs: list[PAIR], filters: list[Filter], da
     assert len({len(column) for column in gone.values()}) == 1
 
 
-@tried(30, 2000)
+@tried(12, 2000)
 @given(PAIRS, st.data())
 def test_views_of_views_are_views(pairs: list[PAIR], data: st.DataObject) -> None:
     rows = rows_of(pairs)
@@ -128,7 +128,7 @@ def selections(draw: st.DrawFn) -> Selection:
     return Selection([f"{place}-a" for place in range(size)], column(REASON), scores, column(TEXTS))
 
 
-@tried(20, 2000)
+@tried(10, 2000)
 @given(selections(), st.data())
 def test_selections_are_kept_whole(found: Selection, data: st.DataObject) -> None:
     def lists(one: Selection) -> tuple[Any, ...]:
@@ -154,7 +154,7 @@ GROUPS = st.lists(st.integers(0, 30).map("g{}".format), max_size=40)
 SHARES = st.floats(0.01, 0.5)
 
 
-@tried(15, 2000)
+@tried(8, 2000)
 @given(GROUPS, SHARES, st.floats(0, 0.45), st.integers(1, 10), st.integers(1, 12), st.data())
 def test_a_split_parts_its_rows_by_group(
     groups: list[str], share: float, test_share: float, max_rows: int, max_tokens: int, data: st.DataObject

@@ -93,7 +93,7 @@ def control_ids(make: Any) -> set[int]:
     }
 
 
-@tried(10, 2000)
+@tried(5, 2000)
 @given(WAY, st.lists(TALKS, min_size=1, max_size=3))
 def test_what_is_trained_is_the_answers_and_their_ends(way: str, talks: list[list[str]]) -> None:
     make, template = WAYS[way]
@@ -131,7 +131,7 @@ def test_what_is_trained_is_the_answers_and_their_ends(way: str, talks: list[lis
             assert said.replace(answer.strip(), "", 1).strip() == end.closing.strip()
 
 
-@tried(10, 2000)
+@tried(5, 2000)
 @given(WAY, TALKS, st.none() | SAID)
 def test_a_prompt_is_the_beginning_of_what_was_trained(way: str, talk: list[str], system: Any) -> None:
     make, _ = WAYS[way]
@@ -150,7 +150,7 @@ def test_a_prompt_is_the_beginning_of_what_was_trained(way: str, talk: list[str]
     assert all(0 < cut < len(whole.text) for cut in whole.cuts)
 
 
-@tried(8, 1000)
+@tried(2, 1000)
 @given(WAY, st.lists(TALKS, min_size=1, max_size=4), st.integers(1, 60))
 def test_what_is_too_long_goes_whole(way: str, talks: list[list[str]], max_length: int) -> None:
     make, template = WAYS[way]
@@ -167,7 +167,7 @@ def test_what_is_too_long_goes_whole(way: str, talks: list[list[str]], max_lengt
     assert all(row["labels"] == row["input_ids"] for row in everything.values())
 
 
-@tried(15, 2000)
+@tried(8, 2000)
 @given(SAID)
 def test_plain_text_is_trained_whole(text: str) -> None:
     for way in ("plain", "plain with BOS"):

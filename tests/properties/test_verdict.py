@@ -82,7 +82,7 @@ def checked(found: Verdict, run: Run) -> str:
     return found.name
 
 
-@tried(60, 20000)
+@tried(20, 2000)
 @given(runs(ANY), LIMITS)
 @example(Observed([(1, 2.0), (2, 0.0), (3, 0.1)], [], {"eval/loss": 2.0}, {}), Limits())
 @example(Observed([(1, 0.0), (2, 0.0), (3, 0.1)], [], {"eval/loss": 0.0}, {}), Limits())
@@ -93,7 +93,7 @@ def test_any_run_gets_one_known_verdict(run: Run, seen: Observed, limits: Limits
     assert at is None or at in [step for step, _ in seen.held_out]
 
 
-@tried(60, 10000)
+@tried(20, 2000)
 @given(runs(), st.sampled_from([math.nan, math.inf, -math.inf]), st.sampled_from(["held_out", "train", "tuned"]),
        st.integers(0, 9), st.sampled_from(["eval/loss", "train/probe_loss"]), LIMITS)  # fmt: skip
 def test_a_loss_that_is_no_number_is_diverged(
@@ -111,7 +111,7 @@ def test_a_loss_that_is_no_number_is_diverged(
     assert judge(replace(seen, all_finite=False), limits).name == "diverged"
 
 
-@tried(60, 10000)
+@tried(20, 2000)
 @given(runs(), LIMITS)
 def test_without_evidence_nothing_is_judged(seen: Observed, limits: Limits) -> None:
     seen = replace(seen, all_finite=True)
@@ -124,7 +124,7 @@ def test_without_evidence_nothing_is_judged(seen: Observed, limits: Limits) -> N
 FALLING = st.lists(st.floats(0.5, 0.99), min_size=3, max_size=9)
 
 
-@tried(60, 10000)
+@tried(20, 2000)
 @given(FALLING, st.floats(0.5, 10), LIMITS, st.floats(1e-3, 1e3))
 def test_the_unit_of_the_loss_is_nothing(factors: list[float], base: float, limits: Limits, unit: float) -> None:
     """Rules cut at shares: a loss in bits is judged as one in nats, but where rounding decides."""
@@ -147,7 +147,7 @@ def test_the_unit_of_the_loss_is_nothing(factors: list[float], base: float, limi
     assert one.name == other.name
 
 
-@tried(60, 10000)
+@tried(20, 2000)
 @given(st.floats(0.5, 10), FALLING, st.floats(0, 3), st.floats(0, 1))
 def test_a_worse_end_is_never_a_better_verdict(base: float, factors: list[float], rise: float, more: float) -> None:
     """Ending higher above the best, all else alike, never turns overfitting or worse into healthy."""
@@ -165,7 +165,7 @@ def test_a_worse_end_is_never_a_better_verdict(base: float, factors: list[float]
         assert judge(seen(rise + more), Limits()).name in bad
 
 
-@tried(60, 10000)
+@tried(20, 2000)
 @given(curves(LOSS), st.floats(1e-6, 1), st.floats(1e-6, 1))
 def test_convergence_is_earlier_for_who_asks_less(curve: list[tuple[int, float]], one: float, other: float) -> None:
     strict, lax = (converged_at(curve, within) for within in sorted([one, other]))
@@ -184,7 +184,8 @@ KNOBS = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@tried(4, 200)
+@pytest.mark.slow  # composes
+@tried(6, 200)
 @given(KNOBS, st.sampled_from(sorted(VERDICTS)), st.sampled_from(["lora", "full"]))
 def test_an_advice_can_be_copied_to_the_command_line(knobs: dict[str, float], verdict: str, trainer: str) -> None:
     words = ["model=tiny_random", f"trainer={trainer}", *(f"trainer.{name}={value}" for name, value in knobs.items())]
