@@ -144,6 +144,7 @@ def test_an_experiment_is_data(name: str, here: Path, outside: Outside, capsys: 
     assert sorted(path.name for path in here.iterdir()) == ["experiments", "outside"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["callback", "through Hydra", "launcher's parts"])
 def test_an_experiment_is_data_where_hydra_drives(
     name: str, here: Path, outside: Outside, capsys: pytest.CaptureFixture[str]

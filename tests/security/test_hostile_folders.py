@@ -214,7 +214,6 @@ def test_nothing_is_written_through_links(work: str, tmp_path: Path, outside: Ou
 
 def test_a_run_again_leaves_what_links_lead_to(here: Path, outside: Outside) -> None:
     (here / "run").mkdir()
-    assert main([*TINY, "hydra.run.dir=run", "dataset=file", "dataset.path=nothing.jsonl"]) == 2
     (here / "run" / "config.yaml").symlink_to(outside.file)
     assert main([*TINY, "hydra.run.dir=run"]) == 2
     assert outside.is_untouched()
