@@ -98,10 +98,14 @@ def test_any_json_is_rows_and_reasons_or_one_error(records: list[Any], how: dict
 NAMES = st.sampled_from(["r.jsonl", "r.json", "r.csv", "r.jsonl.gz", "r.json.gz", "r.parquet"])
 
 
-def _parquet(cells: list[str]) -> bytes:
+def _parquet(cells: Any) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table({"prompt": cells, "completion": cells}), sink)
     return sink.getvalue()
+
+
+NOT_UTF8 = _parquet(pa.array([b"\x80"]).view(pa.utf8()))
+NO_DATE = _parquet(pa.array([10**7], pa.int32()).view(pa.date32()))  # in the year 29349
 
 
 @st.composite
@@ -131,6 +135,8 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
 
 @tried(4, 2000)
 @given(files(), st.sampled_from(list(OnError)))
+@example(("r.parquet", NOT_UTF8), OnError.fail)
+@example(("r.parquet", NO_DATE), OnError.skip)
 def test_any_bytes_are_rows_and_reasons_or_one_error(file: tuple[str, bytes], on_error: OnError) -> None:
     name, content = file
     with file_of(content, name) as (path, bench):
