@@ -344,7 +344,7 @@ def advice(verdict: str, run: Any) -> dict[str, str] | None:
             return f"trainer.max_steps={max(1, round(times * trainer.max_steps))}"
         return f"trainer.num_train_epochs={times * trainer.num_train_epochs:g}"
 
-    best = f"trainer.load_best_model_at_end=true trainer.save_steps={trainer.eval_steps:g}"
+    best = f"trainer.load_best_model_at_end=true trainer.save_steps={trainer.eval_steps:.15g}"
     unseen = getattr(run.split, "eval_share", 1) == 0
     own_template = run.choices.get("template") == "auto"
     found = {
