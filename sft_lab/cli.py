@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.arguments import parse, refuse
@@ -21,6 +23,25 @@ Arguments = argparse.Namespace
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code: 0 done, 1 a job failed, 2 the input was wrong."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; the next file that is opened would be taken for it
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+    try:
+        code = _main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has had enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(f"sft-lab: standard output: cannot be written ({error.strerror}); write it elsewhere\n")
+        return 1
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].isalpha() and words[0] not in COMMANDS:
         refuse(f"{words[0]}: no such command, and no override (key=value); there are {', '.join(COMMANDS)}")
@@ -248,6 +269,8 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
 
     _refuse_rest("store", rest)
     store = Store(arguments.path.expanduser().absolute() if arguments.path else default_root())
+    if not store.root.is_dir() and (arguments.path or store.root.exists()):
+        raise UserError(f"{store.root}: no folder, so no store; give one with --path or SFT_LAB_STORE")
     if arguments.action == "list":
         terminal.show_store(store)
     else:

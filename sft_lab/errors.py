@@ -13,11 +13,16 @@ A message says where (file, line or key), the value found, the limit, and the re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
 class SftLabError(Exception):
     """Root of the tree above."""
+
+    def __str__(self) -> str:
+        """Give the message with very long words cut: a value of a thousand digits is not read by anybody."""
+        return re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}... ({len(word[0]):,} characters)", super().__str__())
 
 
 class UserError(SftLabError, ValueError):

@@ -59,11 +59,27 @@ class RunFolder:
 
     def state(self) -> str | None:
         """What ``status.json`` says, or None in a folder without one."""
-        return read_json(self.status)["state"] if self.status.exists() else None
+        return str(self._said()["state"]) if self.status.exists() else None
 
     def work(self) -> str:
         """What the folder was last worked on for: a run, or preparing data alone."""
-        return str(read_json(self.status).get("work", RUN)) if self.status.exists() else RUN
+        return str(self._said().get("work", RUN)) if self.status.exists() else RUN
+
+    def _said(self) -> dict[str, Any]:
+        """Give what ``status.json`` holds.
+
+        Raises:
+            FolderError: if it is nonsense, which a run never writes.
+        """
+        try:
+            found: Any = read_json(self.status)
+        except (OSError, ValueError, RecursionError) as error:
+            found, why = None, str(error)
+        else:
+            why = "must hold an object with a state"
+        if isinstance(found, dict) and isinstance(found.get("state"), str):
+            return found
+        raise FolderError(f"{self.status}: cannot be read ({why}); remove it, and sft-lab exec goes on with the run")
 
     def _mark(self, state: str, **more: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -90,9 +90,7 @@ def generate(path: Path, prompt: str, asking: Asking, *, base: bool = False) -> 
     if not prompt.strip():
         raise UserError("prompt: is empty; give a text, or - and the text on standard input")
     found = open_run(path)
-    from sft_lab.data.template import Renderer
-
-    own = Renderer(found.tokenizer, str(found.tokenizer.get_chat_template()))
+    own = found.renderer
     ids = _asked(own, prompt, asking, found.tokenizer)
     model, before, plain = found.load_base(four_bit=found.run.trainer.four_bit), None, False
     if base:

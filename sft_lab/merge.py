@@ -31,12 +31,10 @@ def merge(path: Path, out: Path | None = None) -> Path:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FolderError(f"{target}: is there already; remove it, or name another folder with --out")
     found.folder.refuse_links()
-    from sft_lab.data.template import Renderer
     from sft_lab.report import card
     from sft_lab.training import saved
 
-    tokenizer = found.tokenizer
-    renderer = Renderer(tokenizer, str(tokenizer.get_chat_template()))
+    tokenizer, renderer = found.tokenizer, found.renderer
     whole = found.load_tuned(found.load_base(four_bit=False)).merge_and_unload(safe_merge=True)
     work = target.with_name(f".{target.name}.unfinished")  # a folder is whole or not there
     shutil.rmtree(work, ignore_errors=True)

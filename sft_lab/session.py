@@ -42,9 +42,6 @@ class Session:
         """Set seed and threads, here and nowhere else, and open the log."""
         if not self.folder.config.exists():  # from Python; a launcher has written it before
             write_text(self.folder.config, self.run.to_yaml())
-        self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
-        self._handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger("sft_lab").addHandler(self._handler)
         if self.run.threads:
             torch.set_num_threads(self.run.threads)
         transformers.set_seed(self.run.seed)
@@ -60,6 +57,10 @@ class Session:
                 "hardware": manifest.hardware(),
             }
         )
+        # Last: whoever fails to enter is not left, and the next job's lines would stand in this log too.
+        self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
+        self._handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("sft_lab").addHandler(self._handler)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

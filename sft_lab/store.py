@@ -208,7 +208,7 @@ class Store:
         try:
             os.utime(place / RECIPE)  # marks the entry as used, for prune; fails when there is none
         except OSError:  # a read-only store still serves what it holds
-            return (place / RECIPE).exists()
+            return os.path.exists(place / RECIPE)  # noqa: PTH110 - False where no such path can be, too long a one
         return True
 
     def listing(self) -> Iterator[Listing]:
@@ -299,9 +299,10 @@ class StoreView(Store):
 
 def _recipe(place: Path) -> dict[str, Any]:
     try:
-        return read_json(place / RECIPE)
+        found: Any = read_json(place / RECIPE)
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _contents(folder: Path) -> dict[str, list[int | str]]:

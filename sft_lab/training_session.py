@@ -42,7 +42,8 @@ class TrainingSession(Session):
         self._clock = Stopwatch()  # of measuring before and after training
 
     def __enter__(self) -> Self:
-        """Open the session."""
+        """Open the session, unless the trainer's knobs are refused: better now than after the data stages."""
+        trl.sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
         super().__enter__()
         self._note({"precision": trl.resolve_precision(self.run.trainer.precision)})
         return self

@@ -235,7 +235,7 @@ def job_of(composed: DictConfig, fixed: list[str], values: list[str]) -> Job:
 def hydra(config_dir: str | None = None) -> Iterator[None]:
     """Hydra, initialized on our conf/."""
     if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder")
+        raise ConfigError(f"--config-dir {config_dir}: no such folder; give one that holds options, as conf/ does")
     GlobalHydra.instance().clear()
     SearchPath.further = config_dir
     try:
@@ -292,6 +292,12 @@ def _strict(composed: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     if asked := list(resolvers(plain_data(composed))):
         raise all_problems(asked)
     problems = [unknown_key(path, known, composed, choices) for path, known in _unknown_keys(composed)]
+    problems += [
+        f"{one.name}: cannot be removed; give it another value" for one in fields(Run) if one.name not in composed
+    ]
+    problems += _unresolved(composed)
+    if problems:
+        raise all_problems(problems)
     try:
         OmegaConf.resolve(composed)
         problems += [f"{key}: no value; give one, {key}=..." for key in sorted(OmegaConf.missing_keys(composed))]
@@ -302,6 +308,19 @@ def _strict(composed: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     if problems:
         raise all_problems(problems)
     return composed, choices
+
+
+def _unresolved(node: Any, path: str = "") -> Iterator[str]:
+    """Interpolations that lead nowhere, each with its key; OmegaConf's own error may name none."""
+    for key in node if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()) else ():  # noqa: SLF001
+        child = node._get_node(key)  # noqa: SLF001
+        if not child._is_interpolation():  # noqa: SLF001
+            yield from _unresolved(child, f"{path}{key!s}.")
+            continue
+        try:
+            child._dereference_node()  # noqa: SLF001
+        except (OmegaConfBaseException, RecursionError) as error:
+            yield f"{path}{key!s}={child._value()}: {first_line(error)}; write the value itself"  # noqa: SLF001
 
 
 def choices_of(composed: DictConfig) -> dict[str, Any]:

@@ -120,6 +120,8 @@ def explain(error: Exception) -> str:
     """Say Hydra's error in one line: where, what was found, what there is."""
     if isinstance(error, ConfigLoadError):  # our own experiment source's
         return str(error)
+    if isinstance(error, UnicodeDecodeError):  # Hydra's own reader names no file
+        return f"an option file is not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8"
     text = "\n".join(str(found) for found in _chain(error))
     file = re.search(r"In '([^']+)':", text)
     named = file.group(1).replace("experiment/", "experiments/") if file and file.group(1) != "config" else ""
@@ -136,15 +138,20 @@ def explain(error: Exception) -> str:
         return f"{found.group(1)}: is in the config already; write it without +"
     if "is not a subclass of Filter" in text and full_key:
         return f"filter.{full_key.group(1)}: not among the chosen filters; choose it too, filter=[...]"
-    if "hydra.searchpath" in text:
-        return f"{where}hydra.searchpath: set in a file, which names options and not where they lie; take it out"
-    if "in defaults : bool" in text:
-        return f"{where}defaults: {BARE_WORD}"
+    if words := next((words for sign, words in _IN_A_FILE.items() if sign in text), None):
+        return where + words
     if type(error).__module__.startswith("yaml"):
         return where + not_yaml(error)
     merging = re.search(r"Error merging override (.+)", text)
     place = merging.group(1).lstrip("+") if merging else full_key.group(1) if full_key else ""
     return f"{where}{place}{': ' if place else ''}{first_line(_chain(error)[-1])}"
+
+
+# What a file says that it may not, by the words Hydra has for it.
+_IN_A_FILE = {
+    "hydra.searchpath": "hydra.searchpath: set in a file, which names options and not where they lie; take it out",
+    "in defaults : bool": f"defaults: {BARE_WORD}",
+}
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -176,14 +183,32 @@ def first_line(error: BaseException) -> str:
     said = lines[0] if lines else type(error).__name__
     said = re.sub(r"^\w+ raised while (resolving interpolation|composing config): ", "", said)
     said = re.sub(r"^LexerNoViableAltException: .*$", "it stops in the middle", said)
-    said = re.sub(r"^field '.+' is not Optional$", "cannot be null", said)
-    return re.sub(r"^.* does not support deletion$", "cannot be removed; give it another value", said)
+    for pattern, words in _PLAINER:
+        said = re.sub(pattern, words, said)
+    return said
+
+
+# What OmegaConf and Hydra say, and what is meant.
+_PLAINER = (
+    ("^Could not delete from config. '(.+)' does not exist.$", r"~\1: is not in the config; leave it out"),
+    ("^field '.+' is not Optional$", "cannot be null"),
+    ("^.* does not support deletion$", "cannot be removed; give it another value"),
+    ("^Value .* could not be converted to Integer$", "must be a whole number"),
+    ("^Value .* could not be converted to Float$", "must be a number"),
+    ("^Value .* is not a valid bool.*$", "must be true or false"),
+    ("^Invalid value '.*', expected one of \\[(.*)\\]$", r"must be one of \1"),
+    ("^Invalid value assigned: .* is not a ListConfig, list or tuple.$", "must be a list, [a,b]"),
+    ("^Cannot assign .* to Dict.*$", "must be a mapping, {a: b}"),
+    ("^Invalid type assigned: .* is not a subclass of .*$", "has keys of its own; set one of those"),
+)
 
 
 def not_yaml(error: Exception) -> str:
     """Say where a file stops being YAML."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or first_line(error)
+    if isinstance(error, RecursionError):
+        problem = "lists or mappings are nested too deeply"
     named = f"{mark.name}, " if mark and not mark.name.startswith("<") else ""
     return f"not YAML ({named}{f'line {mark.line + 1}: ' if mark else ''}{problem})"
 

@@ -31,10 +31,12 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+        raise ConfigError(f"{path}: cannot be read ({error}); give a config.yaml as a run wrote it") from error
     for where, content in [(str(path), text), *((word, word) for word in overrides or [])]:
         if "${" in content:
-            raise ConfigError(f"{where}: holds an interpolation (${{...}}); a saved config is resolved data")
+            raise ConfigError(
+                f"{where}: holds an interpolation (${{...}}); a saved config is resolved data; write the value"
+            )
     try:
         refuse_alias_bomb(text)
         saved = OmegaConf.create(text)
@@ -44,7 +46,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
     except Exception as error:  # PyYAML's errors share no base with OmegaConf's
-        raise ConfigError(f"{path}: {not_yaml(error)}") from error
+        raise ConfigError(f"{path}: {not_yaml(error)}; give a config.yaml as a run wrote it") from error
     return from_saved(plain, str(path))
 
 
@@ -57,7 +59,10 @@ def from_saved(saved: Any, where: str) -> Run:
     if not isinstance(saved, dict):
         raise ConfigError(f"{where}: must hold keys and values, holds a {type(saved).__name__}")
     if saved.get("format") != FORMAT:
-        raise ConfigError(f"{where}: format={saved.get('format')}: this version of sft_lab reads format {FORMAT}")
+        raise ConfigError(
+            f"{where}: format={saved.get('format')}: this version of sft_lab reads format {FORMAT}; give a config.yaml "
+            "as a run of it wrote it"
+        )
     if target := next((path for path, key in all_keys(saved) if key == "_target_"), None):
         raise ConfigError(f"{where}: {target}: a saved config is data and names no code to run; remove it")
     known = [found.name for found in fields(Run)]
@@ -68,7 +73,7 @@ def from_saved(saved: Any, where: str) -> Run:
         if name in saved:
             _put(config, name, saved[name], f"{where}: {name}")
     if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(f"{where}: missing {', '.join(missing)}")
+        raise ConfigError(f"{where}: missing {', '.join(missing)}; give a config.yaml as a run wrote it")
     try:
         return build(config)
     except ConfigError as error:
@@ -118,7 +123,8 @@ def build(config: DictConfig) -> Run:
     Raises:
         ConfigError: naming key, value and limit.
     """
-    if problems := [*_not_plain(plain_data(config)), *_refusals(config)]:
+    # A limit says nothing of a number that is none, so these come first.
+    if problems := list(_not_plain(plain_data(config))) or _refusals(config):
         raise all_problems(problems)
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
@@ -152,6 +158,8 @@ def _not_plain(node: Any, path: str = "") -> Iterator[str]:
         yield f"{path}={node}: must be a finite number"
     elif isinstance(node, str) and holds_secret(node):
         yield f"{path}: holds a token or password, which a config would keep; use `hf auth login` or `wandb login`"
+    elif isinstance(node, int) and abs(node) >= 2**63:
+        yield f"{path}={node}: must be below 2**63"
     elif isinstance(node, str) and "${" in node:
         yield f"{path}: must not hold ${{, which a saved config would read as an interpolation"
     elif isinstance(node, str) and "\x85" in node:

@@ -53,12 +53,15 @@ class _ExperimentSource(ConfigSource):
             return ["experiment"] if results_filter in (None, ObjectType.GROUP) else []
         if results_filter is ObjectType.GROUP:
             return []
-        return sorted(file.stem for file in Path(self.path).glob("*.yaml"))
+        return sorted(file.stem for file in Path(self.path).glob("*.yaml") if file.is_file())
 
 
 def read_experiment(file: Path) -> tuple[DictConfig, str]:
     """Read an experiment file and its package, ``_global_`` where it names none; refuse what Hydra would misread."""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigLoadError(f"{file}: cannot be read ({error}); save it as a file in UTF-8") from error
     try:
         refuse_alias_bomb(text)
         loaded = OmegaConf.create(text)

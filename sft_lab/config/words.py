@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ from sft_lab.config.sources import read_experiment
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.options import shipped
 from sft_lab.redaction import holds_secret
+
+# What of Hydra's own settings is read here; the rest is about hydra.main, which nobody calls.
+_READ = r"hydra\.(run\.dir|sweep\.dir|mode|searchpath|(sweeper|launcher)\b)"
 
 
 def key_of(word: str) -> str:
@@ -48,7 +52,12 @@ def parse(overrides: list[str]) -> list[Override]:
             )
             continue
         if not key_of(text):
-            problems.append(f"{text}: no key; write key=value")
+            problems.append(f"{text or repr(text)}: no key; write key=value")
+            continue
+        if (key := key_of(text)).startswith("hydra.") and not re.match(_READ, key):
+            problems.append(
+                f"{key}: has no effect here; hydra.run.dir and hydra.sweep.dir are the settings that are read"
+            )
             continue
         try:
             words += parser.parse_overrides([_spelled(text)])
@@ -58,6 +67,8 @@ def parse(overrides: list[str]) -> list[Override]:
             problems.append(f"{text}: no override in Hydra's grammar ({first_line(error)}); {remedy}")
         except ConfigError as error:
             problems.append(str(error))
+        except ValueError:  # Python reads no whole number of more than 4300 digits
+            problems.append(f"{text}: a number of too many digits; give one below 2**63")
     if problems:
         raise all_problems(problems)
     return words
@@ -82,8 +93,10 @@ def _refuse_group_value(word: Override) -> None:
     if not all(isinstance(name, str) for name in value) if several else not isinstance(value, str):
         names = GlobalHydra.instance().config_loader().get_group_options(group)
         raise ConfigError(f"{text}: must be the name of an option; there are {', '.join(names)}")
-    if group == "filter":
+    if group in ("filter", "split/filter"):
         refuse_none_beside(value, text)
+        if isinstance(value, list) and (twice := next((name for name in value if value.count(name) > 1), None)):
+            raise ConfigError(f"{text}: {twice} stands there twice; a filter works once, name it once")
 
 
 def experiment_name(fixed: list[str]) -> str | None:
@@ -120,10 +133,26 @@ def grid_of(words: list[Override], swept: set[str], params: Any) -> list[list[st
     axes = [*parse(own), *(word for word in words if key_of(str(word.input_line)) in swept)]
     if not axes:
         return [[]]
+    said = " ".join(texts_of(axes))
+    if _jobs_of(axes) > MOST_JOBS:
+        raise ConfigError(f"{said}: a sweep of over {MOST_JOBS:,} jobs; give fewer values, or several sweeps")
     try:
         batches = BasicSweeper.split_arguments(axes, None)
     except HydraException as error:
-        raise ConfigError(
-            f"{' '.join(texts_of(axes))}: {first_line(error)}; write the values, a,b or choice(a,b)"
-        ) from error
-    return [list(job) for batch in batches for job in batch]
+        raise ConfigError(f"{said}: {first_line(error)}; write the values, a,b or choice(a,b)") from error
+    jobs = [list(job) for batch in batches for job in batch]
+    if not jobs:
+        raise ConfigError(f"{said}: gives no value at all, so there is no job; write the values, a,b or choice(a,b)")
+    return jobs
+
+
+MOST_JOBS = 10_000  # each is composed and checked before the first starts
+
+
+def _jobs_of(axes: list[Override]) -> int:
+    """Count the jobs of a grid as far as one more than may be: a range may have more values than fit in memory."""
+    count = 1
+    for axis in axes:
+        if axis.is_choice_sweep() or axis.is_range_sweep():
+            count *= sum(1 for _ in itertools.islice(axis.sweep_iterator(), MOST_JOBS + 1))
+    return count

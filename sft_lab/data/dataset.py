@@ -220,6 +220,11 @@ class _Part:
         if not raw:
             raise SourceError(f"{part.named()}: holds no record; give a source with rows")
         found = list(dict.fromkeys(key for _, record in raw if record for key in record))
+        if not found:
+            raise SourceError(
+                f"{part.named()}: none of its {len(raw)} records has columns; a record is a JSON object, or a line of "
+                "a table with as many fields as the header"
+            )
         reader = find_reader(part.format, part.columns, found, needs_answers=whole.needs_answers)
         group = whole.group if self._split is None else "content"
         if group not in ("auto", "id_prefix", "content", *found):

@@ -96,7 +96,10 @@ class Preparation:
         """
         if not len(loaded.rows):
             why = ", ".join(f"{count} {reason}" for reason, count in loaded.selection.dropped.items())
-            raise SourceError(f"dataset: none of its {len(loaded.selection.ids)} records can be used ({why})")
+            raise SourceError(
+                f"dataset: none of its {len(loaded.selection.ids)} records can be used ({why}); "
+                "docs/data.md has the row formats"
+            )
         counts = self._bench.token_counts(loaded.rows).sum(axis=1)
         ids = loaded.rows.column("id")
         tokens = dict(zip(ids, map(int, counts), strict=True))
@@ -151,7 +154,13 @@ class Preparation:
         whole = self._steps["dedup"][0] if "dedup" in self._steps else train
         ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all, whole=whole)
         if not len(ready.rows):
-            raise JobError("no training row is left; the waterfall in waterfall.json says where they went")
+            went = "; ".join(
+                f"{stage['stage']} dropped "
+                + ", ".join(f"{rows} {reason}" for reason, rows in stage["dropped"].items())
+                for stage in self.flow.stages
+                if stage["dropped"]
+            )
+            raise JobError(f"no training row is left ({went}); loosen what took most, or give more rows")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
         probe = self._ready(template, probe_rows, None, loss_on_all=False, whole=None if self._loss_on_all else whole)
         return Prepared(

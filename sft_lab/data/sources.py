@@ -94,7 +94,22 @@ def file_problems(where: str, files: list[Path]) -> list[str]:
     """Say what is wrong with the files that a key names; empty when all can be read."""
     if not files:
         return [f"{where}: no such file; give the path of a {_KINDS} file, or a glob of them"]
-    return [f"{where}: {file.name} is not one of {_KINDS}" for file in files if not file.name.lower().endswith(_ENDS)]
+    return [
+        f"{where}: {file} is {problem}; give the path of a {_KINDS} file, or a glob of them"
+        for file in files
+        if (problem := _no_data_file(file))
+    ]
+
+
+def _no_data_file(file: Path) -> str:
+    """Say why a path cannot hold rows: a device or a pipe would be read without end."""
+    if file.is_dir():
+        return "a folder"
+    if not file.exists():
+        return "a link to nowhere"
+    if not file.is_file():
+        return "a device or a pipe"
+    return "" if file.name.lower().endswith(_ENDS) else "of another kind"
 
 
 _ENDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet")
@@ -123,11 +138,13 @@ def _opened(file: Path, store: Store) -> Iterator[IO[bytes]]:
     """Open a file for reading, unpacked; its hash is known when it has been read.
 
     Raises:
-        SourceError: if the file was written to meanwhile.
+        SourceError: if the file is packed in another way than its name tells, or was written to meanwhile.
     """
     before = file.stat()
     with HashingReader(file) as raw:
         buffered = io.BufferedReader(raw, 2**20)
+        if advice := _packed(file, buffered.peek(4)[:4]):
+            raise SourceError(f"{file}: {advice}")
         stream: Any = gzip.GzipFile(fileobj=buffered) if file.name.lower().endswith(".gz") else buffered
         try:
             yield stream
@@ -139,6 +156,13 @@ def _opened(file: Path, store: Store) -> Iterator[IO[bytes]]:
                 store.remember_sha256(file, before, value)
     if not still:
         raise SourceError(f"{file}: changed while it was read; start again when nothing writes to it")
+
+
+def _packed(file: Path, begins: bytes) -> str:
+    """Say what to do with a file that is packed in a way its name does not tell; empty when it is not."""
+    if begins.startswith(b"\x1f\x8b") and not file.name.lower().endswith(".gz"):
+        return f"is packed with gzip; call it {file.name}.gz"
+    return "is a zip archive; unpack it and give the files in it" if begins == b"PK\x03\x04" else ""
 
 
 class _Lines:
@@ -240,7 +264,8 @@ def _read_parquet(file: Path, store: Store) -> Iterator[Found]:
             yield from batch.to_pylist()
             rows += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        yield SourceError(f"{file}, after row {rows}: not a parquet file ({error}); copy or download it again")
+        said = " ".join(str(error).split())
+        yield SourceError(f"{file}, after row {rows}: not a parquet file ({said}); copy or download it again")
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond the year 9999
         yield SourceError(f"{file}, after row {rows}: a value that cannot be read ({error}); write the file again")
 
@@ -270,14 +295,13 @@ class Hub(Dataset):
 
     def _commit(self) -> str:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
 
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         fall_back_on_cache()
         try:
             return str(HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha)
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # of the client or of what it talks through; all mean: no rows
             raise SourceError(f"{self.named()}: {_hub_remedy(error)}") from error
 
     def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:  # noqa: ARG002

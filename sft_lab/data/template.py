@@ -165,8 +165,8 @@ class Renderer:
                 messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}") from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+            raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}; mend the line") from error
+        except Exception as error:  # a template divides by zero, calls what is no function, recurses without end
             raise CannotRender("template_refused") from error
         rendered = str(text)
         return rendered if rendered.startswith(self._bos) else self._bos + rendered
@@ -177,7 +177,11 @@ class Renderer:
         try:
             _, _, after = self._place(self._render(probe), probe, 1, _BLANK)
         except CannotRender as error:
-            raise ModelError(f"template: cannot render one question and its answer ({error})") from error
+            why = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+            raise ModelError(
+                f"template: cannot render one question and its answer ({why}); it must write the content of each of "
+                "`messages` as it is"
+            ) from error
         ends = [(place, -len(token), token) for token in self._special if (place := after.find(token)) >= 0]
         if not ends:
             raise ModelError(
@@ -227,6 +231,10 @@ class Template(abc.ABC):
     special_tokens: list[str] = field(default_factory=list)
 
     @abc.abstractmethod
+    def named(self) -> str:
+        """Say for a message which template this is, by the key that chose it."""
+
+    @abc.abstractmethod
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Give the Jinja text."""
 
@@ -236,7 +244,10 @@ class Template(abc.ABC):
 
     def bind(self, bench: Bench) -> Renderer:
         """Bind the template to the run's tokenizer, and say so if it would teach the model wrong words."""
-        renderer = Renderer(bench.tokenizer, self.jinja(bench.tokenizer))
+        try:
+            renderer = Renderer(bench.tokenizer, self.jinja(bench.tokenizer))
+        except ModelError as error:
+            raise ModelError(str(error).replace("template:", f"{self.named()}:", 1)) from error
         if renderer.foreign:
             bench.notice(
                 f"template: writes {' '.join(renderer.foreign)} between an answer and its end of turn "
@@ -294,6 +305,10 @@ class Template(abc.ABC):
 class Auto(Template):
     """The model's own chat template."""
 
+    def named(self) -> str:
+        """By the option."""
+        return "template=auto"
+
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Give the tokenizer's template.
 
@@ -321,9 +336,18 @@ class Jinja(Template):
             self.path = str(package_path(self.path))
 
     def check(self) -> list[str]:
-        """The file is there."""
-        found = package_path(self.path).is_file()
-        return [] if found else [f"template.path={self.path}: no such file; give the path of a .jinja file"]
+        """The file is there, and text."""
+        if not package_path(self.path).is_file():
+            return [f"template.path={self.path}: no such file; give the path of a .jinja file"]
+        try:
+            package_path(self.path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            return [f"template.path={self.path}: cannot be read ({error}); save it as UTF-8"]
+        return []
+
+    def named(self) -> str:
+        """The path as given."""
+        return f"template.path={self.path}"
 
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:  # noqa: ARG002 - the same text for every model
         """Give the file's text."""

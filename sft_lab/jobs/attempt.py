@@ -37,7 +37,7 @@ def execute(folder: RunFolder, work: str = RUN) -> Failure | None:
         FolderError: if it is no job folder.
     """
     if not folder.config.exists():
-        raise FolderError(f"{folder.path}: no job folder; it has no config.yaml")
+        raise FolderError(f"{folder.path}: no job folder; it has no config.yaml; `sft-lab runs` lists what there is")
     run = configs.load(folder.config)
     if folder.state() == FINISHED and folder.work() in (RUN, work):
         log.info("%s: finished before; nothing to do", folder.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_lab import config as configs
 from sft_lab.bench import Bench
@@ -13,6 +13,9 @@ from sft_lab.errors import FolderError, all_problems
 from sft_lab.folder import FINISHED, RUN, RunFolder
 from sft_lab.jobs.world import run_folder
 from sft_lab.run import Run
+
+if TYPE_CHECKING:
+    from sft_lab.data.template import Renderer
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,29 @@ class Finished:
 
         try:
             return transformers.AutoTokenizer.from_pretrained(self.folder.model, trust_remote_code=False)
-        except Exception as error:  # a broken folder of a stranger makes the library raise anything
-            said = (str(error).strip().splitlines() or [""])[0]
+        except Exception as error:  # a broken file makes the library raise anything
+            said = " ".join(str(error).split())[:200]
             raise FolderError(
                 f"{self.folder.model}: its tokenizer cannot be loaded ({said}); train it again"
+            ) from error
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The chat template that was trained, bound to the tokenizer.
+
+        Raises:
+            FolderError: if it is gone or broken.
+        """
+        from sft_lab.data.template import Renderer
+
+        try:
+            return Renderer(self.tokenizer, str(self.tokenizer.get_chat_template()))
+        except FolderError:
+            raise
+        except ValueError as error:  # ours, or of a tokenizer without one
+            said = " ".join(str(error).split())[:200]
+            raise FolderError(
+                f"{self.folder.model}: its chat template cannot be used ({said}); train it again"
             ) from error
 
     def load_base(self, *, four_bit: bool) -> Any:
@@ -72,10 +94,7 @@ def open_run(path: Path) -> Finished:
         UserError: if it is no run folder, its run did not end well or trained nothing, or its weights are gone.
     """
     folder = run_folder(path)
-    try:
-        state, work = folder.state(), folder.work()
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise FolderError(f"{folder.status}: cannot be read ({error}); run it again: sft-lab exec {path}") from error
+    state, work = folder.state(), folder.work()
     if state != FINISHED:
         raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} goes on with it")
     if work != RUN:

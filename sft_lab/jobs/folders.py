@@ -75,10 +75,15 @@ def find(plan: Plan, work: str = RUN) -> list[Placed]:
         sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan, work)).absolute()
         _marker(sweep, plan)
         folders = [RunFolder(_job_path(sweep, job)) for job in plan.jobs]
-    return [
-        Placed(job, folder, _standing(job.run, folder, work), made=not folder.path.exists())
-        for job, folder in zip(plan.jobs, folders, strict=True)
-    ]
+    try:
+        return [
+            Placed(job, folder, _standing(job.run, folder, work), made=not folder.path.exists())
+            for job, folder in zip(plan.jobs, folders, strict=True)
+        ]
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise FolderError(
+            f"{error.filename}: cannot be used ({error.strerror}); choose another with hydra.run.dir"
+        ) from error
 
 
 def _new_run_dir() -> Path:
@@ -172,7 +177,7 @@ def _job_path(sweep: Path, job: Job) -> Path:
 
 def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
     if folder.path.exists() and not folder.path.is_dir():
-        raise FolderError(f"{folder.path}: a file, not a folder")
+        raise FolderError(f"{folder.path}: a file, not a folder; choose another with hydra.run.dir")
     if not folder.config.exists():
         names = [found.name for found in folder.path.iterdir()] if folder.path.exists() else []
         # A command killed before its first rename leaves its half-written config.

@@ -155,8 +155,8 @@ def _place(run: Run, words: list[str], out: Path | None, source: Path, work: str
 def _standing_of(old: RunFolder) -> tuple[str | None, str]:
     try:
         return old.state(), old.work()
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise FolderError(f"{old.status}: cannot be read ({error}); replay its config.yaml alone") from error
+    except FolderError as error:
+        raise FolderError(f"{error}, or replay its config.yaml alone") from error
 
 
 def _nothing_to_compare(old: RunFolder | None, state: str | None, work: str) -> str:
@@ -185,7 +185,9 @@ def read_result(folder: RunFolder, work: str) -> Numbers:
         found = _data_numbers(folder)
         return found | _training_numbers(folder) if work == RUN else found
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise FolderError(f"{folder.path}: its result cannot be read ({type(error).__name__}: {error})") from error
+        raise FolderError(
+            f"{folder.path}: its result cannot be read ({type(error).__name__}: {error}); replay its config.yaml alone"
+        ) from error
 
 
 def _data_numbers(folder: RunFolder) -> Numbers:

@@ -46,7 +46,7 @@ def run_folder(path: Path) -> RunFolder:
         raise FolderError(f"{path}: no such folder; `sft-lab runs` lists what there is")
     if (path / SWEEP).exists():
         raise FolderError(f"{path}: a sweep of several runs; give one of the run folders in it")
-    raise FolderError(f"{path}: no run folder; it has no config.yaml")
+    raise FolderError(f"{path}: no run folder; it has no config.yaml; `sft-lab runs` lists what there is")
 
 
 def read_manifest(folder: RunFolder) -> dict[str, Any] | None:
@@ -60,9 +60,11 @@ def read_manifest(folder: RunFolder) -> dict[str, Any] | None:
     try:
         content: Any = read_json(folder.manifest)
     except (OSError, ValueError) as error:
-        raise FolderError(f"{folder.manifest}: cannot be read ({error})") from error
+        raise FolderError(f"{folder.manifest}: cannot be read ({error}); use its config.yaml alone") from error
     if not isinstance(content, dict):
-        raise FolderError(f"{folder.manifest}: must hold an object, holds a {type(content).__name__}")
+        raise FolderError(
+            f"{folder.manifest}: must hold an object, holds a {type(content).__name__}; use its config.yaml alone"
+        )
     return content
 
 

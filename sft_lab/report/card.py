@@ -66,7 +66,13 @@ def write(folder: RunFolder, base_model: str, weights: Path | None = None) -> Pa
         "settings": _yaml(_without_places({name: config[name] for name in SETTINGS if name in config})),
         "manifest": read(folder.manifest),
     }
-    text = _templates().get_template("card.md.jinja").render(content)
+    try:
+        text = _templates().get_template("card.md.jinja").render(content)
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        files = ", ".join(file.name for file in (folder.summary, folder.waterfall, folder.manifest))
+        raise FolderError(
+            f"{folder.path}: no card can be made of its {files} ({error}); sft-lab replay makes them anew"
+        ) from error
     path = weights / "README.md"
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
     return path

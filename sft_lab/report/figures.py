@@ -38,9 +38,12 @@ def read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return read_json(path)
-    except ValueError as error:
+        found: Any = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
         raise FolderError(f"{path}: is not JSON ({error}); delete it to leave this part out of the report") from error
+    if not isinstance(found, dict):
+        raise FolderError(f"{path}: must hold an object; delete it to leave this part out of the report")
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -82,6 +82,14 @@ class Wandb(Tracking):
         """Refuse impossible values."""
         require(self.project is None or bool(self.project.strip()), "project", repr(self.project), "a name, or null")
 
+    def check(self) -> list[str]:
+        """WANDB_MODE is a mode, where it decides: a misspelt offline must not go online."""
+        asked = os.environ.get("WANDB_MODE", "").strip().lower()
+        modes = [known.name for known in Mode if known is not Mode.auto]
+        if self.mode is not Mode.auto or not asked or asked in modes:
+            return []
+        return [f"WANDB_MODE={asked}: must be one of {', '.join(modes)}; set one, or tracking.mode, or unset it"]
+
     def start(self, folder: RunFolder, run_id: str, config: dict[str, Any]) -> Mirror:
         """Start a W&B run, or none with ``mode=disabled``."""
         mode = self.resolved_mode()

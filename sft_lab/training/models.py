@@ -127,6 +127,12 @@ class Model(abc.ABC):
             ModelError: if the weights cannot be loaded, or so held.
         """
         model = self.load_weights(bench, seed, four_bit=four_bit)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if bench.tokenizer.vocab_size > rows:
+            raise ModelError(
+                f"model: its tokenizer has {bench.tokenizer.vocab_size:,} tokens, its weights know {rows:,}; put the "
+                "tokenizer beside it that it was trained with"
+            )
         if new := self.new_tokens(bench):
             _make_rows(model, len(bench.tokenizer), new)
         return model
@@ -194,6 +200,11 @@ class Pretrained(Model):
 
     name_or_path: str = "???"
     revision: str = "main"
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        require(bool(self.name_or_path), "name_or_path", self.name_or_path, "a folder, or a hub name owner/name")
 
     def check(self) -> list[str]:
         """A name that looks like a folder is one."""
@@ -319,7 +330,7 @@ class Gguf(Model):
         """The file is there."""
         if missing := missing_package(self.path):
             return [f"model.path={self.path}: {missing}; or use model=tiny_random, or a hub model"]
-        return [] if package_path(self.path).is_file() else [f"model.path={self.path}: no such file"]
+        return [] if package_path(self.path).is_file() else [f"model.path={self.path}: no such file; give a .gguf file"]
 
     def key(self, bench: Bench, seed: int) -> str:  # noqa: ARG002
         """The pinned hash of the file."""
@@ -333,7 +344,8 @@ class Gguf(Model):
             found = sha256_file(file)
             if found != self.sha256:
                 raise ModelError(
-                    f"{file}: SHA-256 is {found}, must be {self.sha256}; reinstall the package it came from"
+                    f"{file}: SHA-256 is {found}, must be {self.sha256}; reinstall the package it came "
+                    "from, or for a file of your own give its hash as model.sha256"
                 )
             name = {"gguf_file": file.name}
             # Without dequantize the weights stay packed: no gradient reaches them and they cannot be saved.

@@ -106,7 +106,9 @@ class Full:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "above 0")
+        require(
+            0 < self.num_train_epochs <= 1e6, "num_train_epochs", self.num_train_epochs, "above 0, at most 1,000,000"
+        )
         require(self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "above 0, or -1 for epochs")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more steps, or a share below 1")
@@ -119,7 +121,7 @@ class Full:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("logging_steps", "eval_steps", "save_steps"):
             value = getattr(self, name)
-            whole = value >= 1 and value == int(value)
+            whole = value >= 1 and float(value).is_integer()
             require(0 < value < 1 or whole, name, value, "a whole number of steps, or a share above 0 and below 1")
         if own := sorted(set(self.sft_config) & OWN_FIELDS):
             raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it")

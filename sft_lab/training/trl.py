@@ -7,6 +7,7 @@ too, so the trainer's own evaluation, a mean of batch means, never runs. The log
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import sys
 import time
@@ -66,11 +67,15 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
     """Map our knobs to the fields that the installed SFTConfig has.
 
     Raises:
-        ConfigError: for a pass-through field that TRL does not have.
+        ConfigError: for a pass-through field that TRL does not have, or a value that it refuses.
     """
     known = {found.name for found in dataclasses.fields(trl.SFTConfig)}
     if unknown := sorted(set(options.sft_config) - known):
-        raise ConfigError(f"trainer.sft_config={unknown}: no field of TRL {trl.__version__}'s SFTConfig")
+        near = [name for one in unknown for name in difflib.get_close_matches(one, known, n=1)]
+        raise ConfigError(
+            f"trainer.sft_config={unknown}: no field of TRL {trl.__version__}'s SFTConfig; "
+            + (f"did you mean {' or '.join(near)}?" if near else "leave it out")
+        )
     same_name = (
         "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
         "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim", "max_length", "packing",
@@ -107,7 +112,10 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
+    try:
+        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainer: refused by TRL or Transformers: {' '.join(str(error).split())}") from error
 
 
 class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
@@ -289,8 +297,11 @@ def train(
     if checkpoint:
         log.info("train: goes on from %s", checkpoint.name)
     began = time.monotonic()
-    if not (checkpoint and _take_finished(trainer, checkpoint)):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        if not (checkpoint and _take_finished(trainer, checkpoint)):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except ImportError as error:  # of an optimizer's package, say
+        raise ConfigError(f"trainer: needs a package that is not installed: {' '.join(str(error).split())}") from error
     seconds = time.monotonic() - began
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()

@@ -1,0 +1,139 @@
+"""Wrong files, encodings, columns and sizes: what is read, and what is left of it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wrong_input import PREPARE, Wrong
+from wrong_words import written
+
+
+def row(number: int, **more: Any) -> dict[str, Any]:
+    turns = [("human", f"Question number {number}?"), ("gpt", f"Answer number {number}.")]
+    return {"conversations": [{"from": role, "value": text} for role, text in turns], **more}
+
+
+def lines(rows: list[Any]) -> str:
+    return "".join(f"{json.dumps(one)}\n" for one in rows)
+
+
+GOOD = lines([row(number) for number in range(200)])
+ENOUGH = [row(number) for number in range(30)]
+
+
+def source(place: str, what: str, name: str, make: Any, *words: str, **more: Any) -> Wrong:
+    """Rows of a file; ``make`` is its content, or what makes it."""
+    maker = make if callable(make) else written(name, make)
+    return Wrong(place, what, [*PREPARE, "dataset=file", f"dataset.path={name}", *words], maker, **more)
+
+
+def file(what: str, name: str, make: Any, *words: str, **more: Any) -> Wrong:
+    return source("files", what, name, make, *words, **more)
+
+
+def encoding(what: str, name: str, content: bytes) -> Wrong:
+    return source("encodings", what, name, content)
+
+
+def size(what: str, rows: str, *words: str, **more: Any) -> Wrong:
+    return source("sizes", what, "data.jsonl", rows, *words, **more)
+
+
+def rows(what: str, content: Any, *words: str, name: str = "data.jsonl") -> Wrong:
+    return source("rows", what, name, content if callable(content) else lines(content), *words)
+
+
+def linked(target: str) -> Callable[[Path], None]:
+    return lambda here: (here / "data.jsonl").symlink_to(target)
+
+
+def parquet(change: Callable[[bytes], bytes] = bytes, **columns: list[Any]) -> Callable[[Path], None]:
+    def make(here: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        whole = io.BytesIO()
+        pq.write_table(pa.table(columns), whole)
+        (here / "data.parquet").write_bytes(change(whole.getvalue()))
+
+    return make
+
+
+def conversation(*turns: tuple[Any, Any]) -> dict[str, Any]:
+    return {"conversations": [{"from": role, "value": text} for role, text in turns]}
+
+
+PAIRS = {"prompt": ["a"] * 30, "completion": ["b"] * 30}
+CASES = [
+    file("missing", "nowhere.jsonl", lambda _: None),
+    file("a glob that nothing matches", "'*.jsonl'", lambda _: None),
+    file("a folder", "folder.jsonl", lambda here: (here / "folder.jsonl").mkdir()),
+    file("of another kind", "data.xlsx", "x"),
+    file("a device without end", "data.jsonl", linked("/dev/zero")),
+    file("a pipe", "data.jsonl", lambda here: os.mkfifo(here / "data.jsonl")),
+    file("a link to itself", "data.jsonl", linked("data.jsonl")),
+    file("that the system cannot read", "data.jsonl", linked("/proc/self/mem")),
+    file("empty", "data.jsonl", ""),
+    file("an empty list", "data.json", "[]"),
+    file("a header alone", "data.csv", "prompt,completion\n"),
+    file("gzip cut off", "data.jsonl.gz", gzip.compress(GOOD.encode(), 0, mtime=0)[:2000]),
+    file("gzip in name alone", "data.jsonl.gz", GOOD),
+    file("gzip named as if it were none", "data.json", gzip.compress(GOOD.encode(), mtime=0)),
+    file("a zip archive named as if it were none", "data.jsonl", b"PK\x03\x04" + b"\0" * 300),
+    file("parquet cut off", "data.parquet", parquet(lambda whole: whole[:-20], **PAIRS)),
+    file("parquet with other bytes inside", "data.parquet",
+         parquet(lambda whole: whole[:40] + b"\xff" * 30 + whole[70:], **PAIRS)),
+    file("parquet in name alone", "data.parquet", "prompt,completion\na,b\n"),
+    file("parquet without columns", "data.parquet", parquet()),
+    file("CSV with a quote that is not closed", "data.csv", 'prompt,completion\n"a,b\nc,d\n'),
+    file("CSV with a quote inside a field", "data.csv", 'prompt,completion\n"a"x,b\n'),
+    file("CSV with commas in its texts and no quotes", "data.csv", "prompt,completion\n" + "a,b,c\n" * 30),
+    file("CSV with semicolons", "data.csv", "prompt;completion\n" + "a;b\n" * 30),
+    file("half a line at the end", "data.jsonl", GOOD + '{"conversations": [{"from": "human", "val'),
+    file("a list named .jsonl", "data.jsonl", json.dumps(ENOUGH)),
+    file("a list on several lines named .jsonl", "data.jsonl", json.dumps(ENOUGH, indent=1)),
+    file("lines named .json", "data.json", GOOD),
+    file("an object named .json", "data.json", '{"data": []}'),
+    file("Python's way to write a dict", "data.jsonl", "{'a': 1}\n"),
+    file("100,000 lists in one another", "data.jsonl", GOOD + "[" * 100_000 + "]" * 100_000 + "\n"),
+    file("a number of 5,000 digits", "data.jsonl", GOOD + '{"conversations": ' + "9" * 5000 + "}\n"),
+    file("held-out rows missing", "data.jsonl", GOOD, "split=file", "split.path=nowhere.jsonl"),
+    file("a split that the source does not have", "data.jsonl", GOOD, "split=source"),
+    file("a benchmark missing", "data.jsonl", GOOD, "decontaminate.against=[nowhere.jsonl]"),
+    file("decisions missing", "data.jsonl", GOOD, "filter=[reviewed]", "filter.reviewed.path=nowhere.csv"),
+    encoding("UTF-16", "data.jsonl", GOOD.encode("utf-16")),
+    encoding("a CSV in UTF-16", "data.csv", "prompt,completion\na,b\n".encode("utf-16")),
+    encoding("one line in latin-1", "data.jsonl",
+             GOOD.encode() + json.dumps(row(1, note="é"), ensure_ascii=False).encode("latin-1")),
+    encoding("Arabic in cp1256", "data.csv", "prompt,completion\nسلام,عليكم\n".encode("cp1256")),
+    encoding("UTF-8 cut within a character", "data.json", '["é'.encode()[:-1]),
+    encoding("no text at all", "data.jsonl", bytes(range(256))),
+    size("one row", lines([row(1)])),
+    size("all rows equal", lines([row(1)] * 100)),
+    size("no row usable", lines([conversation()] * 50 + [conversation(("human", "a"))] * 50)),
+    size("a limit of no rows", GOOD, "dataset.limit=0"),
+    size("no row short enough to be held out", GOOD, "trainer.max_length=1", "filter.length.max_tokens=1",
+         "split.max_eval_tokens=1"),
+    size("more held-out rows wanted than there are", GOOD, "split.min_eval_rows=10000000",
+         "split.max_eval_rows=10000000"),
+    size("all rows held out", GOOD, "split.eval_share=1"),
+    size("a filter that leaves nothing", GOOD, "filter=[length]", "filter.length.min_tokens=500", fails=True),
+    size("the training rows held out as well", GOOD, "split=file", "split.path=data.jsonl", fails=True),
+    rows("columns of no known form", [{"foo": 1}] * 20),
+    rows("own columns that are not there", [{"foo": 1}] * 20, "dataset.columns={prompt: q, answer: a}"),
+    rows("columns of another form than said", ENOUGH, "dataset.format=alpaca"),
+    rows("a group that is no column", ENOUGH, "dataset.group=topic"),
+    rows("ids without numbers to group by", ENOUGH, "dataset.group=id_prefix"),
+    rows("numbers where text belongs, in every row", [conversation(("human", 1), ("gpt", 2))] * 30),
+    rows("unknown roles in every row", [conversation(("alice", "Hi?"), ("bob", "Hello."))] * 30),
+    rows("bytes that are no text", parquet(prompt=[b"\xff\xfe"] * 30, completion=[b"\xff"] * 30), name="data.parquet"),
+    rows("no mapping of columns in any", [1, 2, 3]),
+    rows("a pattern that is none", ENOUGH, "filter=[pattern]", "filter.pattern.drop=['(']"),
+    rows("a language that is none", ENOUGH, "filter=[language]", "filter.language.keep=[klingon]"),
+]  # fmt: skip

@@ -1,0 +1,140 @@
+"""Wrong values, and wrong words of the command line: nothing is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wrong_input import Wrong
+
+
+def config(what: str, *words: str, **more: Any) -> Wrong:
+    return Wrong("config", what, ["plan", *words], **more)
+
+
+def override(what: str, *words: str, **more: Any) -> Wrong:
+    return Wrong("overrides", what, ["plan", *words], **more)
+
+
+def refused(what: str, *words: str, **more: Any) -> Wrong:
+    """Refused as a word, before anything is composed."""
+    return Wrong("overrides", what, list(words), quick=True, **more)
+
+
+def written(name: str, content: str | bytes):
+    """Give what writes a file into the working folder."""
+
+    def make(here: Path) -> None:
+        file = here / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return make
+
+
+def experiment(what: str, content: str | bytes, **more: Any) -> Wrong:
+    return config(
+        f"an experiment file {what}", "experiment=mine", make=written("experiments/mine.yaml", content), **more
+    )
+
+
+CASES = [
+    config("an unknown key, nearly one there is", "dedup.treshold=0.9"),
+    config("an unknown key, like none there is", "dedup.frobnicate=1"),
+    config("a key that another option has", "dedup=exact", "dedup.threshold=0.9"),
+    config("a key that other trainers use", "trainer.max_seq_length=512"),
+    config("a key that libraries dropped", "trainer.warmup_ratio=0.1"),
+    config("a key below a value", "seed.x=1"),
+    config("a word for a number", "trainer.learning_rate=fast"),
+    config("a fraction for a whole number", "seed=1.5"),
+    config("a list for a number", "trainer.max_length=[1,2]"),
+    config("one value for a list", "trainer.peft.target_modules=q_proj"),
+    config("one value for a mapping", "dataset.columns=text"),
+    config("a value for what has keys", "trainer.peft=16"),
+    config("null where there must be a number", "trainer.learning_rate=null"),
+    config("zero", "trainer.learning_rate=0"),
+    config("a negative number", "trainer.per_device_train_batch_size=-4"),
+    config("a number above its limit", "dedup.threshold=7"),
+    config("not a number", "dedup.threshold=nan"),
+    config("infinity", "trainer.logging_steps=inf"),
+    config("10**400, with a point", "trainer.learning_rate=1e400"),
+    config("10**400, whole", "trainer.max_steps=1" + "0" * 400),
+    config("a whole number that no table holds", "trainer.max_length=1" + "0" * 30),
+    config("too many epochs", "trainer.num_train_epochs=1e300"),
+    config("a value that is no choice", "dedup.keep=last"),
+    config("an unknown type of weights", "model.dtype=int3"),
+    config("a key of TRL's that is ours", "+trainer.sft_config.learning_rate=1"),
+    config("an option that is not there", "dedup=semantik"),
+    config("an empty name", "tracking=wandb", "tracking.project="),
+    config("an empty path", "template=file", "template.path="),
+    config("no value where one must be given", "dataset=file"),
+    config("no name of the Hub", "dataset=hub", "dataset.name='a b/c'"),
+    config("columns of no row form", "dataset.columns={question: q}"),
+    config("two keys that contradict each other", "filter.length.max_tokens=4096"),
+    config("bounds that cross", "filter.length.max_tokens=10", "filter.length.min_tokens=20"),
+    config("more rows at least than at most", "split.max_eval_rows=2"),
+    config("shares beyond the whole", "split.eval_share=0.6", "split.test_share=0.6"),
+    config("saved at other steps than measured", "trainer.load_best_model_at_end=true", "trainer.eval_steps=3",
+           "trainer.save_steps=4"),
+    config("a reference to itself", "seed='${seed}'"),
+    config("references in a circle", "seed='${threads}'", "threads='${seed}'"),
+    config("a reference to nothing", "seed='${nowhere.at.all}'"),
+    config("several mistakes at once", "dedup.treshold=1", "trainer.lr=1"),
+    experiment("that is no YAML", "a: [1\nb: 2\n"),
+    experiment("that is a list", "- 1\n"),
+    experiment("in latin-1", "seed: 1 # é".encode("latin-1")),
+    experiment("that is binary", b"\x00\x01\x02\xff"),
+    experiment("with a tag of Python's", "seed: !!python/object/apply:os.system ['true']\n"),
+    experiment("with a bare on", "dedup:\n  on: answer\n"),
+    experiment("with a key twice", "seed: 1\nseed: 2\n"),
+    experiment("with an unknown key", "trainr:\n  lr: 1\n"),
+    experiment("of 3,000 lists in one another", "a: " + "[" * 3000 + "]" * 3000),
+    config("an experiment that is not there", "experiment=../../etc/passwd"),
+    config("an experiment that is a folder", "experiment=mine",
+           make=lambda here: (here / "experiments/mine.yaml").mkdir(parents=True)),
+    config("an option file of one's own with an unknown key", "dedup=mine",
+           make=written("conf/dedup/mine.yaml", "defaults:\n  - /schema/dedup/exact@_here_\n  - _self_\nfrob: 1\n")),
+    refused("no value", "seed"),
+    refused("no key", "plan", "=1"),
+    refused("nothing at all", "plan", ""),
+    refused("a bracket that is not closed", "plan", "dataset.columns={prompt: q"),
+    refused("a quote that is not closed", "plan", "tracking.project='mine"),
+    refused("a space and no quotes", "plan", "tracking.project=a b=c"),
+    refused("a number of 5,000 digits", "plan", "seed=1" + "0" * 5000),
+    refused("a right-to-left mark in a key", "plan", "\u202eseed=1"),
+    refused("a Cyrillic letter in a key", "plan", "s\u0435ed=1"),
+    refused("a setting of Hydra's that is not read", "plan", "hydra.job.chdir=true"),
+    refused("a group removed", "plan", "~dedup"),
+    refused("true for the name of an option", "plan", "dedup=true"),
+    refused("two options where one is chosen", "plan", "dedup=[exact,semantic]"),
+    refused("null for the name of an option", "plan", "dedup=null"),
+    refused("the empty option beside another", "plan", "filter=[none,length]"),
+    refused("a filter twice", "plan", "filter=[length,length]"),
+    refused("an unknown command", "pln"),
+    refused("an unknown option of a command", "--frobnicate"),
+    refused("an unknown choice of an option", "--cfg", "hydra"),
+    refused("several values to show", "--cfg", "job", "-m", "seed=1,2"),
+    refused("a part without --cfg", "-p", "dedup"),
+    refused("a folder of options that is not there", "--config-dir", "nowhere", "--cfg", "job"),
+    override("an unknown group", "dedpu=exact"),
+    override("+ on a key that is there", "+seed=1"),
+    override("+ on a key that no schema has", "+frob=1"),
+    override("++ on a key that no schema has", "++trainer.frob=1"),
+    override("~ on a key", "~seed"),
+    override("~ on a key within a group", "~trainer.learning_rate"),
+    override("~ on a key that is not there", "~frob"),
+    override("a filter that was not chosen", "filter=[answered]", "filter.length.max_tokens=10"),
+    override("several values without -m", "dedup.threshold=0.8,0.9"),
+    override("a range without -m", "seed=range(1,4)"),
+    override("the same job twice", "-m", "seed=1,1"),
+    override("a range without values", "-m", "seed=range(1,1)"),
+    override("a range of 100 billion values", "-m", "seed=range(1,100000000000)"),
+    override("a grid of a million jobs", "-m", "seed=range(1,1000)", "threads=range(1,1000)"),
+    override("an interval", "-m", "trainer.learning_rate=interval(0,1)"),
+    override("a key that not all options of a sweep have", "-m", "dedup=none,minhash", "dedup.threshold=0.8,0.9"),
+    override("one wrong value of several", "-m", "dedup.threshold=0.8,7"),
+    override("held-out rows swept over", "-m", "split.filter=[answered],[]"),
+    override("the folder of a run for a sweep", "-m", "seed=1,2", "hydra.run.dir=x"),
+    override("an unknown launcher", "-m", "hydra/launcher=nonesuch", "seed=1,2"),
+    override("a record that is not to be set", "+choices.dedup=none"),
+]  # fmt: skip
