@@ -115,7 +115,7 @@ class Run:
     def check(self) -> list[str]:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
         problems = [*self.dataset.check(), *self.split.check(), *self.template.check(), *self.model.check()]
-        problems += [f"filter.{name}.{problem}" for name, keep in self.filter.items() for problem in keep.check()]
+        problems += [problem for keep in self.filter.values() for problem in keep.check()]
         problems += [
             *self.decontaminate.check(),
             *self.trainer.check(),

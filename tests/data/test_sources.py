@@ -481,7 +481,7 @@ def test_a_comma_that_cuts_a_text_makes_the_row_unreadable(bench: Bench, tmp_pat
 def test_check_needs_files_of_a_known_kind(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     assert "no such file" in File(path=str(tmp_path / "none*.jsonl")).check()[0]
-    assert "not one of .jsonl" in File(path=str(tmp_path / "*.txt")).check()[0]
+    assert "is of another kind" in File(path=str(tmp_path / "*.txt")).check()[0]
     assert File(path=str(save(QUESTIONS, tmp_path / "a.jsonl"))).check() == []
 
 

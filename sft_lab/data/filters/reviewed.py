@@ -42,7 +42,7 @@ class Reviewed(Filter):
         try:
             self._decisions()
         except ConfigError as error:
-            return [str(error).removeprefix("filter.reviewed.")]  # which the run puts before each
+            return [str(error)]
         return []
 
     def depends_on(self, bench: Bench) -> dict[str, Any]:  # noqa: ARG002
