@@ -126,7 +126,8 @@ class Split(abc.ABC):
 
     def check(self) -> list[str]:
         """Say what is wrong with the world as this split needs it."""
-        return [f"split.{problem}" for keep in self.filter.values() for problem in keep.check()]
+        found = [problem for keep in self.filter.values() for problem in keep.check()]
+        return [f"split.{problem}" if problem.startswith("filter.") else problem for problem in found]
 
     def __call__(
         self, rows: Rows | datasets.Dataset, bench: Bench, surplus: Callable[[Rows], np.ndarray] | None = None

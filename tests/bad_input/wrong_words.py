@@ -89,7 +89,7 @@ CASES = [
     experiment("with a key twice", "seed: 1\nseed: 2\n"),
     experiment("with an unknown key", "trainr:\n  lr: 1\n"),
     experiment("of 3,000 lists in one another", "a: " + "[" * 3000 + "]" * 3000),
-    config("an experiment that is not there", "experiment=../../etc/passwd"),
+    config("an experiment that is not there", "experiment=../../etc/hosts"),
     config("an experiment that is a folder", "experiment=mine",
            make=lambda here: (here / "experiments/mine.yaml").mkdir(parents=True)),
     config("an option file of one's own with an unknown key", "dedup=mine",

@@ -19,7 +19,7 @@ class Filter(Selector):
     judges_by_id: ClassVar[bool] = False  # rows that it does not know of are no reason to wonder
 
     def check(self) -> list[str]:
-        """Say what is wrong with the world as this filter needs it, by ``filter.<name>.<key>``; empty when nothing is."""
+        """Say what is wrong with the world as this filter needs it, by key or file; empty when nothing is."""
         return []
 
     def files(self) -> list[Path]:
