@@ -177,7 +177,9 @@ class Renderer:
         try:
             _, _, after = self._place(self._render(probe), probe, 1, _BLANK)
         except CannotRender as error:
-            why = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+            cause = error.__cause__
+            said = "calls itself without end" if isinstance(cause, RecursionError) else cause
+            why = f"{error}: {said}" if cause else str(error)
             raise ModelError(
                 f"template: cannot render one question and its answer ({why}); it must write the content of each of "
                 "`messages` as it is"

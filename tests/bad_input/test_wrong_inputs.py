@@ -11,7 +11,7 @@ def case(wrong: Wrong):
     return pytest.param(wrong, id=f"{wrong.place}: {wrong.what}", marks=[] if wrong.quick else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("wrong", map(case, CASES))
+@pytest.mark.parametrize("wrong", [case(wrong) for wrong in CASES])
 def test_one_message_and_nothing_left_behind(wrong: Wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     told = tried(wrong, tmp_path)
