@@ -132,6 +132,7 @@ def test_advice_can_be_copied(here: Path, tiny: list[str], sign: str) -> None:
     assert compose([*words, *found["override"].split()]) is not None
 
 
+@pytest.mark.slow
 def test_a_template_without_system_turns_is_prompted_in_the_user_turn(here: Path, tiny: list[str]) -> None:
     Path("no_system.jinja").write_text(
         "{%- for m in messages -%}{%- if m['role'] == 'system' -%}{{ raise_exception('no system turn') }}{%- endif -%}"

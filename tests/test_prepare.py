@@ -92,6 +92,7 @@ def ids(folder: RunFolder) -> list[str]:
     return list(datasets.load_from_disk(folder.dataset)["train"]["id"])
 
 
+@pytest.mark.slow
 def test_the_same_command_finds_a_prepared_folder_and_a_run_goes_on_in_it(
     here: Path, tiny: list[str], capsys: Any
 ) -> None:

@@ -115,6 +115,7 @@ def test_finished_means_untouched(done: Path, capsys: pytest.CaptureFixture[str]
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_no_data_stage(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "trainer.max_steps=1", f"store.path={here / 'store'}"]
     assert main([*words, "hydra.run.dir=a"]) == 0
@@ -248,6 +249,7 @@ def lines_so_far(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_packing_trains_and_is_measured_the_same_way(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "trainer.packing=true", "trainer.max_length=1280", "trainer.max_steps=2", "evaluation.prompts=[]"]
     assert main([*words, "hydra.run.dir=packed"]) == 0

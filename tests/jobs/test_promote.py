@@ -129,6 +129,7 @@ def test_only_what_differs_stands_there(here: Path, tiny: list[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
+@pytest.mark.slow
 def test_shapes(here: Path, words: list[str], chosen: dict[str, Any], values: dict[str, Any]) -> None:
     said = kept(composed(*words))
     overrides = {
@@ -137,6 +138,7 @@ def test_shapes(here: Path, words: list[str], chosen: dict[str, Any], values: di
     assert (overrides, said) == (chosen, values)
 
 
+@pytest.mark.slow
 def test_a_mixture_keeps_its_sources_in_their_order(here: Path) -> None:
     second, first = rows("b.jsonl"), rows("a.jsonl")
     run = composed(
@@ -150,6 +152,7 @@ def test_a_mixture_keeps_its_sources_in_their_order(here: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_values_that_an_option_asks_for(here: Path) -> None:
     path, held_out = rows("my rows.jsonl"), rows("held.jsonl")
     Path("decisions.csv").write_text("id,decision\n")
@@ -222,6 +225,7 @@ def test_own_options_are_chosen_by_name(here: Path) -> None:
     assert not {"dedup", "split"} & set(said)
 
 
+@pytest.mark.slow
 def test_own_options_that_are_gone_are_written_as_values(here: Path) -> None:
     own_options()
     run = composed(*OWN_WORDS)
@@ -241,6 +245,7 @@ def test_own_options_that_are_gone_are_written_as_values(here: Path) -> None:
     assert list(composed("experiment=mine").filter) == ["polite", "answered"]
 
 
+@pytest.mark.slow
 def test_own_options_that_have_changed(here: Path) -> None:
     """Another kind, and a mapping with a key that an experiment could not take out."""
     own_options()
@@ -349,6 +354,7 @@ def test_bad_names_are_refused(here: Path, name: str) -> None:
     assert sorted(path.name for path in here.iterdir()) == ["run"]
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_without_force(here: Path, tiny: list[str]) -> None:
     folder = folder_of(composed(*tiny))
     file = promote(folder.path, "v1.5.yaml")

@@ -130,6 +130,7 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_is_data(name: str, here: Path, outside: Outside, capsys: pytest.CaptureFixture[str]) -> None:
     content, told = EXPERIMENTS[name]
