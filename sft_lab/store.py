@@ -88,8 +88,7 @@ class Store:
                 return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
             if place.exists():
                 log.warning("store: %s: %s; computed anew", place, _damage(place))
-            temporary = place.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
-            self._make(temporary)
+            temporary = self._begin(stage, key)
             try:
                 compute(temporary)
                 write_json(temporary / RECIPE, {**recipe, "files": _contents(temporary)})
@@ -121,8 +120,7 @@ class Store:
         with self.lock(f"{stage}-{name}"):
             if found := self._found(stage, recipe()):
                 return found
-            temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
-            self._make(temporary)
+            temporary = self._begin(stage, name)
             try:
                 compute(temporary)
                 # Known by now, and of the bytes that were read, whatever has become of the file since.
@@ -132,6 +130,14 @@ class Store:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return replace(entry, seconds=time.monotonic() - began)
+
+    def _begin(self, stage: str, name: str) -> Path:
+        """Make a folder to write in, under the lock; whoever left another one has died."""
+        for dead in (self.root / stage).glob(f".{name}.*"):
+            shutil.rmtree(dead, ignore_errors=True)
+        temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
+        self._make(temporary)
+        return temporary
 
     def _found(self, stage: str, recipe: dict[str, Any] | None) -> Entry | None:
         began = time.monotonic()
