@@ -14,7 +14,7 @@ test: $(READY)  ## the quick tests, on two cores
 	$(BIN)/python -m pytest -m "not slow and not faults" --numprocesses 2 --dist loadfile
 
 test-all: test  ## the quick tests, then those with the bundled model, trainings, the wheel and fresh processes
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not faults" --numprocesses 2 --dist loadfile
 
 test-faults: $(READY)  ## kills at every write and at random moments: prints how many, and what they left
 	$(BIN)/python -m pytest -m faults --numprocesses 2 --dist loadfile -rP
