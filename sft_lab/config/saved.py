@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_lab.config.messages import all_keys, first_line, lines_of, not_yaml, plain_data, unknown_key
@@ -58,6 +58,8 @@ def from_saved(saved: Any, where: str) -> Run:
     """
     if not isinstance(saved, dict):
         raise ConfigError(f"{where}: must hold keys and values, holds a {type(saved).__name__}")
+    if problems := [*_not_plain(saved)]:  # first of all, so that nothing in a stranger's file is resolved
+        raise ConfigError(f"{where}: {all_problems(problems)}")
     if saved.get("format") != FORMAT:
         raise ConfigError(
             f"{where}: format={saved.get('format')}: this version of sft_lab reads format {FORMAT}; give a config.yaml "
@@ -124,7 +126,7 @@ def build(config: DictConfig) -> Run:
         ConfigError: naming key, value and limit.
     """
     # A limit says nothing of a number that is none, so these come first.
-    if problems := list(_not_plain(plain_data(config))) or _refusals(config):
+    if problems := [*_not_plain(plain_data(config)), *_misplaced(config)] or _refusals(config):
         raise all_problems(problems)
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
@@ -144,7 +146,24 @@ def _refusals(node: DictConfig, path: str = "") -> list[str]:
         OmegaConf.to_object(node)
     except ConfigError as error:
         return [f"{path}.{line}" for line in lines_of(error)]
+    except OmegaConfBaseException as error:
+        return [f"{path}: {first_line(error)}"]
     return []
+
+
+def _misplaced(node: Any, path: str = "") -> Iterator[str]:
+    """Lists and mappings where a text belongs: OmegaConf lets them into a list of texts."""
+    if node._is_none() or node._is_missing():  # noqa: SLF001
+        return
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        child = node._get_node(key)  # noqa: SLF001
+        here = f"{path}.{key!s}".lstrip(".")
+        if not isinstance(child, DictConfig | ListConfig):
+            continue
+        if node._metadata.element_type is str:  # noqa: SLF001
+            yield f"{here}={OmegaConf.to_container(child)}: must be a text"
+        else:
+            yield from _misplaced(child, here)
 
 
 def _not_plain(node: Any, path: str = "") -> Iterator[str]:

@@ -185,7 +185,7 @@ KNOBS = st.fixed_dictionaries({
 
 
 @pytest.mark.slow  # composes
-@tried(6, 200)
+@tried(6, 100)
 @given(KNOBS, st.sampled_from(sorted(VERDICTS)), st.sampled_from(["lora", "full"]))
 def test_an_advice_can_be_copied_to_the_command_line(knobs: dict[str, float], verdict: str, trainer: str) -> None:
     words = ["model=tiny_random", f"trainer={trainer}", *(f"trainer.{name}={value}" for name, value in knobs.items())]
