@@ -6,13 +6,52 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from sft_lab.errors import require
+
+CONFIGS = Path(__file__).parent / "jobs" / "accelerate"  # the accelerate configs that are shipped
 
 
 @dataclass
 class Launcher:
-    """What every launch option has."""
+    """What every launch option has: how many processes train one job.
+
+    Attributes:
+        num_processes: that train a job together, over all machines; one for each GPU. accelerate starts them.
+        num_machines: that they are spread over, as many on each.
+        config_file: of accelerate: a shipped one by its name (``ddp``, ``fsdp``, ``deepspeed_zero3``), or a path;
+            null: ``ddp`` where there are several processes.
+    """
+
+    num_processes: int = 1
+    num_machines: int = 1
+    config_file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.num_processes >= 1, "num_processes", self.num_processes, "at least 1")
+        require(self.num_machines >= 1, "num_machines", self.num_machines, "at least 1")
+        fits = self.num_processes % self.num_machines == 0
+        require(fits, "num_processes", self.num_processes, f"a multiple of num_machines={self.num_machines}")
+
+    @property
+    def distributed(self) -> bool:
+        """Whether accelerate starts the processes of a job."""
+        return self.num_processes > 1 or self.config_file is not None
+
+    def check(self) -> list[str]:
+        """Look for the config file, and for what several machines need."""
+        problems = []
+        if self.config_file is not None and not self.accelerate_config().is_file():
+            shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+            problems.append(f"launch.config_file={self.config_file}: no such file; shipped are {shipped}")
+        return problems
+
+    def accelerate_config(self) -> Path:
+        """Give the file that accelerate reads."""
+        name = self.config_file or "ddp"
+        return CONFIGS / f"{name}.yaml" if name.isidentifier() else Path(name).expanduser().absolute()
 
 
 @dataclass
@@ -32,6 +71,7 @@ class Processes(Launcher):
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        super().__post_init__()
         require(self.at_once is None or self.at_once >= 1, "at_once", self.at_once, "at least 1, or null")
 
     def places(self) -> list[str]:
@@ -41,7 +81,9 @@ class Processes(Launcher):
         """
         found = devices()
         if found:
-            return found[: self.at_once]
+            each = max(1, self.num_processes // self.num_machines)
+            shares = [",".join(found[at : at + each]) for at in range(0, len(found) - each + 1, each)]
+            return shares[: self.at_once]
         return [""] * (self.at_once or max(1, (os.cpu_count() or 1) // 2))
 
 

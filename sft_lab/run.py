@@ -121,6 +121,7 @@ class Run:
             *self.trainer.check(),
             *self.evaluation.check(),
             *self.tracking.check(),
+            *self.launch.check(),
         ]
         if isinstance(self.dedup, Semantic):
             problems += self.dedup.embedder.check("dedup.embedder")
@@ -146,7 +147,9 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """Everything of the saved config that changes the result."""
-        return {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
+        found = {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
+        # A step takes as many batches as there are processes; how they share the work changes no result.
+        return found | ({"num_processes": self.launch.num_processes} if self.launch.num_processes > 1 else {})
 
     def preparation(self, bench: Bench) -> Preparation:
         """Give what carries rows from stage to stage and keeps the waterfall."""
