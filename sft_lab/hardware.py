@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+
+def rank() -> int | None:
+    """This process's number among those that train one job together, as torchrun tells it; None: it trains alone."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ and "LOCAL_RANK" in os.environ else None
+
+
+def world() -> int:
+    """How many processes train this job together."""
+    return 1 if rank() is None else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def fast_bf16(device: str) -> bool:

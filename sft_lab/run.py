@@ -23,6 +23,7 @@ from sft_lab.errors import ConfigError
 from sft_lab.evaluation.options import Evaluation
 from sft_lab.files import FORMAT, digest
 from sft_lab.folder import PREPARE, RunFolder
+from sft_lab.hardware import rank, world
 from sft_lab.launchers import Launcher, Processes, Serial
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Local, Tracking, Wandb
@@ -205,6 +206,13 @@ class Run:
         from sft_lab.training_session import TrainingSession
 
         folder = _folder(path)
+        if world() != self.launch.num_processes:
+            raise ConfigError(
+                f"launch.num_processes={self.launch.num_processes}: the number of processes that train here is "
+                f"{world()}, and another number makes other steps; `sft-lab exec {folder.path}` starts as many"
+            )
+        if rank():
+            return self._train_along(folder)
         with folder.running(), shortage.told(self, folder.path), TrainingSession(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
@@ -212,6 +220,34 @@ class Run:
             trained = session.train(data)
             tuned = session.measure_tuned(data, trained)
             return session.finish(data, base, trained, tuned)
+
+    def _train_along(self, folder: RunFolder) -> dict[str, Any]:
+        """Do every step of training with the process that writes."""
+        from sft_lab.training_session import AssistingSession
+
+        with AssistingSession(self, folder) as session:
+            session.train(self.prepare(session.bench))
+        return {}
+
+    def fill_store(self, path: Path | str | None = None) -> None:
+        """Carry out the data stages and leave their results in the store: what several processes begin with.
+
+        Args:
+            path: as for ``execute``.
+
+        Raises:
+            UserError, JobError: as ``execute`` does.
+        """
+        from sft_lab.session import Session
+
+        folder = _folder(path)
+        with folder.running(PREPARE), shortage.told(self, folder.path), Session(self, folder) as session:
+            self.prepare(session.bench)
+
+    def bench(self) -> Bench:
+        """Give the tools that stages work with."""
+        bench = Bench(self.store.open(), lambda: self.model.tokenizer(bench, self.template.special_tokens))
+        return bench
 
     def prepare_only(self, path: Path | str | None = None) -> dict[str, Any]:
         """Carry out the data stages alone in a folder: its report, and ``dataset/`` for other trainers.

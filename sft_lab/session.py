@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from sft_lab import inspection
-from sft_lab.bench import Bench, log
+from sft_lab.bench import log
 from sft_lab.data import export
 from sft_lab.files import digest, write_json, write_text
 from sft_lab.redaction import Formatter
@@ -33,7 +33,7 @@ class Session:
     def __init__(self, run: Run, folder: RunFolder) -> None:
         self.run = run
         self.folder = folder
-        self.bench = Bench(run.store.open(), self._tokenizer)
+        self.bench = run.bench()
         self._began = time.monotonic()
         self._mirror = Mirror()
         self._manifest: dict[str, Any] = {}
@@ -103,9 +103,6 @@ class Session:
         if where := self._mirror.finish(summary):
             log.info("%s", where)
         return summary
-
-    def _tokenizer(self) -> Any:
-        return self.run.model.tokenizer(self.bench, self.run.template.special_tokens)
 
     def _run_id(self) -> str:
         """W&B's id: the job's hash in a sweep, so that a job that goes on stays one run."""

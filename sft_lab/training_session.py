@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+import transformers
 
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError, FolderError
 from sft_lab.evaluation import verdict
 from sft_lab.files import finite, write_json, write_lines
+from sft_lab.hardware import rank
 from sft_lab.measuring import Base, Measured, Measuring
 from sft_lab.progress import Stopwatch
 from sft_lab.report import card, page
 from sft_lab.session import Session
-from sft_lab.tracking.record import Lines, Record
+from sft_lab.tracking.record import Lines, Record, Unwritten
 from sft_lab.training import saved, trl
 from sft_lab.training.callbacks import Watch
 
@@ -40,6 +42,8 @@ class TrainingSession(Session):
         self._last: tuple[int, Scores, Scores | None] | None = None  # step, held-out rows, probe
         self._measuring = Measuring(run, self.bench, self._loaded_model)
         self._clock = Stopwatch()  # of measuring before and after training
+        self.record: Record | Unwritten
+        self._samples: Lines | Unwritten
 
     def __enter__(self) -> Self:
         """Open the session, unless the trainer's knobs are refused: better now than after the data stages."""
@@ -111,6 +115,9 @@ class TrainingSession(Session):
             reference_rows=len(data.sides.train),
             new_tokens=self.run.model.new_tokens(self.bench),
         )
+        if trained.saved and not rank():
+            self._model = None
+            trained.model = saved.load(self._loaded_model(), trained.saved)
         log.info(
             "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
         )
@@ -256,6 +263,22 @@ class TrainingSession(Session):
             {"prompt": prompt, **{name: found[index] for name, found in answers.items()}}
             for index, prompt in enumerate(self.run.evaluation.prompts)
         ]
+
+
+class AssistingSession(TrainingSession):
+    """A session of another process of the same training: it does every step with the first, and writes nothing."""
+
+    def __enter__(self) -> Self:
+        """Join the others."""
+        trl.sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
+        if self.run.threads:
+            torch.set_num_threads(self.run.threads)
+        transformers.set_seed(self.run.seed)
+        self.record = self._samples = Unwritten()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
 
 
 def _output_rows(base: Base, tuned: Measured) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from sft_lab import config as configs
 from sft_lab.bench import log
 from sft_lab.errors import FolderError, SftLabError, UserError
 from sft_lab.folder import FINISHED, PREPARE, RUN, RunFolder
+from sft_lab.hardware import rank
+from sft_lab.jobs import accelerated
 from sft_lab.run import Run
 
 
@@ -52,7 +54,12 @@ def attempt(folder: RunFolder, run: Run, work: str) -> Failure | None:
     """Do the work; an error is this job's failure, and no other's."""
     try:
         with terminable():
-            (run.prepare_only if work == PREPARE else run.execute)(folder.path)
+            if work == PREPARE:
+                run.prepare_only(folder.path)
+            elif run.launch.distributed and rank() is None:
+                accelerated.execute(run, folder)
+            else:
+                run.execute(folder.path)
     except UserError as error:
         return Failure(folder, str(error), by_input=True)
     except SftLabError as error:

@@ -94,7 +94,8 @@ def _outlook(
         footprints[shape] = _memory(run)
     rows = len(data.train.rows) if data else None
     steps = _steps(run, data)
-    batch = run.trainer.per_device_train_batch_size * run.trainer.gradient_accumulation_steps
+    of_one = run.trainer.per_device_train_batch_size * run.trainer.gradient_accumulation_steps
+    batch = of_one * run.launch.num_processes
     epochs = steps * batch / rows if steps and rows and not run.trainer.packing else None
     seconds, like = _time(run, steps, done)
     return Outlook(
@@ -143,7 +144,8 @@ def _steps(run: Run, data: Prepared | None) -> int | None:
         return None
     from sft_lab.training import trl
 
-    return trl.planned_steps(len(data.sides.train if by_steps else data.train.rows), run.trainer)
+    rows = data.sides.train if by_steps else data.train.rows
+    return trl.planned_steps(len(rows), run.trainer, run.launch.num_processes)
 
 
 def _other_versions(placed: Placed) -> dict[str, str]:

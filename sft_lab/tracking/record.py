@@ -33,6 +33,22 @@ class Lines:
             file.write(json.dumps(finite(line)) + "\n")
 
 
+class Unwritten:
+    """In the place of a record where another process writes it."""
+
+    events: tuple[dict[str, float], ...] = ()
+
+    def __call__(self, event: dict[str, float]) -> None:
+        """Take one event."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Take one line."""
+
+    def curve(self, _: str) -> list[tuple[int, float]]:
+        """Know of no event."""
+        return []
+
+
 class Record(Lines):
     """Takes each logging event, keeps it, writes it, and hands it to the mirror."""
 

@@ -21,6 +21,7 @@ import datasets
 import torch
 import transformers
 import trl
+from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import rotate_checkpoints
 
 from sft_lab.bench import log
@@ -31,19 +32,23 @@ from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Bar, Event, Recorder, Watch
 from sft_lab.training.options import Budget, Full, Lora, LossHead, Precision
 
+# Seconds that several processes wait for one another; the first measures the base model while the others wait.
+PATIENCE = 4 * 3600
+
 
 @dataclass
 class Trained:
     """What training leaves.
 
     Attributes:
-        model: the trained model, adapter included.
+        model: the trained model, adapter included; None where it lies in shares (FSDP, DeepSpeed): see ``saved``.
         steps: optimizer steps done.
         tokens: training tokens seen by this process, padding not counted.
         seconds: of the training loop in this process.
         watching_seconds: of it, spent on held-out loss.
         precision: the arithmetic that was used.
         epochs: passes over the rows.
+        saved: where a model in shares was written whole.
     """
 
     model: Any
@@ -53,6 +58,7 @@ class Trained:
     watching_seconds: float
     precision: str
     epochs: float
+    saved: Path | None = None
 
 
 def resolve_precision(wanted: Precision) -> str:
@@ -108,12 +114,13 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "logging_nan_inf_filter": False,
         "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting
         "report_to": "none",
+        "ddp_timeout": options.sft_config.get("ddp_timeout", PATIENCE),
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     try:
-        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
+        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known} | options.sft_config)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: refused by TRL or Transformers: {' '.join(str(error).split())}") from error
 
@@ -154,7 +161,10 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             return {}
         assert self.watch.measure is not None
         with self.watch.clock.running(), _own_arithmetic(self.model):
+            # Every process measures, since a model in shares is only whole in all of them; the first is believed.
             measured = self.watch.measure(self.model, self.state.global_step)
+            if self.args.world_size > 1:
+                measured = broadcast_object_list([measured])[0]
         self.watch.record({"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **measured})
         metrics = {f"eval_{name.removeprefix('eval/')}": value for name, value in measured.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -165,6 +175,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process has a file in it
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             sync(folder / f"checkpoint-{self.state.global_step}")
@@ -266,7 +277,7 @@ def train(
         counted = len(rows) if reference_rows is None else reference_rows
         args.max_steps = planned_steps(counted, options, args.world_size)
     callbacks: list[Any] = [Recorder(watch)]
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and args.process_index == 0:
         bar = Bar()
         callbacks.append(bar)
         watch.record = _both(watch.record, bar.tell)
@@ -297,13 +308,19 @@ def train(
     if checkpoint:
         log.info("train: goes on from %s", checkpoint.name)
     began = time.monotonic()
+    taken = False
     try:
-        if not (checkpoint and _take_finished(trainer, checkpoint)):
+        taken = bool(checkpoint and _take_finished(trainer, checkpoint))
+        if not taken:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except ImportError as error:  # of an optimizer's package, say
         raise ConfigError(f"trainer: needs a package that is not installed: {' '.join(str(error).split())}") from error
     seconds = time.monotonic() - began
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    whole = None
+    if not taken and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        whole = folder / "whole"
+        trainer.save_model(str(whole))
+    model = None if whole else trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()
     return Trained(
         model=model,
@@ -313,6 +330,7 @@ def train(
         watching_seconds=watch.clock.seconds,
         precision=resolve_precision(options.precision),
         epochs=float(trainer.state.epoch or 0.0),
+        saved=whole,
     )
 
 

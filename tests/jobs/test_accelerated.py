@@ -1,0 +1,184 @@
+"""Several processes that train one job: gloo on the processor, the same numbers as one process, one run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_lab import compose
+from sft_lab.cli import main
+from sft_lab.errors import ConfigError, SftLabError
+from sft_lab.files import read_json
+from sft_lab.folder import RunFolder
+from sft_lab.jobs import accelerated
+
+# Two processes with a batch each take the rows that one process takes in two.
+STEPS = ["trainer.max_steps=8", "trainer.per_device_train_batch_size=2", "trainer.logging_steps=1", "trainer.eval_steps=4",
+         "trainer.save_steps=4", "trainer.precision=fp32"]  # fmt: skip
+ONE = [*STEPS, "trainer.gradient_accumulation_steps=2"]
+TWO = [*STEPS, "launch.num_processes=2"]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    return [event[name] for event in events(folder) if name in event]
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def ranks(folder: Path) -> dict[int, int]:
+    """Process ids of those that execute a folder, by rank."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            told = dict(one.split("=", 1) for one in (process / "environ").read_bytes().decode().split("\0") if one)
+        except (OSError, UnicodeDecodeError, ValueError):
+            continue
+        if str(folder) in words and "exec" in words and "RANK" in told and "accelerate.commands.launch" not in words:
+            found[int(told["RANK"])] = int(process.name)
+    return found
+
+
+@pytest.fixture
+def one(here: Path, tiny: list[str]) -> Path:
+    """A run in one process."""
+    assert main([*tiny, *ONE, "hydra.run.dir=one"]) == 0
+    return here / "one"
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one_and_leave_one_run_folder(one: Path, tiny: list[str]) -> None:
+    two = one.with_name("two")
+    assert main([*tiny, *TWO, f"hydra.run.dir={two}"]) == 0
+    assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
+    assert curve(two, "eval/loss") == pytest.approx(curve(one, "eval/loss"), abs=1e-5)
+    assert curve(two, "train/num_tokens") == curve(one, "train/num_tokens")
+    assert files(two) == files(one) | {accelerated.OUTPUT}
+    assert read_json(two / "status.json")["state"] == "finished"
+    assert ranks(two) == {}
+
+
+@pytest.mark.slow
+def test_weights_in_shares_are_saved_whole(one: Path, tiny: list[str]) -> None:
+    """FSDP on the processor: the same losses, and a model that loads."""
+    two = one.with_name("two")
+    assert main([*tiny, *TWO, "launch.config_file=fsdp", f"hydra.run.dir={two}"]) == 0
+    assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-4)
+    summaries = [read_json(folder / "summary.json") for folder in (one, two)]
+    assert summaries[1]["eval/loss"] == pytest.approx(summaries[0]["eval/loss"], abs=1e-4)
+    assert files(two) == files(one) | {accelerated.OUTPUT}
+
+
+@pytest.mark.slow
+def test_two_such_jobs_in_a_sweep(here: Path, tiny: list[str]) -> None:
+    assert main(["-m", *tiny, *TWO, "seed=1,2", "hydra.sweep.dir=sweep"]) == 0
+    jobs = sorted((here / "sweep").glob("seed=*"))
+    assert [read_json(job / "status.json")["state"] for job in jobs] == ["finished", "finished"]
+    assert [len(curve(job, "train/loss")) for job in jobs] == [8, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(one: Path, tiny: list[str], dies: int) -> None:
+    two = one.with_name("two")
+    words = [*tiny, *TWO, f"hydra.run.dir={two}"]
+    command = subprocess.Popen([sys.executable, "-m", "sft_lab", *words], stderr=subprocess.PIPE, text=True)
+    while command.poll() is None and not list(two.glob("checkpoints/checkpoint-4/trainer_state.json")):
+        time.sleep(0.01)
+    killed = ranks(two)[dies]
+    os.kill(killed, signal.SIGKILL)
+    _, said = command.communicate(timeout=120)
+    assert command.returncode == 1
+    assert f"process {dies} of the training was killed by SIGKILL" in said
+    assert "Traceback" not in said
+    assert RunFolder(two).state() == "failed"
+    assert ranks(two) == {}
+    assert main(words) == 0
+    assert "goes on from checkpoint-4" in (two / "run.log").read_text()
+    assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_machines_on_loopback(one: Path, tiny: list[str]) -> None:
+    """Each machine executes the same folder; the environment says which it is."""
+    two = one.with_name("two")
+    run = compose([*tiny, *TWO, "launch.num_machines=2"])
+    two.mkdir()
+    (two / "config.yaml").write_text(run.to_yaml())
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "sft_lab", "exec", str(two)],
+            env={**os.environ, "NODE_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29617"},
+        )
+        for number in range(2)
+    ]
+    assert [machine.wait(240) for machine in machines] == [0, 0]
+    assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
+
+
+def test_the_command_is_accelerates(here: Path, tiny: list[str]) -> None:
+    run = compose([*tiny, "launch.num_processes=8", "launch.num_machines=2", "launch.config_file=fsdp"])
+    words = accelerated.command(run, RunFolder(here / "job"), accelerated.Machine(1, "10.0.0.1", 29500))
+    assert words[2:4] == ["-m", "accelerate.commands.launch"]
+    told = dict(zip(words[4::2], words[5::2], strict=False))
+    assert told["--num_processes"] == "8"
+    assert told["--num_machines"] == "2"
+    assert told["--machine_rank"] == "1"
+    assert told["--main_process_ip"] == "10.0.0.1"
+    assert Path(told["--config_file"]).name == "fsdp.yaml"
+    assert words[-4:] == ["-m", "sft_lab", "exec", str(here / "job")][-4:]
+
+
+def test_the_number_of_processes_is_part_of_what_a_job_is(tiny: list[str]) -> None:
+    alone, two, sharded = (
+        compose([*tiny, *words]).hash
+        for words in ([], ["launch.num_processes=2"], ["launch.num_processes=2", "launch.config_file=fsdp"])
+    )
+    assert alone != two
+    assert two == sharded
+
+
+def test_in_this_process_a_job_of_two_is_refused(here: Path, tiny: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"launch\.num_processes=2.*is 1.*sft-lab exec"):
+        compose([*tiny, "launch.num_processes=2"]).execute("run")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["launch.num_processes=0"], "num_processes=0: must be at least 1"),
+        (["launch.num_processes=3", "launch.num_machines=2"], "num_processes=3: must be a multiple of num_machines=2"),
+        (["launch.config_file=zero9"], "launch.config_file=zero9: no such file; shipped are ddp, deepspeed_zero3, fsdp"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str) -> None:
+    with pytest.raises(SftLabError, match=said.split(":", 1)[0]) as error:
+        run = compose([*tiny, *words])
+        raise ConfigError("; ".join(run.check()))
+    assert said in str(error.value)
+
+
+def test_shipped_configs_are_read_by_accelerate() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    from sft_lab.launchers import CONFIGS
+
+    found = {file.stem: load_config_from_file(str(file)) for file in CONFIGS.glob("*.yaml")}
+    assert {name: one.distributed_type.value for name, one in found.items()} == {
+        "ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed_zero3": "DEEPSPEED"
+    }  # fmt: skip
