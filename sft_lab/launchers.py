@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from sft_lab.errors import require
@@ -46,7 +48,24 @@ class Launcher:
         if self.config_file is not None and not self.accelerate_config().is_file():
             shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
             problems.append(f"launch.config_file={self.config_file}: no such file; shipped are {shipped}")
+        elif self.distributed and not devices() and (kind := self._kind()) != "MULTI_GPU":
+            # accelerate would put a whole copy into each process, and not say so
+            problems.append(f"launch.config_file={self.config_file}: {kind} needs GPUs, and there are none; use ddp")
+        elif self.distributed and self._kind() == "DEEPSPEED" and not find_spec("deepspeed"):
+            problems.append(f"launch.config_file={self.config_file}: needs DeepSpeed; run: pip install deepspeed")
+        if self.num_machines > 1 and not os.environ.get("MASTER_ADDR"):
+            problems.append(
+                f"launch.num_machines={self.num_machines}: each machine must know the others; use launch=slurm, or run "
+                "`sft-lab exec JOB_DIR` on each with NODE_RANK, MASTER_ADDR and MASTER_PORT set"
+            )
         return problems
+
+    def _kind(self) -> str:
+        """What accelerate's config calls the way of sharing the work."""
+        found = re.search(
+            r"^distributed_type:\s*['\"]?(\w+)", self.accelerate_config().read_text("utf-8"), re.MULTILINE
+        )
+        return found[1] if found else "MULTI_GPU"
 
     def accelerate_config(self) -> Path:
         """Give the file that accelerate reads."""

@@ -357,12 +357,15 @@ def _say_plan(trainer: Any, options: Full, rows: int) -> None:
     of_epochs = planned_steps(blocks, options, trainer.args.world_size)
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else of_epochs
     log.info(
-        "train: %d rows%s, %d optimizer steps%s, loss_head=%s",
+        "train: %d rows%s, %d optimizer steps%s, loss_head=%s%s",
         rows,
         f" packed into {blocks} blocks" if options.packing else "",
         steps,
         f", which is {steps / of_epochs * options.num_train_epochs:.3g} epochs" if trainer.args.max_steps > 0 else "",
         "plain" if trainer.plain_head else "trl",
+        f", {trainer.args.world_size} processes ({trainer.accelerator.distributed_type.value})"
+        if trainer.args.world_size > 1
+        else "",
     )
 
 
