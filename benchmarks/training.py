@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import datasets
 import peft
 import torch
+from common import Goals
 
 from sft_lab import compose
 from sft_lab.bench import Bench
@@ -142,12 +143,17 @@ def heads(rounds: int) -> None:
     for thread in at_work:
         thread.join()
     counted = slice(1, rounds + 1)  # the first step warms up
+    goals = Goals("training: steps of 2 x 512 tokens")
     for name, wall, cpu in zip(CONTENDERS, turns.wall, turns.cpu, strict=True):
         said = []
         for mine, loop in ((wall, turns.wall[0]), (cpu, turns.cpu[0])):
             ratios = [its / took for its, took in zip(loop[counted], mine[counted], strict=True)]
             said.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         speeds = [ROWS * LENGTH / took for took in wall[counted]]
+        if who := list(CONTENDERS).index(name):
+            kinds = {"loss_head=trl": {}, "loss_head=plain": {"least": 0.8}}
+            goals.ratio(f"{name}: speed in that of a plain PyTorch loop", turns.wall[0][counted], wall[counted],
+                        **kinds.get(name, {}))  # fmt: skip
         print(
             f"{name:<24} best {max(speeds):4.0f} tokens/s, median {statistics.median(speeds):4.0f}   "
             f"of the loop's speed: {said[0]} by wall time, {said[1]} by processor time"
@@ -199,7 +205,7 @@ def script(rounds: int) -> None:
     run = compose(OURS)
     bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
     data = run.prepare(bench)
-    ratios = []
+    ratios, furthest = [], 0.0
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         run.model.load(bench, seed=1).save_pretrained(work / "model")
@@ -223,13 +229,16 @@ def script(rounds: int) -> None:
             losses = [event["train/loss"] for event in events if "train/loss" in event]
             apart = max(abs(mine - its) for mine, its in zip(losses, theirs, strict=True))
             ratios.append(took["ours"] / took["script"])
+            furthest = max(furthest, apart)
             trained = json.loads((ours / "summary.json").read_text())["train_seconds"]
             print(
                 f"script {took['script']:.1f} s, ours {took['ours']:.1f} s (training {trained:.1f} s): "
                 f"{ratios[-1]:.2f}; {len(losses)} losses, at most {apart:.1g} apart",
                 flush=True,
             )
-    print(f"our wall time: {statistics.median(ratios):.2f} of the script's ({min(ratios):.2f} to {max(ratios):.2f})")
+    goals = Goals("training: a run of 50 steps")
+    goals.ratio("whole process, in time of a short TRL script", ratios, [1.0] * len(ratios), most=1.05)
+    goals.hold("losses of its 50 steps, furthest apart", furthest, most=1e-5)
 
 
 if __name__ == "__main__":

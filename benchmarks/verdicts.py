@@ -106,7 +106,7 @@ def main() -> None:
     table(found)
     agreed = sum(count for (made_for, given), count in found.items() if made_for == given)
     alarms = sum(count for (made_for, given), count in found.items() if made_for == "healthy" != given)
-    goals = Goals()
+    goals = Goals("verdicts")
     goals.hold("runs that got the verdict they were made for", agreed / len(runs), least=0.9)
     goals.hold("healthy runs that got another", alarms, most=0)
     goals.end(enforce=arguments.enforce)

@@ -1,0 +1,157 @@
+"""The data stages, whole processes in turn: ours, a tutorial's script, and the same script with semhash for dedup.
+
+    python benchmarks/data_stages.py
+    python benchmarks/data_stages.py conversations.jsonl.gz --rounds 3 --enforce
+
+FILE holds conversations, one a line (ShareGPT); without it the starter set. The script does what tutorials do: the
+first two turns, tokens of both counted, at most 1,024 together, replies embedded by SentenceTransformer.encode, FAISS's
+two nearest neighbors, rows above 0.95 dropped, the chat template, saved to disk; the cache of ``datasets`` is on. With
+semhash, embedding and dedup are its own, by the same embedder. Tokenizer, embedder and thresholds are equal for all.
+Ours does more: held-out rows and decontamination, reasons of what is dropped, a report with figures. Each contender
+keeps its caches from one process to the next: cold is the first process, then the same again, then another threshold
+(0.9). The tokenizer of the bundled model is cold too, which costs ours a conversion of its file.
+
+Goals: cold no slower than the script; the same again, and the next threshold, in half of the script's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+
+from common import STARTER, Goals, machine
+
+from sft_lab import compose
+from sft_lab.bench import Bench, package_path
+
+# What one would write without sft_lab.
+SCRIPT = """
+import gzip, json, sys
+import datasets, faiss, numpy, sentence_transformers, transformers
+source, tokenizer_path, embedder, dedup, threshold, out = sys.argv[1:]
+threshold = float(threshold)
+tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_path)
+opened = gzip.open if source.endswith(".gz") else open
+with opened(source, "rt") as file:
+    lines = [line for line in file if line.strip()]
+texts = []
+for line in lines:
+    try:
+        turns = json.loads(line).get("conversations") or []
+    except (ValueError, AttributeError):
+        continue
+    turns = [turn for turn in turns if isinstance(turn, dict)]
+    words = [str(turn.get("value") or turn.get("text") or turn.get("content") or "") for turn in turns]
+    if len(words) >= 2:
+        texts.append({"human": words[0], "gpt": words[1]})
+data = datasets.Dataset.from_list(texts)
+
+def count(row):
+    return {"tokens": len(tokenizer(row["human"])["input_ids"]) + len(tokenizer(row["gpt"])["input_ids"])}
+
+data = data.map(count).filter(lambda row: 0 < row["tokens"] <= 1024)
+model = sentence_transformers.SentenceTransformer(embedder, device="cpu")
+if dedup == "semhash":
+    import semhash
+    records = [{"text": row["gpt"] or " ", "row": number} for number, row in enumerate(data)]
+    index = semhash.SemHash.from_records(records, columns=["text"], model=model)
+    kept = sorted(record["row"] for record in index.self_deduplicate(threshold=threshold).selected)
+else:
+    vectors = model.encode(data["gpt"], normalize_embeddings=True, show_progress_bar=False)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    nearest = index.search(vectors, 2)[0][:, 1]
+    kept = [row for row, cosine in enumerate(nearest) if cosine < threshold]
+data = data.select(kept)
+
+def template(row):
+    messages = [{"role": "user", "content": row["human"]}, {"role": "assistant", "content": row["gpt"]}]
+    return {"text": tokenizer.apply_chat_template(messages, tokenize=False)}
+
+data.map(template).save_to_disk(out)
+print(len(data))
+"""
+OURS, TUTORIAL, SEMHASH = "sft-lab prepare", "the tutorial's script", "the script with semhash"
+KINDS = {"cold": 0.95, "again": 0.95, "next threshold": 0.9}
+
+
+def contenders(root: Path, number: int) -> dict[str, dict[str, str]]:
+    """The environment of each contender: caches of its own for this round."""
+    return {
+        name: {**os.environ, "HF_HOME": str(root / f"{place}{number}"), "SFT_LAB_STORE": str(root / f"{place}{number}")}
+        for place, name in enumerate((OURS, TUTORIAL, SEMHASH))
+    }
+
+
+def main() -> None:
+    """Read the command line, let all take turns, hold the figures against the goals."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", default=STARTER, metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--enforce", action="store_true", help="exit 1 when a goal is missed")
+    arguments = parser.parse_args()
+    print(machine("datasets", "sentence-transformers", "faiss-cpu", "semhash"))
+    file = str(package_path(arguments.file).absolute())
+    words = ["dataset=file", f"dataset.path={file}", "template=chatml", "dedup=semantic", "tracking=local"]
+    run = compose(words)
+    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
+    embedder = str(package_path(run.dedup.embedder.name_or_path))
+    seconds: dict[tuple[str, str], list[float]] = {}
+    rows: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bench.tokenizer.chat_template = run.template.jinja(bench.tokenizer)
+        bench.tokenizer.save_pretrained(root / "tokenizer")
+        for number in range(arguments.rounds):
+            environments = contenders(root, number)
+            order = list(environments)[number % 3 :] + list(environments)[: number % 3]
+            for kind, threshold in KINDS.items():
+                for name in order:
+                    out = root / f"out{number}-{kind}-{order.index(name)}"
+                    if name == OURS:
+                        command = [
+                            "-m",
+                            "sft_lab",
+                            "prepare",
+                            *words,
+                            f"dedup.threshold={threshold}",
+                            f"hydra.run.dir={out}",
+                        ]
+                    else:
+                        dedup = "semhash" if name == SEMHASH else "faiss"
+                        command = [
+                            "-c",
+                            SCRIPT,
+                            file,
+                            str(root / "tokenizer"),
+                            embedder,
+                            dedup,
+                            str(threshold),
+                            str(out),
+                        ]
+                    began = time.perf_counter()
+                    done = subprocess.run(
+                        [sys.executable, *command], check=True, capture_output=True, text=True, env=environments[name]
+                    )
+                    seconds.setdefault((name, kind), []).append(time.perf_counter() - began)
+                    rows[name] = done.stdout.split()[-1] if name != OURS else ""
+    for (name, kind), took in seconds.items():
+        print(f"  {name:24} {kind:15} {statistics.median(took):6.1f} s, from {min(took):.1f} to {max(took):.1f}")
+    goals = Goals("data stages")
+    for kind, most in (("cold", 1.0), ("again", 0.5), ("next threshold", 0.5)):
+        for peer in (TUTORIAL, SEMHASH):
+            goals.ratio(f"prepare, {kind}, in time of {peer}", seconds[OURS, kind], seconds[peer, kind],
+                        **({"most": most} if peer == TUTORIAL else {}))  # fmt: skip
+    goals.end(enforce=arguments.enforce)
+
+
+if __name__ == "__main__":
+    main()
