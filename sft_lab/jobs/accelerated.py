@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PATIENCE = 90.0  # seconds; accelerate gives its processes 30 to end before it kills them
 LOOK = 0.2  # seconds between two looks at the job
 OUTPUT = "accelerate.log"  # what the processes printed, beside run.log
+_EXIT = re.compile(r"rank\s*: (\d+)[^\n]*\n\s*exitcode\s*: -(\d+)")  # torchrun's list of those that a signal ended
 _LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING|ERROR) (.*)")  # of run.log
 
 
@@ -131,15 +132,17 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _said(folder: RunFolder, machine: Machine, seconds: float) -> str:
     """What the job told of its failure: its status, else which process was killed."""
     status = read_json(folder.status) if folder.status.exists() else {}
-    if status.get("state") == FAILED:
-        return str(status["error"])
     file = folder.path / f"{machine.rank or ''}{OUTPUT}"
     printed = file.read_text(encoding="utf-8", errors="replace")
     told = re.findall(r"^sft-lab: (.*)", printed, re.MULTILINE)
-    killed = re.search(r"rank\s*: (\d+).*?exitcode\s*: -(\d+)", printed, re.DOTALL)
-    if killed and int(killed[2]) != signal.SIGTERM:
-        message = f"process {killed[1]} of the training was killed by {signal.Signals(int(killed[2])).name}"
-        message += f" after {seconds:.0f} s; the same command goes on from the last checkpoint"
+    # The others lose their connection when one dies, and torchrun then ends them: what they say is not the reason.
+    killed = [(rank, int(code)) for rank, code in _EXIT.findall(printed) if int(code) != signal.SIGTERM]
+    if killed:
+        rank, code = killed[0]
+        message = f"process {rank} of the training was killed by {signal.Signals(code).name} after {seconds:.0f} s"
+        message += "; the same command goes on from the last checkpoint"
+    elif status.get("state") == FAILED:
+        return str(status["error"])
     else:
         message = told[0] if told else f"a process of the training failed; see {file}"
     if machine.rank == 0 and not folder.is_held():

@@ -98,7 +98,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     os.kill(killed, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 1
-    assert f"process {dies} of the training was killed by SIGKILL" in said
+    assert f"process {dies} of the training was killed by SIGKILL" in said, (two / accelerated.OUTPUT).read_text()
     assert "Traceback" not in said
     assert RunFolder(two).state() == "failed"
     assert ranks(two) == {}
