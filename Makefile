@@ -26,7 +26,7 @@ check: $(READY)  ## style and types
 	$(BIN)/mypy
 
 docs: $(DOCS_READY)  ## the site, in docs/_build/html; a dead link inside it or a warning is an error
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --conf-dir docs . docs/_build/html
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --write-all --conf-dir docs . docs/_build/html
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
 from sft_lab import arguments, config
 from sft_lab.arguments import ABOUT
@@ -118,3 +120,22 @@ def test_every_page_is_in_the_index():
     there = {page.name if page.parent.name == "docs" else f"../{page.name}" for page in PAGES} - {"index.md"}
     assert listed >= there
     assert in_toctree == there
+
+
+def test_workflows_use_what_is_there():
+    """They cannot be run here: at least they are YAML, and scripts, make targets and extras they name exist."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    called, targets, used = set(), set(), set()
+    for file in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        for job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values():
+            said = "\n".join(step.get("run", "") for step in job["steps"])
+            called |= {line for line in said.splitlines() if line.startswith(".ci/")}
+            targets |= set(re.findall(r"^make ([\w-]+)", said, re.MULTILINE))
+            used |= {name for names in re.findall(r"'\.\[([\w,]+)\]'", said) for name in names.split(",")}
+    assert called == {".ci/run"}
+    assert (ROOT / ".ci/run").is_file()
+    assert targets == {"test-all", "docs"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert used
+    assert used <= extras.keys()
