@@ -41,11 +41,13 @@ def lines_in_fences(text: str) -> Iterator[str]:
 
 
 def commands() -> dict[str, str]:
-    """Each distinct command of a code block, and the page where it was found first."""
+    """Each distinct command, and the page where it was found first: lines of code blocks, and those in sentences."""
     found: dict[str, str] = {}
     for page in PAGES:
-        for line in lines_in_fences(page.read_text(encoding="utf-8")):
-            if (said := line.strip()).startswith("sft-lab "):
+        text = page.read_text(encoding="utf-8")
+        inline = re.findall(r"`(sft-lab [^`]* [^`]*|sft-lab [^`]*=[^`]*)`", without_fences(text).replace("\n", " "))
+        for said in (*map(str.strip, lines_in_fences(text)), *inline):
+            if said.startswith("sft-lab ") and page.name != "wrong_inputs.md":
                 found.setdefault(said, page.name)
     return found
 
@@ -75,7 +77,7 @@ def test_a_command_is_parsed(command):
     if words[0].startswith("--"):
         return
     _, overrides = arguments.parse(words)
-    assert all("=" in word for word in overrides)
+    assert all("=" in word or word == "..." for word in overrides)
 
 
 @pytest.mark.slow  # a quarter of a second each
