@@ -37,7 +37,7 @@ def without_fences(text: str) -> str:
 
 def lines_in_fences(text: str) -> Iterator[str]:
     for block in re.findall(r"^( *)```[^\n]*\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
-        yield from block[1].splitlines()
+        yield from re.sub(r" *\\\n *", " ", block[1]).splitlines()  # a command may go on in the next line
 
 
 def commands() -> dict[str, str]:
