@@ -7,6 +7,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -141,3 +142,14 @@ def test_workflows_use_what_is_there():
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     assert used
     assert used <= extras.keys()
+
+
+@pytest.mark.slow  # loads the bundled embedder
+def test_the_python_example_gives_what_it_says():
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    example = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Dataset.from_dict" in code)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert repr(names["selection"].dropped) == re.search(r"selection\.dropped  # (.+)", example).group(1)
+    (found,) = names["selection"].examples("near_duplicate")
+    assert f"{found['score']:.4f}".startswith(re.search(r"'score': ([\d.]+)\.\.\.", example).group(1).rstrip("."))
