@@ -15,11 +15,14 @@ import yaml
 
 from sft_lab import arguments, config
 from sft_lab.arguments import ABOUT
+from sft_lab.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
 PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b|\.\.\.")  # what a reader must put in: such a line is parsed and not composed
 COMPOSED = ("train", "prepare", "plan")
+# What a machine may lack: a command that is right otherwise is refused for it, after it has been composed.
+LACKING = re.compile(r"needs GPUs|NVIDIA GPU|pip install")
 # Files that the commands speak of, in the folder they are composed in.
 ROWS = [
     "my_conversations.jsonl",
@@ -91,7 +94,13 @@ def test_a_command_composes(command, tmp_path, monkeypatch):
     Path("review.csv").write_text("id,decision\n")
     Path("experiments").mkdir()
     Path("experiments/best.yaml").write_text("# @package _global_\nseed: 7\n")
-    plan = config.compose_jobs(overrides, multirun=given.multirun)
+    try:
+        plan = config.compose_jobs(overrides, multirun=given.multirun)
+    except ConfigError as error:
+        problems = str(error).splitlines()
+        if all(map(LACKING.search, problems[len(problems) > 1 :])):
+            pytest.skip(str(error))
+        raise
     assert plan.jobs
     assert plan.swept or not given.multirun
 
