@@ -94,9 +94,9 @@ def _outlook(
         footprints[shape] = _memory(run)
     rows = len(data.train.rows) if data else None
     steps = _steps(run, data)
-    of_one = run.trainer.per_device_train_batch_size * run.trainer.gradient_accumulation_steps
-    batch = of_one * run.launch.num_processes
-    epochs = steps * batch / rows if steps and rows and not run.trainer.packing else None
+    epochs = None
+    if steps and rows and not run.trainer.packing:  # blocks are counted when packing has made them
+        epochs = steps / _planned(run, rows) * run.trainer.num_train_epochs
     seconds, like = _time(run, steps, done)
     return Outlook(
         placed, _other_versions(placed), stages, missing, rows, stages[-1]["tokens_kept"] if data else None,
@@ -140,12 +140,15 @@ def _steps(run: Run, data: Prepared | None) -> int | None:
     if run.trainer.max_steps > 0:
         return run.trainer.max_steps
     by_steps = run.trainer.budget.name == "steps"
-    if data is None or (run.trainer.packing and not by_steps):  # blocks are counted when packing has made them
+    if data is None or (run.trainer.packing and not by_steps):
         return None
+    return _planned(run, len(data.sides.train if by_steps else data.train.rows))
+
+
+def _planned(run: Run, rows: int) -> int:
     from sft_lab.training import trl
 
-    rows = data.sides.train if by_steps else data.train.rows
-    return trl.planned_steps(len(rows), run.trainer, run.launch.num_processes)
+    return trl.planned_steps(rows, run.trainer, run.launch.num_processes)
 
 
 def _other_versions(placed: Placed) -> dict[str, str]:
