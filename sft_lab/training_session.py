@@ -23,6 +23,7 @@ from sft_lab.session import Session
 from sft_lab.tracking.record import Lines, Record, Unwritten
 from sft_lab.training import saved, trl
 from sft_lab.training.callbacks import Watch
+from sft_lab.training.checkpoints import last_checkpoint
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Prepared
@@ -243,7 +244,7 @@ class TrainingSession(Session):
         return self._model
 
     def _checkpoint(self) -> Path | None:
-        return trl.last_checkpoint(self.folder.checkpoints)
+        return last_checkpoint(self.folder.checkpoints)
 
     def _write_eval(self, base: Base, tuned: Measured) -> None:
         import pyarrow as pa

@@ -26,10 +26,11 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError
-from sft_lab.files import read_json, sync
+from sft_lab.files import sync
 from sft_lab.hardware import fast_bf16
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Bar, Event, Recorder, Watch
+from sft_lab.training.checkpoints import last_checkpoint, out_of_patience
 from sft_lab.training.options import Budget, Full, Lora, LossHead, Precision
 
 # Seconds that several processes wait for one another; the first measures the base model while the others wait.
@@ -375,36 +376,11 @@ def _take_finished(trainer: Any, checkpoint: Path) -> bool:
     The Transformers trainer would do one more step before it saw that there is none to do.
     """
     state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < state.max_steps and not _out_of_patience(state, trainer):
+    if state.global_step < state.max_steps and not out_of_patience(state, trainer):
         return False
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
     trainer.state = state
-    return True
-
-
-def _out_of_patience(state: Any, trainer: Any) -> bool:
-    """Whether early stopping had ended the training that left this state."""
-    patience = [one.early_stopping_patience for one in trainer.callback_handler.callbacks
-                if isinstance(one, transformers.EarlyStoppingCallback)]  # fmt: skip
-    told = (state.stateful_callbacks or {}).get("EarlyStoppingCallback") or {}
-    counted = told.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return bool(patience) and counted >= patience[0]
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint in a folder, None without one."""
-    found = [one for one in folder.glob("checkpoint-*") if one.name.removeprefix("checkpoint-").isdigit()]
-    newest = sorted(found, key=lambda one: int(one.name.removeprefix("checkpoint-")), reverse=True)
-    return next(filter(_is_whole, newest), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's last file was written to its end; a kill leaves a part, which starts nothing."""
-    try:
-        read_json(checkpoint / "trainer_state.json")
-    except (OSError, ValueError):
-        return False
     return True
 
 
