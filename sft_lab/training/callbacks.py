@@ -75,6 +75,12 @@ class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
         return speed
 
 
+def tell_measured(event: Event) -> None:
+    """Say in the log what was measured: where there is no bar, hours may pass without a line."""
+    if "eval/loss" in event and event["step"]:
+        log.info("train: step %d: held-out loss %.4f", event["step"], event["eval/loss"])
+
+
 class Bar(transformers.TrainerCallback):  # type: ignore[misc]
     """A progress bar on a terminal, with the last that was measured."""
 

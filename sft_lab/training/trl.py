@@ -29,7 +29,7 @@ from sft_lab.errors import ConfigError
 from sft_lab.files import sync
 from sft_lab.hardware import fast_bf16
 from sft_lab.training import loss_head
-from sft_lab.training.callbacks import Bar, Event, Recorder, Watch
+from sft_lab.training.callbacks import Bar, Event, Recorder, Watch, tell_measured
 from sft_lab.training.checkpoints import last_checkpoint, out_of_patience
 from sft_lab.training.options import Budget, Full, Lora, LossHead, Precision
 
@@ -282,6 +282,8 @@ def train(
         bar = Bar()
         callbacks.append(bar)
         watch.record = _both(watch.record, bar.tell)
+    elif args.process_index == 0:
+        watch.record = _both(watch.record, tell_measured)
     if watch.samples_every:
         callbacks.append(_Sampler(watch))
     if options.early_stopping_patience and watch.measure:
