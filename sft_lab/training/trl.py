@@ -277,17 +277,6 @@ def train(
     if options.budget is Budget.steps and options.max_steps <= 0:
         counted = len(rows) if reference_rows is None else reference_rows
         args.max_steps = planned_steps(counted, options, args.world_size)
-    callbacks: list[Any] = [Recorder(watch)]
-    if sys.stderr.isatty() and args.process_index == 0:
-        bar = Bar()
-        callbacks.append(bar)
-        watch.record = _both(watch.record, bar.tell)
-    elif args.process_index == 0:
-        watch.record = _both(watch.record, tell_measured)
-    if watch.samples_every:
-        callbacks.append(_Sampler(watch))
-    if options.early_stopping_patience and watch.measure:
-        callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     ready = rows.select_columns(["input_ids", "labels"])
     transformers.set_seed(seed)  # of the adapter: whatever was drawn before, stored results or new ones
     try:
@@ -298,7 +287,7 @@ def train(
             eval_dataset=ready.select([0]) if watch.measure else None,  # never read: see evaluate
             processing_class=tokenizer,
             peft_config=peft_config(options, model, new_tokens or []),
-            callbacks=callbacks,
+            callbacks=_callbacks(options, watch, args),
         )
     except ValueError as error:
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
@@ -335,6 +324,21 @@ def train(
         epochs=float(trainer.state.epoch or 0.0),
         saved=whole,
     )
+
+
+def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig) -> list[Any]:
+    """What looks on: the record, a bar or log lines, samples, early stopping."""
+    found: list[Any] = [Recorder(watch)]
+    if args.process_index == 0 and sys.stderr.isatty():
+        found.append(Bar())
+        watch.record = _both(watch.record, found[-1].tell)
+    elif args.process_index == 0:
+        watch.record = _both(watch.record, tell_measured)
+    if watch.samples_every:
+        found.append(_Sampler(watch))
+    if options.early_stopping_patience and watch.measure:
+        found.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
+    return found
 
 
 def _takes_plain_head(trainer: Any, wanted: LossHead) -> bool:
