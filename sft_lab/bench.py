@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.errors import ModelError
 from sft_lab.files import digest
+from sft_lab.plugins import version_of
 from sft_lab.store import Entry, Store, default_root
 
 if TYPE_CHECKING:
@@ -118,7 +119,12 @@ class Selector(abc.ABC):
 
         bench = bench or Bench()
         view = Rows.of(rows)
-        recipe = {"version": self.version, "params": result_params(self), **self.depends_on(bench), "input": view.key}
+        recipe = {
+            "version": version_of(self),
+            "params": result_params(self),
+            **self.depends_on(bench),
+            "input": view.key,
+        }
         entry = bench.stage(
             f"{self.group}.{type(self).__name__.lower()}",
             recipe,

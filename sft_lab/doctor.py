@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 from sft_lab import config as configs
-from sft_lab import publish
+from sft_lab import plugins, publish
 from sft_lab.bench import INSTALL
+from sft_lab.errors import ConfigError
 from sft_lab.hardware import fast_bf16
 from sft_lab.jobs import world
 from sft_lab.store import Store, default_root
@@ -52,7 +53,7 @@ def examine() -> list[Found]:
     """Look at Python, packages, devices, FAISS, store, Hub, W&B and the bundled packages."""
     return [
         *python(), *packages(declared()), *clashes(), *devices(), *faiss(), *store(default_root()), *hub(), *wandb(),
-        *bundled(),
+        *bundled(), *plug_ins(),
     ]  # fmt: skip
 
 
@@ -233,6 +234,18 @@ def bundled() -> Iterator[Found]:
             yield Found(OK, "bundled", f"{module} {_version(module) or ''}".rstrip())
         else:
             yield Found(NOTE, "bundled", f"{module} is not installed, the defaults need it; run: {command}")
+
+
+def plug_ins() -> Iterator[Found]:
+    """Stages that installed packages and ``SFT_LAB_STAGES`` bring, each imported as a run would."""
+    for plugin in plugins.named():
+        try:
+            stages, _ = plugin.load()
+            configs.register()
+        except ConfigError as error:
+            yield Found(PROBLEM, "plug-in", str(error))
+        else:
+            yield Found(OK, "plug-in", f"{plugin}: {', '.join(stages)}")
 
 
 def _version(name: str) -> str | None:

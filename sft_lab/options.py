@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sft_lab import plugins
+
 PACKAGE = Path(__file__).parent
 
 
@@ -14,13 +16,22 @@ def shipped(name: str) -> Path:
     return checkout if in_checkout else PACKAGE / f"_{name}"
 
 
+def option_roots() -> list[Path]:
+    """Give the folders of options: what is shipped, the working folder's own ``conf/``, those of plug-ins."""
+    brought = (plugin.conf() for plugin in plugins.named())
+    return [shipped("conf"), Path.cwd() / "conf", *(conf for conf in brought if conf)]
+
+
 def listing() -> str:
-    """Give a line for each option: name and what it is, the shipped ones and the working folder's own."""
+    """Give a line for each option: name and what it is; the working folder's own and those of plug-ins too."""
     lines = ["", "options by group (group=option):"]
     conf = shipped("conf")
     for group in sorted(str(path.relative_to(conf)) for path in conf.rglob("*") if path.is_dir()):
-        lines += [f"  {group}", *_described(_files("conf", group))]
-    lines += ["  experiment (+experiment=name)", *_described(_files("experiments", ""))]
+        lines += [f"  {group}", *_described(_files(option_roots(), group))]
+    lines += [
+        "  experiment (+experiment=name)",
+        *_described(_files([shipped("experiments"), Path.cwd() / "experiments"], "")),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -29,9 +40,9 @@ def _described(options: dict[str, str]) -> list[str]:
     return [f"    {name:<{width}}  {says}" for name, says in options.items()]
 
 
-def _files(kind: str, group: str) -> dict[str, str]:
+def _files(roots: list[Path], group: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for root in (shipped(kind), Path.cwd() / kind):
+    for root in roots:
         for file in sorted((root / group).glob("*.yaml")):
             found.setdefault(file.stem, _first_words(file))
     return found

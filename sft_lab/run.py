@@ -25,6 +25,7 @@ from sft_lab.files import FORMAT, digest
 from sft_lab.folder import PREPARE, RunFolder
 from sft_lab.hardware import rank, world
 from sft_lab.launchers import Launcher, Processes, Serial
+from sft_lab.plugins import origin
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Local, Tracking, Wandb
 from sft_lab.training.models import Gguf, Model, Pretrained
@@ -78,6 +79,7 @@ class Run:
         threads: of the processor's arithmetic; null: one for each core.
         rerun: run again where a finished run lies, and keep that one as ``<name>.old-<time>``.
         choices: the option chosen in each group.
+        plugins: where the stages of plug-ins are from, by ``group.kind``; of a saved config, as it was then.
     """
 
     dataset: Dataset = "???"  # type: ignore[assignment]
@@ -96,6 +98,7 @@ class Run:
     threads: int | None = None
     rerun: bool = False
     choices: dict[str, Any] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse knobs that contradict one another."""
@@ -112,6 +115,14 @@ class Run:
                     f"{name}={value}: must be at most trainer.max_length={self.trainer.max_length}, since longer rows "
                     f"cannot be trained or measured; lower {name} or raise trainer.max_length"
                 )
+        self.plugins = self.plugins or self.plugged()
+
+    def plugged(self) -> dict[str, str]:
+        """Say where the stages of plug-ins are from as they are now, by ``group.kind``."""
+        filters = [*self.filter.values(), *self.split.filter.values()]
+        stages = [("dataset", self.dataset), ("split", self.split), *(("filter", keep) for keep in filters),
+                  ("dedup", self.dedup), ("template", self.template)]  # fmt: skip
+        return {f"{group}.{_kind(group, stage)}": said for group, stage in stages if (said := origin(type(stage)))}
 
     def check(self) -> list[str]:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
@@ -128,11 +139,20 @@ class Run:
             problems += self.dedup.embedder.check("dedup.embedder")
         if self.decontaminate.method.name == "semantic":
             problems += self.decontaminate.embedder.check("decontaminate.embedder")
+        if self.plugins != (now := self.plugged()):
+            problems += [
+                f"plugins.{name}: this run was made with {self.plugins.get(name)}, here is {now.get(name)}; put "
+                "that one back, or let sft-lab replay run it with this one"
+                for name in {**self.plugins, **now}
+                if self.plugins.get(name) != now.get(name)
+            ]
         return problems
 
     def saved(self) -> dict[str, Any]:
         """Give the run as plain data, each stage with its ``kind``: what ``config.yaml`` holds."""
         stages = {name.name: _saved(name.name, getattr(self, name.name)) for name in fields(self)}
+        if not self.plugins:
+            del stages["plugins"]
         return {"format": FORMAT, **stages}
 
     def to_yaml(self) -> str:

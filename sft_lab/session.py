@@ -51,6 +51,7 @@ class Session:
                 "started": manifest.now(),
                 "git": manifest.git_state(),
                 "packages": manifest.versions(),
+                "plugins": self.run.plugins,
                 "job": self.run.hash,
                 "seed": self.run.seed,
                 "threads": torch.get_num_threads(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, environment_note
 from sft_lab.config.driven import drive, is_driven
+from sft_lab.config.plugged import register
 from sft_lab.config.saved import build, from_saved, load
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "from_saved",
     "is_driven",
     "load",
+    "register",
 ]

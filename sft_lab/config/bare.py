@@ -42,7 +42,9 @@ def compose_bare(overrides: list[str]) -> Bare:
         kinds = {group: kind for group in SCHEMAS if (kind := _kind(group, config, group))}
         for path in ("filter", "split.filter"):
             kinds |= {f"{path}.{name}": _kind("filter", config, f"{path}.{name}") for name in _names(config, path)}
-        return Bare(kinds, {name: value for name, value in values.items() if name != "choices"}, choices)
+        return Bare(
+            kinds, {name: value for name, value in values.items() if name not in ("choices", "plugins")}, choices
+        )
 
 
 def bare_of(run: Run) -> Bare:
@@ -50,6 +52,7 @@ def bare_of(run: Run) -> Bare:
     values = run.saved()
     choices = {**values.pop("choices"), "filter": list(run.filter) or ["none"], "split/filter": list(run.split.filter)}
     del values["format"]
+    values.pop("plugins", None)
     kinds = {group: values[group].pop("kind") for group in SCHEMAS if group != "filter"}
     for path, filters in (("filter", values["filter"]), ("split.filter", values["split"]["filter"])):
         kinds |= {f"{path}.{name}": knobs.pop("kind") for name, knobs in filters.items()}

@@ -29,6 +29,7 @@ from sft_lab.config.messages import (
     resolvers,
     unknown_key,
 )
+from sft_lab.config.plugged import register
 from sft_lab.config.saved import build
 from sft_lab.config.sources import SearchPath
 from sft_lab.config.words import experiment_name, grid_of, key_of, parse, refuse_sweep_settings, texts_of
@@ -236,6 +237,7 @@ def hydra(config_dir: str | None = None) -> Iterator[None]:
     """Hydra, initialized on our conf/."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder; give one that holds options, as conf/ does")
+    register()
     GlobalHydra.instance().clear()
     SearchPath.further = config_dir
     try:
@@ -305,6 +307,8 @@ def _strict(composed: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
         raise ConfigError(explain(error)) from error
     if not problems and composed.choices:
         problems.append("choices: a record of what was chosen, not to be set; choose with dedup=exact and the like")
+    if not problems and composed.plugins:
+        problems.append("plugins: a record of where stages are from, not to be set; install a package to change it")
     if problems:
         raise all_problems(problems)
     return composed, choices

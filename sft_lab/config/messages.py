@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf
 
+from sft_lab import plugins
 from sft_lab.dedup.embedding import Embedder
 from sft_lab.errors import ConfigError
 from sft_lab.run import SCHEMAS, Run
@@ -53,10 +54,10 @@ NO_SUCH_KEY = "has no such key"
 BARE_WORD = "YAML reads a bare on, off, yes or no as true or false; quote it, as in 'on'"
 
 
-_SCHEMA_FIELDS = {
-    schema.__name__: [found.name for found in fields(schema)]
-    for schema in (Run, Embedder, *(schema for kinds in SCHEMAS.values() for schema in kinds.values()))
-}
+def _fields_of(schema_name: str) -> list[str]:
+    """Give the fields of the schema that Hydra calls by this name; none where it is no schema."""
+    known = (Run, Embedder, *(schema for kinds in SCHEMAS.values() for schema in kinds.values()))
+    return next(([one.name for one in fields(schema)] for schema in known if schema.__name__ == schema_name), [])
 
 
 def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[str, Any] | None = None) -> str:
@@ -133,7 +134,7 @@ def explain(error: Exception) -> str:
     full_key = re.search(r"full_key: (\S+)", text)
     if found := re.search(r"Key '([^']+)' not in '([^']+)'", text):
         path = full_key.group(1) if full_key else found.group(1)
-        return where + unknown_key(path, _SCHEMA_FIELDS.get(found.group(2), []))
+        return where + unknown_key(path, _fields_of(found.group(2)))
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found.group(1)}: is in the config already; write it without +"
     if "is not a subclass of Filter" in text and full_key:
@@ -159,6 +160,11 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _no_option(path: str) -> str:
+    if found := re.fullmatch("schema/([^/]+)/(.+)", path):
+        return (
+            f"{found.group(1)}: an option is of kind {found.group(2)}, which neither sft_lab nor a plug-in has here; "
+            f"install the package that brings it, or set {plugins.VARIABLE} to its module"
+        )
     loader = GlobalHydra.instance().config_loader()
     group = next((group for group in (path.rpartition("/")[0], path.partition("/")[0])
                   if loader.get_group_options(group)), path)  # fmt: skip

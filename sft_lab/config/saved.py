@@ -11,7 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft_lab import plugins
 from sft_lab.config.messages import all_keys, first_line, lines_of, not_yaml, plain_data, unknown_key
+from sft_lab.config.plugged import register
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.files import FORMAT, refuse_alias_bomb
 from sft_lab.redaction import holds_secret
@@ -70,6 +72,7 @@ def from_saved(saved: Any, where: str) -> Run:
     known = [found.name for found in fields(Run)]
     if unknown := [str(name) for name in saved if name not in [*known, "format"]]:
         raise ConfigError(f"{where}: " + "; ".join(unknown_key(name, known) for name in unknown))
+    _refuse_absent(saved.get("plugins") or {}, where)
     config = OmegaConf.structured(Run)
     for name in known:
         if name in saved:
@@ -80,6 +83,17 @@ def from_saved(saved: Any, where: str) -> Run:
         return build(config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _refuse_absent(noted: Any, where: str) -> None:
+    """Refuse a run whose stages came from plug-ins that are not here."""
+    register()
+    if not isinstance(noted, dict):
+        raise ConfigError(f"{where}: plugins={noted}: must be a mapping of stages to where they are from")
+    names = [(str(name), *str(name).partition(".")[::2]) for name in noted]
+    if absent := [name for name, group, kind in names if kind not in SCHEMAS.get(group, {})]:
+        used = all_problems(f"this run used {name} of {noted[name]}, which is not here" for name in absent)
+        raise ConfigError(f"{where}: {used}; install it, or set {plugins.VARIABLE} to its module")
 
 
 def _put(config: DictConfig, name: str, node: Any, where: str) -> None:

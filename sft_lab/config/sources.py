@@ -14,6 +14,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from sft_lab import plugins
 from sft_lab.config.messages import BARE_WORD, all_keys, not_yaml, refuse_none_beside, resolvers
 from sft_lab.dedup.embedding import Embedder
 from sft_lab.files import refuse_alias_bomb
@@ -86,7 +87,7 @@ def read_experiment(file: Path) -> tuple[DictConfig, str]:
 
 
 class SearchPath(SearchPathPlugin):
-    """The working folder's own conf/ and experiments/ come first, then the shipped experiments."""
+    """The working folder's own conf/ and experiments/ come first, then what is shipped, then what plug-ins bring."""
 
     further: ClassVar[str | None] = None  # --config-dir
 
@@ -99,6 +100,9 @@ class SearchPath(SearchPathPlugin):
         if (here / "experiments").is_dir():
             search_path.append("sft_lab-here", f"experiments://{here / 'experiments'}")
         search_path.append("sft_lab", f"experiments://{shipped('experiments')}")
+        for plugin in plugins.named():
+            if conf := plugin.conf():
+                search_path.append(f"sft_lab-{plugin.module}", f"file://{conf}")
         search_path.append("sft_lab", "schemas://")
 
 
@@ -110,25 +114,27 @@ class _SchemaSource(ConfigSource):
         return "schemas"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        schema = OmegaConf.structured(_SCHEMA_AT[config_path.removesuffix(".yaml")])
+        schema = OmegaConf.structured(_schemas()[config_path.removesuffix(".yaml")])
         return ConfigResult(config=schema, path="schemas://", provider=self.provider, header={"package": None})
 
     def available(self) -> bool:
         return True
 
     def is_group(self, config_path: str) -> bool:
-        return any(name.startswith(f"{config_path.strip('/')}/") for name in _SCHEMA_AT)
+        return any(name.startswith(f"{config_path.strip('/')}/") for name in _schemas())
 
     def is_config(self, config_path: str) -> bool:
-        return config_path.removesuffix(".yaml") in _SCHEMA_AT
+        return config_path.removesuffix(".yaml") in _schemas()
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:  # noqa: ARG002
         return []  # schemas are for option files, not to be chosen
 
 
-_SCHEMA_AT: dict[str, type] = {"schema/run": Run, "schema/embedder": Embedder} | {
-    f"schema/{group}/{kind}": schema for group, kinds in SCHEMAS.items() for kind, schema in kinds.items()
-}
+def _schemas() -> dict[str, type]:
+    """Give every schema by the name that option files call it by, those of plug-ins too."""
+    return {"schema/run": Run, "schema/embedder": Embedder} | {
+        f"schema/{group}/{kind}": schema for group, kinds in SCHEMAS.items() for kind, schema in kinds.items()
+    }
 
 
 def _register() -> None:

@@ -21,6 +21,7 @@ from sft_lab.bench import Bench, log, result_params
 from sft_lab.data.formats import TEXT, Format, Reader, Turn, Unreadable, find_reader, without_surrogates
 from sft_lab.errors import SourceError, require
 from sft_lab.files import digest, read_json, write_json
+from sft_lab.plugins import version_of
 from sft_lab.text import content_group
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Dataset(abc.ABC):
                 return None  # reading a file tells its hash too
             inputs = [source.fingerprint(bench.store) for source in sources]
             beside = {} if held_out is None else {"held_out": result_params(held_out)}
-            return {"version": self.version, "params": result_params(self) | beside, "input": inputs}
+            return {"version": version_of(self), "params": result_params(self) | beside, "input": inputs}
 
         def compute(folder: Path) -> None:
             _load(self, held_out, bench.store, folder)

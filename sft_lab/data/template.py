@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sft_lab.bench import Bench, package_path
 from sft_lab.errors import ModelError, require
 from sft_lab.files import digest
+from sft_lab.plugins import version_of
 from sft_lab.text import CONTROL_TOKENS
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class Template(abc.ABC):
         view = Rows.of(rows)
         self.bind(bench)  # what is wrong with the template is said for stored texts too
         recipe = {
-            "version": self.version,
+            "version": version_of(self),
             "params": {"jinja": digest(self.jinja(bench.tokenizer))},
             "tokenizer": bench.tokenizer_key,
             "input": view.key,

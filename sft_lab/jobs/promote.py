@@ -16,7 +16,7 @@ from sft_lab.errors import ConfigError, FolderError, UserError
 from sft_lab.files import flat, read_json, write_text
 from sft_lab.folder import PREPARE, RunFolder
 from sft_lab.jobs import world
-from sft_lab.options import shipped
+from sft_lab.options import option_roots, shipped
 from sft_lab.run import SCHEMAS, Run
 
 # What an experiment file does not carry: `rerun` is about a folder, and `choices` follow from what is chosen.
@@ -178,16 +178,19 @@ class _Experiment:
 
 
 def _is_there(group: str, option: Any) -> bool:
-    """Whether the option files are to be had here: shipped, or in the working folder's own ``conf/``."""
-    roots = [root / group.partition("@")[0] for root in (shipped("conf"), Path.cwd() / "conf")]
+    """Whether the option files are to be had here."""
+    roots = [root / group.partition("@")[0] for root in option_roots()]
     names = option if isinstance(option, list) else [option]
     return all(any((root / f"{name}.yaml").is_file() for root in roots) for name in names)
 
 
 def _option_of(group: str, kind: str) -> str:
-    """Give a shipped option of a kind, that of the same name if there is one."""
-    files = sorted((shipped("conf") / group).glob("*.yaml"), key=lambda file: (file.stem != kind, file.stem))
+    """Give an option of a kind, that of the same name if there is one."""
+    found = (file for root in option_roots() for file in (root / group).glob("*.yaml"))
+    files = sorted(found, key=lambda file: (file.stem != kind, file.stem))
     of_kind = [file.stem for file in files if f"/schema/{group}/{kind}@" in file.read_text(encoding="utf-8")]
+    if not of_kind:
+        raise ConfigError(f"{group}: no option of kind {kind} is here; give one in conf/{group}/")
     return of_kind[0]
 
 

@@ -84,6 +84,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     old = None if source.is_file() else world.run_folder(source)
     config = old.config if old else source
     run, same = _loaded(config, words), _loaded(config, [])
+    run.plugins = run.plugged()  # it runs with those of today, and says what they were
     if problems := run.check():
         raise all_problems(problems)
     manifest = world.read_manifest(old) if old else None

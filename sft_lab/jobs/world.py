@@ -81,6 +81,7 @@ def here(run: Run) -> dict[str, Any]:
     return {
         "git": manifest.git_state(),
         "packages": manifest.versions(),
+        "plugins": run.plugged(),
         "dataset_fingerprint": fingerprint,
         "hardware": manifest.hardware(),
         "threads": run.threads or torch.get_num_threads(),
@@ -99,7 +100,7 @@ def differences(old_manifest: dict[str, Any], run: Run) -> list[Difference]:
 
 
 def between(then: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
-    """Compare two manifests: commit, versions, data, hardware, threads, precision.
+    """Compare two manifests: commit, versions, plug-ins, data, hardware, threads, precision.
 
     What the old one did not note, because it stopped before or is of an older sft_lab, is not compared.
     """
@@ -111,7 +112,7 @@ def between(then: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
         found.append(Difference(UNCOMMITTED, "yes", "yes, the same or others"))
     elif "dirty" in old_git:
         found.append(Difference(UNCOMMITTED, _yes(old_git["dirty"]), _yes(new_git.get("dirty"))))
-    for name, title in (("packages", ""), ("hardware", "hardware ")):
+    for name, title in (("packages", ""), ("plugins", "plug-in "), ("hardware", "hardware ")):
         old, new = part(then, name), part(now, name)
         found += [Difference(f"{title}{key}", old.get(key), new.get(key)) for key in old]
     for name in ("dataset_fingerprint", "threads", "precision"):

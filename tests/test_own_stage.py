@@ -1,0 +1,347 @@
+"""Stages that live outside the package: what docs/own_stage.md shows is made and run; what is wrong is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sft_lab import config, doctor, options, plugins
+from sft_lab.cli import main
+from sft_lab.config import plugged
+from sft_lab.errors import ConfigError
+from sft_lab.run import SCHEMAS
+
+PAGE = Path(__file__).parents[1] / "docs" / "own_stage.md"
+CHOSEN = "filter=[answered,wordy]"
+
+
+def block(language: str) -> str:
+    """The page's only block in a language."""
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return found
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working folder, and nothing of a plug-in behind the test."""
+    monkeypatch.setenv("SFT_LAB_STORE", str(here / "store"))
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    monkeypatch.undo()
+    sys.path[:] = path
+    for name in [name for name in set(sys.modules) - before if name.startswith(("my_stages", "sft_lab_wordy", "odd"))]:
+        del sys.modules[name]
+    plugged.register()
+    assert not any(plugins.origin(schema) for kinds in SCHEMAS.values() for schema in kinds.values())
+
+
+@pytest.fixture
+def local(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's module in the working folder."""
+    write(here / "my_stages.py", block("python"))
+    write(here / "conf/filter/wordy.yaml", block("yaml"))
+    monkeypatch.setenv(plugins.VARIABLE, "my_stages")
+    return here
+
+
+def package(folder: Path) -> None:
+    """The page's package."""
+    write(folder / "pyproject.toml", block("toml"))
+    write(folder / "sft_lab_wordy/__init__.py", block("python"))
+    write(folder / "sft_lab_wordy/conf/filter/wordy.yaml", block("yaml"))
+
+
+def installed(site: Path, version: str = "1.0") -> None:
+    """The page's package as an installer leaves it."""
+    package(site)
+    info = site / "sft_lab_wordy-1.0.dist-info"
+    write(info / "METADATA", f"Metadata-Version: 2.1\nName: sft-lab-wordy\nVersion: {version}\n")
+    write(info / "entry_points.txt", "[sft_lab.stages]\nwordy = sft_lab_wordy\n")
+
+
+WHOLE = "@dataclass\nclass A(Filter):\n  def select(self, rows, bench): ...\n"
+
+
+def module(text: str, name: str = "odd") -> None:
+    head = "from dataclasses import dataclass\nfrom sft_lab.data.filters import Filter, filter_schemas\n"
+    write(Path(f"{name}.py"), head + text)
+
+
+def refused(overrides: list[str]) -> str:
+    with pytest.raises(ConfigError) as told:
+        config.compose(overrides)
+    return str(told.value)
+
+
+# --- composing ---------------------------------------------------------------------------------------------------
+
+
+def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
+    run = config.compose([CHOSEN, "filter.wordy.max_words=40"])
+    assert run.filter["wordy"].max_words == 40
+    assert run.choices["filter"] == ["answered", "wordy"]
+    assert re.fullmatch(r"module my_stages \(source [0-9a-f]{12}\)", run.plugins["filter.wordy"])
+    assert config.compose([]).plugins == {}
+    assert "plugins" not in config.compose([]).saved()
+    write(Path("config.yaml"), run.to_yaml())
+    again = config.load(Path("config.yaml"))
+    assert (again, again.hash) == (run, run.hash)
+    assert refused([CHOSEN, "filter.wordy.max_word=1"]) == (
+        "filter.wordy.max_word: unknown key; did you mean filter.wordy.max_words?"
+    )
+    assert refused([CHOSEN, "filter.wordy.max_words=many"]) == (
+        "filter.wordy.max_words=many: must be a whole number, not 'many'"
+    )
+    assert refused(["plugins.x=y"]).startswith("plugins: a record of where stages are from")
+    assert "wordy" in options.listing()
+    assert [one.says for one in doctor.plug_ins()] == ["module my_stages: filter.wordy"]
+
+
+def test_the_working_folder_takes_no_module_s_place(local: Path) -> None:
+    write(local / "numpy.py", "raise RuntimeError('of the working folder')")
+    path = list(sys.path)
+    config.compose([CHOSEN])
+    assert sys.path == path
+
+
+def test_an_installed_package_needs_no_variable(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = here / "site"
+    installed(site)
+    monkeypatch.syspath_prepend(str(site))
+    listed = options.listing()
+    assert re.search(r"^    wordy +Drop rows whose answer has too many words\.$", listed, re.MULTILINE)
+    assert "sft_lab_wordy" not in sys.modules  # found, not imported
+    run = config.compose([CHOSEN])
+    assert run.plugins["filter.wordy"].startswith("sft-lab-wordy 1.0 (source ")
+    file = here / "config.yaml"
+    file.write_text(run.to_yaml())
+    sys.path.remove(str(site))
+    with pytest.raises(ConfigError, match=r"this run used filter.wordy of sft-lab-wordy 1.0 \(source \w+\), which is "
+                       "not here; install it, or set SFT_LAB_STAGES to its module"):  # fmt: skip
+        config.load(file)
+    assert refused([CHOSEN]).startswith("filter=wordy: no such option; there are answered")
+
+
+def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = here / "site"
+    installed(site)
+    monkeypatch.syspath_prepend(str(site))
+    run = config.compose([CHOSEN, "model=tiny_random"])
+    file = here / "config.yaml"
+    file.write_text(run.to_yaml())
+    assert config.load(file).check() == []
+    installed(site, version="1.1")
+    monkeypatch.syspath_prepend(str(here / "nothing"))  # another path: looked at again
+    old, new = config.load(file), config.compose([CHOSEN, "model=tiny_random"])
+    assert old.hash == run.hash != new.hash
+    (problem,) = old.check()
+    assert re.fullmatch(
+        r"plugins.filter.wordy: this run was made with sft-lab-wordy 1.0 \(source \w+\), here is sft-lab-wordy 1.1 "
+        r"\(source \w+\); put that one back, or let sft-lab replay run it with this one", problem,
+    )  # fmt: skip
+    assert new.check() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    {
+        "no STAGES": ("", r"odd.py has no STAGES = {'filter.<kind>': <class>, ...}; docs/own_stage.md shows one"),
+        "broken": ("1 / 0", r"plug-in module odd: cannot be imported \(ZeroDivisionError: division by zero\); mend it"),
+        "lacks a module": ("import no_such_module", "No module named 'no_such_module'.*take it out of SFT_LAB_STAGES"),
+        "no group": ("class A(Filter): ...\nSTAGES = {'polite': A}", r"STAGES\['polite'\]: must be a group, a dot"),
+        "no group of it": ("class A(Filter): ...\nSTAGES = {'trainer.mine': A}", "groups are dataset, split, filter"),
+        "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab; call it"),
+        "a class of ours": ("STAGES = {'filter.mine': filter_schemas()['length']}", "Length has a kind already"),
+        "no dataclass": (f"{WHOLE[11:]}STAGES = {{'filter.a': A}}", "A must be a @dataclass below"),
+        "of another group": (f"{WHOLE}STAGES = {{'dedup.a': A}}", "a @dataclass below sft_lab.dedup.exact.Dedup"),
+        "unfinished": ("@dataclass\nclass A(Filter):\n  x: int = 1\nSTAGES = {'filter.a': A}", "must have select too"),
+        "a field of code": (f"{WHOLE}  f: type(abs) = abs\nSTAGES = {{'filter.a': A}}", "the type of a field cannot"),
+    }.values(),
+)  # fmt: skip
+def test_a_plug_in_that_cannot_be_used_is_told(
+    here: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    module(text)
+    monkeypatch.setenv(plugins.VARIABLE, "odd")
+    assert re.search(says, refused([]))
+    assert re.search(says, refused([]))  # and again: nothing of it stays behind
+    assert [one.state for one in doctor.plug_ins()] == [doctor.PROBLEM]
+
+
+def test_names_are_taken_once(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module(f"{WHOLE}STAGES = {{'filter.wordy': A}}")
+    monkeypatch.setenv(plugins.VARIABLE, "my_stages,odd")
+    assert re.match(r"plug-in module odd: filter.wordy is a kind of module my_stages \(source", refused([]))
+    monkeypatch.setenv(plugins.VARIABLE, "no_such_stages")
+    assert refused([]).startswith(f"SFT_LAB_STAGES=no_such_stages: no such module in {local} or on Python's path; ")
+    installed(local / "site")
+    write(local / "site/sft_lab_wordy/conf/filter/length.yaml", "")
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.syspath_prepend(str(local / "site"))
+    assert refused([]).endswith("conf/filter/length.yaml: sft_lab has an option of this name; choose another")
+
+
+def test_a_config_brings_no_code_in(here: Path) -> None:
+    write(here / "my_stages.py", "open('ran', 'w').close()")
+    saved = config.compose(["model=tiny_random"]).saved()
+    for noted in ({"filter.wordy": "my_stages"}, {"my_stages.Wordy": "module my_stages"}, ["my_stages"]):
+        with pytest.raises(ConfigError, match=r"which is not here|must be a mapping"):
+            config.from_saved({**saved, "plugins": noted}, "config.yaml")
+    assert not Path("ran").exists()
+
+
+def test_help_imports_no_plug_in(local: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "wordy" in capsys.readouterr().out
+    assert "my_stages" not in sys.modules
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+def stage_keys(folder: str) -> dict[str, tuple[str, bool]]:
+    found = json.loads(Path(folder, "manifest.json").read_text())["stages"]
+    return {one["stage"]: (one["key"], one["hit"]) for one in found}
+
+
+@pytest.mark.slow
+def test_the_page_followed(
+    local: Path, monkeypatch: pytest.MonkeyPatch, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", *tiny, CHOSEN, "filter.wordy.max_words=40"]
+    assert main([*words, "hydra.run.dir=one"]) == 0
+    stages = {one["stage"]: one for one in json.loads(Path("one/waterfall.json").read_text())["stages"]}
+    dropped = stages["filter.wordy"]["dropped"]
+    assert list(dropped) == ["wordy"]
+    assert dropped["wordy"] > 0
+    noted = json.loads(Path("one/manifest.json").read_text())["plugins"]
+    assert noted == {"filter.wordy": config.load(Path("one/config.yaml")).plugins["filter.wordy"]}
+
+    assert main(["replay", "one", "--out", "two"]) == 0
+    assert "Result: equal" in capsys.readouterr().out
+    assert stage_keys("two")["filter.wordy"] == (stage_keys("one")["filter.wordy"][0], True)
+
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    for command in (["replay", "one"], ["exec", "one"], ["promote", "one", "kept"], ["doctor", "one"]):
+        assert main(command) == 2
+        assert "this run used filter.wordy of module my_stages" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "an option is of kind wordy, which neither sft_lab nor a plug-in has here" in capsys.readouterr().err
+    assert main(["runs"]) == 0
+    assert main(["compare", "one", "two"]) == 0
+
+    write(local / "my_stages.py", block("python").replace("answer.split()", "answer.split('e')"))
+    del sys.modules["my_stages"]
+    monkeypatch.setenv(plugins.VARIABLE, "my_stages")
+    assert main(["exec", "one"]) == 2
+    assert "plugins.filter.wordy: this run was made with module my_stages" in capsys.readouterr().err
+    assert main([*words, "hydra.run.dir=one"]) == 2
+    assert "holds a run with another config: plugins.filter.wordy was" in capsys.readouterr().err
+    assert main(["replay", "one", "--out", "three"]) == 0
+    said = capsys.readouterr().out
+    assert "plug-in filter.wordy: was module my_stages (source" in said
+    assert "filter.wordy kept" not in said
+    keys = stage_keys("three")
+    assert keys["filter.wordy"] != stage_keys("one")["filter.wordy"]
+    assert keys["filter.wordy"][1] is False
+    assert keys["filter.answered"] == (stage_keys("one")["filter.answered"][0], True)
+
+    assert main(["promote", "three", "kept"]) == 0
+    assert config.compose(["experiment=kept"]).hash == config.load(Path("three/config.yaml")).hash
+
+
+EVERY = """
+from dataclasses import dataclass
+import numpy as np
+from sft_lab.data.dataset import Dataset
+from sft_lab.data.split import Split
+from sft_lab.data.template import Template
+from sft_lab.dedup.exact import Dedup
+from sft_lab.rows import Selection
+
+@dataclass
+class Counted(Dataset):
+    rows: int = 40
+    def named(self): return f"dataset.rows={self.rows}"
+    def fingerprint(self, store): return f"counted-{self.rows}"
+    def records(self, store):
+        yield from (("", {"prompt": f"What is {n}?", "answer": f"One less than {n + 1}."}) for n in range(self.rows))
+
+@dataclass
+class Fifth(Split):
+    def is_held_out(self, rows): return np.array(["5" in text for text in rows.column("prompt")])
+
+@dataclass
+class Half(Dedup):
+    def select(self, rows, bench):
+        return Selection.of(rows, ["" if n % 2 else "even" for n in range(len(rows))])
+
+@dataclass
+class Bare(Template):
+    def named(self): return "template=bare"
+    def jinja(self, tokenizer):
+        return "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else ' ' }}{% endfor %}"
+
+STAGES = {"dataset.counted": Counted, "split.fifth": Fifth, "dedup.half": Half, "template.bare": Bare}
+"""
+
+
+@pytest.mark.slow
+def test_every_group_that_can_be_plugged(here: Path, monkeypatch: pytest.MonkeyPatch, tiny: list[str]) -> None:
+    write(here / "odd.py", EVERY)
+    for group, kind in (("dataset", "counted"), ("split", "fifth"), ("dedup", "half"), ("template", "bare")):
+        write(here / f"conf/{group}/{kind}.yaml", f"# Odd.\ndefaults:\n  - /schema/{group}/{kind}@_here_\n  - _self_\n")
+    monkeypatch.setenv(plugins.VARIABLE, "odd")
+    chosen = ["dataset=counted", "split=fifth", "split.min_eval_rows=1", "dedup=half", "template=bare"]
+    rest = [word for word in tiny if not word.startswith("dedup=")]
+    assert main([*rest, *chosen, "hydra.run.dir=run"]) == 0
+    flow = {one["stage"]: one for one in json.loads(Path("run/waterfall.json").read_text())["stages"]}
+    assert flow["split"]["dropped"] == {"held_out": 4}
+    assert flow["dedup.half"]["dropped"]["even"] > 10
+    assert set(json.loads(Path("run/manifest.json").read_text())["plugins"]) == {
+        "dataset.counted", "split.fifth", "dedup.half", "template.bare"
+    }  # fmt: skip
+    assert main(["replay", "run", "--out", "again"]) == 0
+
+
+@pytest.mark.slow
+def test_processes_of_a_sweep_find_a_local_module(local: Path, tiny: list[str]) -> None:
+    words = [*tiny, CHOSEN, "-m", "filter.wordy.max_words=20,40", "launch=processes", "hydra.sweep.dir=sweep"]
+    assert main(["prepare", *words]) == 0
+    configs = sorted(local.glob("sweep/*/config.yaml"))
+    kept = {one.parent.name.partition("-")[0]: json.loads((one.parent / "waterfall.json").read_text())
+            for one in configs}  # fmt: skip
+    assert list(kept) == ["max_words=20", "max_words=40"]
+    twenty, forty = (next(one["rows_kept"] for one in flow["stages"] if one["stage"] == "filter.wordy")
+                     for flow in kept.values())  # fmt: skip
+    assert 0 < twenty < forty
+
+
+@pytest.mark.slow
+def test_the_page_s_package_installed(here: Path) -> None:
+    package(here / "source")
+    site, work = here / "site", here / "work"
+    work.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(site), str(here / "source")], check=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(PAGE.parents[1])])}
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_lab", "--cfg", "job", "-p", "filter", "filter=[wordy]"],
+        cwd=work, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "wordy:\n  max_words: 100\n"
