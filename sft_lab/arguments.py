@@ -107,6 +107,8 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab doctor                                    a line for each thing: ok, note, or problem with its remedy
   sft-lab doctor outputs/2026-11-22/10-30-00        what changed since this run
+  sft-lab doctor --train                            ten steps of each trainer option on each device: a minute
+  sft-lab doctor --train --model smollm2_135m       the same with another option of model=
 """,
     ),
     "store": (
@@ -188,7 +190,10 @@ def _parser() -> _Parser:
 
     _add_to_model_commands(commands)
 
-    commands["doctor"].add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="what changed since it")
+    doctor = commands["doctor"]
+    doctor.add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="what changed since it")
+    doctor.add_argument("--train", action="store_true", help="ten steps of each trainer on each device, in a table")
+    doctor.add_argument("--model", default="tiny_random", metavar="OPTION", help="with --train; default tiny_random")
 
     store = commands["store"]
     store.add_argument("action", choices=["list", "prune"])

@@ -220,9 +220,13 @@ def _doctor(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import doctor
 
     _refuse_rest("doctor", rest)
-    if arguments.folder is None:
-        return doctor.show([], doctor.examine())
-    return doctor.show(*doctor.since(arguments.folder))
+    found = ([], doctor.examine()) if arguments.folder is None else doctor.since(arguments.folder)
+    code = doctor.show(*found)
+    if arguments.train:
+        from sft_lab import trying
+
+        code = max(code, trying.show(arguments.model))
+    return code
 
 
 def _exec(arguments: Arguments, rest: list[str]) -> int:
