@@ -24,16 +24,16 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "the data stages alone: report, figures, dataset/",
         "Load, split, filter, decontaminate, dedup, template; no training.",
         """\
-  sft-lab prepare dataset=file dataset.path=my.jsonl            filter, dedup, report, and dataset/ for any trainer
-  sft-lab prepare -m dedup.threshold=0.8,0.9,0.95               the same at several thresholds, side by side
+  sft-lab prepare dataset=file dataset.path=my.jsonl   filter, dedup, report; dataset/ to train on
+  sft-lab prepare -m dedup.threshold=0.8,0.9,0.95      the same at several thresholds, side by side
 """,
     ),
     "plan": (
         "what would run, what of it is stored; writes nothing",
         "Look ahead: jobs, folders, stored data stages, rows, steps, time.",
         """\
-  sft-lab plan                                      the main job: rows, tokens, steps
-  sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: which jobs are finished, what they share
+  sft-lab plan                                        the main job: rows, tokens, steps
+  sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: what is finished, what is shared
 """,
     ),
     "exec": (
@@ -41,7 +41,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "Run the config.yaml of a job folder, and leave the results beside it.",
         """\
   sft-lab exec multirun/sweep-1a2b3c4d/seed=1-0123456789ab   go on with a job of a sweep
-  sft-lab exec outputs/2026-11-21/10-30-00                   run a folder that only holds a config.yaml, or was cut off
+  sft-lab exec outputs/2026-11-21/10-30-00                   a folder with a config.yaml, or cut off
 """,
     ),
     "runs": (
@@ -56,16 +56,16 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "jobs side by side: table, compare.html, compare.json",
         "Compare the jobs of a sweep, or any runs. Needs no network.",
         """\
-  sft-lab compare multirun/sweep-1a2b3c4d               table, compare.html and compare.json in the sweep's folder
-  sft-lab compare outputs/*/* --out comparison          any runs, wherever they lie
+  sft-lab compare multirun/sweep-1a2b3c4d        table; compare.html and compare.json in its folder
+  sft-lab compare outputs/*/* --out comparison   any runs, wherever they lie
 """,
     ),
     "replay": (
         "run a saved config again and report every difference",
         "First how the world differs, then the run, then how its result differs.",
         """\
-  sft-lab replay outputs/2026-11-22/10-30-00            again in a new folder, and every difference told
-  sft-lab replay outputs/2026-11-22/10-30-00 seed=7     with keys of the saved config changed
+  sft-lab replay outputs/2026-11-22/10-30-00          again in a new folder; differences are told
+  sft-lab replay outputs/2026-11-22/10-30-00 seed=7   with keys of the saved config changed
 """,
     ),
     "promote": (
@@ -78,7 +78,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
     ),
     "generate": (
         "try the model of a run, the base model beside it",
-        "Answer a prompt with the model of a finished run. The answer goes to standard output, greedy unless sampled.",
+        "Answer a prompt with the model of a finished run, on standard output; greedy unless sampled.",
         """\
   sft-lab generate outputs/2026-11-22/11-00-00 "What is the capital of Norway?" --base
   sft-lab generate outputs/2026-11-22/11-00-00 - --temperature 0.7 --top-p 0.9 < prompt.txt
@@ -86,7 +86,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
     ),
     "merge": (
         "an adapter put into the weights of its base model",
-        "Write a run's model as one that loads with Transformers alone: weights, tokenizer, chat template, card.",
+        "Write a run's model as one that Transformers loads alone: weights, tokenizer, template, card.",
         """\
   sft-lab merge outputs/2026-11-22/11-00-00                  into merged/ in the run folder
   sft-lab merge outputs/2026-11-22/11-00-00 --out my-model
@@ -96,19 +96,19 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "publish a run's model or prepared data on the Hugging Face Hub",
         "Publish on the Hub: private unless --public. Needs HF_TOKEN or a login.",
         """\
-  sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   what `sft-lab prepare` left, private
-  sft-lab push outputs/2026-11-22/11-00-00 me/my-model                 the adapter or model of a run, private
-  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        what `sft-lab merge` made of the adapter
+  sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   what `sft-lab prepare` left
+  sft-lab push outputs/2026-11-22/11-00-00 me/my-model                 a run's adapter or model
+  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        what `sft-lab merge` made
 """,
     ),
     "doctor": (
         "what this machine has and lacks; what changed since a run",
-        "Look at versions, devices, store, logins and known clashes, or at what is not as it was when a run ran.",
+        "Look at versions, devices, store, logins and known clashes, or at what changed since a run.",
         """\
-  sft-lab doctor                                    a line for each thing: ok, note, or problem with its remedy
-  sft-lab doctor outputs/2026-11-22/10-30-00        what changed since this run
-  sft-lab doctor --train                            ten steps of each trainer option on each device: a minute
-  sft-lab doctor --train --model smollm2_135m       the same with another option of model=
+  sft-lab doctor                                a line each: ok, note, or problem with its remedy
+  sft-lab doctor outputs/2026-11-22/10-30-00    what changed since this run
+  sft-lab doctor --train                        ten steps of each trainer on each device: a minute
+  sft-lab doctor --train --model smollm2_135m   the same with another option of model=
 """,
     ),
     "store": (

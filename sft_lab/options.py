@@ -36,8 +36,15 @@ def listing() -> str:
 
 
 def _described(options: dict[str, str]) -> list[str]:
-    width = max(map(len, options), default=0)
-    return [f"    {name:<{width}}  {says}" for name, says in options.items()]
+    import shutil
+    import textwrap
+
+    width = max(map(len, options), default=0) + 6
+    columns = max(shutil.get_terminal_size((100, 24)).columns, width + 20)
+    return [
+        textwrap.fill(says, columns, initial_indent=f"    {name}".ljust(width), subsequent_indent=" " * width)
+        for name, says in options.items()
+    ]
 
 
 def _files(roots: list[Path], group: str) -> dict[str, str]:

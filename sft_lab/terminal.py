@@ -111,7 +111,8 @@ def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
         console.print(Text(row["prompt"], style="bold"))
         for name in ("base", "prompted_base", "tuned"):
             if name in row:
-                console.print(Text(f"  {name.replace('_', ' '):<14}") + Text(" ".join(row[name].split())[:300]))
+                answer = " ".join(row[name].split())[:300] or "(nothing)"
+                console.print(Text(f"  {name.replace('_', ' '):<14}{answer}"))
     console.print()
     for line in result_lines(summary):
         console.print(line, highlight=False, soft_wrap=True)

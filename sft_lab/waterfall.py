@@ -77,10 +77,9 @@ class Waterfall:
         seconds = sum(entry.seconds for entry in new)
         name = f"{stage} ({self._side})" if self._side else stage
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped.items())
-        log.info(
-            "%-24s %-8s %-8s kept %6s of %6s  %5.1f s  %s",
-            name, key, how, f"{int(selection.kept.sum()):,}", f"{len(selection.ids):,}", seconds, reasons,
-        )  # fmt: skip
+        kept, seen = f"{int(selection.kept.sum()):,}", f"{len(selection.ids):,}"
+        line = f"{name:<24} {key:<8} {how:<8} kept {kept:>6} of {seen:>6}  {seconds:5.1f} s  {reasons}"
+        log.info("%s", line.rstrip())
 
     def dropped(self) -> dict[str, list[Any]]:
         """Every dropped row, as columns."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sft_lab import cli
+from sft_lab.options import shipped
 from sft_lab.store import Store
 
 HEAVY = {"torch", "transformers", "datasets", "wandb", "numpy"}
@@ -78,9 +79,11 @@ def test_help_needs_no_hydra():
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], *([name, "--help"] for name in cli.COMMANDS)])
-def test_every_help_has_two_examples_that_are_commands(words, capsys):
+def test_every_help_has_two_examples_that_are_commands(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     assert ended(*words) == 0
     shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if len(line) > 100] == []
     examples = re.findall(r"^  sft-lab( .*|)$", shown.partition("examples:\n")[2], re.MULTILINE)
     assert len(examples) >= 2
     if len(words) == 2 and words[0] != "train":
@@ -96,6 +99,10 @@ def test_help_lists_every_option_and_the_working_folders_own(capsys):
     assert re.search(r"^    semantic +Rows that mean nearly the same", shown, re.MULTILINE)
     assert re.search(r"^  dedup/embedder\n    bge_m3 +BAAI", shown, re.MULTILINE)
     assert re.search(r"^    my_experiment +What I tried\.$", shown, re.MULTILINE)
+    told = " ".join(shown.split())
+    for file in [*shipped("conf").glob("*/**/*.yaml"), *shipped("experiments").glob("*.yaml")]:
+        says = next(line for line in file.read_text().splitlines() if line[0] == "#" and "@package" not in line)
+        assert f" {file.stem} {says.lstrip('# ')} " in f"{told} "
     assert ended("store", "--help") == 0
     assert "semantic" not in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, log, result_params
+from sft_lab.bench import Bench, result_params
 from sft_lab.data.formats import TEXT, Format, Reader, Turn, Unreadable, find_reader, without_surrogates
 from sft_lab.errors import SourceError, require
 from sft_lab.files import digest, read_json, write_json
@@ -194,7 +194,6 @@ def _load(dataset: Dataset, held_out: Dataset | None, store: Store, folder: Path
     grouped_by = "+".join(dict.fromkeys(rules))
     groups = len({row["group"] for row in rows})
     write_json(folder / "load.json", {"grouped_by": grouped_by, "groups": groups})
-    log.info("load: %d groups by %s", groups, grouped_by)
 
 
 class _Part:
