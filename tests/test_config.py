@@ -381,6 +381,34 @@ def test_compose_gives_one_run_only():
         config.compose(["experiment=mine"])
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("dataset.path=بيانات.jsonl", "بيانات.jsonl"),
+        ("dataset.path=/srv/données jolies.jsonl", "/srv/données jolies.jsonl"),
+        ("dataset.path='بيانات (1).jsonl'", "بيانات (1).jsonl"),
+        (
+            "evaluation.prompts=[اذكر ثلاث مدن، من فضلك, 'a, é', Name one]",
+            ["اذكر ثلاث مدن، من فضلك", "a, é", "Name one"],
+        ),
+        ("dataset.columns={prompt: سؤال, answer: جواب}", {"prompt": "سؤال", "answer": "جواب"}),
+    ],
+)
+def test_a_bare_value_may_have_letters_of_any_script(word, value):
+    """Hydra's grammar knows them in quotes alone, and an Arabic file name is no reason to learn of that."""
+    key = word.partition("=")[0].split(".")
+    for name in ("بيانات.jsonl", "بيانات (1).jsonl"):
+        Path(name).write_text("{}")
+    config_ = config.compose_config(["dataset=file", "dataset.path=x.jsonl", word])
+    found = config_[key[0]][key[1]]
+    assert (found if isinstance(found, str) else type(value)(found)) == value
+
+
+def test_several_values_of_any_script_are_a_sweep():
+    plan = config.compose_jobs(["evaluation.system_prompt=أجب,Antworte schön,b"], multirun=True)
+    assert [job.run.evaluation.system_prompt for job in plan.jobs] == ["أجب", "Antworte schön", "b"]
+
+
 # --- saved configs ---------------------------------------------------------------------------------------------
 
 

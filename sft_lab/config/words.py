@@ -60,7 +60,7 @@ def parse(overrides: list[str]) -> list[Override]:
             )
             continue
         try:
-            words += parser.parse_overrides([_spelled(text)])
+            words += parser.parse_overrides([_quoted(_spelled(text))])
             _refuse_group_value(words[-1])
         except HydraException as error:
             remedy = "quote it, \"key='a=b'\", if it holds = , ( { [ or a space" if "=" in text else "write key=value"
@@ -72,6 +72,25 @@ def parse(overrides: list[str]) -> list[Override]:
     if problems:
         raise all_problems(problems)
     return words
+
+
+# A text in quotes, or a bare one: up to what the grammar reads as a sign.
+_TEXT = re.compile(
+    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,=:(){}\[\]'"\\](?:[^,=:(){}\[\]'"\\]*[^\s,=:(){}\[\]'"\\])?"""
+)
+
+
+def _quoted(text: str) -> str:
+    """Put bare texts with letters beyond ASCII into quotes: Hydra's grammar knows them there alone."""
+    key, sign, value = text.partition("=")
+    if value.isascii():
+        return text
+
+    def quote(found: re.Match[str]) -> str:
+        one = found.group()
+        return one if one.isascii() or one[0] in "'\"" else f"'{one}'"
+
+    return key + sign + _TEXT.sub(quote, value)
 
 
 def _spelled(text: str) -> str:

@@ -95,8 +95,29 @@ def environment(*folders: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"count": count, "decimal": decimal, "short": short, "span": span, "share": share, "part": part}
+    made.filters |= {
+        "count": count,
+        "decimal": decimal,
+        "short": short,
+        "span": span,
+        "share": share,
+        "part": part,
+        "apart": apart,
+    }
     return made
+
+
+# Words written from right to left, with spaces and signs between them.
+_LETTERS = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]+"
+_RIGHT_TO_LEFT = re.compile(rf"{_LETTERS}(?:[^\w]*{_LETTERS})*")
+
+
+def apart(text: object) -> str:
+    """Keep a name written from right to left, in a sentence of ours, from turning the numbers beside it round.
+
+    Each stretch of such words is put between Unicode's isolates (FSI and PDI).
+    """
+    return _RIGHT_TO_LEFT.sub("\u2068\\g<0>\u2069", str(text))
 
 
 def count(value: object) -> str:

@@ -134,7 +134,7 @@ def test_the_page_is_well_formed_and_needs_nothing_beside_it(whole: str) -> None
 def test_what_comes_from_data_is_escaped_and_has_its_own_direction(whole: str) -> None:
     assert "<script" not in whole
     assert whole.count("&lt;script&gt;") == 5  # notice, source, both texts of a pair, a long prompt
-    assert f'<td dir="auto">{ARABIC}</td>' in whole
+    assert f"<td><bdi>{ARABIC}</bdi></td>" in whole
     assert f'dir="auto">{ARABIC}</div>' in whole
     assert 'dir="auto">a\n    b</div>' in whole
     assert "costs $5 or $6" in whole

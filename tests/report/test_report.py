@@ -118,7 +118,7 @@ def html_of(folder: RunFolder) -> str:
 
 def test_a_whole_run_on_one_page(whole: str) -> None:
     for expected in (
-        '<h1 dir="auto">01-26-04</h1>', "2026-11-22", "undertrained", "held-out loss changed by -10.0%",
+        "<h1><bdi>01-26-04</bdi></h1>", "2026-11-22", "undertrained", "held-out loss changed by -10.0%",
         "2.400 → ", "1.800", "−25.0%, nats per token", "−22.2%, of held-out answers", "+0.100", "13 min 32 s",
         "Of 2,000 conversations 1,200 are left", "768 begins_with_assistant", "Held-out rows", "9 long",
         "dedup.threshold=0.9", "c0ffee", "and changes not committed", "from the store", "abacus",
@@ -149,6 +149,17 @@ def test_every_text_has_its_own_direction_and_its_white_space(whole: str) -> Non
     assert f'dir="auto">{ARABIC}</div>' in whole
     assert 'dir="auto">a\n    b</div>' in whole
     assert "white-space: pre-wrap" in whole
+
+
+def test_a_name_written_from_right_to_left_turns_nothing_of_ours_round(make: Make) -> None:
+    """Names stay at their column's edge, code at its indentation, and numbers stay behind the name they belong to."""
+    html = html_of(make("waterfall", status={"state": "failed", "error": "تجربة أولى: 8.3 is too much"}))
+    assert '<pre dir="ltr">\u2068تجربة أولى\u2069: 8.3 is too much</pre>' in html
+    assert '<pre dir="ltr">format: 1' in html
+    assert "<h1><bdi>" in html
+    assert page.apart("a تجربة, b, مدن - القاهرة 7 (ب)") == (
+        "a \u2068تجربة\u2069, b, \u2068مدن - القاهرة\u2069 7 (\u2068ب\u2069)"
+    )
 
 
 def test_missing_parts_are_left_out(make: Make) -> None:
@@ -185,7 +196,7 @@ def test_a_sweeps_job_is_named_by_what_differs(tmp_path: Path) -> None:
     write_json(sweep / "sweep.json", {})
     write_text(sweep / "dedup.threshold=0.9-9f8e" / "config.yaml", "format: 1\n")
     html = html_of(RunFolder(sweep / "dedup.threshold=0.9-9f8e"))
-    assert 'dedup.threshold=0.9 <span class="hash">9f8e</span>' in html
+    assert '<bdi>dedup.threshold=0.9</bdi> <span class="hash">9f8e</span>' in html
     assert "threshold_sweep-1a2b" in html
 
 
