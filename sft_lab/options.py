@@ -42,7 +42,13 @@ def _described(options: dict[str, str]) -> list[str]:
     width = max(map(len, options), default=0) + 6
     columns = max(shutil.get_terminal_size((100, 24)).columns, width + 20)
     return [
-        textwrap.fill(says, columns, initial_indent=f"    {name}".ljust(width), subsequent_indent=" " * width)
+        textwrap.fill(
+            says,
+            columns,
+            initial_indent=f"    {name}".ljust(width),
+            subsequent_indent=" " * width,
+            break_on_hyphens=False,
+        )
         for name, says in options.items()
     ]
 

@@ -405,8 +405,8 @@ def test_a_bare_value_may_have_letters_of_any_script(word, value):
 
 
 def test_several_values_of_any_script_are_a_sweep():
-    plan = config.compose_jobs(["evaluation.system_prompt=أجب,Antworte schön,b"], multirun=True)
-    assert [job.run.evaluation.system_prompt for job in plan.jobs] == ["أجب", "Antworte schön", "b"]
+    plan = config.compose_jobs(["evaluation.baseline.system_prompt=أجب,Antworte schön,b"], multirun=True)
+    assert [job.run.evaluation.baseline.system_prompt for job in plan.jobs] == ["أجب", "Antworte schön", "b"]
 
 
 # --- saved configs ---------------------------------------------------------------------------------------------
