@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +107,10 @@ def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
         "filter.wordy.max_words=many: must be a whole number, not 'many'"
     )
     assert refused(["plugins.x=y"]).startswith("plugins: a record of where stages are from")
+    for command in re.findall("^sft-lab (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
+        words = [word for word in shlex.split(command) if word != "prepare"]
+        plan = config.compose_jobs([word for word in words if word != "-m"], multirun="-m" in words)
+        assert all("filter.wordy" in job.run.plugins for job in plan.jobs)
     assert "wordy" in options.listing()
     assert [one.says for one in doctor.plug_ins()] == ["module my_stages: filter.wordy"]
 
