@@ -17,6 +17,9 @@ from sft_lab import config, doctor, options, plugins
 from sft_lab.cli import main
 from sft_lab.config import plugged
 from sft_lab.errors import ConfigError
+from sft_lab.folder import PREPARE, RunFolder
+from sft_lab.jobs import processes
+from sft_lab.launchers import Processes
 from sft_lab.run import SCHEMAS
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_stage.md"
@@ -116,10 +119,13 @@ def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
 
 
 def test_the_working_folder_takes_no_module_s_place(local: Path) -> None:
-    write(local / "numpy.py", "raise RuntimeError('of the working folder')")
+    write(local / "wave.py", "raise RuntimeError('of the working folder')")
+    write(local / "my_stages.py", block("python").replace("from dataclasses", "import wave\nfrom dataclasses"))
+    sys.modules.pop("wave", None)
     path = list(sys.path)
     config.compose([CHOSEN])
     assert sys.path == path
+    assert sys.modules["wave"].__file__ != str(local / "wave.py")
 
 
 def test_an_installed_package_needs_no_variable(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +330,11 @@ def test_every_group_that_can_be_plugged(here: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_processes_of_a_sweep_find_a_local_module(local: Path, tiny: list[str]) -> None:
-    words = [*tiny, CHOSEN, "-m", "filter.wordy.max_words=20", "launch=processes", "hydra.sweep.dir=sweep"]
-    assert main(["prepare", *words]) == 0
-    (flow,) = local.glob("sweep/max_words=20-*/waterfall.json")
-    (wordy,) = [one for one in json.loads(flow.read_text())["stages"] if one["stage"] == "filter.wordy"]
+def test_a_process_of_a_sweep_finds_a_local_module(local: Path, tiny: list[str]) -> None:
+    folder = RunFolder(local / "job")
+    write(folder.config, config.compose([*tiny, CHOSEN, "filter.wordy.max_words=20"]).to_yaml())
+    assert processes.launch([("job", folder)], Processes(at_once=1), PREPARE) == []
+    (wordy,) = [one for one in json.loads(folder.waterfall.read_text())["stages"] if one["stage"] == "filter.wordy"]
     assert 0 < wordy["rows_kept"] < wordy["rows_in"]
 
 
