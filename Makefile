@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: demo test test-all test-faults check docs clean
+.PHONY: demo test test-all test-faults check docs bench clean
 
 demo: $(READY)  ## the main job: bundled model, bundled conversations
 	$(BIN)/sft-lab +experiment=demo
@@ -27,6 +27,10 @@ check: $(READY)  ## style and types
 
 docs: $(DOCS_READY)  ## the site, in docs/_build/html; a dead link inside it or a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --write-all --conf-dir docs . docs/_build/html
+
+bench: $(READY)  ## every benchmark into the README's table, half an hour; FILE=conversations.jsonl.gz for your own rows
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/table.py $(FILE) --enforce
 
 clean:  ## remove the environment
 	rm -rf $(VENV)
