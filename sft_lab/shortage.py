@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from sft_lab.run import Run
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, larger than a file may be
-# Writers in Rust and C++ have errors of their own, whose words are all they tell; the last is torch.save's.
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc")
+# Writers in Rust and C++ have errors of their own, whose words are all they tell; the last two are torch.save's.
+_FULL_WORDS = (
+    "No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc", "iostream error",
+)  # fmt: skip
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
 
 
