@@ -21,8 +21,6 @@ from sft_lab.folder import RunFolder
 from sft_lab.jobs import accelerated
 from sft_lab.launchers import Serial
 
-from conftest import TINY  # isort: skip
-
 # Two processes with a batch each take the rows that one process takes in two.
 STEPS = ["trainer.max_steps=8", "trainer.per_device_train_batch_size=2", "trainer.logging_steps=1",
          "trainer.eval_steps=4", "trainer.save_steps=4", "trainer.precision=fp32"]  # fmt: skip
@@ -57,10 +55,10 @@ def ranks(folder: Path) -> dict[int, int]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     """A run in one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    assert main([*TINY, "tracking=local", *ONE, f"hydra.run.dir={folder}"]) == 0
+    assert main([*tiny, *ONE, f"hydra.run.dir={folder}"]) == 0
     return folder
 
 
