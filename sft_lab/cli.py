@@ -48,9 +48,9 @@ def _main(argv: Sequence[str] | None) -> int:
     if not words or words[0] not in {*COMMANDS, "-h", "--help", "--version"}:
         words = ["train", *words]
     arguments, rest = parse(words)
-    from sft_lab import terminal
+    from sft_lab import talk, terminal
 
-    terminal.prepare(verbose=getattr(arguments, "verbose", False))
+    talk.prepare(verbose=getattr(arguments, "verbose", False))
     try:
         with terminal.guarded():
             return int(COMMANDS[arguments.command](arguments, rest))

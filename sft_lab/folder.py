@@ -50,6 +50,7 @@ class RunFolder:
         self.dataset = path / "dataset"
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
+        self.queued = path / "queued.json"  # where the job lies in another's queue
         self._lock = path / ".lock"
 
     @property
@@ -158,7 +159,7 @@ class RunFolder:
         from filelock import FileLock, Timeout
 
         try:
-            with FileLock(self._lock, timeout=0):
+            with FileLock(self._lock, timeout=0, fallback_to_soft=False):
                 self._lock.unlink(missing_ok=True)
         except Timeout:
             return True
@@ -171,7 +172,7 @@ class RunFolder:
         """Keep other processes out: two trainings in one folder would write each other's files. Death frees it."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._lock, timeout=0)
+        lock = FileLock(self._lock, timeout=0, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout as error:

@@ -24,7 +24,7 @@ from sft_lab.evaluation.options import Evaluation
 from sft_lab.files import FORMAT, digest
 from sft_lab.folder import PREPARE, RunFolder
 from sft_lab.hardware import rank, world
-from sft_lab.launchers import Launcher, Processes, Serial
+from sft_lab.launchers import Launcher, Processes, Ray, Serial, Slurm
 from sft_lab.plugins import origin
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Local, Tracking, Wandb
@@ -64,7 +64,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "trainer": {"full": Full, "lora": Lora},
     "evaluation": {"evaluation": Evaluation},
     "tracking": {"local": Local, "wandb": Wandb},
-    "launch": {"serial": Serial, "processes": Processes},
+    "launch": {"serial": Serial, "processes": Processes, "slurm": Slurm, "ray": Ray},
 }
 # What does not change a result does not make another job.
 NOT_IDENTITY = {"tracking", "launch", "store", "threads", "rerun", "choices", "format"}
@@ -134,6 +134,7 @@ class Run:
             *self.evaluation.check(),
             *self.tracking.check(),
             *self.launch.check(),
+            *self.store.open().check(several_machines=self.launch.several_machines),
         ]
         if isinstance(self.dedup, Semantic):
             problems += self.dedup.embedder.check("dedup.embedder")

@@ -23,6 +23,7 @@ from typing import Any
 
 from sft_lab.errors import FolderError, SourceError
 from sft_lab.files import digest, read_json, sha256_file, write_json, write_text
+from sft_lab.locks import distrust
 
 RECIPE = "recipe.json"
 log = logging.getLogger("sft_lab")
@@ -182,6 +183,16 @@ class Store:
             del recipe["stage"]
             self.entry("file", recipe, lambda folder: write_text(folder / "sha256", value))
 
+    def check(self, *, several_machines: bool = False) -> list[str]:
+        """Refuse a file system that keeps no locks: two processes would write one entry, and readers see half of it.
+
+        Args:
+            several_machines: whether others than this one work on the store.
+        """
+        if why := distrust(self.root / ".locks", several_machines=several_machines):
+            return [f"store.path={self.root}: {why}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
+        return []
+
     def lock(self, name: str) -> Any:
         """Give a lock shared by all processes on this store, to be used in a ``with``; a dead holder frees it."""
         from filelock import FileLock
@@ -190,7 +201,8 @@ class Store:
         self._make(locks)
         if not os.access(locks, os.W_OK):
             raise self._unwritable("read-only")
-        return FileLock(locks / f"{name}.lock")
+        # A soft lock, which filelock takes where there is no flock, outlives a killed holder.
+        return FileLock(locks / f"{name}.lock", fallback_to_soft=False)
 
     def _make(self, folder: Path) -> None:
         try:

@@ -127,9 +127,9 @@ def _execute(folder: Path) -> None:
     """Carry out one attempt in this process, and note the most memory it held: of the GPU where there is one."""
     import resource
 
-    from sft_lab import terminal
+    from sft_lab import talk
 
-    terminal.prepare()
+    talk.prepare()
     configs.load(folder / "config.yaml").execute(folder)
 
     import torch

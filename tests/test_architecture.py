@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "sft_lab"
 
 # The floors, from the ground up. A module may import from its own floor's list of allowed names and from below.
 BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress",
-        "waterfall", "options", "launchers", "hardware", "redaction", "hub", "plugins"]  # fmt: skip
+        "waterfall", "options", "launchers", "hardware", "redaction", "hub", "locks", "talk", "plugins"]  # fmt: skip
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
 ABOVE = [
     "run", "shortage", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish",
@@ -137,7 +137,7 @@ ALLOWED_ABOVE = {
     "generate": {"jobs", "measuring"},
     "merge": {"jobs"},
     "doctor": {"config", "jobs", "publish", "run"},
-    "trying": {"config", "terminal"},
+    "trying": {"config"},
     "compare": {"run", "compare"},
     "terminal": {"jobs"},
     "arguments": set(),

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sft_lab.config.compose import Plan, compose_one, hydra, job_of, refuse_hydra_settings
 from sft_lab.config.messages import explain
-from sft_lab.config.words import experiment_name, key_of, parse, texts_of
+from sft_lab.config.words import experiment_name, key_of, of_submitit, parse, texts_of
 from sft_lab.errors import ConfigError
 
 CHOOSERS = ("hydra/sweeper", "hydra/launcher")
@@ -25,8 +25,8 @@ _OURS = ["hydra.output_subdir=null", "hydra.sweep.subdir=.", "+hydra/job_logging
 
 
 def is_driven(overrides: list[str]) -> bool:
-    """Whether the command line chooses a sweeper or launcher of Hydra's."""
-    return any(key_of(word) in CHOOSERS for word in overrides)
+    """Whether the command line chooses a sweeper or launcher of Hydra's; the one for submitit is spelled as ours."""
+    return any(key_of(word) in CHOOSERS for word in of_submitit(overrides))
 
 
 def drive(overrides: list[str], work: Callable[[Plan], float], config_dir: str | None = None) -> Any:

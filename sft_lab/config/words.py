@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra.errors import HydraException
 from sft_lab.config.messages import GROUPS, first_line, refuse_none_beside
 from sft_lab.config.sources import read_experiment
 from sft_lab.errors import ConfigError, all_problems
+from sft_lab.launchers import Slurm
 from sft_lab.options import shipped
 from sft_lab.redaction import holds_secret
 
@@ -44,7 +46,7 @@ def parse(overrides: list[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     words: list[Override] = []
     problems = []
-    for text in overrides:
+    for text in of_submitit(overrides):
         if holds_secret(text):
             problems.append(
                 f"{key_of(text)}: holds a token or password, which a config would keep; change it where it came from, "
@@ -91,6 +93,44 @@ def _quoted(text: str) -> str:
         return one if one.isascii() or one[0] in "'\"" else f"'{one}'"
 
     return key + sign + _TEXT.sub(quote, value)
+
+
+# How Hydra's own plugin for submitit is chosen, and what that comes to here.
+_SUBMITIT = {"submitit_slurm": ["launch=slurm"], "submitit_local": ["launch=slurm", "launch.cluster=local"]}
+
+
+def of_submitit(overrides: list[str]) -> list[str]:
+    """Spell ``hydra/launcher=submitit_slurm`` and its settings as ours; that plugin itself is not used.
+
+    Raises:
+        ConfigError: for a setting that ours does not have.
+    """
+    names = [found.name for found in fields(Slurm)]
+    chosen = next((_SUBMITIT[word.partition("=")[2]] for word in overrides if _is_submitit(word)), None)
+    spelled: list[str] = []
+    for word in overrides:
+        key = key_of(word).removeprefix("hydra.launcher.")
+        ours = {"nodes": "num_machines"}.get(key, key)
+        if _is_submitit(word):
+            spelled += chosen or []
+        elif key == key_of(word) or (chosen is None and ours not in names):
+            spelled.append(word)
+        elif chosen is None:
+            raise ConfigError(
+                f"{key_of(word)}: belongs to hydra/launcher=submitit_slurm; write launch=slurm launch.{ours}=..."
+            )
+        elif ours not in names:
+            raise ConfigError(
+                f"{key_of(word)}: launch=slurm has no such key; it has {', '.join(names)}; "
+                "what sbatch itself takes goes into launch.additional_parameters"
+            )
+        else:
+            spelled.append(f"launch.{ours}={word.partition('=')[2]}")
+    return spelled
+
+
+def _is_submitit(word: str) -> bool:
+    return key_of(word) == "hydra/launcher" and word.partition("=")[2] in _SUBMITIT
 
 
 def _spelled(text: str) -> str:

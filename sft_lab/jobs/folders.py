@@ -17,9 +17,10 @@ from typing import Any
 
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
-from sft_lab.errors import FolderError, SftLabError
+from sft_lab.errors import FolderError, SftLabError, all_problems
 from sft_lab.files import TEMPORARY, clear_temporary, digest, flat, read_json, write_json, write_text
 from sft_lab.folder import FINISHED, PREPARE, RUN, SWEEP, RunFolder
+from sft_lab.locks import distrust
 from sft_lab.run import NOT_IDENTITY, Run
 
 
@@ -54,9 +55,11 @@ def place(plan: Plan, work: str = RUN) -> list[Placed]:
         work: what they shall do there; data that was only prepared is no finished run.
 
     Raises:
-        FolderError: if a folder holds another config or other data.
+        ConfigError: if this machine lacks what starts the jobs.
+        FolderError: if a folder holds another config or other data, or keeps no locks.
     """
     placed = find(plan, work)
+    _refuse_without_locks(placed[0].folder.path, plan)
     if plan.swept:
         sweep = placed[0].folder.path.parent
         _claim(sweep, _marker(sweep, plan))  # last, since a refused sweep leaves nothing behind
@@ -67,6 +70,7 @@ def find(plan: Plan, work: str = RUN) -> list[Placed]:
     """Find the folder of every job, and what it asks for; nothing is written.
 
     Raises:
+        ConfigError: if this machine lacks what starts the jobs.
         FolderError: if a folder holds another config or other data.
     """
     if not plan.swept:
@@ -75,6 +79,8 @@ def find(plan: Plan, work: str = RUN) -> list[Placed]:
         sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan, work)).absolute()
         _marker(sweep, plan)
         folders = [RunFolder(_job_path(sweep, job)) for job in plan.jobs]
+    if problems := plan.jobs[0].run.launch.ready():
+        raise all_problems(problems)
     try:
         return [
             Placed(job, folder, _standing(job.run, folder, work), made=not folder.path.exists())
@@ -84,6 +90,12 @@ def find(plan: Plan, work: str = RUN) -> list[Placed]:
         raise FolderError(
             f"{error.filename}: cannot be used ({error.strerror}); choose another with hydra.run.dir"
         ) from error
+
+
+def _refuse_without_locks(folder: Path, plan: Plan) -> None:
+    if why := distrust(folder, several_machines=plan.jobs[0].run.launch.several_machines):
+        key = "hydra.sweep.dir" if plan.swept else "hydra.run.dir"
+        raise FolderError(f"{folder}: {why}; choose a folder elsewhere with {key}")
 
 
 def _new_run_dir() -> Path:

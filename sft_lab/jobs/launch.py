@@ -11,10 +11,10 @@ from sft_lab.config import Plan
 from sft_lab.errors import JobError, UserError
 from sft_lab.files import read_json
 from sft_lab.folder import RUN, RunFolder
-from sft_lab.jobs import processes
+from sft_lab.jobs import processes, ray_cluster, slurm
 from sft_lab.jobs.attempt import Failure, attempt
 from sft_lab.jobs.folders import Placed, Standing, place
-from sft_lab.launchers import Processes
+from sft_lab.launchers import Processes, Ray, Slurm
 
 
 def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
@@ -28,17 +28,34 @@ def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
             one.folder.tidy()
         else:
             todo.append((title, one))
+    jobs = [(title, one.folder) for title, one in todo]
     if isinstance(launcher, Processes) and len(placed) > 1:
-        return processes.launch([(title, one.folder) for title, one in todo], launcher, work)
+        return processes.launch(jobs, launcher, work)
+    try:
+        if isinstance(launcher, Slurm):
+            failures = slurm.launch(jobs, launcher, work)
+        elif isinstance(launcher, Ray):
+            failures = ray_cluster.launch(jobs, launcher, work)
+        else:
+            failures = _in_turn(todo, work)
+    except UserError:  # the cluster takes no such jobs, so none has begun
+        for one in placed:
+            if one.made:
+                _leave_nothing(one.folder.path)
+        raise
+    if len(placed) == 1 and placed[0].made and failures and failures[0].by_input:
+        _leave_nothing(placed[0].folder.path)
+    return failures
+
+
+def _in_turn(todo: list[tuple[str, Placed]], work: str) -> list[Failure]:
+    """Execute one after another, in this process."""
     failures = []
     for title, one in todo:
         if title:
             log.info("%s", title)
-        failure = attempt(one.folder, one.job.run, work)
-        if failure:
+        if failure := attempt(one.folder, one.job.run, work):
             failures.append(failure)
-            if one.made and failure.by_input and len(placed) == 1:
-                _leave_nothing(one.folder.path)
     return failures
 
 

@@ -1,0 +1,112 @@
+"""Ray: a cluster of this machine made for the sweep; a worker that is killed is started again and goes on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import taken
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from sft_lab import compose, config
+from sft_lab.cli import main
+from sft_lab.errors import ConfigError
+from sft_lab.files import read_json
+from sft_lab.launchers import Ray
+
+RAY = ["launch=ray", "launch.num_cpus=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a cluster of one core has one worker")
+def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str]) -> None:
+    sweep = taken.start([*tiny, *RAY, "seed=1,2,3"])
+    one = taken.training("seed=*")
+    first = taken.process(one)
+    assert Path(f"/proc/{first}/cmdline").read_bytes().startswith(b"ray::")  # the job is Ray's worker itself
+    os.kill(first, signal.SIGKILL)
+    told = taken.told(sweep, 0)
+    assert taken.goes_on(one) == 1
+    assert taken.steps(one) == taken.STEPS
+    assert told.count(f"{one.path.name}: started on ") == 2
+    assert told.count(": started on ") == 4
+    assert len(re.findall(r": finished in \d+ s", told)) == 3
+    found = taken.losses(here / "sweep")
+    assert len(found) == 3
+    for name, loss in taken.undisturbed(tiny, "1,2").items():
+        assert found[name] == loss
+    others = [folder.parent for folder in here.glob("sweep/*/summary.json") if folder.parent != one.path]
+    assert all("goes on from" not in (folder / "run.log").read_text() for folder in others)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a cluster of one core has one worker")
+def test_a_sweep_that_loses_a_worker_for_good_and_is_stopped(here: Path, tiny: list[str]) -> None:
+    sweep = taken.start([*tiny, *RAY, "launch.max_retries=0", "seed=1,2"])
+    one = taken.training("seed=1-*")
+    os.kill(taken.process(one), signal.SIGKILL)
+    taken.wait(lambda: taken.state(one) == "failed")
+    assert "its process died, and was not started again by Ray (WorkerCrashedError" in read_json(one.status)["error"]
+    two = taken.training("seed=2-*")
+    worker = taken.process(two)
+    sweep.terminate()
+    assert re.search(r"seed=1-\w+: failed: its process died", taken.told(sweep, None))
+    assert taken.state(two) == "interrupted"
+    taken.wait(lambda: not Path(f"/proc/{worker}").exists(), 20)
+
+
+@pytest.mark.slow
+def test_what_the_cluster_cannot_hold_is_refused(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "launch=ray", "launch.num_cpus=4000", "hydra.run.dir=runs/one"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(
+        r"launch.num_cpus=4000, num_gpus=0: no machine of the cluster has as many \(they have \d+ cores", told
+    )
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["launch.num_cpus=0"], "launch.num_cpus=0: must be at least 1"),
+        (["launch.num_gpus=-1"], "launch.num_gpus=-1: must be 0 or more"),
+        (["launch.num_machines=2", "launch.num_processes=2"], "must be 1: a task of Ray's is on one machine"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose([*tiny, "launch=ray", *words])
+    assert said in str(error.value)
+
+
+def test_a_cluster_of_others_shares_folders(tiny: list[str]) -> None:
+    launch = compose([*tiny, "launch=ray", "launch.address=head:6379"]).launch
+    assert isinstance(launch, Ray)
+    assert launch.several_machines
+    assert not compose([*tiny, "launch=ray"]).launch.several_machines
+
+
+def test_ray_hydra_and_submitit_want_one_cloudpickle() -> None:
+    """What is installed together agrees: a second cloudpickle would not read what the first one wrote."""
+    if not all(importlib.util.find_spec(name) for name in ("ray", "submitit")):
+        pytest.skip("ray and submitit are extras")
+    has = Version(importlib.metadata.version("cloudpickle"))
+    asked = {
+        found.metadata["Name"]: requirement
+        for found in importlib.metadata.distributions()
+        for requirement in map(Requirement, found.requires or [])
+        if requirement.name == "cloudpickle" and (requirement.marker is None or requirement.marker.evaluate())
+    }
+    assert "submitit" in asked
+    assert {name: str(one) for name, one in asked.items() if has not in one.specifier} == {}
+    # Ray brings one of its own, inside its package, and asks for none.
+    assert "ray" not in asked
+    assert config.is_driven(["hydra/launcher=ray"])  # Hydra's plugin of that name is not ours

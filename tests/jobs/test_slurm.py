@@ -1,0 +1,234 @@
+"""Slurm by submitit: the batch script, submitit's local executor, and a real Slurm of one machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+import taken
+
+from sft_lab import compose, config
+from sft_lab.cli import main
+from sft_lab.errors import ConfigError
+from sft_lab.files import read_json, write_json
+from sft_lab.folder import RunFolder
+from sft_lab.jobs import slurm
+from sft_lab.jobs.folders import place
+from sft_lab.launchers import Slurm
+
+LOCAL = ["launch=slurm", "launch.cluster=local"]
+FULL = ["launch.partition=gpu", "launch.account=lab", "launch.qos=long", "launch.constraint=a100",
+        "launch.timeout_min=90", "launch.num_machines=2", "launch.num_processes=8", "launch.cpus_per_task=16",
+        "launch.mem_gb=64", "launch.array_parallelism=2", "launch.setup=[module load cuda]",
+        "launch.additional_parameters={exclude: node7}"]  # fmt: skip
+
+
+def command(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def stand_ins(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Commands in place of Slurm's: sbatch keeps the script and answers, squeue says what ``queue`` holds."""
+    folder = here / "bin"
+    folder.mkdir()
+    command(folder, "srun", "exit 1")
+    command(folder, "sbatch", f'cp "$1" {here}/script; echo x >> {here}/submitted; echo Submitted batch job 12')
+    command(
+        folder,
+        "squeue",
+        f'echo "$@" > {here}/asked; cat {here}/queue 2>/dev/null; [ -f {here}/then ] && . {here}/then; exit 0',
+    )
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    monkeypatch.setattr(slurm, "LOOK", 0.01)
+    monkeypatch.setattr(slurm, "ASK", 0.02)
+    yield here
+    signal.signal(signal.SIGINT, before)
+
+
+def options(script: Path) -> dict[str, str]:
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script.read_text(), re.MULTILINE))
+
+
+def test_the_batch_script_asks_for_what_the_config_says(
+    stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-m", *tiny, "launch=slurm", *FULL, "seed=1,2,3", taken.SWEEP]) == 1  # nothing starts these jobs
+    asked = options(stand_ins / "script")
+    said = {"partition": "gpu", "account": "lab", "qos": "long", "constraint": "a100", "time": "90", "nodes": "2",
+            "ntasks-per-node": "1", "gpus-per-node": "4", "cpus-per-task": "16", "mem": "64GB", "array": "0-2%2",
+            "exclude": "node7", "signal": "USR2@90", "job-name": "sweep"}  # fmt: skip
+    assert {key: asked.get(key) for key in said} == said
+    text = (stand_ins / "script").read_text()
+    assert "\nmodule load cuda\n" in text
+    assert re.search(r"\nsrun .* -P -u -m submitit.core._submit \S+/sweep/.submitit\n", text)
+    told = capsys.readouterr().err
+    assert "submitted as job 12_2" in told
+    assert re.search(
+        r"seed=1-\w+: job 12_0 ended before its work began \(gone from the queue\); see \S+12_0_0_log.out", told
+    )
+    assert not list(stand_ins.glob("sweep/*/queued.json"))
+
+
+@pytest.mark.slow
+def test_a_job_in_the_queue_is_not_submitted_again(
+    stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", *tiny, "launch=slurm", "seed=1,2", taken.SWEEP]
+    (stand_ins / "queue").write_text("12_0 PENDING\n12_1 PENDING\n")
+    (stand_ins / "then").write_text("kill -INT $PPID\n")  # Ctrl-C while the command waits
+    assert main(words) == 130
+    assert "the jobs stay in Slurm's hands: squeue --jobs=12_0,12_1" in capsys.readouterr().err
+    (stand_ins / "queue").write_text("12_0 PENDING\n12_1 CANCELLED\n")
+    (stand_ins / "then").write_text(f"[ $(wc -l < {stand_ins}/submitted) = 2 ] && kill -TERM $PPID\n")
+    with pytest.raises(SystemExit):
+        main(words)
+    told = capsys.readouterr().err
+    assert re.search(r"seed=1-\w+: job 12_0 is in the queue or at work; waiting for it", told)
+    assert re.search(r"seed=2-\w+: submitted as job 12\n", told)  # one alone is no array
+    assert (stand_ins / "submitted").read_text() == "x\nx\n"
+    assert "--jobs=12" in (stand_ins / "asked").read_text()
+    (stand_ins / "then").unlink()
+    assert main(["prepare", *words]) == 2
+    assert "is to do something else here (run)" in capsys.readouterr().err
+
+
+def test_what_the_cluster_refuses_is_told_and_leaves_no_folder(
+    stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(stand_ins / "bin", "sbatch", "echo sbatch: error: invalid partition specified: gpu >&2; exit 1")
+    assert main([*tiny, "launch=slurm", "launch.partition=gpu", "hydra.run.dir=runs/one"]) == 2
+    assert "the cluster takes no such jobs (sbatch: error: invalid partition specified: gpu)" in capsys.readouterr().err
+    assert not (stand_ins / "runs" / "one").exists()
+
+
+@pytest.mark.slow
+def test_a_note_of_a_stranger_starts_nothing(stand_ins: Path, tiny: list[str]) -> None:
+    plan = config.compose_jobs([*tiny, "launch=slurm", "seed=1,2", taken.SWEEP], multirun=True)
+    (one, _) = place(plan)
+    write_json(one.folder.queued, {"cluster": "slurm", "job_id": "12; touch harm", "work": "run", "logs": "/"})
+    slurm.launch([("", one.folder)], one.job.run.launch, "run")
+    assert not (stand_ins / "asked").read_text().count("touch")
+    assert (stand_ins / "submitted").read_text() == "x\n"
+
+
+def test_what_is_missing_is_told(
+    here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(here))
+    assert main([*tiny, "launch=slurm"]) == 2
+    assert "launch=slurm: sbatch is not on PATH" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["launch.timeout_min=2"], "launch.timeout_min=2: must be at least 3"),
+        (["launch.gpus_per_node=1", "launch.num_processes=2"], "launch.gpus_per_node=1: must be at least 2"),
+        (["launch.cluster=local", "launch.num_machines=2", "launch.num_processes=2"], "must be 1 with cluster=local"),
+        (["launch.cluster=pbs"], "slurm"),
+        (["hydra.launcher.partition=x"], "hydra.launcher.partition: belongs to hydra/launcher=submitit_slurm"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose([*tiny, "launch=slurm", *words])
+    assert said in str(error.value)
+
+
+def test_the_spelling_of_hydras_plugin_is_understood(tiny: list[str]) -> None:
+    words = [*tiny, "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "+hydra.launcher.nodes=2",
+             "launch.num_processes=2"]  # fmt: skip
+    assert not config.is_driven(words)
+    launch = compose(words).launch
+    assert isinstance(launch, Slurm)
+    assert (launch.partition, launch.num_machines, launch.cluster.name) == ("gpu", 2, "slurm")
+    local = compose([*tiny, "hydra/launcher=submitit_local"]).launch
+    assert isinstance(local, Slurm)
+    assert local.cluster.name == "local"
+    assert config.is_driven(["hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
+    with pytest.raises(
+        ConfigError, match=r"hydra.launcher.tasks_per_node: launch=slurm has no such key; it has .*partition"
+    ):
+        compose([*tiny, "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"])
+
+
+@pytest.mark.slow
+def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
+    """One is pre-empted, one killed, the command itself ended: the same command comes to what nothing disturbs."""
+    words = [*tiny, *LOCAL, "seed=1,2"]
+    sweep = taken.start(words)
+    one = taken.training("seed=1-*")
+    first = taken.process(one)
+    os.kill(first, signal.SIGUSR2)  # as Slurm does before it takes the machine away, or time is over
+    two = taken.training("seed=2-*")
+    os.kill(taken.process(two), signal.SIGKILL)
+    taken.wait(lambda: taken.state(two) == "failed")
+    assert re.search(r"job \d+ ended \(gone from the queue\); see .*log.out", read_json(two.status)["error"])
+    taken.training("seed=1-*", but=first)  # started again by submitit, after the signal
+    sweep.terminate()
+    told = taken.told(sweep, None)
+    assert "interrupted\n" in told
+    assert "the same command waits for them again" in told
+    assert taken.state(one) == "running"
+
+    sweep = taken.start(words)
+    told = taken.told(sweep, 0)
+    assert re.search(r"seed=1-\w+: job \d+ is in the queue or at work; waiting for it", told)
+    assert re.search(r"seed=2-\w+: submitted as job", told)
+    assert len(list(here.glob("sweep/.submitit/*_submitted.pkl"))) == 3
+    assert (taken.goes_on(one), taken.goes_on(two)) == (1, 1)
+    assert taken.steps(one) == taken.steps(two) == taken.STEPS
+    assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")
+    assert main(["-m", *words, *taken.LONG, taken.SWEEP]) == 0
+    assert len(list(here.glob("sweep/.submitit/*_submitted.pkl"))) == 3
+
+
+@pytest.mark.slow
+def test_wrong_input_found_in_a_job_ends_with_2(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": \n')
+    words = ["dataset=file", "dataset.path=rows.jsonl", "hydra.run.dir=runs/one"]
+    assert main([*tiny, *LOCAL, *words]) == 2
+    assert "rows.jsonl" in capsys.readouterr().err
+    assert not (here / "runs" / "one").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(slurm_cluster.missing()), reason=f"not installed: {', '.join(slurm_cluster.missing())}")
+def test_on_a_real_slurm(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job is queued again by its administrator, one by the signal of pre-emption, and one is cancelled."""
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as environment:
+        for key in ("PATH", "SLURM_CONF"):
+            monkeypatch.setenv(key, environment[key])
+        words = [*tiny, "launch=slurm", "launch.gpus_per_node=0", "launch.cpus_per_task=1", "launch.timeout_min=20"]
+        sweep = taken.start([*words, "seed=1,2"])
+        one = taken.training("seed=1-*")
+        assert read_json(one.queued)["job_id"] == "1_0"
+        subprocess.check_call(["scontrol", "requeue", "1_0"])
+        two = taken.training("seed=2-*")
+        subprocess.check_call(["scancel", "--signal=USR2", "1_1"])
+        told = taken.told(sweep, 0)
+        assert told.count(": interrupted\n") == 2
+        assert told.count(": started on ") == 4
+        assert (taken.goes_on(one), taken.goes_on(two)) == (1, 1)
+
+        sweep = taken.start([*words, "seed=3"])
+        three = taken.training("[!s]*")  # named by its hash alone, since nothing else differs in this sweep
+        subprocess.check_call(["scancel", read_json(three.queued)["job_id"]])
+        told = taken.told(sweep, 1)
+        assert re.search(r"failed: job 3 ended \(CANCELLED\)", told)
+        assert not RunFolder(three.path).is_held()
+    assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")
