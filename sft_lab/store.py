@@ -333,7 +333,7 @@ def _damage(place: Path) -> str:
     """Say what is wrong with an entry's files; nothing when they are as they were written."""
     files = _recipe(place).get("files")
     if not isinstance(files, dict):
-        return f"its {RECIPE} cannot be read"
+        return f"its {RECIPE} does not say what its files hold"
     for name, (size, content) in files.items():
         file = place / name
         if not file.is_file():

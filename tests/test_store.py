@@ -126,8 +126,8 @@ def flip(file: Path) -> None:
         (lambda entry: flip(entry / "deep" / "two.bin"), "deep/two.bin holds other bytes than were written"),
         (lambda entry: (entry / "one.txt").write_text(""), "one.txt has 0 bytes instead of 1"),
         (lambda entry: (entry / "one.txt").unlink(), "one.txt is missing"),
-        (lambda entry: (entry / RECIPE).write_text('{"form'), "its recipe.json cannot be read"),
-        (lambda entry: (entry / RECIPE).unlink(), "its recipe.json cannot be read"),
+        (lambda entry: (entry / RECIPE).write_text('{"form'), "its recipe.json does not say what its files hold"),
+        (lambda entry: (entry / RECIPE).unlink(), "its recipe.json does not say what its files hold"),
     ],
 )
 def test_a_damaged_entry_is_said_and_made_anew(
