@@ -20,7 +20,7 @@ from sft_lab.files import read_json, write_json
 from sft_lab.folder import RunFolder
 from sft_lab.jobs import slurm
 from sft_lab.jobs.folders import place
-from sft_lab.launchers import Slurm
+from sft_lab.launchers import AT_WORK, Slurm
 
 LOCAL = ["launch=slurm", "launch.cluster=local"]
 FULL = ["launch.partition=gpu", "launch.account=lab", "launch.qos=long", "launch.constraint=a100",
@@ -160,6 +160,14 @@ def test_the_spelling_of_hydras_plugin_is_understood(tiny: list[str]) -> None:
         ConfigError, match=r"hydra.launcher.tasks_per_node: launch=slurm has no such key; it has .*partition"
     ):
         compose([*tiny, "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"])
+
+
+def test_a_login_node_needs_no_gpu_and_a_job_there_does(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = compose([*tiny, "launch=slurm", "launch.num_machines=2", "launch.num_processes=8", "launch.config_file=fsdp"])
+    assert run.check() == []
+    monkeypatch.setenv(AT_WORK, "12_0")
+    assert [problem.partition(": ")[2][:20] for problem in run.check()] == ["FSDP needs GPUs, and", "each machine must kn"]
 
 
 @pytest.mark.slow
