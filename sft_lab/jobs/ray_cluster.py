@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,6 +97,7 @@ def _connected(launcher: Ray) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     try:
         if launcher.address:
+            _knock(launcher.address)
             ray.init(address=launcher.address, **quiet)
         else:
             # "local" even where $RAY_ADDRESS names another; reached from this machine alone, since who reaches a
@@ -106,12 +108,25 @@ def _connected(launcher: Ray) -> Iterator[None]:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"launch.address={launcher.address}: no cluster of Ray's to be reached ({said}); start one with "
-            "`ray start --head`, or leave the address out for one of this machine"
+            "`ray start --head`, set RAY_AUTH_MODE=token if it wants one, or leave the address out for one of "
+            "this machine"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether somebody answers at ``host:port``; Ray itself would try for minutes.
+
+    Raises:
+        OSError, ValueError: if nobody does, or it is no such address.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _gpus(launcher: Ray) -> int:

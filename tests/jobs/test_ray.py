@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,19 @@ def test_what_the_cluster_cannot_hold_is_refused(
     assert re.search(
         r"launch.num_cpus=4000, num_gpus=0: no machine of the cluster has as many \(they have \d+ cores", told
     )
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "auto"])
+def test_a_cluster_that_does_not_answer_is_told_soon(
+    here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    began = time.monotonic()
+    assert main([*tiny, "launch=ray", f"launch.address='{address}'", "hydra.run.dir=runs/one"]) == 2
+    assert f"launch.address={address}: no cluster of Ray's to be reached (" in capsys.readouterr().err
+    assert time.monotonic() - began < 30
     assert not (here / "runs").exists()
 
 

@@ -167,7 +167,10 @@ def test_a_login_node_needs_no_gpu_and_a_job_there_does(tiny: list[str], monkeyp
     run = compose([*tiny, "launch=slurm", "launch.num_machines=2", "launch.num_processes=8", "launch.config_file=fsdp"])
     assert run.check() == []
     monkeypatch.setenv(AT_WORK, "12_0")
-    assert [problem.partition(": ")[2][:20] for problem in run.check()] == ["FSDP needs GPUs, and", "each machine must kn"]
+    assert [problem.partition(": ")[2][:20] for problem in run.check()] == [
+        "FSDP needs GPUs, and",
+        "each machine must kn",
+    ]
 
 
 @pytest.mark.slow
