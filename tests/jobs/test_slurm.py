@@ -44,7 +44,7 @@ def stand_ins(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     command(
         folder,
         "squeue",
-        f'echo "$@" > {here}/asked; cat {here}/queue 2>/dev/null; [ -f {here}/then ] && . {here}/then; exit 0',
+        f'echo "$@" >> {here}/asked; cat {here}/queue 2>/dev/null; [ -f {here}/then ] && . {here}/then; exit 0',
     )
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -176,7 +176,8 @@ def test_a_login_node_needs_no_gpu_and_a_job_there_does(tiny: list[str], monkeyp
 @pytest.mark.slow
 def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
     """One is pre-empted, one killed, the command itself ended: the same command comes to what nothing disturbs."""
-    words = [*tiny, *LOCAL, "seed=1,2"]
+    # To submitit a job of less than ten minutes has always run out of time, which it grants only where it may go on.
+    words = [*tiny, *LOCAL, "launch.timeout_min=9", "seed=1,2"]
     sweep = taken.start(words)
     one = taken.training("seed=1-*")
     first = taken.process(one)
