@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.errors import ModelError
-from sft_lab.files import digest
+from sft_lab.files import digest, read_json, write_json
 from sft_lab.plugins import version_of
 from sft_lab.store import Entry, Store, default_root
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sft_lab.rows import Rows, Selection
 
 log = logging.getLogger("sft_lab")
+NOTICES = "notices.json"  # in a stored result: what a reader was told when it was computed
 
 
 class Bench:
@@ -61,8 +62,19 @@ class Bench:
         return digest({"backend": tokenizer.backend_tokenizer.to_str(), "special": special})
 
     def stage(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
-        """Find or compute a stored result, and record which of the two it was."""
-        return self.note(self.store.entry(stage, recipe, compute))
+        """Find or compute a stored result, and record which of the two it was; what it had to say is said again."""
+
+        def telling(folder: Path) -> None:
+            before = len(self.notices)
+            compute(folder)
+            if said := self.notices[before:]:
+                write_json(folder / NOTICES, {"notices": said})
+
+        entry = self.note(self.store.entry(stage, recipe, telling))
+        if entry.hit and (entry.path / NOTICES).exists():
+            for text in read_json(entry.path / NOTICES)["notices"]:
+                self.notice(text)
+        return entry
 
     def note(self, entry: Entry) -> Entry:
         """Record a result that was found or computed, for the log and the manifest."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DROPPED_PAIRS, KEPT_PAIRS = 20, 10  # on either side of the threshold: what a person needs to choose it
 CONTAMINATED = 20
+EXAMPLES, BEGINNING = 3, 200  # dropped rows shown for each reason; characters of one
 EXTREMES = 5  # longest and shortest rows
 SHOWN = 2000  # characters of a text; a page with whole answers would be too heavy to open
 
@@ -42,6 +43,7 @@ def write(folder: RunFolder, run: Run, data: Prepared, bench: Bench) -> None:
         "tokens": _tokens(before, after, bench, max_tokens),
         "languages": _languages(before, after, bench),
         **near,
+        "dropped": _dropped(data),
         "contaminated": _contaminated(run, data, bench),
         **_extremes(after, bench),
     }
@@ -168,6 +170,20 @@ def _pair(row_id: str, nearest: str, score: float, text: str, nearest_text: str)
         "text": text[:SHOWN],
         "nearest_text": nearest_text[:SHOWN],
     }
+
+
+def _dropped(data: Prepared) -> dict[str, str]:
+    """The beginning of some rows that each stage dropped for each reason, by id."""
+    found: dict[str, str] = {}
+    for rows, selection in data.steps.values():
+        prompts, answers = rows.column("prompt"), rows.column("answer")
+        seen: Counter[str] = Counter()
+        for index, reason in enumerate(selection.reason):
+            seen[reason] += bool(reason)
+            if reason and seen[reason] <= EXAMPLES:
+                text = f"{' '.join(prompts[index].split())} → {' '.join(answers[index].split()) or '(nothing)'}"
+                found[selection.ids[index]] = text[:BEGINNING] + ("…" if len(text) > BEGINNING else "")
+    return found
 
 
 def _contaminated(run: Run, data: Prepared, bench: Bench) -> list[dict[str, Any]]:

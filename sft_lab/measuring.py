@@ -188,8 +188,8 @@ class Measuring:
             }
         numbers["train/probe_loss"] = probe.loss
         if replies:
-            _, references, given = zip(*replies, strict=True)
-            looked = outputs.look(given, references, data.train.rows.column("answer"))
+            prompts, references, given = zip(*replies, strict=True)
+            looked = outputs.look(given, prompts, references, data.train.rows.column("answer"))
             numbers |= {f"outputs/{name}": value for name, value in looked.items()}
         numbers |= {f"{name}/loss": scores.loss for name, scores in sets.items()}
         if domain:

@@ -126,7 +126,11 @@ class Run:
 
     def check(self) -> list[str]:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
-        problems = [*self.dataset.check(), *self.split.check(), *self.template.check(), *self.model.check()]
+        problems = []
+        path = str(getattr(self.dataset, "path", ""))
+        if self.choices.get("dataset") == "starter" and not path.startswith("package:"):
+            problems.append(f"dataset.path={path}: dataset=starter is the bundled rows; for yours write dataset=file")
+        problems += [*self.dataset.check(), *self.split.check(), *self.template.check(), *self.model.check()]
         problems += [problem for keep in self.filter.values() for problem in keep.check()]
         problems += [
             *self.decontaminate.check(),

@@ -58,6 +58,8 @@ class Session:
                 "hardware": manifest.hardware(),
             }
         )
+        if not logging.getLogger("sft_lab").level:  # a notebook has not set any, and the log would hold warnings alone
+            logging.getLogger("sft_lab").setLevel(logging.INFO)
         # Last: whoever fails to enter is not left, and the next job's lines would stand in this log too.
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
         self._handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))

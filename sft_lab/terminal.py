@@ -204,6 +204,8 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]]) -> None:
     lines = [f"{stage}: computed once for {jobs} jobs, or so far as they agree" for stage, jobs in shared if jobs > 1]
     for one in outlooks[:1]:
         lines += _known_stages(one)
+    if not any(one.memory for one in outlooks):
+        lines.append("Memory: not known before the model is here; its file in conf/model/ says what it takes")
     for memory in dict.fromkeys(one.memory for one in outlooks if one.memory):
         held = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
         sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in held.items() if size is not None)

@@ -221,7 +221,7 @@ class TrainingSession(Session):
             "converged_at": verdict.converged_at(curve, limits.converged_within),
             "verdict": judged.name,
             "evidence": judged.evidence,
-            "advice": verdict.advice(judged.name, self.run),
+            "advice": verdict.advice(judged.name, self.run, tuned.numbers | _prompted(base)),
             "tokens_per_second": trained.tokens / training_seconds if trained.tokens else None,
             "watching_share": trained.watching_seconds / trained.seconds if trained.seconds > 0 else None,
             "steps": trained.steps,

@@ -83,6 +83,7 @@ def test_a_row_wrongly_called_a_duplicate_is_brought_back(here: Path) -> None:
     decisions.write_text(f"id,decision\n{wrong},keep\n", encoding="utf-8")
     reviewed = ["filter=[answered,length,reviewed]", f"filter.reviewed.path={decisions}"]
     compose([*MINHASH, *reviewed]).prepare_only(here / "again")
+    assert "decided ids are not among" not in (here / "again" / "run.log").read_text()  # held-out rows were not asked
     before, after = (ids(RunFolder(path)) for path in (folder.path, here / "again"))
     assert set(after) - set(before) == {wrong}
     assert set(before) <= set(after)
@@ -106,6 +107,21 @@ def test_the_same_command_finds_a_prepared_folder_and_a_run_goes_on_in_it(
     assert read_json(here / "run" / "summary.json")["steps"] > 0
     assert main(["prepare", *place]) == 2
     assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_a_dropped_row_can_be_read_in_the_report(here: Path) -> None:
+    folder = prepared(MINHASH)
+    beginnings = read_json(folder.data)["dropped"]
+    assert any(text.endswith("→ (nothing)") for text in beginnings.values())  # its answer was empty
+    page = folder.report.read_text(encoding="utf-8")
+    assert all(row_id in page for row_id in beginnings)
+
+
+def test_the_bundled_rows_have_no_path_of_ones_own(here: Path, capsys: Any) -> None:
+    talks(here / "mine.jsonl", [f"{LONG}{n}." for n in range(40)])
+    assert main(["prepare", *MINHASH, "dataset.path=mine.jsonl"]) == 2
+    assert "dataset=starter is the bundled rows; for yours write dataset=file" in capsys.readouterr().err
+    assert not (here / "outputs").exists()
 
 
 def test_a_sweep_over_thresholds_is_prepared_side_by_side(here: Path, capsys: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sft_lab.bench import Bench
 from sft_lab.errors import FolderError
 from sft_lab.files import read_json
 from sft_lab.store import RECIPE, NotStored, Store, StoreView, default_root
@@ -236,3 +237,12 @@ def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_root() == Path("/cache/sft_lab")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_root() == Path.home() / ".cache" / "sft_lab"
+
+
+def test_what_a_result_had_to_say_is_said_again(tmp_path: Path) -> None:
+    recipe = {"version": 1, "params": {}, "input": "x"}
+    first = Bench(Store(tmp_path))
+    first.stage("look", recipe, lambda _: first.notice("look: half of the rows are odd"))
+    second = Bench(Store(tmp_path))
+    assert second.stage("look", recipe, lambda _: pytest.fail("computed twice")).hit
+    assert second.notices == first.notices == ["look: half of the rows are odd"]

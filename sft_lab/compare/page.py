@@ -267,7 +267,7 @@ def _samples(found: Comparison, marks: _Marks) -> list[dict[str, Any]]:
         base = of_base.get(job.name)
         for sample in job.samples:
             cards = prompts.setdefault(str(sample.get("prompt", "")), [])
-            for kind, label in (("base", "base model"), ("prompted_base", "base model, with an instruction")):
+            for kind, label in (("base", "base model"), ("prompted_base", "base model, prompted")):
                 same = any(card["kind"] == kind and card["text"] == sample[kind] for card in cards if kind in sample)
                 if kind in sample and not same:
                     where = words.name_of(base.axes, marks.names) if base else ""

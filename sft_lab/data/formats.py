@@ -73,10 +73,11 @@ def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str], *
     if not fitting and not needs_answers and (prompt := next(filter(present.__contains__, PROMPT_COLUMNS), None)):
         return lambda record: _single(_text(record.get(prompt)), "")
     if not fitting:
+        parted = "a CSV file's fields must be parted by commas; " if any(";" in name for name in present) else ""
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
         raise SourceError(
             f"dataset.format=auto: the source's columns {present} fit no known format ({known}); "
-            "name your own with dataset.columns={prompt: ..., answer: ...} or {text: ...}"
+            f"{parted}name your own with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
         )
     return READERS[fitting[0]]
 

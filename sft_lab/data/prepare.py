@@ -129,10 +129,12 @@ class Preparation:
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
         """Filter the training side; the held-out side stays, and it is said when the two grow apart."""
         stays = self.step(f"filter.{name}", rows, keep(rows, self._bench))
+        if keep.judges_by_id:
+            return stays
         held_out = self.sides.held_out
         missed = share(len(held_out) - int(keep(held_out, self._bench).kept.sum()), len(held_out))
         self._bench.take_news()
-        if missed > MANY_HELD_OUT and not keep.judges_by_id:
+        if missed > MANY_HELD_OUT:
             self._bench.notice(
                 f"filter.{name} would drop {missed:.0%} of the held-out rows too: the model is judged on rows unlike "
                 f"those it is trained on; if it is not for such rows, say so with split.filter=[{name}]"

@@ -166,8 +166,8 @@ class Split(abc.ABC):
             unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
             raise ConfigError(
                 f"split.min_eval_rows={self.min_eval_rows}: only {len(sides.held_out)} held-out rows can be used "
-                f"({len(held_out_rows)} of {len(rows)} rows are held out{unused}); raise split.eval_share, give more "
-                "rows, or set split.eval_share=0 to train without held-out rows"
+                f"({len(held_out_rows)} of {len(rows)} rows are held out{unused}); raise split.eval_share, to 0.2 "
+                "say, give more rows, or set split.eval_share=0 to train without held-out rows"
             )
         return sides
 

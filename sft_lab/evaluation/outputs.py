@@ -20,17 +20,21 @@ COMPARED_ROWS = 5000  # training answers that outputs are compared with, at most
 Share = float | None
 
 
-def look(answers: Sequence[Answer], references: Sequence[str], training: Sequence[str]) -> dict[str, Share]:
+def look(
+    answers: Sequence[Answer], prompts: Sequence[str], references: Sequence[str], training: Sequence[str]
+) -> dict[str, Share]:
     """Measure answers to held-out prompts.
 
     Args:
         answers: the model's.
+        prompts: what they answer, in the same order.
         references: the held-out rows' own answers, in the same order.
         training: answers the model was trained on, or will be.
 
     Returns:
         Shares of the answers, None where there is nothing to measure: ``ended_share`` (end of turn written),
-        ``stray_share`` (control tokens inside), ``json_share`` (valid JSON where the reference is, with its keys),
+        ``stray_share`` (control tokens inside), ``echoed_share`` (the prompt and nothing else),
+        ``json_share`` (valid JSON where the reference is, with its keys),
         ``exact_share`` (the same text where the reference is short); ``distinct_2`` (different word pairs of all word
         pairs: variety, Li et al., "A Diversity-Promoting Objective Function", NAACL 2016); ``likeness`` (mean ROUGE-L
         F1 to the most similar training answer, Lin 2004).
@@ -39,6 +43,9 @@ def look(answers: Sequence[Answer], references: Sequence[str], training: Sequenc
     return {
         "ended_share": _mean([answer.ended for answer in answers]),
         "stray_share": _mean([bool(answer.stray) for answer in answers]),
+        "echoed_share": _mean(
+            [normalize(text) == normalize(asked) for text, asked in zip(texts, prompts, strict=True)]
+        ),
         "json_share": _mean([same_form(*pair) for pair in zip(texts, references, strict=True) if is_json(pair[1])]),
         "exact_share": _mean(
             [

@@ -38,6 +38,9 @@ from sft_lab.errors import require
 Curve = list[tuple[int, float]]
 
 
+ECHOED = 0.5  # share of answers that only repeat the question, from which a healthy run is doubted
+
+
 @dataclass
 class Limits:
     """Where the rules cut; shares of a loss, or of rows.
@@ -153,7 +156,8 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
         if found.holds:
             return Verdict(found.rule, evidence)
     rise = _rise(seen.last, seen.base["eval/loss"])
-    says = f"held-out loss ended {_change(rise)} the base model's and {seen.back:.1%} above its best"
+    at = f"{seen.back:.1%} above its best" if seen.back >= 0.0005 else "at its best"
+    says = f"held-out loss ended {_change(rise)} the base model's and {at}"
     return Verdict("healthy", [*evidence, {"rule": "healthy", "value": rise, "limit": None, "says": says}])
 
 
@@ -223,7 +227,11 @@ def _rose_again(seen: Observed, limits: Limits) -> Finding:
     # A wide gap to the training rows makes a smaller rise count.
     limit = limits.overfitting_rise * (0.4 if seen.gap_share >= limits.overfitting_gap else 1)
     holds = seen.back >= limit and _still_falls(seen.held_out, seen.train)
-    says = f"held-out loss ended {seen.back:.1%} above its best"
+    says = (
+        f"held-out loss ended {seen.back:.1%} above its best"
+        if seen.back >= 0.0005
+        else "held-out loss ended at its best"
+    )
     if seen.gap_share > 0:
         says += f"; training drew the loss on training rows {seen.gap_share:.0%} below it"
     return Finding("overfitting", holds, seen.back, limit, says)
@@ -329,12 +337,29 @@ def _still_falls(held_out: Curve, train: Curve) -> bool:
     return bool(before and after) and after[-1] < before[-1]
 
 
-def advice(verdict: str, run: Any) -> dict[str, str] | None:
-    """Say what to try next: in a line, and as an override to copy.
+def _doubt(numbers: dict[str, Any]) -> str:
+    """Say why a healthy run may still be of no use; nothing where nothing speaks against it."""
+    echoed = numbers.get("outputs/echoed_share") or 0.0
+    if echoed >= ECHOED:
+        return (
+            f"{echoed:.0%} of its answers only repeat the question: it has learned too little to answer; train longer."
+        )
+    tuned, prompted = numbers.get("eval/bits_per_byte"), numbers.get("prompted/eval_bits_per_byte")
+    if tuned is not None and prompted is not None and prompted <= tuned:
+        return (
+            f"The base model with a prompt is as good ({prompted:.4f} bits per byte, tuned {tuned:.4f}): a prompt may "
+            "do; else train longer or on more rows."
+        )
+    return ""
+
+
+def advice(verdict: str, run: Any, numbers: dict[str, Any] | None = None) -> dict[str, str] | None:
+    """Say what to try next: in a line, and as an override to copy; of a healthy run what still speaks against it.
 
     Args:
         verdict: a verdict's name.
         run: the run it was given to.
+        numbers: of its summary; of a healthy run, what the prompted base model reached and how the answers look.
     """
     trainer = run.trainer
     by_steps = trainer.max_steps > 0
@@ -360,4 +385,6 @@ def advice(verdict: str, run: Any) -> dict[str, str] | None:
         "not_judged": ("Hold rows out, and measure at least three times.",
                        "split.eval_share=0.1" if unseen else "trainer.eval_steps=0.2"),
     }.get(verdict)  # fmt: skip
+    if verdict == "healthy" and (doubt := _doubt(numbers or {})):
+        found = (doubt, for_longer(2))
     return {"says": found[0], "override": found[1]} if found else None

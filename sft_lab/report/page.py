@@ -44,6 +44,7 @@ MEASURES = (
     ("eval/stop_probability", "Chance to end the turn where a held-out answer ends (median)", "{:.0%}"),
     ("outputs/ended_share", "Own answers that end their turn", "{:.0%}"),
     ("outputs/stray_share", "Own answers with control tokens inside", "{:.0%}"),
+    ("outputs/echoed_share", "Own answers that only repeat the question", "{:.0%}"),
     ("outputs/json_share", "Own answers in JSON of the right form, where it was asked for", "{:.0%}"),
     ("outputs/exact_share", "Own answers exactly right, where the right one is short", "{:.0%}"),
     ("outputs/distinct_2", "Variety: different word pairs of all", "{:.0%}"),
@@ -201,15 +202,25 @@ def _state(status: dict[str, Any], *, done: bool) -> str | None:
 def _numbers(summary: dict[str, Any]) -> list[Number]:
     """Give the key numbers of those that the summary has."""
     get = summary.get
+    prompted = get("prompted/eval_bits_per_byte")
     tokens, watched = get("train_tokens"), get("watching_share")
     found = [
         _compared("Held-out loss", get("base/eval_loss"), get("eval/loss"), "nats per token"),
-        _compared("Bits per byte", get("base/eval_bits_per_byte"), get("eval/bits_per_byte"), "of held-out answers"),
+        _compared(
+            "Bits per byte",
+            get("base/eval_bits_per_byte"),
+            get("eval/bits_per_byte"),
+            "of held-out answers" + _unless_missing("; the base model with a prompt: {:.3f}", prompted),
+        ),
         Number("Gap", _signed(get("gap")), note="held-out above training loss"),
         Number("Steps", count(get("steps")), note=_unless_missing("{:.3g} epochs", get("epochs"))),
         Number("Training rows", count(get("train_rows")), note=_unless_missing("{:,} tokens trained", tokens)),
         Number("Held-out rows", count(get("eval_rows"))),
-        Number("Tokens a second", count(get("tokens_per_second")), note=_unless_missing("{:.0%} watching", watched)),
+        Number(
+            "Tokens a second",
+            count(get("tokens_per_second")),
+            note=_unless_missing("{:.0%} of the time went into measuring", watched),
+        ),
         Number("Time", span(get("seconds"))),
     ]
     return [number for number in found if number.value != DASH]

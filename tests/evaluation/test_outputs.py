@@ -56,17 +56,21 @@ def answers(*texts: str, ended: bool = True, stray: tuple[str, ...] = ()) -> lis
 def test_shares() -> None:
     given = [*answers("Paris", '{"a": 1}'), *answers("x </s> y", ended=False, stray=("</s>",))]
     found = look(
-        given, ["paris.", '{"a": 2}', "a reference that is far too long to be given word for word by anybody"], []
-    )
+        given, ["PARIS ", "give JSON", "x"],
+        ["paris.", '{"a": 2}', "a reference that is far too long to be given word for word by anybody"], []
+    )  # fmt: skip
     assert found["ended_share"] == pytest.approx(2 / 3)
     assert found["stray_share"] == pytest.approx(1 / 3)
+    assert found["echoed_share"] == pytest.approx(1 / 3)  # "Paris" was the question
     assert found["json_share"] == 1.0  # of the one reference that is JSON
     assert found["exact_share"] == 0.0  # "paris." has a full stop
-    assert look(answers(" PARIS"), ["Paris"], [])["exact_share"] == 1.0
+    assert look(answers(" PARIS"), ["Where?"], ["Paris"], [])["exact_share"] == 1.0
 
 
 def test_nothing_to_measure_is_none() -> None:
-    found = look(answers(""), ["no JSON and no short answer, so that nothing at all can be said of this one"], [])
+    found = look(
+        answers(""), ["?"], ["no JSON and no short answer, so that nothing at all can be said of this one"], []
+    )
     assert (found["json_share"], found["exact_share"], found["distinct_2"], found["likeness"]) == (None,) * 4
 
 

@@ -138,6 +138,14 @@ def test_every_verdict_but_healthy_says_what_to_try() -> None:
     trainer = SimpleNamespace(learning_rate=2e-4, num_train_epochs=3.0, max_steps=-1, eval_steps=0.34)
     run = SimpleNamespace(trainer=trainer, split=SimpleNamespace(eval_share=0.1), choices={"template": "file"})
     assert advice("healthy", run) is None
+    better = {"eval/bits_per_byte": 1.0, "prompted/eval_bits_per_byte": 1.1, "outputs/echoed_share": 0.1}
+    assert advice("healthy", run, better) is None
+    as_good = advice("healthy", run, better | {"prompted/eval_bits_per_byte": 0.99})
+    assert as_good
+    assert "a prompt may do" in as_good["says"]
+    parrot = advice("healthy", run, better | {"outputs/echoed_share": 0.9})
+    assert parrot
+    assert "only repeat the question" in parrot["says"]
     for name in VERDICTS.keys() - {"healthy"}:
         found = advice(name, run)
         assert found is not None
