@@ -21,6 +21,7 @@ from sft_lab.errors import ConfigError
 from sft_lab.hardware import fast_bf16
 from sft_lab.hub import silence
 from sft_lab.jobs import world
+from sft_lab.launchers import Ray, Slurm
 from sft_lab.store import Store, default_root
 from sft_lab.tracking.options import Mode, Wandb
 
@@ -73,7 +74,7 @@ def examine() -> list[Found]:
     """Look at Python, packages, devices, FAISS, store, Hub, W&B and the bundled packages."""
     return [
         *python(), *packages(declared()), *clashes(), *variables(), *devices(), *faiss(), *store(default_root()),
-        *places(), *hub(), *network(), *wandb(), *bundled(), *plug_ins(),
+        *places(), *hub(), *network(), *wandb(), *bundled(), *launchers(), *plug_ins(),
     ]  # fmt: skip
 
 
@@ -244,6 +245,8 @@ def store(root: Path) -> Iterator[Found]:
         yield Found(
             PROBLEM, "store", f"{root}: cannot be written; set store.path or SFT_LAB_STORE to a folder of yours"
         )
+    elif wrong := Store(root).check():
+        yield Found(PROBLEM, "store", wrong[0])
     elif free < LITTLE_DISK:
         yield Found(
             PROBLEM, "store", f"{said}, must be {LITTLE_DISK / 1e9:.0f}; sft-lab store prune, or set SFT_LAB_STORE"
@@ -316,6 +319,14 @@ def bundled() -> Iterator[Found]:
             yield Found(OK, "bundled", f"{module} {_version(module) or ''}".rstrip())
         else:
             yield Found(NOTE, "bundled", f"{module} is not installed, the defaults need it; run: {command}")
+
+
+def launchers() -> Iterator[Found]:
+    """Whether jobs can be handed to Slurm and Ray from here."""
+    for launcher in (Slurm(), Ray()):
+        missing = launcher.ready()
+        said = missing[0] if missing else f"launch={type(launcher).__name__.lower()} can hand out jobs from here"
+        yield Found(NOTE if missing else OK, "launch", said)
 
 
 def plug_ins() -> Iterator[Found]:

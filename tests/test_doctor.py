@@ -269,3 +269,15 @@ def test_what_changed_since_a_run(here: Path, tiny: list[str], capsys: pytest.Ca
     assert "\nproblem  run       dataset.path=" in said
     assert main(["doctor", "nowhere"]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_where_there_is_no_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm, ray = doctor.launchers()
+    assert slurm.state == doctor.NOTE
+    assert "sbatch is not on PATH" in slurm.says
+    assert ray.name == "launch"
+    for name in ("sbatch", "srun", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert next(doctor.launchers()).says == "launch=slurm can hand out jobs from here"
