@@ -4,8 +4,9 @@
     python benchmarks/size.py --sizes 10000 --dedup semantic    # embedding is 99% of the time on a processor
 
 The rows are made up: sentences of the starter set in random order, 20 to 400 words to an answer, a tenth of the rows
-a near copy of another. Time is of each stage, as the manifest has it; memory is the most that the process had resident;
-disk is the store and the run folder. Reckoned sizes go on in a straight line from the two largest.
+a near copy of another. Time is of each stage, as the manifest has it, and of the processor in all, which a busy machine
+changes less; memory is the most that the process had resident; disk is the store and the run folder. Reckoned sizes go
+on in a straight line from the two largest.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ CHILD = """
 import resource, sys
 from sft_lab.cli import main
 code = main(sys.argv[1:])
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print("USED", used.ru_maxrss, used.ru_utime + used.ru_stime)
 sys.exit(code)
 """
 
@@ -77,12 +79,17 @@ def measure(rows: int, dedup: str, root: Path) -> dict[str, float]:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", CHILD, *words], check=True, stdout=subprocess.PIPE, text=True)
     took = time.perf_counter() - began
-    peak = int(done.stdout.split("PEAK")[1].split()[0]) / 2**20
+    peak, processor = map(float, done.stdout.split("USED")[1].split()[:2])
     found: dict[str, float] = {}
     for stage in read_json(folder / "manifest.json")["stages"]:
         found[stage["stage"]] = found.get(stage["stage"], 0) + stage["seconds"]
     rest = took - sum(found.values())
-    found |= {"beside (start, report, dataset/)": rest, "in all, s": took, "resident, GB": peak}
+    found |= {
+        "beside (start, report, dataset/)": rest,
+        "in all, s": took,
+        "processor, s": processor,
+        "resident, GB": peak / 2**20,
+    }
     return found | {"file, MB": source.stat().st_size / 1e6, "store, MB": disk(store), "run folder, MB": disk(folder)}
 
 
