@@ -21,7 +21,7 @@ def distrust(folder: Path, *, several_machines: bool) -> str:
         folder: it need not exist; what counts is the file system it is or would be on.
         several_machines: whether the lock must hold between machines too.
     """
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 - False where no such path can be
         folder = folder.parent
     if several_machines and (said := _local(folder.resolve())):
         return said

@@ -27,6 +27,7 @@ LACKING = re.compile(r"needs GPUs|NVIDIA GPU|pip install")
 ROWS = [
     "my_conversations.jsonl",
     "my.jsonl",
+    "my.csv",
     "rows.jsonl",
     "chats.jsonl",
     "more.jsonl",
@@ -93,7 +94,9 @@ def test_a_command_composes(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ROWS:
         Path(name).write_text('{"prompt": "a", "answer": "b"}\n')
-    Path("review.csv").write_text("id,decision\n")
+    Path("outputs/2026-11-22/11-00-00").mkdir(parents=True)
+    for place in (".", "outputs/2026-11-22/11-00-00"):
+        Path(place, "review.csv").write_text("id,decision\n")
     Path("experiments").mkdir()
     Path("experiments/best.yaml").write_text("# @package _global_\nseed: 7\n")
     try:

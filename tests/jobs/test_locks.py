@@ -151,7 +151,7 @@ def test_many_processes_compute_each_result_once(tmp_path: Path) -> None:
     assert len(list(Store(tmp_path).listing())) == len(RECIPES)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_many_processes_of_which_some_are_killed(tmp_path: Path) -> None:
     """Whoever is killed leaves nothing that another would take for a result, and no lock."""
     draw = random.Random(1)

@@ -46,7 +46,7 @@ def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str
     assert all("goes on from" not in (folder / "run.log").read_text() for folder in others)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a cluster of one core has one worker")
 def test_a_sweep_that_loses_a_worker_for_good_and_is_stopped(here: Path, tiny: list[str]) -> None:
     sweep = taken.start([*tiny, *RAY, "launch.max_retries=0", "seed=1,2"])
@@ -74,7 +74,7 @@ def test_what_the_cluster_cannot_hold_is_refused(
     assert not (here / "runs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "auto"])
 def test_a_cluster_that_does_not_answer_is_told_soon(
     here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str

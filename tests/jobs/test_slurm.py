@@ -216,7 +216,7 @@ def test_wrong_input_found_in_a_job_ends_with_2(
     assert not (here / "runs" / "one").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(bool(slurm_cluster.missing()), reason=f"not installed: {', '.join(slurm_cluster.missing())}")
 def test_on_a_real_slurm(
     here: Path, tmp_path_factory: pytest.TempPathFactory, tiny: list[str], monkeypatch: pytest.MonkeyPatch
