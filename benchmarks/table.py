@@ -67,7 +67,7 @@ def table(results: dict[str, object]) -> str:
                 lines.append(f"| **{about}** (`benchmarks/{name}.py`) | | | |")
             spread = " to ".join(f"{one:.3g}" for one in figure["spread"]) if figure["spread"] else ""
             goal = f"{figure['goal']}{'' if figure['met'] else ', **missed**'}"
-            lines.append(f"| {figure['what']} | {figure['value']:.3g} | {spread} | {goal} |")
+            lines.append(f"| {figure['what']} | {figure['value']:.4g} | {spread} | {goal} |")
     return "\n".join(lines) + "\n"
 
 

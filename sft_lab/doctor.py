@@ -322,10 +322,10 @@ def bundled() -> Iterator[Found]:
 
 
 def launchers() -> Iterator[Found]:
-    """Whether jobs can be handed to Slurm and Ray from here."""
+    """Whether what hands jobs to Slurm and Ray is installed here; whether a cluster answers is not asked."""
     for launcher in (Slurm(), Ray()):
         missing = launcher.ready()
-        said = missing[0] if missing else f"launch={type(launcher).__name__.lower()} can hand out jobs from here"
+        said = missing[0] if missing else f"what launch={type(launcher).__name__.lower()} needs is installed"
         yield Found(NOTE if missing else OK, "launch", said)
 
 

@@ -280,4 +280,4 @@ def test_where_there_is_no_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp
     for name in ("sbatch", "srun", "squeue"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    assert next(doctor.launchers()).says == "launch=slurm can hand out jobs from here"
+    assert next(doctor.launchers()).says == "what launch=slurm needs is installed"
