@@ -176,13 +176,15 @@ def _dropped(data: Prepared) -> dict[str, str]:
     """The beginning of some rows that each stage dropped for each reason, by id."""
     found: dict[str, str] = {}
     for rows, selection in data.steps.values():
-        prompts, answers = rows.column("prompt"), rows.column("answer")
         seen: Counter[str] = Counter()
+        shown = np.zeros(len(rows), bool)
         for index, reason in enumerate(selection.reason):
-            seen[reason] += bool(reason)
-            if reason and seen[reason] <= EXAMPLES:
-                text = f"{' '.join(prompts[index].split())} → {' '.join(answers[index].split()) or '(nothing)'}"
-                found[selection.ids[index]] = text[:BEGINNING] + ("…" if len(text) > BEGINNING else "")
+            seen[reason] += 1
+            shown[index] = bool(reason) and seen[reason] <= EXAMPLES
+        few = rows.take(shown)  # a stage sees many rows, and a page shows few of them
+        for row_id, prompt, answer in zip(*(few.column(name) for name in ("id", "prompt", "answer")), strict=True):
+            text = f"{' '.join(prompt.split())} → {' '.join(answer.split()) or '(nothing)'}"
+            found[row_id] = text[:BEGINNING] + ("…" if len(text) > BEGINNING else "")
     return found
 
 

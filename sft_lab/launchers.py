@@ -67,7 +67,7 @@ class Launcher:
             problems.append(f"launch.config_file={self.config_file}: no such file; shipped are {shipped}")
         elif self.elsewhere:
             pass  # the machine that executes the job looks at itself
-        elif self.distributed and not devices() and (kind := self._kind()) != "MULTI_GPU":
+        elif self.distributed and (kind := self._kind()) != "MULTI_GPU" and not devices():
             # accelerate would put a whole copy into each process, and not say so
             problems.append(f"launch.config_file={self.config_file}: {kind} needs GPUs, and there are none; use ddp")
         elif self.distributed and self._kind() == "DEEPSPEED" and not find_spec("deepspeed"):

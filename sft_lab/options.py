@@ -25,9 +25,9 @@ def option_roots() -> list[Path]:
 def listing() -> str:
     """Give a line for each option: name and what it is; the working folder's own and those of plug-ins too."""
     lines = ["", "options by group (group=option):"]
-    conf = shipped("conf")
+    conf, roots = shipped("conf"), option_roots()
     for group in sorted(str(path.relative_to(conf)) for path in conf.rglob("*") if path.is_dir()):
-        lines += [f"  {group}", *_described(_files(option_roots(), group))]
+        lines += [f"  {group}", *_described(_files(roots, group))]
     lines += [
         "  experiment (+experiment=name)",
         *_described(_files([shipped("experiments"), Path.cwd() / "experiments"], "")),

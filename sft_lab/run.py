@@ -269,9 +269,9 @@ class Run:
         with folder.running(PREPARE), shortage.told(self, folder.path), Session(self, folder) as session:
             self.prepare(session.bench)
 
-    def bench(self) -> Bench:
-        """Give the tools that stages work with."""
-        bench = Bench(self.store.open(), lambda: self.model.tokenizer(bench, self.template.special_tokens))
+    def bench(self, store: Store | None = None) -> Bench:
+        """Give the tools that stages work with; ``store``: another than the run's."""
+        bench = Bench(store or self.store.open(), lambda: self.model.tokenizer(bench, self.template.special_tokens))
         return bench
 
     def prepare_only(self, path: Path | str | None = None) -> dict[str, Any]:

@@ -114,27 +114,33 @@ class _SchemaSource(ConfigSource):
         return "schemas"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        schema = OmegaConf.structured(_schemas()[config_path.removesuffix(".yaml")])
+        schema = OmegaConf.structured(_schema_at(config_path))
         return ConfigResult(config=schema, path="schemas://", provider=self.provider, header={"package": None})
 
     def available(self) -> bool:
         return True
 
     def is_group(self, config_path: str) -> bool:
-        return any(name.startswith(f"{config_path.strip('/')}/") for name in _schemas())
+        root, _, group = config_path.strip("/").partition("/")
+        return root == "schema" and (not group or group in SCHEMAS)
 
     def is_config(self, config_path: str) -> bool:
-        return config_path.removesuffix(".yaml") in _schemas()
+        return _schema_at(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:  # noqa: ARG002
         return []  # schemas are for option files, not to be chosen
 
 
-def _schemas() -> dict[str, type]:
-    """Give every schema by the name that option files call it by, those of plug-ins too."""
-    return {"schema/run": Run, "schema/embedder": Embedder} | {
-        f"schema/{group}/{kind}": schema for group, kinds in SCHEMAS.items() for kind, schema in kinds.items()
-    }
+def _schema_at(path: str) -> type | None:
+    """Give the schema that option files call ``schema/<group>/<kind>``, a plug-in's too; None where there is none."""
+    root, _, name = path.removesuffix(".yaml").partition("/")
+    if root != "schema":
+        return None
+    group, _, kind = name.partition("/")
+    return SCHEMAS.get(group, {}).get(kind) if kind else _WHOLE.get(group)
+
+
+_WHOLE: dict[str, type] = {"run": Run, "embedder": Embedder}  # schemas that belong to no group
 
 
 def _register() -> None:

@@ -62,11 +62,13 @@ class Loaded:
         rows: the usable rows.
         selection: what load decided about every raw record.
         grouped_by: which rule made the groups.
+        groups: how many there are.
     """
 
     rows: Rows
     selection: Selection
     grouped_by: str
+    groups: int
 
 
 @dataclass
@@ -152,9 +154,9 @@ class Dataset(abc.ABC):
         name = digest([source.named() for source in sources])[:32]
         entry = bench.note(bench.store.entry_once_read("load", name, recipe, compute))
         table = load_table(entry.path)
-        grouped_by = read_json(entry.path / "load.json")["grouped_by"]
+        told = read_json(entry.path / "load.json")
         rows = Rows(table, np.arange(len(table)), entry.key)
-        return Loaded(rows, Selection.load(entry.path), grouped_by)
+        return Loaded(rows, Selection.load(entry.path), told["grouped_by"], told["groups"])
 
 
 def refuse_columns(columns: dict[str, str]) -> None:

@@ -109,7 +109,7 @@ class Preparation:
         self.grouped_by = loaded.grouped_by
         self.sides = sides = split(loaded.rows, self._bench, surplus)
         self.flow.record("load", _with_limit(loaded.selection, sides.side))
-        log.info("load: %d groups by %s", len(set(loaded.rows.column("group"))), loaded.grouped_by)
+        log.info("load: %d groups by %s", loaded.groups, loaded.grouped_by)
         self.flow.record("split", _without_limit(sides.side))
         self.held_out_flow.record("split", sides.held_out_selection)
         if begun := loaded.selection.dropped.get("begins_with_assistant", 0):

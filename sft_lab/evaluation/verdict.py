@@ -36,8 +36,6 @@ from typing import Any
 from sft_lab.errors import require
 
 Curve = list[tuple[int, float]]
-
-
 ECHOED = 0.5  # share of answers that only repeat the question, from which a healthy run is doubted
 
 
@@ -156,8 +154,7 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
         if found.holds:
             return Verdict(found.rule, evidence)
     rise = _rise(seen.last, seen.base["eval/loss"])
-    at = f"{seen.back:.1%} above its best" if seen.back >= 0.0005 else "at its best"
-    says = f"held-out loss ended {_change(rise)} the base model's and {at}"
+    says = f"held-out loss ended {_change(rise)} the base model's and {_from_best(seen)}"
     return Verdict("healthy", [*evidence, {"rule": "healthy", "value": rise, "limit": None, "says": says}])
 
 
@@ -227,11 +224,7 @@ def _rose_again(seen: Observed, limits: Limits) -> Finding:
     # A wide gap to the training rows makes a smaller rise count.
     limit = limits.overfitting_rise * (0.4 if seen.gap_share >= limits.overfitting_gap else 1)
     holds = seen.back >= limit and _still_falls(seen.held_out, seen.train)
-    says = (
-        f"held-out loss ended {seen.back:.1%} above its best"
-        if seen.back >= 0.0005
-        else "held-out loss ended at its best"
-    )
+    says = f"held-out loss ended {_from_best(seen)}"
     if seen.gap_share > 0:
         says += f"; training drew the loss on training rows {seen.gap_share:.0%} below it"
     return Finding("overfitting", holds, seen.back, limit, says)
@@ -327,6 +320,11 @@ def _last_third(rates: Curve, end: int) -> float:
             return before[0] + (step - before[0]) * (spent * 2 / 3 - before[1]) / (so_far - before[1])
         before = (step, so_far)
     return end
+
+
+def _from_best(seen: Observed) -> str:
+    shown = f"{seen.back:.1%}"
+    return "at its best" if shown == "0.0%" else f"{shown} above its best"
 
 
 def _still_falls(held_out: Curve, train: Curve) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sft_lab.bench import log
@@ -49,6 +50,10 @@ class Machine:
         told = os.environ
         return cls(int(told.get("NODE_RANK", "0")), told.get("MASTER_ADDR", ""), int(told.get("MASTER_PORT", "29500")))
 
+    def output(self, folder: RunFolder) -> Path:
+        """Give the file for what this machine's processes print."""
+        return folder.path / f"{self.rank or ''}{OUTPUT}"
+
 
 def execute(run: Run, folder: RunFolder) -> None:
     """Carry out a run whose training several processes share.
@@ -63,7 +68,7 @@ def execute(run: Run, folder: RunFolder) -> None:
     else:
         run.prepare(run.bench())  # waits for what machine 0 computes, where the store is shared
     began = time.monotonic()
-    with (folder.path / f"{machine.rank or ''}{OUTPUT}").open("wb") as output:
+    with machine.output(folder).open("wb") as output:
         process = subprocess.Popen(
             command(run, folder, machine), env=_environment(run), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
@@ -132,7 +137,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _said(folder: RunFolder, machine: Machine, seconds: float) -> str:
     """What the job told of its failure: its status, else which process was killed."""
     status = read_json(folder.status) if folder.status.exists() else {}
-    file = folder.path / f"{machine.rank or ''}{OUTPUT}"
+    file = machine.output(folder)
     printed = file.read_text(encoding="utf-8", errors="replace")
     told = re.findall(r"^sft-lab: (.*)", printed, re.MULTILINE)
     # The others lose their connection when one dies, and torchrun then ends them: what they say is not the reason.

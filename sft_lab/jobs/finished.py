@@ -104,5 +104,4 @@ def open_run(path: Path) -> Finished:
     run = configs.load(folder.config)
     if problems := run.model.check():
         raise all_problems(problems)
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench, run.template.special_tokens))
-    return Finished(folder, run, bench)
+    return Finished(folder, run, run.bench())

@@ -129,9 +129,8 @@ def _data(run: Run, tokenizers: dict[str, Any]) -> tuple[list[dict[str, Any]], t
 def _memory(run: Run) -> Footprint | None:
     from sft_lab.training.memory import footprint
 
-    bench = Bench(StoreView(run.store.open().root), lambda: run.model.tokenizer(bench, run.template.special_tokens))
     try:
-        return footprint(run.model, run.trainer, bench)
+        return footprint(run.model, run.trainer, run.bench(StoreView(run.store.open().root)))
     except (NotStored, SftLabError):
         return None  # not converted or not downloaded yet
 

@@ -115,13 +115,14 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "logging_nan_inf_filter": False,
         "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting
         "report_to": "none",
-        "ddp_timeout": options.sft_config.get("ddp_timeout", PATIENCE),
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    if "ddp_timeout" not in options.sft_config:
+        values["ddp_timeout"] = PATIENCE
     try:
-        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known} | options.sft_config)
+        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: refused by TRL or Transformers: {' '.join(str(error).split())}") from error
 

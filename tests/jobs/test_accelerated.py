@@ -136,7 +136,7 @@ def test_the_command_is_accelerates(here: Path, tiny: list[str]) -> None:
     assert told["--machine_rank"] == "1"
     assert told["--main_process_ip"] == "10.0.0.1"
     assert Path(told["--config_file"]).name == "fsdp.yaml"
-    assert words[-4:] == ["-m", "sft_lab", "exec", str(here / "job")][-4:]
+    assert words[-4:] == ["-m", "sft_lab", "exec", str(here / "job")]
 
 
 def test_the_number_of_processes_is_part_of_what_a_job_is(tiny: list[str]) -> None:
