@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,14 +24,19 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line 
 
 def redact(text: str) -> str:
     """Take out every secret that is known here, looks like one, or is called one."""
-    for secret in _known():
+    for secret in known_secrets():
         text = text.replace(secret, REDACTED)
     return _NAMED.sub(rf"\g<1>{REDACTED}", _SHAPES.sub(REDACTED, text))
 
 
-def holds_secret(text: str) -> bool:
-    """Whether a secret that is known here, or looks like one, is in a text."""
-    return bool(_SHAPES.search(text)) or any(secret in text for secret in _known())
+def holds_secret(text: str, known: Sequence[str] | None = None) -> bool:
+    """Whether a secret that is known here, or looks like one, is in a text.
+
+    Args:
+        text: to be looked through.
+        known: what ``known_secrets`` gives, for whoever asks of many texts; None: asked anew.
+    """
+    return bool(_SHAPES.search(text)) or any(secret in text for secret in (known_secrets() if known is None else known))
 
 
 def printable(text: str) -> str:
@@ -69,7 +75,7 @@ def netrc_file() -> Path:
     return Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
 
 
-def _known() -> list[str]:
+def known_secrets() -> list[str]:
     """The secrets of this environment and its logins, the longest first: one may be a part of another."""
     found = {value.strip() for name, value in os.environ.items() if _NAMES.search(name)}
     found |= _in_files(_hub_token_file(), netrc_file())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sft_lab.config.messages import all_keys, first_line, lines_of, not_yaml, pl
 from sft_lab.config.plugged import register
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.files import FORMAT, refuse_alias_bomb
-from sft_lab.redaction import holds_secret
+from sft_lab.redaction import holds_secret, known_secrets
 from sft_lab.run import SCHEMAS, Run
 
 
@@ -180,16 +180,17 @@ def _misplaced(node: Any, path: str = "") -> Iterator[str]:
             yield from _misplaced(child, here)
 
 
-def _not_plain(node: Any, path: str = "") -> Iterator[str]:
-    """Values that JSON, or a saved config, cannot hold."""
+def _not_plain(node: Any, path: str = "", known: Sequence[str] | None = None) -> Iterator[str]:
+    """Values that JSON, or a saved config, cannot hold; ``known``: secrets of this environment, asked for once."""
+    known = known_secrets() if known is None else known
     if isinstance(node, dict | list):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             here = f"{path}.{key}" if path else str(key)
-            yield from _not_plain(str(key), f"{here} (a key)")
-            yield from _not_plain(child, here)
+            yield from _not_plain(str(key), f"{here} (a key)", known)
+            yield from _not_plain(child, here, known)
     elif isinstance(node, float) and not math.isfinite(node):
         yield f"{path}={node}: must be a finite number"
-    elif isinstance(node, str) and holds_secret(node):
+    elif isinstance(node, str) and holds_secret(node, known):
         yield f"{path}: holds a token or password, which a config would keep; use `hf auth login` or `wandb login`"
     elif isinstance(node, int) and abs(node) >= 2**63:
         yield f"{path}={node}: must be below 2**63"
