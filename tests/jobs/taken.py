@@ -12,6 +12,7 @@ from pathlib import Path
 from sft_lab.cli import main
 from sft_lab.files import read_json
 from sft_lab.folder import RunFolder
+from sft_lab.training.checkpoints import last_checkpoint
 
 # Long enough to be caught in the middle, with a checkpoint every second.
 LONG = ["trainer.max_steps=80", "trainer.save_steps=10", "trainer.eval_steps=80", "trainer.logging_steps=20"]
@@ -45,7 +46,7 @@ def told(sweep: subprocess.Popen[bytes], code: int | None, seconds: float = 240)
 
 
 def training(pattern: str, but: int | None = None) -> RunFolder:
-    """Give the job's folder once it trains and has a checkpoint.
+    """Give the job's folder once it trains and has a whole checkpoint, from which another can go on.
 
     Args:
         pattern: of the folder's name.
@@ -54,9 +55,7 @@ def training(pattern: str, but: int | None = None) -> RunFolder:
     found: list[Path] = []
 
     def trains() -> bool:
-        found[:] = [
-            path.parent for path in Path("sweep").glob(f"{pattern}/checkpoints") if list(path.glob("*/*state*"))
-        ]
+        found[:] = [path.parent for path in Path("sweep").glob(f"{pattern}/checkpoints") if last_checkpoint(path)]
         return bool(found) and state(RunFolder(found[0])) == "running" and process(RunFolder(found[0])) != but
 
     wait(trains)

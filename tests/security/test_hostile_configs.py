@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SECRET, TINY, Outside
+from outside import SECRET, TINY, Outside
 
 from sft_lab import compose
 from sft_lab.cli import main

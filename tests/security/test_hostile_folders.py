@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outside import TINY, Outside
 
 from sft_lab.cli import main
 from sft_lab.errors import FolderError
@@ -22,8 +23,6 @@ from sft_lab.folder import RunFolder
 from sft_lab.report import card, page
 from sft_lab.store import Store
 from sft_lab.training.models import TRUST
-
-from conftest import TINY, Outside  # isort: skip
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
 from made_jobs import nats_of, write_job

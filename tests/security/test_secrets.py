@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from outside import TINY
 
 from sft_lab import redaction
 from sft_lab.cli import main
 from sft_lab.folder import RunFolder
-
-from conftest import TINY  # isort: skip
 
 PLANTED = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
