@@ -36,6 +36,9 @@ class Bench:
     Args:
         store: where results are kept; None means the user's own store.
         load_tokenizer: gives the tokenizer of the model to be tuned, called when first needed.
+
+    Attributes:
+        added_tokens: ids that were added to the tokenizer when it was loaded; the weights know nothing of them.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Bench:
         self.store = store or Store(default_root())
         self.entries: list[Entry] = []
         self.notices: list[str] = []
+        self.added_tokens: list[int] = []
         self._told = 0
         self._load_tokenizer = load_tokenizer
 

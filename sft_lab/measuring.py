@@ -160,7 +160,7 @@ class Measuring:
         held = ["nf4"] if self._run.trainer.four_bit else []
         model = self._run.model
         how = [getattr(model, name, None) for name in ("dtype", "attn_implementation", "init_kwargs")]
-        added = self._run.template.special_tokens and model.new_tokens(self._bench)
+        added = self._bench.tokenizer and self._bench.added_tokens  # known once the tokenizer is loaded
         return digest([model.key(self._bench, self._run.seed), plain(how), added, *held])
 
     def _measured(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab import shortage
+from sft_lab import heavy, shortage
 from sft_lab.bench import Bench, log, package_path, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
@@ -228,7 +228,8 @@ class Run:
             UserError: for input that turns out wrong when it is read.
             JobError: when the run fails later.
         """
-        from sft_lab.training_session import TrainingSession
+        with heavy.imports():
+            from sft_lab.training_session import TrainingSession
 
         folder = _folder(path)
         if world() != self.launch.num_processes:
@@ -263,7 +264,8 @@ class Run:
         Raises:
             UserError, JobError: as ``execute`` does.
         """
-        from sft_lab.session import Session
+        with heavy.imports():
+            from sft_lab.session import Session
 
         folder = _folder(path)
         with folder.running(PREPARE), shortage.told(self, folder.path), Session(self, folder) as session:
@@ -286,7 +288,8 @@ class Run:
         Raises:
             UserError, JobError: as ``execute`` does.
         """
-        from sft_lab.session import Session
+        with heavy.imports():
+            from sft_lab.session import Session
 
         folder = _folder(path)
         with folder.running(PREPARE), shortage.told(self, folder.path), Session(self, folder) as session:

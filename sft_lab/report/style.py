@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart without red and green (Okabe and Ito's colors, as seaborn's "colorblind"). Each color means one thing, so
+# Told apart without red and green (after Okabe and Ito). Each color means one thing, so
 # that the page can give it a twin for dark mode.
 COLORS = {
     "ink": "#2a2e33",
@@ -43,11 +43,26 @@ def save(path: Path, make: Callable[[], Figure]) -> Path:
         ``path``.
     """
     import matplotlib
-    import seaborn as sns
 
     look = {
-        **sns.plotting_context("paper", font_scale=1.08),
-        **sns.axes_style("whitegrid"),
+        "font.size": 10.4,
+        "font.sans-serif": ["Arial", "DejaVu Sans", "sans-serif"],
+        "axes.labelsize": 10.4,
+        "axes.titlesize": 10.4,
+        "xtick.labelsize": 9.5,
+        "ytick.labelsize": 9.5,
+        "legend.fontsize": 9.5,
+        "legend.title_fontsize": 10.4,
+        "lines.linewidth": 1.2,
+        "lines.markersize": 4.8,
+        "lines.solid_capstyle": "round",
+        "patch.edgecolor": "white",
+        "patch.force_edgecolor": True,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.linewidth": 1,
+        "xtick.bottom": False,  # the grid shows where a tick is
+        "ytick.left": False,
         "svg.fonttype": "none",  # text stays text: it can be selected, and Arabic is shaped by the browser
         "text.parse_math": False,  # what is shown is data: no dollar sign in it starts a formula
         "svg.hashsalt": path.stem,  # the same data make the same file

@@ -85,7 +85,7 @@ class Model(abc.ABC):
         """Load the tokenizer, ready for batches: with a padding token, the end of text where it has none.
 
         Args:
-            bench: the run's tools.
+            bench: the run's tools, told what is added.
             special_tokens: which the template needs; those the tokenizer lacks are added.
 
         Raises:
@@ -95,17 +95,13 @@ class Model(abc.ABC):
         known = tokenizer.get_vocab()
         if missing := [token for token in special_tokens if token not in known]:
             tokenizer.add_tokens(missing, special_tokens=True)
+            bench.added_tokens = sorted(tokenizer.convert_tokens_to_ids(missing))
             log.info("model: %d tokens added for the template: %s", len(missing), " ".join(missing))
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ModelError("model: its tokenizer has neither a padding nor an end-of-sequence token")
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
-
-    def new_tokens(self, bench: Bench) -> list[int]:
-        """Give the ids that were added to the tokenizer, which the weights know nothing of."""
-        vocabulary = bench.tokenizer.get_vocab()
-        return sorted(vocabulary[token] for token in vocabulary.keys() - self.load_tokenizer(bench).get_vocab().keys())
 
     @abc.abstractmethod
     def config(self, bench: Bench) -> PretrainedConfig:
@@ -133,8 +129,8 @@ class Model(abc.ABC):
                 f"model: its tokenizer has {bench.tokenizer.vocab_size:,} tokens, its weights know {rows:,}; put the "
                 "tokenizer beside it that it was trained with"
             )
-        if new := self.new_tokens(bench):
-            _make_rows(model, len(bench.tokenizer), new)
+        if bench.added_tokens:
+            _make_rows(model, len(bench.tokenizer), bench.added_tokens)
         return model
 
     def _kwargs(self, *, four_bit: bool) -> dict[str, Any]:

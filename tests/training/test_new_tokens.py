@@ -65,12 +65,9 @@ def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> No
     with caplog.at_level(logging.INFO, "sft_lab"):
         size = len(bench.tokenizer)
     assert "2 tokens added for the template: <|im_start|> <|im_end|>" in caplog.text
-    new = run.model.new_tokens(bench)
-    assert (
-        bench.tokenizer.convert_ids_to_tokens(new)
-        == ADDED
-        == bench.tokenizer.convert_ids_to_tokens([size - 2, size - 1])
-    )
+    new = bench.added_tokens
+    assert new == [size - 2, size - 1]
+    assert bench.tokenizer.convert_ids_to_tokens(new) == ADDED
     data = run.prepare(bench)
     model = run.model.load(bench, seed=1)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
