@@ -123,6 +123,21 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 }
 
 
+# Options of hydra.main's, and what does the same here.
+_OF_HYDRA = {
+    "--config-path": "--config-dir DIR, a further folder of options",
+    "-cp": "--config-dir DIR, a further folder of options",
+    "--config-name": "+experiment=NAME, a file of experiments/",
+    "-cn": "+experiment=NAME, a file of experiments/",
+    "-cd": "--config-dir DIR",
+    "-c": "--cfg job",
+    "-r": "what happens without -m",
+    "--run": "what happens without -m",
+    "--resolve": "not needed: --cfg job resolves",
+    "-i": "--info searchpath",
+}
+
+
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read a command's words; options may stand before or behind the overrides.
 
@@ -131,7 +146,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     arguments, rest = _parser().parse_known_args(words)
     if unknown := [word for word in rest if word.startswith("-")]:
-        refuse(f"unknown option {unknown[0]}; sft-lab --help lists what there is")
+        here = _OF_HYDRA.get(unknown[0].partition("=")[0])
+        refuse(f"unknown option {unknown[0]}; {f'here it is {here}' if here else 'sft-lab --help lists what there is'}")
     return arguments, [*getattr(arguments, "overrides", []), *rest]
 
 

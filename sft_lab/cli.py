@@ -135,7 +135,7 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
 
     found = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
     outlooks = plan.look(found)
-    terminal.show_plan(outlooks, plan.shared(outlooks))
+    terminal.show_plan(outlooks, plan.shared(outlooks), plan.same_rows(outlooks))
     return 0
 
 
@@ -242,7 +242,10 @@ def _tell(failures: list[Any]) -> int:
     from sft_lab import terminal
 
     for failure in failures:
-        terminal.tell(f"sft-lab: {failure.folder.path.name}: {failure.message}")
+        job = (
+            f"{failure.folder.path.name}: " if failure.folder.sweep else ""
+        )  # elsewhere there is one folder, and named
+        terminal.tell(f"sft-lab: {job}{failure.message}")
     if not failures:
         return 0
     return 2 if all(failure.by_input for failure in failures) else 1

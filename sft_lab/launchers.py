@@ -59,6 +59,10 @@ class Launcher:
         """Say what this machine lacks to start jobs this way; a job that has begun needs none of it."""
         return []
 
+    def request(self) -> str:
+        """Say what each job will get of a cluster; nothing where none is asked."""
+        return ""
+
     def check(self) -> list[str]:
         """Look for the config file, and for what several machines need."""
         problems = []
@@ -199,6 +203,21 @@ class Slurm(Launcher):
             return [f"launch=slurm: {missing[0]} is not on PATH; give the command {where}"]
         return []
 
+    @property
+    def gpus(self) -> int:
+        """Of each machine."""
+        return self.num_processes // self.num_machines if self.gpus_per_node is None else self.gpus_per_node
+
+    def request(self) -> str:
+        """As sbatch takes it."""
+        given = {
+            "nodes": self.num_machines, "gpus-per-node": self.gpus, "cpus-per-task": self.cpus_per_task,
+            "mem": f"{self.mem_gb:g}GB" if self.mem_gb else None, "time": f"{self.timeout_min} min",
+            "partition": self.partition, "account": self.account, "qos": self.qos, "constraint": self.constraint,
+            **self.additional_parameters,
+        }  # fmt: skip
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+
 
 @dataclass
 class Ray(Launcher):
@@ -238,6 +257,11 @@ class Ray(Launcher):
         """Look for Ray."""
         problem = _missing("ray", "ray")
         return [problem] if problem else []
+
+    def request(self) -> str:
+        """As a task of Ray's takes it."""
+        gpus = f"one for each of {self.num_processes} processes, where it has any"
+        return f"num_cpus={self.num_cpus}, num_gpus={gpus if self.num_gpus is None else self.num_gpus}"
 
 
 def _missing(package: str, extra: str) -> str:

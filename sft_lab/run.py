@@ -68,6 +68,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 }
 # What does not change a result does not make another job.
 NOT_IDENTITY = {"tracking", "launch", "store", "threads", "rerun", "choices", "format"}
+CHOOSING = ("filter", "decontaminate", "dedup")  # stages that choose among the training rows and do nothing else
 
 
 @dataclass
@@ -176,6 +177,11 @@ class Run:
         found = {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
         # A step takes as many batches as there are processes; how they share the work changes no result.
         return found | ({"num_processes": self.launch.num_processes} if self.launch.num_processes > 1 else {})
+
+    def trained_as(self, data: Prepared) -> str:
+        """A key of the training rows and of all that is done with them: equal where two thresholds keep the same."""
+        others = {name: value for name, value in self.identity().items() if name not in CHOOSING}
+        return digest([data.train_fingerprint, others])
 
     def preparation(self, bench: Bench) -> Preparation:
         """Give what carries rows from stage to stage and keeps the waterfall."""

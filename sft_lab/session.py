@@ -80,6 +80,7 @@ class Session:
         self._note(
             {
                 "dataset_fingerprint": self.run.data_fingerprint(self.bench.store),
+                "train_fingerprint": data.train_fingerprint,
                 "held_out_fingerprint": data.sides.fingerprint,
                 "grouped_by": data.grouped_by,
                 "groups": len(set(data.train.rows.column("group"))),

@@ -1,4 +1,4 @@
-"""Our log on standard error, and the libraries' talk kept off it: what every process that works begins with."""
+"""Our log on standard error, and the libraries' talk kept off it; the console for what is printed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import logging
 import os
 import sys
 import warnings
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from sft_lab.redaction import Formatter
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _LIBRARIES = (
     ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
@@ -43,6 +46,17 @@ def prepare(*, verbose: bool = False) -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+
+
+def console(width: int | None = None) -> Console:
+    """What prints our tables and lines on standard output: they are data, so no bracket is markup, no number a color.
+
+    Args:
+        width: characters where the output is a file: rather a long line than a cut-off number.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else width)
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from sft_lab.redaction import printable, redact
+from sft_lab.talk import console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,34 +55,31 @@ def tell(text: str) -> None:
 
 def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     """Print what a finished run came to: waterfall, losses, verdict, samples, report."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
-    console.print(_waterfall(folder))
+    out = console()
+    out.print(_waterfall(folder))
     for row in _samples(folder):
-        console.print(Text(row["prompt"], style="bold"))
+        out.print(Text(row["prompt"], style="bold"))
         for name in ("base", "prompted_base", "tuned"):
             if name in row:
                 answer = " ".join(row[name].split())[:300] or "(nothing)"
-                console.print(Text(f"  {name.replace('_', ' '):<14}{answer}"))
-    console.print()
+                out.print(Text(f"  {name.replace('_', ' '):<14}{answer}"))
+    out.print()
     for line in result_lines(summary):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Report: {folder.report}", highlight=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
+    out.print(f"Report: {folder.report}", soft_wrap=True)
 
 
 def show_prepared(folder: RunFolder) -> None:
     """Print what the data stages left: waterfall, what to look at next."""
-    from rich.console import Console
-
-    console = Console()
-    console.print(_waterfall(folder))
+    out = console()
+    out.print(_waterfall(folder))
     lines = [f"Data set: {folder.dataset}", f"Report: {folder.report}"]
     if folder.review.exists():
         lines.insert(1, f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def _waterfall(folder: RunFolder) -> Table:
@@ -134,7 +132,6 @@ def _samples(folder: RunFolder) -> list[dict[str, str]]:
 def show_prepared_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
     """Print the jobs of a sweep over data side by side: what differs, what is left."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from sft_lab.files import read_json
@@ -146,13 +143,12 @@ def show_prepared_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
         numbers = [f"{last[name]:,}" if last else "" for name in ("rows_kept", "tokens_kept")]
         report = str(folder.report) if folder.report.exists() else ""
         table.add_row(*(found.get(key, "") for key in axes), folder.state() or "", *numbers, report)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console(160).print(table)
 
 
 def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
     """Print a sweep's jobs side by side: what differs, state, losses, verdict."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from sft_lab.files import read_json
@@ -168,21 +164,25 @@ def show_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:
         rows = str(summary.get("train_rows", ""))
         state = folder.state() or ""
         table.add_row(*(found.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
-    # Rather a long line than a cut-off number where the output is a file.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console(160).print(table)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]]) -> None:
-    """Print what a command would do: jobs, what of their data is known, steps, time."""
+def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows: list[str]) -> None:
+    """Print what a command would do: jobs, what of their data is known, steps, time.
+
+    Args:
+        outlooks: of the jobs.
+        shared: data stages with the number of jobs that wait for each.
+        same_rows: jobs that differ in nothing but how they came to the same rows.
+    """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    out = console(160)
     axes = list(dict.fromkeys(key for one in outlooks for key in one.placed.job.axes))
     table = Table(*axes, "state", "rows", "tokens", "steps", "epochs", "about", "data", box=box.SIMPLE_HEAD)
     table.title, table.title_justify = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run", "left"
@@ -200,7 +200,8 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]]) -> None:
         data = "stored" if one.missing is None else f"from {one.missing[0]} on to be computed"
         state = f"{one.placed.standing.name}{' (other versions)' if one.other_versions else ''}"
         table.add_row(*values, state, *numbers, epochs, about, data)
-    console.print(table)
+    out.print(table)
+    request = outlooks[0].placed.job.run.launch.request()
     lines = [f"{stage}: computed once for {jobs} jobs, or so far as they agree" for stage, jobs in shared if jobs > 1]
     for one in outlooks[:1]:
         lines += _known_stages(one)
@@ -222,11 +223,14 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]]) -> None:
         lines.append(
             f"Times are those of {', '.join(likes)}, by its seconds for a step; without such a run none is given"
         )
+    lines += [f"Same training rows: {told}; one of them would do" for told in same_rows]
+    if request:
+        lines.append(f"Asked of the cluster for each job: {request}")
     lines.append(
         f"Folder: {outlooks[0].placed.folder.path.parent if len(outlooks) > 1 else outlooks[0].placed.folder.path}"
     )
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def _known_stages(one: Outlook) -> list[str]:
@@ -238,7 +242,6 @@ def _known_stages(one: Outlook) -> list[str]:
 def show_store(store: Store) -> None:
     """Print what the store holds: stage, key, size, how long unused."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     entries = list(store.listing())
@@ -247,7 +250,7 @@ def show_store(store: Store) -> None:
         days = f"{entry.idle / 86400:.1f} days"
         params = ", ".join(f"{name}={value}" for name, value in entry.params.items())
         table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:,.1f}", days, params[:60])
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     total = sum(entry.size for entry in entries) / 1e6
-    console.print(f"{len(entries)} entries, {total:,.1f} MB in {store.root}", highlight=False, soft_wrap=True)
+    out.print(f"{len(entries)} entries, {total:,.1f} MB in {store.root}", soft_wrap=True)

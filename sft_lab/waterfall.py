@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.bench import Bench, log
 from sft_lab.files import write_json
+from sft_lab.hardware import rank
 
 if TYPE_CHECKING:
     from sft_lab.folder import RunFolder
@@ -79,7 +81,8 @@ class Waterfall:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped.items())
         kept, seen = f"{int(selection.kept.sum()):,}", f"{len(selection.ids):,}"
         line = f"{name:<24} {key:<8} {how:<8} kept {kept:>6} of {seen:>6}  {seconds:5.1f} s  {reasons}"
-        log.info("%s", line.rstrip())
+        # Where several processes train, the stages were told by the one that filled the store.
+        log.log(logging.INFO if rank() is None else logging.DEBUG, "%s", line.rstrip())
 
     def dropped(self) -> dict[str, list[Any]]:
         """Every dropped row, as columns."""

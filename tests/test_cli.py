@@ -166,6 +166,10 @@ def test_info_searchpath(capsys):
         (["-p", "trainer"], "belongs to --cfg job"),
         (["--config-dir", "/no/such", "--cfg", "job"], "/no/such"),
         (["--frobnicate"], "unknown option --frobnicate"),
+        (["--config-path", "conf"], "unknown option --config-path; here it is --config-dir DIR"),
+        (["-m", "hydra.sweeper.params.seed=1,2"], "hydra.sweeper.params.seed: is a setting of a sweeper"),
+        (["-m", "hydra/sweeper=optuna", "seed=1,2"], "pip install hydra-optuna-sweeper"),
+        (["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=processes, slurm or ray start jobs without one"),
         (["dedup=exact", "--frobnicate", "seed=1"], "unknown option --frobnicate"),
         (["pln"], "pln: no such command"),
         (["--cfg", "hydra"], "job"),
@@ -240,7 +244,8 @@ def test_a_job_that_fails_ends_with_1_and_says_so_in_its_folder():
     assert status["state"] == "failed"
     assert "decontaminate.action=drop removes them" in status["error"]
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("sft-lab: run: ")
+    assert last.startswith("sft-lab: ")
+    assert "run: " not in last  # there is one folder, and it is named above
     assert "decontaminate.action=drop removes them" in last
     assert "Traceback" not in done.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,13 @@ def test_held_out_rows_unlike_the_training_rows_are_spoken_of(here: Path, capsys
     assert "of the held-out rows too" in capsys.readouterr().err
     assert any("split.filter=[language]" in notice for notice in read_json(folder.data)["notices"])
     assert "split.filter=[language]" in folder.report.read_text(encoding="utf-8")
+
+
+def test_long_rows_that_go_with_most_of_the_tokens_are_spoken_of(here: Path, capsys: Any) -> None:
+    folder = prepared([*MINHASH, "filter.length.max_tokens=60", "split.max_eval_tokens=60"])
+    said = r"filter\.length drops \d+% of the rows and with them \d+% of the tokens: the long conversations go"
+    assert re.search(said, capsys.readouterr().err)
+    assert any(re.match(said, notice) for notice in read_json(folder.data)["notices"])
 
 
 def test_what_the_model_is_for_cannot_be_swept(here: Path, capsys: Any) -> None:

@@ -59,6 +59,7 @@ class Job:
         events: lines of ``metrics.jsonl``.
         samples: lines of ``samples.jsonl``.
         fingerprint: of the held-out rows.
+        trained: fingerprint of the training rows.
         tuned: row losses of the tuned model.
         base: row losses of the base model.
     """
@@ -74,6 +75,7 @@ class Job:
     events: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: str | None = None
+    trained: str | None = None
     tuned: RowLosses | None = None
     base: RowLosses | None = None
 
@@ -156,7 +158,8 @@ def _read(folder: RunFolder, name: str) -> Job:
         job.config = _config(folder.config)
         status = read(folder.status)
         job.error = str(status.get("error") or "")
-        job.fingerprint = read(folder.manifest).get("held_out_fingerprint")
+        manifest = read(folder.manifest)
+        job.fingerprint, job.trained = manifest.get("held_out_fingerprint"), manifest.get("train_fingerprint")
         job.events = _lines(folder.metrics)
         job.samples = _lines(folder.samples)
         state = str(status.get("state", NOT_STARTED))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare import words
 from sft_lab.compare.axes import short_names, shown
 from sft_lab.compare.collect import is_number
+from sft_lab.talk import console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,16 +84,14 @@ def _numbers(summary: dict[str, Any]) -> list[str]:
 
 def show(found: Comparison) -> None:
     """Print the table, what may be claimed, and where the page is."""
-    from rich.console import Console
     from rich.text import Text
 
-    # Rather a long line than a cut-off number where the output is a file.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table(found))
+    out = console(200)
+    out.print(table(found))
     said = words.headline(found)
-    console.print(Text(f"{said.badge}: ", style="bold") + Text(" ".join(said.sentences)), soft_wrap=True)
+    out.print(Text(f"{said.badge}: ", style="bold") + Text(" ".join(said.sentences)), soft_wrap=True)
     for line in [*found.notes, f"Page: {found.page}"]:
-        console.print(Text(line), soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def table(found: Comparison) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare.axes import SEED, short_names, shown
@@ -18,6 +19,7 @@ from sft_lab.compare.noise import (
     Interval,
 )  # fmt: skip
 from sft_lab.folder import FINISHED
+from sft_lab.run import CHOOSING
 
 if TYPE_CHECKING:
     from sft_lab.compare.comparison import Comparison, Setting
@@ -186,7 +188,20 @@ def notes(found: Comparison) -> list[str]:
         says.append(f"{_jobs(broken)} diverged, and {'is' if broken == 1 else 'are'} left out of what each axis did.")
     if len(found.bases) > 1 and not found.alarms:
         says.append("Jobs began from different base models; each is measured against its own.")
-    return [*says, *_kept_equal(found)]
+    return [*says, *_same_rows(found), *_kept_equal(found)]
+
+
+def _same_rows(found: Comparison) -> list[str]:
+    """Choices of rows that came to the same: they are one setting, whatever the table says."""
+    groups: dict[str, list[str]] = {}
+    names = short_names(found.axes)
+    for job in found.jobs:
+        chosen = {axis: value for axis, value in job.axes.items() if axis.partition(".")[0] in CHOOSING}
+        if job.judged and job.trained and chosen:
+            others = {axis: value for axis, value in job.axes.items() if axis not in chosen}
+            groups.setdefault(json.dumps([job.trained, others], default=str), []).append(name_of(chosen, names))
+    alike = dict.fromkeys(" and ".join(group) for group in groups.values() if len(set(group)) > 1)
+    return [f"{told} kept the same training rows: one training, done more than once." for told in alike]
 
 
 def _seeds(found: Comparison) -> str:

@@ -172,6 +172,10 @@ def _no_option(path: str) -> str:
     option = path.removeprefix(f"{group}/")
     near = difflib.get_close_matches(option, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        kind = group.removeprefix("hydra/")
+        ours = "; launch=processes, slurm or ray start jobs without one" if kind == "launcher" else ""
+        hint += f"; others are plugins of Hydra's, each a package: pip install hydra-{option}-{kind}{ours}"
     return f"{group}={option}: no such option; there are {', '.join(names) or 'none'}{hint}"
 
 

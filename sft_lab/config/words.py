@@ -170,6 +170,11 @@ def refuse_sweep_settings(words: list[Override], *, swept: bool) -> None:
         key = key_of(str(word.input_line))
         if swept and key == "hydra.run.dir":
             raise ConfigError(f"{word.input_line}: the folder of a sweep is hydra.sweep.dir")
+        if re.match(r"hydra\.(sweeper|launcher)\b", key):
+            raise ConfigError(
+                f"{key}: is a setting of a sweeper or launcher of Hydra's, and none is chosen; a grid is written "
+                "-m seed=1,2, or as hydra.sweeper.params in a file of experiments/; how jobs are started, launch=..."
+            )
         if key != "experiment" or not word.is_sweep_override():
             continue
         for name in re.findall(r"[^\s,\[\]]+", str(word.input_line).partition("=")[2]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +86,8 @@ def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarra
     Returns:
         The codes, ``""`` where there is nothing to judge, and the confidences: float32, shape (rows,).
     """
+    from importlib.metadata import version
+
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -13,6 +13,7 @@ from sft_lab.bench import log, share
 from sft_lab.data.split import Sides, Split, group_hash
 from sft_lab.data.tokenize import tokenize
 from sft_lab.errors import JobError, SourceError
+from sft_lab.files import digest
 from sft_lab.rows import Rows, Selection
 from sft_lab.waterfall import Waterfall
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sft_lab.data.template import Template
 
 MANY_HELD_OUT = 0.2  # share of the held-out rows that a training filter may drop without a word
+MANY_TOKENS = 1 / 3  # the same of the training tokens, where they are of few rows
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Prepared:
     held_out_flow: Waterfall
     grouped_by: str
     steps: dict[str, tuple[Rows, Selection]]
+
+    @property
+    def train_fingerprint(self) -> str:
+        """A key of which rows are trained, by their ids in order."""
+        return digest(self.train.rows.column("id"))
 
 
 class Preparation:
@@ -129,6 +136,13 @@ class Preparation:
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
         """Filter the training side; the held-out side stays, and it is said when the two grow apart."""
         stays = self.step(f"filter.{name}", rows, keep(rows, self._bench))
+        lost = 1 - share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
+        lost_rows = 1 - share(len(stays), len(rows))
+        if lost > MANY_TOKENS and lost > 2 * lost_rows:
+            self._bench.notice(
+                f"filter.{name} drops {lost_rows:.0%} of the rows and with them {lost:.0%} of the tokens: the long "
+                f"conversations go; loosen filter.{name} if the model is to learn from them"
+            )
         if keep.judges_by_id:
             return stays
         held_out = self.sides.held_out

@@ -15,7 +15,6 @@ import queue
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -255,6 +254,8 @@ def _encode(
     model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
 ) -> np.ndarray:
     """Unit vectors of texts of falling lengths: float32, shape (texts, dim)."""
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
     import torch
 

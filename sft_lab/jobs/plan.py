@@ -45,6 +45,7 @@ class Outlook:
         seconds: from a finished run of the same shape, None without one.
         like: that run's folder.
         memory: what training holds; None where the model is not here yet.
+        trained_as: a key of the training rows and of all that is done with them; None where they are not known.
     """
 
     placed: Placed
@@ -58,6 +59,7 @@ class Outlook:
     seconds: float | None
     like: Path | None
     memory: Footprint | None
+    trained_as: str | None
 
 
 def look(plan: configs.Plan) -> list[Outlook]:
@@ -80,6 +82,16 @@ def shared(outlooks: list[Outlook]) -> list[tuple[str, int]]:
     return [(stage, jobs) for (stage, _), jobs in counted.most_common()]
 
 
+def same_rows(outlooks: list[Outlook]) -> list[str]:
+    """Name the jobs that would train the same on the same rows: their thresholds are one."""
+    groups: dict[str, list[str]] = {}
+    for one in outlooks:
+        if one.trained_as:
+            named = ", ".join(f"{key}={value}" for key, value in one.placed.job.axes.items())
+            groups.setdefault(one.trained_as, []).append(named)
+    return ["; ".join(group) for group in groups.values() if len(group) > 1]
+
+
 def _outlook(
     placed: Placed,
     done: list[tuple[Path, dict[str, Any]]],
@@ -100,7 +112,7 @@ def _outlook(
     seconds, like = _time(run, steps, done)
     return Outlook(
         placed, _other_versions(placed), stages, missing, rows, stages[-1]["tokens_kept"] if data else None,
-        steps, epochs, seconds, like, footprints[shape],
+        steps, epochs, seconds, like, footprints[shape], run.trained_as(data) if data else None,
     )  # fmt: skip
 
 

@@ -98,8 +98,8 @@ def _said(folder: RunFolder) -> str:
     status = read_json(folder.status) if folder.status.exists() else {}
     if "error" in status:
         return str(status["error"])
-    lines = (folder.path / OUTPUT).read_text(encoding="utf-8", errors="replace").split()
-    return lines[-1] if lines else f"see {folder.path / OUTPUT}"
+    lines = (folder.path / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("sft-lab: ") if lines else f"see {folder.path / OUTPUT}"
 
 
 def _stop(working: list[_Working]) -> None:

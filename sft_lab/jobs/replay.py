@@ -18,6 +18,7 @@ from sft_lab.jobs.attempt import Failure
 from sft_lab.jobs.folders import Placed, Standing
 from sft_lab.jobs.world import Difference
 from sft_lab.run import Run
+from sft_lab.talk import console
 
 REPLAY = "replay.json"  # marks a folder as a replay's
 # Where the world is not the same, or sums are made by a GPU in any order. A held-out loss is a mean over thousands of
@@ -201,7 +202,10 @@ def _data_numbers(folder: RunFolder) -> Numbers:
             found[f"{title} {stage['stage']}"] = {key: value for key, value in flat(stage).items() if value != {}}
     dropped = pq.read_table(folder.dropped, columns=["id", "stage", "reason"]).to_pylist()
     found["dropped.parquet"] = {f"{row['id']} {row['stage']}": row["reason"] for row in dropped}
-    found["held-out fingerprint"] = {"": read_json(folder.manifest).get("held_out_fingerprint")}
+    manifest = read_json(folder.manifest)
+    for side in ("train", "held_out"):
+        if rows := manifest.get(f"{side}_fingerprint"):
+            found[f"{side.replace('_', '-')} fingerprint"] = {"": rows}
     return found
 
 
@@ -285,8 +289,6 @@ def lines(done: Replay) -> list[str]:
 
 def show(done: Replay) -> None:
     """Print ``lines``."""
-    from rich.console import Console
-
-    console = Console()
+    out = console()
     for line in lines(done):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.errors import FolderError
 from sft_lab.files import read_json
 from sft_lab.folder import RUN, RUNNING, RunFolder
+from sft_lab.talk import console
 from sft_lab.tracking import manifest
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 DEFAULT = ("outputs", "multirun")  # where runs lie unless told otherwise, below the working folder
-CUT_OFF, NOT_STARTED, BROKEN = "cut off", "not started", "broken"
+CUT_OFF, QUEUED, NOT_STARTED, BROKEN = "cut off", "queued", "not started", "broken"
 _NUMBERS = ("base/eval_loss", "eval/loss", "gap", "train_rows")
 
 
@@ -29,7 +30,8 @@ class RunLine:
     Attributes:
         path: of the folder.
         state: of ``status.json``; ``cut off`` where its process is gone, ``running on <host>`` on another machine,
-            ``not started`` with a config alone, ``broken`` where ``status.json`` cannot be read.
+            ``queued`` while a cluster has it and has not begun, ``not started`` with a config alone, ``broken`` where
+            ``status.json`` cannot be read.
         work: ``run`` or ``prepare``.
         verdict: empty without a summary.
         base_loss: held-out loss of the base model, nats per token; None where it was not measured, as below.
@@ -104,9 +106,10 @@ def _line(folder: RunFolder, installed: dict[str, str]) -> RunLine:
     if not isinstance(packages, dict):
         problems.append(f"{folder.manifest.name}: packages is no mapping of names to versions")
         packages = {}
+    state = _state(status, broken=any(told.startswith(folder.status.name) for told in problems))
     return RunLine(
         folder.path,
-        _state(status, broken=any(told.startswith(folder.status.name) for told in problems)),
+        QUEUED if state == NOT_STARTED and folder.queued.exists() else state,
         work=str(status.get("work", RUN)) if status else "",
         verdict=str(summary.get("verdict", "")),
         base_loss=numbers.get("base/eval_loss"),
@@ -195,13 +198,7 @@ def table(lines: list[RunLine]) -> Table:
 
 def show(lines: list[RunLine]) -> None:
     """Print the table, or that there is nothing yet."""
-    import sys
-
-    from rich.console import Console
-
-    # Rather a long line than a cut-off path where the output is a file.
-    console = Console(width=None if sys.stdout.isatty() else 200)
     if lines:
-        console.print(table(lines))
+        console(200).print(table(lines))
     else:
-        console.print("No runs here yet; `sft-lab` makes one in ./outputs, `sft-lab -m` several in ./multirun.")
+        console().print("No runs here yet; `sft-lab` makes one in ./outputs, `sft-lab -m` several in ./multirun.")

@@ -207,8 +207,7 @@ def executor_for(launcher: Slurm, logs: Path) -> AutoExecutor:
     """Give submitit's executor with all that a job gets; it writes the batch script."""
     from submitit import AutoExecutor
 
-    cluster, each = launcher.cluster.name, launcher.num_processes // launcher.num_machines
-    gpus = each if launcher.gpus_per_node is None else launcher.gpus_per_node
+    cluster, gpus = launcher.cluster.name, launcher.gpus
     if launcher.cluster is Cluster.local:
         gpus = min(gpus, len(devices()))
     # -P: with -m alone Python would import from the working folder first, and a torch.py may lie there.
@@ -305,6 +304,8 @@ def _say_goodbye(queued: list[_Queued], cluster: Cluster) -> None:
     where = queued[0].folder.path.parent
     if cluster is Cluster.slurm:
         log.warning("the jobs stay in Slurm's hands: squeue --jobs=%s; scancel ends one", ids)
+    else:
+        log.warning("jobs of this machine: Ctrl-C in a terminal has reached them too, and interrupted what was at work")
     log.warning(
         "sft-lab runs %s says how they stand; the same command waits for them again, and submits none twice", where
     )

@@ -164,13 +164,12 @@ def _is_number(value: object) -> TypeGuard[float]:
 def _content(folder: RunFolder) -> dict[str, Any]:
     """Everything the page shows."""
     summary, waterfall, status = read(folder.summary), read(folder.waterfall), read(folder.status)
-    where = folder.path.absolute()
-    name, _, job = where.name.rpartition("-") if folder.sweep else ("", "", "")  # a job is <what differs>-<hash>
+    name, job, place = _heading(folder)
     tone, meaning = VERDICTS.get(summary.get("verdict") or "", ("none", ""))
     return {
-        "name": name or where.name,
-        "hash": job if name else "",
-        "place": where.parent.name,
+        "name": name,
+        "hash": job,
+        "place": place,
         "summary": summary,
         "tone": tone,
         "meaning": meaning,
@@ -191,6 +190,32 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "config": folder.config.read_text(encoding="utf-8") if folder.config.exists() else "",
         "colors": COLORS,
     }
+
+
+_WHEN = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")
+_TELLING = ("dataset", "dedup", "template", "model", "trainer")  # the choices that a title names
+
+
+def _heading(folder: RunFolder) -> tuple[str, str, str]:
+    """What a run is called, the hash of a sweep's job, and where it lies."""
+    where = folder.path.absolute()
+    name, _, job = where.name.rpartition("-")  # a job is <what differs>-<hash>
+    if folder.sweep and name:
+        return name, job, where.parent.name
+    if _WHEN.fullmatch(where.name) and (chosen := _choices(folder)):  # a time says nothing of what was done
+        return chosen, "", f"{where.parent.name} {where.name}"
+    return where.name, "", where.parent.name
+
+
+def _choices(folder: RunFolder) -> str:
+    """Name a run by what was chosen for it; empty where the config cannot be read."""
+    import yaml
+
+    try:
+        chosen = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["choices"]
+        return ", ".join(str(chosen[name]) for name in _TELLING if name in chosen)
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return ""
 
 
 def _state(status: dict[str, Any], *, done: bool) -> str | None:

@@ -58,13 +58,13 @@ def write_job(
     path: Path, nats: np.ndarray | None = None, *, state: str = "finished", fingerprint: str = "f" * 64,
     tokens: np.ndarray = TOKENS, ids: list[str] | None = None, saved: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None, error: str | None = None, tuned: str = "an answer", prompt: str = "a prompt",
-    **changes: Any,
+    trained: str | None = None, **changes: Any,
 ) -> RunFolder:  # fmt: skip
     """Write a run folder; without nats it has not come to an end."""
     folder = RunFolder(path)
     write_text(folder.config, yaml.safe_dump(saved or config(**changes), allow_unicode=True))
     write_json(folder.status, {"state": state, "work": "run", **({"error": error} if error else {})})
-    write_json(folder.manifest, {"held_out_fingerprint": fingerprint})
+    write_json(folder.manifest, {"held_out_fingerprint": fingerprint, "train_fingerprint": trained})
     write_json(folder.waterfall, {"stages": [{"stage": "load", "rows_in": 100, "rows_kept": 90, "dropped": {}}]})
     events: list[dict[str, Any]] = [{"step": 0, "epoch": 0.0, "eval/loss": 2.5, "eval/bits_per_byte": 0.9}]
     events += [

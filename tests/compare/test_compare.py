@@ -258,6 +258,18 @@ def test_what_stayed_equal_is_said_where_rows_differ(tmp_path):
     assert "different numbers of rows; optimizer steps and trained tokens stayed equal" in said(of(tmp_path))
 
 
+def test_thresholds_that_kept_the_same_rows_are_one(tmp_path):
+    for threshold, trained in ((0.8, "a"), (0.9, "b"), (0.95, "b")):
+        for rate in (1e-4, 3e-4):
+            write_job(
+                tmp_path / f"{threshold}-{rate}", nats_of(threshold, 1), trained=trained, trainer__learning_rate=rate,
+                dedup__threshold=threshold,
+            )  # fmt: skip
+    told = said(of(tmp_path))
+    assert told.count("kept the same training rows") == 1  # said once, whatever the rates are
+    assert "threshold=0.9 and threshold=0.95 kept the same training rows" in told
+
+
 def test_run_folders_by_hand_and_of_two_levels(tmp_path):
     one = write_job(tmp_path / "2026-11-22" / "10-00-00", nats_of(), seed=1)
     two = write_job(tmp_path / "2026-11-23" / "10-00-00", nats_of(), seed=2)

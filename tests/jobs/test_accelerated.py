@@ -66,6 +66,8 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
 def test_two_processes_give_the_losses_of_one_and_leave_one_run_folder(one: Path, here: Path, tiny: list[str]) -> None:
     two = here / "two"
     assert main([*tiny, *TWO, f"hydra.run.dir={two}"]) == 0
+    told = (two / "run.log").read_text()
+    assert told.count("INFO load ") == told.count("INFO tokenize  ") == 1  # the processes find all stored
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
     assert curve(two, "eval/loss") == pytest.approx(curve(one, "eval/loss"), abs=1e-5)
     assert curve(two, "train/num_tokens") == curve(one, "train/num_tokens")

@@ -66,6 +66,44 @@ def test_what_the_jobs_of_a_sweep_share(here: Path, mine: list[str]) -> None:
     assert plan.shared(found) == [("dedup.exact", 2)]
 
 
+def test_choices_that_keep_the_same_rows_are_named(
+    here: Path, mine: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two lists of filters, of which one drops nothing more: one training, whatever it is called."""
+    grid = ["+filter.length.max_tokens=100000", "filter=[answered],[answered,length]", "trainer.max_length=100000"]
+    words = [word for word in mine if "filter" not in word]
+    found = looked(words, *grid, sweep=True)
+    assert plan.same_rows(found) == []  # nothing is known yet
+    for one in found:
+        run = one.placed.job.run
+        run.prepare(run.bench())
+    assert plan.same_rows(looked(words, *grid, sweep=True)) == ["filter=[answered]; filter=[answered,length]"]
+    assert plan.same_rows(looked(words, *grid, "seed=1,2", sweep=True)) == [
+        "filter=[answered], seed=1; filter=[answered,length], seed=1",
+        "filter=[answered], seed=2; filter=[answered,length], seed=2",
+    ]
+    capsys.readouterr()
+    assert main(["plan", "-m", *words, *grid]) == 0
+    told = capsys.readouterr().out
+    assert "Same training rows: filter=[answered]; filter=[answered,length]; one of them would do" in told
+    assert "│ [answered] " in told or " [answered] " in told  # brackets are no markup
+
+
+def test_what_a_cluster_is_asked_for(here: Path, mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        "launch=slurm",
+        "launch.cluster=local",
+        "launch.partition=gpu",
+        "launch.num_processes=4",
+        "launch.mem_gb=64",
+    ]
+    assert main(["plan", *mine, *asked]) == 0
+    told = capsys.readouterr().out
+    assert "nodes=1, gpus-per-node=4, cpus-per-task=4, mem=64GB, time=240 min, partition=gpu" in told
+    assert main(["plan", *mine]) == 0
+    assert "Asked of the cluster" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_finished_jobs_and_times_like_theirs(here: Path, mine: list[str]) -> None:
     grid = [*mine, "trainer.learning_rate=1e-3,2e-3"]

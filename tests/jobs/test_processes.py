@@ -14,7 +14,8 @@ import pytest
 from sft_lab.cli import main
 from sft_lab.errors import FolderError
 from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
+from sft_lab.folder import RUN, RunFolder
+from sft_lab.jobs import processes
 from sft_lab.launchers import Processes, devices
 
 TWO = ["launch=processes", "launch.at_once=2"]
@@ -124,3 +125,14 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     assert read_json(folder.status)["state"] == "finished"
     assert not folder.is_held()
     assert {path.name for path in tmp_path.iterdir()} == {"status.json"}
+
+
+def test_a_job_that_leaves_no_status_is_told_by_its_last_line(here: Path) -> None:
+    """Its config is no config, so that it ends before its folder is worked on."""
+    job = RunFolder(here / "sweep" / "seed=1-0123")
+    job.path.mkdir(parents=True)
+    job.config.write_text("format: 99\n")
+    (failure,) = processes.launch([("one", job)], Processes(at_once=1), RUN)
+    assert failure.by_input
+    assert failure.message.startswith(f"{job.config}: ")  # the whole sentence
+    assert not job.status.exists()

@@ -153,6 +153,8 @@ def test_a_config_alone_is_a_run_not_started_and_a_conf_folder_is_none(here: Pat
     Path("place/conf/config.yaml").write_text("defaults:\n  - dedup: exact\n")
     line = only("place")
     assert (str(line.path), line.state, line.work) == ("place/run", "not started", "")
+    RunFolder(Path("place/run")).queued.write_text('{"format": 1, "job_id": "12_0"}')
+    assert only("place").state == "queued"
 
 
 def test_what_lies_inside_a_run_is_not_looked_at(here: Path) -> None:

@@ -116,6 +116,14 @@ def html_of(folder: RunFolder) -> str:
     return page.write(folder).read_text(encoding="utf-8")
 
 
+def test_a_run_named_by_its_time_is_titled_by_its_choices(make: Make) -> None:
+    folder = make("summary")
+    write_text(folder.config, CONFIG + "choices: {dataset: file, dedup: exact, model: local, trainer: lora}\n")
+    html = html_of(folder)
+    assert ">file,<wbr> exact,<wbr> local,<wbr> lora</bdi></h1>" in html
+    assert "<bdi>2026-11-22 01-26-04</bdi>" in html
+
+
 def test_a_whole_run_on_one_page(whole: str) -> None:
     for expected in (
         "<h1><bdi>01-26-04</bdi></h1>", "2026-11-22", "undertrained", "held-out loss changed by -10.0%",
