@@ -232,7 +232,10 @@ def test_held_out_rows_unlike_the_training_rows_are_spoken_of(here: Path, capsys
 
 
 def test_long_rows_that_go_with_most_of_the_tokens_are_spoken_of(here: Path, capsys: Any) -> None:
-    folder = prepared([*MINHASH, "filter.length.max_tokens=60", "split.max_eval_tokens=60"])
+    short = [f"{number} is the number after {number - 1}." for number in range(90)]
+    file = talks(here / "rows.jsonl", [*short, *(LONG * 30 + str(number) for number in range(10))])
+    words = [*MINHASH, "dataset=file", f"dataset.path={file}", "split.max_eval_tokens=200"]
+    folder = prepared([*words, "filter.length.max_tokens=200", "split.min_eval_rows=2"])
     said = r"filter\.length drops \d+% of the rows and with them \d+% of the tokens: the long conversations go"
     assert re.search(said, capsys.readouterr().err)
     assert any(re.match(said, notice) for notice in read_json(folder.data)["notices"])
