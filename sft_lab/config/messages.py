@@ -175,7 +175,7 @@ def _no_option(path: str) -> str:
     if group in ("hydra/launcher", "hydra/sweeper"):
         kind = group.removeprefix("hydra/")
         ours = "; launch=processes, slurm or ray start jobs without one" if kind == "launcher" else ""
-        hint += f"; others are plugins of Hydra's, each a package: pip install hydra-{option}-{kind}{ours}"
+        hint += f"; others are plugins of Hydra's, each a package: pip install hydra-NAME-{kind}{ours}"
     return f"{group}={option}: no such option; there are {', '.join(names) or 'none'}{hint}"
 
 

@@ -44,7 +44,7 @@ def hold(undisturbed: dict[str, Any], found: dict[str, Any]) -> None:
     if found["code"]:
         told = found["said"].rstrip().splitlines()[-1]
         assert found["code"] == 1, size
-        assert told.startswith("sft-lab: run: no space left in "), told
+        assert told.startswith("sft-lab: no space left in "), told
         assert "Traceback" not in found["said"], size
         assert "Logging error" not in found["said"], size
         assert found["status"]["state"] == "failed", size

@@ -28,7 +28,7 @@ def test_a_batch_too_large(here: Path, tiny: list[str], word: str, named: str) -
     done = subprocess.run([sys.executable, str(script), "300", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     told = done.stderr.rstrip().splitlines()[-1]
-    assert told.startswith("sft-lab: run: out of memory (")
+    assert told.startswith("sft-lab: out of memory (")
     assert named in told
     assert "Traceback" not in done.stderr
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
