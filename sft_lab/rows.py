@@ -134,8 +134,10 @@ def save_table(columns: dict[str, list[Any]], features: Any, folder: Path) -> No
 def load_table(folder: Path) -> Dataset:
     """Read what ``save_table`` wrote, memory-mapped."""
     import datasets
+    from datasets.table import MemoryMappedTable
 
-    return datasets.Dataset.from_file(str(folder / "table.arrow"))
+    # Named by its key in the store: to make up a name, datasets would pickle and hash all that it knows of the table.
+    return datasets.Dataset(MemoryMappedTable.from_file(str(folder / "table.arrow")), fingerprint=folder.name[:64])
 
 
 @dataclass(frozen=True)

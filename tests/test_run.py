@@ -252,7 +252,9 @@ def lines_so_far(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_packing_trains_and_is_measured_the_same_way(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "trainer.packing=true", "trainer.max_length=1280", "trainer.max_steps=2", "evaluation.prompts=[]"]
-    assert main([*words, "hydra.run.dir=packed"]) == 0
+    assert main([*words, "store.path=store", "hydra.run.dir=packed"]) == 0
+    assert list((here / "store").glob("tokenize/*/table.arrow"))
+    assert not list((here / "store").glob("*/*/cache*"))  # blocks are this run's, and the store everybody's
     assert main([*words, "trainer.packing=false", "hydra.run.dir=apart"]) == 0
     packed, apart = (read(Path(name) / "summary.json") for name in ("packed", "apart"))
     assert packed["base/eval_loss"] == apart["base/eval_loss"]

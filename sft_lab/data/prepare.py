@@ -203,7 +203,8 @@ class Preparation:
         rows = self._narrowed("tokenize", whole, fitting, rows, flow)
         whole = whole.take(fitting.kept)
         if len(rows) < len(whole):
-            tokens = tokens.select(np.searchsorted(whole.positions, rows.positions))
+            places = np.searchsorted(whole.positions, rows.positions)
+            tokens = tokens.select(places, new_fingerprint=digest([tokens._fingerprint, rows.key]))  # noqa: SLF001
         return Ready(rows, tokens, rendered)
 
     def _narrowed(self, stage: str, whole: Rows, decided: Selection, rows: Rows, flow: Waterfall | None) -> Rows:

@@ -208,6 +208,18 @@ def _both(one: Callable[[Event], None], other: Callable[[Event], None]) -> Calla
 
 
 @contextmanager
+def _no_cache_files() -> Iterator[None]:
+    """Keep packed blocks out of the store: datasets would put them beside the rows, also where they may not be."""
+    before = datasets.is_caching_enabled()
+    datasets.disable_caching()
+    try:
+        yield
+    finally:
+        if before:
+            datasets.enable_caching()
+
+
+@contextmanager
 def _own_arithmetic(model: Any) -> Iterator[None]:
     """Take accelerate's autocast off the model for a while: held-out loss is measured in one arithmetic everywhere."""
     wrapped = model.__dict__.get("forward")
@@ -281,15 +293,16 @@ def train(
     ready = rows.select_columns(["input_ids", "labels"])
     transformers.set_seed(seed)  # of the adapter: whatever was drawn before, stored results or new ones
     try:
-        trainer = _Trainer(
-            model=model,
-            args=args,
-            train_dataset=ready,
-            eval_dataset=ready.select([0]) if watch.measure else None,  # never read: see evaluate
-            processing_class=tokenizer,
-            peft_config=peft_config(options, model, new_tokens or []),
-            callbacks=_callbacks(options, watch, args),
-        )
+        with _no_cache_files():
+            trainer = _Trainer(
+                model=model,
+                args=args,
+                train_dataset=ready,
+                eval_dataset=ready.select([0]) if watch.measure else None,  # never read: see evaluate
+                processing_class=tokenizer,
+                peft_config=peft_config(options, model, new_tokens or []),
+                callbacks=_callbacks(options, watch, args),
+            )
     except ValueError as error:
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
     trainer.remove_callback(transformers.PrinterCallback)
