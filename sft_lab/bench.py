@@ -36,9 +36,6 @@ class Bench:
     Args:
         store: where results are kept; None means the user's own store.
         load_tokenizer: gives the tokenizer of the model to be tuned, called when first needed.
-
-    Attributes:
-        added_tokens: ids that were added to the tokenizer when it was loaded; the weights know nothing of them.
     """
 
     def __init__(
@@ -47,7 +44,6 @@ class Bench:
         self.store = store or Store(default_root())
         self.entries: list[Entry] = []
         self.notices: list[str] = []
-        self.added_tokens: list[int] = []
         self._told = 0
         self._load_tokenizer = load_tokenizer
 
@@ -57,6 +53,12 @@ class Bench:
         if self._load_tokenizer is None:
             raise ModelError("this stage counts tokens and needs a tokenizer: Bench(load_tokenizer=...)")
         return self._load_tokenizer()
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """Ids that ``Model.tokenizer`` added for the template, which the weights know nothing of."""
+        found: list[int] = getattr(self.tokenizer, "new_tokens", [])
+        return found
 
     @cached_property
     def tokenizer_key(self) -> str:

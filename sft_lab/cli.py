@@ -242,9 +242,8 @@ def _tell(failures: list[Any]) -> int:
     from sft_lab import terminal
 
     for failure in failures:
-        job = (
-            f"{failure.folder.path.name}: " if failure.folder.sweep else ""
-        )  # elsewhere there is one folder, and named
+        # A single run's folder is named above already.
+        job = f"{failure.folder.path.name}: " if failure.folder.sweep else ""
         terminal.tell(f"sft-lab: {job}{failure.message}")
     if not failures:
         return 0

@@ -160,8 +160,7 @@ class Measuring:
         held = ["nf4"] if self._run.trainer.four_bit else []
         model = self._run.model
         how = [getattr(model, name, None) for name in ("dtype", "attn_implementation", "init_kwargs")]
-        added = self._bench.tokenizer and self._bench.added_tokens  # known once the tokenizer is loaded
-        return digest([model.key(self._bench, self._run.seed), plain(how), added, *held])
+        return digest([model.key(self._bench, self._run.seed), plain(how), self._bench.new_tokens, *held])
 
     def _measured(
         self,

@@ -90,7 +90,7 @@ def named() -> list[Plugin]:
 def _installed(paths: tuple[str, ...]) -> list[Plugin]:
     """Those of installed packages, for as long as Python's path is the same."""
     files = (file for path in paths for file in Path(path).glob("*-info/entry_points.txt"))
-    if not any(GROUP.encode() in file.read_bytes() for file in files):
+    if not any(GROUP.encode() in file.read_bytes() for file in files if os.access(file, os.R_OK)):
         return []  # nearly always, and before every command: the library would take 15 ms to say so
     from importlib import metadata
 

@@ -24,6 +24,7 @@ from sft_lab.tracking.record import Lines, Record, Unwritten
 from sft_lab.training import saved, trl
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.checkpoints import last_checkpoint
+from sft_lab.training.options import resolve_precision
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Prepared
@@ -50,7 +51,7 @@ class TrainingSession(Session):
         """Open the session, unless the trainer's knobs are refused: better now than after the data stages."""
         trl.sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
         super().__enter__()
-        self._note({"precision": trl.resolve_precision(self.run.trainer.precision)})
+        self._note({"precision": resolve_precision(self.run.trainer.precision)})
         return self
 
     def begin(self, data: Prepared) -> None:
@@ -114,7 +115,7 @@ class TrainingSession(Session):
             seed=self.run.seed,
             watch=watch,
             reference_rows=len(data.sides.train),
-            new_tokens=self.bench.added_tokens,
+            new_tokens=self.bench.new_tokens,
         )
         if trained.saved and not rank():
             self._model = None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 FRESH = """
 import gc
@@ -26,6 +29,18 @@ with heavy.imports():
     pass
 assert not gc.isenabled() and gc.get_freeze_count() == 0
 """
+RUN = """
+import gc, sys
+from sft_lab.cli import main
+assert main([*sys.argv[1:], "hydra.run.dir=run"]) == 0
+assert gc.get_freeze_count() > 100_000
+"""
+PLAN = """
+import sys
+from sft_lab.cli import main
+assert main(["plan", *sys.argv[1:]]) == 0
+assert "trl" not in sys.modules
+"""
 
 
 def test_what_is_imported_first_is_not_collected_and_all_later_is() -> None:
@@ -34,3 +49,11 @@ def test_what_is_imported_first_is_not_collected_and_all_later_is() -> None:
 
 def test_who_has_turned_the_collector_off_keeps_it_so() -> None:
     subprocess.run([sys.executable, "-c", OFF], check=True, timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [RUN, PLAN])
+def test_the_commands_import_what_they_need_and_fast(script: str, here: Path, tiny: list[str]) -> None:
+    """A run's imports are frozen, so nothing heavy came before them; who only looks ahead waits for no trainer."""
+    words = [*tiny, "trainer.max_steps=1", "evaluation.prompts=[]"]
+    subprocess.run([sys.executable, "-c", script, *words], check=True, timeout=120)

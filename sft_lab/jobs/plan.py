@@ -19,6 +19,7 @@ from sft_lab.jobs.folders import Placed, Standing, find
 from sft_lab.run import Run
 from sft_lab.store import NotStored, StoreView
 from sft_lab.tracking.manifest import versions
+from sft_lab.training.options import planned_steps
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Prepared
@@ -157,9 +158,7 @@ def _steps(run: Run, data: Prepared | None) -> int | None:
 
 
 def _planned(run: Run, rows: int) -> int:
-    from sft_lab.training import trl
-
-    return trl.planned_steps(rows, run.trainer, run.launch.num_processes)
+    return planned_steps(rows, run.trainer, run.launch.num_processes)
 
 
 def _other_versions(placed: Placed) -> dict[str, str]:

@@ -305,7 +305,7 @@ def _say_goodbye(queued: list[_Queued], cluster: Cluster) -> None:
     if cluster is Cluster.slurm:
         log.warning("the jobs stay in Slurm's hands: squeue --jobs=%s; scancel ends one", ids)
     else:
-        log.warning("jobs of this machine: Ctrl-C in a terminal has reached them too, and interrupted what was at work")
+        log.warning("the jobs work on, unless it was Ctrl-C in a terminal, which reaches jobs of this machine too")
     log.warning(
         "sft-lab runs %s says how they stand; the same command waits for them again, and submits none twice", where
     )

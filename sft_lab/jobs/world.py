@@ -12,6 +12,7 @@ from sft_lab.files import read_json
 from sft_lab.folder import SWEEP, RunFolder
 from sft_lab.run import Run
 from sft_lab.tracking import manifest
+from sft_lab.training.options import resolve_precision
 
 UNCOMMITTED = "uncommitted changes"
 
@@ -72,8 +73,6 @@ def here(run: Run) -> dict[str, Any]:
     """Describe the world as it is now, in the words of ``manifest.json``: what a run of this config would note."""
     import torch
 
-    from sft_lab.training import trl
-
     try:
         fingerprint = run.data_fingerprint(run.store.open())
     except (SftLabError, OSError) as error:
@@ -85,7 +84,7 @@ def here(run: Run) -> dict[str, Any]:
         "dataset_fingerprint": fingerprint,
         "hardware": manifest.hardware(),
         "threads": run.threads or torch.get_num_threads(),
-        "precision": trl.resolve_precision(run.trainer.precision),
+        "precision": resolve_precision(run.trainer.precision),
     }
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart without red and green (after Okabe and Ito). Each color means one thing, so
-# that the page can give it a twin for dark mode.
+# Told apart without red and green (after Okabe and Ito). Each means one thing, so that the page can give it a twin for
+# dark mode.
 COLORS = {
     "ink": "#2a2e33",
     "muted": "#70757c",

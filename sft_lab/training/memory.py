@@ -9,7 +9,7 @@ import peft
 import torch
 import transformers
 
-from sft_lab.training.trl import peft_config
+from sft_lab.training.adapter import peft_config
 
 if TYPE_CHECKING:
     from sft_lab.bench import Bench

@@ -85,8 +85,9 @@ class Model(abc.ABC):
         """Load the tokenizer, ready for batches: with a padding token, the end of text where it has none.
 
         Args:
-            bench: the run's tools, told what is added.
-            special_tokens: which the template needs; those the tokenizer lacks are added.
+            bench: the run's tools.
+            special_tokens: which the template needs; those the tokenizer lacks are added, their ids kept in its
+                ``new_tokens``.
 
         Raises:
             ModelError: if it has no end-of-text token to stand in.
@@ -95,7 +96,7 @@ class Model(abc.ABC):
         known = tokenizer.get_vocab()
         if missing := [token for token in special_tokens if token not in known]:
             tokenizer.add_tokens(missing, special_tokens=True)
-            bench.added_tokens = sorted(tokenizer.convert_tokens_to_ids(missing))
+            tokenizer.new_tokens = sorted(tokenizer.convert_tokens_to_ids(missing))
             log.info("model: %d tokens added for the template: %s", len(missing), " ".join(missing))
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
@@ -129,8 +130,8 @@ class Model(abc.ABC):
                 f"model: its tokenizer has {bench.tokenizer.vocab_size:,} tokens, its weights know {rows:,}; put the "
                 "tokenizer beside it that it was trained with"
             )
-        if bench.added_tokens:
-            _make_rows(model, len(bench.tokenizer), bench.added_tokens)
+        if bench.new_tokens:
+            _make_rows(model, len(bench.tokenizer), bench.new_tokens)
         return model
 
     def _kwargs(self, *, four_bit: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sft_lab.errors import ConfigError, require
+from sft_lab.hardware import fast_bf16
 
 
 class LossOn(Enum):
@@ -213,3 +215,19 @@ OWN_FIELDS = {
     "model_init_kwargs", "push_to_hub", "hub_token", "trust_remote_code", "disable_tqdm", "logging_nan_inf_filter",
     "per_device_eval_batch_size", "use_cpu", "run_name", "resume_from_checkpoint",
 }  # fmt: skip
+
+
+def resolve_precision(wanted: Precision) -> str:
+    """Choose the arithmetic: ``bf16`` where the hardware has it, unless fp32 is asked for."""
+    import torch
+
+    has_bf16 = fast_bf16("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted is Precision.auto:
+        return "bf16" if has_bf16 else "fp32"
+    return wanted.name
+
+
+def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
+    """Optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
+    batches = math.ceil(rows / (options.per_device_train_batch_size * processes))
+    return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,11 +26,11 @@ from transformers.trainer_utils import rotate_checkpoints
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError
 from sft_lab.files import sync
-from sft_lab.hardware import fast_bf16
 from sft_lab.training import loss_head
+from sft_lab.training.adapter import peft_config
 from sft_lab.training.callbacks import Bar, Event, Recorder, Watch, tell_measured
 from sft_lab.training.checkpoints import last_checkpoint, out_of_patience
-from sft_lab.training.options import Budget, Full, Lora, LossHead, Precision
+from sft_lab.training.options import Budget, Full, LossHead, planned_steps, resolve_precision
 
 # Seconds that several processes wait for one another; the first measures the base model while the others wait.
 PATIENCE = 4 * 3600
@@ -60,14 +59,6 @@ class Trained:
     precision: str
     epochs: float
     saved: Path | None = None
-
-
-def resolve_precision(wanted: Precision) -> str:
-    """Choose the arithmetic: ``bf16`` where the hardware has it, unless fp32 is asked for."""
-    has_bf16 = fast_bf16("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted is Precision.auto:
-        return "bf16" if has_bf16 else "fp32"
-    return wanted.name
 
 
 def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.SFTConfig:
@@ -233,31 +224,6 @@ def _own_arithmetic(model: Any) -> Iterator[None]:
         model.forward = wrapped
 
 
-def peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
-    """Give PEFT's config, None for full training: the adapter, and the rows of tokens the model did not know."""
-    if not isinstance(options, Lora):
-        return None
-    import peft
-
-    modules = options.peft.target_modules
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.peft.r,
-        lora_alpha=options.peft.lora_alpha,
-        lora_dropout=options.peft.lora_dropout,
-        target_modules="all-linear" if modules == ["all-linear"] else modules,
-        use_dora=options.peft.use_dora,
-        use_rslora=options.peft.use_rslora,
-        trainable_token_indices=dict.fromkeys(_vocabulary_layers(model), new_tokens) if new_tokens else None,
-    )
-
-
-def _vocabulary_layers(model: Any) -> list[str]:
-    """Names of the input embeddings and the LM head; where they are one matrix PEFT keeps them one."""
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
-
-
 def train(
     model: Any,
     tokenizer: Any,
@@ -402,9 +368,3 @@ def _take_finished(trainer: Any, checkpoint: Path) -> bool:
     trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
     trainer.state = state
     return True
-
-
-def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
-    """Optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
-    batches = math.ceil(rows / (options.per_device_train_batch_size * processes))
-    return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)

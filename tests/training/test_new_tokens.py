@@ -65,7 +65,7 @@ def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> No
     with caplog.at_level(logging.INFO, "sft_lab"):
         size = len(bench.tokenizer)
     assert "2 tokens added for the template: <|im_start|> <|im_end|>" in caplog.text
-    new = bench.added_tokens
+    new = bench.new_tokens
     assert new == [size - 2, size - 1]
     assert bench.tokenizer.convert_ids_to_tokens(new) == ADDED
     data = run.prepare(bench)

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from sft_lab.bench import Bench
 from sft_lab.errors import ModelError
 from sft_lab.run import Run
+from sft_lab.training.adapter import peft_config
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.models import Pretrained, four_bits
-from sft_lab.training.options import Budget, Full, Lora, LossHead, Peft, Precision, Quantization
+from sft_lab.training.options import Budget, Full, Lora, LossHead, Peft, Precision, Quantization, planned_steps
 from sft_lab.training.tiny_random import TinyRandom
-from sft_lab.training.trl import Trained, peft_config, planned_steps, train
+from sft_lab.training.trl import Trained, train
 
 pytestmark = pytest.mark.slow
 
