@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.errors import ModelError
 from sft_lab.files import digest, read_json, write_json
+from sft_lab.hardware import encoding_on_every_core
 from sft_lab.plugins import version_of
 from sft_lab.store import Entry, Store, default_root
 
@@ -107,7 +108,8 @@ class Bench:
             for column, name in enumerate(("prompt", "answer")):
                 for start in range(0, len(rows.table), 1024):
                     texts = rows.table[start : start + 1024][name]
-                    encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                    with encoding_on_every_core():
+                        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
                     counts[start : start + 1024, column] = [len(ids) for ids in encoded]
             np.save(folder / "counts.npy", counts)
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
+
+_PARALLEL = "TOKENIZERS_PARALLELISM"  # read by tokenizers at each call
 
 
 def rank() -> int | None:
@@ -14,6 +19,30 @@ def rank() -> int | None:
 def world() -> int:
     """How many processes train this job together."""
     return 1 if rank() is None else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def encoding_on_every_core() -> Iterator[None]:
+    """Let tokenizers share a batch of texts among the cores; ``RAYON_NUM_THREADS`` in the environment lowers how many.
+
+    Around encoding alone, and not in a process forked from one that has encoded: it has none of the threads, and would
+    wait for them for ever (https://github.com/huggingface/transformers/issues/5486).
+    """
+    before = os.environ.get(_PARALLEL)
+    if os.getpid() == _first_to_encode():
+        os.environ[_PARALLEL] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop(_PARALLEL, None)
+        if before is not None:
+            os.environ[_PARALLEL] = before
+
+
+@cache
+def _first_to_encode() -> int:
+    """Give the process that asks first; those forked from it know."""
+    return os.getpid()
 
 
 def fast_bf16(device: str) -> bool:

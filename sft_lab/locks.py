@@ -10,8 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mounts")
-# Mount options under which a lock holds on one machine alone: of NFS, Lustre, SMB and AFS.
-LOCAL = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "nobrl", "flock=local"}
+# Mount options under which a lock holds on one machine alone: of NFS, Lustre, OCFS2, SMB and AFS.
+LOCAL = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "localflocks", "nobrl", "flock=local"}
+# File systems that leave flock to the kernel of each machine (two mounts of the first two gave one lock to two holders;
+# https://github.com/openssh/openssh-portable/pull/66, https://github.com/s3fs-fuse/s3fs-fuse/issues/2137).
+LOCAL_KINDS = {"fuse.sshfs", "fuse.rclone", "fuse.s3fs"}
 
 
 def distrust(folder: Path, *, several_machines: bool) -> str:
@@ -69,8 +72,8 @@ def _local(folder: Path) -> str:
         at = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point))
         if folder.is_relative_to(at) and at.is_relative_to(place):
             place, kind, options = at, found, set(words.split(","))
-    if wrong := sorted(options & LOCAL):
-        return (
-            f"{place} ({kind}) is mounted with {wrong[0]}: its locks hold on one machine alone, and jobs run on others"
-        )
-    return ""
+    wrong = sorted(options & LOCAL)
+    if not wrong and kind not in LOCAL_KINDS:
+        return ""
+    how = f"{place} ({kind}) is mounted with {wrong[0]}" if wrong else f"{place} is mounted by {kind.partition('.')[2]}"
+    return f"{how}: its locks hold on one machine alone, and jobs run on others"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab import heavy, shortage
+from sft_lab import heavy, outage
 from sft_lab.bench import Bench, log, package_path, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
@@ -245,7 +245,7 @@ class Run:
             )
         if rank():
             return self._train_along(folder)
-        with folder.running(), shortage.told(self, folder.path), TrainingSession(self, folder) as session:
+        with folder.running(), outage.told(self, folder.path), TrainingSession(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
             base = session.measure_base(data)
@@ -257,7 +257,7 @@ class Run:
         """Do every step of training with the process that writes."""
         from sft_lab.training_session import AssistingSession
 
-        with AssistingSession(self, folder) as session:
+        with outage.told(self, folder.path), AssistingSession(self, folder) as session:
             session.train(self.prepare(session.bench))
         return {}
 
@@ -274,7 +274,7 @@ class Run:
             from sft_lab.session import Session
 
         folder = _folder(path)
-        with folder.running(PREPARE), shortage.told(self, folder.path), Session(self, folder) as session:
+        with folder.running(PREPARE), outage.told(self, folder.path), Session(self, folder) as session:
             self.prepare(session.bench)
 
     def bench(self, store: Store | None = None) -> Bench:
@@ -298,7 +298,7 @@ class Run:
             from sft_lab.session import Session
 
         folder = _folder(path)
-        with folder.running(PREPARE), shortage.told(self, folder.path), Session(self, folder) as session:
+        with folder.running(PREPARE), outage.told(self, folder.path), Session(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
             session.write_dataset(data)

@@ -16,7 +16,7 @@ BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress
         "plugins"]  # fmt: skip
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
 ABOVE = [
-    "run", "shortage", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish",
+    "run", "outage", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish",
     "generate", "merge", "doctor", "trying", "compare", "terminal", "arguments", "cli", "__main__",
 ]  # fmt: skip
 
@@ -125,8 +125,8 @@ def test_stages_import_base_and_themselves_only():
 # What stands above the stages, each with what it may import of this floor. run names the sessions, and they the run
 # they serve, but run only when it executes and a session only as a type.
 ALLOWED_ABOVE = {
-    "run": {"session", "training_session", "shortage"},
-    "shortage": {"run"},
+    "run": {"session", "training_session", "outage"},
+    "outage": {"run"},
     "inspection": {"run"},
     "session": {"run", "inspection"},
     "measuring": {"run"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.errors import ModelError
+from sft_lab.hardware import encoding_on_every_core
 from sft_lab.rows import Rows, Selection, load_table, save_table
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def _run_into(text: str, spans: list[list[int]], offsets: list[Offset]) -> list[
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[list[list[int]], list[list[Offset]]]:
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    with encoding_on_every_core():
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return encoded["input_ids"], encoded["offset_mapping"]
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.bench import Bench, log, missing_package, package_path
 from sft_lab.errors import ModelError, require
 from sft_lab.files import digest, read_json, sha256_file
+from sft_lab.hardware import encoding_on_every_core
 from sft_lab.hub import fall_back_on_cache
 from sft_lab.store import RECIPE
 from sft_lab.text import scripts
@@ -232,7 +233,8 @@ def _lengths(model: Any, texts: list[str], prompt: str) -> list[int]:
     whole: list[int] = []
     for start in range(0, len(texts), BLOCK):  # the tokens of all texts would take more memory than their vectors
         some = [prompt + text for text in texts[start : start + BLOCK]]
-        encoded = model.tokenizer(some, truncation=False, verbose=False)
+        with encoding_on_every_core():
+            encoded = model.tokenizer(some, truncation=False, verbose=False)
         whole += [len(ids) for ids in encoded["input_ids"]]
     cut = sum(length > limit for length in whole)
     if cut:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from sft_lab import outage
 from sft_lab.bench import log
 from sft_lab.errors import JobError
 from sft_lab.files import read_json
@@ -135,21 +136,22 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _said(folder: RunFolder, machine: Machine, seconds: float) -> str:
-    """What the job told of its failure: its status, else which process was killed."""
+    """Say why the job failed: which process was killed, else what the processes or the status told."""
     status = read_json(folder.status) if folder.status.exists() else {}
     file = machine.output(folder)
     printed = file.read_text(encoding="utf-8", errors="replace")
-    told = re.findall(r"^sft-lab: (.*)", printed, re.MULTILINE)
+    told = re.findall(rf"^sft-lab: (?:{re.escape(folder.path.name)}: )?(.*)", printed, re.MULTILINE)
+    if status.get("state") == FAILED:
+        told.append(str(status["error"]))
     # The others lose their connection when one dies, and torchrun then ends them: what they say is not the reason.
     killed = [(rank, int(code)) for rank, code in _EXIT.findall(printed) if int(code) != signal.SIGTERM]
     if killed:
         rank, code = killed[0]
         message = f"process {rank} of the training was killed by {signal.Signals(code).name} after {seconds:.0f} s"
         message += "; the same command goes on from the last checkpoint"
-    elif status.get("state") == FAILED:
-        return str(status["error"])
     else:
+        told.sort(key=lambda one: outage.LOST in one)
         message = told[0] if told else f"a process of the training failed; see {file}"
-    if machine.rank == 0 and not folder.is_held():
+    if machine.rank == 0 and not str(status.get("error")).endswith(message) and not folder.is_held():
         folder.mark_failed(message)
     return message

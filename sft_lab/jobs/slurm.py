@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab import talk
 from sft_lab.bench import log
@@ -104,6 +105,16 @@ def _wait_for_slurm() -> None:
         time.sleep(1)
 
 
+class _Standing(NamedTuple):
+    """How a job stands in the queue: Slurm's state of it, and its reason for one that waits."""
+
+    state: str
+    reason: str = ""
+
+
+_GONE = _Standing("gone from the queue")
+
+
 @dataclass
 class _Queued(Watched):
     """A job in the queue or at work.
@@ -153,12 +164,12 @@ def _found_again(jobs: list[tuple[str, RunFolder]], cluster: Cluster, work: str)
         if note.get("cluster") == cluster.name:
             logs, before = Path(str(note.get("logs"))), dict(note.get("before") or {})
             noted.append((note, _Queued(title, folder, before, job_id=str(note["job_id"]), logs=logs, before=before)))
-    states = _states(cluster, [one.job_id for _, one in noted])
-    if states is None:
+    standings = _standings(cluster, [one.job_id for _, one in noted])
+    if standings is None:
         raise UserError("launch=slurm: squeue does not answer, so nobody knows what is queued; try again later")
     found = []
     for note, one in noted:
-        if states.get(one.job_id, "CANCELLED") in ENDED:
+        if standings.get(one.job_id, _GONE).state in {*ENDED, _GONE.state}:
             one.folder.queued.unlink(missing_ok=True)
             continue
         if note.get("work") != work:
@@ -235,23 +246,34 @@ def executor_for(launcher: Slurm, logs: Path) -> AutoExecutor:
 
 def _wait(queued: list[_Queued], cluster: Cluster, work: str) -> list[Failure]:
     failures: list[Failure] = []
+    reasons: set[str] = set()  # that were told
     asked = time.monotonic()
     while queued:
         time.sleep(LOOK)
-        states = None
+        standings = None
         if cluster is Cluster.local or time.monotonic() - asked > ASK:
-            states, asked = _states(cluster, [one.job_id for one in queued]), time.monotonic()
+            standings, asked = _standings(cluster, [one.job_id for one in queued]), time.monotonic()
         for one in list(queued):
             one.look()
             over = (one.logs / f"{one.job_id}_0_result.pkl").exists()
-            if not over and states is not None:
+            if not over and standings is not None:
                 # Twice, since a folder on a network is seen a little later than the queue.
-                gone = states.get(one.job_id, "gone from the queue") in {*ENDED, "gone from the queue"}
+                gone = standings.get(one.job_id, _GONE).state in {*ENDED, _GONE.state}
                 over, one.missed = gone and one.missed, gone
             if over:
                 queued.remove(one)
-                failures += _end(one, work, (states or {}).get(one.job_id, "gone from the queue"))
+                failures += _end(one, work, (standings or {}).get(one.job_id, _GONE).state)
+        found = [(standings or {}).get(one.job_id, _GONE) for one in queued]
+        _tell_waiting([one.reason for one in found if one.state == "PENDING"], reasons)
     return failures
+
+
+def _tell_waiting(waiting: list[str], told: set[str]) -> None:
+    """Say why jobs wait, each reason once: for some (a time limit above the partition's) they wait for ever."""
+    for reason, jobs in Counter(waiting).items():
+        if reason not in told | {"", "None"}:
+            log.info("%s in the queue, says Slurm: %s", "1 job waits" if jobs == 1 else f"{jobs} jobs wait", reason)
+            told.add(reason)
 
 
 def _end(one: _Queued, work: str, state: str) -> list[Failure]:
@@ -268,17 +290,13 @@ def _failure(logs: Path, job_id: str) -> Path:
     return logs / f"{job_id}_failure.json"
 
 
-def _states(cluster: Cluster, job_ids: list[str]) -> dict[str, str] | None:
-    """Ask what has become of jobs; those that are gone are left out.
-
-    Returns:
-        Slurm's state of each; None when there is no answer.
-    """
+def _standings(cluster: Cluster, job_ids: list[str]) -> dict[str, _Standing] | None:
+    """Ask how jobs stand, by their ids; those that are gone are left out, and None is no answer."""
     if not job_ids:
         return {}
     if cluster is Cluster.local:
-        return {job_id: "RUNNING" for job_id in job_ids if _is_submitits(job_id)}
-    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T",
+        return {job_id: _Standing("RUNNING") for job_id in job_ids if _is_submitits(job_id)}
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T %r",
                "--jobs=" + ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))]  # fmt: skip
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -287,7 +305,8 @@ def _states(cluster: Cluster, job_ids: list[str]) -> dict[str, str] | None:
     if answer.returncode and "Invalid job id" not in answer.stderr:
         log.debug("squeue: %s", answer.stderr.strip())
         return None
-    return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if " " in line)
+    lines = [line.split(maxsplit=2) for line in answer.stdout.splitlines() if " " in line]
+    return {job_id: _Standing(*said) for job_id, *said in lines}
 
 
 def _is_submitits(process: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft_lab.bench import log
 from sft_lab.files import read_json
-from sft_lab.folder import FAILED, FINISHED, RUNNING, RunFolder
+from sft_lab.folder import FAILED, FINISHED, PREPARE, RUNNING, RunFolder
 from sft_lab.jobs.attempt import Failure
 
 
@@ -38,7 +38,9 @@ class Watched:
             return
         self.told = status
         if status.get("state") == RUNNING:
-            log.info("%s: started on %s", self.title, status.get("host"))
+            # Several processes begin with the data stages in one, and then train.
+            done = "prepares its data" if status.get("work") == PREPARE else "started"
+            log.info("%s: %s on %s", self.title, done, status.get("host"))
         elif status.get("state") not in (FINISHED, FAILED):
             log.info("%s: %s", self.title, status.get("state"))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +137,29 @@ def test_one_bos(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: str,
 def test_none_where_the_tokenizer_has_none(tmp_path: Path, tiny: Any) -> None:
     _, (row,) = tokenized(tmp_path, tiny, CHATML, ["Hi?", "Hello."])
     assert row["input_ids"][0] == tiny.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_a_process_forked_from_one_that_has_encoded_is_not_stuck(
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = [[f"How many are {number}?", "As many as you say. " * 20] for number in range(64)]
+    found = tokenized(tmp_path / "here", tiny, CHATML, *talks)[1]
+
+    def again(folder: Path) -> None:
+        sys.exit(tokenized(folder, tiny, CHATML, *talks)[1] != found)
+
+    for said in ("false", None):
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+        if said:
+            monkeypatch.setenv("TOKENIZERS_PARALLELISM", said)
+        child = multiprocessing.get_context("fork").Process(target=again, args=(tmp_path / f"{said}",))
+        child.start()
+        child.join(30)
+        stuck = child.is_alive()
+        child.kill()
+        assert not stuck
+        assert child.exitcode == 0
+        assert os.environ.get("TOKENIZERS_PARALLELISM") == said
 
 
 def test_loss_on_all_labels_everything(tmp_path: Path, tiny: Any) -> None:

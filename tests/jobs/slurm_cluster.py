@@ -1,4 +1,4 @@
-"""A Slurm of one machine, reached over loopback alone: the real daemons, in a folder of their own."""
+"""A Slurm: the real daemons in a folder of their own, on this machine over loopback alone, or on several machines."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from machines import Machine, ThisMachine
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
-# Two cores whatever the machine has, since jobs are of one core each. A job queued again waits as long as a credential
-# lives, two minutes by default. Accounts are not kept: there is no sacct.
+# Two cores whatever there are, since jobs are of one core each. A job queued again waits as long as a credential
+# lives, two minutes by default; a machine that is silent for fifteen seconds is lost, five minutes by default. Accounts
+# are not kept: there is no sacct.
 CONF = """
 ClusterName=loopback
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={first.name}({first.address})
 SlurmctldPort={ctld}
 SlurmdPort={slurmd}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
@@ -25,11 +28,11 @@ SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={root}/munge/socket,cred_expire=5
 StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool
+SlurmdSpoolDir={root}/spool-%n
 SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd.pid
+SlurmdPidFile={root}/slurmd-%n.pid
 SlurmctldLogFile={root}/slurmctld.log
-SlurmdLogFile={root}/slurmd.log
+SlurmdLogFile={root}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -37,9 +40,10 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
 KillWait=5
+SlurmdTimeout=15
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+{nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 """
 
@@ -51,38 +55,48 @@ def missing() -> list[str]:
 
 
 @contextmanager
-def running(root: Path) -> Iterator[dict[str, str]]:
-    """Start the daemons, give the environment for Slurm's commands, and end the daemons."""
+def running(root: Path, machines: Sequence[Machine | ThisMachine] = (ThisMachine(),)) -> Iterator[dict[str, str]]:
+    """Start the daemons, give the environment for Slurm's commands, and end the daemons.
+
+    Args:
+        root: for all that the daemons write.
+        machines: two cores in all; Slurm's commands are given on the first.
+    """
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin", "SLURM_CONF": str(root / "slurm.conf")}
-    for name in ("munge", "state", "spool"):
+    for name in ("munge", "state"):
         (root / name).mkdir(mode=0o700)
     (root / "munge" / "key").write_bytes(os.urandom(1024))
     (root / "munge" / "key").chmod(0o600)
-    host = socket.gethostname().partition(".")[0]
+    first = machines[0]
     user = "root" if os.geteuid() == 0 else os.environ["USER"]
-    conf = CONF.format(host=host, ctld=_free_port(), slurmd=_free_port(), user=user, root=root)
-    (root / "slurm.conf").write_text(conf)
+    nodes = "\n".join(
+        f"NodeName={one.name} NodeAddr={one.address} CPUs={2 // len(machines)} State=UNKNOWN" for one in machines
+    )
+    ports = {"ctld": _free_port(), "slurmd": _free_port()}
+    (root / "slurm.conf").write_text(CONF.format(first=first, nodes=nodes, user=user, root=root, **ports))
     at = root / "munge"
     munged = ["munged", "--foreground", "--force", f"--socket={at}/socket", f"--key-file={at}/key",
               f"--pid-file={at}/pid", f"--log-file={at}/log", f"--seed-file={at}/seed"]  # fmt: skip
+
+    def says(*words: str) -> str | None:
+        done = subprocess.run(first.on(*words), env=environment, capture_output=True, text=True, check=False)
+        return None if done.returncode else done.stdout.strip()
+
     with ExitStack() as stack:
-        for command, up in ((munged, _munge_is_up(at)), (["slurmctld", "-D"], _ctld_is_up), (["slurmd", "-D"], _idle)):
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        def start(machine: Machine | ThisMachine, *words: str) -> None:
+            nothing = subprocess.DEVNULL
+            process = subprocess.Popen(machine.on(*words), env=environment, stdout=nothing, stderr=nothing)
             stack.callback(_end, process)
-            _wait(lambda up=up: up(environment), root)
+
+        start(first, *munged)
+        _wait((at / "socket").exists, root)
+        start(first, "slurmctld", "-D")
+        _wait(lambda: says("scontrol", "ping") is not None, root)
+        for machine in machines:
+            start(machine, "slurmd", "-D")
+        _wait(lambda: says("sinfo", "--noheader", "--format=%T") == "idle", root)
         yield environment
-
-
-def _munge_is_up(at: Path):
-    return lambda environment: (at / "socket").exists()
-
-
-def _ctld_is_up(environment: dict[str, str]) -> bool:
-    return subprocess.run(["scontrol", "ping"], env=environment, capture_output=True, check=False).returncode == 0
-
-
-def _idle(environment: dict[str, str]) -> bool:
-    return subprocess.check_output(["sinfo", "--noheader", "--format=%T"], env=environment, text=True).strip() == "idle"
 
 
 def _wait(holds, root: Path, seconds: float = 30) -> None:

@@ -30,9 +30,14 @@ def losses(sweep: Path) -> dict[str, float]:
     return {file.parent.name: read_json(file)["eval/loss"] for file in sweep.glob("*/summary.json")}
 
 
-def start(words: list[str]) -> subprocess.Popen[bytes]:
-    """Start the sweep; what it tells goes into a file, since a pipe would be held open by its jobs too."""
-    command = [sys.executable, "-m", "sft_lab", "-m", *words, *LONG, SWEEP]
+def start(words: list[str], on: Callable[..., list[str]] = lambda *words: list(words)) -> subprocess.Popen[bytes]:
+    """Start the sweep; what it tells goes into a file, since a pipe would be held open by its jobs too.
+
+    Args:
+        words: of the command line.
+        on: makes a command one that is given on another machine.
+    """
+    command = on(sys.executable, "-m", "sft_lab", "-m", *words, *LONG, SWEEP)
     with Path("told").open("wb") as told:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
 
@@ -40,9 +45,13 @@ def start(words: list[str]) -> subprocess.Popen[bytes]:
 def told(sweep: subprocess.Popen[bytes], code: int | None, seconds: float = 240) -> str:
     """Wait for the command's end with an exit code, None for any but 0, and give what it told."""
     ended = sweep.wait(seconds)
-    text = Path("told").read_text()
+    text = so_far()
     assert ended == code if code is not None else ended, text
     return text
+
+
+def so_far() -> str:
+    return Path("told").read_text()
 
 
 def training(pattern: str, but: int | None = None) -> RunFolder:
@@ -64,6 +73,25 @@ def training(pattern: str, but: int | None = None) -> RunFolder:
 
 def process(folder: RunFolder) -> int:
     return int(read_json(folder.status)["pid"])
+
+
+def ranks(folder: RunFolder) -> dict[int, int]:
+    """Process ids of those that execute a folder, by rank."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            told = dict(one.split("=", 1) for one in (process / "environ").read_bytes().decode().split("\0") if one)
+        except (OSError, UnicodeDecodeError, ValueError):
+            continue
+        if (
+            str(folder.path) in words
+            and "exec" in words
+            and "RANK" in told
+            and "accelerate.commands.launch" not in words
+        ):
+            found[int(told["RANK"])] = int(process.name)
+    return found
 
 
 def state(folder: RunFolder) -> str:

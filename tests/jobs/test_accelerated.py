@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import taken
 
 from sft_lab import compose
 from sft_lab.cli import main
@@ -40,20 +41,6 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def ranks(folder: Path) -> dict[int, int]:
-    """Process ids of those that execute a folder, by rank."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().decode().split("\0")
-            told = dict(one.split("=", 1) for one in (process / "environ").read_bytes().decode().split("\0") if one)
-        except (OSError, UnicodeDecodeError, ValueError):
-            continue
-        if str(folder) in words and "exec" in words and "RANK" in told and "accelerate.commands.launch" not in words:
-            found[int(told["RANK"])] = int(process.name)
-    return found
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     """A run in one process."""
@@ -73,7 +60,7 @@ def test_two_processes_give_the_losses_of_one_and_leave_one_run_folder(one: Path
     assert curve(two, "train/num_tokens") == curve(one, "train/num_tokens")
     assert files(two) == files(one) | {accelerated.OUTPUT}
     assert read_json(two / "status.json")["state"] == "finished"
-    assert ranks(two) == {}
+    assert taken.ranks(RunFolder(two)) == {}
 
 
 @pytest.mark.slow
@@ -94,14 +81,14 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     command = subprocess.Popen([sys.executable, "-m", "sft_lab", *words], stderr=subprocess.PIPE, text=True)
     while command.poll() is None and not list(two.glob("checkpoints/checkpoint-4/trainer_state.json")):
         time.sleep(0.01)
-    killed = ranks(two)[dies]
+    killed = taken.ranks(RunFolder(two))[dies]
     os.kill(killed, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 1
     assert f"process {dies} of the training was killed by SIGKILL" in said, (two / accelerated.OUTPUT).read_text()
     assert "Traceback" not in said
     assert RunFolder(two).state() == "failed"
-    assert ranks(two) == {}
+    assert taken.ranks(RunFolder(two)) == {}
     assert main(words) == 0
     assert "goes on from checkpoint-4" in (two / "run.log").read_text()
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)

@@ -96,7 +96,10 @@ def test_a_file_system_with_locks_is_trusted_and_left_as_it_was(tmp_path: Path) 
         ("nfs4", "rw,vers=4.2,local_lock=none", ""),
         ("lustre", "rw,localflock,lazystatfs", "localflock"),
         ("lustre", "rw,flock,lazystatfs", ""),
+        ("ocfs2", "rw,localflocks,coherency=full", "localflocks"),
         ("cifs", "rw,vers=3.1.1,nobrl", "nobrl"),
+        ("fuse.sshfs", "rw,user_id=0", "by sshfs"),
+        ("fuse.juicefs", "rw,user_id=0", ""),
     ],
 )
 def test_locks_that_hold_on_one_machine_are_refused_for_several(
@@ -113,7 +116,8 @@ def test_locks_that_hold_on_one_machine_are_refused_for_several(
     said = locks.distrust(home / "store", several_machines=True)
     assert bool(said) == bool(wrong)
     if wrong:
-        assert said.startswith(f"{home} ({kind}) is mounted with {wrong}: its locks hold on one machine alone")
+        how = f"is mounted {wrong}" if wrong.startswith("by ") else f"({kind}) is mounted with {wrong}"
+        assert said.startswith(f"{home} {how}: its locks hold on one machine alone")
         told = Store(home / "store").check(several_machines=True)
         assert told == [f"store.path={home / 'store'}: {said}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
     assert locks.distrust(home / "store", several_machines=False) == ""

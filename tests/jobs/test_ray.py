@@ -7,9 +7,11 @@ import importlib.util
 import os
 import re
 import signal
+import tempfile
 import time
 from pathlib import Path
 
+import machines
 import pytest
 import taken
 from packaging.requirements import Requirement
@@ -124,3 +126,29 @@ def test_ray_hydra_and_submitit_want_one_cloudpickle() -> None:
     # Ray brings one of its own, inside its package, and asks for none.
     assert "ray" not in asked
     assert config.is_driven(["hydra/launcher=ray"])  # Hydra's plugin of that name is not ours
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(bool(machines.impossible()), reason=machines.impossible())
+def test_on_a_ray_of_two_machines(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job on each; the second machine is lost, and its job goes on at the first."""
+    root = tmp_path_factory.mktemp("ray")
+    for name, value in (("AUTH_MODE", "token"), ("AUTH_TOKEN", "of-this-test"), ("USAGE_STATS_ENABLED", "0")):
+        monkeypatch.setenv(f"RAY_{name}", value)
+    head = f"{machines.ADDRESSES['node1']}:6379"
+    words = ["ray", "start", "--num-cpus=1", f"--object-store-memory={80 * 2**20}", "--disable-usage-stats"]
+    begin = [*words, "--head", "--port=6379", "--include-dashboard=false"]
+    with machines.two(root) as (first, second), tempfile.TemporaryDirectory() as short:
+        first.do(*begin, f"--node-ip-address={first.address}", f"--temp-dir={short}/1")
+        second.do(*words, f"--address={head}", f"--node-ip-address={second.address}")
+        sweep = taken.start([*tiny, *RAY, f"launch.address={head}", "seed=1,2"], first.on)
+        jobs = [taken.training(f"seed={seed}-*") for seed in (1, 2)]
+        (lost,) = [job for job in jobs if read_json(job.status)["host"] == second.name]
+        second.end()
+        told = taken.told(sweep, 0)
+        assert f"{lost.path.name}: started on {first.name}" in told
+        assert f"{lost.path.name}: started on {second.name}" in told
+        assert taken.goes_on(lost) == 1
+    assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")

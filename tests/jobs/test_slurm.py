@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import machines
 import pytest
 import slurm_cluster
 import taken
@@ -27,6 +28,10 @@ FULL = ["launch.partition=gpu", "launch.account=lab", "launch.qos=long", "launch
         "launch.timeout_min=90", "launch.num_machines=2", "launch.num_processes=8", "launch.cpus_per_task=16",
         "launch.mem_gb=64", "launch.array_parallelism=2", "launch.setup=[module load cuda]",
         "launch.additional_parameters={exclude: node7}"]  # fmt: skip
+
+
+ABSENT = slurm_cluster.missing()
+CPU = ["launch=slurm", "launch.gpus_per_node=0", "launch.cpus_per_task=1", "launch.timeout_min=20"]
 
 
 def command(folder: Path, name: str, text: str) -> None:
@@ -99,6 +104,20 @@ def test_a_job_in_the_queue_is_not_submitted_again(
     (stand_ins / "then").unlink()
     assert main(["prepare", *words]) == 2
     assert "is to do something else here (run)" in capsys.readouterr().err
+
+
+def test_why_jobs_wait_is_told_once(stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    down = "Nodes required for job are DOWN"
+    (stand_ins / "queue").write_text(
+        f"12_0 PENDING PartitionTimeLimit\n12_1 PENDING {down}\n12_2 PENDING PartitionTimeLimit\n12_3 PENDING None\n"
+    )
+    (stand_ins / "then").write_text(f"[ $(wc -l < {stand_ins}/asked) -gt 3 ] && kill -INT $PPID\n")
+    assert main(["-m", *tiny, "launch=slurm", "seed=1,2,3,4", taken.SWEEP]) == 130
+    told = [line for line in capsys.readouterr().err.splitlines() if "in the queue" in line]
+    assert told == [
+        "2 jobs wait in the queue, says Slurm: PartitionTimeLimit",
+        f"1 job waits in the queue, says Slurm: {down}",
+    ]
 
 
 def test_what_the_cluster_refuses_is_told_and_leaves_no_folder(
@@ -218,7 +237,7 @@ def test_wrong_input_found_in_a_job_ends_with_2(
 
 
 @pytest.mark.faults
-@pytest.mark.skipif(bool(slurm_cluster.missing()), reason=f"not installed: {', '.join(slurm_cluster.missing())}")
+@pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
 def test_on_a_real_slurm(
     here: Path, tmp_path_factory: pytest.TempPathFactory, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +245,7 @@ def test_on_a_real_slurm(
     with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as environment:
         for key in ("PATH", "SLURM_CONF"):
             monkeypatch.setenv(key, environment[key])
-        words = [*tiny, "launch=slurm", "launch.gpus_per_node=0", "launch.cpus_per_task=1", "launch.timeout_min=20"]
+        words = [*tiny, *CPU]
         sweep = taken.start([*words, "seed=1,2"])
         one = taken.training("seed=1-*")
         assert read_json(one.queued)["job_id"] == "1_0"
@@ -245,3 +264,42 @@ def test_on_a_real_slurm(
         assert re.search(r"failed: job 3 ended \(CANCELLED\)", told)
         assert not RunFolder(three.path).is_held()
     assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
+@pytest.mark.skipif(bool(machines.impossible()), reason=machines.impossible())
+def test_on_a_slurm_of_two_machines(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job on each; then one job of both, whose second machine loses its network, and later one of its processes."""
+    root = tmp_path_factory.mktemp("slurm")
+    with machines.two(root) as (first, second), slurm_cluster.running(root, (first, second)) as environment:
+        for key in ("PATH", "SLURM_CONF"):
+            monkeypatch.setenv(key, environment[key])
+        assert "finished" in taken.told(taken.start([*tiny, *CPU, "seed=1,2"], first.on), 0)
+        assert {read_json(status)["host"] for status in here.glob("sweep/*/status.json")} == {"node1", "node2"}
+
+        two = [*tiny, *CPU, "launch.num_machines=2", "launch.num_processes=2"]
+        sweep = taken.start([*two, "seed=3"], first.on)
+        job = taken.training("[!s]*")
+        second.unplug()
+        taken.wait(lambda: "1 job waits in the queue, says Slurm: Nodes required for job are DOWN" in taken.so_far())
+        second.plug_in()
+        assert "prepares its data on node1" in taken.told(sweep, 0)
+        assert taken.goes_on(job) == 1
+        assert taken.steps(job) == taken.STEPS
+
+        sweep = taken.start([*two, "seed=4"], first.on)
+        job = taken.training("[!s]*")
+        os.kill(taken.ranks(job)[1], signal.SIGKILL)
+        assert "failed: the connection to the other processes of the training broke" in taken.told(sweep, 1)
+        assert taken.state(job) == "failed"
+        taken.told(taken.start([*two, "seed=4"], first.on), 0)
+        assert taken.goes_on(job) == 1
+    found = taken.losses(here / "sweep")
+    alone = taken.undisturbed(tiny, "1,2")
+    assert {name: found.pop(name) for name in alone} == alone
+    # Two processes of this machine do the same steps.
+    assert main(["-m", *tiny, *taken.LONG, "launch.num_processes=2", "seed=3,4", "hydra.sweep.dir=both"]) == 0
+    assert sorted(found.values()) == pytest.approx(sorted(taken.losses(here / "both").values()), abs=1e-5)

@@ -1,13 +1,15 @@
-"""The machine runs short of disk or memory: said in one message, with the knobs to turn."""
+"""The world fails a run: no disk, no memory, another process gone. Said in one message, with what to do."""
 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sft_lab.errors import JobError, SftLabError
+from sft_lab.hardware import rank
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,11 +22,13 @@ _FULL_WORDS = (
     "No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc", "iostream error",
 )  # fmt: skip
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
+_LOST_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch.distributed's
+LOST = "the connection to the other processes of the training broke"
 
 
 @contextmanager
 def told(run: Run, folder: Path) -> Iterator[None]:
-    """Turn an error for want of disk or memory into one that says what to do; all others pass.
+    """Turn an error for want of disk, memory or another process into one that says what to do; all others pass.
 
     Args:
         run: whose knobs are named.
@@ -42,6 +46,8 @@ def told(run: Run, folder: Path) -> Iterator[None]:
             raise JobError(_no_space(error, run, folder)) from error
         if isinstance(error, MemoryError) or _says(error, _MEMORY_WORDS):
             raise JobError(_no_memory(error, run)) from error
+        if rank() is not None and _is_lost(error):
+            raise JobError(_lost(error)) from error
         raise
 
 
@@ -66,6 +72,20 @@ def _no_memory(error: Exception, run: Run) -> str:
         "trainer.gradient_accumulation_steps by as much, lower trainer.max_length or evaluation.batch_tokens, set "
         "trainer.activation_checkpointing=true, or train an adapter (trainer=lora, on a GPU qlora); sft-lab plan says "
         "what weights and optimizer take"
+    )
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether a process that trains along did not answer: NCCL and torch's store have errors for it, gloo has none."""
+    return type(error).__name__ in _LOST_ERRORS or "/gloo/" in str(error)
+
+
+def _lost(error: Exception) -> str:
+    # Without the place in gloo's source, and without its advice.
+    said = re.sub(r"^\[\S*/gloo/\S+\] ", "", str(error)).partition(". ")[0]
+    return (
+        f"{LOST} ({' '.join(said.split())[:300]}): one of them died, or its machine or network did; the same command "
+        "goes on from the last checkpoint"
     )
 
 
