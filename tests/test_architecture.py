@@ -132,7 +132,7 @@ ALLOWED_ABOVE = {
     "measuring": {"run"},
     "training_session": {"run", "session", "measuring"},
     "config": {"run", "config"},
-    "jobs": {"config", "run", "jobs"},
+    "jobs": {"config", "run", "outage", "jobs"},
     "publish": set(),
     "generate": {"jobs", "measuring"},
     "merge": {"jobs"},
