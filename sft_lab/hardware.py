@@ -34,8 +34,9 @@ def encoding_on_every_core() -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(_PARALLEL, None)
-        if before is not None:
+        if before is None:
+            os.environ.pop(_PARALLEL, None)
+        else:
             os.environ[_PARALLEL] = before
 
 

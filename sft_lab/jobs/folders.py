@@ -190,8 +190,9 @@ def _job_path(sweep: Path, job: Job) -> Path:
 def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
     if folder.path.exists() and not folder.path.is_dir():
         raise FolderError(f"{folder.path}: a file, not a folder; choose another with hydra.run.dir")
-    if not folder.config.exists():
-        names = [found.name for found in folder.path.iterdir()] if folder.path.exists() else []
+    # One look: between two, another command that begins the same job may have written its config.
+    names = [found.name for found in folder.path.iterdir()] if folder.path.exists() else []
+    if folder.config.name not in names:
         # A command killed before its first rename leaves its half-written config.
         strangers = [name for name in names if not name.endswith(TEMPORARY)]
         if strangers:
