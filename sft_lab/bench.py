@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+import datetime
 import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,12 +38,17 @@ class Bench:
     Args:
         store: where results are kept; None means the user's own store.
         load_tokenizer: gives the tokenizer of the model to be tuned, called when first needed.
+        template_date: what a chat template that asks for the date is told; None: the day this process first asked.
     """
 
     def __init__(
-        self, store: Store | None = None, load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None
+        self,
+        store: Store | None = None,
+        load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
+        template_date: datetime.date | None = None,
     ) -> None:
         self.store = store or Store(default_root())
+        self.template_date = template_date or today()
         self.entries: list[Entry] = []
         self.notices: list[str] = []
         self._told = 0
@@ -116,6 +122,12 @@ class Bench:
         entry = self.stage("tokens", {"version": 1, "tokenizer": self.tokenizer_key, "input": rows.table_key}, count)
         counts: np.ndarray = np.load(entry.path / "counts.npy")[rows.positions]
         return counts
+
+
+@cache
+def today() -> datetime.date:
+    """Return the local date, the same for every job of a process that works past midnight."""
+    return datetime.datetime.now().astimezone().date()
 
 
 @dataclass

@@ -27,6 +27,7 @@ from sft_lab.hardware import rank, world
 from sft_lab.launchers import Launcher, Processes, Ray, Serial, Slurm
 from sft_lab.plugins import origin
 from sft_lab.store import Store, default_root
+from sft_lab.tracking.manifest import template_date
 from sft_lab.tracking.options import Local, Tracking, Wandb
 from sft_lab.training.models import Gguf, Model, Pretrained
 from sft_lab.training.options import Full, Lora
@@ -277,9 +278,18 @@ class Run:
         with folder.running(PREPARE), outage.told(self, folder.path), Session(self, folder) as session:
             self.prepare(session.bench)
 
-    def bench(self, store: Store | None = None) -> Bench:
-        """Give the tools that stages work with; ``store``: another than the run's."""
-        bench = Bench(store or self.store.open(), lambda: self.model.tokenizer(bench, self.template.special_tokens))
+    def bench(self, store: Store | None = None, folder: RunFolder | None = None) -> Bench:
+        """Return the tools that stages work with.
+
+        Args:
+            store: another than the run's.
+            folder: of a run that may have begun; its template's date stays.
+        """
+        bench = Bench(
+            store or self.store.open(),
+            lambda: self.model.tokenizer(bench, self.template.special_tokens),
+            template_date(folder.manifest) if folder else None,
+        )
         return bench
 
     def prepare_only(self, path: Path | str | None = None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Session:
     def __init__(self, run: Run, folder: RunFolder) -> None:
         self.run = run
         self.folder = folder
-        self.bench = run.bench()
+        self.bench = run.bench(folder=folder)
         self._began = time.monotonic()
         self._mirror = Mirror()
         self._manifest: dict[str, Any] = {}
@@ -54,6 +54,7 @@ class Session:
                 "plugins": self.run.plugins,
                 "job": self.run.hash,
                 "seed": self.run.seed,
+                "template_date": self.bench.template_date.isoformat(),
                 "threads": torch.get_num_threads(),
                 "hardware": manifest.hardware(),
             }

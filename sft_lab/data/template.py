@@ -13,12 +13,16 @@ the places where tokenize must break the text are kept beside it.
 from __future__ import annotations
 
 import abc
+import datetime
+import io
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, package_path
+from sft_lab.bench import Bench, package_path, today
+from sft_lab.data import clock
 from sft_lab.errors import ModelError, require
 from sft_lab.files import digest
 from sft_lab.plugins import version_of
@@ -58,14 +62,19 @@ class Renderer:
     Args:
         tokenizer: gives the special tokens and runs the Jinja text in its sandbox.
         jinja: the template's text.
+        date: what a template that asks for the date is told; None: the current one.
+
+    Attributes:
+        date: that date; None for a template that does not ask.
 
     Raises:
         ModelError: if an end-of-turn token is not to be found in what the template writes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, jinja: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, jinja: str, date: datetime.date | None = None) -> None:
         self.tokenizer = tokenizer
         self.jinja = jinja
+        self.date = (date or today()) if clock.is_read(jinja) else None
         added = tokenizer.added_tokens_decoder.values()
         special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
         # What a template writes marks turns, special or not; an answer may hold such tokens (<think>) rightfully.
@@ -162,6 +171,8 @@ class Renderer:
         import jinja2
 
         try:
+            if self.date:
+                clock.set_to(self.date, self.jinja)
             text = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
             )
@@ -245,10 +256,14 @@ class Template(abc.ABC):
         """Say what is wrong with the world as this template needs it."""
         return []
 
+    def contents(self) -> dict[Path, bytes]:
+        """Return the files that its config names, with what was read of them."""
+        return {}
+
     def bind(self, bench: Bench) -> Renderer:
         """Bind the template to the run's tokenizer, and say so if it would teach the model wrong words."""
         try:
-            renderer = Renderer(bench.tokenizer, self.jinja(bench.tokenizer))
+            renderer = Renderer(bench.tokenizer, self.jinja(bench.tokenizer), bench.template_date)
         except ModelError as error:
             raise ModelError(str(error).replace("template:", f"{self.named()}:", 1)) from error
         if renderer.foreign:
@@ -269,22 +284,27 @@ class Template(abc.ABC):
         from sft_lab.rows import Rows, Selection
 
         view = Rows.of(rows)
-        self.bind(bench)  # what is wrong with the template is said for stored texts too
+        renderer = self.bind(bench)  # what is wrong with the template is said for stored texts too
+        date = {"date": renderer.date.isoformat()} if renderer.date else {}
+        if renderer.date:
+            bench.notice(
+                f"template: writes the date into every conversation, here that of {renderer.date}; a run that goes on "
+                "and its replay keep it, and a new run on another day trains on other texts"
+            )
         recipe = {
             "version": version_of(self),
-            "params": {"jinja": digest(self.jinja(bench.tokenizer))},
+            "params": {"jinja": digest(renderer.jinja), **date},
             "tokenizer": bench.tokenizer_key,
             "input": view.key,
         }
-        entry = bench.stage("template", recipe, lambda folder: self._render_all(view, bench, folder))
+        entry = bench.stage("template", recipe, lambda folder: self._render_all(view, renderer, folder))
         return Selection.load(entry.path), entry.path
 
-    def _render_all(self, rows: Rows, bench: Bench, folder: Path) -> None:
+    def _render_all(self, rows: Rows, renderer: Renderer, folder: Path) -> None:
         import datasets
 
         from sft_lab.rows import Selection, save_table
 
-        renderer = self.bind(bench)
         reasons: list[str] = []
         rendered: dict[str, list[Any]] = {"id": [], "text": [], "spans": [], "cuts": []}
         for row_id, messages, answer in zip(*map(rows.column, ("id", "messages", "answer")), strict=True):
@@ -343,7 +363,7 @@ class Jinja(Template):
         if not package_path(self.path).is_file():
             return [f"template.path={self.path}: no such file; give the path of a .jinja file"]
         try:
-            package_path(self.path).read_text(encoding="utf-8")
+            self._content.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             return [f"template.path={self.path}: cannot be read ({error}); save it as UTF-8"]
         return []
@@ -353,5 +373,13 @@ class Jinja(Template):
         return f"template.path={self.path}"
 
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:  # noqa: ARG002 - the same text for every model
-        """Give the file's text."""
-        return package_path(self.path).read_text(encoding="utf-8")
+        """Give the file's text, as it was when it was first read: rows, prompts and ``model/`` have one template."""
+        return io.TextIOWrapper(io.BytesIO(self._content), encoding="utf-8").read()  # line ends as of a text file
+
+    def contents(self) -> dict[Path, bytes]:
+        """Return the file, unless it is the package's own."""
+        return {} if self.path.startswith("package:") else {Path(self.path): self._content}
+
+    @cached_property
+    def _content(self) -> bytes:
+        return package_path(self.path).read_bytes()

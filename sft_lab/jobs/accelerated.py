@@ -67,7 +67,7 @@ def execute(run: Run, folder: RunFolder) -> None:
     if machine.rank == 0:
         run.fill_store(folder.path)
     else:
-        run.prepare(run.bench())  # waits for what machine 0 computes, where the store is shared
+        run.prepare(run.bench(folder=folder))  # waits for what machine 0 computes, where the store is shared
     began = time.monotonic()
     with machine.output(folder).open("wb") as output:
         process = subprocess.Popen(

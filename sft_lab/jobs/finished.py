@@ -60,7 +60,7 @@ class Finished:
         from sft_lab.data.template import Renderer
 
         try:
-            return Renderer(self.tokenizer, str(self.tokenizer.get_chat_template()))
+            return Renderer(self.tokenizer, str(self.tokenizer.get_chat_template()), self.bench.template_date)
         except FolderError:
             raise
         except ValueError as error:  # ours, or of a tokenizer without one
@@ -104,4 +104,4 @@ def open_run(path: Path) -> Finished:
     run = configs.load(folder.config)
     if problems := run.model.check():
         raise all_problems(problems)
-    return Finished(folder, run, run.bench())
+    return Finished(folder, run, run.bench(folder=folder))

@@ -18,7 +18,7 @@ from sft_lab.folder import FINISHED, RunFolder
 from sft_lab.jobs.folders import Placed, Standing, find
 from sft_lab.run import Run
 from sft_lab.store import NotStored, StoreView
-from sft_lab.tracking.manifest import versions
+from sft_lab.tracking.manifest import template_date, versions
 from sft_lab.training.options import planned_steps
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _outlook(
     footprints: dict[str, Footprint | None],
 ) -> Outlook:
     run = placed.job.run
-    stages, missing, data = _data(run, tokenizers)
+    stages, missing, data = _data(placed, tokenizers)
     saved = run.saved()
     shape = digest([saved["model"], saved["trainer"]["kind"], saved["trainer"].get("peft"), saved["trainer"]["optim"]])
     if shape not in footprints:
@@ -117,8 +117,11 @@ def _outlook(
     )  # fmt: skip
 
 
-def _data(run: Run, tokenizers: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, str] | None, Prepared | None]:
+def _data(
+    placed: Placed, tokenizers: dict[str, Any]
+) -> tuple[list[dict[str, Any]], tuple[str, str] | None, Prepared | None]:
     """Go through the data stages as far as they are stored."""
+    run = placed.job.run
     view = StoreView(run.store.open().root)
     which = digest([run.saved()["model"], run.template.special_tokens])
 
@@ -127,7 +130,7 @@ def _data(run: Run, tokenizers: dict[str, Any]) -> tuple[list[dict[str, Any]], t
             tokenizers[which] = run.model.tokenizer(bench, run.template.special_tokens)
         return tokenizers[which]
 
-    bench = Bench(view, tokenizer)
+    bench = Bench(view, tokenizer, template_date(placed.folder.manifest))
     work = run.preparation(bench)
     data, missing = None, None
     try:

@@ -19,6 +19,7 @@ from sft_lab.jobs.folders import Placed, Standing
 from sft_lab.jobs.world import Difference
 from sft_lab.run import Run
 from sft_lab.talk import console
+from sft_lab.tracking.manifest import template_date
 
 REPLAY = "replay.json"  # marks a folder as a replay's
 # Where the world is not the same, or sums are made by a GPU in any order. A held-out loss is a mean over thousands of
@@ -99,6 +100,8 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     if standing is Standing.unfinished and any(folder.checkpoints.glob("checkpoint-*")):
         # A mean of training losses that spans the cut is taken over fewer steps; all else has come out equal.
         other.append(Difference("training", "in one go", "goes on from a checkpoint"))
+    if standing is Standing.new and old and (date := template_date(old.manifest)):
+        write_json(folder.manifest, {"template_date": date.isoformat()})  # its template is told the same day
     of: dict[str, Any] = {"of": str(source.absolute()), "overrides": words}
 
     differs = None if manifest is None else [*other, *world.differences(manifest, run)]

@@ -8,10 +8,12 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sft_lab.files import read_json
 from sft_lab.redaction import REDACTED, redact
 
 PACKAGES = (
@@ -54,6 +56,19 @@ def git_state() -> dict[str, Any]:
         return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
+
+
+def template_date(file: Path) -> datetime.date | None:
+    """Return the day that a run's chat template was told, by its manifest; None where the run has not begun.
+
+    A run that noted none told its template the day it started on.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        noted = read_json(file)
+        if "template_date" in noted:
+            return datetime.date.fromisoformat(noted["template_date"])
+        return datetime.datetime.fromisoformat(noted["started"]).astimezone().date()
+    return None
 
 
 def _git(root: Path, *words: str) -> str:
