@@ -21,8 +21,9 @@ class SftLabError(Exception):
     """Root of the tree above."""
 
     def __str__(self) -> str:
-        """Give the message with very long words cut: a value of a thousand digits is not read by anybody."""
-        return re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}... ({len(word[0]):,} characters)", super().__str__())
+        """Return the message with very long values shortened; punctuation behind a value stays."""
+        long_value = re.compile(r"\S{299,}[^\s:;,.]")
+        return long_value.sub(lambda value: f"{value[0][:100]}... ({len(value[0]):,} characters)", super().__str__())
 
 
 class UserError(SftLabError, ValueError):

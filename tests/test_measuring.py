@@ -169,7 +169,10 @@ def test_examples_differ_and_hold_no_held_out_answer(here: Path, tiny: list[str]
     data = run.prepare(bench)
     head = Measuring(run, bench, lambda: None)._prompted_head(data)
     answers = [turn["content"] for turn in head if turn["role"] == "assistant"]
-    assert len(answers) == len(set(answers)) or answers.count("The one answer.") <= 2
+    prompts = [turn["content"] for turn in head if turn["role"] == "user"]
+    assert len(answers) == 30
+    assert len(set(zip(prompts, answers, strict=True))) == 30
+    assert answers.count("The one answer.") <= 2
     assert not set(answers) & set(data.sides.held_out_rows.column("answer"))
 
 

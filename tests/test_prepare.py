@@ -57,7 +57,7 @@ def test_what_prepare_leaves(here: Path) -> None:
         assert (folder.figures / f"{name}.svg").exists()
     page = folder.report.read_text(encoding="utf-8")
     assert 'class="badge' not in page  # no state and no verdict
-    assert "sft-lab prepare" in page or "Near-duplicates" in page
+    assert "Near-duplicates" in page
 
 
 def test_the_threshold_curve_is_what_each_threshold_would_keep(here: Path) -> None:

@@ -83,7 +83,7 @@ def stored_graph(
     """Find the stored graph that serves a threshold, or search it.
 
     Args:
-        recipe: what the graph depends on, beside floor and max_edges; its version is that of graph.py unless given.
+        recipe: what the graph depends on, beside floor and max_edges; its version is VERSION unless given.
         threshold: what it will be cut at.
         max_edges: the most edges to keep; a higher floor keeps fewer.
         search: finds the graph from a floor.

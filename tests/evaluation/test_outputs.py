@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from sft_lab import compose
 from sft_lab.bench import Bench
@@ -30,11 +31,15 @@ def test_prompts_of_all_lengths_are_answered_together_as_alone(model_and_tokeniz
 
 def test_an_answer_ends_at_its_end_token(model_and_tokenizer: tuple[Any, Any]) -> None:
     model, tokenizer = model_and_tokenizer
-    (cut,) = generate(model, tokenizer, [[10, 11, 12]], end_ids=[tokenizer.eos_token_id], max_new_tokens=1)
-    (first,) = tokenizer(cut.text, add_special_tokens=False)["input_ids"][:1] or [None]
-    (ended,) = generate(model, tokenizer, [[10, 11, 12]], end_ids=list(range(4096)), max_new_tokens=5)
-    assert ended == Answer("", True, [])
-    assert first is not None or cut.text == ""
+    prompt = [10, 11, 12]
+    (full,) = generate(model, tokenizer, [prompt], end_ids=[tokenizer.eos_token_id], max_new_tokens=5)
+    ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=5)[0, len(prompt) :].tolist()
+    assert full == Answer(tokenizer.decode(ids), False, [])
+    third = ids[2]
+    before = ids[: ids.index(third)]
+    (ended,) = generate(model, tokenizer, [prompt], end_ids=[third], max_new_tokens=5)
+    assert ended == Answer(tokenizer.decode(before), True, [])
+    assert full.text.startswith(ended.text)
 
 
 def test_sampling_differs_from_greedy_and_not_from_itself(model_and_tokenizer: tuple[Any, Any]) -> None:
