@@ -210,6 +210,17 @@ def package_path(path: str) -> Path:
     return root / rest
 
 
+def saved_path(path: str, *, or_hub_name: bool = False) -> str:
+    """Return a path as a saved config keeps it: absolute, or ``package:``, so that it means the same in any folder.
+
+    Args:
+        path: as the user wrote it.
+        or_hub_name: whether it may be a name on the Hub: what is not written as a path, and no folder here, stays.
+    """
+    is_name = or_hub_name and not path.startswith((".", "/", "~")) and not package_path(path).is_dir()
+    return path if is_name or path.startswith("package:") else str(package_path(path))
+
+
 def _spec(module: str) -> ModuleSpec | None:
     """Find a package; of ``a.b`` Python would import ``a`` to find it, and that is code to run."""
     return importlib.util.find_spec(module) if module.isidentifier() else None

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sft_lab.bench import saved_path
 from sft_lab.errors import require
 
 CONFIGS = Path(__file__).parent / "jobs" / "accelerate"  # the accelerate configs that are shipped
@@ -39,6 +40,8 @@ class Launcher:
         require(self.num_machines >= 1, "num_machines", self.num_machines, "at least 1")
         fits = self.num_processes % self.num_machines == 0
         require(fits, "num_processes", self.num_processes, f"a multiple of num_machines={self.num_machines}")
+        if self.config_file is not None and not self.config_file.isidentifier():
+            self.config_file = saved_path(self.config_file)
 
     @property
     def distributed(self) -> bool:
@@ -93,7 +96,7 @@ class Launcher:
     def accelerate_config(self) -> Path:
         """Give the file that accelerate reads."""
         name = self.config_file or "ddp"
-        return CONFIGS / f"{name}.yaml" if name.isidentifier() else Path(name).expanduser().absolute()
+        return CONFIGS / f"{name}.yaml" if name.isidentifier() else Path(name)
 
 
 @dataclass

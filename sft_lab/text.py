@@ -63,3 +63,12 @@ def _script(character: str) -> str:
     if not character.isalpha():
         return ""
     return unicodedata.name(character, "UNKNOWN").split()[0].removesuffix("-1")
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: the name of a file may hold bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -36,6 +36,7 @@ from sft_lab.config.words import experiment_name, grid_of, key_of, parse, refuse
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.options import shipped
 from sft_lab.run import SCHEMAS, Run
+from sft_lab.text import is_unicode
 
 
 @dataclass(frozen=True)
@@ -228,23 +229,29 @@ def job_of(composed: DictConfig, fixed: list[str], values: list[str]) -> Job:
     run = build(config)
     if problems := run.check():
         raise all_problems(problems)
-    axes = {key_of(word): word.partition("=")[2] for word in values}
+    axes = {key_of(word): re.sub(r"^'([\w.+-]+)'$", r"\1", word.partition("=")[2]) for word in values}
     return Job(run, [*fixed, *values], axes)
 
 
 @contextmanager
 def hydra(config_dir: str | None = None) -> Iterator[None]:
-    """Hydra, initialized on our conf/."""
+    """Hydra, initialized on our conf/; a caller who has initialized it on theirs finds it so again."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder; give one that holds options, as conf/ does")
+    if not is_unicode(here := str(Path.cwd())):
+        raise ConfigError(
+            f"{here.encode(errors='backslashreplace').decode()}: the name of this folder is not UTF-8, as records and "
+            "reports are that name it; rename the folder, or work in another"
+        )
     register()
+    callers = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     SearchPath.further = config_dir
     try:
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
             yield
     finally:
-        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = callers
 
 
 def compose_one(overrides: list[str]) -> DictConfig:

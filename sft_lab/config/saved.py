@@ -14,10 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from sft_lab import plugins
 from sft_lab.config.messages import all_keys, first_line, lines_of, not_yaml, plain_data, unknown_key
 from sft_lab.config.plugged import register
+from sft_lab.config.text_fields import read_yaml
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.files import FORMAT, refuse_alias_bomb
 from sft_lab.redaction import holds_secret, known_secrets
 from sft_lab.run import SCHEMAS, Run
+from sft_lab.text import is_unicode
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Run:
@@ -41,9 +43,11 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
             )
     try:
         refuse_alias_bomb(text)
-        saved = OmegaConf.create(text)
-        if isinstance(saved, DictConfig):
-            saved.merge_with_dotlist(overrides or [])
+        register()
+        saved = OmegaConf.create(read_yaml(text) or {})
+        for word in overrides or [] if isinstance(saved, DictConfig) else []:
+            key, _, value = word.partition("=")
+            OmegaConf.update(saved, key, read_yaml(value, tuple(key.split("."))))
         plain = OmegaConf.to_container(saved)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
@@ -144,6 +148,9 @@ def build(config: DictConfig) -> Run:
         raise all_problems(problems)
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
+    if problems := list(_not_plain(run.saved())):  # of paths, which are absolute only now
+        remedy = "it stands in the name of a folder: rename that, or work in another"
+        raise all_problems(f"{problem.partition(';')[0]}; {remedy}" for problem in problems)
     return run
 
 
@@ -196,5 +203,7 @@ def _not_plain(node: Any, path: str = "", known: Sequence[str] | None = None) ->
         yield f"{path}={node}: must be below 2**63"
     elif isinstance(node, str) and "${" in node:
         yield f"{path}: must not hold ${{, which a saved config would read as an interpolation"
+    elif isinstance(node, str) and not is_unicode(node):
+        yield f"{path}={node.encode(errors='backslashreplace').decode()}: is not UTF-8"
     elif isinstance(node, str) and "\x85" in node:
         yield f"{path}: must not hold U+0085 (next line), which YAML does not give back; write a line break"

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
@@ -16,10 +17,31 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft_lab import plugins
 from sft_lab.config.messages import BARE_WORD, all_keys, not_yaml, refuse_none_beside, resolvers
+from sft_lab.config.text_fields import read_yaml
 from sft_lab.dedup.embedding import Embedder
 from sft_lab.files import refuse_alias_bomb
 from sft_lab.options import shipped
 from sft_lab.run import SCHEMAS, Run
+
+
+class _OptionSource(FileConfigSource):
+    """Folders of options as Hydra reads them, but for fields that are text: those keep the letters of the file."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "options"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        with (Path(self.path) / self._normalize_file_name(config_path)).open(encoding="utf-8") as file:
+            text = file.read()
+            refuse_alias_bomb(text)
+            header = self._get_header_dict(text[:512])
+            package = header.get("package") or config_path.rpartition("/")[0].replace("/", ".")
+            below = () if package == "_global_" else tuple(filter(None, package.split(".")))
+            file.seek(0)
+            loaded = read_yaml(file, below)
+        config = OmegaConf.create({} if loaded is None else loaded)
+        return ConfigResult(config=config, path=f"options://{self.path}", provider=self.provider, header=header)
 
 
 class _ExperimentSource(ConfigSource):
@@ -65,7 +87,7 @@ def read_experiment(file: Path) -> tuple[DictConfig, str]:
         raise ConfigLoadError(f"{file}: cannot be read ({error}); save it as a file in UTF-8") from error
     try:
         refuse_alias_bomb(text)
-        loaded = OmegaConf.create(text)
+        loaded = OmegaConf.create(read_yaml(text) or {})
     except Exception as error:  # PyYAML's errors share no base with OmegaConf's
         raise ConfigLoadError(f"{file}: {not_yaml(error)}") from error
     if not isinstance(loaded, DictConfig):
@@ -104,6 +126,9 @@ class SearchPath(SearchPathPlugin):
             if conf := plugin.conf():
                 search_path.append(f"sft_lab-{plugin.module}", f"file://{conf}")
         search_path.append("sft_lab", "schemas://")
+        for entry in search_path.get_path():
+            if entry.path.startswith("file://"):
+                entry.path = f"options://{entry.path.removeprefix('file://')}"
 
 
 class _SchemaSource(ConfigSource):
@@ -148,7 +173,7 @@ def _register() -> None:
     # takes two thirds of the time.
     own = ConfigStore.instance().repo["hydra"]["config.yaml"].node
     own.defaults = ["_self_", {"launcher": "basic"}, {"sweeper": "basic"}]
-    for plugin in (_ExperimentSource, _SchemaSource, SearchPath):
+    for plugin in (_OptionSource, _ExperimentSource, _SchemaSource, SearchPath):
         Plugins.instance().register(plugin)
 
 

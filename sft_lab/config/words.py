@@ -16,10 +16,12 @@ from hydra.errors import HydraException
 
 from sft_lab.config.messages import GROUPS, first_line, refuse_none_beside
 from sft_lab.config.sources import read_experiment
+from sft_lab.config.text_fields import quote_text
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.launchers import Slurm
 from sft_lab.options import shipped
 from sft_lab.redaction import holds_secret
+from sft_lab.text import is_unicode
 
 # What of Hydra's own settings is read here; the rest is about hydra.main, which nobody calls.
 _READ = r"hydra\.(run\.dir|sweep\.dir|mode|searchpath|(sweeper|launcher)\b)"
@@ -53,6 +55,9 @@ def parse(overrides: list[str]) -> list[Override]:
                 "since a command line is seen by others; log in with `hf auth login` or `wandb login`"
             )
             continue
+        if not is_unicode(text):
+            problems.append(f"{text.encode(errors='backslashreplace').decode()}: is not UTF-8; write it in UTF-8")
+            continue
         if not key_of(text):
             problems.append(f"{text or repr(text)}: no key; write key=value")
             continue
@@ -62,7 +67,7 @@ def parse(overrides: list[str]) -> list[Override]:
             )
             continue
         try:
-            words += parser.parse_overrides([_quoted(_spelled(text))])
+            words += parser.parse_overrides([quote_text(_quoted(_spelled(text)))])
             _refuse_group_value(words[-1])
         except HydraException as error:
             remedy = "quote it, \"key='a=b'\", if it holds = , ( { [ or a space" if "=" in text else "write key=value"

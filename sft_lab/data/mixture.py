@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sft_lab.bench import package_path
+from sft_lab.bench import saved_path
 from sft_lab.data.dataset import Dataset, OnError, Record, Turns, refuse_columns
 from sft_lab.data.formats import Format
 from sft_lab.data.sources import File, Hub
@@ -46,8 +46,7 @@ class Ingredient:
         require(self.share is None or self.share > 0, "share", self.share, "above 0, or null")
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all rows")
         refuse_columns(self.columns)
-        if self.path is not None and not self.path.startswith("package:"):
-            self.path = str(package_path(self.path))
+        self.path = None if self.path is None else saved_path(self.path)
 
     def source(self, on_error: OnError) -> Dataset:
         """Give the source by itself."""

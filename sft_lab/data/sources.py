@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sft_lab.bench import log, package_path
+from sft_lab.bench import log, package_path, saved_path
 from sft_lab.data.dataset import Dataset, OnError, Record
 from sft_lab.errors import SourceError, require
 from sft_lab.files import HashingReader, digest
@@ -36,8 +36,7 @@ class File(Dataset):
     def __post_init__(self) -> None:
         """Make the path absolute, so that a saved config runs from any folder."""
         super().__post_init__()
-        if not self.path.startswith("package:"):
-            self.path = str(package_path(self.path))
+        self.path = saved_path(self.path)
 
     def named(self) -> str:
         """The path as given."""

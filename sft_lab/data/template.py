@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, package_path, today
+from sft_lab.bench import Bench, package_path, saved_path, today
 from sft_lab.data import clock
 from sft_lab.errors import ModelError, require
 from sft_lab.files import digest
@@ -355,8 +355,7 @@ class Jinja(Template):
     def __post_init__(self) -> None:
         """Make the path absolute, so that a saved config runs from any folder."""
         require(bool(self.path), "path", self.path, "the path of a .jinja file")
-        if not self.path.startswith("package:"):
-            self.path = str(package_path(self.path))
+        self.path = saved_path(self.path)
 
     def check(self) -> list[str]:
         """The file is there, and text."""

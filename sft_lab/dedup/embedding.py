@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench, log, missing_package, package_path
+from sft_lab.bench import Bench, log, missing_package, package_path, saved_path
 from sft_lab.errors import ModelError, require
 from sft_lab.files import digest, read_json, sha256_file
 from sft_lab.hardware import encoding_on_every_core
@@ -59,7 +59,8 @@ class Embedder:
     batch_tokens: int = field(default=2048, metadata={"changes_result": False})
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; scripts are written in capitals, as Unicode does."""
+        """Refuse impossible values; scripts are written in capitals, as Unicode does, and a folder as a saved path."""
+        self.name_or_path = saved_path(self.name_or_path, or_hub_name=True)
         require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
         self.scripts = [script.upper() for script in self.scripts]
 

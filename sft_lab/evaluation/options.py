@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sft_lab.bench import missing_package, package_path
+from sft_lab.bench import missing_package, package_path, saved_path
 from sft_lab.errors import require
 from sft_lab.evaluation.verdict import Limits
 
@@ -70,8 +70,7 @@ class Evaluation:
             f"of a set that is asked; give evaluation.{asked}=FILE",
         )
         for name, path in self.sets().items():
-            if not path.startswith("package:"):
-                setattr(self, name, str(package_path(path)))
+            setattr(self, name, saved_path(path))
 
     def sets(self) -> dict[str, str]:
         """Give the files of questions that are asked, by name."""

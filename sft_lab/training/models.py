@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, log, missing_package, package_path
+from sft_lab.bench import Bench, log, missing_package, package_path, saved_path
 from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import digest, follow_mask, sha256_file
 from sft_lab.hub import fall_back_on_cache
@@ -199,13 +199,14 @@ class Pretrained(Model):
     revision: str = "main"
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse impossible values; make a folder's path absolute, so that a saved config runs from any folder."""
         super().__post_init__()
         require(bool(self.name_or_path), "name_or_path", self.name_or_path, "a folder, or a hub name owner/name")
+        self.name_or_path = saved_path(self.name_or_path, or_hub_name=True)
 
     def check(self) -> list[str]:
         """A name that looks like a folder is one."""
-        path = Path(self.name_or_path).expanduser()
+        path = Path(self.name_or_path)
         if path.is_dir():
             if not (path / "config.json").is_file():
                 return [f"model.name_or_path={self.name_or_path}: the folder has no config.json"]
@@ -218,25 +219,21 @@ class Pretrained(Model):
     @property
     def base_name(self) -> str:
         """The Hub name, or the folder."""
-        path = Path(self.name_or_path).expanduser()
-        return str(path.absolute()) if path.is_dir() else self.name_or_path
+        return self.name_or_path
 
     @property
     def base_revision(self) -> str | None:
         """The revision of a hub model that is not its newest."""
-        return None if self.revision == "main" or Path(self._source()).is_dir() else self.revision
+        return None if self.revision == "main" or Path(self.name_or_path).is_dir() else self.revision
 
     def _trust(self) -> dict[str, bool]:
         """Whether the model's own code may run; said each time, since left open Transformers asks on the terminal."""
-        return {"trust_remote_code": os.environ.get(TRUST) == self.name_or_path}
-
-    def _source(self) -> str:
-        path = Path(self.name_or_path).expanduser()
-        return str(path) if path.is_dir() else self.name_or_path
+        trusted = os.environ.get(TRUST, "")
+        return {"trust_remote_code": bool(trusted) and saved_path(trusted, or_hub_name=True) == self.name_or_path}
 
     def key(self, bench: Bench, seed: int) -> str:  # noqa: ARG002
         """Files of a folder by content; a hub model by its resolved commit."""
-        path = Path(self._source())
+        path = Path(self.name_or_path)
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".jinja"))
             return digest([(file.name, sha256_file(file)) for file in files])
@@ -246,7 +243,7 @@ class Pretrained(Model):
         """Load the tokenizer of the folder or hub model."""
         tokenizer: PreTrainedTokenizerBase = self._loaded(
             "tokenizer",
-            lambda auto: auto.AutoTokenizer.from_pretrained(self._source(), revision=self.revision, **self._trust()),
+            lambda auto: auto.AutoTokenizer.from_pretrained(self.name_or_path, revision=self.revision, **self._trust()),
         )
         if not tokenizer.is_fast:
             raise ModelError(
@@ -258,7 +255,7 @@ class Pretrained(Model):
         """Load the config of the folder or hub model."""
         config: PretrainedConfig = self._loaded(
             "config",
-            lambda auto: auto.AutoConfig.from_pretrained(self._source(), revision=self.revision, **self._trust()),
+            lambda auto: auto.AutoConfig.from_pretrained(self.name_or_path, revision=self.revision, **self._trust()),
         )
         return config
 
@@ -267,7 +264,7 @@ class Pretrained(Model):
         model: PreTrainedModel = self._loaded(
             "model",
             lambda auto: auto.AutoModelForCausalLM.from_pretrained(
-                self._source(),
+                self.name_or_path,
                 revision=self.revision,
                 use_safetensors=True,
                 **self._trust(),
@@ -279,7 +276,7 @@ class Pretrained(Model):
     def _loaded(self, what: str, load: Any) -> Any:
         import transformers
 
-        if not Path(self._source()).is_dir():
+        if not Path(self.name_or_path).is_dir():
             fall_back_on_cache()
         try:
             return load(transformers)
@@ -289,7 +286,7 @@ class Pretrained(Model):
                 first = "it needs Python code of its own"
                 place = f"read that code, then {TRUST}={self.name_or_path} lets it run, for this model alone"
             else:
-                place = "look into the folder" if Path(self._source()).is_dir() else self._hub_advice()
+                place = "look into the folder" if Path(self.name_or_path).is_dir() else self._hub_advice()
             raise ModelError(
                 f"model.name_or_path={self.name_or_path}: the {what} cannot be loaded ({first}); {place}"
             ) from error
@@ -317,6 +314,11 @@ class Gguf(Model):
     path: str = "???"
     sha256: str = "???"
     original: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values; make the path absolute, so that a saved config runs from any folder."""
+        super().__post_init__()
+        self.path = saved_path(self.path)
 
     @property
     def base_name(self) -> str:

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sft_lab.bench import saved_path
 from sft_lab.errors import ConfigError, require
 from sft_lab.hardware import fast_bf16
 
@@ -127,6 +128,9 @@ class Full:
             require(0 < value < 1 or whole, name, value, "a whole number of steps, or a share above 0 and below 1")
         if own := sorted(set(self.sft_config) & OWN_FIELDS):
             raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it")
+        for name in FILE_FIELDS & set(self.sft_config):
+            if isinstance(file := self.sft_config[name], str) and Path(file).expanduser().is_file():
+                self.sft_config[name] = saved_path(file)
         if self.load_best_model_at_end and self.save_steps != self.eval_steps and self.save_steps % self.eval_steps:
             raise ConfigError(
                 f"save_steps={self.save_steps}: must be a multiple of eval_steps={self.eval_steps} with "
@@ -215,6 +219,8 @@ OWN_FIELDS = {
     "model_init_kwargs", "push_to_hub", "hub_token", "trust_remote_code", "disable_tqdm", "logging_nan_inf_filter",
     "per_device_eval_batch_size", "use_cpu", "run_name", "resume_from_checkpoint",
 }  # fmt: skip
+
+FILE_FIELDS = {"deepspeed", "fsdp_config", "accelerator_config"}  # of SFTConfig: may name a file
 
 
 def resolve_precision(wanted: Precision) -> str:
