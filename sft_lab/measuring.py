@@ -188,7 +188,7 @@ class Measuring:
         numbers["train/probe_loss"] = probe.loss
         if replies:
             prompts, references, given = zip(*replies, strict=True)
-            looked = outputs.look(given, prompts, references, data.train.rows.column("answer"))
+            looked = outputs.measure_answers(given, prompts, references, data.train.rows.column("answer"))
             numbers |= {f"outputs/{name}": value for name, value in looked.items()}
         numbers |= {f"{name}/loss": scores.loss for name, scores in sets.items()}
         if domain:
@@ -227,7 +227,10 @@ class Measuring:
             return []
         asked = _asked(questions["domain"], len(questions["domain"].rows))
         replies = answer([ids for _, _, ids in asked])
-        return [outputs.right(reply.text, expected) for (_, expected, _), reply in zip(asked, replies, strict=True)]
+        return [
+            outputs.contains_expected(reply.text, expected)
+            for (_, expected, _), reply in zip(asked, replies, strict=True)
+        ]
 
     def _prompted_head(self, data: Prepared) -> Messages:
         """Give what stands before each prompt for the prompted base model: system prompt, examples.

@@ -21,8 +21,8 @@ from sft_lab.progress import track
 IGNORED = -100
 
 
-RECALLED_TOKENS = 32  # at most so many from the middle of an answer on must be foretold word for word
-FEWEST_RECALLED = 8  # an answer with fewer tokens from its middle on says nothing about memory
+RECALLED_TOKENS = 32  # an answer counts as memorized if this many tokens from its middle on are predicted correctly
+MIN_RECALLED_TOKENS = 8  # an answer with fewer tokens from its middle on says nothing about memorization
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ending:
     Attributes:
         stops: tokens that end a turn or a text: generation stops there.
         foreign: the first token of another model family's end token, where the template writes that as text.
-        length: tokens between an answer's own words and its end, the end included; white space before it apart.
+        length: tokens between the text of an answer and the end of its turn, the end included, white space left out.
     """
 
     stops: frozenset[int]
@@ -45,15 +45,15 @@ UNKNOWN_ENDING = Ending(frozenset())
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model made of rows' answers, word by word; each array: shape (rows,).
+    """How well a model predicts the answers of rows; each array has shape (rows,).
 
     Attributes:
         nats: summed negative log-likelihood of the answer.
         tokens: of the answer, end of turn included.
         bytes: UTF-8 bytes of the answer.
         correct: answer tokens that were the likeliest one.
-        stops: probability, behind the answer's own words, of a token that generation stops at.
-        foreign: the same of beginning another model family's end token as text; 0 where the template has none.
+        stops: probability, after the text of the answer, of a token that generation stops at.
+        foreign: the same of the first token of another model family's end token, written as text; 0 without one.
         recalled: 1 where greedy decoding from the middle of the answer on would give it word for word (verbatim
             extraction of Carlini et al., "Quantifying memorization across neural language models", ICLR 2023), 0 where
             not, -1 where the answer is too short to say.
@@ -84,22 +84,22 @@ class Scores:
 
     @property
     def stop_probability(self) -> float:
-        """Median probability of stopping where an answer's own words end."""
+        """Median probability of stopping where the text of an answer ends."""
         return float(np.median(self.stops)) if len(self.stops) else math.nan
 
     @property
     def foreign_probability(self) -> float:
-        """Median probability of writing another family's end token there, as text."""
+        """Median probability of writing another model family's end token there, as text."""
         return float(np.median(self.foreign)) if len(self.foreign) else math.nan
 
     @property
     def recalled_share(self) -> float | None:
-        """Share of the answers known word for word from their middle on; None where none is long enough."""
-        counted = self.recalled[self.recalled >= 0]
-        return float(counted.mean()) if len(counted) else None
+        """Share of the answers recalled word for word from their middle on; None where none is long enough."""
+        judged = self.recalled[self.recalled >= 0]
+        return float(judged.mean()) if len(judged) else None
 
     def of(self, rows: np.ndarray) -> Scores:
-        """The scores of some rows: bool, shape (rows,)."""
+        """Return the scores of the rows where ``rows`` (bool, shape (rows,)) is true."""
         return Scores(*(getattr(self, name.name)[rows] for name in fields(self)))
 
     def save(self, folder: Path) -> None:
@@ -109,8 +109,8 @@ class Scores:
     @classmethod
     def load(cls, folder: Path) -> Scores:
         """Read what ``save`` wrote."""
-        with np.load(folder / "scores.npz", allow_pickle=False) as found:
-            return cls(**{name.name: found[name.name] for name in fields(cls)})
+        with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
+            return cls(**{name.name: arrays[name.name] for name in fields(cls)})
 
 
 def score(
@@ -120,9 +120,8 @@ def score(
     ending: Ending = UNKNOWN_ENDING,
     *,
     batch_tokens: int = 4096,
-    precision: str = "fp32",
 ) -> Scores:
-    """Score every row's labelled tokens.
+    """Return the scores of every row's labelled tokens, in the arithmetic of the weights.
 
     Args:
         model: a causal language model; put in evaluation mode and back.
@@ -130,27 +129,24 @@ def score(
         answer_bytes: UTF-8 bytes of each row's answer, shape (rows,).
         ending: how the template of the rows ends an answer.
         batch_tokens: tokens of a batch, padding included.
-        precision: ``bf16`` for autocast, else the weights' own arithmetic.
     """
     sizes = np.array([len(ids) for ids in rows["input_ids"]], np.int64)
-    floats, told = np.zeros((3, len(rows))), np.zeros((3, len(rows)), np.int64)
+    sums, counts = np.zeros((3, len(rows))), np.zeros((3, len(rows)), np.int64)
     training = model.training
     model.eval()
     try:
         batches = _batches(sizes, batch_tokens)
         for batch in track(batches, "held-out loss"):
-            picked = rows[batch.tolist()]
-            floats[:, batch], told[:, batch] = _score_batch(
-                model, picked["input_ids"], picked["labels"], ending, precision
-            )
+            chosen = rows[batch.tolist()]
+            sums[:, batch], counts[:, batch] = _score_batch(model, chosen["input_ids"], chosen["labels"], ending)
     finally:
         model.train(training)
-    (nats, stops, foreign), (tokens, correct, recalled) = floats, told
+    (nats, stops, foreign), (tokens, correct, recalled) = sums, counts
     return Scores(nats, tokens, answer_bytes, correct, stops, foreign, recalled)
 
 
 def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Rows of alike length together, as many as fit the budget: little padding, bounded memory."""
+    """Return batches of rows of similar length, as many as fit the token budget: little padding, bounded memory."""
     batches: list[list[int]] = []
     for row in np.argsort(-sizes, kind="stable"):
         longest = sizes[batches[-1][0]] if batches else 0
@@ -162,9 +158,9 @@ def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
 
 
 def _score_batch(
-    model: Any, input_ids: list[list[int]], labels: list[list[int]], ending: Ending, precision: str
+    model: Any, input_ids: list[list[int]], labels: list[list[int]], ending: Ending
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give nats, ``stops`` and ``foreign``, shape (3, rows), and what ``_told`` says of each row, shape (3, rows)."""
+    """Return nats, ``stops`` and ``foreign``, shape (3, rows), and the counts of each row, shape (3, rows)."""
     device = next(model.parameters()).device
     width = max(len(ids) for ids in input_ids)
     ids = torch.zeros(len(input_ids), width, dtype=torch.long)
@@ -175,39 +171,39 @@ def _score_batch(
         target[row, : len(row_labels)] = torch.tensor(row_labels)
         mask[row, : len(row_ids)] = 1
     target = target[:, 1:]
-    # The vocabulary is what costs most: logits only where some row of the batch has an answer token to predict.
-    places = (target != IGNORED).any(dim=0).nonzero().flatten()
-    keep = {"logits_to_keep": places.to(device)} if _keeps_logits(model) else {}
+    # The vocabulary costs most: compute logits only where some row of the batch has an answer token to predict.
+    positions = (target != IGNORED).any(dim=0).nonzero().flatten()
+    keep = {"logits_to_keep": positions.to(device)} if _keeps_logits(model) else {}
     # use_cache=False: with a cache, rows of a batch influence one another in some attention paths.
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.no_grad():
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **keep).logits
-    logits = logits if keep else logits[:, places.to(device)]
-    target = target[:, places].to(device)
+    logits = logits if keep else logits[:, positions.to(device)]
+    target = target[:, positions].to(device)
     losses = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none"
     )
     nats = losses.double().sum(dim=1)
-    asked = target != IGNORED
-    # Behind the answer's own words: so many tokens before its last, or at its beginning where it is shorter.
-    order = asked.cumsum(dim=1)
+    scored = target != IGNORED
+    # Where the text of the answer ends: `ending.length` tokens before its last, or at its first where it is shorter.
+    order = scored.cumsum(dim=1)
     end = (order == (order[:, -1:] - ending.length + 1).clamp(min=1)).int().argmax(dim=1)
-    likely = logits[torch.arange(len(end), device=end.device), end].float().softmax(dim=-1)
-    stops = likely[:, sorted(ending.stops)].sum(dim=-1).double()
-    foreign = torch.zeros_like(stops) if ending.foreign is None else likely[:, ending.foreign].double()
-    right, asked_np = (logits.argmax(dim=-1) == target).cpu().numpy(), asked.cpu().numpy()
-    told = [_told(row[counted]) for row, counted in zip(right, asked_np, strict=True)]
-    return torch.stack([nats, stops, foreign]).cpu().numpy(), np.array(told, np.int64).T
+    probabilities = logits[torch.arange(len(end), device=end.device), end].float().softmax(dim=-1)
+    stops = probabilities[:, sorted(ending.stops)].sum(dim=-1).double()
+    foreign = torch.zeros_like(stops) if ending.foreign is None else probabilities[:, ending.foreign].double()
+    correct, mask_np = (logits.argmax(dim=-1) == target).cpu().numpy(), scored.cpu().numpy()
+    counts = [_count(row[row_mask]) for row, row_mask in zip(correct, mask_np, strict=True)]
+    return torch.stack([nats, stops, foreign]).cpu().numpy(), np.array(counts, np.int64).T
 
 
-def _told(right: np.ndarray) -> tuple[int, int, int]:
-    """Count what was right of one row's answer tokens (bool): tokens, right ones, whether it is recalled.
+def _count(correct: np.ndarray) -> tuple[int, int, int]:
+    """Return the answer tokens of one row, how many were predicted correctly, and whether the answer is recalled.
 
-    Each token was predicted from the true ones before it, so a stretch that is right throughout is what greedy
-    decoding would have written.
+    Each token was predicted from the true ones before it, so a stretch without an error is what greedy decoding
+    would have written.
     """
-    stretch = right[len(right) // 2 :][:RECALLED_TOKENS]
-    recalled = int(stretch.all()) if len(stretch) >= FEWEST_RECALLED else -1
-    return len(right), int(right.sum()), recalled
+    stretch = correct[len(correct) // 2 :][:RECALLED_TOKENS]
+    recalled = int(stretch.all()) if len(stretch) >= MIN_RECALLED_TOKENS else -1
+    return len(correct), int(correct.sum()), recalled
 
 
 def _keeps_logits(model: Any) -> bool:

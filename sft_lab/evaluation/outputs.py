@@ -1,4 +1,4 @@
-"""What a model's own answers to held-out prompts show beside any loss: form, variety, likeness, tasks done."""
+"""Metrics of a model's own answers to held-out prompts: form, variety, similarity to training answers, correctness."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sft_lab.text import normalize
 if TYPE_CHECKING:
     from sft_lab.evaluation.samples import Answer
 
-EXACT_CHARACTERS = 60  # a reference answer up to this long is one that can be right word for word
-UNSPACED = 25  # characters to a space, from which a text is written without any
+MAX_EXACT_CHARACTERS = 60  # only a reference answer up to this long can be matched word for word
+MAX_WORD_CHARACTERS = 25  # mean length of a word above which a text is written without spaces
 COMPARED_ROWS = 5000  # training answers that outputs are compared with, at most
 
 Share = float | None
 
 
-def look(
+def measure_answers(
     answers: Sequence[Answer], prompts: Sequence[str], references: Sequence[str], training: Sequence[str]
 ) -> dict[str, Share]:
-    """Measure answers to held-out prompts.
+    """Return metrics of answers to held-out prompts.
 
     Args:
         answers: the model's.
-        prompts: what they answer, in the same order.
-        references: the held-out rows' own answers, in the same order.
+        prompts: the prompts they answer, in the same order.
+        references: the answers of the held-out rows, in the same order.
         training: answers the model was trained on, or will be.
 
     Returns:
@@ -44,14 +44,16 @@ def look(
         "ended_share": _mean([answer.ended for answer in answers]),
         "stray_share": _mean([bool(answer.stray) for answer in answers]),
         "echoed_share": _mean(
-            [normalize(text) == normalize(asked) for text, asked in zip(texts, prompts, strict=True)]
+            [normalize(text) == normalize(prompt) for text, prompt in zip(texts, prompts, strict=True)]
         ),
-        "json_share": _mean([same_form(*pair) for pair in zip(texts, references, strict=True) if is_json(pair[1])]),
+        "json_share": _mean(
+            [has_same_json_form(*pair) for pair in zip(texts, references, strict=True) if is_json(pair[1])]
+        ),
         "exact_share": _mean(
             [
                 normalize(text) == normalize(reference)
                 for text, reference in zip(texts, references, strict=True)
-                if len(reference) <= EXACT_CHARACTERS
+                if len(reference) <= MAX_EXACT_CHARACTERS
             ]
         ),
         "distinct_2": distinct_pairs(texts),
@@ -60,45 +62,45 @@ def look(
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is a JSON object or array and nothing else."""
+    """Return whether a text is a JSON object or array and nothing else."""
     return isinstance(_parsed(text), dict | list)
 
 
-def same_form(text: str, reference: str) -> bool:
-    """Whether a text is JSON as the reference is: an object with the same keys, or an array."""
-    one, other = _parsed(text), _parsed(reference)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys()
-    return isinstance(one, list) and isinstance(other, list)
+def has_same_json_form(text: str, reference: str) -> bool:
+    """Return whether a text is JSON like the reference: an object with the same keys, or an array."""
+    value, expected = _parsed(text), _parsed(reference)
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return value.keys() == expected.keys()
+    return isinstance(value, list) and isinstance(expected, list)
 
 
-def right(text: str, expected: str) -> bool:
-    """Whether a model's answer holds the expected one, as whole words, but for case, spaces and the like."""
+def contains_expected(text: str, expected: str) -> bool:
+    """Return whether an answer holds the expected one as whole words; case, spacing and Unicode form do not count."""
     return re.search(rf"(?<!\w){re.escape(normalize(expected))}(?!\w)", normalize(text)) is not None
 
 
-def words(text: str) -> list[str]:
-    """Words between spaces; single characters of a text that is written without them, as in Chinese or Thai."""
-    found = text.split()
-    return found if len(text) <= UNSPACED * max(1, len(found)) else list("".join(found))
+def split_words(text: str) -> list[str]:
+    """Return the words between spaces; the characters of a text written without spaces, such as Chinese or Thai."""
+    parts = text.split()
+    return parts if len(text) <= MAX_WORD_CHARACTERS * max(1, len(parts)) else list("".join(parts))
 
 
 def distinct_pairs(texts: Sequence[str]) -> Share:
-    """Different pairs of neighboring words, as a share of all pairs; None without any."""
-    pairs = [pair for text in texts for pair in itertools.pairwise(words(text))]
+    """Return the share of distinct pairs among all pairs of neighboring words; None without any pair."""
+    pairs = [pair for text in texts for pair in itertools.pairwise(split_words(text))]
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
 def likeness(texts: Sequence[str], training: Sequence[str]) -> Share:
-    """Mean over the texts of ROUGE-L F1 (words in common, in order) to the most similar training answer."""
+    """Return the mean over the texts of ROUGE-L F1 to the most similar training answer; None without texts."""
     from rapidfuzz.distance import LCSseq
 
-    known = [words(answer) for answer in training[:COMPARED_ROWS]]
-    found = []
-    for said in filter(None, map(words, texts)):
-        common = (2 * LCSseq.similarity(said, other) / (len(said) + len(other)) for other in known if other)
-        found.append(max(common, default=0.0))
-    return _mean(found)
+    references = [split for answer in training[:COMPARED_ROWS] if (split := split_words(answer))]
+    scores = []
+    for text in filter(None, map(split_words, texts)):
+        f1 = (2 * LCSseq.similarity(text, other) / (len(text) + len(other)) for other in references)
+        scores.append(max(f1, default=0.0))
+    return _mean(scores)
 
 
 def _mean(values: Sequence[float]) -> Share:

@@ -14,16 +14,16 @@ The rules, in order; the first that holds is the verdict (``docs/verdicts.md`` h
    continued word for word (Carlini et al., ICLR 2023).
 6. ``overfitting``: held-out loss ends ``overfitting_rise`` above its best while training loss went on falling
    (generalization loss of Prechelt, "Early stopping, but when?", LNCS 1524); two fifths of that are enough where
-   training drew the loss on training rows ``overfitting_gap`` below that on held-out rows.
+   training brought the loss on training rows ``overfitting_gap`` below that on held-out rows.
 7. ``underfitting``: the best held-out loss is less than ``underfitting_gain`` below the base model's.
 8. ``undertrained``: the last third of training, by learning rate spent, brought ``undertrained_share`` of all that was
    gained; a third of it would be a straight line.
 9. ``template_not_learned``: neither an own answer nor the end of a true one ends its turn with a chance of
-   ``ended_share``, in a model that foretells ``able_accuracy`` of the held-out tokens.
+   ``ended_share``, in a model that predicts ``able_accuracy`` of the held-out tokens correctly.
 10. ``healthy``.
 
-Held-out loss is not the last word (InstructGPT's testers preferred models that overfitted by this measure), so read
-the samples beside it.
+Held-out loss is not everything (InstructGPT's labelers preferred models that had overfitted by this measure), so read
+the samples too.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from typing import Any
 from sft_lab.errors import require
 
 Curve = list[tuple[int, float]]
-ECHOED = 0.5  # share of answers that only repeat the question, from which a healthy run is doubted
+MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question; a healthy run with as many is doubted
 
 
 @dataclass
 class Limits:
-    """Where the rules cut; shares of a loss, or of rows.
+    """Thresholds of the rules, as shares of a loss or of rows.
 
     Attributes:
-        converged_within: converged is the step from which held-out loss stays this near to its best.
+        converged_within: a run has converged at the step from which held-out loss stays this close to its best.
     """
 
     min_evaluations: int = 3
@@ -72,14 +72,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a run is judged by.
+    """The measurements that a run is judged by.
 
     Attributes:
         held_out: (step, held-out loss) of each measurement after step 0, in order.
         train: (step, training loss) of each log, in order.
-        base: numbers of the base model, by their summary names (``eval/loss``, ``train/probe_loss``, ...).
+        base: metrics of the base model, by their summary names (``eval/loss``, ``train/probe_loss``, ...).
         tuned: the same of the tuned one.
-        rates: (step, learning rate) of each log; without them all steps count alike.
+        rates: (step, learning rate) of each log; without them all steps count the same.
         all_finite: no loss or gradient was NaN or infinite.
     """
 
@@ -92,10 +92,10 @@ class Observed:
 
     @property
     def gap_share(self) -> float:
-        """How far training drew the loss on training rows below that on held-out rows, as a share of the latter."""
+        """How far training brought the loss on training rows below that on held-out rows, as a share of the latter."""
 
-        def gap(found: Mapping[str, Any]) -> float:
-            probe, held_out = found.get("train/probe_loss"), found.get("eval/loss")
+        def gap(metrics: Mapping[str, Any]) -> float:
+            probe, held_out = metrics.get("train/probe_loss"), metrics.get("eval/loss")
             return 1 - probe / held_out if probe is not None and held_out else 0.0
 
         return gap(self.tuned) - gap(self.base)
@@ -111,14 +111,14 @@ class Observed:
         return self.held_out[-1][1]
 
     @property
-    def back(self) -> float:
-        """How far it ended above its lowest, as a share."""
+    def rise_from_best(self) -> float:
+        """How far the held-out loss ended above its lowest, as a share."""
         return _rise(self.last, self.best)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement and its evidence: for each rule looked at its name, value, limit and what it says."""
+    """A judgement and its evidence: name, value, limit and message of each rule that was applied."""
 
     name: str
     evidence: list[dict[str, Any]]
@@ -126,47 +126,47 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rule found.
+    """The outcome of one rule.
 
     Attributes:
-        rule: the verdict it gives.
-        holds: whether it gives it.
-        value: the number it looked at; None where there is none.
-        limit: from the config.
-        says: the same in words.
+        rule: the verdict that the rule gives when it holds.
+        holds: whether it holds.
+        value: the number it compares; None where there is none.
+        limit: the number it is compared with, from the config.
+        message: the outcome as a sentence.
     """
 
     rule: str
     holds: bool
     value: float | None
     limit: float | None
-    says: str
+    message: str
 
 
-def judge(seen: Observed, limits: Limits) -> Verdict:
+def judge(observed: Observed, limits: Limits) -> Verdict:
     """Judge a run by the first rule that holds."""
     evidence = []
     for rule in RULES:
-        found = rule(seen, limits)
-        if found is None:
+        finding = rule(observed, limits)
+        if finding is None:
             continue
-        evidence.append({"rule": found.rule, "value": found.value, "limit": found.limit, "says": found.says})
-        if found.holds:
-            return Verdict(found.rule, evidence)
-    rise = _rise(seen.last, seen.base["eval/loss"])
-    says = f"held-out loss ended {_change(rise)} the base model's and {_from_best(seen)}"
-    return Verdict("healthy", [*evidence, {"rule": "healthy", "value": rise, "limit": None, "says": says}])
+        evidence.append({"rule": finding.rule, "value": finding.value, "limit": finding.limit, "says": finding.message})
+        if finding.holds:
+            return Verdict(finding.rule, evidence)
+    rise = _rise(observed.last, observed.base["eval/loss"])
+    message = f"held-out loss ended {_change(rise)} the base model's and {_from_best(observed)}"
+    return Verdict("healthy", [*evidence, {"rule": "healthy", "value": rise, "limit": None, "says": message}])
 
 
-def _not_a_number(seen: Observed, _: Limits) -> Finding | None:
-    losses = [loss for _, loss in (*seen.held_out, *seen.train)]
-    losses += [seen.tuned.get(name) or 0.0 for name in ("eval/loss", "train/probe_loss")]
-    broken = not seen.all_finite or not all(map(math.isfinite, losses))
+def _not_a_number(observed: Observed, _: Limits) -> Finding | None:
+    losses = [loss for _, loss in (*observed.held_out, *observed.train)]
+    losses += [observed.tuned.get(name) or 0.0 for name in ("eval/loss", "train/probe_loss")]
+    broken = not observed.all_finite or not all(map(math.isfinite, losses))
     return Finding("diverged", True, None, None, "a loss was not a number") if broken else None
 
 
-def _too_little(seen: Observed, limits: Limits) -> Finding | None:
-    known, needed, base = len(seen.held_out), limits.min_evaluations, seen.base.get("eval/loss")
+def _too_little(observed: Observed, limits: Limits) -> Finding | None:
+    known, needed, base = len(observed.held_out), limits.min_evaluations, observed.base.get("eval/loss")
     if base is not None and not math.isfinite(base):
         return Finding("not_judged", True, None, None, "the base model's held-out loss is not a number")
     if base is not None and known >= needed:
@@ -174,94 +174,96 @@ def _too_little(seen: Observed, limits: Limits) -> Finding | None:
     return Finding("not_judged", True, known, needed, f"{known} held-out measurements, {needed} are needed")
 
 
-def _above_base(seen: Observed, limits: Limits) -> Finding:
-    rise = _rise(seen.last, seen.base["eval/loss"])
-    before, after = (found.get("train/probe_loss") for found in (seen.base, seen.tuned))
-    worse = before is None or after is None or after > before  # what overfits knows its training rows better
-    says = f"held-out loss ended {_change(rise)} the base model's"
+def _above_base(observed: Observed, limits: Limits) -> Finding:
+    rise = _rise(observed.last, observed.base["eval/loss"])
+    before, after = (metrics.get("train/probe_loss") for metrics in (observed.base, observed.tuned))
+    worse = before is None or after is None or after > before  # a run that overfits gets better on its training rows
+    message = f"held-out loss ended {_change(rise)} the base model's"
     if rise >= limits.diverged_rise and not worse:
-        says += ", but training rows are foretold better"
-    return Finding("diverged", rise >= limits.diverged_rise and worse, rise, limits.diverged_rise, says)
+        message += ", but the loss on training rows fell"
+    return Finding("diverged", rise >= limits.diverged_rise and worse, rise, limits.diverged_rise, message)
 
 
-def _broke_down(seen: Observed, limits: Limits) -> Finding | None:
-    rise = _train_rise(seen.train)
-    if rise < limits.diverged_rise or seen.back < limits.diverged_rise:
+def _broke_down(observed: Observed, limits: Limits) -> Finding | None:
+    rise = _train_rise(observed.train)
+    if rise < limits.diverged_rise or observed.rise_from_best < limits.diverged_rise:
         return None
-    says = f"training loss ended {_change(rise)} its lowest, and held-out loss {_change(seen.back)}"
-    return Finding("diverged", True, rise, limits.diverged_rise, says)
+    message = f"training loss ended {_change(rise)} its lowest, and held-out loss {_change(observed.rise_from_best)}"
+    return Finding("diverged", True, rise, limits.diverged_rise, message)
 
 
-def _stray_tokens(seen: Observed, limits: Limits) -> Finding | None:
-    after = seen.tuned.get("outputs/stray_share")
+def _stray_tokens(observed: Observed, limits: Limits) -> Finding | None:
+    after = observed.tuned.get("outputs/stray_share")
     if after is None:
         return None
-    more = after - (seen.base.get("outputs/stray_share") or 0.0)
-    says = f"{after:.0%} of the answers to held-out prompts hold control tokens"
-    return Finding("template_not_learned", more >= limits.stray_share, more, limits.stray_share, says)
+    increase = after - (observed.base.get("outputs/stray_share") or 0.0)
+    message = f"{after:.0%} of the answers to held-out prompts hold control tokens"
+    return Finding("template_not_learned", increase >= limits.stray_share, increase, limits.stray_share, message)
 
 
-def _foreign_end(seen: Observed, limits: Limits) -> Finding | None:
-    foreign, stop = (seen.tuned.get(f"eval/{name}_probability") or 0.0 for name in ("foreign", "stop"))
+def _foreign_end(observed: Observed, limits: Limits) -> Finding | None:
+    foreign, stop = (observed.tuned.get(f"eval/{name}_probability") or 0.0 for name in ("foreign", "stop"))
     if not foreign:
         return None
     share = foreign / (foreign + stop)
-    says = f"behind an answer, another model family's end token is {share:.0%} of what would end it"
-    return Finding("template_not_learned", share >= limits.stray_share, share, limits.stray_share, says)
+    message = f"behind an answer, another model family's end token is {share:.0%} of what would end it"
+    return Finding("template_not_learned", share >= limits.stray_share, share, limits.stray_share, message)
 
 
-def _recalled(seen: Observed, limits: Limits) -> Finding | None:
-    known = seen.tuned.get("train/recalled_share")
-    if known is None:
+def _recalled(observed: Observed, limits: Limits) -> Finding | None:
+    recalled = observed.tuned.get("train/recalled_share")
+    if recalled is None:
         return None
-    # What the base model knew, or what is so plain that unseen rows are foretold as well, is no memory.
-    more = known - max(seen.tuned.get("eval/recalled_share") or 0.0, seen.base.get("train/recalled_share") or 0.0)
-    says = f"{known:.0%} of the training rows are continued word for word"
-    return Finding("memorizing", more >= limits.recalled_share, more, limits.recalled_share, says)
+    # Rows that the base model knew, or that are as predictable as unseen ones, were not memorized.
+    unseen = observed.tuned.get("eval/recalled_share") or 0.0
+    untrained = observed.base.get("train/recalled_share") or 0.0
+    excess = recalled - max(unseen, untrained)
+    message = f"{recalled:.0%} of the training rows are continued word for word"
+    return Finding("memorizing", excess >= limits.recalled_share, excess, limits.recalled_share, message)
 
 
-def _rose_again(seen: Observed, limits: Limits) -> Finding:
+def _rose_again(observed: Observed, limits: Limits) -> Finding:
     # A wide gap to the training rows makes a smaller rise count.
-    limit = limits.overfitting_rise * (0.4 if seen.gap_share >= limits.overfitting_gap else 1)
-    holds = seen.back >= limit and _still_falls(seen.held_out, seen.train)
-    says = f"held-out loss ended {_from_best(seen)}"
-    if seen.gap_share > 0:
-        says += f"; training drew the loss on training rows {seen.gap_share:.0%} below it"
-    return Finding("overfitting", holds, seen.back, limit, says)
+    limit = limits.overfitting_rise * (0.4 if observed.gap_share >= limits.overfitting_gap else 1)
+    holds = observed.rise_from_best >= limit and _still_falls(observed.held_out, observed.train)
+    message = f"held-out loss ended {_from_best(observed)}"
+    if observed.gap_share > 0:
+        message += f"; training brought the loss on training rows {observed.gap_share:.0%} below it"
+    return Finding("overfitting", holds, observed.rise_from_best, limit, message)
 
 
-def _hardly_improved(seen: Observed, limits: Limits) -> Finding:
-    gain = -_rise(seen.best, seen.base["eval/loss"])
-    says = f"the best held-out loss is {_change(-gain)} the base model's"
-    return Finding("underfitting", gain < limits.underfitting_gain, gain, limits.underfitting_gain, says)
+def _hardly_improved(observed: Observed, limits: Limits) -> Finding:
+    gain = -_rise(observed.best, observed.base["eval/loss"])
+    message = f"the best held-out loss is {_change(-gain)} the base model's"
+    return Finding("underfitting", gain < limits.underfitting_gain, gain, limits.underfitting_gain, message)
 
 
-def _still_improving(seen: Observed, limits: Limits) -> Finding:
-    base = seen.base["eval/loss"]
-    late = _at([(0, base), *seen.held_out], _last_third(seen.rates, seen.held_out[-1][0]))
-    share = (late - seen.last) / (base - seen.best)  # above 0: what hardly improved is out already
-    says = f"{share:.0%} of the gain came in the last third of training (by learning rate spent)"
-    return Finding("undertrained", share >= limits.undertrained_share, share, limits.undertrained_share, says)
+def _still_improving(observed: Observed, limits: Limits) -> Finding:
+    base = observed.base["eval/loss"]
+    late = _at([(0, base), *observed.held_out], _last_third(observed.rates, observed.held_out[-1][0]))
+    share = (late - observed.last) / (base - observed.best)  # above 0: `underfitting` came first
+    message = f"{share:.0%} of the gain came in the last third of training (by learning rate spent)"
+    return Finding("undertrained", share >= limits.undertrained_share, share, limits.undertrained_share, message)
 
 
-def _endless(seen: Observed, limits: Limits) -> Finding | None:
-    stop, accuracy = (seen.tuned.get(f"eval/{name}") for name in ("stop_probability", "token_accuracy"))
-    # A model that foretells next to nothing cannot be expected to foretell the end: that is no matter of the template.
+def _never_ends(observed: Observed, limits: Limits) -> Finding | None:
+    stop, accuracy = (observed.tuned.get(f"eval/{name}") for name in ("stop_probability", "token_accuracy"))
+    # A model that predicts hardly any token cannot be expected to predict the end of a turn.
     if stop is None or accuracy is None or accuracy < limits.able_accuracy:
         return None
-    ends = max(stop, seen.tuned.get("outputs/ended_share") or 0.0)
-    says = f"{ends:.0%} is the chance that an answer ends its turn"
-    return Finding("template_not_learned", ends < limits.ended_share, ends, limits.ended_share, says)
+    ends = max(stop, observed.tuned.get("outputs/ended_share") or 0.0)
+    message = f"an answer ends its turn with a chance of {ends:.0%}"
+    return Finding("template_not_learned", ends < limits.ended_share, ends, limits.ended_share, message)
 
 
 RULES: tuple[Callable[[Observed, Limits], Finding | None], ...] = (
     _not_a_number, _too_little, _above_base, _broke_down, _stray_tokens, _foreign_end, _recalled, _rose_again,
-    _hardly_improved, _still_improving, _endless,
+    _hardly_improved, _still_improving, _never_ends,
 )  # fmt: skip
 
 
 def _rise(after: float, before: float) -> float:
-    """How far one loss lies above another, as a share of it; infinitely far above one that is 0."""
+    """Return how far one loss lies above another, as a share of it; infinity above a loss of 0."""
     if before:
         return after / before - 1
     return math.inf if after else 0.0
@@ -272,7 +274,7 @@ def _change(share: float) -> str:
 
 
 def _train_rise(train: Curve) -> float:
-    """How far training loss ended above its lowest, as a share; means over a fifth of the log, since it is noisy."""
+    """Return how far training loss ended above its lowest, as a share; each is a mean over a fifth of the noisy log."""
     losses = [loss for _, loss in train]
     width = max(1, len(losses) // 5)
     means = [sum(losses[start : start + width]) / width for start in range(len(losses) - width + 1)]
@@ -280,20 +282,20 @@ def _train_rise(train: Curve) -> float:
 
 
 def converged_at(held_out: Curve, within: float) -> int | None:
-    """Step from which held-out loss stays within a share of its best; None when it ends outside."""
+    """Return the step from which held-out loss stays within a share of its best; None when it ends outside."""
     if not held_out or not all(math.isfinite(loss) for _, loss in held_out):
         return None
     limit = min(loss for _, loss in held_out) * (1 + within)
     step = None
-    for at, loss in reversed(held_out):
+    for measured_at, loss in reversed(held_out):
         if loss > limit:
             break
-        step = at
+        step = measured_at
     return step
 
 
 def _at(curve: Curve, step: float) -> float:
-    """A curve's value at a step, on the straight line between its points."""
+    """Return a curve's value at a step, linear between its points."""
     before = max((point for point in curve if point[0] <= step), default=curve[0])
     after = min((point for point in curve if point[0] >= step), default=curve[-1])
     if after[0] == before[0]:
@@ -302,10 +304,10 @@ def _at(curve: Curve, step: float) -> float:
 
 
 def _last_third(rates: Curve, end: int) -> float:
-    """The step at which two thirds of the summed learning rate had been spent.
+    """Return the step at which two thirds of the summed learning rate had been spent.
 
-    Steps do not count alike: at the end of a cosine or linear schedule next to nothing is learned, however much there
-    is left to learn, and every curve is flat.
+    Steps do not count the same: at the end of a cosine or linear schedule hardly anything is learned, however much
+    there is left to learn, and every curve is flat.
     """
     spent, sums, last = 0.0, [], 0
     for step, rate in rates:
@@ -322,27 +324,27 @@ def _last_third(rates: Curve, end: int) -> float:
     return end
 
 
-def _from_best(seen: Observed) -> str:
-    shown = f"{seen.back:.1%}"
-    return "at its best" if shown == "0.0%" else f"{shown} above its best"
+def _from_best(observed: Observed) -> str:
+    rise = f"{observed.rise_from_best:.1%}"
+    return "at its best" if rise == "0.0%" else f"{rise} above its best"
 
 
 def _still_falls(held_out: Curve, train: Curve) -> bool:
-    """Whether training loss after the held-out best lies below that at the best."""
+    """Return whether training loss fell on after the step of the best held-out loss."""
     best_step = min(held_out, key=lambda point: point[1])[0]
     before = [loss for step, loss in train if step <= best_step]
     after = [loss for step, loss in train if step > best_step]
     return bool(before and after) and after[-1] < before[-1]
 
 
-def _doubt(numbers: dict[str, Any]) -> str:
-    """Say why a healthy run may still be of no use; nothing where nothing speaks against it."""
-    echoed = numbers.get("outputs/echoed_share") or 0.0
-    if echoed >= ECHOED:
+def _doubt(summary: dict[str, Any]) -> str:
+    """Return why a healthy run may still be of no use; empty where there is no reason."""
+    echoed = summary.get("outputs/echoed_share") or 0.0
+    if echoed >= MAX_ECHOED_SHARE:
         return (
             f"{echoed:.0%} of its answers only repeat the question: it has learned too little to answer; train longer."
         )
-    tuned, prompted = numbers.get("eval/bits_per_byte"), numbers.get("prompted/eval_bits_per_byte")
+    tuned, prompted = summary.get("eval/bits_per_byte"), summary.get("prompted/eval_bits_per_byte")
     if tuned is not None and prompted is not None and prompted <= tuned:
         return (
             f"The base model with a prompt is as good ({prompted:.4f} bits per byte, tuned {tuned:.4f}): a prompt may "
@@ -351,38 +353,40 @@ def _doubt(numbers: dict[str, Any]) -> str:
     return ""
 
 
-def advice(verdict: str, run: Any, numbers: dict[str, Any] | None = None) -> dict[str, str] | None:
-    """Say what to try next: in a line, and as an override to copy; of a healthy run what still speaks against it.
+def advice(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dict[str, str] | None:
+    """Return what to try next, as a sentence and as an override to copy; None where there is nothing to try.
+
+    A healthy run gets advice only where its summary gives a reason to doubt it.
 
     Args:
         verdict: a verdict's name.
-        run: the run it was given to.
-        numbers: of its summary; of a healthy run, what the prompted base model reached and how the answers look.
+        run: the run that was judged.
+        summary: its metrics, those of the prompted base model and of its answers among them.
     """
     trainer = run.trainer
     by_steps = trainer.max_steps > 0
 
-    def for_longer(times: float) -> str:
+    def train_for(factor: float) -> str:
         if by_steps:
-            return f"trainer.max_steps={max(1, round(times * trainer.max_steps))}"
-        return f"trainer.num_train_epochs={times * trainer.num_train_epochs:g}"
+            return f"trainer.max_steps={max(1, round(factor * trainer.max_steps))}"
+        return f"trainer.num_train_epochs={factor * trainer.num_train_epochs:g}"
 
-    best = f"trainer.load_best_model_at_end=true trainer.save_steps={trainer.eval_steps:.15g}"
-    unseen = getattr(run.split, "eval_share", 1) == 0
+    keep_best = f"trainer.load_best_model_at_end=true trainer.save_steps={trainer.eval_steps:.15g}"
+    no_held_out = getattr(run.split, "eval_share", 1) == 0
     own_template = run.choices.get("template") == "auto"
-    found = {
+    suggestion = {
         "overfitting": ("Train for fewer steps, or bring more varied data, and keep the best weights.",
-                        f"{for_longer(0.5)} {best}"),
+                        f"{train_for(0.5)} {keep_best}"),
         "underfitting": ("Raise the learning rate; if that does not help, look at the data, or take a larger model.",
                          f"trainer.learning_rate={10 * trainer.learning_rate:g}"),
-        "memorizing": ("Train for fewer epochs, remove near copies, and bring more varied rows.", for_longer(0.25)),
+        "memorizing": ("Train for fewer epochs, remove near copies, and bring more varied rows.", train_for(0.25)),
         "diverged": ("Lower the learning rate.", f"trainer.learning_rate={trainer.learning_rate / 10:g}"),
-        "undertrained": ("Train longer: held-out loss was still falling.", for_longer(2)),
+        "undertrained": ("Train longer: held-out loss was still falling.", train_for(2)),
         "template_not_learned": ("Look at what the template writes after an answer, and at outputs.jsonl.",
-                                 for_longer(2) if own_template else "template=auto"),
+                                 train_for(2) if own_template else "template=auto"),
         "not_judged": ("Hold rows out, and measure at least three times.",
-                       "split.eval_share=0.1" if unseen else "trainer.eval_steps=0.2"),
+                       "split.eval_share=0.1" if no_held_out else "trainer.eval_steps=0.2"),
     }.get(verdict)  # fmt: skip
-    if verdict == "healthy" and (doubt := _doubt(numbers or {})):
-        found = (doubt, for_longer(2))
-    return {"says": found[0], "override": found[1]} if found else None
+    if verdict == "healthy" and (doubt := _doubt(summary or {})):
+        suggestion = (doubt, train_for(2))
+    return {"says": suggestion[0], "override": suggestion[1]} if suggestion else None

@@ -40,7 +40,7 @@ VERDICTS = {
 # What was measured of each model beside the key numbers: its name in the summary, how it is called, and its form.
 MEASURES = (
     ("eval/bits_per_byte", "Bits per byte of held-out answers", "{:.3f}"),
-    ("eval/token_accuracy", "Held-out tokens foretold", "{:.1%}"),
+    ("eval/token_accuracy", "Held-out tokens predicted correctly", "{:.1%}"),
     ("eval/stop_probability", "Chance to end the turn where a held-out answer ends (median)", "{:.0%}"),
     ("outputs/ended_share", "Own answers that end their turn", "{:.0%}"),
     ("outputs/stray_share", "Own answers with control tokens inside", "{:.0%}"),

@@ -9,7 +9,14 @@ import torch
 
 from sft_lab import compose
 from sft_lab.bench import Bench
-from sft_lab.evaluation.outputs import distinct_pairs, likeness, look, right, same_form, words
+from sft_lab.evaluation.outputs import (
+    contains_expected,
+    distinct_pairs,
+    has_same_json_form,
+    likeness,
+    measure_answers,
+    split_words,
+)
 from sft_lab.evaluation.samples import Answer, generate
 
 
@@ -60,7 +67,7 @@ def answers(*texts: str, ended: bool = True, stray: tuple[str, ...] = ()) -> lis
 
 def test_shares() -> None:
     given = [*answers("Paris", '{"a": 1}'), *answers("x </s> y", ended=False, stray=("</s>",))]
-    found = look(
+    found = measure_answers(
         given, ["PARIS ", "give JSON", "x"],
         ["paris.", '{"a": 2}', "a reference that is far too long to be given word for word by anybody"], []
     )  # fmt: skip
@@ -69,11 +76,11 @@ def test_shares() -> None:
     assert found["echoed_share"] == pytest.approx(1 / 3)  # "Paris" was the question
     assert found["json_share"] == 1.0  # of the one reference that is JSON
     assert found["exact_share"] == 0.0  # "paris." has a full stop
-    assert look(answers(" PARIS"), ["Where?"], ["Paris"], [])["exact_share"] == 1.0
+    assert measure_answers(answers(" PARIS"), ["Where?"], ["Paris"], [])["exact_share"] == 1.0
 
 
 def test_nothing_to_measure_is_none() -> None:
-    found = look(
+    found = measure_answers(
         answers(""), ["?"], ["no JSON and no short answer, so that nothing at all can be said of this one"], []
     )
     assert (found["json_share"], found["exact_share"], found["distinct_2"], found["likeness"]) == (None,) * 4
@@ -90,7 +97,7 @@ def test_nothing_to_measure_is_none() -> None:
     ],
 )
 def test_json_has_the_form_of_its_reference(text: str, reference: str, same: bool) -> None:
-    assert same_form(text, reference) is same
+    assert has_same_json_form(text, reference) is same
 
 
 def test_variety_and_likeness() -> None:
@@ -103,12 +110,12 @@ def test_variety_and_likeness() -> None:
 
 
 def test_an_answer_is_right_that_holds_the_expected_one() -> None:
-    assert right("The capital is  PARIS, of course.", "Paris")
-    assert not right("London", "Paris")
-    assert not right("It was in 1943.", "4")
-    assert not right("I do not know.", "no")
+    assert contains_expected("The capital is  PARIS, of course.", "Paris")
+    assert not contains_expected("London", "Paris")
+    assert not contains_expected("It was in 1943.", "4")
+    assert not contains_expected("I do not know.", "no")
 
 
 def test_texts_without_spaces_are_compared_by_character() -> None:
-    assert words("水在零度结冰，在一百度沸腾，这是每个孩子在学校里都学到的东西。")[:3] == ["水", "在", "零"]
-    assert words("one two") == ["one", "two"]
+    assert split_words("水在零度结冰，在一百度沸腾，这是每个孩子在学校里都学到的东西。")[:3] == ["水", "在", "零"]
+    assert split_words("one two") == ["one", "two"]

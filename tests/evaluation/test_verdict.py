@@ -76,7 +76,7 @@ def test_far_above_the_base_model_is_overfitting_where_training_rows_are_known_b
         (0.9, 0.0, 0.0, "memorizing"),
         (0.9, 0.0, None, "memorizing"),
         (0.4, 0.0, 0.0, "healthy"),
-        (0.9, 0.6, 0.0, "healthy"),  # answers so plain that unseen ones are foretold too
+        (0.9, 0.6, 0.0, "healthy"),  # answers so predictable that unseen ones are too
         (0.9, 0.0, 0.6, "healthy"),  # known before training
         (None, None, None, "healthy"),  # no answer is long enough
     ],
@@ -114,7 +114,7 @@ def test_control_tokens_inside_answers(after: float, before: float | None, name:
         (0.0, 0.5, 0.4, "healthy"),
         (0.5, 0.01, 0.4, "healthy"),
         (None, 0.01, 0.4, "template_not_learned"),
-        (0.0, 0.01, 0.1, "healthy"),  # it foretells next to nothing, so why should it foretell the end
+        (0.0, 0.01, 0.1, "healthy"),  # it predicts hardly anything, so it is not expected to predict the end
     ],
 )
 def test_answers_that_never_end(written: float | None, stops: float, accuracy: float, name: str) -> None:
