@@ -216,8 +216,12 @@ def _training_numbers(folder: RunFolder) -> Numbers:
     import pyarrow.parquet as pq
 
     summary = read_json(folder.summary)
+    # Another version may word a rule or an advice differently: its numbers are compared, not its sentences.
+    summary["evidence"] = [
+        {key: value for key, value in rule.items() if key != "says"} for rule in summary.get("evidence", [])
+    ]
     found: Numbers = {f"summary.json {key}": {"": value} for key, value in flat(summary).items()
-                      if key not in _TIMES and key != "format"}  # fmt: skip
+                      if key not in {*_TIMES, "format", "advice.says"}}  # fmt: skip
     for line in folder.metrics.read_text(encoding="utf-8").splitlines():
         event = parse_json(line)
         for key, value in event.items():

@@ -379,9 +379,13 @@ def test_every_number_is_read(place: Path) -> None:
     """Times and nothing else are left out of the summary; losses, counts and rows are all there."""
     found = read_result(RunFolder(place / "run"), "run")
     summary = {name.removeprefix("summary.json ") for name in found if name.startswith("summary.json ")}
-    assert set(flat(read_json(place / "run/summary.json"))) - summary == {
+    written = set(flat(read_json(place / "run/summary.json")))
+    assert written - summary - {"advice.says"} == {
         "format", "tokens_per_second", "watching_share", "train_seconds", "measuring_seconds", "seconds",
     }  # fmt: skip
+    rules = found["summary.json evidence"][""]
+    assert rules
+    assert all(rule.keys() == {"rule", "value", "limit"} for rule in rules)  # sentences may be worded anew
     assert len(found["eval.parquet tuned/nll"]) == len(found["eval.parquet base/nll"]) == 11
     assert {"metrics.jsonl train/loss", "metrics.jsonl eval/loss", "waterfall.json dedup.exact",
             "waterfall.json held-out template", "dropped.parquet", "held-out fingerprint"} <= set(found)  # fmt: skip
