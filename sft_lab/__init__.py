@@ -19,6 +19,10 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that ``sft-lab --help`` stays fast."""
+    if name in __all__:
+        from sft_lab import home
+
+        home.ensure()
     if name == "compose":
         from sft_lab.config import compose
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from sft_lab.redaction import printable, redact
 
 # What each command does in the list of commands, what in its own help, and examples of it.
 ABOUT: dict[str, tuple[str, str, str]] = {
@@ -260,6 +262,10 @@ class _Parser(argparse.ArgumentParser):
         from sft_lab.options import listing
 
         return super().format_help() + (listing() if self.lists_options else "")
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse what was typed, and repeat of it no secret and no control character."""
+        super().error(printable(redact(message)))
 
 
 class _Version(argparse.Action):

@@ -6,10 +6,12 @@ import argparse
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_lab import home, talk, terminal
 from sft_lab.arguments import parse, refuse
 from sft_lab.errors import JobError, SftLabError, UserError
 
@@ -26,18 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed; the next file that is opened would be taken for it
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
-    try:
-        code = _main(argv)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has had enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.stderr.write(f"sft-lab: standard output: cannot be written ({error.strerror}); write it elsewhere\n")
-        return 1
+    with terminal.guarded():
+        try:
+            code = _main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has had enough, as `| head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:  # noqa: BLE001 - a fault of ours: told here, where secrets are taken out
+            if isinstance(error, OSError) and error.filename is None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                terminal.tell(f"sft-lab: standard output: cannot be written ({error.strerror}); write it elsewhere")
+            else:
+                traceback.print_exc()
+            return 1
     return code
 
 
@@ -48,12 +52,10 @@ def _main(argv: Sequence[str] | None) -> int:
     if not words or words[0] not in {*COMMANDS, "-h", "--help", "--version"}:
         words = ["train", *words]
     arguments, rest = parse(words)
-    from sft_lab import talk, terminal
-
     talk.prepare(verbose=getattr(arguments, "verbose", False))
     try:
-        with terminal.guarded():
-            return int(COMMANDS[arguments.command](arguments, rest))
+        home.ensure()
+        return int(COMMANDS[arguments.command](arguments, rest))
     except UserError as error:
         terminal.tell(f"sft-lab: {error}")
         return 2
@@ -74,7 +76,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
             gc.enable()
     if arguments.package:
         raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg job")
-    from sft_lab import config, terminal
+    from sft_lab import config
     from sft_lab.folder import RUN
     from sft_lab.jobs import launch
 
@@ -105,7 +107,6 @@ def _driven(arguments: Arguments, overrides: list[str]) -> int:
 
 
 def _prepare(arguments: Arguments, overrides: list[str]) -> int:
-    from sft_lab import terminal
     from sft_lab.folder import PREPARE
 
     plan, placed, failures = _launch(arguments, overrides, PREPARE)
@@ -117,7 +118,7 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
 
 
 def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[Placed], list[Failure]]:
-    from sft_lab import config, terminal
+    from sft_lab import config
     from sft_lab.jobs import folders, launch
     from sft_lab.run import plan_line
 
@@ -130,7 +131,7 @@ def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan
 
 
 def _plan(arguments: Arguments, overrides: list[str]) -> int:
-    from sft_lab import config, terminal
+    from sft_lab import config
     from sft_lab.jobs import plan
 
     found = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
@@ -189,10 +190,10 @@ def _generate(arguments: Arguments, rest: list[str]) -> int:
 
     _refuse_rest("generate", rest)
     asking = generate.Asking(
-        arguments.system, arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.top_k,
-        arguments.seed,
+        generate.typed(arguments.system, "--system"), arguments.max_new_tokens, arguments.temperature, arguments.top_p,
+        arguments.top_k, arguments.seed,
     )  # fmt: skip
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = generate.piped() if arguments.prompt == "-" else generate.typed(arguments.prompt, "prompt")
     generate.show(generate.generate(arguments.folder, prompt, asking, base=arguments.base), asking)
     return 0
 
@@ -239,8 +240,6 @@ def _exec(arguments: Arguments, rest: list[str]) -> int:
 
 
 def _tell(failures: list[Any]) -> int:
-    from sft_lab import terminal
-
     for failure in failures:
         # A single run's folder is named above already.
         job = f"{failure.folder.path.name}: " if failure.folder.sweep else ""
@@ -270,7 +269,6 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
 
 
 def _store(arguments: Arguments, rest: list[str]) -> int:
-    from sft_lab import terminal
     from sft_lab.store import Store, default_root
 
     _refuse_rest("store", rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,38 @@ class Generated:
     tuned: Answer
     base: Answer | None = None
     base_as_plain: bool = False
+
+
+def typed(text: str, name: str) -> str:
+    """Return a word of the command line, read as UTF-8 whatever the locale.
+
+    Raises:
+        UserError: if its bytes are no UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that the locale could not read
+        return _utf8(os.fsencode(text), name)
+    return text
+
+
+def piped() -> str:
+    """Return the text on standard input, which is UTF-8 whatever the locale.
+
+    Raises:
+        UserError: if it is none.
+    """
+    return _utf8(sys.stdin.buffer.read(), "standard input")
+
+
+def _utf8(content: bytes, name: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: byte {error.start + 1} ({content[error.start]:#04x}) is no UTF-8; write it as UTF-8, as "
+            "`iconv -f latin1 -t utf-8` does from a file"
+        ) from error
 
 
 def generate(path: Path, prompt: str, asking: Asking, *, base: bool = False) -> Generated:

@@ -10,15 +10,29 @@ from functools import cache
 from pathlib import Path
 
 REDACTED = "<redacted>"
+MAY_BE_SECRET = "a token, a password or the 40 digits of a W&B key (of a commit give 12)"  # noqa: S105 - no password
 _LEAST = 8  # characters; a shorter value of a variable called X_TOKEN is a switch, no secret
 _NAMES = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|SECRET(?:_ACCESS_KEY)?|PASSWORD)$")
-# By their shape: tokens of the Hub and of W&B, and what stands before the @ of a URL.
-_SHAPES = re.compile(r"\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{20,}|\bwandb_v\d+_\w{20,}|(?<=://)[^\s/@'\"]+(?=@)")
+# By their shape: tokens of the Hub, W&B, GitHub, OpenAI and its like, AWS; and what stands before the @ of a URL: up to
+# the last @ of its host, or, behind a user and a colon that begins no port, of all: a password may hold / and @.
+_SHAPES = re.compile(
+    r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{20,}|wandb_v\d+_\w{20,}|gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{22,}"
+    r"|(?<![\w-])sk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_]{20,}|(?<![A-Z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Z0-9])"
+    r"|(?<=://)(?:[^\s/:'\"]{1,200}:(?!\d{1,5}/)[^\s'\"]{1,300}|[^\s/'\"]{1,300})(?=@)"
+)
 # By the name before them.
 _NAMED = re.compile(
-    r"(?i)((?<![a-z0-9_])(?:(?:(?:hf|hub|auth|access|use_auth|wandb)_?)?token|\w*(?:api_?key|password|passwd|secret))"
+    r"(?i)((?<![a-z0-9_])(?:(?:(?:hf|hub|auth|access|use_auth|wandb)_?)?token|\w*(?:api[_-]?key|password|passwd|secret))"
     r"['\"]?\s*[=:]\s*['\"]?)([^\s'\",;)}\]]+)"
 )
+# An old key of W&B's has the shape of a Git commit. It is taken for one behind the name of a key or an option, unless
+# that names a commit; a commit in a sentence, a path or a repository's URL stays.
+_KEY_OR_COMMIT = re.compile(r"(?<![\w/.@-])[0-9a-f]{40}(?![\w/@-]|\.\w)")
+_LABEL = re.compile(r"""([\w.-]+)(?:=\s*|['"]\s*:\s*|:)['"]?(?:[\[(][^\])]*|[^\s=:{}]*,)?['"]?$""")
+_OF_COMMIT = re.compile(
+    r"(?i)(?:revision|commit|version|sha1?|hash|digest|checksum|fingerprint|(?<![a-z])(?:ref|rev))s?(?:\.\d+)?$"
+)
+_FAR = 200  # characters back in which the name of a value is looked for
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 
@@ -26,17 +40,33 @@ def redact(text: str) -> str:
     """Take out every secret that is known here, looks like one, or is called one."""
     for secret in known_secrets():
         text = text.replace(secret, REDACTED)
-    return _NAMED.sub(rf"\g<1>{REDACTED}", _SHAPES.sub(REDACTED, text))
+    text = _KEY_OR_COMMIT.sub(lambda match: REDACTED if _is_key(match) else match[0], _SHAPES.sub(REDACTED, text))
+    return _NAMED.sub(rf"\g<1>{REDACTED}", text)
+
+
+def redact_command(words: Sequence[str]) -> str:
+    """Return a command line without secrets: even a word that only may be a key is taken out."""
+    shown = (re.sub(r"(?<=key=)\S+", REDACTED, word) for word in words)
+    return redact(" ".join(REDACTED if _KEY_OR_COMMIT.fullmatch(word) else word for word in shown))
+
+
+def _is_key(match: re.Match[str]) -> bool:
+    label = _LABEL.search(match.string[max(0, match.start() - _FAR) : match.start()])
+    return label is not None and not _OF_COMMIT.search(label[1])
 
 
 def holds_secret(text: str, known: Sequence[str] | None = None) -> bool:
     """Whether a secret that is known here, or looks like one, is in a text.
 
     Args:
-        text: to be looked through.
+        text: to be looked through; a value stands behind its key, ``key=value``, since that says what it is.
         known: what ``known_secrets`` gives, for whoever asks of many texts; None: asked anew.
     """
-    return bool(_SHAPES.search(text)) or any(secret in text for secret in (known_secrets() if known is None else known))
+    return (
+        bool(_SHAPES.search(text))
+        or any(_is_key(match) for match in _KEY_OR_COMMIT.finditer(text))
+        or any(secret in text for secret in (known_secrets() if known is None else known))
+    )
 
 
 def printable(text: str) -> str:
@@ -67,12 +97,17 @@ def hub_token() -> str:
 def _hub_token_file() -> Path:
     env = os.environ
     home = env.get("HF_HOME") or f"{env.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(os.path.expandvars(env.get("HF_TOKEN_PATH") or f"{home}/token")).expanduser()
+    return _of_user(os.path.expandvars(env.get("HF_TOKEN_PATH") or f"{home}/token"))
 
 
 def netrc_file() -> Path:
     """Where the W&B client looks for a login."""
-    return Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return _of_user(os.environ.get("NETRC", "~/.netrc"))
+
+
+def _of_user(path: str) -> Path:
+    """Return a path below the user's home; ``Path.expanduser`` raises where there is none, and that is to be told."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def known_secrets() -> list[str]:

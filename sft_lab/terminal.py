@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -37,19 +38,33 @@ class _Guarded:
         return getattr(self._stream, name)
 
 
+class _Redacted(_Guarded):
+    """A stream that shows no secret: the libraries draw progress bars on it, with control characters."""
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Guard what is printed: paths, names and texts of a folder may be a stranger's, a word of ours a secret."""
-    before = sys.stdout
-    sys.stdout = cast("TextIO", _Guarded(before))
+    r"""Guard what is printed: paths, names and texts of a folder may be a stranger's, a word of ours a secret.
+
+    What the encoding of a stream lacks is written as ``\u2026``: a result must not be lost for a letter.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = cast("TextIO", _Guarded(before[0])), cast("TextIO", _Redacted(before[1]))
     try:
         yield
     finally:
-        sys.stdout = before
+        sys.stdout, sys.stderr = before
 
 
 def tell(text: str) -> None:
-    """Write a line on standard error, as guarded; progress bars are drawn there, so that the stream itself is not."""
+    """Write a line on standard error, without control characters and secrets."""
     sys.stderr.write(f"{printable(redact(text))}\n")
 
 

@@ -17,7 +17,7 @@ from sft_lab.config.plugged import register
 from sft_lab.config.text_fields import read_yaml
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.files import FORMAT, refuse_alias_bomb
-from sft_lab.redaction import holds_secret, known_secrets
+from sft_lab.redaction import MAY_BE_SECRET, holds_secret, known_secrets
 from sft_lab.run import SCHEMAS, Run
 from sft_lab.text import is_unicode
 
@@ -197,8 +197,8 @@ def _not_plain(node: Any, path: str = "", known: Sequence[str] | None = None) ->
             yield from _not_plain(child, here, known)
     elif isinstance(node, float) and not math.isfinite(node):
         yield f"{path}={node}: must be a finite number"
-    elif isinstance(node, str) and holds_secret(node, known):
-        yield f"{path}: holds a token or password, which a config would keep; use `hf auth login` or `wandb login`"
+    elif isinstance(node, str) and holds_secret(f"{path}={node}", known):
+        yield f"{path}: holds {MAY_BE_SECRET}, which a config would keep; use `hf auth login` or `wandb login`"
     elif isinstance(node, int) and abs(node) >= 2**63:
         yield f"{path}={node}: must be below 2**63"
     elif isinstance(node, str) and "${" in node:

