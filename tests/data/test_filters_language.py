@@ -137,7 +137,7 @@ def test_a_view_of_no_rows(bench: Bench) -> None:
         (["ar", "EN"], r"keep=EN: .*did you mean en \(English\)\?"),
         (["pt-BR"], r"did you mean pt \(Portuguese\)\?"),
         (["Portugese"], r"did you mean pt \(Portuguese\)\?"),
-        (["qq"], r"keep=qq: no language code the detector knows; give two letters such as af, am"),
+        (["qq"], r"keep=qq: the detector knows no such language code; give two letters such as af, am"),
     ],
 )
 def test_unknown_codes_are_refused_with_the_nearest(keep: list[str], says: str) -> None:

@@ -16,25 +16,25 @@ class Filter(Selector):
     """A stage that judges each row by itself."""
 
     group: ClassVar[str] = "filter"
-    judges_by_id: ClassVar[bool] = False  # rows that it does not know of are no reason to wonder
+    judges_by_id: ClassVar[bool] = False  # it decides about the ids it lists, and says nothing of other rows
 
     def check(self) -> list[str]:
-        """Say what is wrong with the world as this filter needs it, by key or file; empty when nothing is."""
+        """Return what this filter lacks on this machine, naming key or file; empty when nothing."""
         return []
 
     def files(self) -> list[Path]:
-        """The files it reads, whose content is a part of the run's data."""
+        """Return the files it reads, whose content is part of the run's data."""
         return []
 
     def insists_on(self) -> set[str]:
-        """Ids of rows that stay in spite of dedup."""
+        """Return the ids of rows that dedup must not drop."""
         return set()
 
 
 def filter_schemas() -> dict[str, type[Filter]]:
-    """Every filter class of this folder, by the name of its file."""
-    found: dict[str, type[Filter]] = {}
+    """Return every filter class of this folder, by the name of its file."""
+    schemas: dict[str, type[Filter]] = {}
     for module_info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{module_info.name}")
-        found[module_info.name] = getattr(module, module_info.name.title().replace("_", ""))
-    return found
+        schemas[module_info.name] = getattr(module, module_info.name.title().replace("_", ""))
+    return schemas

@@ -1,4 +1,4 @@
-"""Keep rows in the languages asked for."""
+"""Keep rows in the given languages."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Language(Filter):
-    """Drop rows in another language than those of ``keep``.
+    """Drop rows in a language that is not in ``keep``.
 
-    Prompt and answer together are of the language they hold most of: an Arabic answer to a short English request is an
-    Arabic row, and a prompt of one word is judged with its answer.
+    Prompt and answer are judged together, by the language most of their text is in: an Arabic answer to a short
+    English request makes an Arabic row.
     """
 
     keep: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Language(Filter):
         require(bool(self.keep), "keep", "[]", "a list of language codes, such as [ar] or [ar,en]")
         for code in self.keep:
             if code not in LANGUAGE_NAMES:
-                raise ConfigError(f"keep={code}: no language code the detector knows; {_nearest(code)}")
+                raise ConfigError(f"keep={code}: the detector knows no such language code; {_nearest(code)}")
         require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
 
     def select(self, rows: Rows, bench: Bench) -> Selection:
@@ -53,11 +53,11 @@ class Language(Filter):
 
 
 def _nearest(wanted: str) -> str:
-    """Answer a name, a code in capitals, or a slip with the code that was probably meant."""
+    """Return a hint at the code that was probably meant: by a language's name, capitals or a typing error."""
     code_of = {name.casefold(): code for code, name in LANGUAGE_NAMES.items()} | {code: code for code in LANGUAGE_NAMES}
-    word = wanted.casefold()
-    near = difflib.get_close_matches(word, [found for found in code_of if len(found) > 3], n=1, cutoff=0.7)
-    code = code_of.get(word) or code_of.get(word.split("-")[0].split("_")[0]) or (code_of[near[0]] if near else None)
+    name = wanted.casefold()
+    near = difflib.get_close_matches(name, [known for known in code_of if len(known) > 3], n=1, cutoff=0.7)
+    code = code_of.get(name) or code_of.get(name.split("-")[0].split("_")[0]) or (code_of[near[0]] if near else None)
     if code:
         return f"did you mean {code} ({LANGUAGE_NAMES[code]})?"
     return f"give two letters such as {', '.join(sorted(c for c in LANGUAGE_NAMES if len(c) == 2)[:8])}, ..."

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Pattern(Filter):
     """Keep rows that a pattern of ``keep`` matches somewhere (all rows when it is empty) and none of ``drop`` does.
 
-    The patterns are those of Python's ``re``, read by the library ``regex``, which can be told to give up: some
-    patterns need exponential time on some texts.
+    The patterns are those of Python's ``re``, matched by the library ``regex``, which has a time limit: some patterns
+    need exponential time on some texts.
     """
 
     keep: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Pattern(Filter):
     time_limit: float = field(default=10.0, metadata={"changes_result": False})
 
     def __post_init__(self) -> None:
-        """Refuse lists without a pattern, and what is no pattern."""
+        """Refuse empty lists and invalid patterns."""
         if not self.keep and not self.drop:
             raise ConfigError("keep=[] and drop=[]: at least one must hold a regular expression; or leave pattern out")
         require(self.time_limit > 0, "time_limit", self.time_limit, "above 0 (seconds)")
@@ -38,22 +38,22 @@ class Pattern(Filter):
         self._compiled("drop")
 
     def _compiled(self, name: str) -> dict[str, Any]:
-        """Give the compiled patterns of a list by their place: ``drop[0]``."""
+        """Return the compiled patterns of a list by their key, such as ``drop[0]``."""
         import regex
 
-        found = {}
+        compiled = {}
         for number, pattern in enumerate(getattr(self, name)):
             require(bool(pattern), f"{name}[{number}]", repr(pattern), "a regular expression; an empty one matches all")
             try:
-                found[f"{name}[{number}]"] = regex.compile(pattern, regex.IGNORECASE if self.ignore_case else 0)
+                compiled[f"{name}[{number}]"] = regex.compile(pattern, regex.IGNORECASE if self.ignore_case else 0)
             except regex.error as error:
                 raise ConfigError(
                     f"{name}[{number}]={pattern!r}: no regular expression ({error}); put a backslash before a "
                     "character that is meant as itself"
                 ) from error
-        return found
+        return compiled
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - this one needs no tools
+    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - it needs neither store nor tokenizer
         """Reasons: ``no_pattern_matches``, ``pattern_matches``; score: the first of its list that matched, from 0."""
         import numpy as np
 
@@ -65,27 +65,27 @@ class Pattern(Filter):
         for row_id, text in zip(rows.column("id"), rows.texts(self.on), strict=True):
             wanted = self._first(keep, text, row_id)
             unwanted = self._first(drop, text, row_id) if wanted or not keep else None
-            found = unwanted or wanted
+            match = unwanted or wanted
             reasons.append("pattern_matches" if unwanted else "" if wanted or not keep else "no_pattern_matches")
-            scores.append(float(list(drop if unwanted else keep).index(found)) if found else np.nan)
-            matched.update([found] if found else [])
-        for place, pattern in (keep | drop).items():
-            log.info("pattern: %s=%r decided %d of %d rows", place, pattern.pattern, matched[place], len(rows))
+            scores.append(float(list(drop if unwanted else keep).index(match)) if match else np.nan)
+            matched.update([match] if match else [])
+        for key, pattern in (keep | drop).items():
+            log.info("pattern: %s=%r decided %d of %d rows", key, pattern.pattern, matched[key], len(rows))
         return Selection.of(rows, reasons, scores)
 
     def _first(self, patterns: dict[str, Any], text: str, row_id: str) -> str | None:
-        """Give the place of the first pattern that matches.
+        """Return the key of the first pattern that matches; None where none does.
 
         Raises:
             SourceError: if a pattern takes longer than ``time_limit`` on this text.
         """
-        for place, pattern in patterns.items():
+        for key, pattern in patterns.items():
             try:
                 if pattern.search(text, timeout=self.time_limit):
-                    return place
+                    return key
             except TimeoutError as error:
                 raise SourceError(
-                    f"pattern: {place}={pattern.pattern!r} took more than time_limit={self.time_limit:g} s on row "
+                    f"pattern: {key}={pattern.pattern!r} took more than time_limit={self.time_limit:g} s on row "
                     f"{row_id} ({len(text)} characters); write it without a repetition inside a repetition, such as "
                     "(a|aa)+, or raise time_limit"
                 ) from error
