@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab import home, talk, terminal
+from sft_lab import home, interrupt, talk, terminal
 from sft_lab.arguments import parse, refuse
 from sft_lab.errors import JobError, SftLabError, UserError
 
@@ -28,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed; the next file that is opened would be taken for it
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
-    with terminal.guarded():
+    with terminal.guarded(), interrupt.twice_ends_at_once():
         try:
             code = _main(argv)
             sys.stdout.flush()
+        except KeyboardInterrupt:
+            terminal.tell("sft-lab: interrupted")
+            return 130
         except BrokenPipeError:  # whoever read has had enough, as `| head` has
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -62,9 +65,6 @@ def _main(argv: Sequence[str] | None) -> int:
     except SftLabError as error:
         terminal.tell(f"sft-lab: {error}")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("sft-lab: interrupted; the same command goes on from here\n")
-        return 130
 
 
 def _train(arguments: Arguments, overrides: list[str]) -> int:

@@ -7,22 +7,34 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import shutil
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sft_lab.errors import FolderError
 from sft_lab.files import clear_temporary, read_json, write_json
+from sft_lab.locks import Holder, file_lock, holder
 from sft_lab.redaction import redact
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCK = ".lock"  # in a run folder: held while a process works there
+log = logging.getLogger("sft_lab")
+PATIENCE = 0.5  # seconds; somebody may only look whether the lock can be had
 SWEEP = "sweep.json"  # marks a folder as a sweep's; its run folders lie in it
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 RUN, PREPARE = "run", "prepare"  # what a folder is worked on for
+
+
+class FolderInUse(FolderError):
+    """Another process works in the folder."""
 
 
 class RunFolder:
@@ -51,7 +63,23 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
         self.queued = path / "queued.json"  # where the job lies in another's queue
-        self._lock = path / ".lock"
+        self._lock = path / LOCK
+        self._claimed: BaseFileLock | None = None
+
+    @classmethod
+    def new(cls) -> tuple[Self, list[Path]]:
+        """Make ``outputs/<date>/<time>``, with a counter where that is taken.
+
+        Returns:
+            The run folder, and what ``make_folders`` made for it.
+        """
+        path = Path("outputs").absolute() / datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005
+        attempt, counter, made = path, 1, make_folders(path)
+        while attempt not in made:
+            counter += 1
+            attempt = path.with_name(f"{path.name}-{counter}")
+            made = [*make_folders(attempt), *made]
+        return cls(attempt), made
 
     @property
     def sweep(self) -> Path | None:
@@ -109,12 +137,7 @@ class RunFolder:
 
         A process killed without warning leaves ``running``; whoever finds that treats it as cut off.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        self.refuse_links()
-        with self._held():
+        with self.claimed():
             try:
                 clear_temporary(self.path)
                 self._mark(RUNNING, work=work)
@@ -156,41 +179,163 @@ class RunFolder:
 
     def is_held(self) -> bool:
         """Whether a process works in the folder at this moment."""
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
+        if not self._lock.exists():
+            return False
         try:
-            with FileLock(self._lock, timeout=0, fallback_to_soft=False):
+            with file_lock(self._lock).acquire(timeout=0):
                 self._lock.unlink(missing_ok=True)
         except Timeout:
             return True
-        except OSError:  # no such folder, or not ours to write
+        except OSError:  # not ours to write
             return False
         return False
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Keep other processes out: two trainings in one folder would write each other's files. Death frees it."""
-        from filelock import FileLock, Timeout
+    def holder(self) -> Holder | None:
+        """Return who works in a folder that is held."""
+        return holder(self._lock)
 
-        lock = FileLock(self._lock, timeout=0, fallback_to_soft=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            status = read_json(self.status) if self.status.exists() else {}
-            raise FolderError(
-                f"{self.path}: another process works here (host {status.get('host')}, process {status.get('pid')}); "
-                "wait until it has ended"
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
+    @contextmanager
+    def claimed(self, *, wait: bool = False) -> Iterator[None]:
+        """``claim`` for as long as the block runs."""
+        self.claim(wait=wait)
         try:
             yield
         finally:
+            self.release()
+
+    def claim(self, *, wait: bool = False) -> None:
+        """Keep other processes out until ``release``: two trainings in one folder would write each other's files.
+
+        Claims of one ``RunFolder`` nest; death frees them all.
+
+        Args:
+            wait: for whoever works here; else that is refused.
+
+        Raises:
+            FolderInUse: if another process works here.
+            FolderError: if the folder cannot be written, or a link leads out of it.
+        """
+        from filelock import Timeout
+
+        self.refuse_links()
+        lock = self._claimed = self._claimed or file_lock(self._lock)
+        try:
+            make_folders(self.path)
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout as error:
+                who = self.holder()
+                if not wait:
+                    at = f" ({who})" if who else ""
+                    raise FolderInUse(
+                        f"{self.path}: another process works here{at}; wait until it has ended"
+                    ) from error
+                log.info("%s: is being worked on by %s; waiting for it", self.path.name, who or "another process")
+                lock.acquire()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def release(self, *, wholly: bool = False) -> None:
+        """End a claim.
+
+        Args:
+            wholly: all that are nested, since another process is to work here now.
+        """
+        lock = self._claimed
+        if lock is None or not lock.is_locked:
+            return
+        if wholly or lock.lock_counter == 1:
             self._lock.unlink(missing_ok=True)
-            lock.release()
+        lock.release(force=wholly)
+
+    def discard(self, made: Sequence[Path]) -> None:
+        """Remove all that lies in the folder, and the folders that this command made if they are empty then.
+
+        Args:
+            made: the deepest first.
+        """
+        with self.claimed():
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path != self._lock:
+                    path.unlink(missing_ok=True)
+            self.release(wholly=True)
+        with suppress(OSError):  # another command may have put something there
+            for path in made:
+                path.rmdir()
+
+    def move_aside(self, target: Path) -> None:
+        """Rename the folder, which this process has claimed, so that a new one can be made in its place."""
+        self.path.rename(target)
+        (target / LOCK).unlink(missing_ok=True)
+        if self._claimed is not None:
+            self._claimed.release(force=True)
+
+    def refuse_other_data(self, fingerprint: Callable[[], str]) -> None:
+        """Refuse to go on where the data is another than that which the folder's work began with.
+
+        Args:
+            fingerprint: of the data as it is now; called where the folder notes one.
+
+        Raises:
+            FolderError: if it differs, or the manifest cannot be read.
+        """
+        then = self.noted("dataset_fingerprint")
+        if then and (now := fingerprint()) != then:
+            raise FolderError(
+                f"{self.path}: the data has changed since this run (dataset fingerprint {str(then)[:12]}, now "
+                f"{now[:12]}); put the old data back, choose another folder (sft-lab replay makes a new one), or give "
+                "rerun=true to run again here and keep the old one beside it"
+            )
+
+    def refuse_other_job(self, job: str) -> None:
+        """Refuse a folder that a run with another config has worked in.
+
+        Args:
+            job: the hash of this one's config.
+
+        Raises:
+            FolderError: if the folder's differs.
+        """
+        if (then := self.noted("job")) not in (None, job):
+            raise FolderError(f"{self.path}: holds a run with another config (job {then}, not {job}); "
+                              "choose another folder")  # fmt: skip
+
+    def noted(self, name: str) -> Any:
+        """Return what the manifest notes, None where there is nothing yet."""
+        try:
+            return read_json(self.manifest).get(name) if self.manifest.exists() else None
+        except (OSError, ValueError, LookupError, AttributeError) as error:
+            raise FolderError(f"{self.manifest}: cannot be read ({error}); rerun=true runs it again") from error
 
     def _unwritable(self, error: OSError) -> FolderError:
         return FolderError(
             f"{self.path}: the run folder cannot be written ({error.strerror}); "
             "choose another with hydra.run.dir or hydra.sweep.dir"
         )
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder, and those above it that are missing.
+
+    Several commands may do so at the same moment; each folder is made by one of them.
+
+    Returns:
+        Those that this call made, the deepest first: no others are this command's to remove.
+    """
+    made: list[Path] = []
+    for attempt in range(100):
+        try:
+            for folder in reversed([path, *path.parents]):
+                if not folder.exists():
+                    folder.mkdir()
+                    made.insert(0, folder)
+        except (FileExistsError, FileNotFoundError):  # another command has made one, or removed one of its own
+            if attempt == 99:
+                raise
+        else:
+            break
+    return made

@@ -1,13 +1,21 @@
-"""Whether a folder's file system keeps file locks: the store and the run folders rest on them."""
+"""File locks, on which the store and the run folders rest: who holds one, and whether a file system keeps them."""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
+import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 MOUNTS = Path("/proc/self/mounts")
 # Mount options under which a lock holds on one machine alone: of NFS, Lustre, OCFS2, SMB and AFS.
@@ -15,6 +23,64 @@ LOCAL = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "localflo
 # File systems that leave flock to the kernel of each machine (two mounts of the first two gave one lock to two holders;
 # https://github.com/openssh/openssh-portable/pull/66, https://github.com/s3fs-fuse/s3fs-fuse/issues/2137).
 LOCAL_KINDS = {"fuse.sshfs", "fuse.rclone", "fuse.s3fs"}
+
+TELL_AFTER = 2.0  # seconds of waiting for another process's lock, after which the log says for whom
+log = logging.getLogger("sft_lab")
+
+
+class Holder(NamedTuple):
+    """The process that holds a lock, as it has written into the lock's file."""
+
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def file_lock(file: Path) -> BaseFileLock:
+    """Return a lock between processes: whoever holds it is named in its file, and its death frees it."""
+    from filelock import FileLock
+
+    # A soft lock, which filelock takes where there is no flock, outlives a killed holder.
+    return FileLock(file, fallback_to_soft=False, on_acquired=_sign)
+
+
+def _sign(handle: int) -> None:
+    with suppress(OSError):  # a full disk takes no name, and keeps locks all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+
+
+def holder(file: Path) -> Holder | None:
+    """Return who holds a lock that cannot be had; None where its file does not say."""
+    try:
+        host, pid = file.read_text(encoding="utf-8", errors="replace").split()
+        return Holder(host, int(pid))
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def holding(file: Path, title: str) -> Iterator[None]:
+    """Hold a lock; while another process has it, wait, and say for whom.
+
+    Args:
+        file: of the lock.
+        title: what it guards.
+    """
+    from filelock import Timeout
+
+    lock = file_lock(file)
+    try:
+        lock.acquire(timeout=TELL_AFTER)
+    except Timeout:
+        log.info("%s: waiting for %s, which is at work on it", title, holder(file) or "another process")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def distrust(folder: Path, *, several_machines: bool) -> str:

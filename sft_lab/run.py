@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from sft_lab.dedup.semantic import Semantic
 from sft_lab.errors import ConfigError
 from sft_lab.evaluation.options import Evaluation
 from sft_lab.files import FORMAT, digest
-from sft_lab.folder import PREPARE, RunFolder
+from sft_lab.folder import PREPARE, RUN, RunFolder
 from sft_lab.hardware import rank, world
 from sft_lab.launchers import Launcher, Processes, Ray, Serial, Slurm
 from sft_lab.plugins import origin
@@ -225,20 +226,20 @@ class Run:
         found += [store.sha256(file) for file in files]
         return found[0] if len(found) == 1 else digest(found)
 
-    def execute(self, path: Path | str | None = None) -> dict[str, Any]:
+    def execute(self, path: RunFolder | Path | str | None = None) -> dict[str, Any]:
         """Carry out the whole run in a folder and give its summary.
 
         Args:
             path: the run folder; None: ``outputs/<date>/<time>``.
 
         Raises:
-            UserError: for input that turns out wrong when it is read.
+            UserError: for input that turns out wrong when it is read, and a folder of another config or other data.
             JobError: when the run fails later.
         """
         with heavy.imports():
             from sft_lab.training_session import TrainingSession
 
-        folder = _folder(path)
+        folder = self._folder(path)
         if world() != self.launch.num_processes:
             raise ConfigError(
                 f"launch.num_processes={self.launch.num_processes}: the number of processes that train here is "
@@ -246,13 +247,30 @@ class Run:
             )
         if rank():
             return self._train_along(folder)
-        with folder.running(), outage.told(self, folder.path), TrainingSession(self, folder) as session:
+        with self._at_work(folder), TrainingSession(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
             base = session.measure_base(data)
             trained = session.train(data)
             tuned = session.measure_tuned(data, trained)
             return session.finish(data, base, trained, tuned)
+
+    def _folder(self, path: RunFolder | Path | str | None) -> RunFolder:
+        if isinstance(path, RunFolder):
+            return path
+        if path is None:
+            return RunFolder.new()[0]
+        folder = RunFolder(Path(path))
+        folder.refuse_other_job(self.hash)
+        return folder
+
+    @contextmanager
+    def _at_work(self, folder: RunFolder, work: str = RUN) -> Iterator[None]:
+        """Every way into a run folder leads through here: by one process at a time, and with the data it began with."""
+        with folder.claimed():
+            folder.refuse_other_data(lambda: self.data_fingerprint(self.store.open()))
+            with folder.running(work), outage.told(self, folder.path):
+                yield
 
     def _train_along(self, folder: RunFolder) -> dict[str, Any]:
         """Do every step of training with the process that writes."""
@@ -262,7 +280,7 @@ class Run:
             session.train(self.prepare(session.bench))
         return {}
 
-    def fill_store(self, path: Path | str | None = None) -> None:
+    def fill_store(self, path: RunFolder | Path | str | None = None) -> None:
         """Carry out the data stages and leave their results in the store: what several processes begin with.
 
         Args:
@@ -274,8 +292,8 @@ class Run:
         with heavy.imports():
             from sft_lab.session import Session
 
-        folder = _folder(path)
-        with folder.running(PREPARE), outage.told(self, folder.path), Session(self, folder) as session:
+        folder = self._folder(path)
+        with self._at_work(folder, PREPARE), Session(self, folder) as session:
             self.prepare(session.bench)
 
     def bench(self, store: Store | None = None, folder: RunFolder | None = None) -> Bench:
@@ -292,7 +310,7 @@ class Run:
         )
         return bench
 
-    def prepare_only(self, path: Path | str | None = None) -> dict[str, Any]:
+    def prepare_only(self, path: RunFolder | Path | str | None = None) -> dict[str, Any]:
         """Carry out the data stages alone in a folder: its report, and ``dataset/`` for other trainers.
 
         Args:
@@ -307,8 +325,8 @@ class Run:
         with heavy.imports():
             from sft_lab.session import Session
 
-        folder = _folder(path)
-        with folder.running(PREPARE), outage.told(self, folder.path), Session(self, folder) as session:
+        folder = self._folder(path)
+        with self._at_work(folder, PREPARE), Session(self, folder) as session:
             data = self.prepare(session.bench)
             session.begin(data)
             session.write_dataset(data)
@@ -335,11 +353,6 @@ def _in_order(identity: dict[str, Any]) -> dict[str, Any]:
     if "sources" in dataset:
         dataset["sources"] = list(dataset["sources"].items())
     return {**identity, "filter": list(identity["filter"].items()), "split": split, "dataset": dataset}
-
-
-def _folder(path: Path | str | None) -> RunFolder:
-    when = datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005 - a folder named by local time
-    return RunFolder(Path(path) if path else Path("outputs") / when)
 
 
 def _kind(group: str, stage: object) -> str:

@@ -45,6 +45,8 @@ class Session:
         if self.run.threads:
             torch.set_num_threads(self.run.threads)
         transformers.set_seed(self.run.seed)
+        if (before := self.folder.noted("dataset_fingerprint")) is not None:
+            self._manifest["dataset_fingerprint"] = before  # of a checkpoint, until this session has read its data
         self._note(
             {
                 "command": manifest.command_line(),

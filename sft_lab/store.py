@@ -16,14 +16,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sft_lab.errors import FolderError, SourceError
 from sft_lab.files import digest, read_json, sha256_file, write_json, write_text
-from sft_lab.locks import distrust
+from sft_lab.locks import distrust, file_lock, holding
 
 RECIPE = "recipe.json"
 log = logging.getLogger("sft_lab")
@@ -193,16 +193,17 @@ class Store:
             return [f"store.path={self.root}: {why}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
         return []
 
-    def lock(self, name: str) -> Any:
-        """Give a lock shared by all processes on this store, to be used in a ``with``; a dead holder frees it."""
-        from filelock import FileLock
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Hold a lock shared by all processes on this store; while another has it, wait and say for whom."""
+        stage, _, key = name.rpartition("-")
+        return holding(self._lock_file(name), f"store: {stage} {key[:12]}")
 
-        locks = self.root / ".locks"
-        self._make(locks)
-        if not os.access(locks, os.W_OK):
+    def _lock_file(self, name: str) -> Path:
+        folder = self.root / ".locks"
+        self._make(folder)
+        if not os.access(folder, os.W_OK):
             raise self._unwritable("read-only")
-        # A soft lock, which filelock takes where there is no flock, outlives a killed holder.
-        return FileLock(locks / f"{name}.lock", fallback_to_soft=False)
+        return folder / f"{name}.lock"
 
     def _make(self, folder: Path) -> None:
         try:
@@ -263,7 +264,7 @@ class Store:
             # A run that is writing holds the lock; waiting for it would be long, and nothing would be left.
             with (
                 suppress(Timeout),
-                self.lock(f"{leftover.parent.name}-{leftover.name.split('.')[1]}").acquire(timeout=0),
+                file_lock(self._lock_file(f"{leftover.parent.name}-{leftover.name.split('.')[1]}")).acquire(timeout=0),
             ):
                 shutil.rmtree(leftover, ignore_errors=True)
         return removed

@@ -18,6 +18,7 @@ from sft_lab.bench import log
 from sft_lab.errors import JobError
 from sft_lab.files import read_json
 from sft_lab.folder import FAILED, FINISHED
+from sft_lab.hardware import rank
 from sft_lab.launchers import devices
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class Machine:
         return folder.path / f"{self.rank or ''}{OUTPUT}"
 
 
+def assists(run: Run) -> bool:
+    """Whether this process only does along what another one does, which holds the run folder and writes there."""
+    return bool(rank()) or (run.launch.distributed and rank() is None and Machine.here().rank != 0)
+
+
 def execute(run: Run, folder: RunFolder) -> None:
     """Carry out a run whose training several processes share.
 
@@ -65,7 +71,8 @@ def execute(run: Run, folder: RunFolder) -> None:
     """
     machine = Machine.here()
     if machine.rank == 0:
-        run.fill_store(folder.path)
+        run.fill_store(folder)
+        folder.release(wholly=True)  # for the first of the processes that train
     else:
         run.prepare(run.bench(folder=folder))  # waits for what machine 0 computes, where the store is shared
     began = time.monotonic()

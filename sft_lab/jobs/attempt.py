@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ from sft_lab.folder import FINISHED, PREPARE, RUN, RunFolder
 from sft_lab.hardware import rank
 from sft_lab.jobs import accelerated
 from sft_lab.run import Run
+from sft_lab.training.checkpoints import last_checkpoint
 
 
 @dataclass(frozen=True)
@@ -41,25 +43,35 @@ def execute(folder: RunFolder, work: str = RUN) -> Failure | None:
     if not folder.config.exists():
         raise FolderError(f"{folder.path}: no job folder; it has no config.yaml; `sft-lab runs` lists what there is")
     run = configs.load(folder.config)
-    if folder.state() == FINISHED and folder.work() in (RUN, work):
+    if _is_finished(folder, work):
         log.info("%s: finished before; nothing to do", folder.path)
         folder.tidy()
         return None
     if problems := run.check():
         raise UserError("; ".join(problems))
-    return attempt(folder, run, work)
+    try:
+        return attempt(folder, run, work)
+    except (KeyboardInterrupt, SystemExit):
+        log.warning("%s", interrupted(folder, exec_command(folder, work)))
+        raise
 
 
 def attempt(folder: RunFolder, run: Run, work: str) -> Failure | None:
-    """Do the work; an error is this job's failure, and no other's."""
+    """Do the work; an error is this job's failure, and no other's.
+
+    A sweep's job that another process works on (of another command, or of one that was killed) is waited for, and
+    taken over if that leaves it unfinished.
+    """
     try:
         with terminable():
-            if work == PREPARE:
-                run.prepare_only(folder.path)
-            elif run.launch.distributed and rank() is None:
-                accelerated.execute(run, folder)
-            else:
-                run.execute(folder.path)
+            if accelerated.assists(run):
+                _work(folder, run, work)
+                return None
+            with folder.claimed(wait=folder.sweep is not None):
+                if _is_finished(folder, work):
+                    log.info("%s: finished by another process", folder.path.name)
+                else:
+                    _work(folder, run, work)
     except UserError as error:
         return Failure(folder, str(error), by_input=True)
     except SftLabError as error:
@@ -68,6 +80,38 @@ def attempt(folder: RunFolder, run: Run, work: str) -> Failure | None:
         log.debug("%s", traceback.format_exc())
         return Failure(folder, f"{type(error).__name__}: {error}", by_input=False)
     return None
+
+
+def _work(folder: RunFolder, run: Run, work: str) -> None:
+    if work == PREPARE:
+        run.prepare_only(folder)
+    elif run.launch.distributed and rank() is None:
+        accelerated.execute(run, folder)
+    else:
+        run.execute(folder)
+
+
+def _is_finished(folder: RunFolder, work: str) -> bool:
+    return folder.state() == FINISHED and folder.work() in (RUN, work)
+
+
+def exec_command(folder: RunFolder, work: str) -> str:
+    """Return the command that does what ``execute`` does."""
+    return f"sft-lab exec {shlex.quote(str(folder.path))}" + ("" if work == RUN else f" --work {work}")
+
+
+def interrupted(folder: RunFolder, resume: str) -> str:
+    """Say how far an interrupted job came, and what goes on with it.
+
+    Args:
+        folder: of the job.
+        resume: the command.
+    """
+    checkpoint = last_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        return f"interrupted before a checkpoint of training was there; {resume} goes on: finished data stages stay"
+    step = checkpoint.name.rpartition("-")[2]
+    return f"interrupted; {resume} goes on from step {step}, whose checkpoint is saved"
 
 
 @contextmanager

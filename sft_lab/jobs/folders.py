@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -19,7 +20,8 @@ from sft_lab import config as configs
 from sft_lab.config import Job, Plan
 from sft_lab.errors import FolderError, SftLabError, all_problems
 from sft_lab.files import TEMPORARY, clear_temporary, digest, flat, read_json, write_json, write_text
-from sft_lab.folder import FINISHED, PREPARE, RUN, SWEEP, RunFolder
+from sft_lab.folder import FINISHED, LOCK, PREPARE, RUN, SWEEP, FolderInUse, RunFolder, make_folders
+from sft_lab.jobs.attempt import exec_command
 from sft_lab.locks import distrust
 from sft_lab.run import NOT_IDENTITY, Run
 
@@ -38,17 +40,22 @@ class Placed:
 
     Attributes:
         standing: whether there is something to do.
-        made: whether the folder did not exist before this command.
+        made: the folders that this command made, the job's own first.
+        resume: what goes on with the job when it is cut off.
     """
 
     job: Job
     folder: RunFolder
     standing: Standing
-    made: bool
+    made: tuple[Path, ...] = ()
+    resume: str = "the same command"
 
 
 def place(plan: Plan, work: str = RUN) -> list[Placed]:
     """Find or make the folder of every job, and write its config.
+
+    A single run's folder that is to be worked in is claimed, and stays so until ``RunFolder.release``; the jobs of a
+    sweep may be shared with another command, and each is claimed when it is worked on.
 
     Args:
         plan: the jobs.
@@ -63,7 +70,9 @@ def place(plan: Plan, work: str = RUN) -> list[Placed]:
     if plan.swept:
         sweep = placed[0].folder.path.parent
         _claim(sweep, _marker(sweep, plan))  # last, since a refused sweep leaves nothing behind
-    return [_write(one) for one in placed]
+        return [_write_job(one, work) for one in placed]
+    (one,) = placed
+    return [one if one.standing is Standing.finished else _take(one, work, named=plan.run_dir is not None)]
 
 
 def find(plan: Plan, work: str = RUN) -> list[Placed]:
@@ -83,7 +92,7 @@ def find(plan: Plan, work: str = RUN) -> list[Placed]:
         raise all_problems(problems)
     try:
         return [
-            Placed(job, folder, _standing(job.run, folder, work), made=not folder.path.exists())
+            Placed(job, folder, _standing(job.run, folder, work))
             for job, folder in zip(plan.jobs, folders, strict=True)
         ]
     except OSError as error:  # a name too long, a folder that may not be looked into
@@ -194,7 +203,7 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
     names = [found.name for found in folder.path.iterdir()] if folder.path.exists() else []
     if folder.config.name not in names:
         # A command killed before its first rename leaves its half-written config.
-        strangers = [name for name in names if not name.endswith(TEMPORARY)]
+        strangers = [name for name in names if not name.endswith(TEMPORARY) and name != LOCK]
         if strangers:
             raise FolderError(
                 f"{folder.path}: not empty and no run folder (it holds {', '.join(sorted(strangers)[:3])}); "
@@ -217,38 +226,88 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
             "or rerun=true to run again here and keep the old one beside it"
         )
     try:
-        manifest = read_json(folder.manifest) if folder.manifest.exists() else {}
-        fingerprint, state, done = manifest.get("dataset_fingerprint"), folder.state(), folder.work()
-    except (OSError, ValueError, LookupError, AttributeError) as error:
+        state, done = folder.state(), folder.work()
+    except (FolderError, OSError, ValueError, LookupError) as error:
         raise FolderError(
-            f"{folder.path}: its manifest.json or status.json cannot be read ({error}); rerun=true runs it again"
+            f"{folder.path}: its status.json cannot be read ({error}); rerun=true runs it again"
         ) from error
-    if fingerprint and (now := run.data_fingerprint(run.store.open())) != fingerprint:
-        raise FolderError(
-            f"{folder.path}: the data has changed since this run (dataset fingerprint {fingerprint[:12]}, "
-            f"now {now[:12]}); choose another folder, or rerun=true to run again here and keep the old one beside it"
-        )
+    folder.refuse_other_data(lambda: run.data_fingerprint(run.store.open()))
     if state == FINISHED and done == RUN and work == PREPARE:
         raise FolderError(f"{folder.path}: holds a finished run; prepare its data in another folder, hydra.run.dir=...")
     return Standing.finished if state == FINISHED and done == work else Standing.unfinished
 
 
-def _write(placed: Placed) -> Placed:
-    run, folder, made = placed.job.run, placed.folder, placed.made
-    if run.rerun and folder.config.exists():
-        if folder.is_held():
-            raise FolderError(f"{folder.path}: a process works here; wait until it has ended before rerun=true")
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
-        folder.path.rename(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
-        made = True
+def _take(placed: Placed, work: str, *, named: bool) -> Placed:
+    """Make a single run's folder, and keep other commands out from before its config is written.
+
+    Args:
+        placed: as it was found; another command may have come first.
+        work: as for ``place``.
+        named: whether the user gave the folder.
+    """
+    run, folder, resume = placed.job.run, placed.folder, placed.resume
+    if named:
+        made = _made(folder.path)
+    else:
+        folder, made = RunFolder.new()
+        resume = exec_command(folder, work)
+    folder.claim()
+    try:
+        standing = _standing(run, folder, work)
+        if run.rerun and folder.config.exists():
+            made += _renew(folder)
+        _write(run, folder, standing)
+    except BaseException:
+        folder.release()
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+    return replace(placed, folder=folder, standing=standing, made=tuple(made), resume=resume)
+
+
+def _write_job(placed: Placed, work: str) -> Placed:
+    """Make the folder of a sweep's job and write its config, unless another command is at work on the same job."""
+    run, folder = placed.job.run, placed.folder
+    if placed.standing is Standing.finished or (not run.rerun and _holds(folder.config, run.to_yaml())):
+        return placed
+    made = _made(folder.path)
+    try:
+        with folder.claimed():
+            standing = _standing(run, folder, work)
+            if run.rerun and folder.config.exists():
+                made += _renew(folder)
+            _write(run, folder, standing)
+    except FolderInUse:
+        if run.rerun:
+            raise
+        return placed
+    return replace(placed, standing=standing, made=tuple(made))
+
+
+def _made(path: Path) -> list[Path]:
+    try:
+        return make_folders(path)
+    except OSError as error:
+        raise FolderError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _renew(folder: RunFolder) -> list[Path]:
+    """Keep the old folder beside a new one, which is claimed in its place."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
+    folder.move_aside(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
+    made = _made(folder.path)
+    folder.claim()
+    return made
+
+
+def _write(run: Run, folder: RunFolder, standing: Standing) -> None:
     text = run.to_yaml()
-    # The same text is left alone: another command may be at work here.
-    if placed.standing is not Standing.finished and not _holds(folder.config, text):
+    if standing is not Standing.finished and not _holds(folder.config, text):
         try:
             write_text(folder.config, text)
         except OSError as error:
             raise FolderError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
-    return replace(placed, made=made)
 
 
 def _holds(file: Path, text: str) -> bool:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from sft_lab.bench import log
 from sft_lab.config import Plan
-from sft_lab.errors import JobError, UserError
+from sft_lab.errors import FolderError, JobError, UserError
 from sft_lab.files import read_json
 from sft_lab.folder import RUN, RunFolder
 from sft_lab.jobs import processes, ray_cluster, slurm
-from sft_lab.jobs.attempt import Failure, attempt
+from sft_lab.jobs.attempt import Failure, attempt, interrupted
 from sft_lab.jobs.folders import Placed, Standing, place
-from sft_lab.launchers import Processes, Ray, Slurm
+from sft_lab.launchers import Launcher, Processes, Ray, Slurm
 
 
 def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
@@ -28,24 +27,38 @@ def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
             one.folder.tidy()
         else:
             todo.append((title, one))
-    jobs = [(title, one.folder) for title, one in todo]
-    if isinstance(launcher, Processes) and len(placed) > 1:
-        return processes.launch(jobs, launcher, work)
+    single = placed[0] if len(placed) == 1 else None
     try:
-        if isinstance(launcher, Slurm):
-            failures = slurm.launch(jobs, launcher, work)
-        elif isinstance(launcher, Ray):
-            failures = ray_cluster.launch(jobs, launcher, work)
-        else:
-            failures = _in_turn(todo, work)
+        failures = _dispatch(todo, launcher, work)
+        if single and failures and failures[0].by_input and single.standing is Standing.new:
+            _leave_nothing(single)
     except UserError:  # the cluster takes no such jobs, so none has begun
         for one in placed:
-            if one.made:
-                _leave_nothing(one.folder.path)
+            if one.standing is Standing.new and not one.folder.status.exists() and not one.folder.queued.exists():
+                _leave_nothing(one)
         raise
-    if len(placed) == 1 and placed[0].made and failures and failures[0].by_input:
-        _leave_nothing(placed[0].folder.path)
+    except (KeyboardInterrupt, SystemExit):
+        if not isinstance(launcher, Slurm):  # which says itself what becomes of its jobs
+            log.warning("%s", _interrupted(placed))
+        raise
+    finally:
+        for one in placed:
+            one.folder.release(wholly=True)
     return failures
+
+
+def _dispatch(todo: list[tuple[str, Placed]], launcher: Launcher, work: str) -> list[Failure]:
+    """Have every job executed, by processes of a launcher's or by this one."""
+    jobs = [(title, one.folder) for title, one in todo]
+    if isinstance(launcher, Processes) and len(jobs) > 1:
+        return processes.launch(jobs, launcher, work)
+    if not isinstance(launcher, Slurm | Ray):
+        return _in_turn(todo, work)
+    for _, folder in jobs:
+        folder.release(wholly=True)  # from here on it is another process that works there
+    if isinstance(launcher, Slurm):
+        return slurm.launch(jobs, launcher, work)
+    return ray_cluster.launch(jobs, launcher, work)
 
 
 def _in_turn(todo: list[tuple[str, Placed]], work: str) -> list[Failure]:
@@ -59,13 +72,17 @@ def _in_turn(todo: list[tuple[str, Placed]], work: str) -> list[Failure]:
     return failures
 
 
-def _leave_nothing(folder: Path) -> None:
-    """Remove a folder that wrong input made, and the date's folder above it if it is empty now."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for parent in (folder.parent, folder.parent.parent):
-        if parent == Path.cwd() or not parent.is_dir() or any(parent.iterdir()):
-            return
-        parent.rmdir()
+def _leave_nothing(placed: Placed) -> None:
+    """Remove what wrong input has begun; a folder where another process is at work by now is its own."""
+    with suppress(FolderError):
+        placed.folder.discard(placed.made)
+
+
+def _interrupted(placed: list[Placed]) -> str:
+    """Say how far the work came, and which command goes on with it."""
+    if len(placed) > 1 or placed[0].folder.sweep:
+        return f"interrupted; {placed[0].resume} goes on: finished jobs stay, a cut-off training has its checkpoint"
+    return interrupted(placed[0].folder, placed[0].resume)
 
 
 def objective_of(plan: Plan) -> float:

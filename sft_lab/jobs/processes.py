@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sft_lab.bench import log
@@ -50,7 +53,8 @@ def launch(jobs: list[tuple[str, RunFolder]], launcher: Processes, work: str) ->
         try:
             while waiting or working:
                 while waiting and free:
-                    working.append(_start(*waiting.pop(0), free.pop(0), threads, work))
+                    title, folder = waiting.pop(0)
+                    working.append(_start(title, folder, _take(free, folder), threads, work))
                 time.sleep(LOOK)
                 for one in [one for one in working if one.process.poll() is not None]:
                     working.remove(one)
@@ -62,16 +66,33 @@ def launch(jobs: list[tuple[str, RunFolder]], launcher: Processes, work: str) ->
     return failures
 
 
+def _take(free: list[str], folder: RunFolder) -> str:
+    """Take a free place for a job; where a process of an earlier command is at work on it, that process's own."""
+    at_work = folder.holder() if folder.is_held() else None
+    if at_work and at_work.host == socket.gethostname():
+        with suppress(OSError):
+            for word in Path(f"/proc/{at_work.pid}/environ").read_text(errors="replace").split("\0"):
+                name, _, place = word.partition("=")
+                if name == "CUDA_VISIBLE_DEVICES" and place in free:
+                    free.remove(place)
+                    return place
+    return free.pop(0)
+
+
 def _start(title: str, folder: RunFolder, place: str, threads: int, work: str) -> _Working:
     # Set before the process begins: torch looks at both once, when it is imported.
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if place:
         environment["CUDA_VISIBLE_DEVICES"] = place
-    output = (folder.path / OUTPUT).open("wb")
+    # Behind what is there: a process of an earlier command may be at work still, and print into it.
+    output = (folder.path / OUTPUT).open("ab")
     # -P: with -m alone Python would import from the working folder first, and a torch.py may lie there.
     command = [sys.executable, "-P", "-m", "sft_lab", "exec", str(folder.path), "--work", work]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    log.info("%s: started%s, %d threads", title, f" on GPU {place}" if place else "", threads)
+    if folder.is_held():
+        log.info("%s: is being worked on by %s; waiting for it", title, folder.holder() or "another process")
+    else:
+        log.info("%s: started%s, %d threads", title, f" on GPU {place}" if place else "", threads)
     return _Working(title, folder, place, process, output, time.monotonic())
 
 
@@ -86,7 +107,8 @@ def _end(one: _Working) -> list[Failure]:
         name = signal.Signals(-code).name
         likely = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
         message = f"killed by {name} after {seconds:.0f} s{likely}"
-        one.folder.mark_failed(message)
+        if not one.folder.is_held():  # by whom it waited for
+            one.folder.mark_failed(message)
     else:
         message = _said(one.folder)
     log.info("%s: failed: %s", one.title, message)

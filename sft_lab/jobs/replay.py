@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def _place(run: Run, words: list[str], out: Path | None, source: Path, work: str
         (placed,) = folders.place(plan, work)
     except FolderError as error:
         raise FolderError(str(error).replace("hydra.run.dir=...", "--out").replace("hydra.run.dir", "--out")) from error
-    return placed
+    again = shlex.join(["sft-lab", "replay", str(source), *words, "--out", str(placed.folder.path)])
+    return replace(placed, resume=again)
 
 
 def _standing_of(old: RunFolder) -> tuple[str | None, str]:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import transformers
 
 from sft_lab.bench import log
+from sft_lab.interrupt import Request
 from sft_lab.progress import Stopwatch
 
 # What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.
@@ -73,6 +75,27 @@ class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
         speed = (tokens - self.seen) / max(now - self.since, 1e-9)
         self.seen, self.since = tokens, now
         return speed
+
+
+class Stopper(transformers.TrainerCallback):  # type: ignore[misc]
+    """Saves a checkpoint and stops training at the end of the step in which a signal has asked for it."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
+        if self._is_asked(args):
+            self.stopped = control.should_save = control.should_training_stop = True
+            log.warning("train: interrupted; its checkpoint is saved at step %d", state.global_step)
+
+    def _is_asked(self, args: Any) -> bool:
+        """Whether any process of the training was asked: all must stop at the same step."""
+        if args.world_size == 1:
+            return bool(self.request)
+        asked = torch.tensor(int(bool(self.request)), device=args.device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked)
 
 
 def tell_measured(event: Event) -> None:

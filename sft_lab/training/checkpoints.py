@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from sft_lab.files import read_json
 
 
@@ -28,6 +26,8 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def out_of_patience(state: Any, trainer: Any) -> bool:
     """Whether early stopping had ended the training that left this state."""
+    import transformers
+
     patience = [one.early_stopping_patience for one in trainer.callback_handler.callbacks
                 if isinstance(one, transformers.EarlyStoppingCallback)]  # fmt: skip
     told = (state.stateful_callbacks or {}).get("EarlyStoppingCallback") or {}

@@ -26,9 +26,10 @@ from transformers.trainer_utils import rotate_checkpoints
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError
 from sft_lab.files import sync
+from sft_lab.interrupt import noted
 from sft_lab.training import loss_head
 from sft_lab.training.adapter import peft_config
-from sft_lab.training.callbacks import Bar, Event, Recorder, Watch, tell_measured
+from sft_lab.training.callbacks import Bar, Event, Recorder, Stopper, Watch, tell_measured
 from sft_lab.training.checkpoints import last_checkpoint, out_of_patience
 from sft_lab.training.options import Budget, Full, LossHead, planned_steps, resolve_precision
 
@@ -284,7 +285,7 @@ def train(
     try:
         taken = bool(checkpoint and _take_finished(trainer, checkpoint))
         if not taken:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            _train(trainer, checkpoint)
     except ImportError as error:  # of an optimizer's package, say
         raise ConfigError(f"trainer: needs a package that is not installed: {' '.join(str(error).split())}") from error
     seconds = time.monotonic() - began
@@ -304,6 +305,17 @@ def train(
         epochs=float(trainer.state.epoch or 0.0),
         saved=whole,
     )
+
+
+def _train(trainer: Any, checkpoint: Path | None) -> None:
+    """Train; on Ctrl-C and SIGTERM to the end of the step, with its measurement if one is due, and a checkpoint."""
+    notice = "sft-lab: stopping after this step, with a checkpoint; Ctrl-C again ends at once"
+    with noted(notice) as request:
+        stopper = Stopper(request)
+        trainer.add_callback(stopper)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stopper.stopped or request:
+            request.obey()
 
 
 def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig) -> list[Any]:

@@ -39,7 +39,10 @@ _compose_once = functools.cache(_compose)
 
 
 def placed(*words: str) -> Placed:
-    return place(plan(*words, "hydra.run.dir=run"))[0]
+    """Place one run, and let go of its folder, as a command's end does."""
+    (found,) = place(plan(*words, "hydra.run.dir=run"))
+    found.folder.release()
+    return found
 
 
 def swept(*words: str) -> list[Placed]:
@@ -62,7 +65,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_a_new_folder_gets_the_config():
     one = placed()
-    assert (one.standing, one.made) == (Standing.new, True)
+    assert (one.standing, bool(one.made)) == (Standing.new, True)
     assert one.folder.path == Path.cwd() / "run"
     assert config.load(one.folder.config).hash == one.job.run.hash
 
@@ -70,7 +73,7 @@ def test_a_new_folder_gets_the_config():
 def test_an_empty_folder_is_a_new_one():
     Path("run").mkdir()
     one = placed()
-    assert (one.standing, one.made) == (Standing.new, False)
+    assert (one.standing, bool(one.made)) == (Standing.new, False)
 
 
 @pytest.mark.parametrize("state", [None, RUNNING, FAILED, INTERRUPTED])
@@ -79,7 +82,7 @@ def test_an_unfinished_run_goes_on(state):
     if state:
         mark(first, state)
     again = placed()
-    assert (again.standing, again.made) == (Standing.unfinished, False)
+    assert (again.standing, bool(again.made)) == (Standing.unfinished, False)
 
 
 def test_a_finished_run_is_left_untouched():
@@ -126,7 +129,7 @@ def test_rerun_keeps_the_old_folder_beside(other):
     mark(placed(), FINISHED)
     before = content(Path("run"))
     one = placed("rerun=true", *other)
-    assert (one.standing, one.made) == (Standing.new, True)
+    assert (one.standing, bool(one.made)) == (Standing.new, True)
     (old,) = Path.cwd().glob("run.old-*")
     assert re.fullmatch(r"run\.old-\d{8}-\d{6}", old.name)
     assert content(old) == before
@@ -141,7 +144,7 @@ def test_two_reruns_in_one_second_keep_both():
 
 def test_rerun_in_a_new_folder_is_a_new_run():
     one = placed("rerun=true")
-    assert (one.standing, one.made) == (Standing.new, True)
+    assert (one.standing, bool(one.made)) == (Standing.new, True)
     assert [path.name for path in Path.cwd().glob("run*")] == ["run"]
 
 

@@ -1,0 +1,145 @@
+"""Ctrl-C and SIGTERM in a run: a checkpoint at the step's end, the command that goes on, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_lab.cli import main
+from sft_lab.files import read_json
+from sft_lab.folder import RunFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+# No checkpoint of its own before the end: the one that is there was made by the signal.
+LONG = ["trainer.max_steps=150", "trainer.save_steps=1000", "trainer.eval_steps=1000", "trainer.logging_steps=1",
+        "evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null"]  # fmt: skip
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """Start a command as a shell does in the foreground: Ctrl-C is not ignored."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sft_lab", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def wait(holds: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 120
+    while not (value := holds()):
+        assert time.monotonic() < deadline, "waited in vain"
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    return value
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    _, text = process.communicate(timeout=120)
+    assert "Traceback" not in text
+    return text
+
+
+def trains(pattern: str) -> Callable[[], RunFolder | None]:
+    """Return a question for the folder that matches, once five steps are logged there."""
+
+    def look() -> RunFolder | None:
+        folders = [path.parent for path in Path.cwd().glob(f"{pattern}/metrics.jsonl")]
+        return RunFolder(folders[0]) if folders and len(losses(folders[0])) > 5 else None
+
+    return look
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {event["step"]: event["train/loss"] for event in events if "train/loss" in event}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes_on(
+    here: Path, tiny: list[str], number: int, code: int
+) -> None:
+    process = start(*tiny, *LONG)
+    folder = wait(trains("outputs/*/*"), process)
+    process.send_signal(number)
+    text = ended(process)
+    assert process.returncode == code, text
+    assert read_json(folder.status)["state"] == "interrupted"
+    assert not (folder.path / ".lock").exists()
+    command = f"sft-lab exec {folder.path}"
+    match = re.search(rf"interrupted; {re.escape(command)} goes on from step (\d+), whose checkpoint is saved", text)
+    assert match, text
+    step = int(match[1])
+    assert (folder.checkpoints / f"checkpoint-{step}" / "trainer_state.json").exists()
+    assert step == max(losses(folder.path)) > 5
+    assert main(command.split()[1:]) == 0
+    assert f"goes on from checkpoint-{step}" in folder.log.read_text()
+    assert main([*tiny, *LONG, "hydra.run.dir=whole"]) == 0
+    assert losses(folder.path) == losses(Path("whole"))
+    assert read_json(folder.summary)["eval/loss"] == read_json(Path("whole/summary.json"))["eval/loss"]
+
+
+def test_a_named_folder_goes_on_by_the_same_command(here: Path, tiny: list[str]) -> None:
+    words = [*tiny, *LONG, "hydra.run.dir=run"]
+    process = start(*words)
+    folder = wait(trains("run"), process)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted; the same command goes on from step" in ended(process)
+    assert main(words) == 0
+    assert "goes on from checkpoint-" in folder.log.read_text()
+
+
+def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> None:
+    process = start(*tiny, *LONG)
+    wait(lambda: list(Path("outputs").glob("*/*/run.log")), process)
+    process.send_signal(signal.SIGINT)
+    text = ended(process)
+    assert process.returncode == 130
+    assert "interrupted before a checkpoint of training was there; sft-lab exec" in text
+
+
+def test_a_second_ctrl_c_ends_at_once(here: Path, tiny: list[str]) -> None:
+    """While the first is being obeyed: a step that has no end in sight."""
+    process = start(*tiny, *LONG, "trainer.gradient_accumulation_steps=100000", "trainer.max_steps=2")
+    wait(
+        lambda: "optimizer steps" in "".join(path.read_text() for path in Path("outputs").glob("*/*/run.log")), process
+    )
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    text = ended(process)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 130
+    assert text.splitlines()[-2:] == [
+        "sft-lab: stopping after this step, with a checkpoint; Ctrl-C again ends at once",
+        "sft-lab: ended at once",
+    ]
+    (folder,) = Path("outputs").glob("*/*")
+    assert main(["exec", str(folder), "--work", "prepare"]) == 0  # nobody holds the folder
+
+
+def test_a_sweep_of_processes_saves_a_checkpoint_of_each_job(here: Path, tiny: list[str]) -> None:
+    process = start("-m", *tiny, *LONG, "seed=1,2", "launch=processes", "launch.at_once=2", "hydra.sweep.dir=sweep")
+    folders = [wait(trains(f"sweep/seed={seed}-*"), process) for seed in (1, 2)]
+    process.send_signal(signal.SIGINT)
+    text = ended(process)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in text
+    for folder in folders:
+        assert read_json(folder.status)["state"] == "interrupted"
+        assert list(folder.checkpoints.glob("checkpoint-*/trainer_state.json"))
+        with pytest.raises(ProcessLookupError):
+            os.kill(read_json(folder.status)["pid"], 0)
