@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,17 @@ LONG = ["trainer.max_steps=150", "trainer.save_steps=1000", "trainer.eval_steps=
         "evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null"]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _foreground() -> Iterator[None]:
+    """Let children be started as a shell does in the foreground: what runs the tests may ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(*words: str) -> subprocess.Popen[str]:
-    """Start a command as a shell does in the foreground: Ctrl-C is not ignored."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "sft_lab", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    command = [sys.executable, "-m", "sft_lab", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def wait(holds: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
