@@ -115,11 +115,15 @@ def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> N
 
 def test_a_second_ctrl_c_ends_at_once(here: Path, tiny: list[str]) -> None:
     """While the first is being obeyed: a step that has no end in sight."""
-    process = start(*tiny, *LONG, "trainer.gradient_accumulation_steps=100000", "trainer.max_steps=2")
+    rows = [{"prompt": f"Say {n}.", "completion": f"{n}, and {n * 7} is seven times it."} for n in range(5000)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["dataset=file", "dataset.path=rows.jsonl", "trainer.per_device_train_batch_size=1",
+             "trainer.gradient_accumulation_steps=5000", "split.eval_share=0.002"]  # fmt: skip
+    process = start(*tiny, *LONG, *words)
     wait(
         lambda: "optimizer steps" in "".join(path.read_text() for path in Path("outputs").glob("*/*/run.log")), process
     )
-    time.sleep(3)
+    time.sleep(5)
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert process.poll() is None
