@@ -152,14 +152,16 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import compare
 
     _refuse_rest("compare", rest)
-    found = compare.compare(arguments.folders, arguments.out)
-    compare.show(found)
+    comparison = compare.analyze(compare.collect_jobs(arguments.folders))
+    folder = arguments.out or (arguments.folders[0] if len(arguments.folders) == 1 else Path())
+    page = compare.write_comparison(comparison, folder)
+    compare.print_comparison(comparison, page)
     if arguments.test:
         from sft_lab.jobs.final import score_test, show
 
-        if found.best is None:
-            raise UserError("compare --test: no job was found best, so there is none to score on the test rows")
-        show(score_test(found.best.folder))
+        if comparison.best is None:
+            raise UserError("compare --test: no job can be called best, so there is none to score on the test rows")
+        show(score_test(comparison.best.folder))
     return 0
 
 

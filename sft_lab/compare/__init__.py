@@ -1,6 +1,12 @@
-"""Jobs side by side: which setting was better, by how much, and how sure that is."""
+"""Jobs side by side: which setting is better, by how much, and how certain that is.
 
-from sft_lab.compare.comparison import Comparison, compare
-from sft_lab.compare.table import show
+``collect_jobs`` reads run folders, ``analyze`` compares the jobs, and what it returns is printed by
+``print_comparison`` and written by ``write_comparison``.
+"""
 
-__all__ = ["Comparison", "compare", "show"]
+from sft_lab.compare.analyze import Comparison, analyze
+from sft_lab.compare.collect import collect_jobs
+from sft_lab.compare.table import print_comparison
+from sft_lab.compare.write import write_comparison
+
+__all__ = ["Comparison", "analyze", "collect_jobs", "print_comparison", "write_comparison"]

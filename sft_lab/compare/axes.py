@@ -1,4 +1,4 @@
-"""Axes: what differs between jobs, read off their configs, so that any run folders can be compared."""
+"""Axes: the config keys that differ between jobs, taken from saved configs so that any runs can be compared."""
 
 from __future__ import annotations
 
@@ -9,91 +9,115 @@ from sft_lab.files import flat
 from sft_lab.run import NOT_IDENTITY
 
 SEED = "seed"
-VAGUE = ("name_or_path", "path", "name", "kind")  # keys that only their stage gives a meaning
-NO_KEY = object()  # what a config has at a key it lacks
+VAGUE_KEYS = ("name_or_path", "path", "name", "kind")  # last parts that say nothing without their stage
+MISSING = object()  # the value at a key that a config lacks
 
 
-def axes_of(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give each job's values at the keys that differ between jobs; a key that its config lacks is left out.
+def find_axes(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each job's values at the keys that differ between jobs; keys its config lacks are left out.
 
-    A group in which jobs chose different options, or kinds, is one axis: its option. The keys below it that follow from
-    the option are no axes; those that still differ between jobs of one option are. The seed comes last.
+    A group of which jobs chose different options, or kinds, is one axis: its option. A key below it that
+    follows from the option is no axis; one that differs between jobs of the same option is. The seed comes
+    last.
 
     Args:
-        configs: of ``config.yaml``, as saved.
+        configs: contents of ``config.yaml``, as saved.
     """
     flats = [flat({name: value for name, value in config.items() if name not in NOT_IDENTITY}) for config in configs]
-    order = list(dict.fromkeys(key for one in flats for key in one))
-    differing = {key: values for key in order if _differ(values := [_frozen(one.get(key, NO_KEY)) for one in flats])}
-    found: dict[str, list[Any]] = {}
-    for path, options in _groups(configs, list(differing)):
-        below = [key for key in differing if key == path or key.startswith(f"{path}.")]
-        if not below or not _differ(options):
-            continue
-        found[path] = options
-        for key in below:
-            if len(set(zip(options, differing[key], strict=True))) == len(set(options)):
-                del differing[key]
-    found |= {key: [one.get(key, NO_KEY) for one in flats] for key in differing}
-    place = {
-        path: next(at for at, key in enumerate(order) if key == path or key.startswith(f"{path}.")) for path in found
-    }
-    names = sorted(found, key=lambda path: (path == SEED, place[path], path))
-    return [{name: found[name][job] for name in names if found[name][job] is not NO_KEY} for job in range(len(configs))]
+    keys = list(dict.fromkeys(key for config in flats for key in config))
+    columns = {key: [_as_text(config.get(key, MISSING)) for config in flats] for key in keys}
+    differing = {key: values for key, values in columns.items() if _differ(values)}
+
+    axes: dict[str, list[Any]] = {}
+    for path, options in _chosen_options(configs, list(differing)):
+        below = [key for key in differing if _is_below(key, path)]
+        if below and _differ(options):
+            axes[path] = options
+            for key in below:
+                if _follows_from(options, differing[key]):
+                    del differing[key]
+    axes |= {key: [config.get(key, MISSING) for config in flats] for key in differing}
+
+    first = {path: next(index for index, key in enumerate(keys) if _is_below(key, path)) for path in axes}
+    names = sorted(axes, key=lambda path: (path == SEED, first[path], path))
+    return [
+        {name: axes[name][index] for name in names if axes[name][index] is not MISSING} for index in range(len(configs))
+    ]
 
 
-def _groups(configs: list[dict[str, Any]], differing: list[str]) -> list[tuple[str, list[Any]]]:
-    """Give each group's place in the config and its option in every job; then the kinds that no option names."""
-    chosen = [config.get("choices") or {} for config in configs]
-    # dedup/embedder@decontaminate.embedder stands at decontaminate.embedder.
-    names = sorted({name for one in chosen for name in one}, key=lambda name: (name.count("/"), name))
-    groups = [(name.rpartition("@")[2].replace("/", "."), [_option(one.get(name)) for one in chosen]) for name in names]
+def _chosen_options(configs: list[dict[str, Any]], differing: list[str]) -> list[tuple[str, list[Any]]]:
+    """Return each group's path in the config with every job's option, then the kinds that no option names."""
+    choices = [config.get("choices") or {} for config in configs]
+    names = sorted({name for chosen in choices for name in chosen}, key=lambda name: (name.count("/"), name))
+    groups = [
+        # the config of dedup/embedder@decontaminate.embedder is at decontaminate.embedder
+        (name.rpartition("@")[2].replace("/", "."), [_format_choice(chosen.get(name)) for chosen in choices])
+        for name in names
+    ]
     kinds = [key for key in differing if key.endswith(".kind")]
-    return groups + [(key.removesuffix(".kind"), [_at(config, key) for config in configs]) for key in kinds]
+    return groups + [(key.removesuffix(".kind"), [_value_at(config, key) for config in configs]) for key in kinds]
 
 
-def _option(chosen: Any) -> Any:
-    return "+".join(map(str, chosen)) if isinstance(chosen, list) else chosen if chosen is not None else NO_KEY
+def _format_choice(choice: Any) -> Any:
+    if choice is None:
+        return MISSING
+    return "+".join(map(str, choice)) if isinstance(choice, list) else choice
 
 
-def _at(config: dict[str, Any], key: str) -> Any:
+def _value_at(config: dict[str, Any], key: str) -> Any:
     node: Any = config
     for part in key.split("."):
-        node = node.get(part, NO_KEY) if isinstance(node, dict) else NO_KEY
+        node = node.get(part, MISSING) if isinstance(node, dict) else MISSING
     return node
+
+
+def _is_below(key: str, path: str) -> bool:
+    return key == path or key.startswith(f"{path}.")
 
 
 def _differ(values: list[Any]) -> bool:
     return len(set(values)) > 1
 
 
-def _frozen(value: Any) -> Any:
-    return value if value is NO_KEY else json.dumps(value, sort_keys=True, default=str)
+def _follows_from(options: list[Any], values: list[Any]) -> bool:
+    """Return whether jobs with the same option have the same value."""
+    return len(set(zip(options, values, strict=True))) == len(set(options))
+
+
+def _as_text(value: Any) -> Any:
+    """Return a value as something that can be hashed."""
+    return value if value is MISSING else json.dumps(value, sort_keys=True, default=str)
 
 
 def short_names(axes: list[str]) -> dict[str, str]:
-    """Give each axis its last part for a name; two where that says little, the whole key where two would be alike."""
-    parts = {axis: axis.split(".") for axis in axes}
-    names = {axis: ".".join(found[-2:] if found[-1] in VAGUE else found[-1:]) for axis, found in parts.items()}
+    """Return a short name for each axis.
+
+    It is the key's last part, its last two where the last is vague, and the whole key where two axes would
+    have one name.
+    """
+    names = {}
+    for axis in axes:
+        parts = axis.split(".")
+        names[axis] = ".".join(parts[-2:] if parts[-1] in VAGUE_KEYS else parts[-1:])
     taken = list(names.values())
     return {axis: name if taken.count(name) == 1 else axis for axis, name in names.items()}
 
 
-def shown(value: Any) -> str:
-    """Give an axis value as a person writes it: 1e-05 for a small rate, true for a flag."""
+def format_value(value: Any) -> str:
+    """Return the value of an axis as a person writes it: 1e-05 for a small rate, true for a flag."""
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def ordered(values: list[Any]) -> list[Any]:
-    """Give the distinct values of an axis, numbers by size, then the rest by name, those without one last."""
-    distinct = {_frozen(value): value for value in values}
-    return sorted(distinct.values(), key=rank)
+def sort_values(values: list[Any]) -> list[Any]:
+    """Return the distinct values of an axis: numbers by size, then the rest by name, missing ones last."""
+    distinct = {_as_text(value): value for value in values}
+    return sorted(distinct.values(), key=sort_key)
 
 
-def rank(value: Any) -> tuple[int, float, str]:
-    """The order of axis values."""
+def sort_key(value: Any) -> tuple[int, float, str]:
+    """Return the key by which values of an axis are sorted."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, float(value), ""
-    return (2, 0.0, "") if value is None or value is NO_KEY else (1, 0.0, shown(value))
+    return (2, 0.0, "") if value is None or value is MISSING else (1, 0.0, format_value(value))

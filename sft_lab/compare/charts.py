@@ -1,28 +1,36 @@
-"""Charts of many jobs as inline SVG: each mark carries its job's classes, by which the page's CSS filters and colors.
+"""Charts of many jobs as inline SVG.
 
-Matplotlib draws the figures of a run; here hundreds of marks must each be told apart by the page, without a script.
+Each mark carries its job's classes, by which the page's CSS filters, colors and highlights it without a
+script. Matplotlib, which draws the figures of a run, writes colors into its marks and cannot give them
+classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
-from sft_lab.compare.collect import Curve
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-WIDTH, HEIGHT = 520, 300
+    from sft_lab.report.figures import Curve
+
+# Pixels of a chart, and of the margins around its plot.
+WIDTH, HEIGHT, LOW_HEIGHT = 520, 300, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
-MOST_POINTS = 240  # of a curve; more cannot be seen
-LOG_FROM = 20  # a range this many times its lowest value is drawn on a logarithmic axis
-CEILING = 1.1  # of the base model's loss: a diverged job leaves the chart rather than flatten all others
+LABEL_CHARACTERS = 60  # that fit below the plot
+
+MAX_POINTS = 240  # of a curve; more cannot be seen
+SPARSE_POINTS = 10  # curves with fewer points show where they were measured
+CEILING = 1.1  # of the loss before training: what is above it is not shown
 
 
-class Mark(NamedTuple):
-    """A job's place in a chart: its classes, what a pointer on it is told, and its points."""
+class JobMark(NamedTuple):
+    """A job in a chart: its classes, the text of its tooltip, and its points."""
 
     classes: str
     title: str
@@ -30,269 +38,231 @@ class Mark(NamedTuple):
 
 
 @dataclass
-class Frame:
-    """A chart's place and scales.
+class Chart:
+    """A plot with its axes.
 
     Attributes:
-        x: lowest and highest value shown.
-        y: likewise.
-        ticks: (value, label) below the chart; None: round numbers.
-        log: of the y axis.
+        x_range: lowest and highest value shown.
+        y_range: likewise.
+        x_label: below the plot.
+        y_label: beside the plot.
+        x_ticks: (value, label) below the plot; None: round numbers.
+        height: in pixels, labels included.
+        elements: SVG of what was drawn, the last one in front.
     """
 
-    x: tuple[float, float]
-    y: tuple[float, float]
-    x_label: str
-    y_label: str
-    ticks: Sequence[tuple[float, str]] | None = None
-    log: bool = False
-    width: int = WIDTH
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    x_label: str = ""
+    y_label: str = ""
+    x_ticks: Sequence[tuple[float, str]] | None = None
     height: int = HEIGHT
-    inside: list[Markup] = field(default_factory=list)
+    elements: list[Markup] = field(default_factory=list)
 
-    def at_x(self, value: float) -> float:
-        """Where a value lies, in pixels from the left."""
-        low, high = self.x
-        return LEFT + (value - low) / (high - low) * (self.width - LEFT - RIGHT)
+    def x_pixel(self, value: float) -> str:
+        """Return a value's distance from the left, in pixels."""
+        low, high = self.x_range
+        return f"{LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT):.1f}"
 
-    def at_y(self, value: float) -> float:
-        """Where a value lies, in pixels from the top."""
-        scale: Callable[[float], float] = math.log if self.log else float
-        low, high = map(scale, self.y)
-        return TOP + (1 - (scale(value) - low) / (high - low)) * (self.height - TOP - BOTTOM)
+    def y_pixel(self, value: float) -> str:
+        """Return a value's distance from the top, in pixels; values outside the range are at its edge."""
+        low, high = self.y_range
+        share = (min(max(value, low), high) - low) / (high - low)
+        return f"{TOP + (1 - share) * (self.height - TOP - BOTTOM):.1f}"
 
-    def add(self, form: str, *values: object) -> None:
-        """Draw; what is put into the form is escaped."""
-        self.inside.append(Markup(form).format(*values))  # noqa: S704 - the forms are ours
+    def add(self, svg: str, *values: object) -> None:
+        """Draw an element; the values put into it are escaped."""
+        self.elements.append(Markup(svg).format(*values))  # noqa: S704 - the SVG is ours
 
-    def line(self, mark: Mark, kind: str = "curve") -> None:
-        """Draw a job's curve; a value that is no number breaks it, one above the chart ends at its edge."""
-        parts, pen = [], "M"
+    def add_curve(self, mark: JobMark, kind: str = "curve") -> None:
+        """Draw a job's curve, broken where a value is not finite, with a wide invisible twin for the pointer."""
+        commands, command = [], "M"
         for x, y in mark.points:
             if math.isfinite(y):
-                parts.append(f"{pen}{self.at_x(x):.1f} {self.at_y(self.clamp(y)):.1f}")
-                pen = "L"
-            else:
-                pen = "M"
-        if parts:
-            form = '<g class="{}"><title>{}</title><path class="wide" d="{}"/><path d="{}"/></g>'
-            self.add(form, f"{kind} {mark.classes}", mark.title, " ".join(parts), " ".join(parts))
+                commands.append(f"{command}{self.x_pixel(x)} {self.y_pixel(y)}")
+            command = "L" if math.isfinite(y) else "M"
+        if commands:
+            path = " ".join(commands)
+            svg = '<g class="{}"><title>{}</title><path class="wide" d="{}"/><path d="{}"/></g>'
+            self.add(svg, f"{kind} {mark.classes}", mark.title, path, path)
 
-    def dot(self, mark: Mark, radius: float = 5) -> None:
-        """Draw a job's points; one above the chart is an arrow at its edge."""
+    def add_points(self, mark: JobMark, radius: float = 5) -> None:
+        """Draw a job's points; one above the range is an arrow at its edge."""
         for x, y in mark.points:
-            left, top = self.at_x(x), self.at_y(self.clamp(y))
-            if y > self.y[1]:
-                form = '<path class="dot {}" d="M{} {}l5 9h-10z"><title>{}</title></path>'
-                self.add(form, mark.classes, f"{left:.1f}", f"{top:.1f}", mark.title)
+            left, top = self.x_pixel(x), self.y_pixel(y)
+            if y > self.y_range[1]:
+                svg = '<path class="dot {}" d="M{} {}l5 9h-10z"><title>{}</title></path>'
+                self.add(svg, mark.classes, left, top, mark.title)
             else:
-                form = '<circle class="dot {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
-                self.add(form, mark.classes, f"{left:.1f}", f"{top:.1f}", radius, mark.title)
+                svg = '<circle class="dot {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
+                self.add(svg, mark.classes, left, top, radius, mark.title)
 
-    def level(self, y: float, label: str) -> None:
-        """Draw a dashed line across, as for a base model."""
-        if self.y[0] <= y <= self.y[1]:
-            top = f"{self.at_y(y):.1f}"
-            self.add('<line class="base" x1="{}" x2="{}" y1="{}" y2="{}"/>', LEFT, self.width - RIGHT, top, top)
-            self.add('<text class="end" x="{}" y="{}" dy="-4">{}</text>', self.width - RIGHT, top, label)
+    def add_level(self, y: float, label: str = "") -> None:
+        """Draw a dashed line across the plot, as for a base model."""
+        if self.y_range[0] <= y <= self.y_range[1]:
+            right, top = WIDTH - RIGHT, self.y_pixel(y)
+            self.add('<line class="base" x1="{}" x2="{}" y1="{}" y2="{}"/>', LEFT, right, top, top)
+            self.add('<text class="end" x="{}" y="{}" dy="-4">{}</text>', right, top, label)
 
-    def clamp(self, y: float) -> float:
-        """Keep a value inside the chart."""
-        return min(max(y, self.y[0]), self.y[1])
+    def render(self, label: str) -> Markup:
+        """Return the chart as SVG, grid and axes behind what was drawn.
 
-    def svg(self, label: str) -> Markup:
-        """Give the chart, with grid and axes behind what was drawn."""
-        body, self.inside = self.inside, []
-        for value in _ticks(*self.y, log=self.log):
-            top = f"{self.at_y(value):.1f}"
-            self.add('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>', LEFT, self.width - RIGHT, top, top)
-            self.add('<text class="end" x="{}" y="{}" dy="4">{}</text>', LEFT - 8, top, plain(value))
-        ticks = [(value, plain(value)) for value in _ticks(*self.x)] if self.ticks is None else self.ticks
-        for value, text in ticks:
-            form = '<text class="middle" x="{}" y="{}">{}</text>'
-            self.add(form, f"{self.at_x(value):.1f}", self.height - BOTTOM + 17, text)
-        middle = (LEFT + self.width - RIGHT) / 2
-        self.add('<text class="middle name" x="{}" y="{}">{}</text>', middle, self.height - 5, self.x_label)
-        turned = '<text class="middle name" transform="translate(12 {}) rotate(-90)">{}</text>'
-        self.add(turned, (TOP + self.height - BOTTOM) / 2, self.y_label)
-        grid = self.inside
-        head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(self.width, self.height, label)
-        return head + Markup("\n").join([*grid, *body]) + Markup("</svg>")
+        Args:
+            label: what a screen reader says.
+        """
+        drawn, self.elements = self.elements, []
+        self._add_axes()
+        head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, self.height, label)
+        return head + Markup("\n").join([*self.elements, *drawn]) + Markup("</svg>")
+
+    def _add_axes(self) -> None:
+        right, bottom = WIDTH - RIGHT, self.height - BOTTOM
+        for value in _round_ticks(*self.y_range):
+            top = self.y_pixel(value)
+            self.add('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>', LEFT, right, top, top)
+            self.add('<text class="end" x="{}" y="{}" dy="4">{}</text>', LEFT - 8, top, _format_tick(value))
+
+        x_ticks = self.x_ticks
+        if x_ticks is None:
+            x_ticks = [(value, _format_tick(value)) for value in _round_ticks(*self.x_range)]
+        for value, text in x_ticks:
+            self.add('<text class="middle" x="{}" y="{}">{}</text>', self.x_pixel(value), bottom + 17, text)
+
+        x_name = '<text class="middle name" x="{}" y="{}">{}</text>'
+        y_name = '<text class="middle name" transform="translate(12 {}) rotate(-90)">{}</text>'
+        self.add(x_name, (LEFT + right) / 2, self.height - 5, self.x_label)
+        self.add(y_name, (TOP + bottom) / 2, self.y_label)
 
 
-def curves(marks: list[Mark], bases: list[float], y_label: str, label: str) -> Markup | None:
-    """Losses of all jobs over steps; None where there are none."""
-    marks = [mark._replace(points=thin(mark.points)) for mark in marks if any(map(_drawn, mark.points))]
-    points = [point for mark in marks for point in mark.points if _drawn(point)]
-    if not points:
+def draw_curves(marks: list[JobMark], bases: list[float], y_label: str, label: str) -> Markup | None:
+    """Return the curves of all jobs over optimizer steps; None where there are none.
+
+    Args:
+        marks: (step, loss) of each job.
+        bases: losses of base models, drawn as dashed lines.
+        y_label: beside the plot.
+        label: what a screen reader says.
+    """
+    curves = [(mark, list(filter(_is_finite, mark.points))) for mark in marks]
+    curves = [(mark._replace(points=thin_curve(mark.points)), measured) for mark, measured in curves if measured]
+    if not curves:
         return None
-    low, high, log = y_range([y for _, y in points], bases)
-    most = max(x for x, _ in points)
-    frame = Frame((0, max(1, most)), (low, high), "optimizer step", y_label, log=log)
-    for base in bases:
-        frame.level(base, "base model" if base == bases[0] else "")
-    for mark in marks:
-        frame.line(mark)
-        if sum(map(_drawn, mark.points)) < 10:  # few points: say where the curve was measured
-            frame.dot(mark._replace(points=[point for point in mark.points if _drawn(point)]), radius=2.6)
-    return frame.svg(label)
+
+    values = [y for mark, _ in curves for _, y in filter(_is_finite, mark.points)]
+    starts = [measured[0][1] for _, measured in curves]
+    last_step = max(1, *(measured[-1][0] for _, measured in curves))
+    y_range = find_y_range([*values, *bases], [*starts, *bases])
+    chart = Chart((0, last_step), y_range, "optimizer step", y_label)
+    for number, base in enumerate(bases):
+        chart.add_level(base, "" if number else "base model")
+    for mark, measured in curves:
+        chart.add_curve(mark)
+        if len(measured) < SPARSE_POINTS:
+            chart.add_points(mark._replace(points=measured), radius=2.6)
+    return chart.render(label)
 
 
-def scatter(
-    marks: list[Mark],
+def draw_scatter(
+    marks: list[JobMark],
     x_label: str,
     y_label: str,
     label: str,
     *,
-    lines: Sequence[Mark] = (),
-    zero: bool = False,
-    bases: Iterable[float] = (),
+    paths: Sequence[JobMark] = (),
+    included: Sequence[float] = (),
+    starts: Sequence[float] = (),
 ) -> Markup | None:
-    """A dot for each job, and lines of how they got there; None where there are no dots.
+    """Return a dot for each job; None where there are no jobs.
 
-    With ``zero``, y = 0 belongs to the chart; the losses of base models bound what is shown.
+    Args:
+        marks: a point of each job.
+        x_label: below the plot.
+        y_label: beside the plot.
+        label: what a screen reader says.
+        paths: how jobs came to their points.
+        included: values of y that belong to the plot.
+        starts: losses before training, which bound the plot.
     """
-    marks = [mark for mark in marks if any(map(_drawn, mark.points))]
-    points = [point for mark in [*marks, *lines] for point in mark.points if _drawn(point)]
     if not marks:
         return None
-    if zero:
-        low, high = _widened(min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points)))
-    else:
-        low, high, _ = y_range([y for _, y in points], list(bases), base_shown=False)
-    sides = _widened(min(x for x, _ in points), max(x for x, _ in points), by=0.08)
-    frame = Frame(sides, (low, high), x_label, y_label)
-    if zero:
-        frame.level(0, "")
-    for mark in lines:
-        frame.line(mark, "way")
+    points = [point for mark in [*marks, *paths] for point in filter(_is_finite, mark.points)]
+    x_values, y_values = zip(*points, strict=True)
+
+    y_range = find_y_range([*y_values, *included], starts)
+    chart = Chart(_widen(min(x_values), max(x_values), by=0.08), y_range, x_label, y_label)
+    chart.add_level(0)
+    for mark in paths:
+        chart.add_curve(mark, "path")
     for mark in marks:
-        frame.dot(mark)
-    return frame.svg(label)
+        chart.add_points(mark)
+    return chart.render(label)
 
 
-def levels(names: list[str], marks: list[list[Mark]], means: list[float], y: tuple[float, float], label: str) -> Markup:
-    """An axis' values side by side: a dot for each job of a value, a bar for their mean.
+def draw_levels(levels: list[tuple[str, float, list[JobMark]]], y_range: tuple[float, float], label: str) -> Markup:
+    """Return an axis' values side by side: a dot for each job of a value, a bar for their mean.
 
-    Of the marks' points only y counts; y, lowest and highest value shown, is the same for all axes.
+    Args:
+        levels: name, mean loss and marks of each value; of a mark's points only y counts.
+        y_range: lowest and highest value shown.
+        label: what a screen reader says.
     """
-    room = (WIDTH - LEFT - RIGHT) / len(names) / 7.5  # characters that fit
-    ticks = [(at, name if len(name) <= room else f"{name[: max(1, int(room) - 1)]}…") for at, name in enumerate(names)]
-    frame = Frame((-0.5, len(names) - 0.5), y, "", "", ticks, height=240)
-    for at, (jobs, mean) in enumerate(zip(marks, means, strict=True)):
-        top = frame.at_y(frame.clamp(mean))
-        frame.add(
-            '<line class="mean" x1="{}" x2="{}" y1="{}" y2="{}"/>', frame.at_x(at - 0.3), frame.at_x(at + 0.3), top, top
-        )
-        for number, mark in enumerate(jobs):
-            aside = (number - (len(jobs) - 1) / 2) * min(0.08, 0.5 / len(jobs))
-            frame.dot(mark._replace(points=[(at + aside, value) for _, value in mark.points]))
-    return frame.svg(label)
+    characters = LABEL_CHARACTERS // len(levels)
+    ticks = [(index, _shorten(name, characters)) for index, (name, _, _) in enumerate(levels)]
+    chart = Chart((-0.5, len(levels) - 0.5), y_range, x_ticks=ticks, height=LOW_HEIGHT)
+    for index, (_, mean, marks) in enumerate(levels):
+        left, right, top = chart.x_pixel(index - 0.3), chart.x_pixel(index + 0.3), chart.y_pixel(mean)
+        chart.add('<line class="mean" x1="{}" x2="{}" y1="{}" y2="{}"/>', left, right, top, top)
+        for number, mark in enumerate(marks):
+            shift = (number - (len(marks) - 1) / 2) * min(0.08, 0.5 / len(marks))
+            chart.add_points(mark._replace(points=[(index + shift, y) for _, y in mark.points]))
+    return chart.render(label)
 
 
-class Bar(NamedTuple):
-    """A setting beside the best: how far it is from it, over rows and over seeds too, and what is claimed."""
+def find_y_range(values: Sequence[float], starts: Sequence[float] = ()) -> tuple[float, float]:
+    """Return the lowest and highest value shown.
 
-    classes: str
-    name: str
-    value: float
-    on_rows: tuple[float, float]
-    with_seeds: tuple[float, float]
-    claim: str
-    sure: bool
-
-
-def distances(bars: list[Bar], label: str) -> Markup:
-    """How far each setting is from the best: a thick line over rows, a thin one over seeds too, zero the best."""
-    left, right, width, step = 330, 250, 1100, 27
-    ends = sorted(max(bar.with_seeds) for bar in bars)
-    most = min(ends[-1], 2.5 * ends[len(ends) // 2]) or 1.0  # one diverged setting must not flatten the others
-    least = min(0.0, *(max(-most, min(bar.with_seeds)) for bar in bars))
-    height = step * len(bars) + 36
-
-    def at(value: float) -> str:
-        inside = min(max(value, least), most)
-        return f"{left + (inside - least) / (most - least) * (width - left - right):.1f}"
-
-    drawn = [Markup('<line class="zero" x1="{0}" x2="{0}" y1="4" y2="{1}"/>').format(at(0), height - 26)]
-    for number, bar in enumerate(bars):
-        top = number * step + 18
-        name = bar.name if len(bar.name) <= 46 else f"{bar.name[:45]}…"
-        form = (
-            '<g class="{}"><title>{}</title><text class="end ink" x="{}" y="{}">{}</text>'
-            '<line class="thin" x1="{}" x2="{}" y1="{}" y2="{}"/><line class="thick" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-            '<circle class="dot" cx="{}" cy="{}" r="5"/><text class="{}" x="{}" y="{}">{}</text></g>'
-        )
-        places = (
-            at(bar.with_seeds[0]),
-            at(bar.with_seeds[1]),
-            top,
-            top,
-            at(bar.on_rows[0]),
-            at(bar.on_rows[1]),
-            top,
-            top,
-        )
-        said = ("ink" if bar.sure else "", width - right + 16, top + 4, bar.claim)
-        named = (f"bar {bar.classes}", bar.name, left - 16, top + 4, name)
-        drawn.append(Markup(form).format(*named, *places, at(bar.value), top, *said))  # noqa: S704 - the form is ours
-    tick = Markup('<text class="middle" x="{}" y="{}">{}</text>')
-    drawn += [tick.format(at(value), height - 6, signed(value)) for value in _ticks(least, most)]
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, label)
-    return head + Markup("\n").join(drawn) + Markup("</svg>")
+    Args:
+        values: to show, finite.
+        starts: losses before training. What lies far above them has diverged and is left out, rather than
+            flatten everything else.
+    """
+    low, high = min(values), max(values)
+    ceiling = CEILING * max(starts, default=math.inf)
+    return _widen(low, ceiling if high > ceiling > low else high)
 
 
-def y_range(values: list[float], bases: list[float], *, base_shown: bool = True) -> tuple[float, float, bool]:
-    """Give lowest and highest value shown, and whether on a logarithmic axis."""
-    known = [base for base in bases if math.isfinite(base)]
-    shown = [*values, *known] if base_shown else values
-    low, high = min(shown), max(shown)
-    if known and high > CEILING * max(known) > low:
-        high = CEILING * max(known)
-    log = low > 0 and high / low > LOG_FROM
-    if log:
-        return low / 1.1, high * 1.1, True
-    return (*_widened(low, high), False)
+def _widen(low: float, high: float, by: float = 0.05) -> tuple[float, float]:
+    margin = (high - low) * by or abs(high) * 0.01 or 1.0
+    return low - margin, high + margin
 
 
-def _widened(low: float, high: float, by: float = 0.05) -> tuple[float, float]:
-    room = (high - low) * by or abs(high) * 0.01 or 1.0
-    return low - room, high + room
-
-
-def thin(points: Curve) -> Curve:
-    """Give at most MOST_POINTS points: the mean of each stretch, the last one as it is."""
-    if len(points) <= MOST_POINTS:
+def thin_curve(points: Curve) -> Curve:
+    """Return at most about MAX_POINTS points: the mean of each stretch, and the last point as it is."""
+    if len(points) <= MAX_POINTS:
         return points
-    size = math.ceil(len(points) / MOST_POINTS)
-    parts = [points[start : start + size] for start in range(0, len(points) - 1, size)]
-    middle = [tuple(sum(one) / len(part) for one in zip(*part, strict=True)) for part in parts]
-    return [*((x, y) for x, y in middle), points[-1]]
+    size = math.ceil(len(points) / MAX_POINTS)
+    stretches = [points[start : start + size] for start in range(0, len(points) - 1, size)]
+    means = [(fmean(x for x, _ in stretch), fmean(y for _, y in stretch)) for stretch in stretches]
+    return [*means, points[-1]]
 
 
-def _drawn(point: tuple[float, float]) -> bool:
+def _is_finite(point: tuple[float, float]) -> bool:
     return math.isfinite(point[0]) and math.isfinite(point[1])
 
 
-def _ticks(low: float, high: float, *, log: bool = False) -> list[float]:
-    """Round numbers from low to high, about five."""
-    if log:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        return [
-            value for power in decades for value in (10**power, 2 * 10**power, 5 * 10**power) if low <= value <= high
-        ]
-    rough = (high - low) / 5
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
-    first = math.ceil(low / step)
-    return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers from low to high, about five."""
+    step = (high - low) / 5
+    power = 10 ** math.floor(math.log10(step))
+    step = next(size * power for size in (1, 2, 5, 10) if size * power >= step)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def plain(value: float) -> str:
-    """A tick's number, no longer than it must be."""
+def _format_tick(value: float) -> str:
+    """Return a number no longer than it must be."""
     return f"{value:,.6g}".replace("-", "−")
 
 
-def signed(value: float) -> str:
-    """A tick of a difference."""
-    return "0" if value == 0 else f"{value:+.6g}".replace("-", "−")
+def _shorten(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[: max(1, characters - 1)]}…"

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from sft_lab.compare.axes import axes_of, rank
+from sft_lab.compare.axes import find_axes, sort_key
 from sft_lab.errors import FolderError
 from sft_lab.files import FORMAT, refuse_alias_bomb
 from sft_lab.folder import FINISHED, PREPARE, RunFolder
@@ -37,7 +37,7 @@ class RowLosses:
     tokens: np.ndarray
     bytes: np.ndarray
 
-    def of(self, ids: list[str]) -> RowLosses:
+    def select(self, ids: list[str]) -> RowLosses:
         """Give these rows, in this order."""
         at = {row_id: index for index, row_id in enumerate(self.ids)}
         picked = [at[row_id] for row_id in ids]
@@ -45,7 +45,7 @@ class RowLosses:
 
 
 @dataclass
-class Job:
+class ComparedJob:
     """A run folder, read.
 
     Attributes:
@@ -59,7 +59,7 @@ class Job:
         events: lines of ``metrics.jsonl``.
         samples: lines of ``samples.jsonl``.
         fingerprint: of the held-out rows.
-        trained: fingerprint of the training rows.
+        train_fingerprint: of the training rows.
         tuned: row losses of the tuned model.
         base: row losses of the base model.
     """
@@ -75,12 +75,12 @@ class Job:
     events: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: str | None = None
-    trained: str | None = None
+    train_fingerprint: str | None = None
     tuned: RowLosses | None = None
     base: RowLosses | None = None
 
     @property
-    def judged(self) -> bool:
+    def is_judged(self) -> bool:
         """Whether it is finished and has a held-out loss."""
         return self.state == FINISHED and is_number(self.summary.get("eval/loss"))
 
@@ -111,12 +111,12 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_diverged(job: Job) -> bool:
+def has_diverged(job: ComparedJob) -> bool:
     """Whether its verdict is that training broke down."""
     return job.summary.get("verdict") == "diverged"
 
 
-def collect(paths: list[Path]) -> list[Job]:
+def collect_jobs(paths: list[Path]) -> list[ComparedJob]:
     """Read the jobs of sweep and run folders, in the order of their axes.
 
     A job that cannot be read, or has not come far, is a job with what it has.
@@ -133,10 +133,10 @@ def collect(paths: list[Path]) -> list[Job]:
         for folder in folders
     ]
     readable = [job for job in jobs if job.config]
-    for job, axes in zip(readable, axes_of([job.config for job in readable]), strict=True):
+    for job, axes in zip(readable, find_axes([job.config for job in readable]), strict=True):
         job.axes = axes
     keys = list(dict.fromkeys(key for job in readable for key in job.axes))
-    return sorted(jobs, key=lambda job: ([rank(job.axes.get(key)) for key in keys], job.name))
+    return sorted(jobs, key=lambda job: ([sort_key(job.axes.get(key)) for key in keys], job.name))
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -152,14 +152,14 @@ def _run_folders(path: Path) -> list[Path]:
     raise FolderError(f"{path}: holds no run folder (none with a config.yaml); compare takes sweep and run folders")
 
 
-def _read(folder: RunFolder, name: str) -> Job:
-    job = Job(name, folder, UNREADABLE)
+def _read(folder: RunFolder, name: str) -> ComparedJob:
+    job = ComparedJob(name, folder, UNREADABLE)
     try:
         job.config = _config(folder.config)
         status = read(folder.status)
         job.error = str(status.get("error") or "")
         manifest = read(folder.manifest)
-        job.fingerprint, job.trained = manifest.get("held_out_fingerprint"), manifest.get("train_fingerprint")
+        job.fingerprint, job.train_fingerprint = manifest.get("held_out_fingerprint"), manifest.get("train_fingerprint")
         job.events = _lines(folder.metrics)
         job.samples = _lines(folder.samples)
         state = str(status.get("state", NOT_STARTED))
@@ -171,7 +171,7 @@ def _read(folder: RunFolder, name: str) -> Job:
             job.tuned, job.base = (_row_losses(folder.eval, model) for model in ("tuned", "base"))
         job.state = state
     except (FolderError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return Job(name, folder, UNREADABLE, error=str(error), config=job.config)
+        return ComparedJob(name, folder, UNREADABLE, error=str(error), config=job.config)
     return job
 
 
@@ -196,7 +196,7 @@ def _config(path: Path) -> dict[str, Any]:
     return found
 
 
-def _so_far(folder: RunFolder, job: Job) -> dict[str, Any]:
+def _so_far(folder: RunFolder, job: ComparedJob) -> dict[str, Any]:
     """What a run that has no summary yet can tell, by the names of the summary."""
     numbers: dict[str, Any] = {}
     losses = [(step, loss) for step, loss in job.curve("eval/loss") if math.isfinite(loss)]

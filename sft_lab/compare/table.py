@@ -1,21 +1,24 @@
-"""The table: a row per job, base models first; the same columns on the terminal and on the page."""
+"""The table of jobs, base models first: the same rows on the terminal and on the page."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft_lab.compare import words
-from sft_lab.compare.axes import short_names, shown
+from sft_lab.compare import claims
+from sft_lab.compare.axes import format_value, short_names
 from sft_lab.compare.collect import is_number
 from sft_lab.talk import console
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from rich.table import Table
 
-    from sft_lab.compare.collect import Job
-    from sft_lab.compare.comparison import Comparison
+    from sft_lab.compare.analyze import Comparison
+    from sft_lab.compare.collect import ComparedJob
 
-# Heading -> key of the summary and how it is written.
+# Heading -> key of summary.json and format of its value.
 COLUMNS = {
     "rows": ("train_rows", "{:,.0f}"),
     "tokens": ("train_tokens", "{:,.0f}"),
@@ -26,90 +29,112 @@ COLUMNS = {
     "converged at": ("converged_at", "{:,.0f}"),
     "seconds": ("seconds", "{:,.0f}"),
 }
-REMARK = 60  # characters of an error on the terminal
-MOST_BASES = 3  # that get a line each
+ERROR_WIDTH = 60  # characters of an error on the terminal
+CONSOLE_WIDTH = 200  # characters of a line where the output is a file
+MAX_BASE_ROWS = 3  # base models that get a row each
 
 
-class Row(NamedTuple):
-    """A line: axis values, state, numbers in the order of COLUMNS, verdict.
+class TableRow(NamedTuple):
+    """A row of the table, its values as text.
 
     Attributes:
         job: None for a base model.
-        remark: first line of what stopped it.
+        axes: values of the axes, in the order of the comparison's; empty where the job has none.
+        state: of the job; the name of a base model.
+        numbers: in the order of COLUMNS; empty where a number is not known.
+        verdict: of a finished job.
+        error: first line of what stopped the job.
+        is_best: whether no other job has a lower loss.
     """
 
-    job: Job | None
+    job: ComparedJob | None
     axes: list[str]
     state: str
     numbers: list[str]
-    verdict: str
-    remark: str
-    best: bool
+    verdict: str = ""
+    error: str = ""
+    is_best: bool = False
 
 
-def rows(found: Comparison) -> list[Row]:
-    """Give the lines of the table."""
-    lines = _base_rows(found)
-    for job in found.jobs:
-        verdict = str(job.summary.get("verdict") or "").replace("_", " ")
-        remark = next((line.strip() for line in job.error.splitlines() if line.strip()), "")
-        best = job is found.best
-        lines.append(Row(job, _axes(job.axes, found.axes), job.state, _numbers(job.numbers), verdict, remark, best))
-    return lines
+def build_rows(comparison: Comparison) -> list[TableRow]:
+    """Return the rows of the table."""
+    rows = _base_rows(comparison)
+    for job in comparison.jobs:
+        rows.append(
+            TableRow(
+                job,
+                _format_axes(job.axes, comparison.axes),
+                job.state,
+                _format_numbers(job.numbers),
+                verdict=str(job.summary.get("verdict") or "").replace("_", " "),
+                error=next((line.strip() for line in job.error.splitlines() if line.strip()), ""),
+                is_best=job is comparison.best,
+            )
+        )
+    return rows
 
 
-def _base_rows(found: Comparison) -> list[Row]:
-    """A line for each base model; one with their range where seeds made many."""
-    parts = [_numbers({"eval/loss": base.loss, "eval/bits_per_byte": base.bits_per_byte}) for base in found.bases]
-    if len(parts) <= MOST_BASES:
-        lines = []
-        for base, numbers in zip(found.bases, parts, strict=True):
-            axes = _axes(base.axes, found.axes)
-            lines.append(Row(None, axes, "base model", numbers, "", "", best=False))
-            if base.prompted:
-                lines.append(Row(None, axes, "base, prompted", _numbers(base.prompted), "", "", best=False))
-        return lines
-    ranges = [f"{min(one)}–{max(one)}" if max(one) else "" for one in zip(*parts, strict=True)]
-    return [Row(None, [""] * len(found.axes), f"{len(parts)} base models", ranges, "", "", best=False)]
+def _base_rows(comparison: Comparison) -> list[TableRow]:
+    """Return a row for each base model, or one with their range where seeds made many."""
+    bases = comparison.base_models
+    if len(bases) > MAX_BASE_ROWS:
+        columns = zip(*(_format_numbers(base.losses) for base in bases), strict=True)
+        ranges = [f"{min(values)}–{max(values)}" if max(values) else "" for values in columns]
+        return [TableRow(None, [""] * len(comparison.axes), f"{len(bases)} base models", ranges)]
+
+    rows = []
+    for base in bases:
+        axes = _format_axes(base.axes, comparison.axes)
+        rows.append(TableRow(None, axes, "base model", _format_numbers(base.losses)))
+        if base.prompted:
+            rows.append(TableRow(None, axes, "base, prompted", _format_numbers(base.prompted)))
+    return rows
 
 
-def _axes(values: dict[str, Any], axes: list[str]) -> list[str]:
-    return [shown(values[axis]) if axis in values else "" for axis in axes]
+def _format_axes(values: dict[str, Any], axes: list[str]) -> list[str]:
+    return [format_value(values[axis]) if axis in values else "" for axis in axes]
 
 
-def _numbers(summary: dict[str, Any]) -> list[str]:
-    found = [(summary.get(key), form) for key, form in COLUMNS.values()]
-    return [form.format(value).replace("-", "−") if is_number(value) else "" for value, form in found]
+def _format_numbers(numbers: Mapping[Any, Any]) -> list[str]:
+    values = [(numbers.get(key), form) for key, form in COLUMNS.values()]
+    return [form.format(value).replace("-", "−") if is_number(value) else "" for value, form in values]
 
 
-def show(found: Comparison) -> None:
-    """Print the table, what may be claimed, and where the page is."""
+def print_comparison(comparison: Comparison, page: Path) -> None:
+    """Print the table, what may be claimed, and the path of the page."""
     from rich.text import Text
 
-    out = console(200)
-    out.print(table(found))
-    said = words.headline(found)
-    out.print(Text(f"{said.badge}: ", style="bold") + Text(" ".join(said.sentences)), soft_wrap=True)
-    for line in [*found.notes, f"Page: {found.page}"]:
+    out = console(CONSOLE_WIDTH)
+    out.print(build_table(comparison))
+
+    headline = claims.headline(comparison)
+    badge = Text(f"{headline.badge}: ", style="bold")
+    out.print(badge + Text(" ".join(headline.sentences)), soft_wrap=True)
+    for line in [*claims.notes(comparison), f"Page: {page}"]:
         out.print(line, soft_wrap=True)
 
 
-def table(found: Comparison) -> Table:
-    """Give the table for the terminal; the best job is marked with a star."""
+def build_table(comparison: Comparison) -> Table:
+    """Return the table for the terminal; a star marks the best job."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    names = short_names(found.axes)
-    made = Table("", *(names[axis] for axis in found.axes), "state", box=box.SIMPLE_HEAD, title_justify="left")
-    made.title = f"Jobs (losses: held-out; ranked by {words.UNITS[found.measure]})"
+    names = short_names(comparison.axes)
+    axis_names = [names[axis] for axis in comparison.axes]
+    table = Table("", *axis_names, "state", box=box.SIMPLE_HEAD, title_justify="left")
+    table.title = f"Jobs (losses: held-out; ranked by {claims.UNITS[comparison.measure]})"
     for heading in COLUMNS:
-        made.add_column(heading, justify="right")
-    made.add_column("verdict")
-    if not found.axes:
-        made.add_column("job")
-    for row in rows(found):
-        last = [row.job.name if row.job else ""] if not found.axes else []
-        cells = ["*" if row.best else "", *row.axes, row.state, *row.numbers, row.verdict or row.remark[:REMARK], *last]
-        made.add_row(*map(Text, cells), style="bold" if row.best else "dim" if row.job is None else "")
-    return made
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    if not comparison.axes:
+        table.add_column("job")
+
+    for row in build_rows(comparison):
+        cells = ["*" if row.is_best else "", *row.axes, row.state, *row.numbers]
+        cells.append(row.verdict or row.error[:ERROR_WIDTH])
+        if not comparison.axes:
+            cells.append(row.job.name if row.job else "")
+        style = "bold" if row.is_best else "dim" if row.job is None else ""
+        table.add_row(*map(Text, cells), style=style)
+    return table

@@ -25,7 +25,7 @@ from sft_lab.store import Store
 from sft_lab.training.models import TRUST
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
-from made_jobs import nats_of, write_job
+from job_folders import nats_of, write_job
 
 ESCAPES = "\x1b]0;title\x07\x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x1b\\\x1b[2J\x9b1A\r\x08"
 MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -7,21 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_jobs import ROWS, TOKENS, nats_of, write_grid, write_job
+from job_folders import ROWS, TOKENS, nats_of, write_grid, write_job
 
-from sft_lab.compare import comparison, table, words
-from sft_lab.compare.comparison import compare
+from sft_lab.cli import main
+from sft_lab.compare import Comparison, analyze, claims, collect_jobs, print_comparison, table, write_comparison
+from sft_lab.compare.json_record import to_json
+from sft_lab.compare.scores import Measure
+from sft_lab.compare.uncertainty import Claim
 from sft_lab.config import compose
 from sft_lab.errors import FolderError
 from sft_lab.files import read_json, write_json, write_text
 
 
-def of(*paths: Path) -> comparison.Comparison:
-    return comparison.weigh(comparison.collect(list(paths)))
+def analyze_folders(*paths: Path) -> Comparison:
+    return analyze(collect_jobs(list(paths)))
 
 
-def said(found: comparison.Comparison) -> str:
-    return " ".join([words.headline(found).badge, *words.headline(found).sentences, *found.notes])
+def text_of(comparison: Comparison) -> str:
+    headline = claims.headline(comparison)
+    return " ".join([headline.badge, *headline.sentences, *claims.notes(comparison)])
 
 
 @pytest.fixture(scope="module")
@@ -30,69 +34,69 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_grid_of_twelve_jobs(grid):
-    found = of(grid)
-    assert found.axes == ["dedup", "trainer.learning_rate", "seed"]
-    assert len(found.jobs) == 12
-    assert [len(setting.jobs) for setting in found.settings] == [2] * 6
-    assert found.rows == ROWS
-    assert found.measure == "eval/loss"
-    assert found.best is not None
-    assert found.best.axes["trainer.learning_rate"] == 1e-3
-    rate, dedup, seed = found.effects
+    comparison = analyze_folders(grid)
+    assert comparison.axes == ["dedup", "trainer.learning_rate", "seed"]
+    assert len(comparison.jobs) == 12
+    assert [len(setting.jobs) for setting in comparison.settings] == [2] * 6
+    assert comparison.row_count == ROWS
+    assert comparison.measure == Measure.LOSS
+    assert comparison.best is not None
+    assert comparison.best.axes["trainer.learning_rate"] == 1e-3
+    rate, dedup, seed = comparison.effects
     assert [rate.axis, dedup.axis, seed.axis] == ["trainer.learning_rate", "dedup", "seed"]
     assert [level.value for level in rate.levels] == [1e-4, 3e-4, 1e-3]
     assert rate.best.value == 1e-3
     assert rate.range == pytest.approx(0.1, abs=0.02)  # 5% of 2
     assert rate.difference is not None
-    assert rate.difference.claim == "differs_beyond_seed_spread"
+    assert rate.difference.claim == Claim.BEYOND_SPREAD
     assert dedup.range < 0.01
-    assert all(effect.matched for effect in found.effects)
+    assert all(effect.is_matched for effect in comparison.effects)
 
 
 def test_two_equal_settings_in_front_have_no_winner(grid):
     """dedup changes nothing in the grid, so its two options with the best rate are not told apart."""
-    found = of(grid)
-    assert found.winner is None
-    assert words.headline(found).badge == "no clear winner"
-    assert "not told apart from dedup=" in said(found)
-    assert "learning_rate mattered most" in said(found)
-    assert "chosen on the held-out rows it is judged on" in said(found)
+    comparison = analyze_folders(grid)
+    assert comparison.winner is None
+    assert claims.headline(comparison).badge == "no clear winner"
+    assert "not told apart from dedup=" in text_of(comparison)
+    assert "learning_rate mattered most" in text_of(comparison)
+    assert "chosen on the held-out rows it is judged on" in text_of(comparison)
 
 
 def test_a_setting_that_leads_all_others_wins(tmp_path):
     for rate, worse in ((1e-3, 1.0), (1e-4, 1.03), (1e-5, 1.06)):
         write_job(tmp_path / f"{rate}", nats_of(worse), trainer__learning_rate=rate)
-    found = of(tmp_path)
-    assert found.winner is not None
-    assert found.winner.axes == {"trainer.learning_rate": 1e-3}
-    assert words.headline(found).badge == "likely better"  # one seed: it rests on an assumed spread
-    assert "assumed to be 0.35%" in said(found)
+    comparison = analyze_folders(tmp_path)
+    assert comparison.winner is not None
+    assert comparison.winner.axes == {"trainer.learning_rate": 1e-3}
+    assert claims.headline(comparison).badge == "likely better"  # one seed: it rests on an assumed spread
+    assert "assumed to be 0.35%" in text_of(comparison)
 
 
 def test_three_seeds_each_are_compared_over_seeds(tmp_path):
     for rate, worse in ((1e-3, 1.0), (1e-4, 1.03)):
         for seed in (1, 2, 3):
             write_job(tmp_path / f"{rate}-{seed}", nats_of(worse, seed), trainer__learning_rate=rate, seed=seed)
-    found = of(tmp_path)
-    assert found.plain()["winner"]["claim"] == "differs_over_seeds"
-    assert words.headline(found).badge == "better over seeds"
+    comparison = analyze_folders(tmp_path)
+    assert to_json(comparison)["winner"]["claim"] == "differs_over_seeds"
+    assert claims.headline(comparison).badge == "better over seeds"
 
 
 def test_jobs_that_differ_by_their_seed_alone_are_one_setting(tmp_path):
     for seed in range(4):
         write_job(tmp_path / str(seed), nats_of(1.0, seed), seed=seed)
-    found = of(tmp_path)
-    assert found.winner is None
-    assert len(found.settings) == 1
-    assert "4 seeds of one setting" in said(found)
+    comparison = analyze_folders(tmp_path)
+    assert comparison.winner is None
+    assert len(comparison.settings) == 1
+    assert "one setting its 4 seeds average" in text_of(comparison)
 
 
 def test_the_same_run_twice_is_no_replicate(tmp_path):
     for name in ("a", "b"):
         write_job(tmp_path / name, nats_of())
-    found = of(tmp_path)
-    assert len(found.settings[0].jobs) == 1
-    assert found.spread.replicates == 0
+    comparison = analyze_folders(tmp_path)
+    assert len(comparison.settings[0].jobs) == 1
+    assert comparison.spread.replicates == 0
 
 
 def test_an_unfinished_sweep(tmp_path):
@@ -101,67 +105,69 @@ def test_an_unfinished_sweep(tmp_path):
     write_job(tmp_path / "stopped", state="interrupted", seed=3)
     write_job(tmp_path / "broken", state="failed", error="JobError: out of memory\nsecond line", seed=4)
     write_text(tmp_path / "waiting" / "config.yaml", (tmp_path / "done" / "config.yaml").read_text())
-    found = of(tmp_path)
-    lines = {row.job.name if row.job else "base": row for row in table.rows(found)}
+    comparison = analyze_folders(tmp_path)
+    lines = {row.job.name if row.job else "base": row for row in table.build_rows(comparison)}
     assert {name: row.state for name, row in lines.items()} == {
         "base": "base model", "done": "finished", "at-work": "running", "stopped": "interrupted", "broken": "failed",
         "waiting": "not started",
     }  # fmt: skip
-    assert lines["broken"].remark == "JobError: out of memory"
+    assert lines["broken"].error == "JobError: out of memory"
     columns = list(table.COLUMNS)
     assert lines["at-work"].numbers[columns.index("final loss")] == "2.3000"  # what it has come to so far
     assert lines["at-work"].numbers[columns.index("rows")] == "90"
     assert lines["at-work"].numbers[columns.index("tokens")] == "500"
     assert set(lines["waiting"].numbers) == {""}
-    assert found.best is not None
-    assert found.best.name == "done"  # 2.3 of the running job is no result
-    assert "4 jobs not judged: 1 not started, 1 running, 1 interrupted, 1 failed" in said(found)
+    assert comparison.best is not None
+    assert comparison.best.name == "done"  # 2.3 of the running job is no result
+    assert "4 jobs not judged: 1 not started, 1 running, 1 interrupted, 1 failed" in text_of(comparison)
 
 
 def test_no_finished_job(tmp_path):
     write_job(tmp_path / "a", state="running")
-    found = compare([tmp_path])
-    assert found.best is None
-    assert "0 of 1 job finished" in said(found)
-    assert read_json(found.json)["best"] is None
+    comparison = analyze_folders(tmp_path)
+    assert comparison.best is None
+    assert "0 of 1 job finished" in text_of(comparison)
+    assert to_json(comparison)["best"] is None
 
 
 def test_one_job(tmp_path):
     folder = write_job(tmp_path / "a", nats_of())
-    found = compare([folder.path], tmp_path / "out")
-    assert found.axes == []
-    assert "below the base model" in said(found)
-    assert found.page == tmp_path / "out" / "compare.html"
+    comparison = analyze_folders(folder.path)
+    assert comparison.axes == []
+    assert "below the base model" in text_of(comparison)
 
 
 def test_prepared_data_without_held_out_rows_and_old_runs(tmp_path):
     write_json(write_job(tmp_path / "data").status, {"state": "finished", "work": "prepare"})
     write_job(tmp_path / "none", nats_of(), seed=2, summary={"eval/loss": None, "eval/bits_per_byte": None})
     write_job(tmp_path / "x.old-20261122-101010", nats_of())
-    found = of(tmp_path)
-    assert {job.name: job.state for job in found.jobs} == {"data": "prepared", "none": "finished"}
-    assert found.best is None
+    comparison = analyze_folders(tmp_path)
+    assert {job.name: job.state for job in comparison.jobs} == {"data": "prepared", "none": "finished"}
+    assert comparison.best is None
 
 
 def test_other_held_out_rows_are_an_alarm_and_name_no_winner(tmp_path):
-    for rate, print_of in ((1e-3, "a"), (1e-4, "b")):
-        write_job(tmp_path / f"{rate}", nats_of(1 + rate * 90), trainer__learning_rate=rate, fingerprint=print_of * 64)
-    found = compare([tmp_path])
-    assert words.headline(found).badge == "not comparable"
-    assert "aaaaaaaaaaaa: 0.001; bbbbbbbbbbbb: 0.0001" in said(found) or "bbbbbbbbbbbb: 0.0001; aaa" in said(found)
-    content = read_json(found.json)
+    for rate, fingerprint in ((1e-3, "a"), (1e-4, "b")):
+        write_job(
+            tmp_path / f"{rate}", nats_of(1 + rate * 90), trainer__learning_rate=rate, fingerprint=fingerprint * 64
+        )
+    comparison = analyze_folders(tmp_path)
+    assert claims.headline(comparison).badge == "not comparable"
+    assert "(bbbbbbbbbbbb: 0.0001; aaaaaaaaaaaa: 0.001)" in text_of(comparison)
+    content = to_json(comparison)
     assert (content["best"], content["winner"], content["settings"], content["effects"]) == (None, None, [], [])
     assert len(content["held_out_fingerprints"]) == 2
-    assert "not the same for all jobs" in found.page.read_text()
+    page = write_comparison(comparison, tmp_path)
+    assert "Not all jobs were scored on the same held-out rows" in page.read_text()
 
 
 def test_rows_that_have_no_id_in_common_are_an_alarm(tmp_path):
     for name in "ab":
         ids = [f"{name}-{row}" for row in range(ROWS)]
         write_job(tmp_path / name, nats_of(), seed=ord(name), ids=ids, fingerprint="")
-    found = of(tmp_path)
-    assert found.best is None
-    assert "no held-out rows in common" in said(found)
+    comparison = analyze_folders(tmp_path)
+    assert comparison.best is None
+    assert "no held-out rows in common" in text_of(comparison)
 
 
 def test_a_template_axis_is_compared_by_bits_per_byte(tmp_path):
@@ -175,11 +181,11 @@ def test_a_template_axis_is_compared_by_bits_per_byte(tmp_path):
     rows = pq.read_table(longer.eval)
     pq.write_table(rows.set_column(5, "tuned/tokens", [np.array(rows["tuned/tokens"]) * 2]), longer.eval)
     write_json(longer.summary, {**read_json(longer.summary), "eval/loss": 1.05})
-    found = of(tmp_path)
-    assert found.measure == "eval/bits_per_byte"
-    assert found.best is not None
-    assert found.best.name == "auto"
-    assert "by default: jobs differ in template" in said(found)
+    comparison = analyze_folders(tmp_path)
+    assert comparison.measure == Measure.BITS_PER_BYTE
+    assert comparison.best is not None
+    assert comparison.best.name == "auto"
+    assert "default objective: jobs differ in template" in text_of(comparison)
 
 
 def test_rows_in_another_order_and_missing_ones(tmp_path):
@@ -187,21 +193,21 @@ def test_rows_in_another_order_and_missing_ones(tmp_path):
     back = nats_of()[::-1][:60]
     ids = [f"row-{row}" for row in range(ROWS)][::-1][:60]
     write_job(tmp_path / "b", back, seed=2, ids=ids, tokens=TOKENS[::-1][:60])
-    found = of(tmp_path)
-    assert found.rows == 60
-    losses = [found.settings[0].nats[job].sum() for job in range(2)]
+    comparison = analyze_folders(tmp_path)
+    assert comparison.row_count == 60
+    losses = [comparison.settings[0].nats[job].sum() for job in range(2)]
     assert losses[0] == pytest.approx(losses[1])
-    assert "60 held-out rows that all jobs have" in said(found)
+    assert "60 held-out rows that all jobs have" in text_of(comparison)
 
 
 def test_without_row_losses_there_are_no_intervals(tmp_path):
     write_job(tmp_path / "a", nats_of(), trainer__learning_rate=1e-3).eval.unlink()
     write_job(tmp_path / "b", nats_of(1.1), trainer__learning_rate=1e-4)
-    found = of(tmp_path)
-    assert found.best is not None
-    assert found.best.name == "a"
-    assert found.winner is None
-    assert "no eval.parquet in a" in said(found)
+    comparison = analyze_folders(tmp_path)
+    assert comparison.best is not None
+    assert comparison.best.name == "a"
+    assert comparison.winner is None
+    assert "No eval.parquet in a" in text_of(comparison)
 
 
 @pytest.mark.parametrize("name", ["config", "summary", "status", "manifest", "metrics", "samples", "eval"])
@@ -210,14 +216,16 @@ def test_a_damaged_file_spoils_its_own_job_alone(tmp_path, name, content):
     write_job(tmp_path / "good", nats_of())
     bad = write_job(tmp_path / "bad", nats_of())
     getattr(bad, name).write_bytes(content)
-    found = compare([tmp_path])
-    states = {job.name: job.state for job in found.jobs}
+    comparison = analyze_folders(tmp_path)
+    write_comparison(comparison, tmp_path)
+    states = {job.name: job.state for job in comparison.jobs}
     assert states == {"good": "finished", "bad": "unreadable"}
-    assert next(job for job in found.jobs if job.name == "bad").error
+    assert next(job for job in comparison.jobs if job.name == "bad").error
 
 
 def test_compare_json_is_what_the_specification_says(grid, tmp_path):
-    content = read_json(compare([grid], tmp_path).json)
+    write_comparison(analyze_folders(grid), tmp_path)
+    content = read_json(tmp_path / "compare.json")
     assert content["format"] == 1
     assert set(content) >= {"jobs", "effects", "best", "winner", "settings", "held_out_fingerprints", "notes"}
     first = content["jobs"][0]
@@ -232,8 +240,10 @@ def test_compare_json_is_what_the_specification_says(grid, tmp_path):
 
 
 def test_the_same_jobs_make_the_same_files(grid, tmp_path):
-    one, two = (compare([grid], tmp_path / name) for name in "ab")
-    assert one.json.read_text() == two.json.read_text()
+    for name in ("first", "second"):
+        write_comparison(analyze_folders(grid), tmp_path / name)
+    for name in ("compare.json", "compare.html"):
+        assert (tmp_path / "first" / name).read_text() == (tmp_path / "second" / name).read_text()
 
 
 def test_values_that_are_missing_in_a_grid_leave_matched_jobs(grid, tmp_path):
@@ -241,13 +251,13 @@ def test_values_that_are_missing_in_a_grid_leave_matched_jobs(grid, tmp_path):
     for path in sorted(grid.iterdir()):
         if path.is_dir() and path.name != "learning_rate=0.001-dedup=exact-seed=1":
             (tmp_path / path.name).symlink_to(path)
-    found = of(tmp_path)
-    dedup = next(effect for effect in found.effects if effect.axis == "dedup")
-    assert dedup.matched
-    assert [len(level.jobs) for level in dedup.levels] == [5, 5]
+    comparison = analyze_folders(tmp_path)
+    dedup = next(effect for effect in comparison.effects if effect.axis == "dedup")
+    assert dedup.is_matched
+    assert [len(level.losses) for level in dedup.levels] == [5, 5]
 
 
-def test_what_stayed_equal_is_said_where_rows_differ(tmp_path):
+def test_what_stayed_equal_is_noted_where_rows_differ(tmp_path):
     for limit, rows in ((50, 45), (100, 90)):
         write_job(
             tmp_path / str(limit),
@@ -255,41 +265,57 @@ def test_what_stayed_equal_is_said_where_rows_differ(tmp_path):
             dataset__limit=limit,
             summary={"train_rows": rows, "epochs": rows / 90},
         )
-    assert "different numbers of rows; optimizer steps and trained tokens stayed equal" in said(of(tmp_path))
+    text = text_of(analyze_folders(tmp_path))
+    assert "different numbers of rows; optimizer steps and trained tokens stayed equal" in text
 
 
 def test_thresholds_that_kept_the_same_rows_are_one(tmp_path):
-    for threshold, trained in ((0.8, "a"), (0.9, "b"), (0.95, "b")):
+    for threshold, fingerprint in ((0.8, "a"), (0.9, "b"), (0.95, "b")):
         for rate in (1e-4, 3e-4):
             write_job(
-                tmp_path / f"{threshold}-{rate}", nats_of(threshold, 1), trained=trained, trainer__learning_rate=rate,
+                tmp_path / f"{threshold}-{rate}",
+                nats_of(threshold, 1),
+                train_fingerprint=fingerprint,
+                trainer__learning_rate=rate,
                 dedup__threshold=threshold,
-            )  # fmt: skip
-    told = said(of(tmp_path))
-    assert told.count("kept the same training rows") == 1  # said once, whatever the rates are
-    assert "threshold=0.9 and threshold=0.95 kept the same training rows" in told
+            )
+    text = text_of(analyze_folders(tmp_path))
+    assert text.count("kept the same training rows") == 1  # once, whatever the rates are
+    assert "threshold=0.9 and threshold=0.95 kept the same training rows" in text
 
 
 def test_run_folders_by_hand_and_of_two_levels(tmp_path):
-    one = write_job(tmp_path / "2026-11-22" / "10-00-00", nats_of(), seed=1)
-    two = write_job(tmp_path / "2026-11-23" / "10-00-00", nats_of(), seed=2)
-    assert [job.name for job in of(one.path, two.path, one.path).jobs] == ["2026-11-22/10-00-00", "2026-11-23/10-00-00"]
-    assert len(of(tmp_path).jobs) == 2
+    first = write_job(tmp_path / "2026-11-22" / "10-00-00", nats_of(), seed=1)
+    second = write_job(tmp_path / "2026-11-23" / "10-00-00", nats_of(), seed=2)
+    assert [job.name for job in analyze_folders(first.path, second.path, first.path).jobs] == [
+        "2026-11-22/10-00-00",
+        "2026-11-23/10-00-00",
+    ]
+    assert len(analyze_folders(tmp_path).jobs) == 2
+
+
+def test_the_files_go_into_the_folder_of_one_path_or_of_out(tmp_path, capsys):
+    write_job(tmp_path / "runs" / "a", nats_of())
+    assert main(["compare", str(tmp_path / "runs")]) == 0
+    assert f"Page: {tmp_path / 'runs' / 'compare.html'}" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "runs" / "compare.json").read_bytes() == (tmp_path / "out" / "compare.json").read_bytes()
 
 
 def test_paths_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(FolderError, match="no such folder"):
-        compare([tmp_path / "nowhere"])
+        collect_jobs([tmp_path / "nowhere"])
     with pytest.raises(FolderError, match="holds no run folder"):
-        compare([tmp_path])
+        collect_jobs([tmp_path])
     write_job(tmp_path / "a", nats_of())
     (tmp_path / "file").touch()
     with pytest.raises(FolderError, match="--out"):
-        compare([tmp_path], tmp_path / "file")
+        write_comparison(analyze_folders(tmp_path / "a"), tmp_path / "file")
 
 
 def test_the_table_on_the_terminal(grid, capsys):
-    table.show(of(grid))
+    comparison = analyze_folders(grid)
+    print_comparison(comparison, Path("compare.html"))
     lines = capsys.readouterr().out.splitlines()
     assert "learning_rate" in next(line for line in lines if "best loss" in line)
     first = next(index for index, line in enumerate(lines) if "base model" in line)
@@ -302,7 +328,7 @@ def test_the_table_on_the_terminal(grid, capsys):
 def test_many_base_models_are_one_line(tmp_path):
     for seed in range(5):
         write_job(tmp_path / str(seed), nats_of(seed=seed), seed=seed, summary={"base/eval_loss": 2.5 + seed / 10})
-    line = table.rows(of(tmp_path))[0]
+    line = table.build_rows(analyze_folders(tmp_path))[0]
     assert line.state == "5 base models"
     assert "2.5000–2.9000" in line.numbers
 
@@ -313,10 +339,10 @@ def test_a_model_from_random_weights_is_believed_less(tmp_path):
         write_job(
             tmp_path / f"{rate}", nats_of(worse * 0.8), trainer__learning_rate=rate, model={"kind": "tiny_random"}
         )
-    found = of(tmp_path)
-    assert found.winner is None
-    assert found.spread.share > 0.02
-    assert json.dumps(found.plain(), default=str)
+    comparison = analyze_folders(tmp_path)
+    assert comparison.winner is None
+    assert comparison.spread.share > 0.02
+    assert json.dumps(to_json(comparison))
 
 
 def test_a_diverged_job_is_no_part_of_an_axis_effect(tmp_path):
@@ -326,10 +352,10 @@ def test_a_diverged_job_is_no_part_of_an_axis_effect(tmp_path):
             write_job(
                 tmp_path / f"{rate}-{seed}", loss, trainer__learning_rate=rate, seed=seed, summary={"verdict": verdict}
             )
-    found = of(tmp_path)
-    assert found.effects[0].axis == "trainer.learning_rate"
-    assert found.effects[0].range < 0.1
-    assert "1 job diverged, and is left out" in said(found)
+    comparison = analyze_folders(tmp_path)
+    assert comparison.effects[0].axis == "trainer.learning_rate"
+    assert comparison.effects[0].range < 0.1
+    assert "1 job diverged and is left out" in text_of(comparison)
 
 
 @pytest.mark.slow
@@ -337,18 +363,18 @@ def test_real_runs(tiny, tmp_path):
     """What runs write is what is read: two of a setting without training worth the name, two that learn."""
     for rate in ("1e-6", "2e-2"):
         for seed in (1, 2):
-            words_of = [*tiny, f"trainer.learning_rate={rate}", f"seed={seed}", "evaluation.max_new_tokens=2"]
-            compose(words_of).execute(tmp_path / f"{rate}-{seed}")
-    found = compare([tmp_path])
-    assert found.axes == ["trainer.learning_rate", "seed"]
-    assert [job.state for job in found.jobs] == ["finished"] * 4
-    assert found.rows >= 8
-    assert found.settings[0].axes == {"trainer.learning_rate": 2e-2}
-    assert found.over_base is not None
-    assert found.over_base.value < 0
-    for job in found.jobs:
-        own = next(setting for setting in found.settings if job in setting.jobs)
+            overrides = [*tiny, f"trainer.learning_rate={rate}", f"seed={seed}", "evaluation.max_new_tokens=2"]
+            compose(overrides).execute(tmp_path / f"{rate}-{seed}")
+    comparison = analyze_folders(tmp_path)
+    assert comparison.axes == ["trainer.learning_rate", "seed"]
+    assert [job.state for job in comparison.jobs] == ["finished"] * 4
+    assert comparison.row_count >= 8
+    assert comparison.settings[0].axes == {"trainer.learning_rate": 2e-2}
+    assert comparison.over_base is not None
+    assert comparison.over_base.value < 0
+    for job in comparison.jobs:
+        own = next(setting for setting in comparison.settings if job in setting.jobs)
         at = own.jobs.index(job)
         assert own.nats is not None
         assert own.nats[at].sum() / job.tuned.tokens.sum() == pytest.approx(job.summary["eval/loss"])
-    assert found.page.stat().st_size > 20_000
+    assert write_comparison(comparison, tmp_path).stat().st_size > 20_000

@@ -1,4 +1,4 @@
-"""compare.html: needs nothing beside it, runs nothing, and filters in a real browser."""
+"""compare.html needs no other file, runs nothing, and filters in a real browser."""
 
 from __future__ import annotations
 
@@ -8,40 +8,43 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_jobs import nats_of, write_grid, write_job
+from job_folders import nats_of, write_grid, write_job
 
-from sft_lab.compare import charts
-from sft_lab.compare.comparison import Comparison, compare
+from sft_lab.compare import analyze, charts, collect_jobs, write_comparison
 
 HOSTILE = "<script>document.title='x'</script>\"'</style>"
 ARABIC = "عاصمة فرنسا هي باريس"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+def write_page(path: Path, folder: Path | None = None) -> Path:
+    return write_comparison(analyze(collect_jobs([path])), folder or path)
+
+
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_grid(tmp_path_factory.mktemp("grid") / "sweep-1a2b")
     write_job(root / "broken", state="failed", error=f"JobError: {HOSTILE}\nmore", seed=3)
-    return compare([root])
+    return write_page(root)
 
 
 @pytest.fixture(scope="module")
-def html(grid: Comparison) -> str:
-    return grid.page.read_text(encoding="utf-8")
+def html(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 def test_the_page_has_all_its_parts(html):
     for heading in ("Jobs", "Loss curves", "What each axis did", "How far from the best", "Gap and data",
-                    "What the models say", "Before you believe it"):  # fmt: skip
+                    "What the models say", "Before you rely on it"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in html
     assert html.count('<tr class="job ') == 13
     assert html.count('<tr class="base-row">') == 1
     assert html.index('<tr class="base-row">') < html.index('<tr class="job ')
     assert html.count('class="star"') >= 2  # in the table and above the samples
-    assert "All jobs kept the same 90 rows" in html
+    assert "All jobs kept the same 90 training rows" in html
 
 
-def test_it_needs_nothing_beside_it_and_runs_nothing(html):
+def test_it_needs_no_other_file_and_runs_nothing(html):
     links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", html)
     assert "learning_rate%3D0.001-dedup%3Dexact-seed%3D1/report.html" in links
     assert all(not re.match(r"[a-z]+:|/", link) or link.startswith("data:") for link in links)
@@ -52,8 +55,8 @@ def test_it_needs_nothing_beside_it_and_runs_nothing(html):
 
 def test_links_lead_from_the_page_to_the_reports(tmp_path):
     write_job(tmp_path / "runs" / "a b%", nats_of())
-    page = compare([tmp_path / "runs"], tmp_path / "out").page
-    assert 'href="../runs/a%20b%25/report.html"' in page.read_text()
+    html = write_page(tmp_path / "runs", tmp_path / "out").read_text()
+    assert 'href="../runs/a%20b%25/report.html"' in html
 
 
 def test_what_comes_from_data_is_escaped(tmp_path):
@@ -63,7 +66,7 @@ def test_what_comes_from_data_is_escaped(tmp_path):
         summary={"verdict": HOSTILE}, choices__dedup=HOSTILE, dedup={"kind": "none"},
     )  # fmt: skip
     write_job(tmp_path / f"c {HOSTILE}".replace("/", "|"), state="failed", error=HOSTILE)
-    html = compare([tmp_path]).page.read_text()
+    html = write_page(tmp_path).read_text()
     assert "<script" not in html
     assert html.count("</style>") == 1
     assert html.count("&lt;script&gt;") >= 5
@@ -75,36 +78,36 @@ def test_what_comes_from_data_is_escaped(tmp_path):
 )
 def test_curves_at_the_edges(losses):
     points = [(float(step), float("nan") if loss is None else loss) for step, loss in enumerate(losses)]
-    drawn = charts.curves([charts.Mark("j0", "job", points)], [2.5], "nats", "label")
-    assert (drawn is None) == (not any(loss is not None and loss == loss for loss in losses))
-    assert "nan" not in str(drawn).lower()
+    chart = charts.draw_curves([charts.JobMark("j0", "job", points)], [2.5], "nats", "label")
+    assert (chart is None) == (not any(loss is not None and loss == loss for loss in losses))
+    assert "nan" not in str(chart).lower()
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end():
     points = [(float(step), step / 10) for step in range(10_001)]
-    thinned = charts.thin(points)
-    assert len(thinned) <= charts.MOST_POINTS + 1
+    thinned = charts.thin_curve(points)
+    assert len(thinned) <= charts.MAX_POINTS + 1
     assert thinned[-1] == points[-1]
     assert all(abs(y - x / 10) < 1e-6 for x, y in thinned)
 
 
 def test_a_diverged_job_does_not_flatten_the_others():
-    assert charts.y_range([2.0, 2.1, 40.0], [2.5])[:2] == pytest.approx((1.96, 2.79), abs=0.01)
-    assert charts.y_range([2.0, 2.1], [2.5])[1] == pytest.approx(2.525)
+    assert charts.find_y_range([2.0, 2.1, 40.0, 2.5], [2.5]) == pytest.approx((1.96, 2.79), abs=0.01)
+    assert charts.find_y_range([2.0, 2.1, 2.5], [2.5])[1] == pytest.approx(2.525)
 
 
 def test_a_fifty_job_sweep_stays_small(tmp_path):
     for number in range(50):
         rate = 1e-5 * 1.2**number
         write_job(tmp_path / f"{number}", nats_of(1 + number / 500), trainer__learning_rate=rate)
-    page = compare([tmp_path]).page
+    page = write_page(tmp_path)
     assert page.stat().st_size < 400_000
 
 
 def chromium(page: Path, folder: Path) -> str:
-    """The page's document as Chromium sees it."""
+    """Return the page's document as Chromium sees it."""
     assert CHROMIUM is not None
-    done = subprocess.run(
+    process = subprocess.run(
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -112,43 +115,43 @@ def chromium(page: Path, folder: Path) -> str:
         ],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    return done.stdout
+    return process.stdout
 
 
-# Asks the browser what can be seen. The page may run nothing, so a copy is asked that differs in its policy alone.
-ASK = """<script>
-const all = (what) => [...document.querySelectorAll(what)];
-const seen = (what) => all(what).filter((one) => getComputedStyle(one).display != "none").length;
-const parts = {rows: "tr.job", curves: "svg .curve", samples: ".strip article.job", bars: "svg .bar"};
-const count = () => Object.entries(parts).map(([name, what]) => name + "=" + seen(what)).join(" ");
+# Counts what the browser shows. The page itself may run nothing, so a copy with another policy runs this.
+COUNT_VISIBLE = """<script>
+const all = (selector) => [...document.querySelectorAll(selector)];
+const visible = (selector) => all(selector).filter((element) => getComputedStyle(element).display != "none").length;
+const parts = {rows: "tr.job", curves: "svg .curve", samples: ".strip article.job", settings: ".distances tbody tr"};
+const count = () => Object.entries(parts).map(([name, selector]) => name + "=" + visible(selector)).join(" ");
 const color = () => getComputedStyle(document.querySelector("tr.job .swatch i")).backgroundColor;
-const said = [count()];
-const box = (name) => all(".chip").find((one) => one.innerText.trim() == name).querySelector("input");
-box("0.0001").click(); said.push(count());
-box("exact").click(); said.push(count());
-box("0.0001").click(); box("exact").click(); said.push(count());
+const states = [count()];
+const box = (name) => all(".chip").find((chip) => chip.innerText.trim() == name).querySelector("input");
+box("0.0001").click(); states.push(count());
+box("exact").click(); states.push(count());
+box("0.0001").click(); box("exact").click(); states.push(count());
 const before = color();
 document.querySelector(".by input:not(:checked)").click();
-said.push("color " + (before == color() ? "stays" : "changes"));
-said.push("wider " + (document.documentElement.scrollWidth > document.documentElement.clientWidth));
-document.title = said.join(" | ");
+states.push("color " + (before == color() ? "stays" : "changes"));
+states.push("wider " + (document.documentElement.scrollWidth > document.documentElement.clientWidth));
+document.title = states.join(" | ");
 </script>"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_in_chromium_the_page_shows_and_filters(grid, html, tmp_path):
-    dom = chromium(grid.page, tmp_path / "plain")
+def test_in_chromium_the_page_shows_and_filters(page, html, tmp_path):
+    dom = chromium(page, tmp_path / "plain")
     assert dom.count('<tr class="job ') == 13
     assert "<svg" in dom
-    copy = tmp_path / "asked.html"
-    copy.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", html).replace("</body>", f"{ASK}</body>"))
-    title = re.search(r"<title>(.*?)</title>", chromium(copy, tmp_path / "asked"))
+    copy = tmp_path / "copy.html"
+    copy.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", html).replace("</body>", f"{COUNT_VISIBLE}</body>"))
+    title = re.search(r"<title>(.*?)</title>", chromium(copy, tmp_path / "copy"))
     assert title is not None
     assert title.group(1).split(" | ") == [
-        "rows=13 curves=26 samples=12 bars=5",
-        "rows=8 curves=16 samples=8 bars=3",  # the failed job has the rate of 1e-4 too
-        "rows=4 curves=8 samples=4 bars=2",
-        "rows=13 curves=26 samples=12 bars=5",
+        "rows=13 curves=26 samples=12 settings=5",
+        "rows=8 curves=16 samples=8 settings=3",  # the failed job has the rate of 1e-4 too
+        "rows=4 curves=8 samples=4 settings=2",
+        "rows=13 curves=26 samples=12 settings=5",
         "color changes",
         "wider false",
     ]
@@ -157,6 +160,6 @@ def test_in_chromium_the_page_shows_and_filters(grid, html, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_in_chromium_a_hostile_page_runs_nothing(tmp_path):
     write_job(tmp_path / "a", nats_of(), tuned=HOSTILE, prompt=HOSTILE, summary={"verdict": HOSTILE})
-    page = compare([tmp_path]).page
+    page = write_page(tmp_path)
     page.write_text(page.read_text().replace("</body>", "<script>document.title='ran'</script></body>"))
     assert "<title>ran</title>" not in chromium(page, tmp_path / "profile")

@@ -1,4 +1,4 @@
-"""Run folders written by hand, as a run writes them."""
+"""Run folders as a run writes them, with chosen losses."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ CONFIG: dict[str, Any] = {
     "choices": {"dataset": "file", "dedup": "exact", "template": "auto", "model": "base", "trainer": "lora"},
 }
 TOKENS = np.random.default_rng(0).integers(20, 200, ROWS)
-HARD = np.random.default_rng(1).normal(2.0, 0.4, ROWS)  # nats per token of each row
+NATS_PER_TOKEN = np.random.default_rng(1).normal(2.0, 0.4, ROWS)  # of each row
 
 
-def config(**changes: Any) -> dict[str, Any]:
-    """CONFIG with changes at dotted keys, their dots written as two underscores; None removes a key."""
-    made: dict[str, Any] = json.loads(json.dumps(CONFIG))
+def make_config(**changes: Any) -> dict[str, Any]:
+    """Return CONFIG with changes at dotted keys, their dots written as two underscores; None removes a key."""
+    config: dict[str, Any] = json.loads(json.dumps(CONFIG))
     for key, value in changes.items():
         *path, last = key.split("__")
-        node = made
+        node = config
         for part in path:
             node = node.setdefault(part, {})
         if value is None:
             node.pop(last, None)
         else:
             node[last] = value
-    return made
+    return config
 
 
 def nats_of(worse: float = 1.0, seed: int = 0, *, seeds_move: float = 0.003, rows_move: float = 0.01) -> np.ndarray:
-    """What each row costs a run: its setting's factor, its seed's, and what the seed did to each row."""
+    """Return the nats of each row: its setting's factor, times its seed's, times what the seed did to the row."""
     chance = np.random.default_rng([seed, round(worse * 1e6)])
     moved = np.exp(chance.normal(0, seeds_move)) * np.exp(chance.normal(0, rows_move, ROWS))
-    found: np.ndarray = TOKENS * HARD * worse * moved
-    return found
+    nats: np.ndarray = TOKENS * NATS_PER_TOKEN * worse * moved
+    return nats
 
 
 def write_job(
     path: Path, nats: np.ndarray | None = None, *, state: str = "finished", fingerprint: str = "f" * 64,
     tokens: np.ndarray = TOKENS, ids: list[str] | None = None, saved: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None, error: str | None = None, tuned: str = "an answer", prompt: str = "a prompt",
-    trained: str | None = None, **changes: Any,
+    train_fingerprint: str | None = None, **changes: Any,
 ) -> RunFolder:  # fmt: skip
-    """Write a run folder; without nats it has not come to an end."""
+    """Write the folder of a run; without nats it has not finished."""
     folder = RunFolder(path)
-    write_text(folder.config, yaml.safe_dump(saved or config(**changes), allow_unicode=True))
+    write_text(folder.config, yaml.safe_dump(saved or make_config(**changes), allow_unicode=True))
     write_json(folder.status, {"state": state, "work": "run", **({"error": error} if error else {})})
-    write_json(folder.manifest, {"held_out_fingerprint": fingerprint, "train_fingerprint": trained})
+    write_json(folder.manifest, {"held_out_fingerprint": fingerprint, "train_fingerprint": train_fingerprint})
     write_json(folder.waterfall, {"stages": [{"stage": "load", "rows_in": 100, "rows_kept": 90, "dropped": {}}]})
     events: list[dict[str, Any]] = [{"step": 0, "epoch": 0.0, "eval/loss": 2.5, "eval/bits_per_byte": 0.9}]
     events += [
@@ -89,8 +89,8 @@ def write_job(
         },
     )  # fmt: skip
     columns = {"id": ids or [f"row-{number}" for number in range(len(tokens))]}
-    for name, one in (("base", base), ("tuned", nats)):
-        columns |= {f"{name}/nll": one.astype(float), f"{name}/tokens": tokens, f"{name}/bytes": size}
+    for name, losses in (("base", base), ("tuned", nats)):
+        columns |= {f"{name}/nll": losses.astype(float), f"{name}/tokens": tokens, f"{name}/bytes": size}
     pq.write_table(pa.table(columns), folder.eval)
     write_text(folder.samples, json.dumps({"prompt": prompt, "base": "b", "prompted_base": "p", "tuned": tuned}) + "\n")
     write_text(folder.report, "<p>report</p>")
@@ -98,7 +98,7 @@ def write_job(
 
 
 def write_grid(root: Path) -> Path:
-    """A sweep of 12 jobs: 3 learning rates x 2 dedup options x 2 seeds; the rate of 1e-3 is 5% better."""
+    """Write a sweep of 12 jobs: 3 learning rates x 2 dedup options x 2 seeds; the rate of 1e-3 is 5% better."""
     write_json(root / "sweep.json", {})
     for rate, worse in ((1e-4, 1.05), (3e-4, 1.04), (1e-3, 1.0)):
         for option in ("none", "exact"):

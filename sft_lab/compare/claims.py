@@ -1,0 +1,316 @@
+"""The comparison in sentences: what may be claimed, how certain it is, and what limits it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sft_lab.compare.analyze import UNKNOWN
+from sft_lab.compare.axes import SEED, format_value, short_names
+from sft_lab.compare.collect import has_diverged, is_number
+from sft_lab.compare.scores import Measure, Obstacle
+from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Interval, LossDifference
+from sft_lab.folder import FINISHED
+from sft_lab.run import CHOOSING
+
+if TYPE_CHECKING:
+    from sft_lab.compare.analyze import Comparison, Setting
+
+FEW_ROWS = 30  # held-out rows below which intervals deserve a warning
+MAX_NAMES = 3  # in a list inside a sentence
+UNITS = {Measure.LOSS: "nats per token", Measure.BITS_PER_BYTE: "bits per byte"}
+CLAIM_TEXTS = {
+    Claim.OVER_SEEDS: "differs over seeds",
+    Claim.BEYOND_SPREAD: "differs by more than the seed spread",
+    Claim.ON_ROWS: "differs on these rows only",
+    Claim.NONE: "not told apart",
+}
+OBSTACLE_TEXTS = {
+    Obstacle.OTHER_ROWS: "Not all jobs were scored on the same held-out rows, so no winner is named",
+    Obstacle.NO_COMMON_ROWS: "The jobs have no held-out rows in common, so they are not compared",
+    Obstacle.OTHER_TEXTS: "Held-out rows with the same id hold different texts, so the jobs are not compared",
+}
+
+
+class Headline(NamedTuple):
+    """The main result.
+
+    Attributes:
+        badge: the result in two or three words.
+        tone: of the badge: ``good``, ``fair``, ``bad`` or ``none``.
+        sentences: the result in full; never empty.
+    """
+
+    badge: str
+    tone: str
+    sentences: list[str]
+
+
+def headline(comparison: Comparison) -> Headline:
+    """Return which setting is best, by how much, how certain that is, and which axis mattered most."""
+    if comparison.obstacle:
+        return Headline("not comparable", "bad", alarms(comparison))
+    if comparison.best is None:
+        finished = sum(job.state == FINISHED for job in comparison.jobs)
+        total = count_of(len(comparison.jobs), "job")
+        sentence = f"{finished} of {total} finished, none with a held-out loss."
+        return Headline("nothing to compare yet", "none", [sentence])
+    if len(comparison.settings) == 1:
+        sentences = [_only_setting(comparison), *_seed_range(comparison)]
+        return Headline("one setting", "none", sentences)
+
+    sentences = [_best_setting(comparison), *_certainty(comparison), *_axis_that_mattered(comparison)]
+    if not comparison.winner:
+        return Headline("no clear winner", "fair", sentences)
+    claims = {setting.from_best.claim for setting in comparison.settings[1:] if setting.from_best}
+    badge = "better over seeds" if claims == {Claim.OVER_SEEDS} else "likely better"
+    return Headline(badge, "good", sentences)
+
+
+def _only_setting(comparison: Comparison) -> str:
+    setting = comparison.settings[0]
+    loss = f"{setting.loss:.4f} {UNITS[comparison.measure]}"
+    if len(setting.jobs) > 1:
+        result = f"its {len(setting.jobs)} seeds average {loss}"
+    else:
+        result = f"{_best_name(comparison)}: {loss}"
+    return f"{result}{_beside_base(comparison)}."
+
+
+def _best_setting(comparison: Comparison) -> str:
+    best, second = comparison.settings[:2]
+    seeds = f" (mean of {len(best.jobs)} seeds)" if len(best.jobs) > 1 else ""
+    loss = f"{best.loss:.4f} {UNITS[comparison.measure]}{seeds}"
+    lead = _lead_over(second, short_names(comparison.axes))
+    return f"{_best_name(comparison)} is best: {loss}{_beside_base(comparison)}{lead}."
+
+
+def _best_name(comparison: Comparison) -> str:
+    """Return the best setting's axes; the job's name where no axis differs."""
+    names = short_names(comparison.axes)
+    job_name = comparison.best.name if comparison.best else ""
+    return describe_axes(comparison.settings[0].axes, names) or job_name
+
+
+def _beside_base(comparison: Comparison) -> str:
+    base = comparison.over_base
+    if base is None:
+        return ""
+    side = "below" if base.value < 0 else "above"
+    return f", {percent(abs(base.share))} {side} the base model{_relative_interval(base)}"
+
+
+def _lead_over(second: Setting, names: dict[str, str]) -> str:
+    difference, name = second.from_best, describe_axes(second.axes, names)
+    if difference is None:
+        return f"; the next best is {name} with {second.loss:.4f}"
+    return f"; the next best, {name}, is {percent(difference.share)} above it{_relative_interval(difference)}"
+
+
+def _relative_interval(difference: LossDifference) -> str:
+    """Return the interval over rows and seeds in percent, positive in the direction of the difference."""
+    scale = difference.share / difference.value if difference.value else 0.0
+    sign = -1 if difference.value < 0 else 1
+    low, high = sorted(sign * scale * end for end in difference.over_seeds)
+    return f" ({percent(low)} to {percent(high)})"
+
+
+def _certainty(comparison: Comparison) -> list[str]:
+    """Return how certain the lead of the best setting is."""
+    rest = [(setting, setting.from_best.claim) for setting in comparison.settings[1:] if setting.from_best]
+    if not rest:
+        return ["Without the loss of each row, nothing can be claimed about chance."]
+
+    rivals = [(setting, claim) for setting, claim in rest if claim not in WINNING_CLAIMS]
+    if not rivals:
+        lead = "Its lead over every other setting is larger than other rows or seeds would explain"
+        if all(claim == Claim.OVER_SEEDS for _, claim in rest):
+            return [f"{lead}."]
+        return [f"{lead}; the spread over seeds is {_spread_source(comparison)}."]
+
+    names = short_names(comparison.axes)
+    rival_names = _join([describe_axes(setting.axes, names) for setting, _ in rivals], "; ")
+    sentences = [f"As a setting it is not told apart from {rival_names}: other seeds or rows may reverse the order."]
+    on_rows = sum(claim == Claim.ON_ROWS for _, claim in rivals)
+    if on_rows:
+        subject = "one of them differs" if on_rows == 1 else f"{on_rows} of them differ"
+        sentences.append(f"On these rows and with these weights, {subject} from it.")
+    return sentences
+
+
+def _spread_source(comparison: Comparison) -> str:
+    spread = comparison.spread
+    if spread.replicates:
+        replicates = count_of(spread.replicates, "replicate")
+        return f"{percent(spread.share)} of the loss, estimated from {replicates} here and a prior"
+    return (
+        f"assumed to be {percent(spread.share)} of the loss, since no setting has two seeds; "
+        f"{SEEDS_NEEDED} seeds of each would measure it"
+    )
+
+
+def _axis_that_mattered(comparison: Comparison) -> list[str]:
+    effects = [effect for effect in comparison.effects if effect.axis != SEED]
+    if len(comparison.axes) < 2 or not effects:
+        return []
+
+    names = short_names(comparison.axes)
+    top, *rest = effects
+    best_value = format_value(top.best.value)
+    sentence = f"{names[top.axis]} mattered most: {top.range:.4f} between its best value, {best_value}, and its worst"
+    if not top.is_matched:
+        sentence += ", though other axes differ between them too"
+    if top.difference and top.difference.claim not in WINNING_CLAIMS:
+        sentence += ", which chance may explain"
+
+    listed = "; ".join(f"{names[effect.axis]} {effect.range:.4f}" for effect in rest[:2])
+    return [f"{sentence} ({listed})." if listed else f"{sentence}.", *_seed_range(comparison)]
+
+
+def _seed_range(comparison: Comparison) -> list[str]:
+    """Return what the seed changed, where that can be seen apart from the other axes."""
+    effect = next((effect for effect in comparison.effects if effect.axis == SEED), None)
+    if effect is None:
+        return []
+    if len(comparison.settings) == 1:
+        losses = [loss for level in effect.levels for loss in level.losses.values()]
+        return [f"Its losses range from {min(losses):.4f} to {max(losses):.4f}."]
+    return [f"The seed alone moved the mean by {effect.range:.4f}."] if effect.is_matched else []
+
+
+def alarms(comparison: Comparison) -> list[str]:
+    """Return why finished jobs are not ranked; empty where they are."""
+    if comparison.obstacle is None:
+        return []
+    text = OBSTACLE_TEXTS[comparison.obstacle]
+    if comparison.obstacle != Obstacle.OTHER_ROWS:
+        return [f"{text}."]
+    groups = (f"{key[:12]}: {_join(jobs, ', ')}" for key, jobs in comparison.fingerprints.items())
+    return [f"{text} ({'; '.join(groups)})."]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return what a reader should know before relying on the numbers."""
+    return [
+        *_notes_on_rows(comparison),
+        *_notes_on_jobs(comparison),
+        *_same_training_rows(comparison),
+        *_kept_equal(comparison),
+    ]
+
+
+def _notes_on_rows(comparison: Comparison) -> list[str]:
+    """Return the notes on the measure, the number of settings, and the held-out rows."""
+    sentences = []
+    if comparison.unscored:
+        jobs = _join(comparison.unscored, ", ")
+        sentences.append(f"No eval.parquet in {jobs}: losses are compared without intervals.")
+    if comparison.measure_reason:
+        sentences.append(f"Compared in bits per byte, the default objective: {comparison.measure_reason}.")
+    if len(comparison.settings) > 1:
+        settings = count_of(len(comparison.settings), "setting")
+        sentences.append(
+            f"The best of {settings} was chosen on the held-out rows it is judged on, so its own loss is slightly "
+            "too good; rows that nobody chose by (split.test_share) show by how much."
+        )
+        sentences.append(_note_on_seeds(comparison))
+    if 0 < comparison.row_count < FEW_ROWS:
+        rows = count_of(comparison.row_count, "held-out row")
+        sentences.append(f"With only {rows}, intervals are wide and rough.")
+
+    row_counts = [len(job.tuned.ids) for job in comparison.jobs if job.is_judged and job.tuned]
+    if comparison.row_count and max(row_counts) > comparison.row_count:
+        sentences.append(
+            f"Compared on the {count_of(comparison.row_count, 'held-out row')} that all jobs have; "
+            "the table shows each job's own loss."
+        )
+    return sentences
+
+
+def _note_on_seeds(comparison: Comparison) -> str:
+    fewest = min(len(setting.jobs) for setting in comparison.settings)
+    if fewest >= SEEDS_NEEDED:
+        return f"Every setting has {fewest} seeds or more: differences are claimed over seeds and rows."
+    have = "only one seed" if fewest == 1 else f"only {fewest} seeds"
+    return (
+        f"Some settings have {have}, too few to show what a seed changes. A difference between settings is "
+        f"claimed only where it is larger than the spread over seeds, {_spread_source(comparison)}."
+    )
+
+
+def _notes_on_jobs(comparison: Comparison) -> list[str]:
+    """Return the notes on jobs that are left out, and on what they started from."""
+    sentences = []
+    states = [
+        job.state if job.state != FINISHED else "no held-out loss" for job in comparison.jobs if not job.is_judged
+    ]
+    if states and comparison.settings:
+        listed = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        sentences.append(f"{count_of(len(states), 'job')} not judged: {listed}. The results may still change.")
+    if UNKNOWN in comparison.fingerprints:
+        jobs = _join(comparison.fingerprints[UNKNOWN], ", ")
+        sentences.append(f"No held-out fingerprint in {jobs}; rows are matched by their ids.")
+
+    diverged = sum(has_diverged(job) for job in comparison.jobs)
+    if diverged and comparison.effects:
+        verb = "is" if diverged == 1 else "are"
+        sentences.append(f"{count_of(diverged, 'job')} diverged and {verb} left out of the effects of the axes.")
+    if len(comparison.base_models) > 1 and not comparison.obstacle:
+        sentences.append("Jobs started from different base models; each is measured against its own.")
+    return sentences
+
+
+def _same_training_rows(comparison: Comparison) -> list[str]:
+    """Return the choices of rows that kept the same rows: they are one setting, whatever the table shows."""
+    names = short_names(comparison.axes)
+    groups: dict[str, list[str]] = {}
+    for job in comparison.jobs:
+        row_axes = {axis: value for axis, value in job.axes.items() if axis.partition(".")[0] in CHOOSING}
+        if job.is_judged and job.train_fingerprint and row_axes:
+            rest = {axis: value for axis, value in job.axes.items() if axis not in row_axes}
+            key = json.dumps([job.train_fingerprint, rest], default=str)
+            groups.setdefault(key, []).append(describe_axes(row_axes, names))
+
+    alike = dict.fromkeys(" and ".join(group) for group in groups.values() if len(set(group)) > 1)
+    return [f"{group} kept the same training rows: one training, done more than once." for group in alike]
+
+
+def _kept_equal(comparison: Comparison) -> list[str]:
+    """Return what stayed equal between jobs with different numbers of training rows."""
+    summaries = [job.summary for job in comparison.jobs if job.is_judged]
+    if len({summary.get("train_rows") for summary in summaries}) < 2:
+        return []
+
+    equal = []
+    for key, name in (("steps", "optimizer steps"), ("epochs", "epochs"), ("train_tokens", "trained tokens")):
+        values = [float(value) for summary in summaries if is_number(value := summary.get(key))]
+        if len(values) == len(summaries) and max(values) - min(values) <= 0.01 * abs(max(values)):
+            equal.append(name)
+    result = f"{' and '.join(equal)} stayed equal" if equal else "neither steps, epochs nor tokens stayed equal"
+    return [f"Jobs trained on different numbers of rows; {result}."]
+
+
+def describe_axes(axes: dict[str, Any], names: dict[str, str]) -> str:
+    """Return the axis values of a setting or job as ``name=value, name=value``."""
+    return ", ".join(f"{names.get(key, key)}={format_value(value)}" for key, value in axes.items())
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, with one more digit where it is small."""
+    return (f"{share:.2%}" if abs(share) < 0.1 else f"{share:.1%}").replace("-", "−")
+
+
+def format_interval(interval: Interval, digits: int = 4) -> str:
+    """Return an interval in the unit of the measure."""
+    return f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}".replace("-", "−")
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _join(names: list[str], separator: str) -> str:
+    """Return the first names of a list, and how many are left out."""
+    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{separator.join(names[:MAX_NAMES])}{rest}"

@@ -1,0 +1,36 @@
+"""Writing ``compare.json`` and ``compare.html``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sft_lab.compare.html_page import render_page
+from sft_lab.compare.json_record import to_json
+from sft_lab.errors import FolderError
+from sft_lab.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sft_lab.compare.analyze import Comparison
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write ``compare.json`` and ``compare.html`` into a folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FolderError: when the folder cannot be written.
+    """
+    folder = folder.absolute()
+    page = folder / "compare.html"
+    try:
+        write_json(folder / "compare.json", to_json(comparison))
+        # JSON files may contain a lone surrogate, which UTF-8 cannot encode.
+        write_text(page, render_page(comparison, folder).encode("utf-8", "replace").decode("utf-8"))
+    except OSError as error:
+        message = f"{folder}: cannot be written ({error.strerror}); choose another folder with --out"
+        raise FolderError(message) from error
+    return page
