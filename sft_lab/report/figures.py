@@ -216,7 +216,8 @@ def _optimizer(events: list[dict[str, Any]]) -> Figure:
             size = 3.5 if len(curve) > 1 else 8
             axes.plot(*zip(*curve, strict=True), ".-", color=COLORS["train"], lw=1.2, ms=size, clip_on=False)
         axes.set(xlabel="optimizer step", ylabel=names[name])
-        axes.set_ylim(bottom=0)
+        # A file from elsewhere may hold values below zero, and an axis that ends below its start has no layout.
+        axes.set_ylim(bottom=min([0.0, *(value for _, value in curve if value < 0)]))
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=TICK_STEPS))
         axes.yaxis.set_major_formatter("{x:.3g}")
         _whole_steps(axes)

@@ -214,7 +214,8 @@ def test_any_override_of_a_saved_config_is_taken_or_told_off(words: list[str]) -
 def test_a_hash_is_of_what_changes_the_result(data: st.DataObject, random: Any) -> None:
     """Equal identities, equal hashes; any other value, or filters in another order, another one."""
     content = saved()
-    for path in data.draw(st.lists(st.sampled_from(places(content)), max_size=2)):
+    for _ in range(data.draw(st.integers(0, 2))):
+        path = data.draw(st.sampled_from(places(content)))  # of what the change before has left
         if not isinstance(_at(content, path[:-1]), list):
             put(content, list(path), data.draw(st.sampled_from([1, 2, 0.5, True, "a", "1", None, 7.0])))
     if data.draw(st.booleans()):
