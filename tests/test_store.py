@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from sft_lab import locks
 from sft_lab.bench import Bench
 from sft_lab.errors import FolderError
 from sft_lab.files import read_json
@@ -246,3 +251,22 @@ def test_what_a_result_had_to_say_is_said_again(tmp_path: Path) -> None:
     second = Bench(Store(tmp_path))
     assert second.stage("look", recipe, lambda _: pytest.fail("computed twice")).hit
     assert second.notices == first.notices == ["look: half of the rows are odd"]
+
+
+def test_who_waits_for_another_process_says_for_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "TELL_AFTER", 0.1)
+    code = ("import sys, time; from pathlib import Path; from sft_lab.store import Store\n"
+            "with Store(Path(sys.argv[1])).lock('tokenize-0123456789abcdef'):\n"
+            "    print('held', flush=True); sys.stdin.read()")  # fmt: skip
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    threading.Timer(0.5, holder.kill).start()
+    with caplog.at_level(logging.INFO, "sft_lab"), Store(tmp_path).lock("tokenize-0123456789abcdef"):
+        pass
+    holder.communicate()
+    who = f"process {holder.pid} on {socket.gethostname()}"
+    assert caplog.messages == [f"store: tokenize 0123456789ab: waiting for {who}, which is at work on it"]

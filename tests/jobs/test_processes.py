@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ from sft_lab.jobs import processes
 from sft_lab.launchers import Processes, devices
 
 TWO = ["launch=processes", "launch.at_once=2"]
+# Long enough to be met at work, with checkpoints.
+LONG = ["trainer.max_steps=250", "trainer.save_steps=50", "trainer.eval_steps=1000", "evaluation.prompts=[]",
+        "evaluation.outputs=0", "evaluation.general=null"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,64 @@ def test_a_job_killed_by_the_system_is_one_failed_job(here: Path, tiny: list[str
     assert "killed by SIGKILL" in told
     assert read_json(second.status)["state"] == "interrupted"
     assert not second.is_held()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_jobs_that_outlive_their_sweep_are_waited_for(here: Path, tiny: list[str]) -> None:
+    """The parent is killed; the same command at once neither fails the jobs at work nor touches what they print."""
+    words = [*tiny, *LONG, *TWO, "hydra.sweep.dir=sweep", "seed=1,2,3"]
+    command = [sys.executable, "-m", "sft_lab", "-m", *words]
+    sweep = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    jobs = [_training(here / "sweep", f"seed={seed}-*") for seed in (1, 2)]
+    os.kill(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+    at_work = [read_json(job.status)["pid"] for job in jobs]
+    printed = [(job.path / processes.OUTPUT).read_text() for job in jobs]
+    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "failed" not in again.stderr
+    for job, pid, before in zip(jobs, at_work, printed, strict=True):
+        assert f"{job.path.name}: is being worked on by process {pid} on {socket.gethostname()}; waiting for it" in (
+            again.stderr
+        )
+        assert (job.path / processes.OUTPUT).read_text().startswith(before)
+        assert "train: goes on" not in job.log.read_text()  # nobody else has trained here
+        assert read_json(job.status)["pid"] == pid
+    states = [read_json(file)["state"] for file in (here / "sweep").glob("*/status.json")]
+    assert states == ["finished"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: list[str]) -> None:
+    words = [*tiny, *LONG, "hydra.sweep.dir=sweep", "seed=1,2"]
+    command = [sys.executable, "-m", "sft_lab", "-m", *words]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    job = _training(here / "sweep", "seed=1-*")
+    with Path("told").open("wb") as told:
+        second = subprocess.Popen(command, stderr=told)
+    _wait(lambda: f"is being worked on by process {first.pid} on" in Path("told").read_text())
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 143
+    assert second.wait(200) == 0
+    assert "train: goes on from checkpoint-" in job.log.read_text()
+
+
+def test_the_place_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -> None:
+    code = ("import sys; from pathlib import Path; from sft_lab.folder import RunFolder\n"
+            "folder = RunFolder(Path(sys.argv[1])); folder.claim(); print('held', flush=True); sys.stdin.read()")  # fmt: skip
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "CUDA_VISIBLE_DEVICES": "3"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    free = ["2", "3", "4"]
+    assert processes._take(free, RunFolder(tmp_path)) == "3"
+    assert free == ["2", "4"]
+    holder.communicate()
+    assert processes._take(free, RunFolder(tmp_path)) == "2"
 
 
 def _training(sweep: Path, pattern: str) -> RunFolder:
