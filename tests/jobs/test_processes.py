@@ -143,8 +143,10 @@ def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: lis
 
 
 def test_the_place_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -> None:
-    code = ("import sys; from pathlib import Path; from sft_lab.folder import RunFolder\n"
-            "folder = RunFolder(Path(sys.argv[1])); folder.claim(); print('held', flush=True); sys.stdin.read()")  # fmt: skip
+    code = ("import sys; from pathlib import Path\n"
+            "from sft_lab.folder import RunFolder\n"
+            "folder = RunFolder(Path(sys.argv[1]))\n"
+            "folder.claim(); print('held', flush=True); sys.stdin.read()")  # fmt: skip
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "CUDA_VISIBLE_DEVICES": "3"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
