@@ -30,6 +30,7 @@ log = logging.getLogger("sft_lab")
 PATIENCE = 0.5  # seconds; somebody may only look whether the lock can be had
 SWEEP = "sweep.json"  # marks a folder as a sweep's; its run folders lie in it
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+DATA = ("dataset_fingerprint", "inputs")  # what a manifest notes of the data that was read
 RUN, PREPARE = "run", "prepare"  # what a folder is worked on for
 
 
@@ -60,6 +61,7 @@ class RunFolder:
         self.model = path / "model"
         self.merged = path / "merged"
         self.dataset = path / "dataset"
+        self.inputs = path / "inputs"  # copies of the small files that the config names
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
         self.queued = path / "queued.json"  # where the job lies in another's queue
@@ -274,20 +276,20 @@ class RunFolder:
         if self._claimed is not None:
             self._claimed.release(force=True)
 
-    def refuse_other_data(self, fingerprint: Callable[[], str]) -> None:
+    def refuse_other_data(self, changes: Callable[[dict[str, Any]], list[str]]) -> None:
         """Refuse to go on where the data is another than that which the folder's work began with.
 
         Args:
-            fingerprint: of the data as it is now; called where the folder notes one.
+            changes: returns what is not as a manifest's ``DATA`` says; called where the folder notes some.
 
         Raises:
-            FolderError: if it differs, or the manifest cannot be read.
+            FolderError: naming the changes, or if the manifest cannot be read.
         """
-        then = self.noted("dataset_fingerprint")
-        if then and (now := fingerprint()) != then:
+        then = self.noted_data()
+        if then and (changed := changes(then)):
             raise FolderError(
-                f"{self.path}: the data has changed since this run (dataset fingerprint {str(then)[:12]}, now "
-                f"{now[:12]}); put the old data back, choose another folder (sft-lab replay makes a new one), or give "
+                f"{self.path}: the data has changed since this run: {'; '.join(changed)}; put the old data back, "
+                "choose another folder (sft-lab replay makes a new one), or give "
                 "rerun=true to run again here and keep the old one beside it"
             )
 
@@ -303,6 +305,10 @@ class RunFolder:
         if (then := self.noted("job")) not in (None, job):
             raise FolderError(f"{self.path}: holds a run with another config (job {then}, not {job}); "
                               "choose another folder")  # fmt: skip
+
+    def noted_data(self) -> dict[str, Any]:
+        """Return what the manifest notes of the data that the folder's work began with."""
+        return {name: value for name in DATA if (value := self.noted(name)) is not None}
 
     def noted(self, name: str) -> Any:
         """Return what the manifest notes, None where there is nothing yet."""

@@ -159,8 +159,8 @@ class Measuring:
         """A key of the base model's weights as they are held."""
         held = ["nf4"] if self._run.trainer.four_bit else []
         model = self._run.model
-        how = [getattr(model, name, None) for name in ("dtype", "attn_implementation", "init_kwargs")]
-        return digest([model.key(self._bench, self._run.seed), plain(how), self._bench.new_tokens, *held])
+        how = plain(model.arithmetic())
+        return digest([model.key(self._bench, self._run.seed), how, self._bench.new_tokens, *held])
 
     def _measured(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab import heavy, outage
+from sft_lab import heavy, inputs, outage
 from sft_lab.bench import Bench, log, package_path, plain
 from sft_lab.data.dataset import Dataset
 from sft_lab.data.filters import Filter, filter_schemas
@@ -223,7 +223,7 @@ class Run:
         kept = [*self.filter.values(), *self.split.filter.values()]
         files = [*(file for keep in kept for file in keep.files()), *map(Path, self.decontaminate.against)]
         files += [package_path(path) for path in self.evaluation.sets().values() if not path.startswith("package:")]
-        found += [store.sha256(file) for file in files]
+        found += [inputs.sha256(self, store, [file]) for file in files]
         return found[0] if len(found) == 1 else digest(found)
 
     def execute(self, path: RunFolder | Path | str | None = None) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class Run:
     def _at_work(self, folder: RunFolder, work: str = RUN) -> Iterator[None]:
         """Every way into a run folder leads through here: by one process at a time, and with the data it began with."""
         with folder.claimed():
-            folder.refuse_other_data(lambda: self.data_fingerprint(self.store.open()))
+            folder.refuse_other_data(lambda noted: inputs.changes(self, noted))
             with folder.running(work), outage.told(self, folder.path):
                 yield
 
@@ -277,7 +277,9 @@ class Run:
         from sft_lab.training_session import AssistingSession
 
         with outage.told(self, folder.path), AssistingSession(self, folder) as session:
-            session.train(self.prepare(session.bench))
+            data = self.prepare(session.bench)
+            folder.refuse_other_data(lambda noted: inputs.changes(self, noted, session.bench.store))
+            session.train(data)
         return {}
 
     def fill_store(self, path: RunFolder | Path | str | None = None) -> None:
@@ -295,6 +297,7 @@ class Run:
         folder = self._folder(path)
         with self._at_work(folder, PREPARE), Session(self, folder) as session:
             self.prepare(session.bench)
+            session.note_inputs()
 
     def bench(self, store: Store | None = None, folder: RunFolder | None = None) -> Bench:
         """Return the tools that stages work with.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 import transformers
 
-from sft_lab import inspection
+from sft_lab import inputs, inspection
 from sft_lab.bench import log
 from sft_lab.data import export
 from sft_lab.files import digest, write_json, write_text
@@ -45,8 +45,7 @@ class Session:
         if self.run.threads:
             torch.set_num_threads(self.run.threads)
         transformers.set_seed(self.run.seed)
-        if (before := self.folder.noted("dataset_fingerprint")) is not None:
-            self._manifest["dataset_fingerprint"] = before  # of a checkpoint, until this session has read its data
+        self._manifest |= self.folder.noted_data()  # of a checkpoint, until this session has read its data
         self._note(
             {
                 "command": manifest.command_line(),
@@ -80,9 +79,9 @@ class Session:
         """Write what the data stages did, and start tracking."""
         write_waterfall(self.folder, data.train_flow, data.held_out_flow)
         inspection.write(self.folder, self.run, data, self.bench)
+        self.note_inputs()
         self._note(
             {
-                "dataset_fingerprint": self.run.data_fingerprint(self.bench.store),
                 "train_fingerprint": data.train_fingerprint,
                 "held_out_fingerprint": data.sides.fingerprint,
                 "grouped_by": data.grouped_by,
@@ -90,6 +89,16 @@ class Session:
             }
         )
         self._mirror = self.run.tracking.start(self.folder, self._run_id(), self.run.saved())
+
+    def note_inputs(self) -> None:
+        """Note what the data stages have read, and keep copies of what is small of it."""
+        inputs.copy(self.run, self.folder, self.bench.store)
+        self._note(
+            {
+                "dataset_fingerprint": self.run.data_fingerprint(self.bench.store),
+                "inputs": inputs.hashes(self.run, self.bench.store),
+            }
+        )
 
     def write_dataset(self, data: Prepared) -> None:
         """Write the prepared rows for other trainers, with a card."""

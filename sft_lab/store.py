@@ -68,6 +68,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._hashes: dict[Path, str] = {}
+        self._noted: dict[Path, str] = {}
         self._whole: set[Path] = set()  # entries whose bytes this process has looked at
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
@@ -161,6 +162,10 @@ class Store:
             self.remember_sha256(file, before, known)
         return known
 
+    def noted_sha256(self, file: Path) -> str:
+        """Return ``sha256`` for a manifest: another content of the file is refused from now on."""
+        return self._noted.setdefault(file, self.sha256(file))
+
     def known_sha256(self, file: Path) -> str | None:
         """The hash of a file that was read before and has not been touched since; None when it must be read."""
         if file not in self._hashes:
@@ -176,7 +181,12 @@ class Store:
             file: whose bytes were read.
             before: what the file system said of it before they were.
             value: 64 hex digits.
+
+        Raises:
+            SourceError: if another one is noted, so that parts of a run would go by two contents.
         """
+        if self._noted.get(file, value) != value:
+            raise SourceError(f"{file}: has changed since this run looked at it first; start again")
         self._hashes[file] = value
         if time.time() - max(before.st_mtime, before.st_ctime) > FRESH:
             recipe = _file_recipe(file, before)

@@ -256,8 +256,12 @@ class Template(abc.ABC):
         """Say what is wrong with the world as this template needs it."""
         return []
 
+    def files(self) -> list[Path]:
+        """Return the files that its config names."""
+        return []
+
     def contents(self) -> dict[Path, bytes]:
-        """Return the files that its config names, with what was read of them."""
+        """Return what it has read of them whole, once: that is what it goes by."""
         return {}
 
     def bind(self, bench: Bench) -> Renderer:
@@ -375,9 +379,13 @@ class Jinja(Template):
         """Give the file's text, as it was when it was first read: rows, prompts and ``model/`` have one template."""
         return io.TextIOWrapper(io.BytesIO(self._content), encoding="utf-8").read()  # line ends as of a text file
 
+    def files(self) -> list[Path]:
+        """Return the file, unless a package brings it."""
+        return [] if self.path.startswith("package:") else [Path(self.path)]
+
     def contents(self) -> dict[Path, bytes]:
-        """Return the file, unless it is the package's own."""
-        return {} if self.path.startswith("package:") else {Path(self.path): self._content}
+        """Return the file's bytes."""
+        return dict.fromkeys(self.files(), self._content)
 
     @cached_property
     def _content(self) -> bytes:

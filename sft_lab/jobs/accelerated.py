@@ -92,6 +92,7 @@ def execute(run: Run, folder: RunFolder) -> None:
 def command(run: Run, folder: RunFolder, machine: Machine) -> list[str]:
     """Give the command that starts this machine's processes."""
     launch = run.launch
+    config = folder.inputs / "launch.config_file" / launch.accelerate_config().name  # as it was read
     if launch.num_machines == 1:
         where = ["--main_process_port", "0"]  # jobs beside this one have ports of their own
     else:
@@ -99,7 +100,7 @@ def command(run: Run, folder: RunFolder, machine: Machine) -> list[str]:
                  "--main_process_port", str(machine.port)]  # fmt: skip
     return [
         sys.executable, "-P", "-m", "accelerate.commands.launch",
-        "--config_file", str(launch.accelerate_config()),
+        "--config_file", str(config if config.is_file() else launch.accelerate_config()),
         "--num_processes", str(launch.num_processes), "--num_machines", str(launch.num_machines), *where,
         "-m", "sft_lab", "exec", str(folder.path),
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab import config as configs
+from sft_lab import inputs
 from sft_lab.config import Job, Plan
 from sft_lab.errors import FolderError, SftLabError, all_problems
 from sft_lab.files import TEMPORARY, clear_temporary, digest, flat, read_json, write_json, write_text
@@ -231,7 +232,7 @@ def _standing(run: Run, folder: RunFolder, work: str) -> Standing:
         raise FolderError(
             f"{folder.path}: its status.json cannot be read ({error}); rerun=true runs it again"
         ) from error
-    folder.refuse_other_data(lambda: run.data_fingerprint(run.store.open()))
+    folder.refuse_other_data(lambda noted: inputs.changes(run, noted))
     if state == FINISHED and done == RUN and work == PREPARE:
         raise FolderError(f"{folder.path}: holds a finished run; prepare its data in another folder, hydra.run.dir=...")
     return Standing.finished if state == FINISHED and done == work else Standing.unfinished

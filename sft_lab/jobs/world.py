@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_lab.errors import FolderError, SftLabError
+from sft_lab import inputs
+from sft_lab.errors import FolderError
 from sft_lab.files import read_json
 from sft_lab.folder import SWEEP, RunFolder
 from sft_lab.run import Run
@@ -73,15 +74,11 @@ def here(run: Run) -> dict[str, Any]:
     """Describe the world as it is now, in the words of ``manifest.json``: what a run of this config would note."""
     import torch
 
-    try:
-        fingerprint = run.data_fingerprint(run.store.open())
-    except (SftLabError, OSError) as error:
-        fingerprint = f"cannot be read: {error}"
     return {
         "git": manifest.git_state(),
         "packages": manifest.versions(),
         "plugins": run.plugged(),
-        "dataset_fingerprint": fingerprint,
+        **inputs.here(run, run.store.open()),
         "hardware": manifest.hardware(),
         "threads": run.threads or torch.get_num_threads(),
         "precision": resolve_precision(run.trainer.precision),
@@ -114,9 +111,10 @@ def between(then: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
     for name, title in (("packages", ""), ("plugins", "plug-in "), ("hardware", "hardware ")):
         old, new = part(then, name), part(now, name)
         found += [Difference(f"{title}{key}", old.get(key), new.get(key)) for key in old]
-    for name in ("dataset_fingerprint", "threads", "precision"):
-        if name in then and name in now:
-            found.append(Difference(name.replace("_", " "), then[name], now[name]))
+    found += [Difference(name, *hashes) for name, hashes in inputs.changed(then, now).items()]
+    found += [
+        Difference(name, then[name], now[name]) for name in ("threads", "precision") if {name} <= then.keys() & now
+    ]
     return [one for one in found if one.then != one.now]
 
 

@@ -14,6 +14,7 @@ from sft_lab.bench import Bench, log, missing_package, package_path, saved_path
 from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import digest, follow_mask, sha256_file
 from sft_lab.hub import fall_back_on_cache
+from sft_lab.training.model_files import loaded_files, pickled
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -72,6 +73,10 @@ class Model(abc.ABC):
     @abc.abstractmethod
     def check(self) -> list[str]:
         """Say what is wrong with the world as this model needs it."""
+
+    def files(self) -> list[Path]:
+        """Return every local file that loading it reads."""
+        return []
 
     @abc.abstractmethod
     def key(self, bench: Bench, seed: int) -> str:
@@ -134,6 +139,10 @@ class Model(abc.ABC):
             _make_rows(model, len(bench.tokenizer), bench.new_tokens)
         return model
 
+    def arithmetic(self) -> dict[str, Any]:
+        """Return what changes a model's numbers beside its files: dtype as it is here, attention, ``init_kwargs``."""
+        return self._kwargs(four_bit=False)
+
     def _kwargs(self, *, four_bit: bool) -> dict[str, Any]:
         import torch
 
@@ -141,14 +150,6 @@ class Model(abc.ABC):
         attention = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
         held = four_bits() if four_bit else {}
         return {"dtype": own_dtype if self.dtype == "auto" else self.dtype, **attention, **held, **self.init_kwargs}
-
-
-def pickled(where: str, folder: Path) -> list[str]:
-    """Refuse a folder whose weights are pickles alone: to read one is to run what it says."""
-    if any(folder.glob("*.safetensors")) or not (found := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])):
-        return []
-    said = f"{where}: its weights are a pickle ({found[0].name}), which can run code; only safetensors are read"
-    return [f"{said}; have who made them save them with save_pretrained(safe_serialization=True)"]
 
 
 def four_bits() -> dict[str, Any]:
@@ -231,12 +232,16 @@ class Pretrained(Model):
         trusted = os.environ.get(TRUST, "")
         return {"trust_remote_code": bool(trusted) and saved_path(trusted, or_hub_name=True) == self.name_or_path}
 
+    def files(self) -> list[Path]:
+        """Return every file of a local folder that config, weights, tokenizer or templates may be read from."""
+        root = Path(self.name_or_path)
+        return loaded_files(root, str(self.init_kwargs.get("subfolder") or "")) if root.is_dir() else []
+
     def key(self, bench: Bench, seed: int) -> str:  # noqa: ARG002
         """Files of a folder by content; a hub model by its resolved commit."""
-        path = Path(self.name_or_path)
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".jinja"))
-            return digest([(file.name, sha256_file(file)) for file in files])
+        if files := self.files():
+            root = Path(self.name_or_path)
+            return digest([(os.path.relpath(file, root), bench.store.sha256(file)) for file in files])
         return digest([self.name_or_path, getattr(self.config(bench), "_commit_hash", None) or self.revision])
 
     def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002

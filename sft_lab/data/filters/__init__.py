@@ -26,6 +26,10 @@ class Filter(Selector):
         """Return the files it reads, whose content is part of the run's data."""
         return []
 
+    def contents(self) -> dict[Path, bytes]:
+        """Return what it has read of them whole, once: that is what it goes by."""
+        return {}
+
     def insists_on(self) -> set[str]:
         """Return the ids of rows that dedup must not drop."""
         return set()

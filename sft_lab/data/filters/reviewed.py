@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, log, package_path
 from sft_lab.data.filters import Filter
 from sft_lab.errors import ConfigError
-from sft_lab.files import sha256_file
 
 if TYPE_CHECKING:
     from sft_lab.rows import Rows, Selection
@@ -47,12 +49,15 @@ class Reviewed(Filter):
 
     def depends_on(self, bench: Bench) -> dict[str, Any]:  # noqa: ARG002
         """Other decisions are another result."""
-        self._must_exist()
-        return {"decisions": sha256_file(Path(self.path))}
+        return {"decisions": hashlib.sha256(self._content).hexdigest()}
 
     def files(self) -> list[Path]:
         """The decisions."""
         return [Path(self.path)]
+
+    def contents(self) -> dict[Path, bytes]:
+        """Return the file's bytes."""
+        return {Path(self.path): self._content}
 
     def insists_on(self) -> set[str]:
         """Ids of rows decided ``keep``."""
@@ -75,10 +80,12 @@ class Reviewed(Filter):
         reason_of = {"drop": "reviewed_drop", "keep": "", None: "not_reviewed" if self.only else ""}
         return Selection.of(rows, [reason_of[decisions.get(row_id)] for row_id in ids])
 
-    def _must_exist(self) -> None:
+    @cached_property
+    def _content(self) -> bytes:
         path = Path(self.path)
         if not path.is_file():
             raise ConfigError(f"filter.reviewed.path={path}: no such file; give a .csv or .jsonl file of decisions")
+        return path.read_bytes()
 
     def _decisions(self) -> dict[str, str]:
         """Read each decided id's decision.
@@ -86,13 +93,12 @@ class Reviewed(Filter):
         Raises:
             ConfigError: naming file and line of what cannot be understood.
         """
-        self._must_exist()
-        path = Path(self.path)
+        path, content = Path(self.path), self._content
         if path.suffix.lower() not in _READERS:
             raise ConfigError(f"filter.reviewed.path={path}: must end in .csv or .jsonl")
         decided: dict[str, tuple[str, int]] = {}
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
+            with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="") as file:
                 for line, record in _READERS[path.suffix.lower()](file, path):
                     row_id, decision = _decision(record, f"{path}, line {line}")
                     before, where = decided.get(row_id, (decision, line))
