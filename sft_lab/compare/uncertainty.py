@@ -220,13 +220,8 @@ def estimate_seed_spread(
     return SeedSpread(math.sqrt(variance), replicates, prior, prior_replicates)
 
 
-_FREEDOM = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 60, 120, math.inf)
-_STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.228, 2.179, 2.131, 2.086, 2.042, 2.000, 1.980, 1.960,
-)  # fmt: skip
-
-
 def student_quantile(freedom: float) -> float:
-    """97.5% quantile of Student's t; at least one degree of freedom is taken."""
-    at = [1 / one for one in reversed(_FREEDOM)]
-    return float(np.interp(1 / max(1.0, freedom), at, list(reversed(_STUDENT))))
+    """Return the 97.5% quantile of Student's t; less than one degree of freedom counts as one."""
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
+
+    return float(stdtrit(max(1.0, freedom), 0.975))

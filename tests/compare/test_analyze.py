@@ -239,6 +239,22 @@ def test_compare_json_is_what_the_specification_says(grid, tmp_path):
     assert [value["value"] for value in content["effects"][0]["values"]] == [1e-4, 3e-4, 1e-3]
 
 
+def test_the_numbers_of_compare_json_stay_what_they_were(grid):
+    """A change of these numbers changes what users have on record: it needs an entry in docs/decisions.md."""
+    content = to_json(analyze_folders(grid))
+    learning_rate = content["effects"][0]
+    assert content["seed_spread"]["share_of_loss"] == pytest.approx(0.003260698939053229, rel=1e-12)
+    assert content["settings"][0]["mean"] == pytest.approx(1.9803228657194303, rel=1e-12)
+    assert learning_rate["range"] == pytest.approx(0.10117449980307841, rel=1e-12)
+    assert learning_rate["best_to_worst"] == {
+        "difference": pytest.approx(0.10117449980307841, rel=1e-12),
+        "share": pytest.approx(0.05108990132592484, rel=1e-12),
+        "claim": "differs_beyond_seed_spread",
+        "on_these_rows": pytest.approx([0.09334800412768422, 0.10874076082904428], rel=1e-9),
+        "with_seeds": pytest.approx([0.08894927910818996, 0.11339972049796686], rel=1e-9),
+    }
+
+
 def test_the_same_jobs_make_the_same_files(grid, tmp_path):
     for name in ("first", "second"):
         write_comparison(analyze_folders(grid), tmp_path / name)

@@ -18,6 +18,7 @@ from sft_lab.compare.uncertainty import (
     PairedBootstrap,
     SeedSpread,
     estimate_seed_spread,
+    student_quantile,
 )
 
 PAIRS = 40
@@ -152,3 +153,7 @@ def test_two_rows_are_enough_to_compute():
     difference = bootstrap.compare(np.array([[20.0, 41.0]]), np.array([[21.0, 40.0]]), estimate_seed_spread([]))
     assert all(map(math.isfinite, [*difference.on_rows, *difference.over_seeds]))
     assert difference.claim == Claim.NONE
+
+
+def test_a_fraction_of_a_degree_of_freedom_counts_as_one():
+    assert [round(student_quantile(freedom), 3) for freedom in (0.3, 1, 4, 1e9)] == [12.706, 12.706, 2.776, 1.96]
