@@ -13,6 +13,7 @@ from sft_lab.data.sources import File
 from sft_lab.errors import ConfigError, SftLabError
 from sft_lab.files import digest, write_bytes
 from sft_lab.launchers import CONFIGS
+from sft_lab.training.model_files import loaded_files
 
 if TYPE_CHECKING:
     from sft_lab.data.filters import Filter
@@ -39,11 +40,21 @@ def named_files(run: Run) -> dict[str, tuple[str, list[Path]]]:
         named[f"decontaminate.against.{number}"] = (path, [Path(path)])
     for name, path in run.evaluation.sets().items():
         named[f"evaluation.{name}"] = (path, [package_path(path)])
-    if files := run.model.files():
-        named["model.name_or_path"] = (run.model.base_name, files)
+    named |= _models(run)
     if run.launch.config_file and (config_file := run.launch.accelerate_config()).parent != CONFIGS:
         named["launch.config_file"] = (str(config_file), [config_file])
     return {key: named[key] for key in named if not named[key][0].startswith("package:")}
+
+
+def _models(run: Run) -> dict[str, tuple[str, list[Path]]]:
+    """Return the folders of the model and of the embedders, with all files that loading them may read."""
+    named: dict[str, tuple[str, list[Path]]] = {}
+    if files := run.model.files():
+        named["model.name_or_path"] = (run.model.base_name, files)
+    for key, embedder in run.embedders().items():
+        if (folder := package_path(embedder.name_or_path)).is_dir():
+            named[f"{key}.name_or_path"] = (embedder.name_or_path, loaded_files(folder, deep=True))
+    return named
 
 
 def _stages(run: Run) -> dict[str, Template | Filter]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,8 +112,12 @@ def _working_folder_last() -> Iterator[None]:
         del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
 
 
+@cache
 def _source(module: ModuleType) -> str:
-    """Hash a module's source, all of it for a package; 12 hex digits."""
+    """Hash a module's source, all of it for a package; 12 hex digits.
+
+    Once: the code that is in memory stays what it is when its file is edited.
+    """
     from sft_lab.files import digest, sha256_file  # here, since --help only looks for plug-ins
 
     if module.__file__ is None:

@@ -36,6 +36,7 @@ from sft_lab.training.tiny_random import TinyRandom
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Preparation, Prepared
+    from sft_lab.dedup.embedding import Embedder
     from sft_lab.rows import Rows
 
 
@@ -143,10 +144,8 @@ class Run:
             *self.launch.check(),
             *self.store.open().check(several_machines=self.launch.several_machines),
         ]
-        if isinstance(self.dedup, Semantic):
-            problems += self.dedup.embedder.check("dedup.embedder")
-        if self.decontaminate.method.name == "semantic":
-            problems += self.decontaminate.embedder.check("decontaminate.embedder")
+        for key, embedder in self.embedders().items():
+            problems += embedder.check(key)
         if self.plugins != (now := self.plugged()):
             problems += [
                 f"plugins.{name}: this run was made with {self.plugins.get(name)}, here is {now.get(name)}; put "
@@ -155,6 +154,13 @@ class Run:
                 if self.plugins.get(name) != now.get(name)
             ]
         return problems
+
+    def embedders(self) -> dict[str, Embedder]:
+        """Return the embedders that the run's stages load, by key."""
+        loaded = {"dedup.embedder": self.dedup.embedder} if isinstance(self.dedup, Semantic) else {}
+        if self.decontaminate.method.name == "semantic":
+            loaded["decontaminate.embedder"] = self.decontaminate.embedder
+        return loaded
 
     def saved(self) -> dict[str, Any]:
         """Give the run as plain data, each stage with its ``kind``: what ``config.yaml`` holds."""

@@ -168,3 +168,18 @@ def test_a_template_edited_on_the_way_is_not_saved_and_afterwards_is_told(
     template.write_text(CHATML)
     assert main(words) == 0
     assert "finished before" in capsys.readouterr().err
+
+
+def test_the_folder_of_an_embedder_is_a_named_file_where_it_is_loaded(here: Path, tiny: list[str]) -> None:
+    pooling = here / "embedder" / "1_Pooling" / "config.json"
+    pooling.parent.mkdir(parents=True)
+    for name in ("model.safetensors", "modules.json", "1_Pooling/config.json"):
+        (here / "embedder" / name).write_text("{}")
+    words = [*tiny, "dedup=semantic", f"dedup.embedder.name_or_path={here}/embedder"]
+    store = Store(here / "store")
+    noted = {"inputs": inputs.hashes(compose(words), store)}
+    assert "dedup.embedder.name_or_path" in noted["inputs"]
+    assert not any("embedder" in key for key in inputs.hashes(compose(tiny), store))
+    pooling.write_text('{"pooling_mode": "cls"}')
+    (change,) = inputs.changes(compose(words), noted)
+    assert change.startswith(f"dedup.embedder.name_or_path={here}/embedder (was ")

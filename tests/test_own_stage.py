@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -115,7 +116,7 @@ def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
         plan = config.compose_jobs([word for word in words if word != "-m"], multirun="-m" in words)
         assert all("filter.wordy" in job.run.plugins for job in plan.jobs)
     assert "wordy" in options.listing()
-    assert [one.says for one in doctor.plug_ins()] == ["module my_stages: filter.wordy"]
+    assert [one.message for one in doctor.plug_ins()] == ["module my_stages: filter.wordy"]
 
 
 def test_the_working_folder_takes_no_module_s_place(local: Path) -> None:
@@ -352,3 +353,17 @@ def test_the_page_s_package_installed(here: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "wordy:\n  max_words: 100\n"
+
+
+def test_code_that_is_loaded_is_named_by_its_own_source(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit after the import is not what runs; another process is told of it by ``Run.check``."""
+    from sft_lab.plugins import Plugin
+
+    file = here / "edited_stages.py"
+    file.write_text("class Keep: ...\nSTAGES = {'filter.keep': Keep}\n")
+    _, before = Plugin("edited_stages").load()
+    file.write_text(file.read_text() + "# edited\n")
+    assert Plugin("edited_stages").load()[1] == before
+    monkeypatch.delitem(sys.modules, "edited_stages")
+    importlib.invalidate_caches()
+    assert Plugin("edited_stages").load()[1] != before

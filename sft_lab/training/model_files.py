@@ -11,18 +11,20 @@ from sft_lab.files import read_json
 NOT_LOADED = {".md", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".tflite"}
 
 
-def loaded_files(root: Path, subfolder: str = "") -> list[Path]:
-    """Return the files of a model's folder that Transformers may read, sorted.
+def loaded_files(root: Path, subfolder: str = "", *, deep: bool = False) -> list[Path]:
+    """Return the files of a model's folder that loading it may read, sorted.
 
     Args:
         root: the folder; an adapter's in it leads to the folder of its base model.
         subfolder: of the weights.
+        deep: with all folders below, where a sentence-transformers model keeps its parts.
     """
     folders = [root, root / subfolder]
     with suppress(OSError, ValueError, AttributeError, TypeError):
         base = read_json(root / "adapter_config.json").get("base_model_name_or_path")
         folders += [Path(base)] if base and Path(base).resolve() != root.resolve() else []
     folders += [folder / "additional_chat_templates" for folder in folders]
+    folders += [folder for folder in root.rglob("*") if folder.is_dir()] if deep else []
     files = {file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()}
     return sorted(file for file in files if file.suffix not in NOT_LOADED and not file.name.startswith("."))
 
