@@ -95,6 +95,23 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+def test_a_signal_stops_all_processes_at_one_step_with_a_checkpoint(one: Path, here: Path, tiny: list[str]) -> None:
+    two = here / "two"
+    words = [*tiny, *TWO, f"hydra.run.dir={two}"]
+    command = subprocess.Popen([sys.executable, "-m", "sft_lab", *words], stderr=subprocess.PIPE, text=True)
+    while command.poll() is None and not (two / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    command.send_signal(signal.SIGTERM)
+    _, text = command.communicate(timeout=120)
+    assert command.returncode == 143, text
+    assert "Traceback" not in text
+    assert RunFolder(two).state() == "interrupted"
+    assert taken.ranks(RunFolder(two)) == {}
+    assert main(words) == 0
+    assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
+
+
+@pytest.mark.slow
 def test_two_machines_on_loopback(one: Path, here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each machine executes the same folder; the environment says which it is."""
     two = here / "two"
