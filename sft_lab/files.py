@@ -11,7 +11,7 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 FORMAT = 1  # of every json file sft_lab writes
 TEMPORARY = ".part"  # how the names of half-written files end
@@ -198,3 +198,8 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value from a JSON file is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_lab.compare.axes import SEED
-from sft_lab.compare.collect import ComparedJob, has_diverged, is_number
+from sft_lab.compare.collect import ComparedJob, has_diverged
 from sft_lab.compare.effects import AxisEffect, measure_effects
 from sft_lab.compare.scores import CommonRows, Measure, Obstacle, choose_measure, find_common_rows
 from sft_lab.compare.uncertainty import (
@@ -21,6 +21,7 @@ from sft_lab.compare.uncertainty import (
     SeedSpread,
     estimate_seed_spread,
 )
+from sft_lab.files import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Run folders as jobs: state, axes, numbers, curves, samples, and what every held-out row cost."""
+"""Reading run folders as jobs: state, axes, numbers, curves, samples and the loss of every held-out row."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from sft_lab.compare.axes import find_axes, sort_key
 from sft_lab.errors import FolderError
-from sft_lab.files import FORMAT, refuse_alias_bomb
+from sft_lab.files import FORMAT, is_number, refuse_alias_bomb
 from sft_lab.folder import FINISHED, PREPARE, RunFolder
-from sft_lab.report.figures import read, read_lines
+from sft_lab.report.figures import Curve, read, read_lines
 
-_REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # what rerun=true keeps beside the new run
+_REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # runs that rerun=true keeps beside the new one
 NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
-Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class RowLosses:
-    """What each held-out row's answer cost a model, as ``eval.parquet`` has it; arrays of shape (rows,).
+    """Loss of a model on each held-out row's answer, as in ``eval.parquet``; arrays of shape (rows,).
 
     Attributes:
         ids: of the rows.
@@ -38,24 +37,25 @@ class RowLosses:
     bytes: np.ndarray
 
     def select(self, ids: list[str]) -> RowLosses:
-        """Give these rows, in this order."""
-        at = {row_id: index for index, row_id in enumerate(self.ids)}
-        picked = [at[row_id] for row_id in ids]
-        return RowLosses(ids, self.nats[picked], self.tokens[picked], self.bytes[picked])
+        """Return these rows, in this order."""
+        positions = {row_id: position for position, row_id in enumerate(self.ids)}
+        rows = [positions[row_id] for row_id in ids]
+        return RowLosses(ids, self.nats[rows], self.tokens[rows], self.bytes[rows])
 
 
 @dataclass
 class ComparedJob:
-    """A run folder, read.
+    """The content of a run folder, as far as the run has come.
 
     Attributes:
-        name: of the folder; with the folder above it where two are called the same.
-        state: as ``status.json`` says, or ``not started``, ``prepared``, ``unreadable``.
-        error: what stopped it, empty if nothing did.
+        name: of the folder, preceded by its parent's where two folders have the same name.
+        folder: of the run.
+        state: as in ``status.json``, or ``not started``, ``prepared``, ``unreadable``.
+        error: what stopped the run; empty if nothing did.
         config: as saved; empty when it cannot be read.
         axes: its values at the keys that differ between the jobs.
-        summary: of a finished run, else empty.
-        numbers: what is known of it so far, by the names of ``summary.json``.
+        summary: of a finished run; empty otherwise.
+        numbers: what is known so far, by the keys of ``summary.json``.
         events: lines of ``metrics.jsonl``.
         samples: lines of ``samples.jsonl``.
         fingerprint: of the held-out rows.
@@ -81,48 +81,50 @@ class ComparedJob:
 
     @property
     def is_judged(self) -> bool:
-        """Whether it is finished and has a held-out loss."""
+        """Whether the run has finished and has a held-out loss."""
         return self.state == FINISHED and is_number(self.summary.get("eval/loss"))
 
     def curve(self, name: str) -> Curve:
-        """Give (step, value) of every event that has the metric; NaN where it was not a number."""
-        found = [(event.get("step", 0), event[name]) for event in self.events if name in event]
-        return [(step, float(value) if is_number(value) else math.nan) for step, value in found]
+        """Return (step, value) of every event that has the metric; NaN where it is not a finite number."""
+        points = [(event.get("step", 0), event[name]) for event in self.events if name in event]
+        return [(step, float(value) if is_number(value) else math.nan) for step, value in points]
 
     def gaps(self) -> Curve:
-        """Give (epoch, gap): as measured, else above the mean training loss logged since the evaluation before."""
-        measured = [
-            (float(event.get("epoch") or 0), event["gap"]) for event in self.events if is_number(event.get("gap"))
-        ]
-        if len(measured) > 1:  # else the probe was measured at the end alone
+        """Return (epoch, gap) during training.
+
+        Where the gap was measured at the end alone, it is estimated at each evaluation: held-out loss minus
+        the mean training loss logged since the previous evaluation.
+        """
+        measured = [(_epoch(event), event["gap"]) for event in self.events if is_number(event.get("gap"))]
+        if len(measured) > 1:
             return measured
-        found, logged = [], list[float]()
+
+        estimates, train_losses = [], list[float]()
         for event in self.events:
             if is_number(event.get("train/loss")):
-                logged.append(event["train/loss"])
-            if is_number(event.get("eval/loss")) and logged:
-                found.append((float(event.get("epoch") or 0), event["eval/loss"] - sum(logged) / len(logged)))
-                logged = []
-        return found
+                train_losses.append(event["train/loss"])
+            if is_number(event.get("eval/loss")) and train_losses:
+                estimates.append((_epoch(event), event["eval/loss"] - sum(train_losses) / len(train_losses)))
+                train_losses = []
+        return estimates
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value from a run's files is a number to reckon with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _epoch(event: dict[str, Any]) -> float:
+    return float(event.get("epoch") or 0)
 
 
 def has_diverged(job: ComparedJob) -> bool:
-    """Whether its verdict is that training broke down."""
+    """Return whether the job's verdict is that training broke down."""
     return job.summary.get("verdict") == "diverged"
 
 
 def collect_jobs(paths: list[Path]) -> list[ComparedJob]:
-    """Read the jobs of sweep and run folders, in the order of their axes.
+    """Return the jobs of sweep and run folders, sorted by the values of their axes.
 
-    A job that cannot be read, or has not come far, is a job with what it has.
+    A job that has not finished, or that cannot be read, is returned with what its folder has.
 
     Raises:
-        FolderError: for a path that is no folder or holds no run folder.
+        FolderError: for a path that is no folder or contains no run folder.
     """
     folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path.absolute())))
     names = [folder.name for folder in folders]
@@ -140,7 +142,7 @@ def collect_jobs(paths: list[Path]) -> list[ComparedJob]:
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """Give the run folders that a path is or holds: a run, a sweep, or a folder of either."""
+    """Return the run folders at a path: of a run, a sweep, or a folder of either."""
     if not path.is_dir():
         raise FolderError(f"{path}: no such folder; compare takes sweep folders and run folders")
     if (path / "config.yaml").exists():

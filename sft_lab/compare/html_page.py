@@ -15,9 +15,10 @@ from urllib.parse import quote
 from sft_lab.compare import charts, claims, table
 from sft_lab.compare.axes import SEED, format_value, short_names, sort_values
 from sft_lab.compare.charts import JobMark
-from sft_lab.compare.collect import ComparedJob, is_number
+from sft_lab.compare.collect import ComparedJob
 from sft_lab.compare.palette import GRAY, Color, choose_colors
 from sft_lab.compare.scores import Measure
+from sft_lab.files import is_number
 from sft_lab.report.page import VERDICTS, environment
 from sft_lab.report.style import COLORS
 

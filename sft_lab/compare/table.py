@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare import claims
 from sft_lab.compare.axes import format_value, short_names
-from sft_lab.compare.collect import is_number
+from sft_lab.files import is_number
 from sft_lab.talk import console
 
 if TYPE_CHECKING:

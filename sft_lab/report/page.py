@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft_lab.files import write_text
+from sft_lab.files import is_number, write_text
 from sft_lab.folder import FINISHED, PREPARE, RUNNING
 from sft_lab.report import figures
 from sft_lab.report.figures import read, read_lines
@@ -123,42 +122,37 @@ def apart(text: object) -> str:
 
 def count(value: object) -> str:
     """A whole number with thousands apart; a dash for what is no number."""
-    return f"{value:,.0f}" if _is_number(value) else DASH
+    return f"{value:,.0f}" if is_number(value) else DASH
 
 
 def decimal(value: object, digits: int = 3) -> str:
     """A number with so many digits behind the point; a dash for what is no number."""
-    return f"{value:,.{digits}f}".replace("-", "−") if _is_number(value) else DASH
+    return f"{value:,.{digits}f}".replace("-", "−") if is_number(value) else DASH
 
 
 def short(value: object) -> str:
     """A number in three digits that count; a dash for what is no number."""
-    return f"{value:.3g}".replace("-", "−") if _is_number(value) else DASH
+    return f"{value:.3g}".replace("-", "−") if is_number(value) else DASH
 
 
 def share(part: object, whole: object) -> str:
     """A part of a whole in percent, or a dash where there is no whole."""
-    return f"{part / whole:.1%}" if _is_number(part) and _is_number(whole) and whole else DASH
+    return f"{part / whole:.1%}" if is_number(part) and is_number(whole) and whole else DASH
 
 
 def part(value: object, whole: object) -> str:
     """A part of a whole as a CSS length, never more than the whole."""
-    return f"{min(1.0, value / whole):.2%}" if _is_number(value) and _is_number(whole) and whole else "0"
+    return f"{min(1.0, value / whole):.2%}" if is_number(value) and is_number(whole) and whole else "0"
 
 
 def span(seconds: object) -> str:
     """A length of time, in the two largest units; a dash for what is no number."""
-    if not _is_number(seconds):
+    if not is_number(seconds):
         return DASH
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    """Whether a value from a run's files, where any may be missing or null, can be shown as a number."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _content(folder: RunFolder) -> dict[str, Any]:
@@ -257,8 +251,8 @@ def _measures(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, label, form in MEASURES:
         flat = name.replace("/", "_")
         values = [summary.get(key) for key in (f"base/{flat}", f"prompted/{flat}", name)]
-        if any(_is_number(value) for value in values):
-            found.append((label, *(form.format(value) if _is_number(value) else DASH for value in values)))
+        if any(is_number(value) for value in values):
+            found.append((label, *(form.format(value) if is_number(value) else DASH for value in values)))
     return found  # type: ignore[return-value]
 
 
