@@ -15,7 +15,7 @@ from sft_lab.cli import main
 from sft_lab.errors import SourceError
 from sft_lab.files import read_json
 from sft_lab.folder import RunFolder
-from sft_lab.jobs import world
+from sft_lab.jobs import accelerated, world
 from sft_lab.jobs.finished import open_run
 from sft_lab.store import Store
 
@@ -73,6 +73,8 @@ def test_every_named_file_is_hashed_copied_and_named_when_it_changes(here: Path,
         assert manifest["inputs"][key] == {"path": str(here / name), "sha256": sha256(here / name)}
         assert Path("run/inputs", key, name).read_bytes() == (here / name).read_bytes()
     assert inputs.changes(compose(words), manifest) == []
+    started = accelerated.command(compose(words), RunFolder(here / "run"), accelerated.Machine(0, "", 0))
+    assert str(here / "run/inputs/launch.config_file/ddp.yaml") in started
 
     for key, file in {**FILES, "model.name_or_path": "base/tokenizer_config.json"}.items():
         path = here / file
