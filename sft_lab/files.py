@@ -161,8 +161,10 @@ class HashingReader(io.RawIOBase):
     """Reads a file from its beginning and hashes what goes by, so that a big file is read once for both."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("rb", buffering=0)
         self._hash = hashlib.sha256()
+        self.opened_as = os.fstat(self._file.fileno())
 
     def readable(self) -> bool:
         return True
@@ -178,9 +180,27 @@ class HashingReader(io.RawIOBase):
             pass
         return self._hash.hexdigest()
 
+    def rewound(self) -> io.FileIO:
+        """Read what is left, and return the same opened file from its beginning, to be read in any order."""
+        self.sha256()
+        self._file.seek(0)
+        return self._file
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is what it was when it was opened, and the path still leads to it."""
+        try:
+            now = (os.fstat(self._file.fileno()), self._path.stat())
+        except OSError:
+            return False
+        return all(_state(state) == _state(self.opened_as) for state in now)
+
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _state(state: os.stat_result) -> tuple[int, ...]:
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def digest(content: object) -> str:

@@ -79,7 +79,9 @@ def sha256(run: Run, store: Store, files: list[Path]) -> str:
     if not files:
         raise FileNotFoundError("no such file")
     read = contents(run)
-    hashes = [hashlib.sha256(read[file]).hexdigest() if file in read else store.noted_sha256(file) for file in files]
+    unread = [file for file in files if file not in read]
+    of_unread = dict(zip(unread, store.sha256_of(unread), strict=True))
+    hashes = [of_unread.get(file) or hashlib.sha256(read[file]).hexdigest() for file in files]
     return hashes[0] if len(hashes) == 1 else digest(hashes)
 
 

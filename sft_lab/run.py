@@ -183,6 +183,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """Everything of the saved config that changes the result."""
         found = {name: value for name, value in self.saved().items() if name not in NOT_IDENTITY}
+        found["dataset"] = {name: value for name, value in found["dataset"].items() if name != "max_record_mb"}
         # A step takes as many batches as there are processes; how they share the work changes no result.
         return found | ({"num_processes": self.launch.num_processes} if self.launch.num_processes > 1 else {})
 

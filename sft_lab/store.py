@@ -15,14 +15,14 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sft_lab.errors import FolderError, SourceError
-from sft_lab.files import digest, read_json, sha256_file, write_json, write_text
+from sft_lab.files import HashingReader, digest, read_json, write_json, write_text
 from sft_lab.locks import distrust, file_lock, holding
 
 RECIPE = "recipe.json"
@@ -68,7 +68,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._hashes: dict[Path, str] = {}
-        self._noted: dict[Path, str] = {}
+        self._read_as: dict[Path, os.stat_result] = {}  # what the file system said of files that this process read
+        self._answers: dict[str, Any] = {}
         self._whole: set[Path] = set()  # entries whose bytes this process has looked at
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
@@ -149,49 +150,67 @@ class Store:
             return None
         return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
 
+    def once(self, question: str, answer: Callable[[], Any]) -> Any:
+        """Return what ``answer`` gave when the question first came up: in one run the world outside does not change."""
+        if question not in self._answers:
+            self._answers[question] = answer()
+        return self._answers[question]
+
     def sha256(self, file: Path) -> str:
-        """SHA-256 of a file's bytes, which are read only if they are not known.
+        """SHA-256 of a file's bytes, which are read only if they are not known."""
+        return self.sha256_of([file])[0]
+
+    def sha256_of(self, files: Sequence[Path]) -> list[str]:
+        """Return SHA-256 of each file's bytes, which are read only if they are not known.
 
         A store remembers what it was told of a file for as long as it is open: to a run a file is what it was when it
         was read, even if it changes on the way.
-        """
-        known = self.known_sha256(file)
-        if known is None:
-            before = file.stat()
-            known = sha256_file(file)
-            self.remember_sha256(file, before, known)
-        return known
-
-    def noted_sha256(self, file: Path) -> str:
-        """Return ``sha256`` for a manifest: another content of the file is refused from now on."""
-        return self._noted.setdefault(file, self.sha256(file))
-
-    def known_sha256(self, file: Path) -> str | None:
-        """The hash of a file that was read before and has not been touched since; None when it must be read."""
-        if file not in self._hashes:
-            place = self.root / "file" / digest(_file_recipe(file, file.stat()))[:32]
-            if self._complete(place):
-                self._hashes[file] = (place / "sha256").read_text()
-        return self._hashes.get(file)
-
-    def remember_sha256(self, file: Path, before: os.stat_result, value: str) -> None:
-        """Remember a file's hash.
-
-        Args:
-            file: whose bytes were read.
-            before: what the file system said of it before they were.
-            value: 64 hex digits.
 
         Raises:
-            SourceError: if another one is noted, so that parts of a run would go by two contents.
+            SourceError: if one changes while it is read.
         """
-        if self._noted.get(file, value) != value:
+        if not self.know_sha256(files):
+            for file in files:
+                if file not in self._hashes:
+                    self._read_for_hash(file)
+            self.keep_sha256(files)
+        return [self._hashes[file] for file in files]
+
+    def _read_for_hash(self, file: Path) -> None:
+        with HashingReader(file) as raw:
+            self.remember_sha256(file, raw)
+
+    def know_sha256(self, files: Sequence[Path]) -> bool:
+        """Whether the hashes of files are known: they were read before, together, and none was touched since."""
+        if not all(file in self._hashes for file in files):
+            place = (
+                self.root / "file" / digest({"stage": "file", **_recipe_of_files(files, map(Path.stat, files))})[:32]
+            )
+            if self._complete(place):
+                self._hashes |= dict(zip(files, (place / "sha256").read_text().split(), strict=True))
+        return all(file in self._hashes for file in files)
+
+    def remember_sha256(self, file: Path, raw: HashingReader) -> None:
+        """Read a file to its end and remember its hash for as long as this store is open.
+
+        Raises:
+            SourceError: if it changed between its first byte and its last, or since this run first looked at it.
+        """
+        value = raw.sha256()
+        if not raw.is_unchanged():
+            raise SourceError(f"{file}: changed while it was read; start again when nothing writes to it")
+        if self._hashes.setdefault(file, value) != value:
             raise SourceError(f"{file}: has changed since this run looked at it first; start again")
-        self._hashes[file] = value
-        if time.time() - max(before.st_mtime, before.st_ctime) > FRESH:
-            recipe = _file_recipe(file, before)
-            del recipe["stage"]
-            self.entry("file", recipe, lambda folder: write_text(folder / "sha256", value))
+        self._read_as[file] = raw.opened_as
+
+    def keep_sha256(self, files: Sequence[Path]) -> None:
+        """Keep the hashes of files that were read together: one entry, however many there are."""
+        if not all(file in self._read_as for file in files):
+            return
+        states = [self._read_as[file] for file in files]
+        if time.time() - max(max(state.st_mtime, state.st_ctime) for state in states) > FRESH:
+            text = "\n".join(self._hashes[file] for file in files)
+            self.entry("file", _recipe_of_files(files, states), lambda folder: write_text(folder / "sha256", text))
 
     def check(self, *, several_machines: bool = False) -> list[str]:
         """Refuse a file system that keeps no locks: two processes would write one entry, and readers see half of it.
@@ -318,9 +337,8 @@ class StoreView(Store):
             raise NotStored(stage, name)
         return self.entry(stage, known, compute)
 
-    def remember_sha256(self, file: Path, before: os.stat_result, value: str) -> None:  # noqa: ARG002
-        """Remember for as long as this view lives."""
-        self._hashes[file] = value
+    def keep_sha256(self, files: Sequence[Path]) -> None:
+        """Write nothing."""
 
     def _present(self, place: Path) -> bool:
         return (place / RECIPE).exists()
@@ -374,7 +392,12 @@ def _is_linked(folder: Path) -> bool:
 def _file_recipe(file: Path, found: os.stat_result) -> dict[str, Any]:
     # The time of the last change of any kind (ctime) cannot be set back, as that of the content (mtime) can.
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
-    return {"stage": "file", "path": str(file), "size": found.st_size, "inode": found.st_ino, **times}
+    return {"path": str(file), "size": found.st_size, "inode": found.st_ino, **times}
+
+
+def _recipe_of_files(files: Sequence[Path], states: Iterable[os.stat_result]) -> dict[str, Any]:
+    recipes = [_file_recipe(file, state) for file, state in zip(files, states, strict=True)]
+    return recipes[0] if len(recipes) == 1 else {"files": digest(recipes)}
 
 
 def _move_all(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sft_lab import compose, inputs
 from sft_lab.cli import main
 from sft_lab.errors import SourceError
-from sft_lab.files import read_json
+from sft_lab.files import HashingReader, read_json
 from sft_lab.folder import RunFolder
 from sft_lab.jobs import accelerated, world
 from sft_lab.jobs.finished import open_run
@@ -128,10 +128,10 @@ def test_a_file_that_changes_after_the_first_look_is_refused(here: Path) -> None
     """Benchmarks and questions are hashed for the manifest before they are read: two contents are no run."""
     file = talks(here / "rows.jsonl", ["a"])
     store = Store(here / "store")
-    store.noted_sha256(file)
+    store.sha256(file)
     talks(file, ["b"])
     with pytest.raises(SourceError, match=r"rows\.jsonl: has changed since this run looked at it first"):
-        store.remember_sha256(file, file.stat(), sha256(file))
+        store.remember_sha256(file, HashingReader(file))
 
 
 @pytest.fixture

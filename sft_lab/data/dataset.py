@@ -86,6 +86,7 @@ class Dataset(abc.ABC):
     on_error: OnError = OnError.fail
     shuffle_seed: int | None = None
     limit: int | None = field(default=None, metadata={"changes_result": False})  # applied by the split
+    max_record_mb: float = field(default=64.0, metadata={"changes_result": False})  # stops a run, changes no row
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -96,6 +97,8 @@ class Dataset(abc.ABC):
             self.shuffle_seed,
             "at least 0, or null for the order of the source",
         )
+        limit = "above 0 and at most 2047, in MiB"
+        require(0 < self.max_record_mb <= 2047, "max_record_mb", self.max_record_mb, limit)
         refuse_columns(self.columns)
 
     @abc.abstractmethod
@@ -139,6 +142,8 @@ class Dataset(abc.ABC):
 
         from sft_lab.rows import Rows, Selection, load_table
 
+        if held_out is not None:
+            held_out.max_record_mb = self.max_record_mb
         sources = [self] if held_out is None else [self, held_out]
 
         def recipe() -> dict[str, Any] | None:

@@ -48,10 +48,10 @@ class Ingredient:
         refuse_columns(self.columns)
         self.path = None if self.path is None else saved_path(self.path)
 
-    def source(self, on_error: OnError) -> Dataset:
+    def source(self, on_error: OnError, max_record_mb: float) -> Dataset:
         """Give the source by itself."""
         if self.path is not None:
-            return File(self.format, self.columns, on_error=on_error, path=self.path)
+            return File(self.format, self.columns, on_error=on_error, max_record_mb=max_record_mb, path=self.path)
         hub = (self.name or "", self.config, self.split, self.eval_split, self.revision)
         return Hub(self.format, self.columns, on_error=on_error, **dict(zip(_HUB, hub, strict=True)))  # type: ignore[arg-type]
 
@@ -84,7 +84,7 @@ class Mixture(Dataset):
 
     def parts(self) -> dict[str, Dataset]:
         """Every source by its name."""
-        return {name: one.source(self.on_error) for name, one in self.sources.items()}
+        return {name: one.source(self.on_error, self.max_record_mb) for name, one in self.sources.items()}
 
     def check(self) -> list[str]:
         """Every source is well."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import datetime
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import sys
@@ -22,7 +24,7 @@ from sft_lab import store
 from sft_lab.bench import Bench
 from sft_lab.data.dataset import LeadingAssistant, Loaded, OnError, Turns
 from sft_lab.data.mixture import Ingredient, Mixture
-from sft_lab.data.sources import File
+from sft_lab.data.sources import File, Hub
 from sft_lab.data.split import Hash
 from sft_lab.errors import ConfigError, SourceError
 from sft_lab.store import Store
@@ -320,6 +322,131 @@ def test_a_file_that_changes_while_it_is_read_is_refused(bench: Bench, tmp_path:
         load(bench, path)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
+@pytest.mark.parametrize("replaced", [True, False])
+def test_rows_never_stand_under_the_hash_of_other_bytes(
+    bench: Bench, tmp_path: Path, monkeypatch: Any, name: str, replaced: bool
+) -> None:
+    """Another process replaces the file, or writes into it, between the first byte and the last row."""
+    path = save(QUESTIONS, tmp_path / name)
+    other = save([{**row, "answer": "other"} for row in QUESTIONS], tmp_path / f"other-{name}")
+    turned: list[str] = []
+
+    def at_first_row(event: str, arguments: Any) -> None:
+        if event == "open" and str(arguments[0]) == str(path) and not turned:
+            turned.append(name)
+            monkeypatch.setattr("os.fstat", changing)
+
+    fstat = os.fstat
+
+    def changing(handle: int) -> os.stat_result:  # called as soon as the file is open
+        monkeypatch.setattr("os.fstat", fstat)
+        before = fstat(handle)
+        other.replace(path) if replaced else path.write_bytes(other.read_bytes())
+        return before
+
+    sys.addaudithook(at_first_row)
+    with pytest.raises(SourceError, match=f"{name}: changed while it was read"):
+        load(bench, path)
+    assert list(bench.store.listing()) == []
+    assert set(load(Bench(Store(bench.store.root)), path).rows.column("answer")) == {"other"}
+
+
+def test_a_file_read_twice_by_a_run_has_one_content(bench: Bench, tmp_path: Path) -> None:
+    path = save(QUESTIONS, tmp_path / "a.parquet")
+    load(bench, path)
+    save(QUESTIONS[:3], path)
+    with pytest.raises(SourceError, match="changed since this run looked at it first"):
+        load(bench, path, turns=Turns.all)
+
+
+def test_the_files_of_a_glob_are_listed_once_in_a_run(bench: Bench, tmp_path: Path) -> None:
+    """A file that comes to lie beside the others while they are read is in neither rows nor key."""
+    save(QUESTIONS[:2], tmp_path / "a.jsonl")
+    source = File(path=str(tmp_path / "*.jsonl"))
+    key = source.fingerprint(bench.store)
+    save(QUESTIONS[2:4], tmp_path / "b.jsonl")
+    assert len(source(bench).rows) == 2
+    assert source.fingerprint(bench.store) == key
+    assert len(source(Bench(Store(bench.store.root))).rows) == 4
+
+
+@pytest.mark.parametrize("name", ["me/set", "set", "json"])
+def test_a_hub_name_is_never_a_local_path(bench: Bench, tmp_path: Path, monkeypatch: Any, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    save(QUESTIONS, tmp_path / name / "train.jsonl")
+    save(QUESTIONS, tmp_path / "train.json")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=f"dataset.name={name}"):
+        Hub(name=name, revision="a" * 40)(bench)
+    assert list(bench.store.listing()) == []
+
+
+def test_many_files_take_seconds(bench: Bench, tmp_path: Path, monkeypatch: Any) -> None:
+    """Each file's hash as an entry of its own took 13 ms; all files of a glob are one entry."""
+    monkeypatch.setattr(store, "FRESH", -1.0)
+    for number in range(300):
+        save(QUESTIONS[:1], tmp_path / f"{number}.jsonl")
+    load(bench, tmp_path / "*.jsonl")
+    assert [entry.stage for entry in bench.store.listing()] == ["file", "load"]
+    opened: list[str] = []
+    sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
+    assert len(load(Bench(Store(bench.store.root)), tmp_path / "*.jsonl").rows) == 300
+    assert [path for path in opened if path.endswith(".jsonl")] == []
+
+
+def test_a_folder_with_brackets_is_a_name_and_links_lead_nowhere_twice(bench: Bench, tmp_path: Path) -> None:
+    inside = tmp_path / "[proj]" / "in"
+    inside.mkdir(parents=True)
+    save(QUESTIONS[:2], inside / "a.jsonl")
+    (inside / "loop").symlink_to("..")
+    (inside / "again").symlink_to(".")
+    (inside / "b.jsonl").symlink_to("a.jsonl")
+    for pattern in ("[proj]/**/*.jsonl", "[proj]/in/?.jsonl", "*proj?/in/[a-b].jsonl", "[proj]/**/in/*.jsonl"):
+        assert len(load(bench, tmp_path / pattern).rows) == 2, pattern
+    assert File(path=str(tmp_path / "[q]" / "*.jsonl")).check()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.bz2", "a.jsonl.xz", "a.json.xz", "a.csv.gz"])
+def test_packed_files(bench: Bench, tmp_path: Path, name: str) -> None:
+    plain = save(QUESTIONS, tmp_path / name.rpartition(".")[0]).read_bytes()
+    pack = {"bz2": bz2.compress, "xz": lzma.compress, "gz": gzip.compress}[name.rpartition(".")[2]]
+    (tmp_path / name).write_bytes(pack(plain))
+    assert load(bench, tmp_path / name).selection.ids == load(bench, tmp_path / name.rpartition(".")[0]).selection.ids
+    (tmp_path / name).write_bytes(pack(plain)[:-9])
+    with pytest.raises(SourceError, match=f"{name}: cannot be read to its end"):
+        load(Bench(Store(bench.store.root)), tmp_path / name)
+    misnamed = tmp_path / "b.jsonl"
+    misnamed.write_bytes(pack(plain))
+    with pytest.raises(SourceError, match=rf"packed as \.{name.rpartition('.')[2]}; call it b\.jsonl\."):
+        load(bench, misnamed)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(bench: Bench, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.csv":
+        path.write_text("prompt,completion,completion\nHi?,Hello.,a note\n")
+    else:
+        columns = [pa.array([text]) for text in ("Hi?", "Hello.", "a note")]
+        pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "completion", "completion"]), path)
+    for on_error in OnError:
+        with pytest.raises(SourceError, match="more than one column named completion"):
+            load(bench, path, on_error=on_error)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_line_longer_than_any_record_is_named(bench: Bench, tmp_path: Path, caplog: Any, name: str) -> None:
+    long = {"question": "Long?", "answer": "x" * 5000}
+    path = save([QUESTIONS[0], long, QUESTIONS[2]], tmp_path / name)
+    number = 4 if name == "a.csv" else 2  # the first answer holds a line break
+    with pytest.raises(SourceError, match=rf"{name}, line {number}: longer than dataset.max_record_mb=0.001"):
+        load(bench, path, max_record_mb=0.001)
+    caplog.set_level("WARNING", "sft_lab")
+    assert outcomes(load(bench, path, max_record_mb=0.001, on_error=OnError.skip)) == ["kept", "unreadable", "kept"]
+    assert len(load(Bench(Store(bench.store.root / "b")), path).rows) == 3
+
+
 def test_a_file_is_read_once_for_its_rows_and_its_fingerprint(bench: Bench, tmp_path: Path, monkeypatch: Any) -> None:
     path = save(QUESTIONS, tmp_path / "a.jsonl")
     long_ago = path.stat().st_mtime - 60
@@ -340,10 +467,11 @@ def test_a_hash_is_known_to_other_processes_once_the_file_is_no_longer_fresh(
     monkeypatch.setattr(store, "FRESH", -1.0)
     value = bench.store.sha256(path)
     another = Store(bench.store.root)
-    assert another.known_sha256(path) == value == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert another.know_sha256([path])
+    assert another.sha256(path) == value == hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_text("other")
-    assert another.known_sha256(path) == value  # an open store goes by what was read
-    assert Store(bench.store.root).known_sha256(path) is None
+    assert another.sha256(path) == value  # an open store goes by what was read
+    assert not Store(bench.store.root).know_sha256([path])
 
 
 def test_a_seed_shuffles_the_rows_and_moves_none_to_the_other_side(bench: Bench, tmp_path: Path) -> None:
@@ -561,4 +689,4 @@ def test_a_group_that_is_no_column_is_an_error_that_lists_them(bench: Bench, wri
     with pytest.raises(SourceError, match=r"dataset.group=topics: .*\['question', 'answer', 'topic'\]"):
         load(bench, write({**QUESTIONS[0], "topic": "a"}), group="topics")
     with pytest.raises(SourceError, match="not every id"):
-        load(bench, write(*numbered("a_1", "b")), group="id_prefix")
+        load(bench, write(*numbered("a_1", "b"), name="others.jsonl"), group="id_prefix")
