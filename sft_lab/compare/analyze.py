@@ -104,9 +104,8 @@ class Comparison:
     @property
     def winner(self) -> Setting | None:
         """The setting that may be called better than every other; None where chance may explain its lead."""
-        differences = [setting.from_best for setting in self.settings[1:]]
-        is_ahead = all(one is not None and one.claim in WINNING_CLAIMS for one in differences)
-        return self.settings[0] if differences and is_ahead else None
+        claims = [setting.from_best and setting.from_best.claim for setting in self.settings[1:]]
+        return self.settings[0] if claims and all(claim in WINNING_CLAIMS for claim in claims) else None
 
 
 def analyze(jobs: list[ComparedJob]) -> Comparison:
@@ -173,7 +172,7 @@ def _rank(comparison: Comparison, judged: list[ComparedJob]) -> Comparison:
         [np.array([losses[job.name] for job in setting.jobs]) for setting in settings],
         _prior_share(settings[0].jobs[0]),
     )
-    steady = [job for job in jobs if not has_diverged(job)]  # one broken run would be the mean of its value
+    steady = [job for job in jobs if not has_diverged(job)]  # a broken run would dominate the mean of its value
     return replace(
         comparison,
         settings=_measure_from_best(settings, common, spread),

@@ -148,9 +148,9 @@ def _run_folders(path: Path) -> list[Path]:
     if (path / "config.yaml").exists():
         return [path]
     for pattern in ("*/config.yaml", "*/*/config.yaml"):
-        found = sorted(file.parent for file in path.glob(pattern))
-        if found := [folder for folder in found if not _REPLACED.search(folder.name)]:
-            return found
+        folders = sorted(file.parent for file in path.glob(pattern))
+        if folders := [folder for folder in folders if not _REPLACED.search(folder.name)]:
+            return folders
     raise FolderError(f"{path}: holds no run folder (none with a config.yaml); compare takes sweep and run folders")
 
 

@@ -322,11 +322,11 @@ def _samples(comparison: Comparison, marks: _JobMarks) -> list[dict[str, Any]]:
 
 def _base_cards(sample: dict[str, Any], cards: list[SampleCard], axes: str) -> list[SampleCard]:
     """Return the answers of a sample's base model that no card has yet."""
-    shown = [(card.kind, card.text) for card in cards]
+    known = [(card.kind, card.text) for card in cards]
     return [
         SampleCard(kind, label, axes, sample[kind])
         for kind, label in BASE_LABELS.items()
-        if kind in sample and (kind, sample[kind]) not in shown
+        if kind in sample and (kind, sample[kind]) not in known
     ]
 
 
