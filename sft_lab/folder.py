@@ -65,6 +65,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
         self.queued = path / "queued.json"  # where the job lies in another's queue
+        self.output = path / "output.log"  # what a process of its own printed
+        self.wandb = path / "wandb"  # W&B's own files; it puts links to its log elsewhere among them
         self._lock = path / LOCK
         self._claimed: BaseFileLock | None = None
 
@@ -165,19 +167,22 @@ class RunFolder:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def refuse_links(self) -> None:
-        """Refuse links out of the folder before anything is written: a stranger's could lead anywhere.
+        """Refuse to work where a link would lead reading or writing out of the folder: a stranger's, anywhere.
+
+        Only the paths of a run are looked at. What a user or W&B has put beside or below them is not ours to judge.
 
         Raises:
             FolderError: naming the link and where it leads.
         """
         root = self.path.resolve()
-        for here, folders, files in os.walk(self.path):
-            for path in (Path(here, name) for name in (*folders, *files)):
-                if path.is_symlink() and not (leads := path.resolve()).is_relative_to(root):
-                    raise FolderError(
-                        f"{path}: is a link out of the run folder, to {leads}; nothing is written through it; "
-                        "remove it, or put the whole run folder there with hydra.run.dir or hydra.sweep.dir"
-                    )
+        trees = [self.figures, self.model, self.merged, self.dataset, self.checkpoints]
+        files = [path for path in vars(self).values() if isinstance(path, Path) and path not in (self.path, *trees)]
+        for path in (*files, *trees, *(below for tree in trees for below in tree.rglob("*"))):
+            if path.is_symlink() and not (target := path.resolve()).is_relative_to(root):
+                raise FolderError(
+                    f"{path}: is a link out of the run folder, to {target}; nothing is read or written through it; "
+                    "remove it, or put the whole run folder there with hydra.run.dir or hydra.sweep.dir"
+                )
 
     def is_held(self) -> bool:
         """Whether a process works in the folder at this moment."""
