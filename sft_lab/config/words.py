@@ -70,8 +70,7 @@ def parse(overrides: list[str]) -> list[Override]:
             words += parser.parse_overrides([quote_text(_quoted(_spelled(text)))])
             _refuse_group_value(words[-1])
         except HydraException as error:
-            remedy = "quote it, \"key='a=b'\", if it holds = , ( { [ or a space" if "=" in text else "write key=value"
-            problems.append(f"{text}: no override in Hydra's grammar ({first_line(error)}); {remedy}")
+            problems.append(f"{text}: no override in Hydra's grammar ({first_line(error)}); {_remedy(text)}")
         except ConfigError as error:
             problems.append(str(error))
         except ValueError:  # Python reads no whole number of more than 4300 digits
@@ -79,6 +78,13 @@ def parse(overrides: list[str]) -> list[Override]:
     if problems:
         raise all_problems(problems)
     return words
+
+
+def _remedy(text: str) -> str:
+    key, sign, value = text.partition("=")
+    if value.startswith("~"):
+        return f'the shell expands no ~ behind key=; write "{key}=$HOME{value[1:]}"'
+    return "quote it, \"key='a=b'\", if it holds = , ( { [ or a space" if sign else "write key=value"
 
 
 # A text in quotes, or a bare one: up to what the grammar reads as a sign.

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.bench import Bench, result_params
-from sft_lab.data.formats import TEXT, Format, Reader, Turn, Unreadable, find_reader, without_surrogates
+from sft_lab.data.formats import (
+    TEXT,
+    Format,
+    Reader,
+    Turn,
+    Unreadable,
+    Watched,
+    find_reader,
+    without_surrogates,
+)
 from sft_lab.errors import SourceError, require
 from sft_lab.files import digest, read_json, write_json
 from sft_lab.plugins import version_of
@@ -75,7 +84,7 @@ class Loaded:
 class Dataset(abc.ABC):
     """What every source has: how its records are read."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs_answers: ClassVar[bool] = True
 
     format: Format = Format.auto
@@ -160,6 +169,9 @@ class Dataset(abc.ABC):
         entry = bench.note(bench.store.entry_once_read("load", name, recipe, compute))
         table = load_table(entry.path)
         told = read_json(entry.path / "load.json")
+        if unread := told["unread"]:
+            named = ", ".join(f"`{name}` in {count:,} row{'s' * (count > 1)}" for name, count in unread.items())
+            bench.notice(f"load: not read: {named}; docs/data.md has what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)
         return Loaded(rows, Selection.load(entry.path), told["grouped_by"], told["groups"])
 
@@ -185,6 +197,7 @@ def _load(dataset: Dataset, held_out: Dataset | None, store: Store, folder: Path
     reasons: list[str] = []
     rows: list[Record] = []
     rules: list[str] = []
+    unread = Counter[str]()
     parts = [(name, part, None) for name, part in dataset.parts().items()]
     for name, part, split in [*parts, *([("", held_out, HELD_OUT)] if held_out else [])]:
         read = _Part(name, part, dataset, split, first=len(ids))
@@ -192,6 +205,7 @@ def _load(dataset: Dataset, held_out: Dataset | None, store: Store, folder: Path
         ids += read.ids
         reasons += read.reasons
         rows += read.rows
+        unread += read.unread
         rules += [read.grouped_by] if read.rows else []
     if dataset.shuffle_seed is not None:
         rows = [rows[index] for index in np.random.default_rng(dataset.shuffle_seed).permutation(len(rows))]
@@ -200,7 +214,7 @@ def _load(dataset: Dataset, held_out: Dataset | None, store: Store, folder: Path
     Selection(ids, reasons, np.full(len(ids), np.nan, np.float32), [""] * len(ids)).save(folder)
     grouped_by = "+".join(dict.fromkeys(rules))
     groups = len({row["group"] for row in rows})
-    write_json(folder / "load.json", {"grouped_by": grouped_by, "groups": groups})
+    write_json(folder / "load.json", {"grouped_by": grouped_by, "groups": groups, "unread": dict(unread)})
 
 
 class _Part:
@@ -220,6 +234,7 @@ class _Part:
         self.reasons: list[str] = []
         self.rows: list[Record] = []
         self.grouped_by = ""
+        self.unread = Counter[str]()  # rows by the field that holds something and is not read
 
     def __call__(self, store: Store) -> None:
         part, whole = self._part, self._whole
@@ -239,7 +254,10 @@ class _Part:
                 f"dataset.group={group}: must be auto, id_prefix, content or a column of the source; it has {found}"
             )
         for position, (split, record) in enumerate(raw, start=self._first):
-            turns, reason = _read_turns(reader, record)
+            watched = Watched(record) if record else None
+            turns, reason = _read_turns(reader, watched)
+            if watched and not reason:
+                self.unread.update(watched.unread() - {"id", group})
             # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
             self.ids.append(f"{position}-{reason or digest(turns)[:12]}")
             try:
@@ -276,7 +294,9 @@ def _read_turns(reader: Reader, record: Record | None) -> tuple[list[Turn], str]
     """Give a record's turns, or none and the reason."""
     try:
         return (reader(record), "") if record else ([], "unreadable")
-    except (Unreadable, KeyError):
+    except Unreadable as error:
+        return [], error.reason
+    except KeyError:
         return [], "unreadable"
 
 

@@ -6,6 +6,7 @@ Each reader takes one raw record (a dict) and answers its turns as ``(role, text
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -23,7 +24,7 @@ ROLES = {
 }
 ROLE_KEYS = ("from", "role", "user")
 TEXT_KEYS = ("value", "text", "content")
-CONVERSATION_KEYS = ("conversations", "conversation", "messages")
+CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 PROMPT_COLUMNS = ("prompt", "question", "instruction")
 TEXT = "text"  # the role of a row that is no conversation
 
@@ -42,7 +43,45 @@ class Format(Enum):
 
 
 class Unreadable(Exception):
-    """This record is not of the format."""
+    """This record is not of the format.
+
+    Attributes:
+        reason: of the dropped row.
+    """
+
+    def __init__(self, reason: str = "unreadable") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Watched(dict[str, Any]):
+    """A record, or a turn of one, that remembers which of its fields a reader looked at."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self._read: set[str] = set()
+        self._turns: list[Watched] = []
+
+    def __getitem__(self, key: str) -> Any:
+        self._read.add(key)
+        value = super().__getitem__(key)
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = [Watched(item) if isinstance(item, dict) else item for item in value]
+            self._turns += [item for item in value if isinstance(item, Watched)]
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a field's value as ``[]`` does."""
+        return self[key] if key in self else default  # noqa: SIM401 - get is defined by []
+
+    def unread(self) -> set[str]:
+        """Return the fields that hold something and were not looked at; those of turns as ``[].name``."""
+        own = {key for key in self.keys() - self._read if self._holds_something(super(Watched, self).get(key))}
+        return own.union(*({f"[].{name.removeprefix('[].')}" for name in turn.unread()} for turn in self._turns))
+
+    @staticmethod
+    def _holds_something(value: Any) -> bool:
+        return value not in (None, "", [], {})
 
 
 def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str], *, needs_answers: bool = True) -> Reader:
@@ -130,7 +169,7 @@ def _text(value: Any) -> str:
         if len(parts) == len(value) and all(isinstance(part, str) for part in parts):
             return "\n".join(parts)  # type: ignore[arg-type]
     if not isinstance(value, str):
-        raise Unreadable
+        raise Unreadable("nan_for_text" if isinstance(value, float) and math.isnan(value) else "unreadable")
     return without_surrogates(value)
 
 
@@ -227,7 +266,7 @@ COLUMNS_OF: dict[Format, list[tuple[str, ...]]] = {
 }
 READERS: dict[Format, Reader] = {
     Format.messages: _conversation,
-    Format.sharegpt: _conversation,
+    Format.sharegpt: lambda record: _turns(_one_of(record, ("conversations", "conversation", "messages"))),
     Format.alpaca: _alpaca,
     Format.prompt_completion: _prompt_completion,
     Format.question_answer: _question_answer,

@@ -177,7 +177,9 @@ class Preparation:
                 for stage in self.flow.stages
                 if stage["dropped"]
             )
-            raise JobError(f"no training row is left ({went}); loosen what took most, or give more rows")
+            most = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))["stage"]
+            remedy = "choose another template with template=..." if most == "template" else "loosen what took most"
+            raise JobError(f"no training row is left ({went}); {remedy}, or give more rows")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
         probe = self._ready(template, probe_rows, None, loss_on_all=False, whole=None if self._loss_on_all else whole)
         return Prepared(

@@ -120,6 +120,10 @@ class Split(abc.ABC):
         """Whether there are held-out rows at all."""
         return True
 
+    def remedy(self) -> str:
+        """Return what a user can do about too few held-out rows."""
+        return "give more held-out rows, or lower split.min_eval_rows"
+
     def source(self) -> Dataset | None:
         """The source of the held-out rows, where they have one of their own."""
         return None
@@ -166,8 +170,7 @@ class Split(abc.ABC):
             unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
             raise ConfigError(
                 f"split.min_eval_rows={self.min_eval_rows}: only {len(sides.held_out)} held-out rows can be used "
-                f"({len(held_out_rows)} of {len(rows)} rows are held out{unused}); raise split.eval_share, to 0.2 "
-                "say, give more rows, or set split.eval_share=0 to train without held-out rows"
+                f"({len(held_out_rows)} of {len(rows)} rows are held out{unused}); {self.remedy()}"
             )
         return sides
 
@@ -225,6 +228,13 @@ class Hash(Split):
         """No held-out rows at a share of 0."""
         return self.eval_share > 0
 
+    def remedy(self) -> str:
+        """A larger share, or none."""
+        return (
+            "raise split.eval_share, to 0.2 say, give more rows, or set split.eval_share=0 to train without held-out "
+            "rows"
+        )
+
     def is_held_out(self, rows: Rows) -> np.ndarray:
         """A row is held out iff its group's hash lies below the share."""
         return _places(rows) < self.eval_share
@@ -281,6 +291,10 @@ class FromFile(Split):
     def check(self) -> list[str]:
         """The file is there and of a kind that can be read."""
         return [*super().check(), *(f"split.{found.removeprefix('dataset.')}" for found in self.source().check())]
+
+    def remedy(self) -> str:
+        """More rows in the file."""
+        return f"give more rows in split.path={self.path}, or lower split.min_eval_rows"
 
     def is_held_out(self, rows: Rows) -> np.ndarray:
         """A row is held out iff it comes from the file."""

@@ -690,3 +690,22 @@ def test_a_group_that_is_no_column_is_an_error_that_lists_them(bench: Bench, wri
         load(bench, write({**QUESTIONS[0], "topic": "a"}), group="topics")
     with pytest.raises(SourceError, match="not every id"):
         load(bench, write(*numbered("a_1", "b"), name="others.jsonl"), group="id_prefix")
+
+
+def test_fields_that_are_not_read_are_named_once_with_their_rows(bench: Bench, write: Any) -> None:
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello.", "weight": 0}]
+    record = {"messages": turns, "conversations": talk("u Old?", "a Old.")["conversations"], "score": 0.5, "empty": ""}
+    for _ in range(2):  # computed, then stored
+        again = Bench(bench.store)
+        loaded = load(again, write(record, record))
+        assert loaded.rows.column("prompt") == ["Hi?", "Hi?"]
+        (notice,) = again.notices
+        for words in ("`score` in 2 rows", "`conversations` in 2 rows", "`[].weight` in 2 rows"):
+            assert words in notice
+        assert "empty" not in notice
+
+
+def test_nan_where_text_belongs_is_a_cause_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "nan.jsonl"
+    path.write_text('{"prompt": "Hi?", "completion": NaN}\n{"prompt": "Hi?", "completion": "Hello."}\n')
+    assert outcomes(load(bench, path)) == ["nan_for_text", "kept"]
