@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sft_lab.config import compose
+    from sft_lab.config.compose import compose
     from sft_lab.run import Run
 
 __all__ = ["Run", "compose"]

@@ -13,7 +13,7 @@ from sft_lab.data.sources import File
 from sft_lab.errors import ConfigError, SftLabError
 from sft_lab.files import digest, write_bytes
 from sft_lab.launchers import CONFIGS
-from sft_lab.training.model_files import loaded_files
+from sft_lab.model_files import loaded_files
 
 if TYPE_CHECKING:
     from sft_lab.data.filters import Filter

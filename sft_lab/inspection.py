@@ -12,6 +12,7 @@ import numpy as np
 
 from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
 from sft_lab.dedup import look
+from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.neighbors import GraphDedup
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.files import read_json, write_json, write_text
@@ -48,9 +49,8 @@ def write(folder: RunFolder, run: Run, data: Prepared, bench: Bench) -> None:
         **_extremes(after, bench),
     }
     write_json(folder.data, found)
-    pairs = near["pairs"]
-    if pairs["dropped"] or pairs["kept"]:
-        write_text(folder.review, _review(pairs))
+    if near["thresholds"]:  # without any pair the file has its columns alone, which filter=reviewed reads
+        write_text(folder.review, _review(near["pairs"]))
 
 
 def tables(folder: RunFolder) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
@@ -122,19 +122,20 @@ def _near_duplicates(run: Run, data: Prepared, bench: Bench) -> dict[str, Any]:
     about = {"measure": dedup.measure, "chosen": dedup.threshold, "keep": dedup.keep.name, "rows": len(rows)}
     about["kept"] = dict(curve)[dedup.threshold]
     return {
-        "similarity": {"measure": dedup.measure, **_similarity(dedup, graph, texts)},
+        "similarity": {"measure": dedup.measure, **_similarity(dedup, graph, texts, bench)},
         "thresholds": {**about, "curve": curve},
         "pairs": _pairs(dedup, rows, selection, graph, node_of_row),
     }
 
 
-def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: list[str]) -> dict[str, Any]:
+def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: list[str], bench: Bench) -> dict[str, Any]:
     """Each text by its nearest other, script by script; texts the embedder does not know were not compared by it."""
     nearest = look.nearest_scores(graph)
     edges = np.round(np.arange(round(graph.floor * 100), 101) / 100, 2)
     by_script: dict[str, list[int]] = {}
-    for node, (text, script) in enumerate(zip(texts, look.scripts_of(texts), strict=True)):
-        if not isinstance(dedup, Semantic) or dedup.embedder.knows(text):
+    compared = known_texts(texts, dedup.embedder, bench) if isinstance(dedup, Semantic) else np.ones(len(texts), bool)
+    for node, script in enumerate(look.scripts_of(texts)):
+        if compared[node]:
             by_script.setdefault(script, []).append(node)
     scripts = []
     for script, nodes in sorted(by_script.items(), key=lambda found: -len(found[1])):

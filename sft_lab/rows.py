@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_lab import parquet
 from sft_lab.errors import SourceError
 from sft_lab.text import On, content_group
 
@@ -200,17 +201,12 @@ class Selection:
 
     def save(self, folder: Path) -> None:
         """Write ``selection.parquet``."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         columns = {"id": self.ids, "reason": self.reason, "score": self.score, "nearest": self.nearest}
-        pq.write_table(pa.table(columns), folder / "selection.parquet")
+        parquet.write(folder / "selection.parquet", columns, parquet.SELECTION)
 
     @classmethod
     def load(cls, folder: Path) -> Selection:
         """Read what ``save`` wrote."""
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(folder / "selection.parquet")
+        table = parquet.read(folder / "selection.parquet", parquet.SELECTION)
         lists = {name: table[name].to_pylist() for name in ("id", "reason", "nearest")}
         return cls(lists["id"], lists["reason"], table["score"].to_numpy(), lists["nearest"])

@@ -15,7 +15,7 @@ from sft_lab.bench import log
 from sft_lab.data import export
 from sft_lab.files import digest, write_json, write_text
 from sft_lab.redaction import Formatter
-from sft_lab.report import card, page
+from sft_lab.report import card, figures, page
 from sft_lab.tracking import manifest
 from sft_lab.tracking.options import Mirror
 from sft_lab.waterfall import write as write_waterfall
@@ -142,8 +142,9 @@ class Session:
             self._mirror.table(name, [*columns, "dropped"], rows)
         for name, columns, rows in inspection.tables(self.folder):
             self._mirror.table(name, columns, rows)
-        for file in sorted(self.folder.figures.glob("*.svg")):
-            self._mirror.picture(file.stem, file)
+        for name in figures.OWN:  # what others drew stays here: in W&B's page it could act
+            if (file := self.folder.figures / f"{name}.svg").exists():
+                self._mirror.picture(name, file)
 
 
 def _stage(entry: Entry) -> dict[str, Any]:

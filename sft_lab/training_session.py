@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from sft_lab import parquet
 from sft_lab.bench import log
 from sft_lab.errors import ConfigError, FolderError
 from sft_lab.evaluation import verdict
@@ -248,16 +249,13 @@ class TrainingSession(Session):
         return last_checkpoint(self.folder.checkpoints)
 
     def _write_eval(self, base: Base, tuned: Measured) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         columns: dict[str, Any] = {"id": tuned.ids}
         for name, measured in (("base", base), ("tuned", tuned)):
             scores = measured.held_out
             for part in ("nats", "tokens", "bytes"):
                 by_id = dict(zip(measured.ids, getattr(scores, part).tolist(), strict=True)) if scores else {}
                 columns[f"{name}/{'nll' if part == 'nats' else part}"] = [by_id.get(row_id) for row_id in tuned.ids]
-        pq.write_table(pa.table(columns), self.folder.eval)
+        parquet.write(self.folder.eval, columns, parquet.EVAL)
 
     def _sample_rows(self, base: Base, tuned: Measured) -> list[dict[str, str]]:
         answers = base.answers | tuned.answers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from sft_lab import parquet
 from sft_lab.bench import Bench, log
 from sft_lab.files import write_json
 from sft_lab.hardware import rank
@@ -33,7 +34,7 @@ class Waterfall:
         self._tokens = tokens
         self._sources = sources
         self._side = side
-        self._dropped: dict[str, list[Any]] = {"id": [], "stage": [], "reason": [], "score": [], "nearest": []}
+        self._dropped: dict[str, list[Any]] = {name: [] for name in parquet.DROPPED}
 
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record what a stage decided about ``rows`` and give the rows that stay."""
@@ -91,11 +92,7 @@ class Waterfall:
 
 def write(folder: RunFolder, train: Waterfall, held_out: Waterfall) -> None:
     """Write ``waterfall.json`` and ``dropped.parquet`` of both sides."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     write_json(folder.waterfall, {"stages": train.stages, "held_out": held_out.stages})
-    schema = pa.schema([(name, pa.float32() if name == "score" else pa.string()) for name in train.dropped()])
     # A row dropped as held out is no loss of the training side's own; it is listed all the same, with its reason.
     columns = {name: train.dropped()[name] + held_out.dropped()[name] for name in train.dropped()}
-    pq.write_table(pa.table(columns, schema=schema), folder.dropped)
+    parquet.write(folder.dropped, columns, parquet.DROPPED)

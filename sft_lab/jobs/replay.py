@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab import config as configs
+from sft_lab import parquet
 from sft_lab.bench import log
 from sft_lab.config import Job, Plan
 from sft_lab.errors import ConfigError, FolderError, all_problems
@@ -198,14 +199,12 @@ def read_result(folder: RunFolder, work: str) -> Numbers:
 
 
 def _data_numbers(folder: RunFolder) -> Numbers:
-    import pyarrow.parquet as pq
-
     found: Numbers = {}
     flows = read_json(folder.waterfall)
     for side, title in (("stages", "waterfall.json"), ("held_out", "waterfall.json held-out")):
         for stage in flows[side]:
             found[f"{title} {stage['stage']}"] = {key: value for key, value in flat(stage).items() if value != {}}
-    dropped = pq.read_table(folder.dropped, columns=["id", "stage", "reason"]).to_pylist()
+    dropped = parquet.read(folder.dropped, parquet.DROPPED).to_pylist()
     found["dropped.parquet"] = {f"{row['id']} {row['stage']}": row["reason"] for row in dropped}
     manifest = read_json(folder.manifest)
     for side in ("train", "held_out"):
@@ -215,8 +214,6 @@ def _data_numbers(folder: RunFolder) -> Numbers:
 
 
 def _training_numbers(folder: RunFolder) -> Numbers:
-    import pyarrow.parquet as pq
-
     summary = read_json(folder.summary)
     # Another version may word a rule or an advice differently: its numbers are compared, not its sentences.
     summary["evidence"] = [
@@ -229,8 +226,8 @@ def _training_numbers(folder: RunFolder) -> Numbers:
         for key, value in event.items():
             if _is_loss(key):
                 found.setdefault(f"metrics.jsonl {key}", {})[f"step {event['step']}"] = value
-    rows = pq.read_table(folder.eval).to_pylist()
-    for column in [key for key in rows[0] if key != "id"] if rows else []:
+    rows = parquet.read(folder.eval, parquet.EVAL).to_pylist()
+    for column in [name for name in parquet.EVAL if name != "id"]:
         found[f"eval.parquet {column}"] = {row["id"]: row[column] for row in rows}
     return found
 

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 PHASES = ("sharp drop", "stabilization", "convergence")
 Curve = list[tuple[float, float]]
 
+OWN = (
+    "waterfall",
+    "tokens",
+    "thresholds",
+    "similarity",
+    "loss",
+    "optimizer",
+)  # in the page's order
+
 LABEL_WIDTH = 44  # characters of a line of drop reasons
 LOG_SCALE_FROM = 20  # a loss range this many times its lowest value cannot be read on a linear axis
 
@@ -72,7 +81,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def draw(folder: RunFolder) -> list[Path]:
     """Draw what the run folder has the data for: waterfall, losses, optimizer, and the figures of the data.
 
-    Safe to call from several threads: no pyplot, and matplotlib's settings are changed under a lock.
+    A figure without data is removed: an earlier run drew it, or a stranger. Safe to call from several threads: there
+    is no pyplot, and matplotlib's settings are changed under a lock.
 
     Returns:
         The files written, below ``figures/``.
@@ -90,7 +100,10 @@ def draw(folder: RunFolder) -> list[Path]:
         written.append(save(folder.figures / "loss.svg", lambda: _loss(events, summary)))
     if any("learning_rate" in event or "grad_norm" in event for event in events):
         written.append(save(folder.figures / "optimizer.svg", lambda: _optimizer(events)))
-    return written + data_figures.draw(folder.figures, read(folder.data))
+    written += data_figures.draw(folder.figures, read(folder.data))
+    for left_over in {folder.figures / f"{name}.svg" for name in OWN} - set(written):
+        left_over.unlink(missing_ok=True)
+    return written
 
 
 def _waterfall(stages: list[dict[str, Any]]) -> Figure:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sft_lab import parquet
 from sft_lab.files import is_number, write_text
 from sft_lab.folder import FINISHED, PREPARE, RUNNING
 from sft_lab.report import figures
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3  # dropped rows shown for each reason
 DASH = "–"
-OWN_FIGURES = ("waterfall", "tokens", "thresholds", "similarity", "loss", "optimizer")
 
 # Verdict -> its tone, and what it means in a sentence.
 VERDICTS = {
@@ -77,8 +77,8 @@ def write(folder: RunFolder) -> Path:
     Raises:
         FolderError: if a file of the run folder cannot be read.
     """
-    figures.draw(folder)
-    html = environment().get_template("page.html.jinja").render(_content(folder))
+    drawn = {path.stem: _inline(path) for path in figures.draw(folder)}
+    html = environment().get_template("page.html.jinja").render({**_content(folder), "figures": drawn})
     # A lone surrogate may stand in JSON but not in UTF-8.
     write_text(folder.report, html.encode("utf-8", "replace").decode("utf-8"))
     return folder.report
@@ -174,7 +174,6 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "held_out": waterfall.get("held_out") or [],
         "dropped": _dropped(folder.dropped),
         "data": read(folder.data),
-        "figures": {name: _inline(folder.figures / f"{name}.svg") for name in OWN_FIGURES},
         "more_figures": _more_figures(folder.figures),
         "measures": _measures(summary),
         "samples": read_lines(folder.samples),
@@ -276,25 +275,20 @@ def _dropped(path: Path) -> list[dict[str, Any]]:
     """Give the first few dropped rows of each stage and reason: id, stage, reason, score, nearest."""
     if not path.exists():
         return []
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
+    table = parquet.read(path, parquet.DROPPED)
     seen: dict[tuple[str, str], int] = {}
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for index, pair in enumerate(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True)):
         seen[pair] = seen.get(pair, 0) + 1
         if seen[pair] <= EXAMPLES:
-            chosen.append(index)
-    rows: list[dict[str, Any]] = table.take(chosen).to_pylist()
-    return rows
+            chosen += table.slice(index, 1).to_pylist()
+    return chosen
 
 
-def _inline(path: Path) -> Markup | None:
+def _inline(path: Path) -> Markup:
     """Give one of our own figures as SVG to stand in the page, its colors those of the page's light or dark mode."""
     from markupsafe import Markup
 
-    if not path.exists():
-        return None
     text = path.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]  # an XML declaration has no place in HTML
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
@@ -314,5 +308,5 @@ def _more_figures(folder: Path) -> list[tuple[str, str]]:
             f"data:{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}",
         )
         for path in found
-        if path.stem not in OWN_FIGURES
+        if path.stem not in figures.OWN
     ]

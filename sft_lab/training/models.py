@@ -14,7 +14,7 @@ from sft_lab.bench import Bench, log, missing_package, package_path, saved_path
 from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import digest, follow_mask, sha256_file
 from sft_lab.hub import fall_back_on_cache
-from sft_lab.training.model_files import loaded_files, pickled
+from sft_lab.model_files import loaded_files, pickled
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

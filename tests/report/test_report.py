@@ -440,3 +440,19 @@ def test_a_config_that_is_no_yaml_is_named(make: Make) -> None:
     write_text(folder.config, "- a\n")
     with pytest.raises(FolderError, match="holds list"):
         card.write(folder, "")
+
+
+@pytest.mark.parametrize("name", figures.OWN)
+def test_a_figure_left_over_without_its_data_is_neither_shown_nor_kept(make: Make, name: str) -> None:
+    folder = make("summary")
+    write_text(folder.figures / f"{name}.svg", '<svg><text>left over</text><meta http-equiv="refresh"/></svg>')
+    html = html_of(folder)
+    assert "left over" not in html
+    assert 'http-equiv="refresh"' not in html
+    assert not (folder.figures / f"{name}.svg").exists()
+
+
+def test_a_curve_without_the_chosen_threshold_is_drawn(make: Make) -> None:
+    folder = make("summary")
+    write_json(folder.data, {"thresholds": {"curve": [[0.7, 3], [1.0, 9]]}})
+    assert "How many rows each threshold would keep." in html_of(folder)

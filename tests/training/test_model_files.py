@@ -10,8 +10,8 @@ import pytest
 from sft_lab import compose
 from sft_lab.bench import Bench
 from sft_lab.measuring import Measuring
+from sft_lab.model_files import loaded_files
 from sft_lab.store import Store
-from sft_lab.training.model_files import loaded_files
 from sft_lab.training.models import Pretrained
 
 READ = [
