@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.errors import UserError, require
+from sft_lab.evaluation.options import MOST_NEW_TOKENS
 from sft_lab.jobs.finished import Finished, open_run
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sft_lab.evaluation.samples import Answer
 
 MAX_NEW_TOKENS = 256
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 1000  # logits divided by less are no finite numbers
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,11 @@ class Asking:
 
     def __post_init__(self) -> None:
         """Refuse impossible values, in the words of the command line."""
-        require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "at least 1")
-        number = math.isfinite(self.temperature) and self.temperature >= 0
-        require(number, "--temperature", self.temperature, "0 (greedy) or more")
+        length = 1 <= self.max_new_tokens <= MOST_NEW_TOKENS
+        require(length, "--max-new-tokens", self.max_new_tokens, f"from 1 to {MOST_NEW_TOKENS:,}")
+        number = self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE
+        limits = f"0 (greedy), or from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE:,}"
+        require(number, "--temperature", self.temperature, limits)
         require(self.top_p is None or 0 < self.top_p <= 1, "--top-p", self.top_p, "above 0 and at most 1")
         require(self.top_k is None or self.top_k >= 1, "--top-k", self.top_k, "at least 1")
         require(self.seed is None or 0 <= self.seed < 2**32, "--seed", self.seed, f"from 0 to {2**32 - 1}")
@@ -164,8 +167,14 @@ def _answer(found: Finished, model: Any, ids: list[int], renderer: Renderer, ask
     import transformers
 
     from sft_lab.evaluation import samples
+    from sft_lab.training.models import positions_of
 
     transformers.set_seed(found.run.seed if asking.seed is None else asking.seed)
+    if (positions := positions_of(model.config)) and len(ids) + asking.max_new_tokens > positions:
+        raise UserError(
+            f"--max-new-tokens {asking.max_new_tokens}: the model was made for {positions:,} tokens, and the prompt "
+            f"takes {len(ids):,}; give at most {max(positions - len(ids), 0):,}"
+        )
     (answer,) = samples.generate(
         model,
         found.tokenizer,

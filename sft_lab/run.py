@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -131,6 +132,10 @@ class Run:
     def check(self) -> list[str]:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
         problems = []
+        if (self.threads or 0) > (most := 4 * (os.cpu_count() or 1)) and not self.launch.elsewhere:
+            problems.append(
+                f"threads={self.threads}: must be at most {most}, four for each core; or null, one for each"
+            )
         path = str(getattr(self.dataset, "path", ""))
         if self.choices.get("dataset") == "starter" and not path.startswith("package:"):
             problems.append(f"dataset.path={path}: dataset=starter is the bundled rows; for yours write dataset=file")

@@ -25,7 +25,8 @@ from sft_lab.tracking.record import Lines, Record, Unwritten
 from sft_lab.training import saved, trl
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.checkpoints import last_checkpoint
-from sft_lab.training.options import resolve_precision
+from sft_lab.training.options import refuse_no_step, resolve_precision
+from sft_lab.training.rehearsal import refuse_misfit, rehearse, say_long_rows
 
 if TYPE_CHECKING:
     from sft_lab.data.prepare import Prepared
@@ -50,7 +51,9 @@ class TrainingSession(Session):
 
     def __enter__(self) -> Self:
         """Open the session, unless the trainer's knobs are refused: better now than after the data stages."""
-        trl.sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
+        options = self.run.trainer
+        rehearse(trl.sft_config(options, self.folder.checkpoints, self.run.seed, watched=True))
+        refuse_misfit(self.run.model, options, self.bench)
         super().__enter__()
         self._note({"precision": resolve_precision(self.run.trainer.precision)})
         return self
@@ -62,6 +65,9 @@ class TrainingSession(Session):
             ConfigError: if training is to look at held-out rows, and there are none.
         """
         super().begin(data)
+        if not self.run.trainer.packing:
+            refuse_no_step(len(data.train.rows), self.run.trainer, self.run.launch.num_processes)
+        say_long_rows(data.train.tokens, self.run.model, self.run.trainer, self.bench)
         if self.run.trainer.chooses and not len(data.held_out.rows):
             raise ConfigError(
                 "trainer.load_best_model_at_end, trainer.early_stopping_patience: choose by the held-out loss, and no "

@@ -8,6 +8,8 @@ from sft_lab.bench import missing_package, package_path, saved_path
 from sft_lab.errors import require
 from sft_lab.evaluation.verdict import Limits
 
+MOST_NEW_TOKENS = 131_072  # of an answer: no model is made to write longer ones
+
 
 @dataclass
 class Baseline:
@@ -58,7 +60,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         """Refuse impossible values; make paths absolute, so that a saved config runs from any folder."""
         require(self.outputs >= 0, "outputs", self.outputs, "at least 0")
-        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        length = 1 <= self.max_new_tokens <= MOST_NEW_TOKENS
+        require(length, "max_new_tokens", self.max_new_tokens, f"from 1 to {MOST_NEW_TOKENS:,}")
         require(self.samples_every >= 0, "samples_every", self.samples_every, "at least 0 (optimizer steps; 0: none)")
         require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
         require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")

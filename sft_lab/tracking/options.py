@@ -64,6 +64,15 @@ class Mode(Enum):
     disabled = "disabled"
 
 
+# W&B's own rules: its client refuses a run that breaks them only when the run starts.
+MOST_PROJECT, MOST_TAG = 128, 64
+_PROJECT = f"a name of at most {MOST_PROJECT} characters without / \\ # ? % :"
+
+
+def _is_project(name: str) -> bool:
+    return bool(name.strip()) and len(name) <= MOST_PROJECT and not set(name) & set("/\\#?%:")
+
+
 @dataclass
 class Wandb(Tracking):
     """Weights & Biases.
@@ -80,10 +89,16 @@ class Wandb(Tracking):
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(self.project is None or bool(self.project.strip()), "project", repr(self.project), "a name, or null")
+        if self.project is not None:
+            require(_is_project(self.project), "project", repr(self.project), f"{_PROJECT}, or null")
+        for tag in self.tags:
+            require(1 <= len(tag) <= MOST_TAG, "tags", repr(tag), f"texts of 1 to {MOST_TAG} characters")
 
     def check(self) -> list[str]:
         """WANDB_MODE is a mode, where it decides: a misspelt offline must not go online."""
+        project = os.environ.get("WANDB_PROJECT")
+        if self.project is None and project and not _is_project(project):
+            return [f"WANDB_PROJECT={project}: must be {_PROJECT}; set another, or tracking.project"]
         asked = os.environ.get("WANDB_MODE", "").strip().lower()
         modes = [known.name for known in Mode if known is not Mode.auto]
         if self.mode is not Mode.auto or not asked or asked in modes:

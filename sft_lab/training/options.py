@@ -114,7 +114,8 @@ class Full:
         )
         require(self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "above 0, or -1 for epochs")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more steps, or a share below 1")
+        warmup = 0 <= self.warmup_steps < 1 or (self.warmup_steps >= 1 and float(self.warmup_steps).is_integer())
+        require(warmup, "warmup_steps", self.warmup_steps, "a whole number of steps, or a share from 0 to below 1")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
         at_least_one = (
@@ -235,5 +236,21 @@ def resolve_precision(wanted: Precision) -> str:
 
 def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
     """Optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
-    batches = math.ceil(rows / (options.per_device_train_batch_size * processes))
+    together = options.per_device_train_batch_size * processes
+    batches = rows // together if options.sft_config.get("dataloader_drop_last") else math.ceil(rows / together)
     return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)
+
+
+def refuse_no_step(rows: int, options: Full, processes: int = 1) -> None:
+    """Refuse rows, or packed blocks, that are too few for a batch where the last, smaller one is dropped.
+
+    Raises:
+        ConfigError: naming rows and batch.
+    """
+    if rows and not planned_steps(rows, options, processes):
+        batch = options.per_device_train_batch_size
+        raise ConfigError(
+            f"trainer.per_device_train_batch_size={batch}: {rows} rows (or packed blocks) fill no batch of {batch} in "
+            f"each of {processes} processes, and dataloader_drop_last drops the rest: no step would be done; lower it, "
+            "or leave trainer.sft_config.dataloader_drop_last out"
+        )

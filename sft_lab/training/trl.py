@@ -31,7 +31,7 @@ from sft_lab.training import loss_head
 from sft_lab.training.adapter import peft_config
 from sft_lab.training.callbacks import Bar, Event, Recorder, Stopper, Watch, tell_measured
 from sft_lab.training.checkpoints import last_checkpoint, out_of_patience
-from sft_lab.training.options import Budget, Full, LossHead, planned_steps, resolve_precision
+from sft_lab.training.options import Budget, Full, LossHead, planned_steps, refuse_no_step, resolve_precision
 
 # Seconds that several processes wait for one another; the first measures the base model while the others wait.
 PATIENCE = 4 * 3600
@@ -111,11 +111,10 @@ def sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    if "ddp_timeout" not in options.sft_config:
-        values["ddp_timeout"] = PATIENCE
+    values |= {"ddp_timeout": PATIENCE, **options.sft_config}
     try:
-        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known}, **options.sft_config)
-    except (TypeError, ValueError) as error:
+        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known})
+    except (TypeError, ValueError, ImportError, OSError) as error:
         raise ConfigError(f"trainer: refused by TRL or Transformers: {' '.join(str(error).split())}") from error
 
 
@@ -258,6 +257,7 @@ def train(
         counted = len(rows) if reference_rows is None else reference_rows
         args.max_steps = planned_steps(counted, options, args.world_size)
     ready = rows.select_columns(["input_ids", "labels"])
+    adapter = peft_config(options, model, new_tokens or [])
     transformers.set_seed(seed)  # of the adapter: whatever was drawn before, stored results or new ones
     try:
         with _no_cache_files():
@@ -267,7 +267,7 @@ def train(
                 train_dataset=ready,
                 eval_dataset=ready.select([0]) if watch.measure else None,  # never read: see evaluate
                 processing_class=tokenizer,
-                peft_config=peft_config(options, model, new_tokens or []),
+                peft_config=adapter,
                 callbacks=_callbacks(options, watch, args),
             )
     except ValueError as error:
@@ -353,8 +353,11 @@ def _takes_plain_head(trainer: Any, wanted: LossHead) -> bool:
 def _say_plan(trainer: Any, options: Full, rows: int) -> None:
     """Log what will be done; where steps are given and not epochs, how many epochs that will be."""
     blocks = len(trainer.train_dataset)
+    refuse_no_step(blocks, options, trainer.args.world_size)
     of_epochs = planned_steps(blocks, options, trainer.args.world_size)
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else of_epochs
+    if trainer.args.lr_scheduler_type != "constant" and (warmup := trainer.args.get_warmup_steps(steps)) >= steps:
+        log.warning("train: warm-up takes %d of %d steps; lower trainer.warmup_steps", warmup, steps)
     log.info(
         "train: %d rows%s, %d optimizer steps%s, loss_head=%s%s",
         rows,

@@ -1,0 +1,103 @@
+"""What a training would be refused for is told before any data is read, with the key to set."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from sft_lab import cli
+from sft_lab.config import compose
+from sft_lab.errors import ConfigError
+from sft_lab.training.adapter import peft_config
+from sft_lab.training.options import OWN_FIELDS, Full, Lora, Peft, planned_steps, refuse_no_step
+from sft_lab.training.rehearsal import has_learned_positions, rehearse
+from sft_lab.training.trl import sft_config
+
+SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lr_scheduler_type": "warmup_stable_decay"}, r"lr_scheduler_kwargs=\{num_decay_steps: \.\.\."),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_kwargs=.*min_lr"),
+        ({"sft_config": {"adam_beta1": 2.0}}, "trainer.optim=.*adam_beta1"),
+        ({"optim": "galore_adamw"}, "trainer.optim=galore_adamw"),
+        ({"sft_config": {"dataloader_persistent_workers": True}}, "dataloader_"),
+        ({"sft_config": {"save_only_model": True}}, "save_only_model=true: .* without its optimizer"),
+    ],
+)
+def test_what_training_would_refuse(options: dict, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        rehearse(sft_config(Full(**options), tmp_path, 1, watched=True))
+
+
+def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path) -> None:
+    args = sft_config(Full(), tmp_path, 1, watched=True)
+    rehearse(args)
+    for name in ("save_total_limit", "dataloader_pin_memory", "ddp_timeout", "restore_callback_states_from_checkpoint"):
+        assert name not in OWN_FIELDS
+        changed = sft_config(Full(sft_config={name: getattr(args, name)}), tmp_path, 1, watched=True)
+        assert getattr(changed, name) == getattr(args, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trainer.peft.target_modules=[q_proj,v_porj]"], r"\['v_porj'\]: .* did you mean v_proj"),
+        (["trainer.lr_scheduler_type=warmup_stable_decay"], "num_decay_steps"),
+        (["trainer.warmup_steps=1.5"], "trainer.warmup_steps=1.5: must be a whole number"),
+        (["trainer.per_device_train_batch_size=999", "+trainer.sft_config.dataloader_drop_last=true"], "no step"),
+        (["tracking=wandb", "tracking.project=me/mine"], "tracking.project='me/mine': must be a name"),
+        (["tracking=wandb", "tracking.tags=['']"], "tracking.tags='': must be texts of 1 to 64"),
+        (["threads=100000"], "threads=100000: must be at most"),
+        (["evaluation.max_new_tokens=1000000"], "evaluation.max_new_tokens=1000000: must be from 1 to 131,072"),
+    ],
+)
+def test_told_on_the_command_line(words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*SMALL, "tracking=local", "dataset.limit=60", "hydra.run.dir=run", *words]) == 2
+    said = capsys.readouterr().err
+    assert re.search(says, said), said
+    assert not (here / "run" / "model").exists()
+
+
+def test_drop_last_counts_whole_batches() -> None:
+    options = Full(per_device_train_batch_size=4, sft_config={"dataloader_drop_last": True})
+    assert planned_steps(7, options) == 1
+    with pytest.raises(ConfigError, match="3 rows"):
+        refuse_no_step(3, options)
+
+
+def test_positions_and_modules_of_an_empty_model() -> None:
+    with torch.device("meta"):
+        gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2))
+        llama = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=16)
+        )
+    assert has_learned_positions(gpt2)
+    assert not has_learned_positions(llama)
+    assert peft_config(Lora(peft=Peft(target_modules=["self_attn.q_proj"])), llama, []) is not None
+    with pytest.raises(ConfigError, match="there are"):
+        peft_config(Lora(peft=Peft(target_modules=["zzz"])), llama, [])
+
+
+def test_learned_positions_end_before_the_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sft_lab.training.tiny_random import TinyRandom
+
+    run = compose([*SMALL, "tracking=local"])
+    assert isinstance(run.model, TinyRandom)
+    bench = run.bench()
+    folder = here / "gpt2"
+    config = transformers.GPT2Config(
+        n_layer=1, n_embd=8, n_head=2, n_positions=64, vocab_size=len(bench.tokenizer), eos_token_id=0, bos_token_id=0
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    bench.tokenizer.save_pretrained(folder)
+    words = ["model=local", "model.name_or_path=gpt2", "trainer=smoke", "template=chatml", "dedup=exact",
+             "decontaminate.method=exact", "threads=1", "tracking=local", "hydra.run.dir=run"]  # fmt: skip
+    assert cli.main(words) == 2
+    assert "learned 64 positions and none beyond; set trainer.max_length=64" in capsys.readouterr().err
