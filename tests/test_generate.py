@@ -167,9 +167,9 @@ def test_folders_that_have_no_model(done: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--max-new-tokens", "0"], "--max-new-tokens=0: must be at least 1"),
-        (["--temperature", "-1"], "--temperature=-1.0: must be 0 (greedy) or more"),
-        (["--temperature", "nan"], "--temperature=nan: must be 0 (greedy) or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens=0: must be from 1 to 131,072"),
+        (["--temperature", "-1"], "--temperature=-1.0: must be 0 (greedy), or from 0.001 to 1,000"),
+        (["--temperature", "nan"], "--temperature=nan: must be 0 (greedy), or from 0.001 to 1,000"),
         (["--temperature", "1", "--top-p", "0"], "--top-p=0.0: must be above 0 and at most 1"),
         (["--temperature", "1", "--top-k", "0"], "--top-k=0: must be at least 1"),
         (["--top-p", "0.9"], "--top-p 0.9: changes nothing without --temperature above 0"),
