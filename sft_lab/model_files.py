@@ -17,16 +17,22 @@ def loaded_files(root: Path, subfolder: str = "", *, deep: bool = False) -> list
     Args:
         root: the folder; an adapter's in it leads to the folder of its base model.
         subfolder: of the weights.
-        deep: with all folders below, where a sentence-transformers model keeps its parts.
+        deep: with all folders below: the parts of a sentence-transformers model, some in ``pytorch_model.bin``.
     """
     folders = [root, root / subfolder]
     with suppress(OSError, ValueError, AttributeError, TypeError):
         base = read_json(root / "adapter_config.json").get("base_model_name_or_path")
         folders += [Path(base)] if base and Path(base).resolve() != root.resolve() else []
     folders += [folder / "additional_chat_templates" for folder in folders]
-    folders += [folder for folder in root.rglob("*") if folder.is_dir()] if deep else []
-    files = {file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()}
-    return sorted(file for file in files if file.suffix not in NOT_LOADED and not file.name.startswith("."))
+    below = [folder for folder in root.rglob("*") if folder.is_dir() and not _is_hidden(folder, root)] if deep else []
+    files = {file for folder in [*folders, *below] if folder.is_dir() for file in folder.iterdir() if file.is_file()}
+    parts = {folder / "pytorch_model.bin" for folder in below}  # of tensors alone: torch.load reads nothing else of it
+    loaded = (file for file in files if file.suffix not in NOT_LOADED or file in parts)
+    return sorted(file for file in loaded if not file.name.startswith("."))
+
+
+def _is_hidden(folder: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in folder.relative_to(root).parts)
 
 
 def pickled(where: str, folder: Path) -> list[str]:

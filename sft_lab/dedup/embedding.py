@@ -130,13 +130,13 @@ class Embedder:
 
         source = self._source()
         optional = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
-        modules = cached_file(source, "modules.json", **optional)
-        first = json.loads(Path(modules).read_text(encoding="utf-8"))[0]["path"] if modules else ""
         try:
+            modules = cached_file(source, "modules.json", **optional)
+            first = json.loads(Path(modules).read_text(encoding="utf-8"))[0]["path"] if modules else ""
             return AutoTokenizer.from_pretrained(
                 source, subfolder=first, revision=self.revision, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             log.info("embedder %s: has no tokenizer to ask for unknown tokens (%s)", self.name_or_path, error)
             return None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lab.bench import Bench
+from sft_lab.bench import Bench, package_path
 from sft_lab.data.sources import File
 from sft_lab.dedup import embedding
 from sft_lab.dedup.embedding import Embedder, embed, text_hashes
@@ -173,3 +175,69 @@ def test_batches_fit_the_budget(lengths: list[int], budget: int) -> None:
 def test_no_tokens_at_once_is_refused() -> None:
     with pytest.raises(ConfigError, match="batch_tokens=0: must be at least 1"):
         Embedder(batch_tokens=0)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A copy of the bundled model, its weights linked, as the Hub's cache links them."""
+    source, folder = package_path(MINILM.name_or_path), tmp_path / "local"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    return folder
+
+
+READ = ["modules.json", "config_sentence_transformers.json", "config.json", "sentence_bert_config.json",
+        "1_Pooling/config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+        "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "added_tokens.json",
+        "2_Dense/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin"]  # fmt: skip
+
+
+def test_each_file_that_the_loader_reads_is_in_the_key(local: Path) -> None:
+    keys = [Embedder(str(local)).key()]
+    for name in READ:
+        path = local / name
+        content = path.read_bytes() if path.exists() else b""
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content[:-1] + b"\n" + content[-1:])
+        keys.append(Embedder(str(local)).key())
+    assert len(set(keys)) == len(READ) + 1
+
+
+def test_what_no_loader_reads_is_not(local: Path) -> None:
+    before = Embedder(str(local)).key()
+    for name in ("README.md", "pytorch_model.bin", "onnx/model.onnx", ".cache/huggingface/CACHEDIR.TAG"):
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_text("other")
+    assert Embedder(str(local)).key() == before
+
+
+def test_a_module_behind_a_link_counts_and_a_loop_of_links_ends(local: Path, tmp_path: Path) -> None:
+    (local / "1_Pooling").rename(tmp_path / "elsewhere")
+    (local / "1_Pooling").symlink_to(tmp_path / "elsewhere")
+    (local / "again").symlink_to(local)
+    before = Embedder(str(local)).key()
+    (tmp_path / "elsewhere" / "config.json").write_text("{}")
+    assert Embedder(str(local)).key() != before
+
+
+def test_another_pooling_or_length_is_no_stored_vector(local: Path, bench: Bench) -> None:
+    def vector() -> np.ndarray:
+        return np.array(embed(TEXTS[1:2], Embedder(str(local)), bench)[0])
+
+    found = [vector()]
+    pooling = json.loads((local / "1_Pooling" / "config.json").read_text())
+    changed = {**pooling, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    for name, content in (("1_Pooling/config.json", changed), ("sentence_bert_config.json", {"max_seq_length": 8})):
+        (local / name).write_text(json.dumps(content))
+        found.append(vector())
+    assert found[0] @ found[1] < 0.999
+    assert found[1] @ found[2] < 0.999
+
+
+def test_a_folder_of_shards_is_taken_and_an_adapter_is_not(local: Path) -> None:
+    (local / "model.safetensors").rename(local / "model-00001-of-00001.safetensors")
+    assert Embedder(str(local)).check("dedup.embedder") == []
+    (local / "adapter_config.json").write_text("{}")
+    (problem,) = Embedder(str(local)).check("dedup.embedder")
+    assert problem.endswith("is an adapter, whose base model can be any; merge them")

