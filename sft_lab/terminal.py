@@ -88,10 +88,12 @@ def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
 
 def show_prepared(folder: RunFolder) -> None:
     """Print what the data stages left: waterfall, what to look at next."""
+    from sft_lab.files import read_json
+
     out = console()
     out.print(_waterfall(folder))
     lines = [f"Data set: {folder.dataset}", f"Report: {folder.report}"]
-    if folder.review.exists():
+    if any((read_json(folder.data).get("pairs") or {}).values()):
         lines.insert(1, f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
     for line in lines:
         out.print(line, soft_wrap=True)

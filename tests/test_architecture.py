@@ -217,6 +217,12 @@ def test_a_moving_library_has_one_adapter(library):
     ] == []
 
 
+def test_one_module_writes_parquet():
+    """A table's types come from its schema: those of a column without values would be none."""
+    users = {found.importer for found in ALL if found.imported.startswith("pyarrow.parquet")}
+    assert users == {"parquet", "data.readers"}  # who only reads what users bring
+
+
 def test_what_config_imports_is_light():
     """Every module reached from the config layer at import time keeps heavy libraries inside its functions."""
     reached, todo = (

@@ -75,11 +75,14 @@ def test_prepare_on_clean_data(clean: list[str], tiny: list[str], hub: StandIn) 
     assert compose([*tiny, *clean, *reviewed]).prepare_only("reviewed")["train_rows"] == 64
 
 
-def test_review_without_any_pair_has_its_columns(here: Path, tiny: list[str]) -> None:
+def test_review_without_any_pair_has_its_columns(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [{"prompt": f"Say it {n} times.", "completion": word * 9} for n, word in enumerate(CITIES)]
     (here / "few.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     few = ["dataset=file", "dataset.path=few.jsonl", "split.eval_share=0", "dedup=minhash"]
-    compose([*tiny, *few]).prepare_only("few")
+    assert main(["prepare", *tiny, *few, "hydra.run.dir=few"]) == 0
+    assert "pairs to decide" not in capsys.readouterr().out
     assert (here / "few" / "review.csv").read_text(encoding="utf-8").split() == [
         "id,decision,was,score,nearest,text,nearest_text"
     ]

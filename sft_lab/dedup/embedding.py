@@ -78,7 +78,8 @@ class Embedder:
                 f"{where}.name_or_path={self.name_or_path}: the folder has no model.safetensors, and no pickle is read"
             ]
         if (place / "adapter_config.json").is_file():
-            return [f"{where}.name_or_path={self.name_or_path}: is an adapter, whose base model can be any; merge them"]
+            problem = "is an adapter, whose base model could be any; give a merged one"
+            return [f"{where}.name_or_path={self.name_or_path}: {problem}"]
         return []
 
     def knows_script(self, text: str) -> bool:

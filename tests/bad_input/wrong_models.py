@@ -83,6 +83,17 @@ def fewer_tokens(folder: Path) -> None:
     _llama(100).save_pretrained(folder)
 
 
+def embedder(what: str, *files: str) -> Wrong:
+    def make(here: Path) -> None:
+        written("data.jsonl", GOOD)(here)
+        (here / "embedder").mkdir()
+        for file in files:
+            written(f"embedder/{file}", "{}")(here)
+
+    words = ["dataset=file", "dataset.path=data.jsonl", "dedup=semantic", "dedup.embedder.sha256=null"]
+    return Wrong("embedders", what, [*PREPARE, *words, "dedup.embedder.name_or_path=./embedder"], make)
+
+
 def as_it_is(_: Path) -> None:
     """The folder is well, a knob is not."""
 
@@ -130,4 +141,6 @@ CASES = [
     model("with an unknown optimizer", as_it_is, "trainer.optim=adamx"),
     model("with a field that TRL does not know", as_it_is, "+trainer.sft_config.adam_beta3=1"),
     model("with a loss that TRL does not know", as_it_is, "+trainer.sft_config.loss_type=frob"),
+    embedder("with weights in a pickle", "config.json", "pytorch_model.bin"),
+    embedder("that is an adapter", "adapter_config.json", "adapter_model.safetensors"),
 ]  # fmt: skip
