@@ -60,14 +60,15 @@ class Watched(dict[str, Any]):
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__(fields)
         self._read: set[str] = set()
-        self._turns: list[Watched] = []
+        self._turns: dict[str, list[Watched]] = {}
 
     def __getitem__(self, key: str) -> Any:
         self._read.add(key)
         value = super().__getitem__(key)
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            value = [Watched(item) if isinstance(item, dict) else item for item in value]
-            self._turns += [item for item in value if isinstance(item, Watched)]
+        if isinstance(value, list) and any(type(item) is dict for item in value):
+            value = [Watched(item) if type(item) is dict else item for item in value]
+            self[key] = value  # readers ask for a field more than once
+            self._turns[key] = [item for item in value if isinstance(item, Watched)]
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -75,9 +76,10 @@ class Watched(dict[str, Any]):
         return self[key] if key in self else default  # noqa: SIM401 - get is defined by []
 
     def unread(self) -> set[str]:
-        """Return the fields that hold something and were not looked at; those of turns as ``[].name``."""
-        own = {key for key in self.keys() - self._read if self._holds_something(super(Watched, self).get(key))}
-        return own.union(*({f"[].{name.removeprefix('[].')}" for name in turn.unread()} for turn in self._turns))
+        """Return the fields that hold something and were not looked at; those of turns as ``messages[].name``."""
+        fields = {key for key in self.keys() - self._read if self._holds_something(super(Watched, self).get(key))}
+        turns = ((key, turn) for key, turns in self._turns.items() for turn in turns)
+        return fields.union(*({f"{key}[].{name}" for name in turn.unread()} for key, turn in turns))
 
     @staticmethod
     def _holds_something(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sft_lab.data.formats import Format, Unreadable, find_reader
+from sft_lab.data.formats import Format, Unreadable, Watched, find_reader
 from sft_lab.errors import SourceError
 
 ASKED = [("user", "Hi?"), ("assistant", "Hello.")]
@@ -186,3 +186,10 @@ def test_odd_characters_come_through_and_lone_surrogates_do_not() -> None:
         ("user", "nul \0 and \u200f marks"),
         ("assistant", "? broken"),
     ]
+
+
+@pytest.mark.parametrize("key", ["conversations", "conversation", "messages"])
+def test_a_field_that_is_read_is_not_called_unread(key: str) -> None:
+    record = Watched({key: [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "weight": 0}]})
+    find_reader(Format.auto, {}, record)(record)
+    assert record.unread() == {f"{key}[].weight"}

@@ -700,7 +700,7 @@ def test_fields_that_are_not_read_are_named_once_with_their_rows(bench: Bench, w
         loaded = load(again, write(record, record))
         assert loaded.rows.column("prompt") == ["Hi?", "Hi?"]
         (notice,) = again.notices
-        for words in ("`score` in 2 rows", "`conversations` in 2 rows", "`[].weight` in 2 rows"):
+        for words in ("`score` in 2 rows", "`conversations` in 2 rows", "`messages[].weight` in 2 rows"):
             assert words in notice
         assert "empty" not in notice
 
