@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.errors import ModelError
+from sft_lab.errors import ModelError, during
 from sft_lab.files import digest, read_json, write_json
 from sft_lab.hardware import encoding_on_every_core
 from sft_lab.plugins import version_of
@@ -79,7 +79,8 @@ class Bench:
 
         def telling(folder: Path) -> None:
             before = len(self.notices)
-            compute(folder)
+            with during(stage):
+                compute(folder)
             if said := self.notices[before:]:
                 write_json(folder / NOTICES, {"notices": said})
 

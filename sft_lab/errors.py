@@ -14,7 +14,8 @@ A message says where (file, line or key), the value found, the limit, and the re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SftLabError(Exception):
@@ -48,6 +49,16 @@ class FolderError(UserError):
 
 class JobError(SftLabError, RuntimeError):
     """A job failed while it ran."""
+
+
+@contextmanager
+def during(stage: str) -> Iterator[None]:
+    """Note on an error which stage it came from, the innermost one: running out of memory has each its own remedy."""
+    try:
+        yield
+    except Exception as error:
+        error.__dict__.setdefault("stage", stage)
+        raise
 
 
 def all_problems(problems: Iterable[str]) -> ConfigError:

@@ -336,6 +336,9 @@ def make_folders(path: Path) -> list[Path]:
 
     Returns:
         Those that this call made, the deepest first: no others are this command's to remove.
+
+    Raises:
+        FolderError: if one cannot be made.
     """
     made: list[Path] = []
     for attempt in range(100):
@@ -344,9 +347,10 @@ def make_folders(path: Path) -> list[Path]:
                 if not folder.exists():
                     folder.mkdir()
                     made.insert(0, folder)
-        except (FileExistsError, FileNotFoundError):  # another command has made one, or removed one of its own
-            if attempt == 99:
-                raise
+        except OSError as error:
+            # Another command may have made one, or removed one of its own.
+            if attempt == 99 or not isinstance(error, FileExistsError | FileNotFoundError):
+                raise FolderError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         else:
             break
     return made

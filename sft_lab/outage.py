@@ -64,15 +64,34 @@ def _no_space(error: Exception, run: Run, folder: Path) -> str:
 
 
 def _no_memory(error: Exception, run: Run) -> str:
+    stage = getattr(error, "stage", "")
+    name = {"base": "measuring", "base_answers": "measuring"}.get(stage, stage)
+    said = f"out of memory in {name} ({_words(error)})" if name else f"out of memory ({_words(error)})"
+    return f"{said}; {_memory_remedy(name, run)}"
+
+
+def _memory_remedy(stage: str, run: Run) -> str:
     trainer = run.trainer
-    batch = trainer.per_device_train_batch_size
-    return (
-        f"out of memory ({_words(error)}); a training batch is {batch} rows of up to {trainer.max_length} tokens, a "
-        f"measuring batch {run.evaluation.batch_tokens} tokens. Lower trainer.per_device_train_batch_size and raise "
-        "trainer.gradient_accumulation_steps by as much, lower trainer.max_length or evaluation.batch_tokens, set "
-        "trainer.activation_checkpointing=true, or train an adapter (trainer=lora, on a GPU qlora); sft-lab plan says "
-        "what weights and optimizer take"
-    )
+    if stage == "training":
+        batch = trainer.per_device_train_batch_size
+        return (
+            f"a training batch is {batch} rows of up to {trainer.max_length} tokens. Lower "
+            "trainer.per_device_train_batch_size and raise trainer.gradient_accumulation_steps by as much, lower "
+            "trainer.max_length, set trainer.activation_checkpointing=true, or train an adapter (trainer=lora, on a "
+            "GPU qlora); sft-lab plan says what weights and optimizer take"
+        )
+    if stage == "measuring":
+        return f"a measuring batch is {run.evaluation.batch_tokens} tokens; lower evaluation.batch_tokens"
+    if stage == "load":
+        return (
+            "every row of the source is held in memory; give fewer or smaller files, save a .json array as .jsonl, "
+            f"or lower dataset.max_record_mb={run.dataset.max_record_mb:g} to find a line without an end"
+        )
+    group = stage.partition(".")[0]
+    if group in ("dedup", "embed", "neighbors", "decontaminate"):
+        edges = ", dedup.max_edges" if hasattr(run.dedup, "max_edges") else ""
+        return f"lower dataset.limit{edges}, or choose dedup=exact and decontaminate.method=exact, which take least"
+    return "lower dataset.limit, or give the process more memory"
 
 
 def _is_lost(error: Exception) -> bool:

@@ -21,7 +21,7 @@ from sft_lab.dedup.decontaminate import Decontaminate
 from sft_lab.dedup.exact import Dedup, Exact, Nothing
 from sft_lab.dedup.minhash import MinHash
 from sft_lab.dedup.semantic import Semantic
-from sft_lab.errors import ConfigError
+from sft_lab.errors import ConfigError, during
 from sft_lab.evaluation.options import Evaluation
 from sft_lab.files import FORMAT, digest
 from sft_lab.folder import PREPARE, RUN, RunFolder
@@ -211,7 +211,8 @@ class Run:
             work: to look into afterwards, where a stage may stop the line.
         """
         work = work or self.preparation(bench)
-        loaded = self.dataset(bench, held_out=self.split.source())
+        with during("load"):
+            loaded = self.dataset(bench, held_out=self.split.source())
         sides = work.split(loaded, self.split, self.dataset.surplus)
         train = sides.train
         for name, keep in self.filter.items():

@@ -13,7 +13,7 @@ import transformers
 
 from sft_lab import parquet
 from sft_lab.bench import log
-from sft_lab.errors import ConfigError, FolderError
+from sft_lab.errors import ConfigError, FolderError, during
 from sft_lab.evaluation import verdict
 from sft_lab.files import finite, write_json, write_lines
 from sft_lab.hardware import rank
@@ -79,6 +79,7 @@ class TrainingSession(Session):
         if self.run.evaluation.samples_every:
             self._samples = Lines(self.folder.training_samples, from_step=step)
 
+    @during("measuring")
     def measure_base(self, data: Prepared) -> Base:
         """Measure the base model, or find what it was measured to do: the same for every job of a sweep."""
         with self._clock.running():
@@ -91,12 +92,14 @@ class TrainingSession(Session):
             log.info("base: %.4f bits per byte with a system prompt and examples", base.prompted.bits_per_byte)
         return base
 
+    @during("training")
     def train(self, data: Prepared) -> trl.Trained:
         """Fine-tune, watching the held-out loss."""
 
         def measure(model: Any, step: int) -> dict[str, float]:
-            probe = self._measuring.score(model, data.probe) if self.run.evaluation.watch_probe else None
-            scores = self._measuring.score(model, data.held_out)
+            with during("measuring"):
+                probe = self._measuring.score(model, data.probe) if self.run.evaluation.watch_probe else None
+                scores = self._measuring.score(model, data.held_out)
             self._last = step, scores, probe
             return _event(scores, probe)
 
@@ -132,6 +135,7 @@ class TrainingSession(Session):
         )
         return trained
 
+    @during("measuring")
     def measure_tuned(self, data: Prepared, trained: trl.Trained) -> Measured:
         """Measure the weights that are saved, and save them."""
         with self._clock.running():

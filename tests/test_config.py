@@ -456,6 +456,12 @@ def load(text: str, overrides: list[str] | None = None) -> Run:
     return config.load(file, overrides)
 
 
+def test_a_config_saved_before_a_bound_on_records_is_the_same_job(saved):
+    without = "".join(line for line in saved.splitlines(keepends=True) if "max_record_mb" not in line)
+    assert without != saved
+    assert load(without).hash == load(saved).hash == load(saved, ["dataset.max_record_mb=1"]).hash
+
+
 def test_overrides_of_a_saved_config(saved):
     assert load(saved, ["trainer.learning_rate=1e-5", "seed=3"]).seed == 3
 

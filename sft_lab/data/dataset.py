@@ -84,7 +84,7 @@ class Loaded:
 class Dataset(abc.ABC):
     """What every source has: how its records are read."""
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     needs_answers: ClassVar[bool] = True
 
     format: Format = Format.auto
@@ -169,8 +169,10 @@ class Dataset(abc.ABC):
         entry = bench.note(bench.store.entry_once_read("load", name, recipe, compute))
         table = load_table(entry.path)
         told = read_json(entry.path / "load.json")
-        if unread := told["unread"]:
-            named = ", ".join(f"`{name}` in {count:,} row{'s' * (count > 1)}" for name, count in unread.items())
+        if unread := told.get("unread"):  # a plug-in's version may be older than this notice
+            most = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
+            named = ", ".join(f"`{name}` in {count:,} row{'s' * (count > 1)}" for name, count in most[:12])
+            named += f" and {len(most) - 12:,} more" if len(most) > 12 else ""
             bench.notice(f"load: not read: {named}; docs/data.md has what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)
         return Loaded(rows, Selection.load(entry.path), told["grouped_by"], told["groups"])

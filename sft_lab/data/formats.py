@@ -6,6 +6,7 @@ Each reader takes one raw record (a dict) and answers its turns as ``(role, text
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -147,9 +148,29 @@ def _first(record: dict[str, Any], keys: Iterable[str]) -> Any:
 def _turns(turns: Any) -> list[Turn]:
     if turns is None:
         return []
+    if isinstance(turns, str):
+        turns = _from_json(turns)
+    if isinstance(turns, dict):
+        turns = _from_columns(turns)
     if not isinstance(turns, list):
         raise Unreadable
     return [_turn(turn) for turn in turns]
+
+
+def _from_json(text: str) -> Any:
+    """Read turns that an export wrote as text, as it does where a table's cell holds no list."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Unreadable from None
+
+
+def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Turn a mapping of equally long lists, as ``datasets`` writes a list of mappings, into its turns."""
+    lists = list(columns.values())
+    if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
+        raise Unreadable
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def _turn(turn: Any) -> Turn:

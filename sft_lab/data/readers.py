@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sft_lab.data.dataset import Record
-from sft_lab.errors import SourceError
+from sft_lab.errors import JobError, SourceError
 from sft_lab.files import HashingReader
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ def _cut_short(error: Exception, line: int) -> OSError:
 def _read_array(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator[Found]:  # noqa: ARG001 - in memory at once
     try:
         content = json.loads(stream.read().decode("utf-8-sig"))
+    except MemoryError as error:
+        raise JobError(f"{file}: out of memory, as a .json array is read whole; save it as .jsonl") from error
     except UnicodeDecodeError as error:
         yield _not_utf8(str(file), error)
         return
@@ -218,6 +220,8 @@ def _read_parquet(file: Path, raw: HashingReader) -> Iterator[Found]:
         for batch in table.iter_batches():
             yield from batch.to_pylist()
             rows += batch.num_rows
+    except MemoryError:  # Arrow's own is both
+        raise
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())
         yield SourceError(f"{file}, after row {rows}: not a parquet file ({said}); copy or download it again")

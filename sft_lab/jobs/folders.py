@@ -248,7 +248,7 @@ def _take(placed: Placed, work: str, *, named: bool) -> Placed:
     """
     run, folder, resume = placed.job.run, placed.folder, placed.resume
     if named:
-        made = _made(folder.path)
+        made = make_folders(folder.path)
     else:
         folder, made = RunFolder.new()
         resume = exec_command(folder, work)
@@ -272,7 +272,7 @@ def _write_job(placed: Placed, work: str) -> Placed:
     run, folder = placed.job.run, placed.folder
     if placed.standing is Standing.finished or (not run.rerun and _holds(folder.config, run.to_yaml())):
         return placed
-    made = _made(folder.path)
+    made = make_folders(folder.path)
     try:
         with folder.claimed():
             standing = _standing(run, folder, work)
@@ -286,18 +286,11 @@ def _write_job(placed: Placed, work: str) -> Placed:
     return replace(placed, standing=standing, made=tuple(made))
 
 
-def _made(path: Path) -> list[Path]:
-    try:
-        return make_folders(path)
-    except OSError as error:
-        raise FolderError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-
-
 def _renew(folder: RunFolder) -> list[Path]:
     """Keep the old folder beside a new one, which is claimed in its place."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name
     folder.move_aside(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
-    made = _made(folder.path)
+    made = make_folders(folder.path)
     folder.claim()
     return made
 

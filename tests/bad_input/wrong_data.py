@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,12 +43,20 @@ def encoding(what: str, name: str, content: bytes) -> Wrong:
     return source("encodings", what, name, content)
 
 
-def size(what: str, rows: str, *words: str, **more: Any) -> Wrong:
+def size(what: str, rows: Any, *words: str, **more: Any) -> Wrong:
     return source("sizes", what, "data.jsonl", rows, *words, **more)
 
 
 def rows(what: str, content: Any, *words: str, name: str = "data.jsonl") -> Wrong:
     return source("rows", what, name, content if callable(content) else lines(content), *words)
+
+
+def several(contents: dict[str, str]) -> Callable[[Path], None]:
+    def make(here: Path) -> None:
+        for name, content in contents.items():
+            (here / name).write_text(content)
+
+    return make
 
 
 def linked(target: str) -> Callable[[Path], None]:
@@ -69,6 +79,14 @@ def conversation(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": text} for role, text in turns]}
 
 
+# Refuses what every row of GOOD asks.
+STRICT = """\
+{%- for message in messages -%}
+{%- if message.content.startswith('Question number') -%}{{ raise_exception('no questions here') }}{%- endif -%}
+{{ '<|im_start|>' + message.role + '\\n' + message.content | trim + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
 PAIRS = {"prompt": ["a"] * 30, "completion": ["b"] * 30}
 CASES = [
     file("missing", "nowhere.jsonl", lambda _: None),
@@ -85,6 +103,12 @@ CASES = [
     file("gzip cut off", "data.jsonl.gz", gzip.compress(GOOD.encode(), 0, mtime=0)[:2000]),
     file("gzip in name alone", "data.jsonl.gz", GOOD),
     file("gzip named as if it were none", "data.json", gzip.compress(GOOD.encode(), mtime=0)),
+    file("bz2 cut off", "data.jsonl.bz2", bz2.compress(GOOD.encode())[:500]),
+    file("bz2 named as if it were none", "data.jsonl", bz2.compress(GOOD.encode())),
+    file("xz named as if it were none", "data.csv", lzma.compress(GOOD.encode())),
+    file("zstd", "data.jsonl", b"\x28\xb5\x2f\xfd" + b"\0" * 300),
+    file("a line longer than any record may be", "data.jsonl", GOOD + "x" * 5000, "dataset.max_record_mb=0.002"),
+    file("two columns of one name", "data.csv", "prompt,completion,prompt\n" + "a,b,c\n" * 30),
     file("a zip archive named as if it were none", "data.jsonl", b"PK\x03\x04" + b"\0" * 300),
     file("parquet cut off", "data.parquet", parquet(lambda whole: whole[:-20], **PAIRS)),
     file("parquet with other bytes inside", "data.parquet",
@@ -122,6 +146,10 @@ CASES = [
          "split.max_eval_tokens=1"),
     size("more held-out rows wanted than there are", GOOD, "split.min_eval_rows=10000000",
          "split.max_eval_rows=10000000"),
+    size("fewer rows in a held-out file than wanted", several({"data.jsonl": GOOD, "few.jsonl": lines([row(999)])}),
+         "split=file", "split.path=few.jsonl", "split.min_eval_rows=5"),
+    size("a template that refuses every row", several({"data.jsonl": GOOD, "strict.jinja": STRICT}),
+         "template=file", "template.path=strict.jinja", "split.eval_share=0", fails=True),
     size("all rows held out", GOOD, "split.eval_share=1"),
     size("a filter that leaves nothing", GOOD, "filter=[length]", "filter.length.min_tokens=500", fails=True),
     size("the training rows held out as well", GOOD, "split=file", "split.path=data.jsonl", fails=True),

@@ -21,9 +21,8 @@ Change = Callable[[Path], object]
 def finished_run() -> Path:
     """The folder of a run as it is at its end, as far as commands look at it."""
     import peft
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    from sft_lab import parquet
     from sft_lab.bench import Bench
     from sft_lab.config import compose
     from sft_lab.store import Store
@@ -38,8 +37,8 @@ def finished_run() -> Path:
     for name, content in files.items():
         (made / name).write_text(json.dumps({"format": 1, **content}))
     (made / "metrics.jsonl").write_text("")
-    for name, columns in (("dropped", ("id", "stage", "reason")), ("eval", ("id",))):
-        pq.write_table(pa.table({column: pa.array([], pa.string()) for column in columns}), made / f"{name}.parquet")
+    for name, schema in (("dropped", parquet.DROPPED), ("eval", parquet.EVAL)):
+        parquet.write(made / f"{name}.parquet", {column: [] for column in schema}, schema)
     bench = Bench(Store(place / "store"), lambda: run.model.tokenizer(bench))
     renderer = run.template.bind(bench)
     model = peft.get_peft_model(run.model.load(bench, 1), peft.LoraConfig(target_modules="all-linear", r=1))

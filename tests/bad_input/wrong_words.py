@@ -110,6 +110,7 @@ CASES = [
     refused("null for the name of an option", "plan", "dedup=null"),
     refused("the empty option beside another", "plan", "filter=[none,length]"),
     refused("a filter twice", "plan", "filter=[length,length]"),
+    refused("~ for the home folder behind a key", "plan", "dataset=file", "dataset.path=~/x.jsonl"),
     refused("an unknown command", "pln"),
     refused("an unknown option of a command", "--frobnicate"),
     refused("an unknown choice of an option", "--cfg", "hydra"),

@@ -705,7 +705,31 @@ def test_fields_that_are_not_read_are_named_once_with_their_rows(bench: Bench, w
         assert "empty" not in notice
 
 
+def test_no_field_of_a_turn_or_part_that_is_read_is_named(bench: Bench, write: Any) -> None:
+    parts = [{"type": "text", "text": "Hi?"}]
+    asked, answered = {"role": "user", "content": parts}, {"role": "assistant", "content": "Hello."}
+    loaded = load(bench, write({"messages": [asked, answered]}, {"messages": [answered | {"role": "user"}, answered]}))
+    assert outcomes(loaded) == ["kept", "kept"]
+    assert not bench.notices
+
+
+def test_many_fields_that_are_not_read_are_cut_short(bench: Bench, write: Any) -> None:
+    load(bench, write({"prompt": "Hi?", "completion": "Hello.", **{f"score{n:02}": n + 1 for n in range(50)}}))
+    (notice,) = bench.notices
+    assert "`score11` in 1 row and 38 more" in notice
+
+
 def test_nan_where_text_belongs_is_a_cause_of_its_own(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "nan.jsonl"
     path.write_text('{"prompt": "Hi?", "completion": NaN}\n{"prompt": "Hi?", "completion": "Hello."}\n')
     assert outcomes(load(bench, path)) == ["nan_for_text", "kept"]
+
+
+@pytest.mark.parametrize("export", ["json text", "lists by name"])
+def test_exports_of_turns_are_read(bench: Bench, write: Any, export: str) -> None:
+    turns = [{"role": "user", "content": "Which way?"}, {"role": "assistant", "content": "Left."}]
+    messages = json.dumps(turns) if export == "json text" else {key: [turn[key] for turn in turns] for key in turns[0]}
+    uneven = '[{"role": "user"' if export == "json text" else {"role": ["user", "assistant"], "content": ["Which way?"]}
+    loaded = load(bench, write({"messages": messages}, {"messages": uneven}))
+    assert outcomes(loaded) == ["kept", "unreadable"]
+    assert (loaded.rows.column("prompt"), loaded.rows.column("answer")) == (["Which way?"], ["Left."])

@@ -12,13 +12,13 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("word", "named"),
+    ("stage", "word", "named"),
     [
-        ("trainer.per_device_train_batch_size=64", "a training batch is 64 rows of up to 1200 tokens"),
-        ("evaluation.batch_tokens=60000", "a measuring batch 60000 tokens"),
+        ("training", "trainer.per_device_train_batch_size=64", "a training batch is 64 rows of up to 1200 tokens"),
+        ("measuring", "evaluation.batch_tokens=60000", "a measuring batch is 60000 tokens"),
     ],
 )
-def test_a_batch_too_large(here: Path, tiny: list[str], word: str, named: str) -> None:
+def test_a_batch_too_large(here: Path, tiny: list[str], stage: str, word: str, named: str) -> None:
     rows = [{"question": f"Question {n}?", "answer": " ".join(f"{n}.{m}" for m in range(200))} for n in range(300)]
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     words = [*tiny, "dataset=file", "dataset.path=rows.jsonl", "dataset.limit=null", "trainer.max_length=1200",
@@ -28,7 +28,7 @@ def test_a_batch_too_large(here: Path, tiny: list[str], word: str, named: str) -
     done = subprocess.run([sys.executable, str(script), "300", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     told = done.stderr.rstrip().splitlines()[-1]
-    assert told.startswith("sft-lab: out of memory (")
+    assert told.startswith(f"sft-lab: out of memory in {stage} (")
     assert named in told
     assert "Traceback" not in done.stderr
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
