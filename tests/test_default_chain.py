@@ -1,12 +1,14 @@
 """What a user types, with the defaults (W&B offline, semantic dedup), one command after another in one folder.
 
-Each chain is killed by SIGKILL while it trains. The tiny random model stands in for the bundled one where only training
-would take long; the last chain has no stand-in.
+Each chain is killed by SIGKILL while it trains, or interrupted as by Ctrl-C. The tiny random model stands in for the
+bundled one where only training would take long; the last chain has no stand-in.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,12 +20,17 @@ import pytest
 from hub_recorder import TOKEN, StandIn
 
 from sft_lab.files import read_json
+from sft_lab.folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("foreground")]
 # Of the default: fewer rows, shorter answers, a random model. Everything else is as `sft-lab` alone has it.
 SMALL = ["model=tiny_random", "dataset.limit=80", "evaluation.max_new_tokens=4", "trainer.save_steps=1"]
 BUNDLED = ["trainer.max_steps=4", "dataset.limit=60", "split.max_eval_rows=8", "evaluation.max_new_tokens=4",
            "evaluation.general=null", "trainer.save_steps=1"]  # fmt: skip
+# What the tests set for themselves or a developer may have set, and a user who is logged in nowhere has not.
+UNSET = ("WANDB_MODE", "WANDB_SILENT", "WANDB_API_KEY", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY",
+         "HF_DATASETS_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM")  # fmt: skip
+NOBODY = "http://127.0.0.1:9"  # nobody answers there: a default run asks no Hub
 
 
 @pytest.fixture
@@ -35,95 +42,132 @@ def hub() -> Iterator[StandIn]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """As a user's who is logged in nowhere: W&B is offline because nothing says otherwise."""
-    unset = ("WANDB_MODE", "WANDB_SILENT", "WANDB_API_KEY", "HF_TOKEN")
-    return {**{name: value for name, value in os.environ.items() if name not in unset}, "NETRC": "/dev/null", **more}
+    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
+    return kept | {"NETRC": "/dev/null", "HF_ENDPOINT": NOBODY} | more
 
 
-def sft_lab(*words: str, **more: str) -> str:
-    """Run a command that has to end well, and return what it printed."""
+def sft_lab(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that has to end well."""
     done = subprocess.run(
         [sys.executable, "-m", "sft_lab", *words], env=environment(**more), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"sft-lab {' '.join(words)}: {done.returncode}\n{done.stderr[-3000:]}"
-    assert "Traceback" not in done.stderr
-    return done.stdout
+    for noise in ("Traceback", "Warning", "not read"):
+        assert noise not in done.stderr, done.stderr
+    return done
 
 
-def kill_in_training(folder: Path, *words: str) -> None:
-    """Start a command, and kill it and its children once a checkpoint of a job below the folder is whole."""
+def push(hub: StandIn, *words: str) -> None:
+    sft_lab("push", *words, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1")
+
+
+def signal_in_training(number: signal.Signals, *words: str) -> str:
+    """Start a command, send its process a signal once a checkpoint is whole, and return what it printed of it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sft_lab", *words], env=environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "sft_lab", *words], env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 300
-        while not list(folder.rglob("checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, "ended before it was killed"
+        while not list(Path.cwd().rglob("checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, "ended before the signal"
             assert time.monotonic() < deadline, "no checkpoint in five minutes"
             time.sleep(0.02)
+        process.send_signal(number)
+        return process.communicate(timeout=120)[1]
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
 
 
-def use(run: Path, hub: StandIn) -> None:
+def only_run() -> RunFolder:
+    """Return the one run folder here."""
+    (status,) = Path.cwd().rglob("status.json")
+    return RunFolder(status.parent)
+
+
+def went_on(folder: RunFolder) -> None:
+    """Check that a run was finished from its checkpoint, recorded by W&B each time."""
+    assert read_json(folder.status)["state"] == "finished"
+    assert "goes on from checkpoint-" in folder.log.read_text(encoding="utf-8")
+    assert len(list(folder.wandb.glob("offline-run-*/*.wandb"))) == 2
+    assert any(path.is_symlink() for path in folder.wandb.rglob("debug-core.log"))  # out of the folder, W&B's own
+
+
+def use(folder: RunFolder, hub: StandIn) -> None:
     """What is done with a finished run."""
-    assert read_json(run / "status.json")["state"] == "finished"
-    assert list(run.glob("wandb/offline-run-*/*.wandb"))
-    sft_lab("runs")
-    sft_lab("doctor", str(run))
-    assert sft_lab("generate", str(run), "Name a color.", "--max-new-tokens", "4", "--base").startswith("base")
-    assert Path(sft_lab("merge", str(run)).strip()).is_dir()
-    assert "Result: equal" in sft_lab("replay", str(run), "--out", "replayed")
-    sft_lab("compare", str(run), "replayed", "--out", "comparison")
+    run = str(folder.path)
+    assert "finished" in sft_lab("runs", ".").stdout
+    assert sft_lab("doctor", run).stdout.startswith("World: ")
+    assert "dedup.semantic" in sft_lab("store", "list").stdout
+    assert sft_lab("generate", run, "Name a color.", "--max-new-tokens", "4", "--base").stdout.startswith("base")
+    assert Path(sft_lab("merge", run).stdout.strip()).is_dir()
+    assert "Result: equal" in sft_lab("replay", run, "--out", "replayed").stdout  # and that one was not cut off
+    sft_lab("compare", run, "replayed", "--out", "comparison")
     assert Path("comparison/compare.html").is_file()
-    sft_lab("promote", str(run), "kept")
-    assert sft_lab("--cfg", "job", "+experiment=kept")
-    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    sft_lab("push", str(run), "me/adapter", **login)
+    sft_lab("promote", run, "kept")
+    assert "stored" in sft_lab("plan", "+experiment=kept").stdout
+    push(hub, run, "me/adapter")
     assert {"README.md", "adapter_model.safetensors"} <= hub.files.keys()
-    sft_lab("push", str(run), "me/merged", "--merged", **login)
+    push(hub, run, "me/merged", "--merged")
     assert hub.commits == 2
 
 
-@pytest.mark.parametrize("again", ["the same command", "exec"])
-def test_a_run_is_killed_goes_on_and_is_used(again: str, here: Path, hub: StandIn) -> None:
-    words = [*SMALL, "hydra.run.dir=run"]
-    kill_in_training(here, *words)
-    assert read_json(here / "run" / "status.json")["state"] == "running"
-    sft_lab(*words) if again == "the same command" else sft_lab("exec", "run")
-    assert "goes on from checkpoint-" in (here / "run" / "run.log").read_text(encoding="utf-8")
-    use(here / "run", hub)
+@pytest.mark.parametrize("name", [["hydra.run.dir=run"], []], ids=["named", "dated"])
+def test_a_run_is_killed_goes_on_and_is_used(name: list[str], here: Path, hub: StandIn) -> None:
+    words = [*SMALL, *name]
+    signal_in_training(signal.SIGKILL, *words)
+    folder = only_run()
+    assert read_json(folder.status)["state"] == "running"
+    sft_lab(*words) if name else sft_lab("exec", str(folder.path))
+    went_on(folder)
+    use(folder, hub)
+
+
+@pytest.mark.parametrize("name", [["hydra.run.dir=run"], []], ids=["named", "dated"])
+def test_the_command_that_an_interrupted_run_names_finishes_it(name: list[str], here: Path) -> None:
+    words = [*SMALL, *name]
+    text = signal_in_training(signal.SIGINT, *words)
+    match = re.search(r"interrupted; (.+) goes on from step (\d+), whose checkpoint is saved", text)
+    assert match, text
+    sft_lab(*(words if match[1] == "the same command" else shlex.split(match[1])[1:]))
+    folder = only_run()
+    went_on(folder)
+    assert f"goes on from checkpoint-{match[2]}" in folder.log.read_text(encoding="utf-8")
+    assert "finished before" in sft_lab("exec", str(folder.path)).stderr
 
 
 def test_a_sweep_is_killed_goes_on_and_is_compared(here: Path) -> None:
-    words = ["-m", *SMALL, "seed=1,2"]
-    kill_in_training(here, *words)
+    words = ["-m", *SMALL, "dedup.threshold=0.8,0.95"]
+    signal_in_training(signal.SIGKILL, *words)
+    assert "cut off" in sft_lab("runs").stdout
     sft_lab(*words)
+    assert sft_lab("runs").stdout.count("finished") == 2
+    assert sft_lab(*words).stderr.count("finished before") == 2
     (sweep,) = (here / "multirun").iterdir()
-    states = [read_json(file)["state"] for file in sweep.glob("*/status.json")]
-    assert states == ["finished", "finished"]
+    logs = [file.read_text(encoding="utf-8") for file in sweep.glob("*/run.log")]
+    assert sum("goes on from checkpoint-" in log for log in logs) == 1
     sft_lab("compare", str(sweep))
     assert (sweep / "compare.html").is_file()
-    job = next(sweep.glob("*/status.json")).parent
-    assert Path(sft_lab("merge", str(job)).strip()).is_dir()
-    sft_lab("promote", str(job), "best")
+    job = str(next(sweep.glob("*/status.json")).parent)
+    assert Path(sft_lab("merge", job).stdout.strip()).is_dir()
+    sft_lab("promote", job, "best")
 
 
 @pytest.mark.parametrize("more", [[], ["split.eval_share=0"]])
 def test_prepared_rows_are_published(more: list[str], here: Path, hub: StandIn) -> None:
     words = ["prepare", "model=tiny_random", "dataset.limit=80", "hydra.run.dir=data", *more]
     sft_lab(*words)
+    assert "finished before" in sft_lab(*words).stderr
     sft_lab(*words, "rerun=true")
-    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    sft_lab("push", "data", "me/rows", "--what", "dataset", **login)
+    push(hub, "data", "me/rows", "--what", "dataset")
     assert "data/train.parquet" in hub.files
 
 
 def test_the_bundled_model_is_killed_goes_on_and_is_used(here: Path, hub: StandIn) -> None:
-    words = [*BUNDLED, "hydra.run.dir=run"]
     sft_lab("plan", *BUNDLED)
-    kill_in_training(here, *words)
-    sft_lab("exec", "run")
-    use(here / "run", hub)
+    signal_in_training(signal.SIGKILL, *BUNDLED)
+    folder = only_run()
+    sft_lab("exec", str(folder.path))
+    went_on(folder)
+    use(folder, hub)

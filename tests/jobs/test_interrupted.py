@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,11 @@ from sft_lab.cli import main
 from sft_lab.files import read_json
 from sft_lab.folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("foreground")]
 
 # No checkpoint of its own before the end: the one that is there was made by the signal.
 LONG = ["trainer.max_steps=150", "trainer.save_steps=1000", "trainer.eval_steps=1000", "trainer.logging_steps=1",
         "evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _foreground() -> Iterator[None]:
-    """Let children be started as a shell does in the foreground: what runs the tests may ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -94,8 +86,9 @@ def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes
     assert read_json(folder.summary)["eval/loss"] == read_json(Path("whole/summary.json"))["eval/loss"]
 
 
-def test_a_named_folder_goes_on_by_the_same_command(here: Path, tiny: list[str]) -> None:
-    words = [*tiny, *LONG, "hydra.run.dir=run"]
+@pytest.mark.parametrize("tracking", ["local", "wandb"])
+def test_a_named_folder_goes_on_by_the_same_command(here: Path, tiny: list[str], tracking: str) -> None:
+    words = [*(word.replace("tracking=local", f"tracking={tracking}") for word in tiny), *LONG, "hydra.run.dir=run"]
     process = start(*words)
     folder = wait(trains("run"), process)
     process.send_signal(signal.SIGINT)
