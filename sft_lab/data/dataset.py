@@ -84,7 +84,7 @@ class Loaded:
 class Dataset(abc.ABC):
     """What every source has: how its records are read."""
 
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     needs_answers: ClassVar[bool] = True
 
     format: Format = Format.auto

@@ -171,7 +171,7 @@ def _read_lines(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator
             line = next(lines, None)
             if line is None:
                 return
-            record = json.loads(line) if line.strip() else ...
+            record = json.loads(line, object_pairs_hook=_fields) if line.strip() else ...
         except _TooLong as error:
             yield error
         except UnicodeDecodeError as error:
@@ -185,6 +185,15 @@ def _read_lines(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator
                 yield record if isinstance(record, dict) else None
 
 
+def _fields(pairs: list[tuple[str, Any]]) -> Record:
+    """Return the fields of a JSON object; of two with one name only the last could be read."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise ValueError(f"more than one field named {', '.join(twice)}")
+    return fields
+
+
 _CUT_SHORT = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -194,7 +203,7 @@ def _cut_short(error: Exception, line: int) -> OSError:
 
 def _read_array(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator[Found]:  # noqa: ARG001 - in memory at once
     try:
-        content = json.loads(stream.read().decode("utf-8-sig"))
+        content = json.loads(stream.read().decode("utf-8-sig"), object_pairs_hook=_fields)
     except MemoryError as error:
         raise JobError(f"{file}: out of memory, as a .json array is read whole; save it as .jsonl") from error
     except UnicodeDecodeError as error:

@@ -109,6 +109,8 @@ CASES = [
     file("zstd", "data.jsonl", b"\x28\xb5\x2f\xfd" + b"\0" * 300),
     file("a line longer than any record may be", "data.jsonl", GOOD + "x" * 5000, "dataset.max_record_mb=0.002"),
     file("two columns of one name", "data.csv", "prompt,completion,prompt\n" + "a,b,c\n" * 30),
+    file("two fields of one name in a turn", "data.jsonl",
+         GOOD + '{"conversations": [{"from": "human", "value": "x", "value": "y"}]}\n'),
     file("a zip archive named as if it were none", "data.jsonl", b"PK\x03\x04" + b"\0" * 300),
     file("parquet cut off", "data.parquet", parquet(lambda whole: whole[:-20], **PAIRS)),
     file("parquet with other bytes inside", "data.parquet",

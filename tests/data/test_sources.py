@@ -313,9 +313,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(bench: Bench, tmp_path:
     path = save(QUESTIONS, tmp_path / "a.jsonl")
     loads = json.loads
 
-    def slow_reader(line: str) -> Any:
+    def slow_reader(line: str, **more: Any) -> Any:
         path.write_text("{}\n")  # somebody writes while we read
-        return loads(line)
+        return loads(line, **more)
 
     monkeypatch.setattr(json, "loads", slow_reader)
     with pytest.raises(SourceError, match="changed while it was read"):
