@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +72,13 @@ class Generated:
         tuned: of the run's model.
         base: of the base model, None unless asked for.
         base_as_plain: whether the base model was asked in plain text, since the run's template is new to it.
+        max_new_tokens: of an answer: what was wanted, or what the prompt leaves of the model's positions.
     """
 
     tuned: Answer
     base: Answer | None = None
     base_as_plain: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 def typed(text: str, name: str) -> str:
@@ -128,13 +130,28 @@ def generate(path: Path, prompt: str, asking: Asking, *, base: bool = False) -> 
     found = open_run(path)
     own = found.renderer
     ids = _asked(own, prompt, asking, found.tokenizer)
-    model, before, plain = found.load_base(four_bit=found.run.trainer.four_bit), None, False
-    if base:
-        plain = found.bench.tokenizer.chat_template != own.jinja
-        renderer = _plain(found) if plain else own
-        asked = _asked(renderer, prompt, asking, found.tokenizer) if plain else ids
-        before = _answer(found, model, asked, renderer, asking)
-    return Generated(_answer(found, found.load_tuned(model), ids, own, asking), before, plain)
+    plain = base and found.bench.tokenizer.chat_template != own.jinja
+    renderer = _plain(found) if plain else own
+    base_ids = _asked(renderer, prompt, asking, found.tokenizer) if plain else ids
+    model = found.load_base(four_bit=found.run.trainer.four_bit)
+    asking = _fitting(asking, model, max(len(ids), len(base_ids)))
+    before = _answer(found, model, base_ids, renderer, asking) if base else None
+    tuned = _answer(found, found.load_tuned(model), ids, own, asking)
+    return Generated(tuned, before, plain, asking.max_new_tokens)
+
+
+def _fitting(asking: Asking, model: Any, prompt_tokens: int) -> Asking:
+    """Return the wishes with no longer an answer than the prompt leaves of what the model was made for."""
+    from sft_lab.positions import positions_of
+
+    if (positions := positions_of(model.config)) is None:
+        return asking
+    if prompt_tokens >= positions:
+        raise UserError(
+            f"prompt: takes {prompt_tokens:,} tokens under the chat template, and the model was made for "
+            f"{positions:,}; ask with a shorter one"
+        )
+    return replace(asking, max_new_tokens=min(asking.max_new_tokens, positions - prompt_tokens))
 
 
 def _plain(found: Finished) -> Renderer:
@@ -167,14 +184,8 @@ def _answer(found: Finished, model: Any, ids: list[int], renderer: Renderer, ask
     import transformers
 
     from sft_lab.evaluation import samples
-    from sft_lab.training.models import positions_of
 
     transformers.set_seed(found.run.seed if asking.seed is None else asking.seed)
-    if (positions := positions_of(model.config)) and len(ids) + asking.max_new_tokens > positions:
-        raise UserError(
-            f"--max-new-tokens {asking.max_new_tokens}: the model was made for {positions:,} tokens, and the prompt "
-            f"takes {len(ids):,}; give at most {max(positions - len(ids), 0):,}"
-        )
     (answer,) = samples.generate(
         model,
         found.tokenizer,
@@ -195,4 +206,6 @@ def show(found: Generated, asking: Asking) -> None:
         sys.stdout.write(f"base{how}:\n{found.base.text}\n\ntuned:\n{found.tuned.text}\n")
     cut = [name for name, answer in (("base", found.base), ("tuned", found.tuned)) if answer and not answer.ended]
     if cut:
-        sys.stderr.write(f"cut at {asking.max_new_tokens} tokens: {', '.join(cut)}; --max-new-tokens allows more\n")
+        fits = found.max_new_tokens == asking.max_new_tokens
+        remedy = "--max-new-tokens allows more" if fits else "with the prompt that is all the model was made for"
+        sys.stderr.write(f"cut at {found.max_new_tokens} tokens: {', '.join(cut)}; {remedy}\n")

@@ -24,6 +24,7 @@ from sft_lab.evaluation import heldout, outputs, samples
 from sft_lab.evaluation.heldout import IGNORED, Ending, Scores
 from sft_lab.evaluation.samples import Answer
 from sft_lab.files import digest, read_json, write_json
+from sft_lab.positions import learned_positions, within_positions
 from sft_lab.rows import Rows
 from sft_lab.text import normalize
 
@@ -264,8 +265,8 @@ class Measuring:
         takes_system = self._takes_system(template)
         found["messages"] = [_with_head(head, messages, takes_system) for messages in found["messages"]]
         rows = Rows.of(datasets.Dataset.from_dict(found))
-        longest = self._run.trainer.max_length + self._tokens(head)
-        asked = self._as(template, rows, min(longest, self._bench.tokenizer.model_max_length))
+        longest = min(self._run.trainer.max_length + self._tokens(head), self._bench.tokenizer.model_max_length)
+        asked = self._as(template, rows, within_positions(longest, self._run.model.config(self._bench)))
         examples = sum(message["role"] == "assistant" for message in head)
         skipped = [0 if text else examples for text in asked.rows.is_text]
         tokens = {**asked.tokens[:], "labels": [*map(_without_first, asked.tokens["labels"], skipped)]}
@@ -292,6 +293,12 @@ class Measuring:
         return [prompt_ids(renderer.prompt(messages), self._bench.tokenizer) for messages in asked]
 
     def _answer(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
+        limit, longest = learned_positions(model), max(map(len, prompts), default=0)
+        if limit and longest + self._options.max_new_tokens > limit:
+            self._bench.notice(
+                f"evaluation.max_new_tokens={self._options.max_new_tokens}: the model has learned {limit:,} positions, "
+                f"and the longest prompt takes {longest:,}: its answer is cut at {max(limit - longest, 0):,} tokens"
+            )
         return samples.generate(
             model,
             self._bench.tokenizer,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sft_lab.positions import learned_positions
 from sft_lab.text import CONTROL_TOKENS
 
 BATCH = 8  # prompts answered together
@@ -38,6 +39,8 @@ def generate(
 ) -> list[Answer]:
     """Return the model's answers to prompts, in their order.
 
+    A model with learned positions writes no further than they go; a prompt that leaves none has an empty answer.
+
     Args:
         model: a causal language model; put in evaluation mode and back.
         tokenizer: its tokenizer, with a padding token.
@@ -49,9 +52,11 @@ def generate(
     training = model.training
     model.eval()
     answers: dict[int, Answer] = {}
-    order = sorted(
-        range(len(prompts)), key=lambda index: len(prompts[index])
-    )  # prompts of similar length need little padding
+    limit = learned_positions(model)
+    room = {index: max_new_tokens if limit is None else limit - len(ids) for index, ids in enumerate(prompts)}
+    answers |= {index: Answer("", ended=False, stray=[]) for index in room if room[index] < 1}
+    # prompts of similar length need little padding
+    order = sorted((index for index in room if room[index] >= 1), key=lambda index: len(prompts[index]))
     strategy = {"do_sample": True, **sampling} if sampling else dict.fromkeys(("temperature", "top_p", "top_k"))
     try:
         for start in range(0, len(order), BATCH):
@@ -62,7 +67,7 @@ def generate(
                 written = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=min(max_new_tokens, room[batch[-1]]),
                     **({"do_sample": False} | strategy),
                     use_cache=True,
                     eos_token_id=end_ids,

@@ -386,9 +386,3 @@ class Gguf(Model):
             self._converted(bench), **self._kwargs(four_bit=four_bit)
         )
         return model
-
-
-def positions_of(config: Any) -> int | None:
-    """Return how many tokens a model was made to read at once, None where its config does not tell."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None

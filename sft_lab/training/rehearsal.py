@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import TYPE_CHECKING, Any
 
 import peft
@@ -11,10 +10,9 @@ import torch
 import transformers
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from sft_lab.bench import log
 from sft_lab.errors import ConfigError
+from sft_lab.positions import empty_model, learned_positions, positions_of
 from sft_lab.training.adapter import peft_config
-from sft_lab.training.models import positions_of
 from sft_lab.training.options import Full, Lora
 
 if TYPE_CHECKING:
@@ -101,13 +99,9 @@ def refuse_misfit(model: Model, options: Full, bench: Bench) -> None:
     named = isinstance(options, Lora) and options.peft.target_modules != ["all-linear"]
     if not (too_long or named):
         return
-    try:
-        with torch.device("meta"):
-            empty = transformers.AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # noqa: BLE001 - code of a model's own raises what it likes; loading it will tell
-        log.debug("an empty model cannot be made: %s", error)
+    if (empty := empty_model(config)) is None:
         return
-    if too_long and has_learned_positions(empty):
+    if too_long and learned_positions(empty):
         raise ConfigError(
             f"trainer.max_length={options.max_length}: the model has learned {positions:,} positions and none beyond; "
             f"set trainer.max_length={positions}, and longer rows are dropped and counted"
@@ -131,14 +125,6 @@ def say_long_rows(rows: Any, model: Model, options: Full, bench: Bench) -> None:
             f"the longest row has {longest:,} tokens and the model was made for {positions:,}: it is trained past its "
             f"limit; trainer.max_length={positions} drops longer rows"
         )
-
-
-def has_learned_positions(model: Any) -> bool:
-    """Return whether a model looks its positions up in a table, as GPT-2 and OPT do; rotary ones reckon them."""
-    return any(
-        isinstance(module, torch.nn.Embedding) and re.search("pos|wpe", name.rpartition(".")[2])
-        for name, module in model.named_modules()
-    )
 
 
 def _line(error: Exception) -> str:

@@ -130,6 +130,8 @@ CASES = [
     folder("a name that leads elsewhere", "sft-lab promote run ../mine", lambda _: None),
     folder("an empty prompt", "sft-lab generate run ", lambda _: None),
     folder("a length below 1", "sft-lab generate run Hi? --max-new-tokens 0", lambda _: None),
+    folder("a length beyond any model", "sft-lab generate run Hi? --max-new-tokens 1000000", lambda _: None),
+    folder("a temperature near 0", "sft-lab generate run Hi? --temperature 1e-320", lambda _: None),
     folder("the model is gone", "sft-lab generate run Hi?", removed("model")),
     folder("the adapter is cut off", "sft-lab generate run Hi?",
            lambda run: (run / "model/adapter_model.safetensors").write_bytes(b"x" * 20)),

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import trl
 
 from sft_lab import cli
-from sft_lab.config import compose
 from sft_lab.errors import ConfigError
+from sft_lab.positions import learned_positions
 from sft_lab.training.adapter import peft_config
 from sft_lab.training.options import OWN_FIELDS, Full, Lora, Peft, planned_steps, refuse_no_step
-from sft_lab.training.rehearsal import has_learned_positions, rehearse
+from sft_lab.training.rehearsal import rehearse
 from sft_lab.training.trl import sft_config
 
 SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
@@ -36,11 +37,21 @@ def test_what_training_would_refuse(options: dict, says: str, tmp_path: Path) ->
         rehearse(sft_config(Full(**options), tmp_path, 1, watched=True))
 
 
-def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path) -> None:
+def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each field that sft_config passes itself and does not reserve: given twice, TRL would refuse it."""
+    passed: dict[str, object] = {}
+
+    class Recorded(trl.SFTConfig):  # type: ignore[misc]
+        def __init__(self, **values: object) -> None:
+            passed.update(values)
+            super().__init__(**values)
+
+    monkeypatch.setattr(trl, "SFTConfig", Recorded)
     args = sft_config(Full(), tmp_path, 1, watched=True)
     rehearse(args)
-    for name in ("save_total_limit", "dataloader_pin_memory", "ddp_timeout", "restore_callback_states_from_checkpoint"):
-        assert name not in OWN_FIELDS
+    free = sorted(set(passed) - OWN_FIELDS)
+    assert {"save_total_limit", "dataloader_pin_memory", "ddp_timeout"} <= set(free)
+    for name in free:
         changed = sft_config(Full(sft_config={name: getattr(args, name)}), tmp_path, 1, watched=True)
         assert getattr(changed, name) == getattr(args, name)
 
@@ -78,26 +89,8 @@ def test_positions_and_modules_of_an_empty_model() -> None:
         llama = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=16)
         )
-    assert has_learned_positions(gpt2)
-    assert not has_learned_positions(llama)
+    assert learned_positions(gpt2) == 1024
+    assert learned_positions(llama) is None
     assert peft_config(Lora(peft=Peft(target_modules=["self_attn.q_proj"])), llama, []) is not None
     with pytest.raises(ConfigError, match="there are"):
         peft_config(Lora(peft=Peft(target_modules=["zzz"])), llama, [])
-
-
-def test_learned_positions_end_before_the_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sft_lab.training.tiny_random import TinyRandom
-
-    run = compose([*SMALL, "tracking=local"])
-    assert isinstance(run.model, TinyRandom)
-    bench = run.bench()
-    folder = here / "gpt2"
-    config = transformers.GPT2Config(
-        n_layer=1, n_embd=8, n_head=2, n_positions=64, vocab_size=len(bench.tokenizer), eos_token_id=0, bos_token_id=0
-    )
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
-    bench.tokenizer.save_pretrained(folder)
-    words = ["model=local", "model.name_or_path=gpt2", "trainer=smoke", "template=chatml", "dedup=exact",
-             "decontaminate.method=exact", "threads=1", "tracking=local", "hydra.run.dir=run"]  # fmt: skip
-    assert cli.main(words) == 2
-    assert "learned 64 positions and none beyond; set trainer.max_length=64" in capsys.readouterr().err
