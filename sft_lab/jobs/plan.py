@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab import config as configs
 from sft_lab.bench import Bench
-from sft_lab.errors import SftLabError
+from sft_lab.errors import ConfigError, SftLabError
 from sft_lab.files import digest, flat, read_json
 from sft_lab.folder import FINISHED, RunFolder
 from sft_lab.jobs.folders import Placed, Standing, find
@@ -102,7 +102,7 @@ def _outlook(
     run = placed.job.run
     stages, missing, data = _data(placed, tokenizers)
     saved = run.saved()
-    shape = digest([saved["model"], saved["trainer"]["kind"], saved["trainer"].get("peft"), saved["trainer"]["optim"]])
+    shape = digest([saved["model"], *map(saved["trainer"].get, ("kind", "peft", "optim", "max_length"))])
     if shape not in footprints:
         footprints[shape] = _memory(run)
     rows = len(data.train.rows) if data else None
@@ -144,9 +144,14 @@ def _data(
 
 def _memory(run: Run) -> Footprint | None:
     from sft_lab.training.memory import footprint
+    from sft_lab.training.rehearsal import refuse_misfit
 
+    bench = run.bench(StoreView(run.store.open().root))
     try:
-        return footprint(run.model, run.trainer, run.bench(StoreView(run.store.open().root)))
+        refuse_misfit(run.model, run.trainer, bench)
+        return footprint(run.model, run.trainer, bench)
+    except ConfigError:
+        raise  # so would the job itself, before it reads any data
     except (NotStored, SftLabError):
         return None  # not converted or not downloaded yet
 

@@ -153,3 +153,12 @@ def test_the_memory_of_a_training_is_reckoned_from_shapes(here: Path, mine: list
     assert (full.gradients, full.optimizer) == (4 * size, 8 * size)
     assert 0 < lora.trained < full.trained / 2
     assert lora.parameters == full.parameters + lora.trained
+
+
+def test_a_trainer_that_misfits_the_model_is_refused_as_the_job_would_be(
+    here: Path, mine: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in mine if not word.startswith("trainer=")]
+    assert main(["plan", *words, "trainer=lora", "trainer.peft.target_modules=[q_proj,v_porj]"]) == 2
+    assert "did you mean v_proj" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
