@@ -195,7 +195,7 @@ class RunFolder:
                 self._lock.unlink(missing_ok=True)
         except Timeout:
             return True
-        except OSError:  # not ours to write
+        except (OSError, FolderError):  # not ours to write
             return False
         return False
 

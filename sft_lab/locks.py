@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import pwd
 import re
 import socket
 import uuid
@@ -13,6 +14,8 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from sft_lab.errors import FolderError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -40,10 +43,39 @@ class Holder(NamedTuple):
 
 def file_lock(file: Path) -> BaseFileLock:
     """Return a lock between processes: whoever holds it is named in its file, and its death frees it."""
+    # A soft lock, which filelock takes where there is no flock, outlives a killed holder.
+    return _lock_class()(file, fallback_to_soft=False, on_acquired=_sign)
+
+
+@lru_cache
+def _lock_class() -> type[BaseFileLock]:
     from filelock import FileLock
 
-    # A soft lock, which filelock takes where there is no flock, outlives a killed holder.
-    return FileLock(file, fallback_to_soft=False, on_acquired=_sign)
+    class Lock(FileLock):
+        """A lock whose file, where it is there and cannot be opened, is named with its owner."""
+
+        def _acquire(self) -> None:
+            try:
+                super()._acquire()
+            except OSError as error:
+                file = Path(self.lock_file)
+                if not os.path.lexists(file):
+                    raise
+                raise FolderError(
+                    f"{file}: this lock file of {_owner(file)} cannot be opened ({error.strerror}); if none of their "
+                    "processes is at work, let them remove it, or choose another folder: hydra.run.dir or "
+                    "hydra.sweep.dir for a run's, store.path or SFT_LAB_STORE for the store's"
+                ) from error
+
+    return Lock
+
+
+def _owner(file: Path) -> str:
+    user = file.lstat().st_uid
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
 
 
 def _sign(handle: int) -> None:

@@ -89,14 +89,13 @@ class Store:
         with self.lock(f"{stage}-{key}"):
             if self._complete(place):
                 return Entry(stage, key, place, hit=True, seconds=time.monotonic() - began)
-            if place.exists():
+            if os.path.lexists(place):
                 log.warning("store: %s: %s; computed anew", place, _damage(place))
             temporary = self._begin(stage, key)
             try:
                 compute(temporary)
                 write_json(temporary / RECIPE, {**recipe, "files": _contents(temporary)})
-                shutil.rmtree(place, ignore_errors=True)
-                temporary.rename(place)
+                self._replace(place, temporary)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -141,6 +140,17 @@ class Store:
         temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
         self._make(temporary)
         return temporary
+
+    def _replace(self, path: Path, temporary: Path) -> None:
+        """Put a whole entry where there is none, or what is left of one: a link is removed, never followed."""
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            temporary.rename(path)
+        except OSError as error:
+            raise self._unwritable(f"{path}: {error.strerror}") from error
 
     def _found(self, stage: str, recipe: dict[str, Any] | None) -> Entry | None:
         began = time.monotonic()

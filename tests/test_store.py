@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pwd
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ import pytest
 from sft_lab import locks
 from sft_lab.bench import Bench
 from sft_lab.errors import FolderError
-from sft_lab.files import read_json
+from sft_lab.files import digest, read_json
+from sft_lab.folder import LOCK, RunFolder
 from sft_lab.store import RECIPE, NotStored, Store, StoreView, default_root
 
 RECIPE_OF = {"version": 1, "params": {"a": 1}, "input": "x"}
@@ -270,3 +275,53 @@ def test_who_waits_for_another_process_says_for_which(
     holder.communicate()
     who = f"process {holder.pid} on {socket.gethostname()}"
     assert caplog.messages == [f"store: tokenize 0123456789ab: waiting for {who}, which is at work on it"]
+
+
+@pytest.mark.parametrize("kind", ["gone", "damaged", "file"])
+def test_a_link_or_file_in_an_entrys_place_is_replaced_and_not_followed(kind: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    entry = Store(store).entry("filter", RECIPE_OF, write_one)
+    shutil.rmtree(entry.path)
+    elsewhere = tmp_path / "elsewhere"
+    if kind == "damaged":
+        elsewhere.mkdir()
+        (elsewhere / "recipe.json").write_text("{}")
+    if kind == "file":
+        entry.path.write_text("a file")
+    else:
+        entry.path.symlink_to(elsewhere)
+    assert not Store(store).entry("filter", RECIPE_OF, write_one).hit
+    assert Store(store).entry("filter", RECIPE_OF, never).hit
+    assert not entry.path.is_symlink()
+    assert [path.name for path in elsewhere.glob("*")] == (["recipe.json"] if kind == "damaged" else [])
+
+
+@contextmanager
+def another_users(*files: Path) -> Iterator[None]:
+    """Make files that this process may not open: root becomes nobody, others take their own rights away."""
+    user = os.geteuid()
+    for file in files:
+        file.touch()
+        file.chmod(0o600 if user == 0 else 0)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_lock_file_of_another_user_is_named_with_its_owner() -> None:
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    with tempfile.TemporaryDirectory() as made:  # other users cannot enter pytest's own folders
+        for folder in (root := Path(made), root / "run", root / ".locks", root / "filter"):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o777)
+        run = RunFolder(root / "run")
+        name = f"filter-{digest({'stage': 'filter', **RECIPE_OF})[:32]}.lock"
+        with another_users(root / ".locks" / name, run.path / LOCK):
+            with pytest.raises(FolderError, match=rf"{name}: this lock file of {owner} .*SFT_LAB_STORE"):
+                Store(root).entry("filter", RECIPE_OF, never)
+            with pytest.raises(FolderError, match=rf"{LOCK}: this lock file of {owner} .*hydra\.run\.dir"):
+                run.claim()
+            assert not run.is_held()

@@ -47,7 +47,7 @@ def footprint(model: Model, options: Full, bench: Bench) -> Footprint:
     """
     kind = model.dtype if model.dtype != "auto" else "auto" if torch.cuda.is_available() else "float32"
     with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(model.config(bench), dtype=kind)
+        empty = transformers.AutoModelForCausalLM.from_config(model.config(bench), dtype=kind, **model.trust())
         linear = sum(part.weight.nbytes for part in empty.modules() if isinstance(part, torch.nn.Linear))
         config = peft_config(options, empty, [])
         whole = peft.get_peft_model(empty, config) if config else empty

@@ -15,6 +15,7 @@ from sft_lab.errors import ConfigError, ModelError, require
 from sft_lab.files import digest, follow_mask, sha256_file
 from sft_lab.hub import fall_back_on_cache
 from sft_lab.model_files import loaded_files, pickled
+from sft_lab.training.adapter import refuse_other_adapters_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -108,6 +109,10 @@ class Model(abc.ABC):
                 raise ModelError("model: its tokenizer has neither a padding nor an end-of-sequence token")
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    def trust(self) -> dict[str, bool]:
+        """Return whether the model's own code may run."""
+        return {"trust_remote_code": False}
 
     @abc.abstractmethod
     def config(self, bench: Bench) -> PretrainedConfig:
@@ -227,7 +232,7 @@ class Pretrained(Model):
         """The revision of a hub model that is not its newest."""
         return None if self.revision == "main" or Path(self.name_or_path).is_dir() else self.revision
 
-    def _trust(self) -> dict[str, bool]:
+    def trust(self) -> dict[str, bool]:
         """Whether the model's own code may run; said each time, since left open Transformers asks on the terminal."""
         trusted = os.environ.get(TRUST, "")
         return {"trust_remote_code": bool(trusted) and saved_path(trusted, or_hub_name=True) == self.name_or_path}
@@ -248,7 +253,7 @@ class Pretrained(Model):
         """Load the tokenizer of the folder or hub model."""
         tokenizer: PreTrainedTokenizerBase = self._loaded(
             "tokenizer",
-            lambda auto: auto.AutoTokenizer.from_pretrained(self.name_or_path, revision=self.revision, **self._trust()),
+            lambda auto: auto.AutoTokenizer.from_pretrained(self.name_or_path, revision=self.revision, **self.trust()),
         )
         if not tokenizer.is_fast:
             raise ModelError(
@@ -260,19 +265,20 @@ class Pretrained(Model):
         """Load the config of the folder or hub model."""
         config: PretrainedConfig = self._loaded(
             "config",
-            lambda auto: auto.AutoConfig.from_pretrained(self.name_or_path, revision=self.revision, **self._trust()),
+            lambda auto: auto.AutoConfig.from_pretrained(self.name_or_path, revision=self.revision, **self.trust()),
         )
         return config
 
     def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load safetensors weights; a checkpoint in pickle form is refused, since it could run code."""
+        self._loaded("adapter", lambda _: refuse_other_adapters_of(self.name_or_path, self.revision, self.init_kwargs))
         model: PreTrainedModel = self._loaded(
             "model",
             lambda auto: auto.AutoModelForCausalLM.from_pretrained(
                 self.name_or_path,
                 revision=self.revision,
                 use_safetensors=True,
-                **self._trust(),
+                **self.trust(),
                 **self._kwargs(four_bit=four_bit),
             ),
         )
@@ -351,16 +357,19 @@ class Gguf(Model):
                     f"{file}: SHA-256 is {found}, must be {self.sha256}; reinstall the package it came "
                     "from, or for a file of your own give its hash as model.sha256"
                 )
-            name = {"gguf_file": file.name}
             # Without dequantize the weights stay packed: no gradient reaches them and they cannot be saved.
+            gguf = transformers.GgufConfig(dequantize=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                file.parent, **name, quantization_config=transformers.GgufConfig(dequantize=True), dtype="float32"
+                file.parent, gguf_file=file.name, quantization_config=gguf, dtype="float32", trust_remote_code=False
             )
             if getattr(model.config, "quantization_config", None) is not None:
                 del model.config.quantization_config
             model.save_pretrained(folder)
             follow_mask(folder)
-            transformers.AutoTokenizer.from_pretrained(file.parent, **name).save_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                file.parent, gguf_file=file.name, trust_remote_code=False
+            )
+            tokenizer.save_pretrained(folder)
 
         return bench.stage("model", {"version": self.version, "params": {"sha256": self.sha256}}, convert).path
 
@@ -368,14 +377,16 @@ class Gguf(Model):
         """Load the converted tokenizer."""
         import transformers
 
-        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(self._converted(bench))
+        folder = self._converted(bench)
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return tokenizer
 
     def config(self, bench: Bench) -> PretrainedConfig:
         """Load the converted config."""
         import transformers
 
-        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(self._converted(bench))
+        folder = self._converted(bench)
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return config
 
     def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
@@ -383,6 +394,6 @@ class Gguf(Model):
         import transformers
 
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            self._converted(bench), **self._kwargs(four_bit=four_bit)
+            self._converted(bench), trust_remote_code=False, **self._kwargs(four_bit=four_bit)
         )
         return model

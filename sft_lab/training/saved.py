@@ -8,6 +8,7 @@ from typing import Any
 
 from sft_lab.errors import FolderError
 from sft_lab.files import follow_mask
+from sft_lab.training.adapter import refuse_other_adapters
 
 
 def save(
@@ -65,11 +66,14 @@ def load(base: Any, folder: Path) -> Any:
         if (folder / "adapter_config.json").exists():
             import peft
 
+            refuse_other_adapters(folder / "adapter_config.json")
             return peft.PeftModel.from_pretrained(base, folder)
         kind = type(base)
         return kind.from_pretrained(folder, dtype=base.dtype, use_safetensors=True, trust_remote_code=False).to(
             base.device
         )
+    except FolderError:
+        raise
     except Exception as error:  # a broken folder of a stranger makes the libraries raise anything
         said = (str(error).strip().splitlines() or [""])[0]
         raise FolderError(f"{folder}: cannot be loaded ({type(error).__name__}: {said}); train it again") from error

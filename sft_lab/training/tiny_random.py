@@ -55,7 +55,7 @@ class TinyRandom(Model):
         import transformers
 
         folder = Path(__file__).parent / "tiny_tokenizer_files"
-        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return tokenizer
 
     def config(self, bench: Bench) -> PretrainedConfig:
@@ -89,6 +89,6 @@ class TinyRandom(Model):
         config = self.config(bench)
         transformers.set_seed(seed)
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=self._kwargs(four_bit=False)["dtype"]
+            config, dtype=self._kwargs(four_bit=False)["dtype"], trust_remote_code=False
         )
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pickle
@@ -14,15 +15,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 from outside import TINY, Outside
 
+from sft_lab.bench import Bench
 from sft_lab.cli import main
-from sft_lab.errors import FolderError
+from sft_lab.errors import FolderError, ModelError
 from sft_lab.folder import RunFolder
 from sft_lab.report import card, page
 from sft_lab.store import Store
-from sft_lab.training.models import TRUST
+from sft_lab.training import saved
+from sft_lab.training.adapter import refuse_other_adapters
+from sft_lab.training.models import TRUST, Pretrained
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
 from job_folders import nats_of, write_job
@@ -360,8 +365,9 @@ MODELS = {
     "Jinja that changes": (_template("{{ messages.append(messages) }}{{ messages.clear() }}"), True),
     "another base model": (_adapter(base_model_name_or_path="../../outside", revision="evil"), False),
     "a library to import": (
-        _adapter(auto_mapping={"base_model_class": "Evil", "parent_library": "evil"}, task_type=None), None),
+        _adapter(auto_mapping={"base_model_class": "Evil", "parent_library": "evil"}, task_type=None), True),
     "another kind of adapter": (_adapter(peft_type="XLORA", adapters={"0": "evil/adapter"}), True),
+    "an adapter that loads a model": (_adapter(peft_type="SHADOW", shadow_model="evil"), True),
 }  # fmt: skip
 
 
@@ -379,6 +385,53 @@ def test_a_model_runs_nothing(
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     assert not CONTROLS & set(said.out + said.err)
+
+
+OTHER_ADAPTERS = (
+    {"peft_type": "SHADOW", "shadow_model": "./evil"},
+    {"peft_type": "PROMPT_TUNING", "tokenizer_name_or_path": "./evil"},
+    {"peft_type": ["LORA"]},
+    {"peft_type": "LORA", "auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"}},
+    {"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "evil"},
+    {"peft_type": "LORA", "shadow_model": "./evil"},
+)
+
+
+@pytest.mark.parametrize("config", OTHER_ADAPTERS, ids=str)
+def test_only_adapters_that_name_no_code_are_loaded(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(FolderError, match=r"adapter_config\.json: \w+(=.* must be 'LORA'| must not be set)"):
+        saved.load(None, tmp_path)
+    model = Pretrained(name_or_path=str(tmp_path))
+    with pytest.raises(ModelError, match=r"adapter_config\.json: \w+(=.* must be 'LORA'| must not be set)"):
+        model.load_weights(Bench(Store(tmp_path / "store")), 0, four_bit=False)
+
+
+def test_what_training_saves_may_be_loaded(tmp_path: Path) -> None:
+    peft.LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q"], use_dora=True).save_pretrained(tmp_path)
+    refuse_other_adapters(tmp_path / "adapter_config.json")
+
+
+LOADERS = {"from_pretrained", "from_config", "SentenceTransformer"}
+NO_CODE = {"PeftModel"}  # of a kind that is looked at before
+
+
+def test_each_call_of_a_loader_says_whether_a_models_own_code_may_run() -> None:
+    silent, calls = [], 0
+    for file in sorted((Path(__file__).parents[2] / "sft_lab").rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or ast.unparse(call.func).rpartition(".")[2] not in LOADERS:
+                continue
+            calls += 1
+            owner = ast.unparse(call.func).split(".")[-2:][0]
+            keys = {key.arg: key.value for key in call.keywords if key.arg}
+            spread = [ast.unparse(key.value) for key in call.keywords if not key.arg]
+            refused = "trust_remote_code" in keys and ast.unparse(keys["trust_remote_code"]) == "False"
+            if not (refused or any(text.endswith(".trust()") for text in spread) or owner in NO_CODE):
+                silent.append(f"{file.name}:{call.lineno}")
+    assert calls > 10
+    assert silent == []
 
 
 def base(folder: Path, finished: Path, **config: Any) -> list[str]:
