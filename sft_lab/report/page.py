@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -174,7 +173,6 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "held_out": waterfall.get("held_out") or [],
         "dropped": _dropped(folder.dropped),
         "data": read(folder.data),
-        "more_figures": _more_figures(folder.figures),
         "measures": _measures(summary),
         "samples": read_lines(folder.samples),
         "outputs": read_lines(folder.outputs),
@@ -296,17 +294,3 @@ def _inline(path: Path) -> Markup:
     for name, color in COLORS.items():
         text = re.sub(rf"(fill|stroke): {color}\b", rf"\g<1>: var(--{name})", text)
     return Markup(text)  # noqa: S704 - drawn a moment ago by figures.draw, which escapes what it writes
-
-
-def _more_figures(folder: Path) -> list[tuple[str, str]]:
-    """Give (caption, data URI) of the figures that others drew; as images, so that nothing in them can act."""
-    kinds = {".svg": "image/svg+xml", ".png": "image/png"}
-    found = sorted(path for path in folder.glob("*") if path.suffix in kinds) if folder.is_dir() else []
-    return [
-        (
-            path.stem.replace("_", " ").capitalize(),
-            f"data:{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}",
-        )
-        for path in found
-        if path.stem not in figures.OWN
-    ]
