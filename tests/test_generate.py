@@ -90,7 +90,7 @@ def test_a_system_turn_changes_the_answer(done: Path) -> None:
 def test_the_answer_alone_is_on_standard_output(
     done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
     assert main(["generate", str(done), "-", "--max-new-tokens", "3"]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{generate(done, 'Hi' + chr(10), Asking(max_new_tokens=3)).tuned.text}\n"
