@@ -15,14 +15,20 @@ KINDS = {
     "model": "`sft-lab ...`",
     "dataset": "`sft-lab prepare ...`",
 }  # what can be published, by the command that makes it
+# What Transformers, PEFT and tokenizers save: weights, configs, vocabularies, templates, card.
+_MODEL_FILE = re.compile(
+    r"README\.md|[\w.-]+\.(?:safetensors|jinja)|[\w.-]+\.safetensors\.index\.json|merges\.txt|vocab\.(?:txt|json)"
+    r"|(?:\w+_)?config\.json|tokenizer\.(?:json|model)|[\w.-]+\.(?:spm|tiktoken)|sentencepiece\.bpe\.model|spiece\.model"
+    r"|(?:added_tokens|special_tokens_map|chat_template)\.json"
+)
 _REPO = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def push(folder: RunFolder, repo: str, *, what: str, public: bool, merged: bool = False) -> str:
     """Send a run's model or data set to the Hub, in one commit, and give its URL.
 
-    A model is all of ``model/``, or of ``merged/``; a data set is its card and its parquet files, as
-    ``data/*.parquet``. The endpoint is the Hub's own or ``HF_ENDPOINT``.
+    A model is the files of ``model/``, or of ``merged/``, that a model is made of; a data set is its card and its
+    parquet files, as ``data/*.parquet``. The endpoint is the Hub's own or ``HF_ENDPOINT``.
 
     Args:
         folder: a finished run.
@@ -110,7 +116,7 @@ def _files(made: Path, what: str) -> dict[str, Path]:
         FolderError: if one is missing, or lies outside the folder.
     """
     if what == "model":
-        found = {path.relative_to(made).as_posix(): path for path in sorted(made.rglob("*")) if path.is_file()}
+        found = {path.relative_to(made).as_posix(): path for path in sorted(made.rglob("*")) if _of_a_model(path, made)}
         needed = [made / "config.json", made / "adapter_config.json"]
     else:
         found = {f"data/{path.name}": path for path in sorted((made / "parquet").glob("*.parquet"))}
@@ -122,10 +128,17 @@ def _files(made: Path, what: str) -> dict[str, Path]:
         lacking.append("README.md")
     if lacking:
         raise FolderError(f"{made}: has no {' and no '.join(lacking)}; make it again: {KINDS[what]}")
-    for path in found.values():
-        if not path.resolve().is_relative_to(made.resolve()):
-            raise FolderError(f"{path}: is a link out of {made}; put the file itself there, or remove the link")
+    root = made.parent.resolve() / made.name  # where it would be were it no link: all behind one would lie inside
+    for path in (made, *found.values()):
+        if not path.resolve().is_relative_to(root):
+            raise FolderError(f"{path}: is a link out of {root}; put the file itself there, or remove the link")
     return found
+
+
+def _of_a_model(path: Path, made: Path) -> bool:
+    """Whether a file is one that training or merging writes; a hidden one never is."""
+    hidden = any(part.startswith(".") for part in path.relative_to(made).parts)
+    return not hidden and _MODEL_FILE.fullmatch(path.name) is not None and path.is_file()
 
 
 def _sentence(repo: str, error: Exception) -> UserError | JobError:

@@ -149,10 +149,27 @@ def test_a_hub_that_is_not_there_is_one_sentence(
 
 
 def test_a_link_out_of_the_model_is_not_followed(hub: StandIn, folder: RunFolder) -> None:
-    (folder.model / "notes.txt").symlink_to(folder.log)
-    with pytest.raises(ConfigError, match=r"notes\.txt: is a link out of .*model"):
+    (folder.model / "vocab.json").symlink_to(folder.log)
+    with pytest.raises(ConfigError, match=r"vocab\.json: is a link out of .*model"):
         publish.push(folder, "me/mine", what="model", public=False)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("what", ["model", "dataset"])
+def test_a_folder_that_is_itself_a_link_is_not_sent(hub: StandIn, folder: RunFolder, what: str, tmp_path: Path) -> None:
+    (folder.path / what).rename(tmp_path / "elsewhere")
+    (folder.path / what).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=rf"{what}: is a link out of "):
+        publish.push(folder, "me/mine", what=what, public=False)
+    assert hub.requests == []
+
+
+def test_only_files_of_a_model_are_sent(hub: StandIn, folder: RunFolder) -> None:
+    for name in (".env", "id_rsa", "key.pem", "notes.txt", "optimizer.pt", ".git/config.json", "secrets.json"):
+        (folder.model / name).parent.mkdir(exist_ok=True)
+        (folder.model / name).write_text("SECRET")
+    publish.push(folder, "me/mine", what="model", public=False)
+    assert set(hub.files) | {"adapter_model.safetensors"} == set(MODEL)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class Number(NamedTuple):
 def write(folder: RunFolder) -> Path:
     """Draw the figures and write ``report.html``; what the run has no file for is left out.
 
-    The page is self-contained and runs no script. Other figures already in ``figures/`` are shown too.
+    The page is self-contained and runs no script. Of ``figures/`` only those are shown that were drawn for it just now.
 
     Returns:
         The page's path.

@@ -7,6 +7,7 @@ import math
 import threading
 from typing import TYPE_CHECKING
 
+from sft_lab.errors import FolderError
 from sft_lab.files import write_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def save(path: Path, make: Callable[[], Figure]) -> Path:
     Returns:
         ``path``.
     """
-    import matplotlib
+    try:
+        import matplotlib
+    except ValueError as error:  # it reads a matplotlibrc of the working folder, as UTF-8
+        raise FolderError(f"matplotlibrc: matplotlib cannot read it ({error}); remove it from here") from error
 
     look = {
         "font.size": 10.4,
@@ -74,7 +78,10 @@ def save(path: Path, make: Callable[[], Figure]) -> Path:
         "ytick.color": COLORS["muted"],
     }
     text = io.StringIO()
-    with _STYLE, matplotlib.rc_context(look):
+    with _STYLE, matplotlib.rc_context():
+        # What a matplotlibrc in the working folder set is nobody's wish here; that file may be a stranger's.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(look)
         make().savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     write_text(path, text.getvalue())
     return path

@@ -73,6 +73,10 @@ def _is_project(name: str) -> bool:
     return bool(name.strip()) and len(name) <= MOST_PROJECT and not set(name) & set("/\\#?%:")
 
 
+# What a wandb/settings in the working folder may set: names and the mode, which this option sets anyway.
+HARMLESS_SETTINGS = {"entity", "project", "mode", "disabled"}
+
+
 @dataclass
 class Wandb(Tracking):
     """Weights & Biases.
@@ -95,14 +99,14 @@ class Wandb(Tracking):
             require(1 <= len(tag) <= MOST_TAG, "tags", repr(tag), f"texts of 1 to {MOST_TAG} characters")
 
     def check(self) -> list[str]:
-        """WANDB_MODE is a mode, where it decides: a misspelt offline must not go online."""
+        """WANDB_MODE is a mode, where it decides: a misspelt offline must not go online; no file names a server."""
         project = os.environ.get("WANDB_PROJECT")
         if self.project is None and project and not _is_project(project):
             return [f"WANDB_PROJECT={project}: must be {_PROJECT}; set another, or tracking.project"]
         asked = os.environ.get("WANDB_MODE", "").strip().lower()
         modes = [known.name for known in Mode if known is not Mode.auto]
         if self.mode is not Mode.auto or not asked or asked in modes:
-            return []
+            return [] if self.resolved_mode() == "disabled" else strange_settings(Path.cwd())
         return [f"WANDB_MODE={asked}: must be one of {', '.join(modes)}; set one, or tracking.mode, or unset it"]
 
     def start(self, folder: RunFolder, run_id: str, config: dict[str, Any]) -> Mirror:
@@ -122,6 +126,30 @@ class Wandb(Tracking):
             if asked == mode:
                 return mode
         return "online" if _logged_in() else "offline"
+
+
+def strange_settings(folder: Path) -> list[str]:
+    """Say what a ``wandb/settings`` in the working folder sets that is not a stranger's to set.
+
+    W&B's client reads that file by itself, and would send the user's key to the server it names.
+    """
+    import configparser
+
+    problems = []
+    for file in (folder / "wandb" / "settings", folder / ".wandb" / "settings"):
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read(file, encoding="utf-8")
+        except (OSError, ValueError, configparser.Error) as error:
+            problems.append(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove it")
+            continue
+        names = {name for section in [*parser.sections(), parser.default_section] for name in parser[section]}
+        if wrong := sorted(names - HARMLESS_SETTINGS):
+            problems.append(
+                f"{file}: sets {', '.join(wrong)}, which W&B would take from this folder, whoever made it; remove it, "
+                "and set that by W&B's environment variables (WANDB_BASE_URL, ...) or `wandb login --host`"
+            )
+    return problems
 
 
 def _logged_in() -> bool:

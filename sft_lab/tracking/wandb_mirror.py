@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_lab.bench import log
+from sft_lab.errors import FolderError
 from sft_lab.files import flat
-from sft_lab.tracking.options import Mirror
+from sft_lab.tracking.options import Mirror, strange_settings
 
 if TYPE_CHECKING:
     from sft_lab.folder import RunFolder
@@ -46,6 +47,7 @@ class WandbMirror(Mirror):
         # In a sweep all runs lie in one wandb folder, so that they can be viewed together.
         place = folder.sweep or folder.path
         place.mkdir(parents=True, exist_ok=True)
+        refuse_strange_folders(place)
         settings = wandb.Settings(console="off", disable_code=True, x_disable_stats=True, finish_timeout_raises=True)
         options: dict[str, Any] = {
             "settings": settings,
@@ -117,6 +119,19 @@ class WandbMirror(Mirror):
                 self._failed = True
                 log.warning("W&B takes no more (%s); the record in the run folder goes on", _first_line(error))
                 return
+
+
+def refuse_strange_folders(folder: Path) -> None:
+    """Refuse a link where W&B would write, and a settings file that would lead the login to another server.
+
+    Raises:
+        FolderError: naming it.
+    """
+    for path in (folder / "wandb", folder / ".wandb"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise FolderError(f"{path}: is a link out of {folder}, and W&B would write through it; remove it")
+    if problems := strange_settings(Path.cwd()):
+        raise FolderError("; ".join(problems))
 
 
 def _first_line(error: Exception) -> str:

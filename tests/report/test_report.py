@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +238,39 @@ def test_only_figures_that_this_run_drew_are_shown(make: Make) -> None:
     assert 'http-equiv="refresh"' not in html
     assert "<script" not in html
     assert "Token counts" not in html
+
+
+HOSTILE_RC = {
+    "settings": b"font.size: 40\nlines.linewidth: 30\nsvg.fonttype: path\nfigure.dpi: 3\nbackend: module://evil\n"
+    b"axes.titlepad: 300\nfigure.facecolor: red\nsavefig.facecolor: red\nsavefig.transparent: True\n",
+    "no settings": b"::::\nfont.size\nfont.size: [[[\n",
+    "no text": b"font.size: \xff\xfe\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_RC)
+def test_a_matplotlibrc_of_the_working_folder_changes_no_figure(name: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sft_lab.report.style import canvas, save\n"
+        "def draw():\n    figure = canvas(2); figure.add_subplot().plot([1, 2], label='x'); return figure\n"
+        "save(Path(sys.argv[1]) / 'one.svg', draw)"
+    )
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "clean").mkdir()
+    (tmp_path / "strange" / "matplotlibrc").write_bytes(HOSTILE_RC[name])
+    strange, clean = (
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / here)], cwd=tmp_path / here, capture_output=True, text=True,
+            check=False,
+        )
+        for here in ("strange", "clean")
+    )  # fmt: skip
+    assert clean.returncode == 0
+    if name == "no text":
+        assert "FolderError: matplotlibrc: matplotlib cannot read it" in strange.stderr
+        return
+    assert strange.returncode == 0, strange.stderr
+    assert (tmp_path / "strange" / "one.svg").read_text() == (tmp_path / "clean" / "one.svg").read_text()
 
 
 def test_a_lone_surrogate_does_not_break_the_page(make: Make) -> None:

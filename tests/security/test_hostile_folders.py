@@ -25,6 +25,8 @@ from sft_lab.errors import FolderError, ModelError
 from sft_lab.folder import RunFolder
 from sft_lab.report import card, page
 from sft_lab.store import Store
+from sft_lab.tracking.options import Wandb
+from sft_lab.tracking.wandb_mirror import refuse_strange_folders
 from sft_lab.training import saved
 from sft_lab.training.adapter import refuse_other_adapters
 from sft_lab.training.models import TRUST, Pretrained
@@ -221,6 +223,35 @@ def test_a_run_again_leaves_what_links_lead_to(here: Path, outside: Outside) -> 
     (here / "run" / "config.yaml").symlink_to(outside.file)
     assert main([*TINY, "hydra.run.dir=run"]) == 2
     assert outside.is_untouched()
+
+
+@pytest.mark.parametrize("name", ["wandb", ".wandb"])
+def test_wandb_writes_through_no_link_of_a_sweep(name: str, tmp_path: Path, outside: Outside) -> None:
+    (sweep := tmp_path / "sweep").mkdir()
+    refuse_strange_folders(sweep)
+    (sweep / name).symlink_to(outside.folder)
+    with pytest.raises(FolderError, match=rf"{name}: is a link out of"):
+        refuse_strange_folders(sweep)
+
+
+@pytest.mark.parametrize("name", ["wandb", ".wandb"])
+def test_a_settings_file_of_the_working_folder_leads_no_login_elsewhere(
+    name: str, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / name).mkdir()
+    settings = here / name / "settings"
+    settings.write_text("[default]\nmode = offline\nproject = mine\n")  # as `wandb init` and `wandb offline` write
+    assert Wandb().check() == []
+    for text in ("[default]\nbase_url = http://127.0.0.1:9\n", "[DEFAULT]\nBASE_URL: http://127.0.0.1:9\n[default]\n"):
+        settings.write_text(text)
+        words = [word for word in TINY if not word.startswith("tracking")]
+        assert main([*words, "hydra.run.dir=run"]) == 2
+        assert f"{settings}: sets base_url, which W&B would take from this folder" in capsys.readouterr().err
+        assert not (here / "run").exists()
+        with pytest.raises(FolderError, match="sets base_url"):
+            refuse_strange_folders(tmp_path)
+    settings.write_text("no settings")
+    assert "cannot be read" in Wandb().check()[0]
 
 
 def entry(root: Path, stage: str, key: str) -> Path:
