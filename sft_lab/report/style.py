@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import tempfile
 import threading
+from contextlib import chdir
 from typing import TYPE_CHECKING
 
-from sft_lab.errors import FolderError
 from sft_lab.files import write_text
 
 if TYPE_CHECKING:
@@ -43,10 +44,9 @@ def save(path: Path, make: Callable[[], Figure]) -> Path:
     Returns:
         ``path``.
     """
-    try:
+    # When imported, matplotlib reads a matplotlibrc of the working folder, which may be a stranger's.
+    with tempfile.TemporaryDirectory(prefix="sft_lab-") as empty, chdir(empty):
         import matplotlib
-    except ValueError as error:  # it reads a matplotlibrc of the working folder, as UTF-8
-        raise FolderError(f"matplotlibrc: matplotlib cannot read it ({error}); remove it from here") from error
 
     look = {
         "font.size": 10.4,
@@ -79,8 +79,7 @@ def save(path: Path, make: Callable[[], Figure]) -> Path:
     }
     text = io.StringIO()
     with _STYLE, matplotlib.rc_context():
-        # What a matplotlibrc in the working folder set is nobody's wish here; that file may be a stranger's.
-        matplotlib.rcdefaults()
+        matplotlib.rcdefaults()  # nor does a user's own matplotlibrc change a report
         matplotlib.rcParams.update(look)
         make().savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     write_text(path, text.getvalue())

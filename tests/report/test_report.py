@@ -266,10 +266,7 @@ def test_a_matplotlibrc_of_the_working_folder_changes_no_figure(name: str, tmp_p
         for here in ("strange", "clean")
     )  # fmt: skip
     assert clean.returncode == 0
-    if name == "no text":
-        assert "FolderError: matplotlibrc: matplotlib cannot read it" in strange.stderr
-        return
-    assert strange.returncode == 0, strange.stderr
+    assert (strange.returncode, strange.stderr) == (0, "")
     assert (tmp_path / "strange" / "one.svg").read_text() == (tmp_path / "clean" / "one.svg").read_text()
 
 
