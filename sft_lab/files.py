@@ -7,16 +7,22 @@ import io
 import json
 import math
 import os
+import stat
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
+
+from sft_lab.errors import FolderError
 
 FORMAT = 1  # of every json file sft_lab writes
 TEMPORARY = ".part"  # how the names of half-written files end
 MOST_DIGITS = 300  # of a whole number in JSON; a float holds 308
 MOST_VALUES = 10_000  # of a YAML file with aliases
+SMALL = 64 * 2**20  # bytes; json and YAML files are held in memory, several times over
+LONG = 2**30  # bytes; logs and files of one JSON object a line
+ANYWHERE = Path("/")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,9 +93,47 @@ def finite(content: Any) -> Any:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a json file that holds one object."""
-    content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+def open_file(path: Path, most: int | None = None, inside: Path | None = None) -> BinaryIO:
+    """Open a file of a run folder or of the store, which may be a stranger's: a pipe would hang whoever opens it.
+
+    Args:
+        path: of the file; the folder that it is named in may itself be reached through a link.
+        most: bytes that it may hold; None for files that are not read into memory at once.
+        inside: the folder that links must not lead out of; None for the file's own.
+
+    Raises:
+        FolderError: if it is a pipe or a device, too big, or a link to somewhere else.
+        OSError: if it cannot be opened.
+    """
+    root = (inside or path.parent).resolve()
+    if not (target := path.resolve(strict=True)).is_relative_to(root):
+        raise FolderError(f"{path}: is a link out of its folder (to {target}); put a copy of the file in its place")
+    if not target.is_file() and not target.is_dir():  # looked at first, since to open a device may do something
+        raise FolderError(f"{path}: is a pipe, a socket or a device; remove it, or put the file in its place")
+    file = open(os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
+    state = os.fstat(file.fileno())
+    if not stat.S_ISREG(state.st_mode) or (most is not None and state.st_size > most):
+        file.close()
+        limit = f"holds {state.st_size:,} bytes; the limit is {most:,}" if most else "has become a pipe or a device"
+        raise FolderError(f"{path}: {limit}; remove it, or put the right file in its place")
+    return file
+
+
+def read_bytes(path: Path, most: int = SMALL, inside: Path | None = None) -> bytes:
+    """Return what a file holds that ``open_file`` opens."""
+    with open_file(path, most, inside) as file:
+        return file.read(most + 1)
+
+
+def read_text(path: Path, most: int = SMALL, inside: Path | None = None, errors: str = "strict") -> str:
+    """Return the text of a file that ``open_file`` opens, with plain line ends."""
+    text = read_bytes(path, most, inside).decode("utf-8", errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path, inside: Path | None = None) -> dict[str, Any]:
+    """Read a json file that holds one object, as ``open_file`` opens it."""
+    content: dict[str, Any] = parse_json(read_text(path, inside=inside))
     return content
 
 

@@ -17,8 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from sft_lab import records
 from sft_lab.errors import FolderError
-from sft_lab.files import clear_temporary, read_json, write_json
+from sft_lab.files import clear_temporary, write_json
 from sft_lab.locks import Holder, file_lock, holder
 from sft_lab.redaction import redact
 
@@ -104,14 +105,11 @@ class RunFolder:
         Raises:
             FolderError: if it is nonsense, which a run never writes.
         """
-        try:
-            found: Any = read_json(self.status)
-        except (OSError, ValueError, RecursionError) as error:
-            found, why = None, str(error)
-        else:
-            why = "must hold an object with a state"
-        if isinstance(found, dict) and isinstance(found.get("state"), str):
-            return found
+        problems: list[str] = []
+        content = records.read(self.status, problems)
+        if content.get("state"):
+            return content
+        why = (problems or ["must hold an object with a state"])[0].removeprefix(f"{self.status.name}: ")
         raise FolderError(f"{self.status}: cannot be read ({why}); remove it, and sft-lab exec goes on with the run")
 
     def _mark(self, state: str, **more: Any) -> None:
@@ -317,10 +315,11 @@ class RunFolder:
 
     def noted(self, name: str) -> Any:
         """Return what the manifest notes, None where there is nothing yet."""
-        try:
-            return read_json(self.manifest).get(name) if self.manifest.exists() else None
-        except (OSError, ValueError, LookupError, AttributeError) as error:
-            raise FolderError(f"{self.manifest}: cannot be read ({error}); rerun=true runs it again") from error
+        problems: list[str] = []
+        content = records.read(self.manifest, problems)
+        if problems:
+            raise FolderError(f"{self.manifest}: cannot be read ({problems[0]}); rerun=true runs it again")
+        return content.get(name)
 
     def _unwritable(self, error: OSError) -> FolderError:
         return FolderError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from sft_lab.files import read_json
+from sft_lab.files import ANYWHERE, read_json
 
 # What no loader here opens: notes, and weights that are pickles or of other frameworks.
 NOT_LOADED = {".md", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".tflite"}
@@ -21,7 +21,7 @@ def loaded_files(root: Path, subfolder: str = "", *, deep: bool = False) -> list
     """
     folders = [root, root / subfolder]
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        base = read_json(root / "adapter_config.json").get("base_model_name_or_path")
+        base = read_json(root / "adapter_config.json", ANYWHERE).get("base_model_name_or_path")
         folders += [Path(base)] if base and Path(base).resolve() != root.resolve() else []
     folders += [folder / "additional_chat_templates" for folder in folders]
     below = [folder for folder in root.rglob("*") if folder.is_dir() and not _is_hidden(folder, root)] if deep else []

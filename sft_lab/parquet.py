@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sft_lab.files import open_file
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -35,7 +37,8 @@ def read(path: Path, schema: Schema) -> pa.Table:
     """
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=list(schema)).select(list(schema)).cast(_arrow(schema))
+    with open_file(path) as file:
+        return pq.read_table(file, columns=list(schema)).select(list(schema)).cast(_arrow(schema))
 
 
 def _arrow(schema: Schema) -> pa.Schema:

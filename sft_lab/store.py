@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sft_lab import records
 from sft_lab.errors import FolderError, SourceError
-from sft_lab.files import HashingReader, digest, read_json, write_json, write_text
+from sft_lab.files import HashingReader, digest, open_file, read_text, write_json, write_text
 from sft_lab.locks import distrust, file_lock, holding
 
 RECIPE = "recipe.json"
@@ -197,7 +198,7 @@ class Store:
                 self.root / "file" / digest({"stage": "file", **_recipe_of_files(files, map(Path.stat, files))})[:32]
             )
             if self._complete(place):
-                self._hashes |= dict(zip(files, (place / "sha256").read_text().split(), strict=True))
+                self._hashes |= dict(zip(files, read_text(place / "sha256").split(), strict=True))
         return all(file in self._hashes for file in files)
 
     def remember_sha256(self, file: Path, raw: HashingReader) -> None:
@@ -277,7 +278,7 @@ class Store:
                 continue
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             idle = time.time() - recipe.stat().st_mtime
-            yield Listing(folder.parent.name, folder.name, folder, size, idle, _recipe(folder).get("params", {}))
+            yield Listing(folder.parent.name, folder.name, folder, size, idle, _recipe(folder).get("params") or {})
 
     def prune(self, older_than: float, stage: str | None = None) -> list[Listing]:
         """Remove entries unused for ``older_than`` seconds, and what a killed run left half-written.
@@ -355,11 +356,7 @@ class StoreView(Store):
 
 
 def _recipe(place: Path) -> dict[str, Any]:
-    try:
-        found: Any = read_json(place / RECIPE)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return records.read(place / RECIPE, [])
 
 
 def _contents(folder: Path) -> dict[str, list[int | str]]:
@@ -373,13 +370,20 @@ def _damage(place: Path) -> str:
     files = _recipe(place).get("files")
     if not isinstance(files, dict):
         return f"its {RECIPE} does not say what its files hold"
-    for name, (size, content) in files.items():
+    for name, noted in files.items():
+        if not isinstance(noted, list) or len(noted) != 2:
+            return f"its {RECIPE} does not say what {name} holds"
+        size, content = noted
         file = place / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _xxh3(file) != content:
+        try:
+            same = _xxh3(file) == content
+        except FolderError as error:
+            return str(error)
+        if not same:
             return f"{name} holds other bytes than were written"
     return ""
 
@@ -388,7 +392,7 @@ def _xxh3(file: Path) -> str:
     import xxhash
 
     found = xxhash.xxh3_128()
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         while block := opened.read(2**20):
             found.update(block)
     return str(found.hexdigest())

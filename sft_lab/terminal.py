@@ -141,9 +141,11 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
 def _samples(folder: RunFolder) -> list[dict[str, str]]:
     import json
 
+    from sft_lab.files import LONG, read_text
+
     if not folder.samples.exists():
         return []
-    return [json.loads(line) for line in folder.samples.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_text(folder.samples, LONG).splitlines()]
 
 
 def show_prepared_sweep(jobs: list[tuple[RunFolder, dict[str, str]]]) -> None:

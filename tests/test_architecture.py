@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "sft_lab"
 # The floors, from the ground up. A module may import from its own floor's list of allowed names and from below.
 BASE = ["errors", "files", "folder", "text", "rows", "store", "bench", "progress",
         "waterfall", "options", "launchers", "hardware", "heavy", "redaction", "hub", "interrupt", "locks",
-        "talk", "plugins", "home", "parquet", "model_files", "positions"]  # fmt: skip
+        "talk", "plugins", "home", "parquet", "model_files", "positions", "records"]  # fmt: skip
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
 ABOVE = [
     "run", "inputs", "outage", "inspection", "session", "measuring", "training_session", "config", "jobs", "publish",

@@ -13,9 +13,10 @@ import numpy as np
 from sft_lab import parquet
 from sft_lab.compare.axes import find_axes, sort_key
 from sft_lab.errors import FolderError
-from sft_lab.files import FORMAT, is_number, refuse_alias_bomb
+from sft_lab.files import FORMAT, is_number
 from sft_lab.folder import FINISHED, PREPARE, RunFolder
-from sft_lab.report.figures import Curve, read, read_lines
+from sft_lab.records import read, read_config, read_lines
+from sft_lab.report.figures import Curve
 
 _REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # runs that rerun=true keeps beside the new one
 NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
@@ -52,7 +53,7 @@ class ComparedJob:
         name: of the folder, preceded by its parent's where two folders have the same name.
         folder: of the run.
         state: as in ``status.json``, or ``not started``, ``prepared``, ``unreadable``.
-        error: what stopped the run; empty if nothing did.
+        error: what stopped the run, or the first thing in its files that does not fit; empty if nothing did.
         config: as saved; empty when it cannot be read.
         axes: its values at the keys that differ between the jobs.
         summary: of a finished run; empty otherwise.
@@ -163,8 +164,8 @@ def _read(folder: RunFolder, name: str) -> ComparedJob:
         job.error = str(status.get("error") or "")
         manifest = read(folder.manifest)
         job.fingerprint, job.train_fingerprint = manifest.get("held_out_fingerprint"), manifest.get("train_fingerprint")
-        job.events = _lines(folder.metrics)
-        job.samples = _lines(folder.samples)
+        job.events = read_lines(folder.metrics)
+        job.samples = read_lines(folder.samples)
         state = str(status.get("state", NOT_STARTED))
         job.summary = read(folder.summary) if state == FINISHED else {}  # an older one may lie beside a new start
         job.numbers = {**_so_far(folder, job), **job.summary}
@@ -178,25 +179,11 @@ def _read(folder: RunFolder, name: str) -> ComparedJob:
     return job
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    found = read_lines(path)
-    if not all(isinstance(line, dict) for line in found):
-        raise FolderError(f"{path}: a line holds no JSON object")
-    return found
-
-
 def _config(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        refuse_alias_bomb(text)
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise FolderError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    config = read_config(path)
+    if config.get("format") != FORMAT:
         raise FolderError(f"{path}: is no saved config of format {FORMAT}")
-    return found
+    return config
 
 
 def _so_far(folder: RunFolder, job: ComparedJob) -> dict[str, Any]:

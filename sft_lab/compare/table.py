@@ -132,7 +132,7 @@ def build_table(comparison: Comparison) -> Table:
 
     for row in build_rows(comparison):
         cells = ["*" if row.is_best else "", *row.axes, row.state, *row.numbers]
-        cells.append(row.verdict or row.error[:ERROR_WIDTH])
+        cells.append("; ".join(filter(None, [row.verdict, row.error[:ERROR_WIDTH]])))
         if not comparison.axes:
             cells.append(row.job.name if row.job else "")
         style = "bold" if row.is_best else "dim" if row.job is None else ""

@@ -16,7 +16,7 @@ from sft_lab.config.messages import all_keys, first_line, lines_of, not_yaml, pl
 from sft_lab.config.plugged import register
 from sft_lab.config.text_fields import read_yaml
 from sft_lab.errors import ConfigError, all_problems
-from sft_lab.files import FORMAT, refuse_alias_bomb
+from sft_lab.files import FORMAT, read_text, refuse_alias_bomb
 from sft_lab.redaction import MAY_BE_SECRET, holds_secret, known_secrets
 from sft_lab.run import SCHEMAS, Run
 from sft_lab.text import is_unicode
@@ -33,7 +33,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
         ConfigError: for a file that is not a saved config of this format.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a config.yaml as a run wrote it") from error
     for where, content in [(str(path), text), *((word, word) for word in overrides or [])]:

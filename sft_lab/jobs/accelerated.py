@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 from sft_lab import outage
 from sft_lab.bench import log
 from sft_lab.errors import JobError
-from sft_lab.files import read_json
+from sft_lab.files import LONG, open_file, read_json, read_text
 from sft_lab.folder import FAILED, FINISHED
 from sft_lab.hardware import rank
 from sft_lab.launchers import devices
@@ -121,7 +121,7 @@ def _follow(process: subprocess.Popen[bytes], folder: RunFolder) -> None:
     while not over:
         over = process.poll() is not None  # before the last look at the log
         if folder.log.exists():
-            with folder.log.open("rb") as lines:
+            with open_file(folder.log) as lines:
                 lines.seek(at)
                 new = lines.read()
             whole = new[: new.rfind(b"\n") + 1]
@@ -147,7 +147,7 @@ def _said(folder: RunFolder, machine: Machine, seconds: float) -> str:
     """Say why the job failed: which process was killed, else what the processes or the status told."""
     status = read_json(folder.status) if folder.status.exists() else {}
     file = machine.output(folder)
-    printed = file.read_text(encoding="utf-8", errors="replace")
+    printed = read_text(file, LONG, errors="replace")
     told = re.findall(rf"^sft-lab: (?:{re.escape(folder.path.name)}: )?(.*)", printed, re.MULTILINE)
     if status.get("state") == FAILED:
         told.append(str(status["error"]))

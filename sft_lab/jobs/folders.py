@@ -20,7 +20,7 @@ from sft_lab import config as configs
 from sft_lab import inputs
 from sft_lab.config import Job, Plan
 from sft_lab.errors import FolderError, SftLabError, all_problems
-from sft_lab.files import TEMPORARY, clear_temporary, digest, flat, read_json, write_json, write_text
+from sft_lab.files import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
 from sft_lab.folder import FINISHED, LOCK, PREPARE, RUN, SWEEP, FolderInUse, RunFolder, make_folders
 from sft_lab.jobs.attempt import exec_command
 from sft_lab.locks import distrust
@@ -305,7 +305,7 @@ def _write(run: Run, folder: RunFolder, standing: Standing) -> None:
 
 
 def _holds(file: Path, text: str) -> bool:
-    return file.exists() and file.read_text(encoding="utf-8") == text
+    return file.exists() and read_text(file) == text
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sft_lab.bench import log
-from sft_lab.files import read_json
+from sft_lab.files import LONG, read_json, read_text
 from sft_lab.folder import RunFolder
 from sft_lab.jobs.attempt import Failure, terminable
 
@@ -120,7 +120,7 @@ def _said(folder: RunFolder) -> str:
     status = read_json(folder.status) if folder.status.exists() else {}
     if "error" in status:
         return str(status["error"])
-    lines = (folder.path / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = read_text(folder.path / OUTPUT, LONG, errors="replace").strip().splitlines()
     return lines[-1].removeprefix("sft-lab: ") if lines else f"see {folder.path / OUTPUT}"
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from uuid import uuid4
 
 from sft_lab import config as configs
+from sft_lab import records
 from sft_lab.bench import plain
 from sft_lab.config.bare import Bare, bare_of, compose_bare
 from sft_lab.data.mixture import Ingredient
 from sft_lab.errors import ConfigError, FolderError, UserError
-from sft_lab.files import flat, read_json, write_text
+from sft_lab.files import flat, write_text
 from sft_lab.folder import PREPARE, RunFolder
 from sft_lab.jobs import world
 from sft_lab.options import option_roots, shipped
@@ -225,7 +226,7 @@ def _thin(values: dict[str, Any], found: dict[str, Any]) -> None:
 
 def _header(folder: RunFolder, name: str) -> str:
     """Say where the file comes from and how to run it."""
-    made_by, status, summary = (_told(file) for file in (folder.manifest, folder.status, folder.summary))
+    made_by, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
     prepared = status.get("work") == PREPARE
     base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))
     if isinstance(loss, float):
@@ -246,15 +247,6 @@ def _header(folder: RunFolder, name: str) -> str:
         "Only what differs from the defaults stands here.",
     ]
     return "".join(f"# {_one_line(line)}\n" for line in lines)
-
-
-def _told(file: Path) -> dict[str, Any]:
-    """Give what a file of the folder says; a comment is no reason to fail."""
-    try:
-        content: Any = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _one_line(text: str) -> str:

@@ -13,7 +13,7 @@ from sft_lab import parquet
 from sft_lab.bench import log
 from sft_lab.config import Job, Plan
 from sft_lab.errors import ConfigError, FolderError, all_problems
-from sft_lab.files import flat, parse_json, read_json, write_json
+from sft_lab.files import LONG, flat, parse_json, read_json, read_text, write_json
 from sft_lab.folder import FINISHED, RUN, RunFolder
 from sft_lab.jobs import folders, launch, world
 from sft_lab.jobs.attempt import Failure
@@ -86,7 +86,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     """
     words = list(overrides or [])
     old = None if source.is_file() else world.run_folder(source)
-    config = old.config if old else source
+    config = old.config if old else source.resolve()  # the user's own, wherever it lies
     run, same = _loaded(config, words), _loaded(config, [])
     run.plugins = run.plugged()  # it runs with those of today, and says what they were
     if problems := run.check():
@@ -221,7 +221,7 @@ def _training_numbers(folder: RunFolder) -> Numbers:
     ]
     found: Numbers = {f"summary.json {key}": {"": value} for key, value in flat(summary).items()
                       if key not in {*_TIMES, "format", "advice.says"}}  # fmt: skip
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
+    for line in read_text(folder.metrics, LONG).splitlines():
         event = parse_json(line)
         for key, value in event.items():
             if _is_loss(key):

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_lab import records
 from sft_lab.errors import FolderError
-from sft_lab.files import read_json
+from sft_lab.files import open_file
 from sft_lab.folder import RUN, RUNNING, RunFolder
 from sft_lab.talk import console
 from sft_lab.tracking import manifest
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT = ("outputs", "multirun")  # where runs lie unless told otherwise, below the working folder
 CUT_OFF, QUEUED, NOT_STARTED, BROKEN = "cut off", "queued", "not started", "broken"
-_NUMBERS = ("base/eval_loss", "eval/loss", "gap", "train_rows")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run_folders(root: Path) -> Iterator[RunFolder]:
 def _is_saved_config(path: Path) -> bool:
     """Tell a run's ``config.yaml`` from a defaults list of Hydra, as in a project's ``conf/``."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(7) == b"format:"
     except OSError:
         return False
@@ -94,47 +94,24 @@ def _is_saved_config(path: Path) -> bool:
 
 def _line(folder: RunFolder, installed: dict[str, str]) -> RunLine:
     problems: list[str] = []
-    status, summary, made_by = (_read(file, problems) for file in (folder.status, folder.summary, folder.manifest))
-    numbers: dict[str, Any] = {}
-    for name in _NUMBERS:
-        value = summary.get(name)
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            numbers[name] = value
-        else:
-            problems.append(f"{folder.summary.name}: {name}={str(value)[:40]!r} is no number")
-    packages = made_by.get("packages", {})
-    if not isinstance(packages, dict):
-        problems.append(f"{folder.manifest.name}: packages is no mapping of names to versions")
-        packages = {}
+    status, summary, made_by = (
+        records.read(file, problems) for file in (folder.status, folder.summary, folder.manifest)
+    )
+    packages = made_by.get("packages") or {}
     state = _state(status, broken=any(told.startswith(folder.status.name) for told in problems))
     return RunLine(
         folder.path,
         QUEUED if state == NOT_STARTED and folder.queued.exists() else state,
         work=str(status.get("work", RUN)) if status else "",
-        verdict=str(summary.get("verdict", "")),
-        base_loss=numbers.get("base/eval_loss"),
-        loss=numbers.get("eval/loss"),
-        gap=numbers.get("gap"),
-        rows=numbers.get("train_rows"),
+        verdict=summary.get("verdict") or "",
+        base_loss=summary.get("base/eval_loss"),
+        loss=summary.get("eval/loss"),
+        gap=summary.get("gap"),
+        rows=summary.get("train_rows"),
         when=str(status.get("time", "")),
         other_versions=[f"{name} {then}" for name, then in packages.items() if installed.get(name) != then],
         problems=problems,
     )
-
-
-def _read(file: Path, problems: list[str]) -> dict[str, Any]:
-    """Give the object in a json file, nothing where there is none; note what is wrong with it."""
-    try:
-        content: Any = read_json(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{file.name}: cannot be read ({error})")
-        return {}
-    if not isinstance(content, dict):
-        problems.append(f"{file.name}: must hold an object, holds a {type(content).__name__}")
-        return {}
-    return content
 
 
 def _state(status: dict[str, Any], *, broken: bool) -> str:

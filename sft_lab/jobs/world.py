@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_lab import inputs
+from sft_lab import inputs, records
 from sft_lab.errors import FolderError
-from sft_lab.files import read_json
 from sft_lab.folder import SWEEP, RunFolder
 from sft_lab.run import Run
 from sft_lab.tracking import manifest
@@ -42,7 +41,7 @@ def run_folder(path: Path) -> RunFolder:
         FolderError: if it is none, saying what it is.
     """
     folder = RunFolder(path.absolute())
-    if folder.config.is_file():
+    if folder.config.exists():
         return folder
     if not path.exists():
         raise FolderError(f"{path}: no such folder; `sft-lab runs` lists what there is")
@@ -59,15 +58,7 @@ def read_manifest(folder: RunFolder) -> dict[str, Any] | None:
     """
     if not folder.manifest.exists():
         return None
-    try:
-        content: Any = read_json(folder.manifest)
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{folder.manifest}: cannot be read ({error}); use its config.yaml alone") from error
-    if not isinstance(content, dict):
-        raise FolderError(
-            f"{folder.manifest}: must hold an object, holds a {type(content).__name__}; use its config.yaml alone"
-        )
-    return content
+    return records.read(folder.manifest)
 
 
 def here(run: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab.errors import FolderError
 from sft_lab.files import write_text
-from sft_lab.report.figures import read
+from sft_lab.records import read, read_config
 from sft_lab.report.page import VERDICTS, environment
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def write(folder: RunFolder, base_model: str, weights: Path | None = None) -> Pa
     adapter = read(weights / "adapter_config.json")
     trained = read(folder.model / "adapter_config.json")
     on_hub = is_hub_name(base_model)
-    config, summary, waterfall = _config(folder.config), read(folder.summary), read(folder.waterfall)
+    config, summary, waterfall = read_config(folder.config), read(folder.summary), read(folder.waterfall)
     rows = summary.get("train_rows")
     content = {
         "metadata": _yaml(_metadata(base_model if on_hub else None, config, adapter=bool(adapter))),
@@ -84,7 +84,7 @@ def write_dataset(folder: RunFolder) -> Path:
     Raises:
         FolderError: if a file of the run folder cannot be read.
     """
-    config, data, waterfall = _config(folder.config), read(folder.data), read(folder.waterfall)
+    config, data, waterfall = read_config(folder.config), read(folder.data), read(folder.waterfall)
     splits = sorted((file.stem for file in (folder.dataset / "parquet").glob("*.parquet")), reverse=True)
     files = [{"split": split, "path": f"data/{split}.parquet"} for split in splits]
     after = [found for found in data.get("languages") or [] if found["code"] and found["after"]]
@@ -153,21 +153,6 @@ def _metadata(base_model: str | None, config: dict[str, Any], *, adapter: bool) 
     if on_hub := [name for name in dict.fromkeys(names) if HUB_NAME.fullmatch(name)]:
         found["datasets"] = on_hub
     return found
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """The saved config as data; empty when there is none."""
-    import yaml
-
-    if not path.exists():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise FolderError(f"{path}: is not YAML ({error}); restore the saved config of the run") from error
-    if not isinstance(content, dict):
-        raise FolderError(f"{path}: holds {type(content).__name__}, not a mapping; restore the saved config of the run")
-    return content
 
 
 def _yaml(content: dict[str, Any]) -> str:

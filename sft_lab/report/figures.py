@@ -1,7 +1,4 @@
-"""Figures of a run: what became of its rows, how the losses went, how the optimizer worked; and those of its data.
-
-Also the reading of a run folder's parts, which page and card share. Any part may be missing.
-"""
+"""Figures of a run: what became of its rows, how the losses went, how the optimizer worked; and those of its data."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.errors import FolderError
-from sft_lab.files import parse_json, read_json
+from sft_lab.records import read, read_lines
 from sft_lab.report import data_figures
 from sft_lab.report.style import COLORS, TICK_STEPS, canvas, legend, save
 
@@ -36,46 +32,6 @@ OWN = (
 
 LABEL_WIDTH = 44  # characters of a line of drop reasons
 LOG_SCALE_FROM = 20  # a loss range this many times its lowest value cannot be read on a linear axis
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read one of a run folder's json files; empty when the run did not come so far.
-
-    Raises:
-        FolderError: if the file is not JSON.
-    """
-    if not path.exists():
-        return {}
-    try:
-        found: Any = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise FolderError(f"{path}: is not JSON ({error}); delete it to leave this part out of the report") from error
-    if not isinstance(found, dict):
-        raise FolderError(f"{path}: must hold an object; delete it to leave this part out of the report")
-    return found
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; empty when there is none. A last line cut off by a kill is left out.
-
-    Raises:
-        FolderError: if any other line is not JSON.
-    """
-    if not path.exists():
-        return []
-    found: list[dict[str, Any]] = []
-    # Not splitlines: a line of JSON may hold U+2028, which is no line end here.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            found += [parse_json(line)] if line.strip() else []
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise FolderError(
-                f"{path}, line {number}: is not JSON ({error}); delete the line to leave it out of the report"
-            ) from error
-    return found
 
 
 def draw(folder: RunFolder) -> list[Path]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab import parquet
-from sft_lab.files import is_number, write_text
+from sft_lab.files import is_number, read_text, write_text
 from sft_lab.folder import FINISHED, PREPARE, RUNNING
+from sft_lab.records import read, read_config, read_lines
 from sft_lab.report import figures
-from sft_lab.report.figures import read, read_lines
 from sft_lab.report.style import COLORS
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "outputs": read_lines(folder.outputs),
         "training_samples": read_lines(folder.training_samples),
         "manifest": read(folder.manifest),
-        "config": folder.config.read_text(encoding="utf-8") if folder.config.exists() else "",
+        "config": read_text(folder.config) if folder.config.exists() else "",
         "colors": COLORS,
     }
 
@@ -200,12 +200,10 @@ def _heading(folder: RunFolder) -> tuple[str, str, str]:
 
 def _choices(folder: RunFolder) -> str:
     """Name a run by what was chosen for it; empty where the config cannot be read."""
-    import yaml
-
     try:
-        chosen = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["choices"]
+        chosen = read_config(folder.config)["choices"]
         return ", ".join(str(chosen[name]) for name in _TELLING if name in chosen)
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError):
         return ""
 
 
@@ -287,7 +285,7 @@ def _inline(path: Path) -> Markup:
     """Give one of our own figures as SVG to stand in the page, its colors those of the page's light or dark mode."""
     from markupsafe import Markup
 
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, inside=path.parent.parent)
     text = text[text.index("<svg") :]  # an XML declaration has no place in HTML
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{path.stem}-", text)  # ids are unique in a page

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sft_lab.files import finite, write_text
+from sft_lab.files import LONG, finite, read_text, write_text
 from sft_lab.tracking.options import Mirror
 
 
@@ -21,7 +21,7 @@ class Lines:
 
     def __init__(self, path: Path, from_step: int = 0) -> None:
         self._path = path
-        old = path.read_text(encoding="utf-8").splitlines(keepends=True) if from_step and path.exists() else []
+        old = read_text(path, LONG).splitlines(keepends=True) if from_step and path.exists() else []
         # A line cut off by a kill has no line end and tells of a step after the checkpoint.
         kept = [line for line in old if line.endswith("\n") and json.loads(line)["step"] <= from_step]
         self.kept: list[dict[str, Any]] = [json.loads(line) for line in kept]
