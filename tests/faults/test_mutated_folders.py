@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from sft_lab.cli import main
-from tests.conftest import TINY
 
 SEED = 20261128
 VALUES = ["text", None, 10**400, -1, 0.5, True, [], [[["deep"]]], {}, {"a": {"b": []}}, float("nan"), float("inf")]
@@ -23,14 +22,14 @@ SPOILED = {"empty": b"", "binary": bytes(range(256)), "null": b"null", "list": b
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def origin(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     """Return a folder with a run, a prepared folder and the store they filled."""
     root = tmp_path_factory.mktemp("origin")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("SFT_LAB_STORE", str(root / "store"))
-        assert main([*TINY, "tracking=local", "hydra.run.dir=run"]) == 0
-        assert main(["prepare", *TINY, "tracking=local", "hydra.run.dir=prepared"]) == 0
+        assert main([*tiny, "hydra.run.dir=run"]) == 0
+        assert main(["prepare", *tiny, "hydra.run.dir=prepared"]) == 0
     return root
 
 
@@ -138,5 +137,6 @@ def test_sixty_calls(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 def test_many_calls(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fuzz(origin, 1700, monkeypatch) == []
