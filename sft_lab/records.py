@@ -53,7 +53,7 @@ SCHEMAS: dict[str, Schema] = {
     "waterfall.json": {"stages": [_STAGE], "held_out": [_STAGE], "format": "number"},
     "summary.json": {
         "verdict": "text", "evidence": [{"rule": "text!", "says": "text", "value": "scalar", "limit": "scalar"}],
-        "advice": {"says": "text", "override": "text"}, "*": "scalar",
+        "advice": {"says": "text", "override": "text"}, "sources": {"*": {"*": "number"}}, "*": "scalar",
         **dict.fromkeys((
             "eval/loss", "base/eval_loss", "eval/bits_per_byte", "base/eval_bits_per_byte", "gap", "best_eval_loss",
             "best_step", "converged_at", "train_rows", "train_tokens", "eval_rows", "epochs", "steps", "seconds",
