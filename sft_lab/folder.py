@@ -110,7 +110,7 @@ class RunFolder:
         if content.get("state"):
             return content
         why = (problems or ["must hold an object with a state"])[0].removeprefix(f"{self.status.name}: ")
-        raise FolderError(f"{self.status}: cannot be read ({why}); remove it, and sft-lab exec goes on with the run")
+        raise FolderError(f"{self.status}: {why}; remove it, and sft-lab exec goes on with the run")
 
     def _mark(self, state: str, **more: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -318,7 +318,8 @@ class RunFolder:
         problems: list[str] = []
         content = records.read(self.manifest, problems)
         if problems:
-            raise FolderError(f"{self.manifest}: cannot be read ({problems[0]}); rerun=true runs it again")
+            why = problems[0].removeprefix(f"{self.manifest.name}: ")
+            raise FolderError(f"{self.manifest}: {why}; rerun=true runs it again")
         return content.get(name)
 
     def _unwritable(self, error: OSError) -> FolderError:

@@ -9,7 +9,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sft_lab.errors import require
 from sft_lab.redaction import netrc_file
 
 if TYPE_CHECKING:
@@ -91,15 +90,20 @@ class Wandb(Tracking):
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        if self.project is not None:
-            require(_is_project(self.project), "project", repr(self.project), f"{_PROJECT}, or null")
-        for tag in self.tags:
-            require(1 <= len(tag) <= MOST_TAG, "tags", repr(tag), f"texts of 1 to {MOST_TAG} characters")
-
     def check(self) -> list[str]:
-        """WANDB_MODE is a mode, where it decides: a misspelt offline must not go online; no file names a server."""
+        """WANDB_MODE is a mode, where it decides: a misspelt offline must not go online; no file names a server.
+
+        W&B's rules for names are asked here, so that a run that was saved before them can still be looked at.
+        """
+        names = [
+            f"tracking.tags={tag!r}: must be texts of 1 to {MOST_TAG} characters"
+            for tag in self.tags
+            if not 1 <= len(tag) <= MOST_TAG
+        ]
+        if self.project is not None and not _is_project(self.project):
+            names.append(f"tracking.project={self.project!r}: must be {_PROJECT}, or null")
+        if names:
+            return names
         project = os.environ.get("WANDB_PROJECT")
         if self.project is None and project and not _is_project(project):
             return [f"WANDB_PROJECT={project}: must be {_PROJECT}; set another, or tracking.project"]

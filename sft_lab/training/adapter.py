@@ -74,9 +74,9 @@ def refuse_other_adapters(file: Path) -> None:
     try:
         config: Any = read_json(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise FolderError(f"{file}: cannot be read ({error})") from error
+        raise FolderError(f"{file}: cannot be read ({error}); train it again") from error
     if not isinstance(config, dict):
-        raise FolderError(f"{file}: must hold an object")
+        raise FolderError(f"{file}: must hold an object; train it again")
     if (kind := config.get("peft_type")) != "LORA":
         raise FolderError(f"{file}: peft_type={kind!r} must be 'LORA', the one kind that is loaded here")
     unset = peft.LoraConfig().to_dict()

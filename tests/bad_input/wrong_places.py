@@ -41,7 +41,9 @@ def finished_run() -> Path:
         parquet.write(made / f"{name}.parquet", {column: [] for column in schema}, schema)
     bench = Bench(Store(place / "store"), lambda: run.model.tokenizer(bench))
     renderer = run.template.bind(bench)
-    model = peft.get_peft_model(run.model.load(bench, 1), peft.LoraConfig(target_modules="all-linear", r=1))
+    model = peft.get_peft_model(
+        run.model.load(bench, 1), peft.LoraConfig(target_modules="all-linear", r=1, task_type="CAUSAL_LM")
+    )
     saved.save(model, bench.tokenizer, renderer.jinja, made / "model", end_ids=renderer.end_ids)
     return made
 
