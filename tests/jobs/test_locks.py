@@ -137,6 +137,7 @@ def _work(root: str, number: int, ready: object) -> None:
 
     order = random.Random(number).sample(RECIPES, len(RECIPES))
     ready.wait()  # type: ignore[attr-defined]
+    (Path(root) / f"started-{number}").touch()
     for recipe in order:
         entry = Store(Path(root)).entry("filter", recipe, compute)
         assert len({file.read_text() for file in entry.path.glob("*.txt")}) == 1
@@ -164,6 +165,8 @@ def test_many_processes_of_which_some_are_killed(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     ready.wait()
+    while len(list(tmp_path.glob("started-*"))) < MANY:  # who dies inside the barrier holds all others there
+        time.sleep(0.001)
     killed = draw.sample(processes, MANY // 2)
     for process in killed:
         time.sleep(draw.uniform(0, 0.06))

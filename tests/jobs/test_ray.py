@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -138,7 +139,13 @@ def test_on_a_ray_of_two_machines(
     for name, value in (("AUTH_MODE", "token"), ("AUTH_TOKEN", "of-this-test"), ("USAGE_STATS_ENABLED", "0")):
         monkeypatch.setenv(f"RAY_{name}", value)
     head = f"{machines.ADDRESSES['node1']}:6379"
-    words = ["ray", "start", "--num-cpus=1", f"--object-store-memory={80 * 2**20}", "--disable-usage-stats"]
+    words = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--num-cpus=1",
+        f"--object-store-memory={80 * 2**20}",
+        "--disable-usage-stats",
+    ]
     begin = [*words, "--head", "--port=6379", "--include-dashboard=false"]
     with machines.two(root) as (first, second), tempfile.TemporaryDirectory() as short:
         first.do(*begin, f"--node-ip-address={first.address}", f"--temp-dir={short}/1")
