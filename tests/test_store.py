@@ -26,7 +26,8 @@ from sft_lab.bench import Bench
 from sft_lab.errors import FolderError
 from sft_lab.files import digest, read_json
 from sft_lab.folder import LOCK, RunFolder
-from sft_lab.store import RECIPE, NotStored, Store, StoreView, default_root
+from sft_lab.store import RECIPE, Store, default_root
+from sft_lab.store_view import NotStored, StoreView
 
 RECIPE_OF = {"version": 1, "params": {"a": 1}, "input": "x"}
 PROCESSES = multiprocessing.get_context("spawn")

@@ -17,7 +17,7 @@ from sft_lab.files import digest, flat, read_json
 from sft_lab.folder import FINISHED, RunFolder
 from sft_lab.jobs.folders import Placed, Standing, find
 from sft_lab.run import Run
-from sft_lab.store import NotStored, StoreView
+from sft_lab.store_view import NotStored, StoreView
 from sft_lab.tracking.manifest import template_date, versions
 from sft_lab.training.options import planned_steps
 
