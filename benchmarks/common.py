@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
 from sft_lab.data.sources import File
-from sft_lab.dedup.embedding import Embedder
+from sft_lab.dedup.embed import Embedder
 
 # A process that a benchmark starts finds bytecode, as it does wherever pip has installed the package.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -46,9 +46,9 @@ def _processor() -> tuple[str, list[str]]:
     return f"{about.get('model name', 'unknown processor')} (family {about.get('cpu family')})", flags
 
 
-def answers(file: str, bench: Bench) -> list[str]:
+def answers(file: str, context: StageContext) -> list[str]:
     """The answer of each usable conversation of a file, equal ones too."""
-    return File(path=file)(bench).rows.column("answer")
+    return File(path=file)(context).rows.column("answer")
 
 
 def measure(

@@ -32,8 +32,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets 
 from common import STARTER, Goals, machine
 
 from sft_lab import compose
-from sft_lab.bench import Bench, package_path
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.packages import package_path
+from sft_lab.core.store import Store
 
 # What one would write without sft_lab.
 SCRIPT = """
@@ -111,9 +112,9 @@ def main() -> None:
     rows: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        bench = Bench(Store(root / "converted"), lambda: run.model.tokenizer(bench))
-        bench.tokenizer.chat_template = run.template.jinja(bench.tokenizer)
-        bench.tokenizer.save_pretrained(root / "tokenizer")
+        context = StageContext(Store(root / "converted"), lambda: run.model.tokenizer(context))
+        context.tokenizer.chat_template = run.template.jinja(context.tokenizer)
+        context.tokenizer.save_pretrained(root / "tokenizer")
         for number in range(arguments.rounds):
             environments = contenders(root, number)
             order = list(environments)[number % 3 :] + list(environments)[: number % 3]

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from common import MINILM, STARTER, Goals, answers, machine, measure
 
-from sft_lab.bench import Bench
-from sft_lab.dedup.embedding import _precision, embed
-from sft_lab.dedup.keep import Keep, representatives
-from sft_lab.dedup.search import build
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.store import Store
+from sft_lab.dedup.embed import _precision, embed
+from sft_lab.dedup.select import Keep, representatives
+from sft_lab.dedup.vector_search import build
 
 
 def kept_at(vectors: np.ndarray, threshold: float) -> np.ndarray:
@@ -48,13 +48,13 @@ def main() -> None:
     print(machine("sentence-transformers", "transformers"))
 
     with tempfile.TemporaryDirectory() as folder:
-        texts = answers(arguments.file, Bench(Store(Path(folder) / "rows")))[: arguments.rows]
+        texts = answers(arguments.file, StageContext(Store(Path(folder) / "rows")))[: arguments.rows]
         model = MINILM.load()
         result: dict[str, np.ndarray] = {}
 
         def ours() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as store:
-                result["ours"] = embed(texts, MINILM, Bench(Store(Path(store))))
+                result["ours"] = embed(texts, MINILM, StageContext(Store(Path(store))))
 
         def theirs() -> None:
             result["encode"] = model.encode(texts, show_progress_bar=False)

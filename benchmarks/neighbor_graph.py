@@ -7,7 +7,7 @@
 FILE holds conversations, one a line (ShareGPT): their answers are embedded once, into the user's own store, and drawn
 again with noise for larger sizes. Without it the vectors are made up. From 100,000 rows on 15% are near copies,
 semhash alone is beside us, one round each, and a fresh process says what memory it took to get the vectors out of a
-store and to search their graph. semhash comes with ``pip install -e .[bench]``.
+store and to search their graph. semhash comes with ``pip install -e .[context]``.
 
 Goals at 11,000 and 50,000: at most 0.30 (bf16) and 0.90 (float32) of the time of FAISS's two-neighbor search, at least
 half the rate of the bare bf16 product, at most 0.20 of semhash's build and self_deduplicate; the next threshold of a
@@ -35,14 +35,14 @@ import numpy as np
 import torch
 from common import MINILM, Goals, answers, machine, measure, ratio
 
-from sft_lab.bench import Bench
-from sft_lab.dedup import embedding
+from sft_lab.core.context import StageContext
+from sft_lab.core.io import digest
+from sft_lab.core.store import Store
+from sft_lab.dedup import embed
 from sft_lab.dedup import graph as graphs
 from sft_lab.dedup.graph import NeighborGraph
-from sft_lab.dedup.keep import Keep, representatives
-from sft_lab.dedup.search import CPU_BLOCK, build, cosine
-from sft_lab.files import digest
-from sft_lab.store import Store
+from sft_lab.dedup.select import Keep, representatives
+from sft_lab.dedup.vector_search import CPU_BLOCK, build, cosine
 
 MAX_EDGES = 50_000_000
 DIM = 384
@@ -230,17 +230,17 @@ def peak(vectors: np.ndarray, floor: float, goals: Goals) -> None:
     """Put the vectors into a store, as if embedded, and have a fresh process search their graph."""
     size = len(vectors)
     with tempfile.TemporaryDirectory() as folder:
-        bench, key = Bench(Store(Path(folder))), MINILM.key()
-        names = embedding.text_hashes(made_texts(size))
-        for start in range(0, size, embedding.BLOCK):
-            block = slice(start, start + embedding.BLOCK)
+        context, key = StageContext(Store(Path(folder))), MINILM.key()
+        names = embed.text_hashes(made_texts(size))
+        for start in range(0, size, embed.BLOCK):
+            block = slice(start, start + embed.BLOCK)
 
             def compute(place: Path, block: slice = block) -> None:
                 np.save(place / "vectors.npy", vectors[block])
                 (place / "hashes.txt").write_text("\n".join(names[block]))
 
-            recipe = {"version": embedding.VERSION, "params": {"embedder": key}, "input": digest(names[block])}
-            bench.stage("embed", recipe, compute)
+            recipe = {"version": embed.VERSION, "params": {"embedder": key}, "input": digest(names[block])}
+            context.stage("embed", recipe, compute)
         command = [sys.executable, __file__, "--peak", folder, "--sizes", str(size), "--floor", str(floor)]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     print(said, end="")
@@ -250,7 +250,7 @@ def peak(vectors: np.ndarray, floor: float, goals: Goals) -> None:
 def search(folder: Path, size: int, floor: float) -> None:
     """In a fresh process: vectors from the store, one text embedded besides, their graph, the memory it took."""
     began = time.perf_counter()
-    vectors = embedding.embed([*made_texts(size), "one text that is new"], MINILM, Bench(Store(folder)))
+    vectors = embed.embed([*made_texts(size), "one text that is new"], MINILM, StageContext(Store(folder)))
     gathered = time.perf_counter()
     graph = build(vectors, floor, MAX_EDGES)
     print(f"fresh process: {gathered - began:.1f} s to load the model, embed one text and gather {size} vectors,")
@@ -289,8 +289,8 @@ def main() -> None:
     rng, goals = np.random.default_rng(0), Goals("neighbor graph")
     real = None
     if arguments.file:
-        bench = Bench()
-        real = embedding.embed(list(dict.fromkeys(answers(arguments.file, bench))), MINILM, bench)
+        context = StageContext()
+        real = embed.embed(list(dict.fromkeys(answers(arguments.file, context))), MINILM, context)
     for size in arguments.sizes:
         vectors = made_vectors(size, rng) if real is None else given_vectors(real, size, rng)
         if size >= LARGE:

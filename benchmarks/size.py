@@ -25,15 +25,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets 
 
 from common import STARTER, machine
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.io import read_json
 from sft_lab.data.sources import File
-from sft_lab.files import read_json
 
 RECKONED = (1_000_000, 10_000_000)
 # A fresh process with the command in it, which says at last what it had resident.
 CHILD = """
 import resource, sys
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 code = main(sys.argv[1:])
 used = resource.getrusage(resource.RUSAGE_SELF)
 print("USED", used.ru_maxrss, used.ru_utime + used.ru_stime)
@@ -43,7 +43,7 @@ sys.exit(code)
 
 def sentences() -> list[str]:
     """The sentences of the starter set's answers."""
-    answers = File(path=STARTER)(Bench()).rows.column("answer")
+    answers = File(path=STARTER)(StageContext()).rows.column("answer")
     return [part for answer in answers for part in answer.split(". ") if len(part) > 20]
 
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from common import Goals, machine
 
 from sft_lab import compose
-from sft_lab.bench import Bench
-from sft_lab.files import read_json
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.io import read_json
+from sft_lab.core.store import Store
 
 THRESHOLDS, RATES = (0.8, 0.9, 0.95, 0.99), (1e-3, 2e-3, 4e-3)
 TWO_AT_ONCE = ["launch=processes", "launch.at_once=2"]
@@ -39,10 +39,10 @@ TINY = ["model=tiny_random", "trainer=smoke", "tracking=local"]
 def prepare(words: list[str], store: Path) -> float:
     """Seconds of the data stages of one job."""
     run = compose(words)
-    bench = Bench(Store(store), lambda: run.model.tokenizer(bench))
-    _ = bench.tokenizer
+    context = StageContext(Store(store), lambda: run.model.tokenizer(context))
+    _ = context.tokenizer
     began = time.perf_counter()
-    run.prepare(bench)
+    run.prepare(context)
     return time.perf_counter() - began
 
 

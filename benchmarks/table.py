@@ -1,4 +1,4 @@
-"""Run every benchmark and write one table: ``make bench``. The README shows it.
+"""Run every benchmark and write one table: ``make context``. The README shows it.
 
     python benchmarks/table.py                              # on the starter set, about half an hour
     python benchmarks/table.py conversations.jsonl.gz       # on conversations of your own (ShareGPT)

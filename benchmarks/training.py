@@ -31,18 +31,18 @@ import torch
 from common import Goals
 
 from sft_lab import compose
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
 from sft_lab.training.callbacks import Watch
-from sft_lab.training.options import Lora, LossHead, LossOn, Precision
-from sft_lab.training.trl import train
+from sft_lab.training.config import Lora, LossHead, LossOn, Precision
+from sft_lab.training.trl_trainer import train
 
 ROWS, LENGTH = 2, 512  # of a batch; tokens of a row
 
 
-def blocks(bench: Bench, count: int) -> datasets.Dataset:
+def blocks(context: StageContext, count: int) -> datasets.Dataset:
     """Rows of 512 tokens of the starter set, every token trained: the loss head has the most to do."""
     run = compose(["model=smollm2_135m_bundled", "dedup=none", "decontaminate.method=none", "dataset.limit=null"])
-    rows = run.prepare(bench).train.tokens
+    rows = run.prepare(context).train.tokens
     ids = [token for row in rows["input_ids"] for token in row]
     made = [ids[start : start + LENGTH] for start in range(0, count * LENGTH, LENGTH)]
     assert len(made[-1]) == LENGTH
@@ -75,7 +75,7 @@ class Turns:
         self.begin(who)
 
 
-def plain_loop(model: Any, _: Bench, rows: datasets.Dataset, step_done: Callable[[], None]) -> None:
+def plain_loop(model: Any, _: StageContext, rows: datasets.Dataset, step_done: Callable[[], None]) -> None:
     """LoRA on all linear layers, autocast in bf16, AdamW, clipping: nothing else."""
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     model = peft.get_peft_model(model, config).train()
@@ -98,14 +98,14 @@ def plain_loop(model: Any, _: Bench, rows: datasets.Dataset, step_done: Callable
 def ours(head: LossHead, **knobs: Any) -> Any:
     """Our training with a loss head."""
 
-    def run(model: Any, bench: Bench, rows: datasets.Dataset, step_done: Callable[[], None]) -> None:
+    def run(model: Any, context: StageContext, rows: datasets.Dataset, step_done: Callable[[], None]) -> None:
         options = Lora(
             max_steps=10_000, per_device_train_batch_size=ROWS, logging_steps=1, save_steps=10_000, loss_head=head,
             max_length=LENGTH, loss_on=LossOn.all, precision=Precision.bf16, learning_rate=2e-4, **knobs,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             watch = Watch(None, lambda _: step_done())
-            train(model, bench.tokenizer, rows, options, folder=Path(folder), seed=1, watch=watch)
+            train(model, context.tokenizer, rows, options, folder=Path(folder), seed=1, watch=watch)
 
     return run
 
@@ -121,17 +121,17 @@ CONTENDERS = {
 def heads(rounds: int) -> None:
     """Time of a step of 2 x 512 tokens, wall and processor, beside the plain loop's step of the same round."""
     run = compose(["model=smollm2_135m_bundled"])
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
-    rows = blocks(bench, ROWS * 4)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
+    rows = blocks(context, ROWS * 4)
     turns = Turns(len(CONTENDERS))
 
     def contend(who: int, work: Any, model: Any) -> None:
         turns.begin(who)
-        work(model, bench, rows, lambda: turns.hand_on(who))
+        work(model, context, rows, lambda: turns.hand_on(who))
 
     at_work = []
     for who, work in enumerate(CONTENDERS.values()):
-        model = run.model.load(bench, seed=1)
+        model = run.model.load(context, seed=1)
         at_work.append(threading.Thread(target=contend, args=(who, work, model), daemon=True))
     for thread in at_work:
         thread.start()
@@ -203,16 +203,16 @@ OURS = [
 def script(rounds: int) -> None:
     """Wall time of whole processes in turn, and the greatest difference between their losses."""
     run = compose(OURS)
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
-    data = run.prepare(bench)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
+    data = run.prepare(context)
     ratios, furthest = [], 0.0
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        run.model.load(bench, seed=1).save_pretrained(work / "model")
-        bench.tokenizer.save_pretrained(work / "model")
+        run.model.load(context, seed=1).save_pretrained(work / "model")
+        context.tokenizer.save_pretrained(work / "model")
         messages = [json.dumps({"messages": row}) for row in data.train.rows.column("messages")]
         (work / "rows.jsonl").write_text("\n".join(messages))
-        (work / "chatml.jinja").write_text(run.template.jinja(bench.tokenizer))
+        (work / "chatml.jinja").write_text(run.template.jinja(context.tokenizer))
         files = [str(work / name) for name in ("model", "rows.jsonl", "chatml.jinja", "theirs")]
         for number in range(rounds):
             ours = work / f"ours{number}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sft_lab.config.compose import compose
-    from sft_lab.run import Run
+    from sft_lab.run.config import Run
 
 __all__ = ["Run", "compose"]
 
@@ -20,7 +20,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 def __getattr__(name: str) -> Any:
     """Import on first use, so that ``sft-lab --help`` stays fast."""
     if name in __all__:
-        from sft_lab import home
+        from sft_lab.core import home
 
         home.ensure()
     if name == "compose":
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return compose
     if name == "Run":
-        from sft_lab.run import Run
+        from sft_lab.run.config import Run
 
         return Run
     raise AttributeError(f"module 'sft_lab' has no attribute {name!r}")

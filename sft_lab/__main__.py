@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

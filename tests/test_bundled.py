@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.cli import main
-from sft_lab.files import sha256_file
+from sft_lab.cli.main import main
+from sft_lab.core.io import sha256_file
 
 pytestmark = pytest.mark.slow
 

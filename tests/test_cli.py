@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab import cli
-from sft_lab.options import shipped
-from sft_lab.store import Store
+from sft_lab.cli import main
+from sft_lab.core.option_files import shipped
+from sft_lab.core.store import Store
 
 HEAVY = {"torch", "transformers", "datasets", "wandb", "numpy"}
 SMALL = ["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "tracking=local", "threads=1"]
@@ -35,7 +35,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def ended(*words: str) -> int:
     """Exit code of a command in this process; argparse ends by SystemExit."""
     try:
-        return cli.main(list(words))
+        return main.main(list(words))
     except SystemExit as exit_:
         return int(exit_.code or 0)
 
@@ -58,7 +58,7 @@ def nothing_left() -> bool:
 )
 def test_nothing_heavy_is_imported_to_look_or_to_refuse(words, code):
     script = (
-        "import json, sys\nfrom sft_lab.cli import main\n"
+        "import json, sys\nfrom sft_lab.cli.main import main\n"
         f"sys.argv = ['sft-lab', *{words!r}]\n"
         "try:\n    code = main()\nexcept SystemExit as exit_:\n    code = exit_.code or 0\n"
         "print('\\n' + json.dumps([code, sorted(sys.modules)]))\n"
@@ -74,11 +74,11 @@ def test_help_needs_no_hydra():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "sft_lab", "--help"], capture_output=True, text=True, check=True
     )
-    assert "sft_lab.cli" in done.stderr
+    assert "sft_lab.cli.main" in done.stderr
     assert not re.search(r"\| +(hydra|omegaconf|yaml)$", done.stderr, re.MULTILINE)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], *([name, "--help"] for name in cli.COMMANDS)])
+@pytest.mark.parametrize("words", [["--help"], ["-h"], *([name, "--help"] for name in main.COMMANDS)])
 def test_every_help_has_two_examples_that_are_commands(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert ended(*words) == 0
@@ -218,10 +218,10 @@ def test_multirun_stands_before_between_or_behind_the_overrides(words, capsys):
 def finished_sweep(place: Path) -> list[Path]:
     """Folders of a sweep whose jobs are all finished, written by hand."""
     from sft_lab import config
-    from sft_lab.jobs import folders
+    from sft_lab.jobs import layout
 
     plan = config.compose_jobs([*SMALL, "seed=1,2", f"hydra.sweep.dir={place}"], multirun=True)
-    placed = folders.place(plan)
+    placed = layout.place(plan)
     for one in placed:
         one.folder.status.write_text('{"format": 1, "state": "finished"}')
     return [one.folder.path for one in placed]

@@ -13,10 +13,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from sft_lab import config
-from sft_lab.dedup.embedding import Embedder
-from sft_lab.errors import ConfigError
-from sft_lab.options import shipped
-from sft_lab.run import SCHEMAS, Run
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.option_files import shipped
+from sft_lab.dedup.embed import Embedder
+from sft_lab.run.config import SCHEMAS, Run
 
 CONF, EXPERIMENTS = shipped("conf"), shipped("experiments")
 

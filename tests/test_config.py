@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sft_lab import config
-from sft_lab.errors import ConfigError
-from sft_lab.run import Run
+from sft_lab.core.errors import ConfigError
+from sft_lab.run.config import Run
 
 # Words of libraries that a user must not have to read.
 RAW = re.compile(r"Traceback|full_key|object_type|reference_type|omegaconf|DictConfig|Error merging|exception", re.I)

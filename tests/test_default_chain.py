@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from hub_recorder import TOKEN, StandIn
 
-from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("foreground")]
 # Of the default: fewer rows, shorter answers, a random model. Everything else is as `sft-lab` alone has it.
@@ -80,13 +80,13 @@ def signal_in_training(number: signal.Signals, *words: str) -> str:
         process.wait()
 
 
-def only_run() -> RunFolder:
+def only_run() -> RunDir:
     """Return the one run folder here."""
     (status,) = Path.cwd().rglob("status.json")
-    return RunFolder(status.parent)
+    return RunDir(status.parent)
 
 
-def went_on(folder: RunFolder) -> None:
+def went_on(folder: RunDir) -> None:
     """Check that a run was finished from its checkpoint, recorded by W&B each time."""
     assert read_json(folder.status)["state"] == "finished"
     assert "goes on from checkpoint-" in folder.log.read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def went_on(folder: RunFolder) -> None:
     assert any(path.is_symlink() for path in folder.wandb.rglob("debug-core.log"))  # out of the folder, W&B's own
 
 
-def use(folder: RunFolder, hub: StandIn) -> None:
+def use(folder: RunDir, hub: StandIn) -> None:
     """What is done with a finished run."""
     run = str(folder.path)
     assert "finished" in sft_lab("runs", ".").stdout

@@ -13,9 +13,10 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from sft_lab import arguments, config
-from sft_lab.arguments import ABOUT
-from sft_lab.errors import ConfigError
+from sft_lab import config
+from sft_lab.cli import arguments
+from sft_lab.cli.arguments import ABOUT
+from sft_lab.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab import doctor
-from sft_lab.cli import main
-from sft_lab.doctor import NOTE, OK, PROBLEM, Diagnosis
+from sft_lab.cli.main import main
+from sft_lab.tools import doctor
+from sft_lab.tools.doctor import NOTE, OK, PROBLEM, Diagnosis
 
 TOKEN = "hf_doctorsTokenOfNobody"
 

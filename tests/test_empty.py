@@ -12,10 +12,11 @@ import pytest
 import yaml
 from test_publish import StandIn, hub
 
-from sft_lab import compose, parquet
-from sft_lab.cli import main
-from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
+from sft_lab import compose
+from sft_lab.cli.main import main
+from sft_lab.core import parquet
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
 
 __all__ = ["hub"]
 
@@ -58,7 +59,7 @@ def test_a_column_that_an_older_version_wrote_without_a_type_is_read(tmp_path: P
 def test_prepare_on_clean_data(clean: list[str], tiny: list[str], hub: StandIn) -> None:
     place = ["hydra.run.dir=prepared", "dedup=minhash", "dedup.threshold=1"]
     assert main(["prepare", *tiny, *clean, *place]) == 0
-    folder = RunFolder(Path("prepared"))
+    folder = RunDir(Path("prepared"))
     assert pq.read_table(folder.dropped).num_rows == 0
     assert list(datasets.load_from_disk(folder.dataset)) == ["train"]
     assert len(datasets.load_dataset("parquet", data_dir=str(folder.dataset / "parquet"))["train"]) == 64
@@ -99,7 +100,7 @@ def test_a_run_on_clean_data_and_every_reader_of_it(
 ) -> None:
     quick = DEFAULTS if defaults else tiny
     assert main([*quick, *clean, "hydra.run.dir=run"]) == 0
-    folder = RunFolder(Path("run"))
+    folder = RunDir(Path("run"))
     assert read_json(folder.summary)["verdict"] == "not_judged"
     assert pq.read_table(folder.dropped).num_rows == pq.read_table(folder.eval).num_rows == 0
     for path, schema in ((folder.dropped, parquet.DROPPED), (folder.eval, parquet.EVAL)):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 SFT_LAB = [sys.executable, "-m", "sft_lab"]
 ENCODINGS = [

@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from sft_lab import compose
-from sft_lab.cli import main
-from sft_lab.errors import FolderError, UserError
-from sft_lab.generate import Asking, generate
-from sft_lab.jobs.finished import open_run
+from sft_lab.cli.main import main
+from sft_lab.core.errors import FolderError, UserError
+from sft_lab.tools.finished_run import open_run
+from sft_lab.tools.generate import Asking, generate
 
 pytestmark = pytest.mark.slow
 

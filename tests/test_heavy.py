@@ -10,7 +10,7 @@ import pytest
 
 FRESH = """
 import gc
-from sft_lab import heavy
+from sft_lab.core import heavy_imports as heavy
 with heavy.imports():
     assert not gc.isenabled()
     import torch
@@ -24,20 +24,20 @@ assert gc.get_freeze_count() == frozen
 OFF = """
 import gc
 gc.disable()
-from sft_lab import heavy
+from sft_lab.core import heavy_imports as heavy
 with heavy.imports():
     pass
 assert not gc.isenabled() and gc.get_freeze_count() == 0
 """
 RUN = """
 import gc, sys
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 assert main([*sys.argv[1:], "hydra.run.dir=run"]) == 0
 assert gc.get_freeze_count() > 100_000
 """
 PLAN = """
 import sys
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 assert main(["plan", *sys.argv[1:]]) == 0
 assert "trl" not in sys.modules
 """

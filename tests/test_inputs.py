@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from sft_lab import compose, inputs
-from sft_lab.cli import main
-from sft_lab.errors import SourceError
-from sft_lab.files import HashingReader, read_json
-from sft_lab.folder import RunFolder
-from sft_lab.jobs import accelerated, world
-from sft_lab.jobs.finished import open_run
-from sft_lab.store import Store
+from sft_lab import compose
+from sft_lab.cli.main import main
+from sft_lab.core.errors import SourceError
+from sft_lab.core.io import HashingReader, read_json
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.store import Store
+from sft_lab.jobs import accelerate_launch, environment
+from sft_lab.run import inputs
+from sft_lab.tools.finished_run import open_run
 
 CHATML = (
     "{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor -%}"
@@ -42,9 +43,9 @@ def words(here: Path, tiny: list[str]) -> list[str]:
     (here / "chat.jinja").write_text(CHATML)
     (here / "ddp.yaml").write_text("distributed_type: MULTI_GPU\n")
     model = compose(["model=tiny_random"])
-    bench = model.bench()
-    model.model.load(bench, seed=1).save_pretrained(here / "base")
-    bench.tokenizer.save_pretrained(here / "base")
+    context = model.context()
+    model.model.load(context, seed=1).save_pretrained(here / "base")
+    context.tokenizer.save_pretrained(here / "base")
     return [
         *(word for word in tiny if not word.startswith("model=")), "dataset=file", "dataset.path=rows.jsonl",
         "split=file", "split.path=held.jsonl", "filter=[answered,reviewed]", "filter.reviewed.path=decisions.csv",
@@ -73,7 +74,7 @@ def test_every_named_file_is_hashed_copied_and_named_when_it_changes(here: Path,
         assert manifest["inputs"][key] == {"path": str(here / name), "sha256": sha256(here / name)}
         assert Path("run/inputs", key, name).read_bytes() == (here / name).read_bytes()
     assert inputs.changes(compose(words), manifest) == []
-    started = accelerated.command(compose(words), RunFolder(here / "run"), accelerated.Machine(0, "", 0))
+    started = accelerate_launch.command(compose(words), RunDir(here / "run"), accelerate_launch.Machine(0, "", 0))
     assert str(here / "run/inputs/launch.config_file/ddp.yaml") in started
 
     for key, file in {**FILES, "model.name_or_path": "base/tokenizer_config.json"}.items():
@@ -120,7 +121,7 @@ def test_files_of_one_name_and_many_files_of_a_glob(here: Path, tiny: list[str])
     talks(here / "a" / "more.jsonl", [f"x{n}" * 100 for n in range(4000)])
     assert (here / "a" / "more.jsonl").stat().st_size > inputs.SMALL
     run = compose([*tiny, "dataset=file", "dataset.path=a/more.jsonl", "split.eval_share=0.3"])
-    inputs.copy(run, RunFolder(here / "large"), run.store.open())
+    inputs.copy(run, RunDir(here / "large"), run.store.open())
     assert not Path("large").exists()
 
 
@@ -165,7 +166,7 @@ def test_a_template_edited_on_the_way_is_not_saved_and_afterwards_is_told(
     assert "the data has changed since this run: template.path=" in told
     assert "chat.jinja (was " in told
     assert "finished before" not in told
-    (difference,) = world.differences({**read_json(Path("run/manifest.json")), "git": {}}, compose(words[:-1]))
+    (difference,) = environment.differences({**read_json(Path("run/manifest.json")), "git": {}}, compose(words[:-1]))
     assert difference.name == f"template.path={template}"
     template.write_text(CHATML)
     assert main(words) == 0

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sft_lab import compose
-from sft_lab.bench import Bench
-from sft_lab.cli import main
+from sft_lab.cli.main import main
+from sft_lab.core.context import StageContext
 from sft_lab.evaluation.heldout import IGNORED
 from sft_lab.evaluation.verdict import advice
-from sft_lab.measuring import Measuring, _with_head, _without_first
+from sft_lab.run.evaluator import Measuring, _with_head, _without_first
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def test_two_system_turns_become_one() -> None:
 
 def test_a_prompted_row_scores_the_same_answer_behind_prompt_and_examples(here: Path, tiny: list[str]) -> None:
     run = compose([*tiny, "evaluation.baseline.examples=2"])
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
-    data = run.prepare(bench)
-    measuring = Measuring(run, bench, lambda: None)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
+    data = run.prepare(context)
+    measuring = Measuring(run, context, lambda: None)
     head = measuring._prompted_head(data)
     assert [turn["role"] for turn in head] == ["system", "user", "assistant", "user", "assistant"]
     prompted = measuring._prompted(run.template, head, data.held_out)
@@ -54,7 +54,7 @@ def test_a_prompted_row_scores_the_same_answer_behind_prompt_and_examples(here: 
     for alone, behind in zip(data.held_out.tokens, prompted.tokens, strict=True):
         asked, given = ([label for label in row["labels"] if label != IGNORED] for row in (alone, behind))
         assert given == asked
-        text = bench.tokenizer.decode(behind["input_ids"])
+        text = context.tokenizer.decode(behind["input_ids"])
         assert all(turn["content"] in text for turn in head)
 
 
@@ -62,8 +62,8 @@ def test_examples_do_not_depend_on_filters_or_thresholds(here: Path, tiny: list[
     heads = []
     for words in ([], ["dedup=none"], ["filter.length.max_tokens=60"]):
         run = compose([*tiny, *words])
-        bench = Bench(run.store.open(), lambda run=run: run.model.tokenizer(Bench()))
-        heads.append(Measuring(run, bench, lambda: None)._prompted_head(run.prepare(bench)))
+        context = StageContext(run.store.open(), lambda run=run: run.model.tokenizer(StageContext()))
+        heads.append(Measuring(run, context, lambda: None)._prompted_head(run.prepare(context)))
     assert heads[0] == heads[1] == heads[2]
 
 
@@ -141,12 +141,12 @@ def test_a_template_without_system_turns_is_prompted_in_the_user_turn(here: Path
     )
     words = [*tiny, "template=file", "template.path=no_system.jinja"]
     run = compose(words)
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
-    data = run.prepare(bench)
-    measuring = Measuring(run, bench, lambda: None)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
+    data = run.prepare(context)
+    measuring = Measuring(run, context, lambda: None)
     prompted = measuring._prompted(run.template, measuring._prompted_head(data), data.held_out)
     assert len(prompted.rows) == len(data.held_out.rows)
-    first = bench.tokenizer.decode(prompted.tokens[0]["input_ids"])
+    first = context.tokenizer.decode(prompted.tokens[0]["input_ids"])
     assert first.startswith("<|im_start|>user\nAnswer correctly and briefly.\n\n")
     assert main([*words, "trainer.max_steps=1", "evaluation.max_new_tokens=2", "hydra.run.dir=run"]) == 0
 
@@ -165,9 +165,9 @@ def test_examples_differ_and_hold_no_held_out_answer(here: Path, tiny: list[str]
     words = [word for word in tiny if not word.startswith("dataset")]
     run = compose([*words, "dataset=file", "dataset.path=rows.jsonl", "split.min_eval_rows=1",
                    "evaluation.baseline.examples=30"])  # fmt: skip
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
-    data = run.prepare(bench)
-    head = Measuring(run, bench, lambda: None)._prompted_head(data)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
+    data = run.prepare(context)
+    head = Measuring(run, context, lambda: None)._prompted_head(data)
     answers = [turn["content"] for turn in head if turn["role"] == "assistant"]
     prompts = [turn["content"] for turn in head if turn["role"] == "user"]
     assert len(answers) == 30
@@ -195,10 +195,10 @@ def test_the_base_model_is_asked_under_a_template_it_knows_by_what_is_written(
     many = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}"
     Path("refuses.jinja").write_text(many + Path("same.jinja").read_text())
     run = compose([*tiny, *words])
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
-    assert Measuring(run, bench, lambda: None)._knows(run.template) is known
-    bench.tokenizer.eos_token = None
-    assert Measuring(run, bench, lambda: None)._knows(run.template)  # under `plain` it could not be asked
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
+    assert Measuring(run, context, lambda: None)._knows(run.template) is known
+    context.tokenizer.eos_token = None
+    assert Measuring(run, context, lambda: None)._knows(run.template)  # under `plain` it could not be asked
 
 
 @pytest.mark.slow

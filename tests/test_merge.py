@@ -12,10 +12,10 @@ import torch
 import transformers
 from training.test_new_tokens import ADDED, base_model
 
-from sft_lab.cli import main
-from sft_lab.errors import FolderError, UserError
-from sft_lab.jobs.finished import open_run
-from sft_lab.merge import merge
+from sft_lab.cli.main import main
+from sft_lab.core.errors import FolderError, UserError
+from sft_lab.tools.finished_run import open_run
+from sft_lab.tools.merge import merge
 
 pytestmark = pytest.mark.slow
 

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab import config, doctor, options, plugins
-from sft_lab.cli import main
-from sft_lab.config import plugged
-from sft_lab.errors import ConfigError
-from sft_lab.folder import PREPARE, RunFolder
+from sft_lab import config
+from sft_lab.cli.main import main
+from sft_lab.config import registry
+from sft_lab.core import option_files, plugins
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.run_dir import PREPARE, RunDir
 from sft_lab.jobs import processes
-from sft_lab.launchers import Processes
-from sft_lab.run import SCHEMAS
+from sft_lab.run.config import SCHEMAS
+from sft_lab.run.launch_config import Processes
+from sft_lab.tools import doctor
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_stage.md"
 CHOSEN = "filter=[answered,wordy]"
@@ -49,7 +51,7 @@ def _alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.path[:] = path
     for name in [name for name in set(sys.modules) - before if name.startswith(("my_stages", "sft_lab_wordy", "odd"))]:
         del sys.modules[name]
-    plugged.register()
+    registry.register()
     assert not any(plugins.origin(schema) for kinds in SCHEMAS.values() for schema in kinds.values())
 
 
@@ -77,7 +79,7 @@ def installed(site: Path, version: str = "1.0") -> None:
     write(info / "entry_points.txt", "[sft_lab.stages]\nwordy = sft_lab_wordy\n")
 
 
-WHOLE = "@dataclass\nclass A(Filter):\n  def select(self, rows, bench): ...\n"
+WHOLE = "@dataclass\nclass A(Filter):\n  def select(self, rows, context): ...\n"
 
 
 def module(text: str, name: str = "odd") -> None:
@@ -115,7 +117,7 @@ def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
         words = [word for word in shlex.split(command) if word != "prepare"]
         plan = config.compose_jobs([word for word in words if word != "-m"], multirun="-m" in words)
         assert all("filter.wordy" in job.run.plugins for job in plan.jobs)
-    assert "wordy" in options.listing()
+    assert "wordy" in option_files.listing()
     assert [one.message for one in doctor.plug_ins()] == ["module my_stages: filter.wordy"]
 
 
@@ -133,7 +135,7 @@ def test_an_installed_package_needs_no_variable(here: Path, monkeypatch: pytest.
     site = here / "site"
     installed(site)
     monkeypatch.syspath_prepend(str(site))
-    listed = options.listing()
+    listed = option_files.listing()
     assert re.search(r"^    wordy +Drop rows whose answer has too many words\.$", listed, re.MULTILINE)
     assert "sft_lab_wordy" not in sys.modules  # found, not imported
     run = config.compose([CHOSEN])
@@ -279,11 +281,11 @@ def test_the_page_followed(
 EVERY = """
 from dataclasses import dataclass
 import numpy as np
-from sft_lab.data.dataset import Dataset
+from sft_lab.data.load import Dataset
 from sft_lab.data.split import Split
-from sft_lab.data.template import Template
+from sft_lab.data.chat_template import Template
 from sft_lab.dedup.exact import Dedup
-from sft_lab.rows import Selection
+from sft_lab.core.rows import Selection
 
 @dataclass
 class Counted(Dataset):
@@ -299,7 +301,7 @@ class Fifth(Split):
 
 @dataclass
 class Half(Dedup):
-    def select(self, rows, bench):
+    def select(self, rows, context):
         return Selection.of(rows, ["" if n % 2 else "even" for n in range(len(rows))])
 
 @dataclass
@@ -332,7 +334,7 @@ def test_every_group_that_can_be_plugged(here: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_a_process_of_a_sweep_finds_a_local_module(local: Path, tiny: list[str]) -> None:
-    folder = RunFolder(local / "job")
+    folder = RunDir(local / "job")
     write(folder.config, config.compose([*tiny, CHOSEN, "filter.wordy.max_words=20"]).to_yaml())
     assert processes.launch([("job", folder)], Processes(at_once=1), PREPARE) == []
     (wordy,) = [one for one in json.loads(folder.waterfall.read_text())["stages"] if one["stage"] == "filter.wordy"]
@@ -357,7 +359,7 @@ def test_the_page_s_package_installed(here: Path) -> None:
 
 def test_code_that_is_loaded_is_named_by_its_own_source(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit after the import is not what runs; another process is told of it by ``Run.check``."""
-    from sft_lab.plugins import Plugin
+    from sft_lab.core.plugins import Plugin
 
     file = here / "edited_stages.py"
     file.write_text("class Keep: ...\nSTAGES = {'filter.keep': Keep}\n")

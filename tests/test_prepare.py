@@ -12,17 +12,17 @@ import datasets
 import pytest
 
 from sft_lab import compose
-from sft_lab.cli import main
-from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
+from sft_lab.cli.main import main
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
 
 MINHASH = ["dedup=minhash", "decontaminate.method=exact", "model=tiny_random", "tracking=local", "threads=1"]
 
 
-def prepared(overrides: list[str]) -> RunFolder:
+def prepared(overrides: list[str]) -> RunDir:
     assert main(["prepare", *overrides]) == 0
     (folder,) = [path.parent for path in Path.cwd().rglob("status.json")]
-    return RunFolder(folder)
+    return RunDir(folder)
 
 
 def talks(path: Path, answers: list[str]) -> Path:
@@ -68,7 +68,7 @@ def test_the_threshold_curve_is_what_each_threshold_would_keep(here: Path) -> No
     for threshold in (0.75, 0.9, 0.97):
         run = compose([*common, f"dedup.threshold={threshold}"])
         run.prepare_only(here / str(threshold))
-        folder = RunFolder(here / str(threshold))
+        folder = RunDir(here / str(threshold))
         curve |= dict(read_json(folder.data)["thresholds"]["curve"])
         kept[threshold] = read_json(folder.waterfall)["stages"][-1]["rows_kept"]
     assert kept == {threshold: curve[threshold] for threshold in kept}
@@ -85,12 +85,12 @@ def test_a_row_wrongly_called_a_duplicate_is_brought_back(here: Path) -> None:
     reviewed = ["filter=[answered,length,reviewed]", f"filter.reviewed.path={decisions}"]
     compose([*MINHASH, *reviewed]).prepare_only(here / "again")
     assert "decided ids are not among" not in (here / "again" / "run.log").read_text()  # held-out rows were not asked
-    before, after = (ids(RunFolder(path)) for path in (folder.path, here / "again"))
+    before, after = (ids(RunDir(path)) for path in (folder.path, here / "again"))
     assert set(after) - set(before) == {wrong}
     assert set(before) <= set(after)
 
 
-def ids(folder: RunFolder) -> list[str]:
+def ids(folder: RunDir) -> list[str]:
     return list(datasets.load_from_disk(folder.dataset)["train"]["id"])
 
 
@@ -179,10 +179,10 @@ def test_plain_text_is_trained_whole(here: Path) -> None:
     data = datasets.load_from_disk(folder.dataset)
     assert set(data["train"].column_names) == {"id", "text"}
     run = compose([*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "split.min_eval_rows=1"])
-    from sft_lab.bench import Bench
+    from sft_lab.core.context import StageContext
 
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
-    ready = run.prepare(bench).train.tokens
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
+    ready = run.prepare(context).train.tokens
     assert ready["labels"][:] == ready["input_ids"][:]
 
 
@@ -210,7 +210,7 @@ def test_a_mixture_is_followed_source_by_source(here: Path, tiny: list[str]) -> 
     sources = f"dataset.sources={{chats: {{path: {chats}, share: 3}}, more: {{path: {more}, share: 1}}}}"
     run = compose([*tiny, "dataset=mixture", sources, "split.eval_share=0.3"])
     run.execute(here / "run")
-    folder = RunFolder(here / "run")
+    folder = RunDir(here / "run")
     stages = read_json(folder.waterfall)["stages"]
     last = stages[-1]["sources"]
     assert sum(one["rows_kept"] for one in last.values()) == stages[-1]["rows_kept"]

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from sft_lab.progress import progress, track
+from sft_lab.core.progress import progress, track
 
 
 def test_on_a_terminal_rows_and_their_rate_are_shown(monkeypatch):

@@ -16,9 +16,9 @@ import pytest
 from hub_recorder import TOKEN, StandIn
 from huggingface_hub import constants
 
-from sft_lab import publish
-from sft_lab.errors import ConfigError, JobError, UserError
-from sft_lab.folder import RunFolder
+from sft_lab.core.errors import ConfigError, JobError, UserError
+from sft_lab.core.run_dir import RunDir
+from sft_lab.tools import push
 
 MODEL = {
     "adapter_config.json": b'{"r": 8}',
@@ -49,9 +49,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path: Path) -> RunDir:
     """A finished run with a model, a data set, and files that are nobody's business."""
-    run = RunFolder(tmp_path / "run")
+    run = RunDir(tmp_path / "run")
     with run.running():
         for name, files in (("model", MODEL), ("dataset", DATASET)):
             for file, content in files.items():
@@ -64,16 +64,16 @@ def folder(tmp_path: Path) -> RunFolder:
     return run
 
 
-def test_a_model_is_all_of_its_folder_and_nothing_else(hub: StandIn, folder: RunFolder) -> None:
-    assert publish.push(folder, "me/mine", what="model", public=False) == f"{hub.url}/me/mine"
+def test_a_model_is_all_of_its_folder_and_nothing_else(hub: StandIn, folder: RunDir) -> None:
+    assert push.push(folder, "me/mine", what="model", public=False) == f"{hub.url}/me/mine"
     assert hub.files == MODEL
     assert hub.commits == 1
     create = next(json.loads(body) for _, path, _, body in hub.requests if path == "/api/repos/create")
     assert create == {"name": "mine", "organization": "me", "visibility": "private", "type": "model"}
 
 
-def test_a_data_set_is_its_card_and_its_parquet_files(hub: StandIn, folder: RunFolder) -> None:
-    assert publish.push(folder, "me/rows", what="dataset", public=True) == f"{hub.url}/datasets/me/rows"
+def test_a_data_set_is_its_card_and_its_parquet_files(hub: StandIn, folder: RunDir) -> None:
+    assert push.push(folder, "me/rows", what="dataset", public=True) == f"{hub.url}/datasets/me/rows"
     assert hub.files == {
         "README.md": DATASET["README.md"],
         "data/train.parquet": DATASET["parquet/train.parquet"],
@@ -82,24 +82,24 @@ def test_a_data_set_is_its_card_and_its_parquet_files(hub: StandIn, folder: RunF
     assert hub.private == {"me/rows": False}
 
 
-def test_a_merged_model_is_published_in_the_adapters_stead(hub: StandIn, folder: RunFolder) -> None:
-    (says,) = publish.check(folder, "me/mine", "model", merged=True)
+def test_a_merged_model_is_published_in_the_adapters_stead(hub: StandIn, folder: RunDir) -> None:
+    (says,) = push.check(folder, "me/mine", "model", merged=True)
     assert says == f"{folder.merged}: is not there; `sft-lab merge {folder.path}` makes it"
     whole = {"config.json": b"{}", "model.safetensors": b"all", "README.md": MODEL["README.md"]}
     folder.merged.mkdir()
     for name, content in whole.items():
         (folder.merged / name).write_bytes(content)
-    publish.push(folder, "me/mine", what="model", public=False, merged=True)
+    push.push(folder, "me/mine", what="model", public=False, merged=True)
     assert hub.files == whole
-    (says,) = publish.check(folder, "me/mine", "dataset", merged=True)
+    (says,) = push.check(folder, "me/mine", "dataset", merged=True)
     assert says == "--merged: is of a model; leave it out with --what dataset"
 
 
 def test_the_token_is_in_the_header_and_nowhere_else(
-    hub: StandIn, folder: RunFolder, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    hub: StandIn, folder: RunDir, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("DEBUG"):
-        publish.push(folder, "me/mine", what="model", public=False)
+        push.push(folder, "me/mine", what="model", public=False)
     for method, path, headers, body in hub.requests:
         if method != "PUT":  # the storage behind an upload address is somebody else's, and gets no token
             assert headers.pop("authorization", headers.pop("Authorization", None)) == f"Bearer {TOKEN}"
@@ -110,65 +110,61 @@ def test_the_token_is_in_the_header_and_nowhere_else(
     assert TOKEN.encode() not in written
 
 
-def test_a_public_repository_is_refused_unless_asked_for(hub: StandIn, folder: RunFolder) -> None:
+def test_a_public_repository_is_refused_unless_asked_for(hub: StandIn, folder: RunDir) -> None:
     hub.private["me/mine"] = False
     with pytest.raises(UserError, match="me/mine: is public, and nothing was sent; add --public"):
-        publish.push(folder, "me/mine", what="model", public=False)
+        push.push(folder, "me/mine", what="model", public=False)
     assert (hub.files, hub.commits) == ({}, 0)
     assert not [path for _, path, _, _ in hub.requests if "preupload" in path]
-    publish.push(folder, "me/mine", what="model", public=True)
+    push.push(folder, "me/mine", what="model", public=True)
     assert hub.files == MODEL
 
 
-def test_a_private_repository_stays_private(hub: StandIn, folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_private_repository_stays_private(hub: StandIn, folder: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     hub.private["me/mine"] = True
-    publish.push(folder, "me/mine", what="model", public=False)
+    push.push(folder, "me/mine", what="model", public=False)
     assert "stays so" not in caplog.text
-    publish.push(folder, "me/mine", what="model", public=True)
+    push.push(folder, "me/mine", what="model", public=True)
     assert "me/mine was private before and stays so" in caplog.text
     assert hub.private == {"me/mine": True}
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, UserError), (403, UserError), (400, UserError), (500, JobError)])
-def test_what_the_hub_refuses_is_one_sentence(
-    hub: StandIn, folder: RunFolder, status: int, kind: type[Exception]
-) -> None:
+def test_what_the_hub_refuses_is_one_sentence(hub: StandIn, folder: RunDir, status: int, kind: type[Exception]) -> None:
     hub.refuses = status
     with pytest.raises(kind, match=r"^me/mine: ") as error:
-        publish.push(folder, "me/mine", what="model", public=False)
+        push.push(folder, "me/mine", what="model", public=False)
     assert "\n" not in str(error.value)
     assert TOKEN not in str(error.value)
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(
-    hub: StandIn, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_is_not_there_is_one_sentence(hub: StandIn, folder: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port, where nobody listens
     with pytest.raises(JobError, match=r"^me/mine: not published \(.*\); check the network and push again$"):
-        publish.push(folder, "me/mine", what="model", public=False)
+        push.push(folder, "me/mine", what="model", public=False)
 
 
-def test_a_link_out_of_the_model_is_not_followed(hub: StandIn, folder: RunFolder) -> None:
+def test_a_link_out_of_the_model_is_not_followed(hub: StandIn, folder: RunDir) -> None:
     (folder.model / "vocab.json").symlink_to(folder.log)
     with pytest.raises(ConfigError, match=r"vocab\.json: is a link out of .*model"):
-        publish.push(folder, "me/mine", what="model", public=False)
+        push.push(folder, "me/mine", what="model", public=False)
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("what", ["model", "dataset"])
-def test_a_folder_that_is_itself_a_link_is_not_sent(hub: StandIn, folder: RunFolder, what: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_itself_a_link_is_not_sent(hub: StandIn, folder: RunDir, what: str, tmp_path: Path) -> None:
     (folder.path / what).rename(tmp_path / "elsewhere")
     (folder.path / what).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=rf"{what}: is a link out of "):
-        publish.push(folder, "me/mine", what=what, public=False)
+        push.push(folder, "me/mine", what=what, public=False)
     assert hub.requests == []
 
 
-def test_only_files_of_a_model_are_sent(hub: StandIn, folder: RunFolder) -> None:
+def test_only_files_of_a_model_are_sent(hub: StandIn, folder: RunDir) -> None:
     for name in (".env", "id_rsa", "key.pem", "notes.txt", "optimizer.pt", ".git/config.json", "secrets.json"):
         (folder.model / name).parent.mkdir(exist_ok=True)
         (folder.model / name).write_text("SECRET")
-    publish.push(folder, "me/mine", what="model", public=False)
+    push.push(folder, "me/mine", what="model", public=False)
     assert set(hub.files) | {"adapter_model.safetensors"} == set(MODEL)
 
 
@@ -182,20 +178,20 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_check_finds_no_fault_and_every_fault(
-    folder: RunFolder, nobody: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: RunDir, nobody: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    empty = RunFolder(tmp_path / "empty")
-    bad_name, no_run, no_login = publish.check(empty, "mine", "model")
+    empty = RunDir(tmp_path / "empty")
+    bad_name, no_run, no_login = push.check(empty, "mine", "model")
     assert bad_name.startswith("mine: no repository name; give owner/name")
     assert no_run.startswith(f"{empty.path}: no finished run folder (it has no status.json)")
     assert "hf auth login" in no_login
     assert "HF_TOKEN" in no_login
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert publish.check(folder, "me/mine", "model") == publish.check(folder, "me/mine", "dataset") == []
+    assert push.check(folder, "me/mine", "model") == push.check(folder, "me/mine", "dataset") == []
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_OIDC_RESOURCE", "me/mine")
-    assert publish.check(folder, "me/mine", "model") == []
-    (wrong,) = publish.check(folder, "me/mine", "logs")
+    assert push.check(folder, "me/mine", "model") == []
+    (wrong,) = push.check(folder, "me/mine", "logs")
     assert wrong == "--what logs: must be model or dataset"
 
 
@@ -214,28 +210,28 @@ def test_check_finds_no_fault_and_every_fault(
     ],
 )
 def test_check_says_what_is_missing_and_which_command_makes_it(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, gone: str, what: str, says: str
+    folder: RunDir, monkeypatch: pytest.MonkeyPatch, gone: str, what: str, says: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     (folder.path / gone).rename(folder.path / "elsewhere")
-    (problem,) = publish.check(folder, "me/mine", what)
+    (problem,) = push.check(folder, "me/mine", what)
     assert problem.startswith(f"{folder.path}/{says}")
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "interrupted"])
 def test_a_run_that_did_not_end_well_is_not_published(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, state: str
+    folder: RunDir, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     folder.status.write_text(json.dumps({"state": state}))
-    (problem,) = publish.check(folder, "me/mine", "model")
+    (problem,) = push.check(folder, "me/mine", "model")
     assert f"its status.json says {state}" in problem
 
 
 @pytest.mark.parametrize("repo", ["mine", "me/", "/mine", "me/mine/more", "me/mi ne", "me/mi--ne", "me/..", "mé/mine"])
-def test_names_that_are_no_repository(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, repo: str) -> None:
+def test_names_that_are_no_repository(folder: RunDir, monkeypatch: pytest.MonkeyPatch, repo: str) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    (problem,) = publish.check(folder, repo, "model")
+    (problem,) = push.check(folder, repo, "model")
     assert problem.startswith(f"{repo}: no repository name")
 
 
@@ -249,7 +245,7 @@ def test_names_that_are_no_repository(folder: RunFolder, monkeypatch: pytest.Mon
     ],
 )
 def test_the_login_is_found_where_the_hub_s_client_looks(
-    folder: RunFolder,
+    folder: RunDir,
     nobody: Path,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -259,25 +255,26 @@ def test_the_login_is_found_where_the_hub_s_client_looks(
 ) -> None:
     if variable:
         monkeypatch.setenv(variable, str(tmp_path / value))
-    assert len(publish.check(folder, "me/mine", "model")) == 1
+    assert len(push.check(folder, "me/mine", "model")) == 1
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(f"{TOKEN}\n")
-    assert publish.check(folder, "me/mine", "model") == []
+    assert push.check(folder, "me/mine", "model") == []
     asked = "from huggingface_hub import get_token; print(get_token() is not None)"
     assert subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True).stdout == b"True\n"
 
 
-def test_a_broken_token_is_not_shown(folder: RunFolder, nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_token_is_not_shown(folder: RunDir, nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_two words")
-    (problem,) = publish.check(folder, "me/mine", "model")
+    (problem,) = push.check(folder, "me/mine", "model")
     assert "two" not in problem
     assert "HF_TOKEN" in problem
 
 
-def test_check_imports_nothing_heavy(folder: RunFolder) -> None:
+def test_check_imports_nothing_heavy(folder: RunDir) -> None:
     code = (
-        "import sys; from pathlib import Path; from sft_lab import publish; from sft_lab.folder import RunFolder\n"
-        f"publish.check(RunFolder(Path({str(folder.path)!r})), 'me/mine', 'model')\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from sft_lab.core.run_dir import RunDir\nfrom sft_lab.tools import push\n"
+        f"push.check(RunDir(Path({str(folder.path)!r})), 'me/mine', 'model')\n"
         "print(sorted({'huggingface_hub', 'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"

@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pytest
 
-from sft_lab.errors import SourceError
-from sft_lab.rows import Rows, Selection
+from sft_lab.core.errors import SourceError
+from sft_lab.core.rows import Rows, Selection
 
 PLAIN = {"prompt": ["a?", "b?", "c?", "d?"], "answer": ["A", "B", "C", "D"]}
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft_lab import compose
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 FILES = {
     "config.yaml", "manifest.json", "status.json", "waterfall.json", "dropped.parquet", "data.json", "metrics.jsonl",
@@ -90,14 +90,14 @@ def test_saved_weights_have_the_reported_loss(done: Path) -> None:
     """Load model/ from disk and measure it anew."""
     import peft
 
-    from sft_lab.bench import Bench
     from sft_lab.config import load
+    from sft_lab.core.context import StageContext
     from sft_lab.evaluation.heldout import score
 
     run = load(done / "config.yaml")
-    bench = Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench()))
-    prepared = run.prepare(bench)
-    model = peft.PeftModel.from_pretrained(run.model.load(bench, run.seed), done / "model")
+    context = StageContext(load_tokenizer=lambda: run.model.load_tokenizer(StageContext()))
+    prepared = run.prepare(context)
+    model = peft.PeftModel.from_pretrained(run.model.load(context, run.seed), done / "model")
     measured = score(model, prepared.held_out.tokens, prepared.held_out.answer_bytes)
     assert measured.loss == pytest.approx(read(done / "summary.json")["eval/loss"], abs=1e-5)
 
@@ -153,10 +153,10 @@ def test_held_out_rows_do_not_move_with_the_limit(here: Path, tiny: list[str]) -
     fingerprints = set()
     for limit in (60, 120):
         run = compose([*tiny, f"dataset.limit={limit}"])
-        from sft_lab.bench import Bench
+        from sft_lab.core.context import StageContext
 
-        bench = Bench(load_tokenizer=lambda run=run: run.model.load_tokenizer(Bench()))
-        prepared = run.prepare(bench)
+        context = StageContext(load_tokenizer=lambda run=run: run.model.load_tokenizer(StageContext()))
+        prepared = run.prepare(context)
         fingerprints.add(prepared.sides.fingerprint)
         assert prepared.train_flow.stages[1]["rows_kept"] == limit
         assert prepared.train_flow.stages[0]["dropped"]["over_limit"] > 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.cli import main
-from sft_lab.report.page import VERDICTS
+from sft_lab.cli.main import main
+from sft_lab.report.html_report import VERDICTS
 
 pytestmark = pytest.mark.slow
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import pytest
 
-from sft_lab import locks
-from sft_lab.bench import Bench
-from sft_lab.errors import FolderError
-from sft_lab.files import digest, read_json
-from sft_lab.folder import LOCK, RunFolder
-from sft_lab.store import RECIPE, Store, default_root
-from sft_lab.store_view import NotStored, StoreView
+from sft_lab.core import locks
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import digest, read_json
+from sft_lab.core.run_dir import LOCK, RunDir
+from sft_lab.core.store import RECIPE, Store, default_root
+from sft_lab.core.store_view import NotStored, StoreView
 
 RECIPE_OF = {"version": 1, "params": {"a": 1}, "input": "x"}
 PROCESSES = multiprocessing.get_context("spawn")
@@ -252,9 +252,9 @@ def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_result_had_to_say_is_said_again(tmp_path: Path) -> None:
     recipe = {"version": 1, "params": {}, "input": "x"}
-    first = Bench(Store(tmp_path))
+    first = StageContext(Store(tmp_path))
     first.stage("look", recipe, lambda _: first.notice("look: half of the rows are odd"))
-    second = Bench(Store(tmp_path))
+    second = StageContext(Store(tmp_path))
     assert second.stage("look", recipe, lambda _: pytest.fail("computed twice")).hit
     assert second.notices == first.notices == ["look: half of the rows are odd"]
 
@@ -263,7 +263,7 @@ def test_who_waits_for_another_process_says_for_which(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(locks, "TELL_AFTER", 0.1)
-    code = ("import sys, time; from pathlib import Path; from sft_lab.store import Store\n"
+    code = ("import sys, time; from pathlib import Path; from sft_lab.core.store import Store\n"
             "with Store(Path(sys.argv[1])).lock('tokenize-0123456789abcdef'):\n"
             "    print('held', flush=True); sys.stdin.read()")  # fmt: skip
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -318,7 +318,7 @@ def test_a_lock_file_of_another_user_is_named_with_its_owner() -> None:
         for folder in (root := Path(made), root / "run", root / ".locks", root / "filter"):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o777)
-        run = RunFolder(root / "run")
+        run = RunDir(root / "run")
         name = f"filter-{digest({'stage': 'filter', **RECIPE_OF})[:32]}.lock"
         with another_users(root / ".locks" / name, run.path / LOCK):
             with pytest.raises(FolderError, match=rf"{name}: this lock file of {owner} .*SFT_LAB_STORE"):

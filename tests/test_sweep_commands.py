@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.cli import main
-from sft_lab.files import read_json
+from sft_lab.cli.main import main
+from sft_lab.core.io import read_json
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_lab.text import content_group, normalize, scripts
+from sft_lab.core.text import content_group, normalize, scripts
 
 ALEF, HAMZA, TATWEEL, FATHA = "\u0627", "\u0654", "\u0640", "\u064e"
 

@@ -12,10 +12,10 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from sft_lab import cli
+from sft_lab.cli import main
 from sft_lab.config import compose, compose_jobs, load
 from sft_lab.config.text_fields import quote_text
-from sft_lab.errors import ConfigError
+from sft_lab.core.errors import ConfigError
 
 NAMED = ["model=local", "model.name_or_path=a/b", "dedup=exact", "decontaminate.method=exact"]
 
@@ -106,7 +106,7 @@ def test_a_folder_whose_name_no_config_can_hold_is_refused_first(
     folder = os.fsencode(here) + b"/" + name
     os.mkdir(folder)  # noqa: PTH102 - no text
     with contextlib.chdir(folder):  # type: ignore[type-var]
-        assert cli.main(["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "store.path=store"]) == 2
+        assert main.main(["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "store.path=store"]) == 2
         said = capsys.readouterr().err
     assert re.search(f"{says}.*(in another)", said), said
     assert os.listdir(folder) == []  # noqa: PTH208

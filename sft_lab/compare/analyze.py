@@ -21,7 +21,7 @@ from sft_lab.compare.uncertainty import (
     SeedSpread,
     estimate_seed_spread,
 )
-from sft_lab.files import is_number
+from sft_lab.core.io import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,9 +10,9 @@ from sft_lab.compare.axes import SEED, format_value, short_names
 from sft_lab.compare.collect import has_diverged
 from sft_lab.compare.scores import Measure, Obstacle
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Interval, LossDifference
-from sft_lab.files import is_number
-from sft_lab.folder import FINISHED
-from sft_lab.run import CHOOSING
+from sft_lab.core.io import is_number
+from sft_lab.core.run_dir import FINISHED
+from sft_lab.run.config import CHOOSING
 
 if TYPE_CHECKING:
     from sft_lab.compare.analyze import Comparison, Setting

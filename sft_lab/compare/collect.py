@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sft_lab import parquet
 from sft_lab.compare.axes import find_axes, sort_key
-from sft_lab.errors import FolderError
-from sft_lab.files import FORMAT, is_number
-from sft_lab.folder import FINISHED, PREPARE, RunFolder
-from sft_lab.records import read, read_config, read_lines
+from sft_lab.core import parquet
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import FORMAT, is_number
+from sft_lab.core.records import read, read_config, read_lines
+from sft_lab.core.run_dir import FINISHED, PREPARE, RunDir
 from sft_lab.report.figures import Curve
 
 _REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # runs that rerun=true keeps beside the new one
@@ -67,7 +67,7 @@ class ComparedJob:
     """
 
     name: str
-    folder: RunFolder
+    folder: RunDir
     state: str
     error: str = ""
     config: dict[str, Any] = field(default_factory=dict)
@@ -131,9 +131,7 @@ def collect_jobs(paths: list[Path]) -> list[ComparedJob]:
     folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path.absolute())))
     names = [folder.name for folder in folders]
     jobs = [
-        _read(
-            RunFolder(folder), folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
-        )
+        _read(RunDir(folder), folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}")
         for folder in folders
     ]
     readable = [job for job in jobs if job.config]
@@ -156,7 +154,7 @@ def _run_folders(path: Path) -> list[Path]:
     raise FolderError(f"{path}: holds no run folder (none with a config.yaml); compare takes sweep and run folders")
 
 
-def _read(folder: RunFolder, name: str) -> ComparedJob:
+def _read(folder: RunDir, name: str) -> ComparedJob:
     job = ComparedJob(name, folder, UNREADABLE)
     try:
         job.config = _config(folder.config)
@@ -186,7 +184,7 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _so_far(folder: RunFolder, job: ComparedJob) -> dict[str, Any]:
+def _so_far(folder: RunDir, job: ComparedJob) -> dict[str, Any]:
     """What a run that has no summary yet can tell, by the names of the summary."""
     numbers: dict[str, Any] = {}
     losses = [(step, loss) for step, loss in job.curve("eval/loss") if math.isfinite(loss)]

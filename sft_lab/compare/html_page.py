@@ -18,8 +18,8 @@ from sft_lab.compare.charts import JobMark
 from sft_lab.compare.collect import ComparedJob
 from sft_lab.compare.palette import GRAY, Color, choose_colors
 from sft_lab.compare.scores import Measure
-from sft_lab.files import is_number
-from sft_lab.report.page import VERDICTS, environment
+from sft_lab.core.io import is_number
+from sft_lab.report.html_report import VERDICTS, environment
 from sft_lab.report.style import COLORS
 
 if TYPE_CHECKING:

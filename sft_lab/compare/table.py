@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare import claims
 from sft_lab.compare.axes import format_value, short_names
-from sft_lab.files import is_number
-from sft_lab.talk import console
+from sft_lab.core.console import console
+from sft_lab.core.io import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sft_lab.compare.html_page import render_page
 from sft_lab.compare.json_record import to_json
-from sft_lab.errors import FolderError
-from sft_lab.files import write_json, write_text
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import write_json, write_text
 
 if TYPE_CHECKING:
     from pathlib import Path

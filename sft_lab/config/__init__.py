@@ -7,9 +7,9 @@ checked before anything starts, and all problems come in one error.
 from __future__ import annotations
 
 from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, environment_note
-from sft_lab.config.driven import drive, is_driven
-from sft_lab.config.plugged import register
-from sft_lab.config.saved import build, from_saved, load
+from sft_lab.config.hydra_sweepers import drive, is_driven
+from sft_lab.config.registry import register
+from sft_lab.config.serialize import build, from_saved, load
 
 __all__ = [
     "Job",

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_lab.config.messages import (
+from sft_lab.config.error_messages import (
     GROUPS,
     NO_SUCH_KEY,
     explain,
@@ -29,14 +29,14 @@ from sft_lab.config.messages import (
     resolvers,
     unknown_key,
 )
-from sft_lab.config.plugged import register
-from sft_lab.config.saved import build
-from sft_lab.config.sources import SearchPath
-from sft_lab.config.words import experiment_name, grid_of, key_of, parse, refuse_sweep_settings, texts_of
-from sft_lab.errors import ConfigError, all_problems
-from sft_lab.options import shipped
-from sft_lab.run import SCHEMAS, Run
-from sft_lab.text import is_unicode
+from sft_lab.config.overrides import experiment_name, grid_of, key_of, parse, refuse_sweep_settings, texts_of
+from sft_lab.config.registry import register
+from sft_lab.config.search_path import SearchPath
+from sft_lab.config.serialize import build
+from sft_lab.core.errors import ConfigError, all_problems
+from sft_lab.core.option_files import shipped
+from sft_lab.core.text import is_unicode
+from sft_lab.run.config import SCHEMAS, Run
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_lab.rows import load_table
+from sft_lab.core.rows import load_table
 
 if TYPE_CHECKING:
     import datasets
 
-    from sft_lab.data.prepare import Prepared, Ready
+    from sft_lab.data.preparation import Prepared, Ready
 
 
 def write(data: Prepared, folder: Path) -> None:

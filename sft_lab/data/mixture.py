@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sft_lab.bench import saved_path
-from sft_lab.data.dataset import Dataset, OnError, Record, Turns, refuse_columns
+from sft_lab.core.errors import require
+from sft_lab.core.io import digest
+from sft_lab.core.packages import saved_path
 from sft_lab.data.formats import Format
+from sft_lab.data.load import Dataset, OnError, Record, Turns, refuse_columns
 from sft_lab.data.sources import File, Hub
-from sft_lab.errors import require
-from sft_lab.files import digest
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sft_lab.rows import Rows
-    from sft_lab.store import Store
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.store import Store
 
 
 @dataclass

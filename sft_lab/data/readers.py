@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sft_lab.data.dataset import Record
-from sft_lab.errors import JobError, SourceError
-from sft_lab.files import HashingReader
+from sft_lab.core.errors import JobError, SourceError
+from sft_lab.core.io import HashingReader
+from sft_lab.data.load import Record
 
 if TYPE_CHECKING:
-    from sft_lab.store import Store
+    from sft_lab.core.store import Store
 
 
 def problem_with(file: Path) -> str:

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_lab.bench import log, package_path, saved_path
-from sft_lab.data.dataset import Dataset, OnError, Record
+from sft_lab.core.errors import SourceError, require
+from sft_lab.core.hub import fall_back_on_cache
+from sft_lab.core.io import digest
+from sft_lab.core.log import log
+from sft_lab.core.packages import package_path, saved_path
+from sft_lab.data.load import Dataset, OnError, Record
 from sft_lab.data.paths import expand
 from sft_lab.data.readers import KINDS, problem_with, read
-from sft_lab.errors import SourceError, require
-from sft_lab.files import digest
-from sft_lab.hub import fall_back_on_cache
 
 if TYPE_CHECKING:
-    from sft_lab.store import Store
+    from sft_lab.core.store import Store
 
 TOLD = 3  # broken places of a source that are named in the log; all are counted
 

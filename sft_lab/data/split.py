@@ -12,20 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from sft_lab.bench import package_path
-from sft_lab.data.dataset import HELD_OUT, Dataset
+from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.io import digest
+from sft_lab.core.packages import package_path
 from sft_lab.data.filters import Filter
 from sft_lab.data.formats import Format
+from sft_lab.data.load import HELD_OUT, Dataset
 from sft_lab.data.sources import File
-from sft_lab.errors import ConfigError, require
-from sft_lab.files import digest
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-    from sft_lab.bench import Bench
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.context import StageContext
+    from sft_lab.core.rows import Rows, Selection
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sides:
         """Every row that is kept for measuring: what no training row may equal."""
         import numpy as np
 
-        from sft_lab.rows import Rows
+        from sft_lab.core.rows import Rows
 
         both = np.sort(np.concatenate([self.held_out_rows.positions, self.test_rows.positions]))
         return Rows(self.held_out_rows.table, both, self.held_out_rows.table_key)
@@ -134,13 +134,13 @@ class Split(abc.ABC):
         return [f"split.{problem}" if problem.startswith("filter.") else problem for problem in found]
 
     def __call__(
-        self, rows: Rows | datasets.Dataset, bench: Bench, surplus: Callable[[Rows], np.ndarray] | None = None
+        self, rows: Rows | datasets.Dataset, context: StageContext, surplus: Callable[[Rows], np.ndarray] | None = None
     ) -> Sides:
         """Put every loaded row on its side.
 
         Args:
             rows: the loaded rows.
-            bench: for the tokenizer.
+            context: for the tokenizer.
             surplus: which training rows are more than asked for (``Dataset.surplus``).
 
         Raises:
@@ -148,7 +148,7 @@ class Split(abc.ABC):
         """
         import numpy as np
 
-        from sft_lab.rows import Rows, Selection
+        from sft_lab.core.rows import Rows, Selection
 
         rows = Rows.of(rows)
         held_out, test = self.is_held_out(rows), self.is_test(rows)
@@ -162,9 +162,9 @@ class Split(abc.ABC):
             Selection.of(rows, reasons),
             rows.take(~measured & ~over),
             held_out_rows,
-            self._usable(held_out_rows, bench),
+            self._usable(held_out_rows, context),
             test_rows,
-            self._usable(test_rows, bench),
+            self._usable(test_rows, context),
         )
         if self.wants_held_out() and len(sides.held_out) < self.min_eval_rows:
             unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
@@ -174,14 +174,14 @@ class Split(abc.ABC):
             )
         return sides
 
-    def _usable(self, rows: Rows, bench: Bench) -> Selection:
+    def _usable(self, rows: Rows, context: StageContext) -> Selection:
         import numpy as np
 
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
         if not len(rows):
             return Selection.of(rows, [])
-        tokens = bench.token_counts(rows).sum(axis=1)
+        tokens = context.token_counts(rows).sum(axis=1)
         texts = zip(rows.column("prompt"), rows.column("answer"), rows.is_text, tokens, strict=True)
         reasons = [
             "unanswered"
@@ -192,7 +192,7 @@ class Split(abc.ABC):
             for prompt, answer, is_text, size in texts
         ]
         for keep in self.filter.values():
-            reasons = [reason or found for reason, found in zip(reasons, keep(rows, bench).reason, strict=True)]
+            reasons = [reason or found for reason, found in zip(reasons, keep(rows, context).reason, strict=True)]
         # The rows with the smallest hash are used, not the first ones: row order must not enter.
         places = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in _named(rows)]
         usable = sorted((place, index) for index, place in enumerate(places) if not reasons[index])

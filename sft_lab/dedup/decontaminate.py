@@ -11,17 +11,19 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from sft_lab.bench import Bench, package_path, result_params
-from sft_lab.dedup.embedding import Embedder, embed
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import JobError, require
+from sft_lab.core.packages import package_path
+from sft_lab.core.params import result_params
+from sft_lab.core.text import On, normalize
+from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.minhash import NGRAM, NUM_PERM
 from sft_lab.dedup.semantic import Fallback, known_nodes, require_jaccard
-from sft_lab.errors import JobError, require
-from sft_lab.text import On, normalize
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.rows import Rows, Selection
 
 BLOCK = 4096  # rows of the product held at once
 
@@ -72,13 +74,13 @@ class Decontaminate:
         missing = [path for path in self.against if not Path(path).is_file()]
         return [f"decontaminate.against={path}: no such file; give the paths of benchmark files" for path in missing]
 
-    def __call__(self, train: Rows, held_out: Rows, bench: Bench, against: Rows | None = None) -> Selection:
+    def __call__(self, train: Rows, held_out: Rows, context: StageContext, against: Rows | None = None) -> Selection:
         """Answer the stored selection of the training rows, or make it.
 
         Args:
             train: the rows to judge.
             held_out: the rows on the held-out side.
-            bench: the run's tools.
+            context: the run's tools.
             against: the rows of the benchmarks. One without an answer is compared by its prompt with the training
                 rows' prompts, whatever ``on`` is.
 
@@ -89,7 +91,7 @@ class Decontaminate:
         Raises:
             JobError: with ``action=fail``, when there is such a row.
         """
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
         semantic = self.method is Method.semantic
         params = result_params(self)
@@ -102,8 +104,8 @@ class Decontaminate:
             "embedder": self.embedder.key() if semantic else None,
             "input": [rows.key for rows in (train, held_out, against) if rows is not None],
         }
-        entry = bench.stage(
-            "decontaminate", recipe, lambda folder: self._compare(train, held_out, against, bench).save(folder)
+        entry = context.stage(
+            "decontaminate", recipe, lambda folder: self._compare(train, held_out, against, context).save(folder)
         )
         found = Selection.load(entry.path)
         near = len(found.reason) - int(found.kept.sum())
@@ -116,14 +118,14 @@ class Decontaminate:
                 "decontaminate.action=drop removes them"
             )
         if near and self.action is Action.report:
-            bench.notice(f"decontaminate: {near} training rows are equal or near to rows kept for measuring and stay")
+            context.notice(f"decontaminate: {near} training rows are equal or near to rows kept for measuring and stay")
             return Selection(found.ids, [""] * len(found.ids), found.score, found.nearest)
         return found
 
-    def _compare(self, train: Rows, held_out: Rows, against: Rows | None, bench: Bench) -> Selection:
+    def _compare(self, train: Rows, held_out: Rows, against: Rows | None, context: StageContext) -> Selection:
         import numpy as np
 
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
         size = len(train)
         score, nearest, reasons = np.full(size, np.nan, np.float32), [""] * size, [""] * size
@@ -131,14 +133,16 @@ class Decontaminate:
         for side, rows, on in [*benchmarks, ("held_out", held_out, self.on)]:  # held-out rows have the last word
             if self.method is Method.none or not len(rows) or not size:
                 continue
-            best, where, equal = self._nearest(train.texts(on), rows.texts(on), bench)
+            best, where, equal = self._nearest(train.texts(on), rows.texts(on), context)
             ids = rows.column("id")
             for index in np.flatnonzero(best > 0).tolist():
                 score[index], nearest[index] = best[index], ids[where[index]]
                 reasons[index] = f"{'equals' if equal[index] else 'near'}_{side}"
         return Selection.of(train, reasons, score, nearest)
 
-    def _nearest(self, texts: list[str], others: list[str], bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _nearest(
+        self, texts: list[str], others: list[str], context: StageContext
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compare each text with all others.
 
         Returns:
@@ -150,34 +154,34 @@ class Decontaminate:
         best, where = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
         if self.method is Method.semantic:
             knows = np.zeros(len(others) + len(texts), bool)
-            knows[known_nodes([*others, *texts], self.embedder, self.fallback, "decontaminate", bench)] = True
+            knows[known_nodes([*others, *texts], self.embedder, self.fallback, "decontaminate", context)] = True
             compare = {True: self._by_vectors}
             if self.fallback is Fallback.minhash:
                 compare[False] = self._by_shingles
             for known, nearest in compare.items():
                 theirs, mine = (np.flatnonzero(part == known) for part in np.split(knows, [len(others)]))
                 if len(mine) and len(theirs):
-                    best[mine], place = nearest([texts[row] for row in mine], [others[row] for row in theirs], bench)
+                    best[mine], place = nearest([texts[row] for row in mine], [others[row] for row in theirs], context)
                     where[mine] = theirs[place]
         place_of = {normalize(text): place for place, text in enumerate(others)}
         same = np.fromiter((place_of.get(normalize(text), -1) for text in texts), np.int64, len(texts))
         equal = same >= 0  # the near one may be another
         return np.where(equal, np.float32(1), best), np.where(equal, same, where), equal
 
-    def _by_vectors(self, texts: list[str], others: list[str], bench: Bench) -> tuple[np.ndarray, np.ndarray]:
+    def _by_vectors(self, texts: list[str], others: list[str], context: StageContext) -> tuple[np.ndarray, np.ndarray]:
         """Highest cosine, 0 below the threshold, and which text has it."""
         import numpy as np
 
         best, where = np.empty(len(texts), np.float32), np.empty(len(texts), np.int64)
-        other_vectors = embed(others, self.embedder, bench)
-        vectors = embed(texts, self.embedder, bench)
+        other_vectors = embed(others, self.embedder, context)
+        vectors = embed(texts, self.embedder, context)
         for start in range(0, len(texts), BLOCK):
             block = slice(start, start + BLOCK)
             cosines = vectors[block] @ other_vectors.T
             best[block], where[block] = cosines.max(axis=1), cosines.argmax(axis=1)
         return np.where(best >= np.float32(self.threshold), best, np.float32(0)), where
 
-    def _by_shingles(self, texts: list[str], others: list[str], bench: Bench) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+    def _by_shingles(self, texts: list[str], others: list[str], context: StageContext) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
         """Highest Jaccard similarity, 0 below the fallback's threshold, and which text has it."""
         from sft_lab.dedup.shingles import nearest_across
 

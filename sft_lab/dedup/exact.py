@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from sft_lab.bench import Bench, Selector
-from sft_lab.text import On, normalize
+from sft_lab.core.context import StageContext
+from sft_lab.core.stage import Selector
+from sft_lab.core.text import On, normalize
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.rows import Rows, Selection
 
 
 class Keep(Enum):
@@ -59,9 +60,9 @@ class Dedup(Selector):
 class Nothing(Dedup):
     """No dedup."""
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
         """Keep every row."""
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
         return Selection.of(rows, [""] * len(rows))
 
@@ -73,10 +74,10 @@ class Exact(Dedup):
     keep: Keep = Keep.first
     on: On = On.answer
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
         """Reason: ``duplicate``; score 1."""
         from sft_lab.dedup.graph import NeighborGraph
-        from sft_lab.dedup.keep import selection
+        from sft_lab.dedup.select import selection
 
         distinct, node_of_row = nodes_of(rows.texts(self.on))
         return selection(rows, NeighborGraph.empty(len(distinct)), node_of_row, self.keep)

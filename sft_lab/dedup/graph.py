@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sft_lab.errors import ConfigError, require
-from sft_lab.files import read_json, write_json
+from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.io import read_json, write_json
 
 ARRAYS = ("left", "right", "score")
 HIGHEST_RAISE = 0.99  # of a floor; 1.00 would be all rounding

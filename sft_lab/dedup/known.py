@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_lab.bench import Bench
-from sft_lab.dedup.embedding import BLOCK, Embedder, text_hashes
-from sft_lab.files import digest
-from sft_lab.hardware import encoding_on_every_core
+from sft_lab.core.context import StageContext
+from sft_lab.core.hardware import encoding_on_every_core
+from sft_lab.core.io import digest
+from sft_lab.dedup.embed import BLOCK, Embedder, text_hashes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ MAX_UNKNOWN_SHARE = 0.05  # share of a text's tokens
 MAX_CHARACTERS = 2048  # of a text that are tokenized; the bundled embedder reads about half of them
 
 
-def known_texts(texts: list[str], embedder: Embedder, bench: Bench) -> np.ndarray:
+def known_texts(texts: list[str], embedder: Embedder, context: StageContext) -> np.ndarray:
     """Return whether the embedder knows each text: bool, shape (texts,), stored for these texts.
 
     A text is known if at least half of its letters are in the embedder's scripts and at most
@@ -43,7 +43,7 @@ def known_texts(texts: list[str], embedder: Embedder, bench: Bench) -> np.ndarra
     params = {"embedder": embedder.key(), "scripts": embedder.scripts}
     recipe = {"version": VERSION, "params": params, "input": digest(text_hashes(texts))}
     # Not a stage of the run: the stages that compare texts ask for it, and the manifest names those.
-    known: np.ndarray = np.load(bench.store.entry("known", recipe, compute).path / "known.npy")
+    known: np.ndarray = np.load(context.store.entry("known", recipe, compute).path / "known.npy")
     return known
 
 

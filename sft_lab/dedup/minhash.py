@@ -11,18 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sft_lab.bench import Bench
-from sft_lab.dedup.embedding import text_hashes
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import require
+from sft_lab.core.io import digest
+from sft_lab.dedup.embed import text_hashes
 from sft_lab.dedup.exact import nodes_of
-from sft_lab.dedup.neighbors import GraphDedup, stored_graph
-from sft_lab.errors import require
-from sft_lab.files import digest
+from sft_lab.dedup.graph_dedup import GraphDedup, stored_graph
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from sft_lab.core.rows import Rows
     from sft_lab.dedup.graph import NeighborGraph
-    from sft_lab.rows import Rows
 
 VERSION = 1  # of the edges shingles.py finds: a part of every stored graph's key
 NGRAM = 5  # characters
@@ -52,10 +52,10 @@ class MinHash(GraphDedup):
         require(1 <= self.ngram <= 100, "ngram", self.ngram, "from 1 to 100 characters")
         require(16 <= self.num_perm <= 4096, "num_perm", self.num_perm, "from 16 to 4096")
 
-    def graph(self, rows: Rows, bench: Bench) -> tuple[NeighborGraph, np.ndarray, list[str]]:
+    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
         """Scores are Jaccard similarities."""
         texts, node_of_row = nodes_of(rows.texts(self.on))
-        graph = jaccard_graph(texts, self.threshold, self.max_edges, bench, ngram=self.ngram, num_perm=self.num_perm)
+        graph = jaccard_graph(texts, self.threshold, self.max_edges, context, ngram=self.ngram, num_perm=self.num_perm)
         return graph, node_of_row, texts
 
 
@@ -63,7 +63,7 @@ def jaccard_graph(
     texts: list[str],
     threshold: float,
     max_edges: int,
-    bench: Bench,
+    context: StageContext,
     *,
     ngram: int = NGRAM,
     num_perm: int = NUM_PERM,
@@ -81,7 +81,7 @@ def jaccard_graph(
         "params": {"measure": MinHash.measure, "ngram": ngram, "num_perm": num_perm},
         "input": digest(text_hashes(texts)),
     }
-    return stored_graph(recipe, threshold, max_edges, search, bench, knob)
+    return stored_graph(recipe, threshold, max_edges, search, context, knob)
 
 
 def band_rows(num_perm: int, floor: float) -> int:

@@ -10,20 +10,22 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, log, share
-from sft_lab.dedup.embedding import Embedder, embed, text_hashes
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.io import digest
+from sft_lab.core.log import log
+from sft_lab.core.ratio import share
+from sft_lab.dedup.embed import Embedder, embed, text_hashes
 from sft_lab.dedup.exact import nodes_of
+from sft_lab.dedup.graph_dedup import GraphDedup, Index, stored_graph
 from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.minhash import LOWEST, jaccard_graph
-from sft_lab.dedup.neighbors import GraphDedup, Index, stored_graph
-from sft_lab.errors import ConfigError, require
-from sft_lab.files import digest
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from sft_lab.core.rows import Rows
     from sft_lab.dedup.graph import NeighborGraph
-    from sft_lab.rows import Rows
 
 
 MANY_UNKNOWN = 0.01  # share of the texts that a reader of the report should know of
@@ -54,11 +56,11 @@ class Semantic(GraphDedup):
         super().__post_init__()
         require_jaccard(self.fallback_threshold)
 
-    def depends_on(self, bench: Bench) -> dict[str, Any]:  # noqa: ARG002
+    def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
         """The embedder's weights, which its name does not pin."""
         return {"embedder": self.embedder.key()}
 
-    def graph(self, rows: Rows, bench: Bench) -> tuple[NeighborGraph, np.ndarray, list[str]]:
+    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
         """Scores are cosines; with ``fallback=minhash`` there are fixed edges too.
 
         Those are the pairs of texts the embedder does not know that reach ``fallback_threshold``, with their Jaccard
@@ -67,23 +69,23 @@ class Semantic(GraphDedup):
         import numpy as np
 
         texts, node_of_row = nodes_of(rows.texts(self.on))
-        seen = known_nodes(texts, self.embedder, self.fallback, "dedup", bench)
-        graph = self._cosines([texts[node] for node in seen], bench).renumbered(seen, len(texts))
+        seen = known_nodes(texts, self.embedder, self.fallback, "dedup", context)
+        graph = self._cosines([texts[node] for node in seen], context).renumbered(seen, len(texts))
         if self.fallback is Fallback.minhash:
             rest = np.setdiff1d(np.arange(len(texts)), seen)
             threshold, unknown = self.fallback_threshold, [texts[node] for node in rest]
-            near = jaccard_graph(unknown, threshold, self.max_edges, bench, knob="fallback_threshold").at(threshold)
+            near = jaccard_graph(unknown, threshold, self.max_edges, context, knob="fallback_threshold").at(threshold)
             graph = graph.with_fixed(near.renumbered(rest, len(texts)))
         return graph, node_of_row, texts
 
-    def _cosines(self, texts: list[str], bench: Bench) -> NeighborGraph:
+    def _cosines(self, texts: list[str], context: StageContext) -> NeighborGraph:
         def search(floor: float) -> NeighborGraph:
-            from sft_lab.dedup.search import build
+            from sft_lab.dedup.vector_search import build
 
-            return build(embed(texts, self.embedder, bench), floor, self.max_edges, self.index)
+            return build(embed(texts, self.embedder, context), floor, self.max_edges, self.index)
 
         recipe = {"embedder": self.embedder.key(), "input": digest(text_hashes(texts))}
-        return stored_graph(recipe, self.threshold, self.max_edges, search, bench)
+        return stored_graph(recipe, self.threshold, self.max_edges, search, context)
 
 
 def require_jaccard(threshold: float) -> None:
@@ -91,7 +93,9 @@ def require_jaccard(threshold: float) -> None:
     require(LOWEST <= threshold <= 1, "fallback_threshold", threshold, f"a jaccard from {LOWEST} to 1")
 
 
-def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage: str, bench: Bench) -> np.ndarray:
+def known_nodes(
+    texts: list[str], embedder: Embedder, fallback: Fallback, stage: str, context: StageContext
+) -> np.ndarray:
     """Give the nodes whose text the embedder knows: int64, in order; the rest is left to the fallback.
 
     Raises:
@@ -99,7 +103,7 @@ def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage:
     """
     import numpy as np
 
-    knows = known_texts(texts, embedder, bench)
+    knows = known_texts(texts, embedder, context)
     unknown = len(texts) - int(knows.sum())
     if unknown and fallback is Fallback.error:
         raise ConfigError(
@@ -114,6 +118,6 @@ def known_nodes(texts: list[str], embedder: Embedder, fallback: Fallback, stage:
             f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts or signs the embedder does not "
             f"know; compared by {how}"
         )
-        tell = bench.notice if part >= MANY_UNKNOWN else log.info
+        tell = context.notice if part >= MANY_UNKNOWN else log.info
         tell(text)
     return np.flatnonzero(knows)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sft_lab.core.text import normalize
 from sft_lab.dedup.graph import Edges, NeighborGraph
 from sft_lab.dedup.minhash import band_rows
-from sft_lab.text import normalize
 
 BLOCK = 2048  # texts whose shingles are in memory at once
 SEED = 42

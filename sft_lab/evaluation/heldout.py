@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import torch
 
-from sft_lab.progress import track
+from sft_lab.core.progress import track
 
 IGNORED = -100
 

@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_lab.errors import require
+from sft_lab.core.errors import require
 
 Curve = list[tuple[int, float]]
 MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question; a healthy run with as many is doubted

@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from sft_lab.bench import log
 from sft_lab.config import Plan
-from sft_lab.errors import FolderError, JobError, UserError
-from sft_lab.files import read_json
-from sft_lab.folder import RUN, RunFolder
-from sft_lab.jobs import processes, ray_cluster, slurm
-from sft_lab.jobs.attempt import Failure, attempt, interrupted
-from sft_lab.jobs.folders import Placed, Standing, place
-from sft_lab.launchers import Launcher, Processes, Ray, Slurm
+from sft_lab.core.errors import FolderError, JobError, UserError
+from sft_lab.core.io import read_json
+from sft_lab.core.log import log
+from sft_lab.core.run_dir import RUN, RunDir
+from sft_lab.jobs import processes, ray, slurm
+from sft_lab.jobs.layout import Placed, Standing, place
+from sft_lab.jobs.worker import Failure, attempt, interrupted
+from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
 
 
 def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
@@ -58,7 +58,7 @@ def _dispatch(todo: list[tuple[str, Placed]], launcher: Launcher, work: str) -> 
         folder.release(wholly=True)  # from here on it is another process that works there
     if isinstance(launcher, Slurm):
         return slurm.launch(jobs, launcher, work)
-    return ray_cluster.launch(jobs, launcher, work)
+    return ray.launch(jobs, launcher, work)
 
 
 def _in_turn(todo: list[tuple[str, Placed]], work: str) -> list[Failure]:
@@ -100,6 +100,6 @@ def objective_of(plan: Plan) -> float:
     return float(summary["objective"])
 
 
-def summary_of(folder: RunFolder) -> dict[str, Any] | None:
+def summary_of(folder: RunDir) -> dict[str, Any] | None:
     """Give a finished run's summary."""
     return read_json(folder.summary) if folder.summary.exists() else None

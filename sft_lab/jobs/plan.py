@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab import config as configs
-from sft_lab.bench import Bench
-from sft_lab.errors import ConfigError, SftLabError
-from sft_lab.files import digest, flat, read_json
-from sft_lab.folder import FINISHED, RunFolder
-from sft_lab.jobs.folders import Placed, Standing, find
-from sft_lab.run import Run
-from sft_lab.store_view import NotStored, StoreView
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, SftLabError
+from sft_lab.core.io import digest, flat, read_json
+from sft_lab.core.run_dir import FINISHED, RunDir
+from sft_lab.core.store_view import NotStored, StoreView
+from sft_lab.jobs.layout import Placed, Standing, find
+from sft_lab.run.config import Run
 from sft_lab.tracking.manifest import template_date, versions
-from sft_lab.training.options import planned_steps
+from sft_lab.training.config import planned_steps
 
 if TYPE_CHECKING:
-    from sft_lab.data.prepare import Prepared
+    from sft_lab.data.preparation import Prepared
     from sft_lab.training.memory import Footprint
 
 # Trainer's keys that change neither what a step costs nor what it needs.
@@ -127,14 +127,14 @@ def _data(
 
     def tokenizer() -> Any:
         if which not in tokenizers:
-            tokenizers[which] = run.model.tokenizer(bench, run.template.special_tokens)
+            tokenizers[which] = run.model.tokenizer(context, run.template.special_tokens)
         return tokenizers[which]
 
-    bench = Bench(view, tokenizer, template_date(placed.folder.manifest))
-    work = run.preparation(bench)
+    context = StageContext(view, tokenizer, template_date(placed.folder.manifest))
+    work = run.preparation(context)
     data, missing = None, None
     try:
-        data = run.prepare(bench, work)
+        data = run.prepare(context, work)
     except NotStored as error:
         missing = (error.stage, error.key)
     except SftLabError:
@@ -146,10 +146,10 @@ def _memory(run: Run) -> Footprint | None:
     from sft_lab.training.memory import footprint
     from sft_lab.training.rehearsal import refuse_misfit
 
-    bench = run.bench(StoreView(run.store.open().root))
+    context = run.context(StoreView(run.store.open().root))
     try:
-        refuse_misfit(run.model, run.trainer, bench)
-        return footprint(run.model, run.trainer, bench)
+        refuse_misfit(run.model, run.trainer, context)
+        return footprint(run.model, run.trainer, context)
     except ConfigError:
         raise  # so would the job itself, before it reads any data
     except (NotStored, SftLabError):
@@ -185,7 +185,7 @@ def _finished_runs(placed: list[Placed]) -> Iterator[tuple[Path, dict[str, Any]]
         for path in root.glob(pattern)
     }
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:_MOST_LOOKED_AT]:
-        folder = RunFolder(path.parent)
+        folder = RunDir(path.parent)
         try:
             if folder.state() == FINISHED:
                 yield path.parent, _shape(configs.load(folder.config)) | {"summary": read_json(path)}

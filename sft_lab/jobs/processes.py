@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from sft_lab.bench import log
-from sft_lab.files import LONG, read_json, read_text
-from sft_lab.folder import RunFolder
-from sft_lab.jobs.attempt import Failure, terminable
+from sft_lab.core.io import LONG, read_json, read_text
+from sft_lab.core.log import log
+from sft_lab.core.run_dir import RunDir
+from sft_lab.jobs.worker import Failure, terminable
 
 if TYPE_CHECKING:
-    from sft_lab.launchers import Processes
+    from sft_lab.run.launch_config import Processes
 
 PATIENCE = 60.0  # seconds a job has to end well when the sweep is stopped; it may be writing a checkpoint
 LOOK = 0.2  # seconds between two looks at the jobs
@@ -31,14 +31,14 @@ class _Working:
     """A job at work."""
 
     title: str
-    folder: RunFolder
+    folder: RunDir
     place: str
     process: subprocess.Popen[bytes]
     output: IO[bytes]
     began: float
 
 
-def launch(jobs: list[tuple[str, RunFolder]], launcher: Processes, work: str) -> list[Failure]:
+def launch(jobs: list[tuple[str, RunDir]], launcher: Processes, work: str) -> list[Failure]:
     """Start each job as soon as there is a place for it, and wait for all.
 
     Args:
@@ -66,7 +66,7 @@ def launch(jobs: list[tuple[str, RunFolder]], launcher: Processes, work: str) ->
     return failures
 
 
-def _take(free: list[str], folder: RunFolder) -> str:
+def _take(free: list[str], folder: RunDir) -> str:
     """Take a free place for a job; where a process of an earlier command is at work on it, that process's own."""
     at_work = folder.holder() if folder.is_held() else None
     if at_work and at_work.host == socket.gethostname():
@@ -79,7 +79,7 @@ def _take(free: list[str], folder: RunFolder) -> str:
     return free.pop(0)
 
 
-def _start(title: str, folder: RunFolder, place: str, threads: int, work: str) -> _Working:
+def _start(title: str, folder: RunDir, place: str, threads: int, work: str) -> _Working:
     # Set before the process begins: torch looks at both once, when it is imported.
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if place:
@@ -115,7 +115,7 @@ def _end(one: _Working) -> list[Failure]:
     return [Failure(one.folder, message, by_input=code == 2)]
 
 
-def _said(folder: RunFolder) -> str:
+def _said(folder: RunDir) -> str:
     """What the job told of its failure: its status, else the last line it printed."""
     status = read_json(folder.status) if folder.status.exists() else {}
     if "error" in status:

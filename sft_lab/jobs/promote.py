@@ -9,16 +9,16 @@ from typing import Any
 from uuid import uuid4
 
 from sft_lab import config as configs
-from sft_lab import records
-from sft_lab.bench import plain
-from sft_lab.config.bare import Bare, bare_of, compose_bare
+from sft_lab.config.raw_composition import Bare, bare_of, compose_bare
+from sft_lab.core import records
+from sft_lab.core.errors import ConfigError, FolderError, UserError
+from sft_lab.core.io import flat, write_text
+from sft_lab.core.option_files import option_roots, shipped
+from sft_lab.core.params import plain
+from sft_lab.core.run_dir import PREPARE, RunDir
 from sft_lab.data.mixture import Ingredient
-from sft_lab.errors import ConfigError, FolderError, UserError
-from sft_lab.files import flat, write_text
-from sft_lab.folder import PREPARE, RunFolder
-from sft_lab.jobs import world
-from sft_lab.options import option_roots, shipped
-from sft_lab.run import SCHEMAS, Run
+from sft_lab.jobs import environment
+from sft_lab.run.config import SCHEMAS, Run
 
 # What an experiment file does not carry: `rerun` is about a folder, and `choices` follow from what is chosen.
 _LEFT_OUT = ("choices", "rerun")
@@ -41,7 +41,7 @@ def promote(source: Path, name: str, *, force: bool = False) -> Path:
         UserError: for a bad name, a name that is taken, a folder that is none, or a config that cannot be said as
             an experiment from here.
     """
-    folder = world.run_folder(source)
+    folder = environment.run_folder(source)
     name = _checked_name(name)
     target = Path.cwd() / "experiments" / f"{name}.yaml"
     taken = [file for file in (target, shipped("experiments") / target.name) if file.exists()]
@@ -224,7 +224,7 @@ def _thin(values: dict[str, Any], found: dict[str, Any]) -> None:
             sources[name] = {key: value for key, value in source.items() if value != default[key]}
 
 
-def _header(folder: RunFolder, name: str) -> str:
+def _header(folder: RunDir, name: str) -> str:
     """Say where the file comes from and how to run it."""
     made_by, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
     prepared = status.get("work") == PREPARE
@@ -236,7 +236,7 @@ def _header(folder: RunFolder, name: str) -> str:
         numbers = "data prepared, nothing trained"
     else:
         numbers = f"verdict {verdict}" if verdict else f"{status.get('state', 'not started')}, no result"
-    git = world.part(made_by, "git")
+    git = environment.part(made_by, "git")
     commit = f"commit {str(git['commit'])[:12]}" if git.get("commit") else "no commit known"
     dirty = " with uncommitted changes" if git.get("dirty") else ""
     lines = [

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab import config as configs
-from sft_lab import parquet
-from sft_lab.bench import log
 from sft_lab.config import Job, Plan
-from sft_lab.errors import ConfigError, FolderError, all_problems
-from sft_lab.files import LONG, flat, parse_json, read_json, read_text, write_json
-from sft_lab.folder import FINISHED, RUN, RunFolder
-from sft_lab.jobs import folders, launch, world
-from sft_lab.jobs.attempt import Failure
-from sft_lab.jobs.folders import Placed, Standing
-from sft_lab.jobs.world import Difference
-from sft_lab.run import Run
-from sft_lab.talk import console
+from sft_lab.core import parquet
+from sft_lab.core.console import console
+from sft_lab.core.errors import ConfigError, FolderError, all_problems
+from sft_lab.core.io import LONG, flat, parse_json, read_json, read_text, write_json
+from sft_lab.core.log import log
+from sft_lab.core.run_dir import FINISHED, RUN, RunDir
+from sft_lab.jobs import environment as world
+from sft_lab.jobs import launch, layout
+from sft_lab.jobs.environment import Difference
+from sft_lab.jobs.layout import Placed, Standing
+from sft_lab.jobs.worker import Failure
+from sft_lab.run.config import Run
 from sft_lab.tracking.manifest import template_date
 
 REPLAY = "replay.json"  # marks a folder as a replay's
@@ -55,7 +56,7 @@ class Replay:
     """
 
     source: Path
-    folder: RunFolder
+    folder: RunDir
     overrides: list[str]
     world: list[Difference] | None
     result: list[Difference] | None
@@ -153,21 +154,21 @@ def _place(run: Run, words: list[str], out: Path | None, source: Path, work: str
     job = Job(run=run, overrides=words, axes={})
     plan = Plan(jobs=[job], swept=False, name=None, run_dir=str(out) if out else None, sweep_dir=None)
     try:
-        (placed,) = folders.place(plan, work)
+        (placed,) = layout.place(plan, work)
     except FolderError as error:
         raise FolderError(str(error).replace("hydra.run.dir=...", "--out").replace("hydra.run.dir", "--out")) from error
     again = shlex.join(["sft-lab", "replay", str(source), *words, "--out", str(placed.folder.path)])
     return replace(placed, resume=again)
 
 
-def _standing_of(old: RunFolder) -> tuple[str | None, str]:
+def _standing_of(old: RunDir) -> tuple[str | None, str]:
     try:
         return old.state(), old.work()
     except FolderError as error:
         raise FolderError(f"{error}, or replay its config.yaml alone") from error
 
 
-def _nothing_to_compare(old: RunFolder | None, state: str | None, work: str) -> str:
+def _nothing_to_compare(old: RunDir | None, state: str | None, work: str) -> str:
     if old is None:
         return "A config alone: there is no old world and no old result to compare with; give the run folder for that."
     what = "run" if work == RUN else "preparation"
@@ -183,7 +184,7 @@ def _from_store(ran_on: dict[str, Any]) -> str:
     return f"{hits} of {len(stages)} stage results came from the store; store.path=<new folder> computes them anew."
 
 
-def read_result(folder: RunFolder, work: str) -> Numbers:
+def read_result(folder: RunDir, work: str) -> Numbers:
     """Give every number of a finished run's result, times left out.
 
     Raises:
@@ -198,7 +199,7 @@ def read_result(folder: RunFolder, work: str) -> Numbers:
         ) from error
 
 
-def _data_numbers(folder: RunFolder) -> Numbers:
+def _data_numbers(folder: RunDir) -> Numbers:
     found: Numbers = {}
     flows = read_json(folder.waterfall)
     for side, title in (("stages", "waterfall.json"), ("held_out", "waterfall.json held-out")):
@@ -213,7 +214,7 @@ def _data_numbers(folder: RunFolder) -> Numbers:
     return found
 
 
-def _training_numbers(folder: RunFolder) -> Numbers:
+def _training_numbers(folder: RunDir) -> Numbers:
     summary = read_json(folder.summary)
     # Another version may word a rule or an advice differently: its numbers are compared, not its sentences.
     summary["evidence"] = [

@@ -18,20 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft_lab import talk
-from sft_lab.bench import log
-from sft_lab.errors import FolderError, SftLabError, UserError
-from sft_lab.files import read_json, write_json
-from sft_lab.folder import RunFolder
-from sft_lab.jobs.attempt import Failure, execute, terminable
-from sft_lab.jobs.watch import Watched, status_of
-from sft_lab.launchers import AT_WORK, Cluster, devices
+from sft_lab.core import console
+from sft_lab.core.errors import FolderError, SftLabError, UserError
+from sft_lab.core.io import read_json, write_json
+from sft_lab.core.log import log
+from sft_lab.core.run_dir import RunDir
+from sft_lab.jobs.supervise import Watched, status_of
+from sft_lab.jobs.worker import Failure, execute, terminable
+from sft_lab.run.launch_config import AT_WORK, Cluster, devices
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
     from submitit.helpers import DelayedSubmission
 
-    from sft_lab.launchers import Slurm
+    from sft_lab.run.launch_config import Slurm
 
 PLACE = ".submitit"  # beside the job folders: submitit's batch script, its pickles, and what the jobs printed
 LOOK = 1.0  # seconds between two looks at the folders
@@ -67,7 +67,7 @@ class Attempt:
         """Execute the folder; what failed is left beside submitit's files, readable without unpickling."""
         from submitit import JobEnvironment
 
-        talk.prepare()
+        console.prepare()
         here = JobEnvironment()
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
         os.environ[AT_WORK] = here.job_id
@@ -76,9 +76,9 @@ class Attempt:
             rank, first = str(here.node), here.hostnames[0]
             os.environ.update(NODE_RANK=rank, MASTER_ADDR=first, MASTER_PORT=str(port))
         try:
-            failure = execute(RunFolder(Path(self.path)), self.work)
+            failure = execute(RunDir(Path(self.path)), self.work)
         except SftLabError as error:
-            failure = Failure(RunFolder(Path(self.path)), str(error), by_input=isinstance(error, UserError))
+            failure = Failure(RunDir(Path(self.path)), str(error), by_input=isinstance(error, UserError))
         except SystemExit as stop:
             if stop.code == STOPPED and here.cluster == "slurm":
                 _wait_for_slurm()
@@ -132,7 +132,7 @@ class _Queued(Watched):
     missed: bool = False
 
 
-def launch(jobs: list[tuple[str, RunFolder]], launcher: Slurm, work: str) -> list[Failure]:
+def launch(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[Failure]:
     """Submit what is not in the queue already, and wait for all.
 
     Args:
@@ -156,7 +156,7 @@ def launch(jobs: list[tuple[str, RunFolder]], launcher: Slurm, work: str) -> lis
             raise
 
 
-def _found_again(jobs: list[tuple[str, RunFolder]], cluster: Cluster, work: str) -> list[_Queued]:
+def _found_again(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) -> list[_Queued]:
     """Give the jobs that an earlier command has submitted and that are not over."""
     noted = []
     for title, folder in jobs:
@@ -180,7 +180,7 @@ def _found_again(jobs: list[tuple[str, RunFolder]], cluster: Cluster, work: str)
     return found
 
 
-def _note(folder: RunFolder) -> dict[str, Any]:
+def _note(folder: RunDir) -> dict[str, Any]:
     """Give what an earlier command noted of the job, nothing where it is none of ours."""
     try:
         note = read_json(folder.queued)
@@ -189,7 +189,7 @@ def _note(folder: RunFolder) -> dict[str, Any]:
         return {}
 
 
-def _submit(jobs: list[tuple[str, RunFolder]], launcher: Slurm, work: str) -> list[_Queued]:
+def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[_Queued]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     if not jobs:

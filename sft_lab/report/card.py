@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.errors import FolderError
-from sft_lab.files import write_text
-from sft_lab.records import read, read_config
-from sft_lab.report.page import VERDICTS, environment
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import write_text
+from sft_lab.core.records import read, read_config
+from sft_lab.report.html_report import VERDICTS, environment
 
 if TYPE_CHECKING:
     import jinja2
 
-    from sft_lab.folder import RunFolder
+    from sft_lab.core.run_dir import RunDir
 
 MOST_LANGUAGES = 10  # in a card's metadata
 FEW_ROWS = 1000  # conversations; below it a card says so
@@ -25,7 +25,7 @@ DATA_SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "templa
 SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "template", "model", "trainer", "seed")
 
 
-def write(folder: RunFolder, base_model: str, weights: Path | None = None) -> Path:
+def write(folder: RunDir, base_model: str, weights: Path | None = None) -> Path:
     """Write the model card; what the run has no file for is left out.
 
     Paths of the machine it was made on are cut to their last part, since a card is meant to be published.
@@ -78,7 +78,7 @@ def write(folder: RunFolder, base_model: str, weights: Path | None = None) -> Pa
     return path
 
 
-def write_dataset(folder: RunFolder) -> Path:
+def write_dataset(folder: RunDir) -> Path:
     """Write the card of prepared data, ``dataset/README.md``: what is in it, how it came about, how to load it.
 
     Raises:

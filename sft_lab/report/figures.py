@@ -6,7 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.records import read, read_lines
+from sft_lab.core.records import read, read_lines
 from sft_lab.report import data_figures
 from sft_lab.report.style import COLORS, TICK_STEPS, canvas, legend, save
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sft_lab.folder import RunFolder
+    from sft_lab.core.run_dir import RunDir
 
 PHASES = ("sharp drop", "stabilization", "convergence")
 Curve = list[tuple[float, float]]
@@ -34,7 +34,7 @@ LABEL_WIDTH = 44  # characters of a line of drop reasons
 LOG_SCALE_FROM = 20  # a loss range this many times its lowest value cannot be read on a linear axis
 
 
-def draw(folder: RunFolder) -> list[Path]:
+def draw(folder: RunDir) -> list[Path]:
     """Draw what the run folder has the data for: waterfall, losses, optimizer, and the figures of the data.
 
     A figure without data is removed: an earlier run drew it, or a stranger. Safe to call from several threads: there

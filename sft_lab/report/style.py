@@ -9,7 +9,7 @@ import threading
 from contextlib import chdir
 from typing import TYPE_CHECKING
 
-from sft_lab.files import write_text
+from sft_lab.core.io import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

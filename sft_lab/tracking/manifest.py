@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sft_lab.files import read_json
-from sft_lab.redaction import redact_command
+from sft_lab.core.io import read_json
+from sft_lab.core.redaction import redact_command
 
 PACKAGES = (
     "sft_lab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "sentence-transformers",

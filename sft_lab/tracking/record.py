@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sft_lab.files import LONG, finite, read_text, write_text
-from sft_lab.tracking.options import Mirror
+from sft_lab.core.io import LONG, finite, read_text, write_text
+from sft_lab.tracking.config import Mirror
 
 
 class Lines:

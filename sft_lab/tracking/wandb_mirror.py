@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sft_lab.bench import log
-from sft_lab.errors import FolderError
-from sft_lab.files import flat
-from sft_lab.tracking.options import Mirror, strange_settings
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import flat
+from sft_lab.core.log import log
+from sft_lab.tracking.config import Mirror, strange_settings
 
 if TYPE_CHECKING:
-    from sft_lab.folder import RunFolder
+    from sft_lab.core.run_dir import RunDir
 
 STEP = "train/global_step"
 
@@ -28,7 +28,7 @@ class WandbMirror(Mirror):
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunDir,
         run_id: str,
         config: dict[str, Any],
         *,

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import transformers
 
-from sft_lab.bench import log
-from sft_lab.interrupt import Request
-from sft_lab.progress import Stopwatch
+from sft_lab.core.interrupt import Request
+from sft_lab.core.log import log
+from sft_lab.core.progress import Stopwatch
 
 # What a trainer log entry is called in metrics.jsonl; the rest of it is not kept.
 NAMES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sft_lab.files import read_json
+from sft_lab.core.io import read_json
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -9,12 +9,12 @@ import peft
 import torch
 import transformers
 
-from sft_lab.training.adapter import peft_config
+from sft_lab.training.peft_config import peft_config
 
 if TYPE_CHECKING:
-    from sft_lab.bench import Bench
+    from sft_lab.core.context import StageContext
+    from sft_lab.training.config import Full
     from sft_lab.training.models import Model
-    from sft_lab.training.options import Full
 
 ADAM = 2  # moments of each trained number, in its own type
 
@@ -37,17 +37,17 @@ class Footprint:
     optimizer: int | None
 
 
-def footprint(model: Model, options: Full, bench: Bench) -> Footprint:
+def footprint(model: Model, options: Full, context: StageContext) -> Footprint:
     """Reckon a training's weights, gradients and optimizer state.
 
     Args:
         model: whose shape is read.
         options: of the trainer; an adapter is put onto the empty model as training would.
-        bench: for the tokenizer and a converted model.
+        context: for the tokenizer and a converted model.
     """
     kind = model.dtype if model.dtype != "auto" else "auto" if torch.cuda.is_available() else "float32"
     with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(model.config(bench), dtype=kind, **model.trust())
+        empty = transformers.AutoModelForCausalLM.from_config(model.config(context), dtype=kind, **model.trust())
         linear = sum(part.weight.nbytes for part in empty.modules() if isinstance(part, torch.nn.Linear))
         config = peft_config(options, empty, [])
         whole = peft.get_peft_model(empty, config) if config else empty

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, log, missing_package, package_path, saved_path
-from sft_lab.errors import ConfigError, ModelError, require
-from sft_lab.files import digest, follow_mask, sha256_file
-from sft_lab.hub import fall_back_on_cache
-from sft_lab.model_files import loaded_files, pickled
-from sft_lab.training.adapter import refuse_other_adapters_of
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, ModelError, require
+from sft_lab.core.hub import fall_back_on_cache
+from sft_lab.core.io import digest, follow_mask, sha256_file
+from sft_lab.core.log import log
+from sft_lab.core.model_files import loaded_files, pickled
+from sft_lab.core.packages import missing_package, package_path, saved_path
+from sft_lab.training.peft_config import refuse_other_adapters_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,25 +82,25 @@ class Model(abc.ABC):
         return []
 
     @abc.abstractmethod
-    def key(self, bench: Bench, seed: int) -> str:
+    def key(self, context: StageContext, seed: int) -> str:
         """A key of the weights: content or commit, never a name alone."""
 
     @abc.abstractmethod
-    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, context: StageContext) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
 
-    def tokenizer(self, bench: Bench, special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+    def tokenizer(self, context: StageContext, special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
         """Load the tokenizer, ready for batches: with a padding token, the end of text where it has none.
 
         Args:
-            bench: the run's tools.
+            context: the run's tools.
             special_tokens: which the template needs; those the tokenizer lacks are added, their ids kept in its
                 ``new_tokens``.
 
         Raises:
             ModelError: if it has no end-of-text token to stand in.
         """
-        tokenizer = self.load_tokenizer(bench)
+        tokenizer = self.load_tokenizer(context)
         known = tokenizer.get_vocab()
         if missing := [token for token in special_tokens if token not in known]:
             tokenizer.add_tokens(missing, special_tokens=True)
@@ -115,33 +117,33 @@ class Model(abc.ABC):
         return {"trust_remote_code": False}
 
     @abc.abstractmethod
-    def config(self, bench: Bench) -> PretrainedConfig:
+    def config(self, context: StageContext) -> PretrainedConfig:
         """Load the model's shape, without its weights."""
 
     @abc.abstractmethod
-    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
+    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:
         """Load the weights as they come."""
 
-    def load(self, bench: Bench, seed: int, *, four_bit: bool = False) -> PreTrainedModel:
+    def load(self, context: StageContext, seed: int, *, four_bit: bool = False) -> PreTrainedModel:
         """Load the weights, trainable, with a row for each token that was added to the tokenizer.
 
         Args:
-            bench: for the tokenizer.
+            context: for the tokenizer.
             seed: of a random model.
             four_bit: held in 4 bits, under an adapter.
 
         Raises:
             ModelError: if the weights cannot be loaded, or so held.
         """
-        model = self.load_weights(bench, seed, four_bit=four_bit)
+        model = self.load_weights(context, seed, four_bit=four_bit)
         rows = model.get_input_embeddings().weight.shape[0]
-        if bench.tokenizer.vocab_size > rows:
+        if context.tokenizer.vocab_size > rows:
             raise ModelError(
-                f"model: its tokenizer has {bench.tokenizer.vocab_size:,} tokens, its weights know {rows:,}; put the "
+                f"model: its tokenizer has {context.tokenizer.vocab_size:,} tokens, its weights know {rows:,}; put the "
                 "tokenizer beside it that it was trained with"
             )
-        if bench.new_tokens:
-            _make_rows(model, len(bench.tokenizer), bench.new_tokens)
+        if context.new_tokens:
+            _make_rows(model, len(context.tokenizer), context.new_tokens)
         return model
 
     def arithmetic(self) -> dict[str, Any]:
@@ -242,14 +244,14 @@ class Pretrained(Model):
         root = Path(self.name_or_path)
         return loaded_files(root, str(self.init_kwargs.get("subfolder") or "")) if root.is_dir() else []
 
-    def key(self, bench: Bench, seed: int) -> str:  # noqa: ARG002
+    def key(self, context: StageContext, seed: int) -> str:  # noqa: ARG002
         """Files of a folder by content; a hub model by its resolved commit."""
         if files := self.files():
             root = Path(self.name_or_path)
-            return digest([(os.path.relpath(file, root), bench.store.sha256(file)) for file in files])
-        return digest([self.name_or_path, getattr(self.config(bench), "_commit_hash", None) or self.revision])
+            return digest([(os.path.relpath(file, root), context.store.sha256(file)) for file in files])
+        return digest([self.name_or_path, getattr(self.config(context), "_commit_hash", None) or self.revision])
 
-    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002
+    def load_tokenizer(self, context: StageContext) -> PreTrainedTokenizerBase:  # noqa: ARG002
         """Load the tokenizer of the folder or hub model."""
         tokenizer: PreTrainedTokenizerBase = self._loaded(
             "tokenizer",
@@ -261,7 +263,7 @@ class Pretrained(Model):
             )
         return tokenizer
 
-    def config(self, bench: Bench) -> PretrainedConfig:  # noqa: ARG002
+    def config(self, context: StageContext) -> PretrainedConfig:  # noqa: ARG002
         """Load the config of the folder or hub model."""
         config: PretrainedConfig = self._loaded(
             "config",
@@ -269,7 +271,7 @@ class Pretrained(Model):
         )
         return config
 
-    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
+    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load safetensors weights; a checkpoint in pickle form is refused, since it could run code."""
         self._loaded("adapter", lambda _: refuse_other_adapters_of(self.name_or_path, self.revision, self.init_kwargs))
         model: PreTrainedModel = self._loaded(
@@ -342,11 +344,11 @@ class Gguf(Model):
             return [f"model.path={self.path}: {missing}; or use model=tiny_random, or a hub model"]
         return [] if package_path(self.path).is_file() else [f"model.path={self.path}: no such file; give a .gguf file"]
 
-    def key(self, bench: Bench, seed: int) -> str:  # noqa: ARG002
+    def key(self, context: StageContext, seed: int) -> str:  # noqa: ARG002
         """The pinned hash of the file."""
         return digest([self.version, self.sha256])
 
-    def _converted(self, bench: Bench) -> Path:
+    def _converted(self, context: StageContext) -> Path:
         import transformers
 
         def convert(folder: Path) -> None:
@@ -371,29 +373,29 @@ class Gguf(Model):
             )
             tokenizer.save_pretrained(folder)
 
-        return bench.stage("model", {"version": self.version, "params": {"sha256": self.sha256}}, convert).path
+        return context.stage("model", {"version": self.version, "params": {"sha256": self.sha256}}, convert).path
 
-    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, context: StageContext) -> PreTrainedTokenizerBase:
         """Load the converted tokenizer."""
         import transformers
 
-        folder = self._converted(bench)
+        folder = self._converted(context)
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return tokenizer
 
-    def config(self, bench: Bench) -> PretrainedConfig:
+    def config(self, context: StageContext) -> PretrainedConfig:
         """Load the converted config."""
         import transformers
 
-        folder = self._converted(bench)
+        folder = self._converted(context)
         config: PretrainedConfig = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return config
 
-    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
+    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load the converted weights."""
         import transformers
 
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            self._converted(bench), trust_remote_code=False, **self._kwargs(four_bit=four_bit)
+            self._converted(context), trust_remote_code=False, **self._kwargs(four_bit=four_bit)
         )
         return model

@@ -10,13 +10,13 @@ import torch
 import transformers
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from sft_lab.errors import ConfigError
-from sft_lab.positions import empty_model, learned_positions, positions_of
-from sft_lab.training.adapter import peft_config
-from sft_lab.training.options import Full, Lora
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.positions import empty_model, learned_positions, positions_of
+from sft_lab.training.config import Full, Lora
+from sft_lab.training.peft_config import peft_config
 
 if TYPE_CHECKING:
-    from sft_lab.bench import Bench
+    from sft_lab.core.context import StageContext
     from sft_lab.training.models import Model
 
 REHEARSED_STEPS = 1000  # of a schedule whose length only the rows tell
@@ -88,13 +88,13 @@ def _refuse_schedule(args: transformers.TrainingArguments, optimizer: torch.opti
         ) from error
 
 
-def refuse_misfit(model: Model, options: Full, bench: Bench) -> None:
+def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
     """Look at the model's shape, without its weights, for modules and positions that the options ask for.
 
     Raises:
         ConfigError: for an adapter on modules that the model has not, or rows longer than its learned positions.
     """
-    positions = positions_of(config := model.config(bench))
+    positions = positions_of(config := model.config(context))
     too_long = positions is not None and options.max_length > positions
     named = isinstance(options, Lora) and options.peft.target_modules != ["all-linear"]
     if not (too_long or named):
@@ -114,14 +114,14 @@ def refuse_misfit(model: Model, options: Full, bench: Bench) -> None:
             raise ConfigError(f"trainer.peft: refused by PEFT: {_line(error)}") from error
 
 
-def say_long_rows(rows: Any, model: Model, options: Full, bench: Bench) -> None:
+def say_long_rows(rows: Any, model: Model, options: Full, context: StageContext) -> None:
     """Say that rows are longer than the model was made for; those with learned positions were refused before."""
-    positions = positions_of(model.config(bench))
+    positions = positions_of(model.config(context))
     if positions is None or options.max_length <= positions:
         return
     longest = max(map(len, rows["input_ids"]), default=0)
     if longest > positions:
-        bench.notice(
+        context.notice(
             f"the longest row has {longest:,} tokens and the model was made for {positions:,}: it is trained past its "
             f"limit; trainer.max_length={positions} drops longer rows"
         )

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_lab.errors import ModelError, require
-from sft_lab.files import digest
+from sft_lab.core.errors import ModelError, require
+from sft_lab.core.io import digest
 from sft_lab.training.models import Model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from sft_lab.bench import Bench
+    from sft_lab.core.context import StageContext
 
 
 @dataclass
@@ -45,12 +45,12 @@ class TinyRandom(Model):
         """Needs nothing."""
         return []
 
-    def key(self, bench: Bench, seed: int) -> str:
+    def key(self, context: StageContext, seed: int) -> str:
         """Seed, shape and tokenizer."""
         shape = [self.hidden_size, self.num_hidden_layers, self.num_attention_heads]
-        return digest([self.version, seed, shape, bench.tokenizer_key])
+        return digest([self.version, seed, shape, context.tokenizer_key])
 
-    def load_tokenizer(self, bench: Bench) -> PreTrainedTokenizerBase:  # noqa: ARG002
+    def load_tokenizer(self, context: StageContext) -> PreTrainedTokenizerBase:  # noqa: ARG002
         """Load the shipped tokenizer."""
         import transformers
 
@@ -58,11 +58,11 @@ class TinyRandom(Model):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return tokenizer
 
-    def config(self, bench: Bench) -> PretrainedConfig:
+    def config(self, context: StageContext) -> PretrainedConfig:
         """Give its shape."""
         import transformers
 
-        tokenizer = bench.tokenizer
+        tokenizer = context.tokenizer
         return transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
@@ -76,7 +76,7 @@ class TinyRandom(Model):
             pad_token_id=tokenizer.pad_token_id,
         )
 
-    def load_weights(self, bench: Bench, seed: int, *, four_bit: bool) -> PreTrainedModel:
+    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:
         """Make the weights from the seed.
 
         Raises:
@@ -86,7 +86,7 @@ class TinyRandom(Model):
 
         if four_bit:
             raise ModelError("model=tiny_random: is too small to be quantized; use trainer=lora")
-        config = self.config(bench)
+        config = self.config(context)
         transformers.set_seed(seed)
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
             config, dtype=self._kwargs(four_bit=False)["dtype"], trust_remote_code=False

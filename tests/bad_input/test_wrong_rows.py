@@ -9,9 +9,9 @@ import pytest
 from wrong_data import conversation, row
 from wrong_input import PREPARE, SMALL, Wrong, tried
 
-from sft_lab.bench import Bench
 from sft_lab.config import compose
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.store import Store
 
 MANY = 100_000
 TEN_MB = "word " * 2_000_000
@@ -60,8 +60,8 @@ def prepared(tmp_path_factory):
     (place / "data.jsonl").write_text(text, encoding="utf-8")
     overrides = ["dataset=file", f"dataset.path={place / 'data.jsonl'}", "split.eval_share=0"]
     run = compose([*SMALL, *overrides])
-    bench = Bench(Store(place / "store"), lambda: run.model.tokenizer(bench))
-    return run.prepare(bench), bench
+    context = StageContext(Store(place / "store"), lambda: run.model.tokenizer(context))
+    return run.prepare(context), context
 
 
 @pytest.mark.slow
@@ -82,15 +82,15 @@ def test_every_strange_row_is_kept_as_it_is_or_dropped_with_its_reason(prepared)
 @pytest.mark.slow
 def test_no_words_of_a_row_become_a_control_token(prepared):
     """The template writes two turns for each row, and there are no more in its tokens whatever its texts hold."""
-    data, bench = prepared
-    start, end = bench.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    data, context = prepared
+    start, end = context.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     tokens = {row["id"]: row["input_ids"] for row in data.train.tokens}
     assert len(tokens) == len(data.train.rows)
     for ids in tokens.values():
         assert (ids.count(start), ids.count(end)) == (2, 2)
     forged = [row_id for row_id, prompt in zip(*map(data.train.rows.column, ("id", "prompt")), strict=True)
               if prompt == FORGED]  # fmt: skip
-    assert FORGED in bench.tokenizer.decode(tokens[forged[0]])
+    assert FORGED in context.tokenizer.decode(tokens[forged[0]])
 
 
 @pytest.mark.slow

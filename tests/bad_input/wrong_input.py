@@ -101,7 +101,7 @@ def _half_made(store: Path) -> list[str]:
 
 
 def _in_this_process(words: list[str], here: Path, changes: dict[str, str | None]) -> tuple[int, str, str]:
-    from sft_lab import cli
+    from sft_lab.cli import main
 
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -111,7 +111,7 @@ def _in_this_process(words: list[str], here: Path, changes: dict[str, str | None
         contextlib.redirect_stderr(err),
     ):
         try:
-            code = cli.main(words)
+            code = main.main(words)
         except SystemExit as exit_:  # argparse
             code = int(exit_.code or 0)
     logs = [one for one in logging.getLogger("sft_lab").handlers if isinstance(one, logging.FileHandler)]

@@ -22,11 +22,11 @@ def finished_run() -> Path:
     """The folder of a run as it is at its end, as far as commands look at it."""
     import peft
 
-    from sft_lab import parquet
-    from sft_lab.bench import Bench
     from sft_lab.config import compose
-    from sft_lab.store import Store
-    from sft_lab.training import saved
+    from sft_lab.core import parquet
+    from sft_lab.core.context import StageContext
+    from sft_lab.core.store import Store
+    from sft_lab.training import model_io
 
     place = Path(tempfile.mkdtemp())
     run, made = compose([*SMALL, "evaluation.general=null"]), place / "run"
@@ -39,12 +39,12 @@ def finished_run() -> Path:
     (made / "metrics.jsonl").write_text("")
     for name, schema in (("dropped", parquet.DROPPED), ("eval", parquet.EVAL)):
         parquet.write(made / f"{name}.parquet", {column: [] for column in schema}, schema)
-    bench = Bench(Store(place / "store"), lambda: run.model.tokenizer(bench))
-    renderer = run.template.bind(bench)
+    context = StageContext(Store(place / "store"), lambda: run.model.tokenizer(context))
+    renderer = run.template.bind(context)
     model = peft.get_peft_model(
-        run.model.load(bench, 1), peft.LoraConfig(target_modules="all-linear", r=1, task_type="CAUSAL_LM")
+        run.model.load(context, 1), peft.LoraConfig(target_modules="all-linear", r=1, task_type="CAUSAL_LM")
     )
-    saved.save(model, bench.tokenizer, renderer.jinja, made / "model", end_ids=renderer.end_ids)
+    model_io.save(model, context.tokenizer, renderer.jinja, made / "model", end_ids=renderer.end_ids)
     return made
 
 

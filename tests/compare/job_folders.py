@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sft_lab.files import write_json, write_text
-from sft_lab.folder import RunFolder
+from sft_lab.core.io import write_json, write_text
+from sft_lab.core.run_dir import RunDir
 
 ROWS = 64
 CONFIG: dict[str, Any] = {
@@ -59,9 +59,9 @@ def write_job(
     tokens: np.ndarray = TOKENS, ids: list[str] | None = None, saved: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None, error: str | None = None, tuned: str = "an answer", prompt: str = "a prompt",
     train_fingerprint: str | None = None, **changes: Any,
-) -> RunFolder:  # fmt: skip
+) -> RunDir:  # fmt: skip
     """Write the folder of a run; without nats it has not finished."""
-    folder = RunFolder(path)
+    folder = RunDir(path)
     write_text(folder.config, yaml.safe_dump(saved or make_config(**changes), allow_unicode=True))
     write_json(folder.status, {"state": state, "work": "run", **({"error": error} if error else {})})
     write_json(folder.manifest, {"held_out_fingerprint": fingerprint, "train_fingerprint": train_fingerprint})

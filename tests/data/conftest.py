@@ -1,4 +1,4 @@
-"""Small real tokenizers and a bench with a store of its own."""
+"""Small real tokenizers and a stage context with a store of its own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import sft_lab
-from sft_lab.bench import Bench
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.store import Store
 
 TINY = Path(sft_lab.__file__).parent / "training" / "tiny_tokenizer_files"
 
@@ -84,9 +84,9 @@ def sentencepiece() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny: PreTrainedTokenizerBase) -> Bench:
+def context(tmp_path: Path, tiny: PreTrainedTokenizerBase) -> StageContext:
     """The tiny tokenizer and an empty store."""
-    return Bench(Store(tmp_path / "store"), lambda: tiny)
+    return StageContext(Store(tmp_path / "store"), lambda: tiny)
 
 
 Write = Callable[..., Path]

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from sft_lab.bench import Bench
-from sft_lab.cli import main
+from sft_lab.cli.main import main
+from sft_lab.core.context import StageContext
+from sft_lab.core.io import read_json
+from sft_lab.core.rows import load_table
+from sft_lab.core.store import Store
 from sft_lab.data import clock
+from sft_lab.data.chat_template import Auto, Jinja, Renderer, Template
 from sft_lab.data.sources import File
-from sft_lab.data.template import Auto, Jinja, Renderer, Template
-from sft_lab.files import read_json
 from sft_lab.jobs.replay import replay
-from sft_lab.rows import load_table
-from sft_lab.store import Store
 
 CLOCK = (  # as Llama 3.2's and Granite's: the date in a system turn
     "{{- '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y, %H:%M') + '.<|im_end|>\n' -}}"
@@ -43,17 +43,17 @@ def template(tmp_path: Path) -> Path:
     return file
 
 
-def first_text(template: Template, rows: Path, bench: Bench) -> str:
-    _, folder = template(File(path=str(rows))(bench).rows, bench)
+def first_text(template: Template, rows: Path, context: StageContext) -> str:
+    _, folder = template(File(path=str(rows))(context).rows, context)
     return str(load_table(folder)["text"][0])
 
 
 def test_the_day_is_told_and_enters_the_key(tmp_path: Path, tiny: Any, rows: Path, template: Path) -> None:
     store = Store(tmp_path / "store")
     for date, words in ((LEAP_DAY, "Today is 29 Feb 2024, 00:00."), (OTHER_DAY, "Today is 31 Dec 2025, 00:00.")):
-        bench = Bench(store, lambda: tiny, date)
-        assert words in first_text(Jinja(path=str(template)), rows, bench)
-        assert any(f"writes the date into every conversation, here that of {date}" in one for one in bench.notices)
+        context = StageContext(store, lambda: tiny, date)
+        assert words in first_text(Jinja(path=str(template)), rows, context)
+        assert any(f"writes the date into every conversation, here that of {date}" in one for one in context.notices)
 
 
 def test_a_models_own_template_is_told_the_day_too(tmp_path: Path, tiny: Any, rows: Path) -> None:
@@ -62,9 +62,9 @@ def test_a_models_own_template_is_told_the_day_too(tmp_path: Path, tiny: Any, ro
     )  # Llama
     own = type(tiny).from_pretrained(tiny.name_or_path)
     own.chat_template = CLOCK
-    bench = Bench(Store(tmp_path / "store"), lambda: own, LEAP_DAY)
-    assert "29 Feb 2024" in first_text(Auto(), rows, bench)
-    assert "29 Feb 2024" in Auto().bind(bench).prompt([{"role": "user", "content": "Hi?"}]).text
+    context = StageContext(Store(tmp_path / "store"), lambda: own, LEAP_DAY)
+    assert "29 Feb 2024" in first_text(Auto(), rows, context)
+    assert "29 Feb 2024" in Auto().bind(context).prompt([{"role": "user", "content": "Hi?"}]).text
 
 
 def test_a_template_that_does_not_ask_is_the_same_on_every_day(tmp_path: Path, tiny: Any, rows: Path) -> None:
@@ -73,9 +73,9 @@ def test_a_template_that_does_not_ask_is_the_same_on_every_day(tmp_path: Path, t
     for one in (jinja, Jinja(path=str(tmp_path / "words.jinja"))):
         keys, notices = set(), []
         for date in (LEAP_DAY, OTHER_DAY):
-            bench = Bench(Store(tmp_path / "store"), lambda: tiny, date)
-            keys.add(one(File(path=str(rows))(bench).rows, bench)[1].name)
-            notices += bench.notices
+            context = StageContext(Store(tmp_path / "store"), lambda: tiny, date)
+            keys.add(one(File(path=str(rows))(context).rows, context)[1].name)
+            notices += context.notices
         assert (len(keys), notices) == (1, [])
 
 

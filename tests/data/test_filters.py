@@ -10,67 +10,68 @@ import numpy as np
 import pytest
 
 import sft_lab
-from sft_lab.bench import Bench, Selector
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, ModelError
+from sft_lab.core.rows import Rows
+from sft_lab.core.stage import Selector
+from sft_lab.core.store import Store
+from sft_lab.core.text import On
 from sft_lab.data import filters
 from sft_lab.data.filters import filter_schemas
 from sft_lab.data.filters.answered import Answered
 from sft_lab.data.filters.length import Length
 from sft_lab.dedup.exact import Exact, Keep
-from sft_lab.errors import ConfigError, ModelError
-from sft_lab.rows import Rows
-from sft_lab.store import Store
-from sft_lab.text import On
 
 
 def table(*rows: tuple[str, str]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"prompt": [p for p, _ in rows], "answer": [a for _, a in rows]})
 
 
-def test_answered(bench: Bench) -> None:
+def test_answered(context: StageContext) -> None:
     rows = table(("Hi?", "Hello."), (" \n", "Hello."), ("Hi?", "\t "), ("", ""), ("Hi", "Hello."), ("Hi?", " No "))
-    plain = Answered()(rows, bench)
+    plain = Answered()(rows, context)
     assert plain.reason == ["", "empty_prompt", "empty_answer", "empty_prompt", "", ""]
     assert plain.score.tolist() == [6, 0, 0, 0, 6, 2]
-    strict = Answered(min_prompt_chars=3, min_answer_chars=3)(rows, bench)
+    strict = Answered(min_prompt_chars=3, min_answer_chars=3)(rows, context)
     assert strict.reason == ["", "empty_prompt", "empty_answer", "empty_prompt", "short_prompt", "short_answer"]
     assert strict.score.tolist() == [6, 0, 0, 0, 2, 2]
 
 
-def test_zero_width_and_format_characters_alone_are_blank(bench: Bench) -> None:
+def test_zero_width_and_format_characters_alone_are_blank(context: StageContext) -> None:
     rows = table(
         ("Hi?", "\u200b"), ("\ufeff \u200e\n", "Hello."), ("Hi?", "\u200b \u200d"), ("Hi?", "\u200bNo"), ("\u0301", "!")
     )
-    found = Answered()(rows, bench)
+    found = Answered()(rows, context)
     assert found.reason == ["empty_answer", "empty_prompt", "empty_answer", "", ""]
     assert found.score.tolist() == [0, 0, 0, 3, 1]
 
 
-def test_length_counts_prompt_and_answer_without_template_tokens(bench: Bench, tiny: Any) -> None:
+def test_length_counts_prompt_and_answer_without_template_tokens(context: StageContext, tiny: Any) -> None:
     rows = table(("one two", "three"), ("one two", "three " * 9), ("one", ""), ("one two three four", "five"))
     sizes = [
         [len(tiny(text, add_special_tokens=False)["input_ids"]) for text in (row["prompt"], row["answer"])]
         for row in rows
     ]
     totals = [sum(size) for size in sizes]
-    assert bench.token_counts(Rows.of(rows)).tolist() == sizes
-    assert Length(max_tokens=max(totals))(rows, bench).reason == [""] * 4
-    limits = Length(max_tokens=totals[1] - 1, min_tokens=totals[0], min_answer_tokens=sizes[3][1] + 1)(rows, bench)
+    assert context.token_counts(Rows.of(rows)).tolist() == sizes
+    assert Length(max_tokens=max(totals))(rows, context).reason == [""] * 4
+    limits = Length(max_tokens=totals[1] - 1, min_tokens=totals[0], min_answer_tokens=sizes[3][1] + 1)(rows, context)
     assert limits.score.tolist() == totals
     assert limits.reason[1:3] == ["over_max_tokens", "under_min_tokens"]
     assert limits.reason[3] == "under_min_answer_tokens"
 
 
-def test_a_bound_is_inside(bench: Bench) -> None:
+def test_a_bound_is_inside(context: StageContext) -> None:
     rows = table(("one", "two"))
-    (size,) = Length()(rows, bench).score.tolist()
-    assert Length(max_tokens=int(size), min_tokens=int(size))(rows, bench).reason == [""]
-    assert Length(max_tokens=int(size) - 1)(rows, bench).reason == ["over_max_tokens"]
-    assert Length(min_tokens=int(size) + 1)(rows, bench).reason == ["under_min_tokens"]
+    (size,) = Length()(rows, context).score.tolist()
+    assert Length(max_tokens=int(size), min_tokens=int(size))(rows, context).reason == [""]
+    assert Length(max_tokens=int(size) - 1)(rows, context).reason == ["over_max_tokens"]
+    assert Length(min_tokens=int(size) + 1)(rows, context).reason == ["under_min_tokens"]
 
 
 def test_another_tokenizer_is_another_result(tmp_path: Path, tiny: Any, sentencepiece: Any) -> None:
     store, rows = Store(tmp_path), table(("one", "two"))
-    one, two, again = (Bench(store, lambda tokens=tokens: tokens) for tokens in (tiny, sentencepiece, tiny))
+    one, two, again = (StageContext(store, lambda tokens=tokens: tokens) for tokens in (tiny, sentencepiece, tiny))
     assert Length()(rows, one).score.tolist() != Length()(rows, two).score.tolist()
     Length()(rows, again)
     assert [entry.hit for entry in again.entries] == [True]
@@ -120,10 +121,14 @@ def test_filters_and_exact_dedup_need_no_model(tmp_path: Path, monkeypatch: pyte
         Length()(rows)
 
 
-def test_a_selection_is_computed_once(bench: Bench) -> None:
+def test_a_selection_is_computed_once(context: StageContext) -> None:
     rows = table(("Hi?", "Hello."))
-    first, second, other = Answered()(rows, bench), Answered()(rows, bench), Answered(min_answer_chars=9)(rows, bench)
-    assert [entry.hit for entry in bench.entries] == [False, True, False]
+    first, second, other = (
+        Answered()(rows, context),
+        Answered()(rows, context),
+        Answered(min_answer_chars=9)(rows, context),
+    )
+    assert [entry.hit for entry in context.entries] == [False, True, False]
     assert first.reason == second.reason == [""]
     assert other.reason == ["short_answer"]
     np.testing.assert_array_equal(first.score, second.score)

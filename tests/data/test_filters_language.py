@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import sft_lab
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.rows import Rows
+from sft_lab.core.store import Store
+from sft_lab.core.text import On, scripts
 from sft_lab.data.filters.language import Language
 from sft_lab.data.formats import Format
 from sft_lab.data.languages import LANGUAGE_NAMES, detect, languages_of
 from sft_lab.data.sources import File
-from sft_lab.errors import ConfigError
-from sft_lab.rows import Rows
-from sft_lab.store import Store
-from sft_lab.text import On, scripts
 
 SAID = {
     "en": "I do not know what you mean by that.",
@@ -75,9 +75,9 @@ def test_every_name_is_of_a_code_the_detector_answers() -> None:
 def test_every_starter_conversation_is_told_by_its_script(tmp_path: Path) -> None:
     """The starter set is English and Arabic; which of the two, its letters say."""
     path = Path(sft_lab.__file__).parent / "starter" / "conversations.jsonl"
-    bench = Bench(Store(tmp_path))
-    rows = File(path=str(path), format=Format.sharegpt)(bench).rows
-    codes, confidences = languages_of(rows, bench, On.both)
+    context = StageContext(Store(tmp_path))
+    rows = File(path=str(path), format=Format.sharegpt)(context).rows
+    codes, confidences = languages_of(rows, context, On.both)
     shares = [scripts(f"{a}{b}") for a, b in zip(rows.column("prompt"), rows.column("answer"), strict=True)]
     expected = ["ar" if share.get("ARABIC", 0) > 0.5 else "en" if share else "" for share in shares]
     assert codes == expected
@@ -86,47 +86,47 @@ def test_every_starter_conversation_is_told_by_its_script(tmp_path: Path) -> Non
     assert (confidences[np.array([bool(code) for code in codes])] > 0.3).mean() > 0.99
 
 
-def test_the_filter(bench: Bench) -> None:
+def test_the_filter(context: StageContext) -> None:
     rows = table(
         ("Who are you?", SAID["en"]),
         ("ماذا تقصد؟", SAID["ar"]),
         ("Translate to Arabic: I do not know what you mean.", SAID["ar"]),
         ("1 + 1", "2"),
     )
-    arabic = Language(keep=["ar"])(rows, bench)
+    arabic = Language(keep=["ar"])(rows, context)
     assert arabic.reason == ["other_language", "", "", "language_unclear"]
     assert arabic.score[3] == 0
     assert (arabic.score[:3] > 0.3).all()
-    assert Language(keep=["ar", "en"])(rows, bench).reason == ["", "", "", "language_unclear"]
-    assert Language(keep=["en"], on=On.prompt)(rows, bench).reason[2] == ""
-    assert Language(keep=["en"], on=On.answer)(rows, bench).reason[2] == "other_language"
+    assert Language(keep=["ar", "en"])(rows, context).reason == ["", "", "", "language_unclear"]
+    assert Language(keep=["en"], on=On.prompt)(rows, context).reason[2] == ""
+    assert Language(keep=["en"], on=On.answer)(rows, context).reason[2] == "other_language"
 
 
-def test_min_confidence_is_inside(bench: Bench) -> None:
+def test_min_confidence_is_inside(context: StageContext) -> None:
     rows = table(("hi", "Yes."))
-    (score,) = Language(keep=["en"], min_confidence=0)(rows, bench).score.tolist()
+    (score,) = Language(keep=["en"], min_confidence=0)(rows, context).score.tolist()
     assert 0 < score < 1
-    assert Language(keep=["en"], min_confidence=score)(rows, bench).reason == [""]
-    assert Language(keep=["en"], min_confidence=score + 0.01)(rows, bench).reason == ["language_unclear"]
+    assert Language(keep=["en"], min_confidence=score)(rows, context).reason == [""]
+    assert Language(keep=["en"], min_confidence=score + 0.01)(rows, context).reason == ["language_unclear"]
     # Without letters there is nothing to guess, however low the bound.
-    assert Language(keep=["en"], min_confidence=0)(table(("1", "2")), bench).reason == ["language_unclear"]
+    assert Language(keep=["en"], min_confidence=0)(table(("1", "2")), context).reason == ["language_unclear"]
 
 
-def test_languages_are_found_once_for_a_table_whatever_is_in_view(bench: Bench) -> None:
+def test_languages_are_found_once_for_a_table_whatever_is_in_view(context: StageContext) -> None:
     rows = Rows.of(table(("Who?", SAID["en"]), ("من؟", SAID["ar"]), ("Qui ?", SAID["fr"])))
-    whole, _ = languages_of(rows, bench, On.answer)
-    part, confidences = languages_of(rows.take(np.array([False, True, True])), bench, On.answer)
+    whole, _ = languages_of(rows, context, On.answer)
+    part, confidences = languages_of(rows.take(np.array([False, True, True])), context, On.answer)
     assert (whole, part) == (["en", "ar", "fr"], ["ar", "fr"])
     assert confidences.shape == (2,)
-    languages_of(rows, bench, On.prompt)
-    assert [(entry.stage, entry.hit) for entry in bench.entries] == [
+    languages_of(rows, context, On.prompt)
+    assert [(entry.stage, entry.hit) for entry in context.entries] == [
         ("languages", False), ("languages", True), ("languages", False)
     ]  # fmt: skip
 
 
-def test_a_view_of_no_rows(bench: Bench) -> None:
+def test_a_view_of_no_rows(context: StageContext) -> None:
     rows = Rows.of(table(("Who?", SAID["en"])))
-    assert Language(keep=["en"])(rows.take(np.array([False])), bench).reason == []
+    assert Language(keep=["en"])(rows.take(np.array([False])), context).reason == []
 
 
 @pytest.mark.parametrize(

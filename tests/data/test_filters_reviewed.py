@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
 from sft_lab.data.filters.reviewed import Reviewed
-from sft_lab.errors import ConfigError
 
 ROWS = datasets.Dataset.from_dict(
     {"id": ["0-aa", "1-bb", "2-cc"], "prompt": ["a", "b", "c"], "answer": ["x", "y", "z"]}
@@ -27,40 +27,40 @@ def decisions(folder: Path, text: str, name: str = "decisions.csv") -> Reviewed:
     return Reviewed(path=str(folder / name))
 
 
-def test_csv_with_other_columns_and_undecided_rows(tmp_path: Path, bench: Bench) -> None:
+def test_csv_with_other_columns_and_undecided_rows(tmp_path: Path, context: StageContext) -> None:
     by_hand = decisions(
         tmp_path, '\ufeffnote,id,decision,answer\n"no, not this",1-bb,Drop,"two\nlines"\n,0-aa, keep,\n,2-cc,,\n'
     )
     assert by_hand.check() == []
-    assert by_hand(ROWS, bench).reason == ["", "reviewed_drop", ""]
+    assert by_hand(ROWS, context).reason == ["", "reviewed_drop", ""]
     assert by_hand.insists_on() == {"0-aa"}
     by_hand.only = True
-    assert by_hand(ROWS, bench).reason == ["", "reviewed_drop", "not_reviewed"]
+    assert by_hand(ROWS, context).reason == ["", "reviewed_drop", "not_reviewed"]
 
 
-def test_json_lines(tmp_path: Path, bench: Bench) -> None:
+def test_json_lines(tmp_path: Path, context: StageContext) -> None:
     lines = [{"id": "2-cc", "decision": "drop", "by": {"name": "me"}}, {"id": "0-aa", "decision": None}]
     by_hand = decisions(tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", "d.jsonl")
-    assert by_hand(ROWS, bench).reason == ["", "", "reviewed_drop"]
+    assert by_hand(ROWS, context).reason == ["", "", "reviewed_drop"]
     assert by_hand.insists_on() == set()
 
 
 def test_ids_that_are_not_in_view_are_counted_in_one_line(
-    tmp_path: Path, bench: Bench, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, context: StageContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     by_hand = decisions(tmp_path, "id,decision\n0-aa,keep\n7-xx,drop\n8-yy,keep\n9-zz,\n")
     with caplog.at_level(logging.WARNING, "sft_lab"):
-        assert by_hand(ROWS, bench).reason == ["", "", ""]
+        assert by_hand(ROWS, context).reason == ["", "", ""]
     (record,) = caplog.records
     assert record.getMessage().startswith("reviewed: 2 of 3 decided ids are not among these 3 rows;")
 
 
-def test_changed_decisions_are_another_result_and_a_moved_file_is_not(tmp_path: Path, bench: Bench) -> None:
+def test_changed_decisions_are_another_result_and_a_moved_file_is_not(tmp_path: Path, context: StageContext) -> None:
     text = "id,decision\n0-aa,drop\n"
-    assert decisions(tmp_path, text)(ROWS, bench).reason == ["reviewed_drop", "", ""]
-    assert decisions(tmp_path, text, "moved.csv")(ROWS, bench).reason == ["reviewed_drop", "", ""]
-    assert decisions(tmp_path, "id,decision\n1-bb,drop\n")(ROWS, bench).reason == ["", "reviewed_drop", ""]
-    assert [entry.hit for entry in bench.entries] == [False, True, False]
+    assert decisions(tmp_path, text)(ROWS, context).reason == ["reviewed_drop", "", ""]
+    assert decisions(tmp_path, text, "moved.csv")(ROWS, context).reason == ["reviewed_drop", "", ""]
+    assert decisions(tmp_path, "id,decision\n1-bb,drop\n")(ROWS, context).reason == ["", "reviewed_drop", ""]
+    assert [entry.hit for entry in context.entries] == [False, True, False]
 
 
 def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,24 +91,24 @@ def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_errors_name_file_and_line_before_the_run_and_in_it(
-    tmp_path: Path, bench: Bench, name: str, text: str, says: str
+    tmp_path: Path, context: StageContext, name: str, text: str, says: str
 ) -> None:
     by_hand = decisions(tmp_path, text, name)
     (problem,) = by_hand.check()
     assert says in problem
     with pytest.raises(ConfigError) as error:
-        by_hand(ROWS, bench)
+        by_hand(ROWS, context)
     assert str(error.value) == problem
-    assert bench.entries == []
+    assert context.entries == []
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, bench: Bench) -> None:
+def test_a_file_that_is_not_there(tmp_path: Path, context: StageContext) -> None:
     by_hand = Reviewed(path=str(tmp_path / "none.csv"))
     assert by_hand.check() == [
         f"filter.reviewed.path={tmp_path}/none.csv: no such file; give a .csv or .jsonl file of decisions"
     ]
     with pytest.raises(ConfigError, match="no such file"):
-        by_hand(ROWS, bench)
+        by_hand(ROWS, context)
 
 
 def test_bytes_that_are_no_utf_8(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from sft_lab.core.errors import SourceError
 from sft_lab.data.formats import Format, Unreadable, Watched, find_reader
-from sft_lab.errors import SourceError
 
 ASKED = [("user", "Hi?"), ("assistant", "Hello.")]
 

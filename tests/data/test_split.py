@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, SourceError
+from sft_lab.core.rows import Rows
 from sft_lab.data.filters.answered import Answered
-from sft_lab.data.prepare import Preparation
+from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
 from sft_lab.data.split import FromFile, Hash, Sides, Source, group_hash
-from sft_lab.errors import ConfigError, SourceError
-from sft_lab.rows import Rows
 
 Row = tuple[str, int]  # group, number within the group
 
@@ -42,8 +42,8 @@ MANY = [(f"g{n // 2}", n) for n in range(600)]
 
 
 @pytest.fixture
-def sides(bench: Bench) -> Sides:
-    return Hash(max_eval_rows=1000)(table(MANY), bench)
+def sides(context: StageContext) -> Sides:
+    return Hash(max_eval_rows=1000)(table(MANY), context)
 
 
 def test_about_the_share_is_held_out(sides: Sides) -> None:
@@ -82,13 +82,13 @@ def test_order_and_other_rows_move_nothing(rows: list[Row], others: list[Row], s
     assert not (np.array([*held.values()], bool) & ~raised).any()
 
 
-def test_neither_order_nor_limit_moves_the_rows_in_use(bench: Bench) -> None:
+def test_neither_order_nor_limit_moves_the_rows_in_use(context: StageContext) -> None:
     split = Hash(max_eval_rows=20)
     shuffled = random.Random(1).sample(MANY, len(MANY))
     one, two, three = (
-        split(table(MANY), bench),
-        split(table(shuffled), bench),
-        split(table(MANY), bench, File(path="none", limit=7).surplus),
+        split(table(MANY), context),
+        split(table(shuffled), context),
+        split(table(MANY), context, File(path="none", limit=7).surplus),
     )
     assert set(names(one.held_out)) == set(names(two.held_out)) == set(names(three.held_out))
     assert one.fingerprint == two.fingerprint == three.fingerprint
@@ -103,55 +103,56 @@ def test_a_seed_is_no_knob_of_a_split() -> None:
     }  # fmt: skip
 
 
-def test_other_held_out_rows_are_another_fingerprint(bench: Bench) -> None:
+def test_other_held_out_rows_are_another_fingerprint(context: StageContext) -> None:
     assert (
-        Hash(max_eval_rows=20)(table(MANY), bench).fingerprint != Hash(max_eval_rows=21)(table(MANY), bench).fingerprint
+        Hash(max_eval_rows=20)(table(MANY), context).fingerprint
+        != Hash(max_eval_rows=21)(table(MANY), context).fingerprint
     )
 
 
-def test_a_limit_keeps_the_first_rows_of_the_training_side(bench: Bench) -> None:
-    whole, some = Hash()(table(MANY), bench), Hash()(table(MANY), bench, File(path="none", limit=50).surplus)
+def test_a_limit_keeps_the_first_rows_of_the_training_side(context: StageContext) -> None:
+    whole, some = Hash()(table(MANY), context), Hash()(table(MANY), context, File(path="none", limit=50).surplus)
     assert names(some.train) == names(whole.train)[:50]
     assert some.side.dropped == {"over_limit": len(whole.train) - 50, "held_out": whole.side.dropped["held_out"]}
-    assert Hash()(table(MANY), bench, File(path="none", limit=10_000).surplus).side.dropped == whole.side.dropped
+    assert Hash()(table(MANY), context, File(path="none", limit=10_000).surplus).side.dropped == whole.side.dropped
 
 
-def test_the_smallest_hashes_are_used(bench: Bench) -> None:
-    sides = Hash(max_eval_rows=9)(table(MANY), bench)
+def test_the_smallest_hashes_are_used(context: StageContext) -> None:
+    sides = Hash(max_eval_rows=9)(table(MANY), context)
     every = sorted((group_hash(group), f"{group}/{number}") for group, number in MANY if group_hash(group) < 0.1)
     assert sorted(names(sides.held_out)) == sorted(name for _, name in every[:9])
     assert sides.held_out_selection.dropped == {"over_max_eval_rows": len(every) - 9}
 
 
-def test_held_out_rows_must_be_usable(bench: Bench) -> None:
+def test_held_out_rows_must_be_usable(context: StageContext) -> None:
     rows = table(MANY)
     answers = rows["answer"][:]
     answers[::6], answers[2::6] = [" "] * 100, ["long " * 60] * 100
-    sides = Hash(max_eval_tokens=50)(rows.remove_columns("answer").add_column("answer", answers), bench)
+    sides = Hash(max_eval_tokens=50)(rows.remove_columns("answer").add_column("answer", answers), context)
     assert set(sides.held_out_selection.dropped) == {"unanswered", "over_max_eval_tokens"}
     assert {answer[:5] for answer in sides.held_out.column("answer")} == {"It is"}
-    assert "over_max_eval_tokens" not in Hash()(rows, bench).held_out_selection.dropped
+    assert "over_max_eval_tokens" not in Hash()(rows, context).held_out_selection.dropped
 
 
-def test_too_few_held_out_rows_are_an_error(bench: Bench) -> None:
+def test_too_few_held_out_rows_are_an_error(context: StageContext) -> None:
     with pytest.raises(ConfigError, match=r"split.min_eval_rows=8: only [0-7] held-out rows .* split.eval_share=0"):
-        Hash()(table(MANY[:20]), bench)
+        Hash()(table(MANY[:20]), context)
     with pytest.raises(ConfigError, match="only 0 held-out rows"):
-        Hash(eval_share=0.5)(table(MANY, answer=" "), bench)
+        Hash(eval_share=0.5)(table(MANY, answer=" "), context)
 
 
-def test_no_share_no_held_out_rows(bench: Bench) -> None:
-    sides = Hash(eval_share=0)(table(MANY[:3]), bench, File(path="none", limit=2).surplus)
+def test_no_share_no_held_out_rows(context: StageContext) -> None:
+    sides = Hash(eval_share=0)(table(MANY[:3]), context, File(path="none", limit=2).surplus)
     assert (len(sides.train), len(sides.held_out), len(sides.held_out_selection.ids)) == (2, 0, 0)
 
 
-def test_the_sources_own_split(bench: Bench) -> None:
+def test_the_sources_own_split(context: StageContext) -> None:
     split = ["train"] * 590 + ["test"] * 10
-    sides = Source()(table(MANY, source_split=split), bench)
+    sides = Source()(table(MANY, source_split=split), context)
     assert names(sides.held_out) == [f"{group}/{number}" for group, number in MANY[590:]]
     for one_split in (table(MANY), table(MANY, source_split=[""] * 600), table(MANY, source_split=["train"] * 600)):
         with pytest.raises(ConfigError, match="split=hash"):
-            Source()(one_split, bench)
+            Source()(one_split, context)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_impossible_values_are_refused(knobs: dict[str, Any]) -> None:
         Hash(**knobs)
 
 
-def test_pieces_of_one_talk_and_the_knobs_of_load_keep_their_side(bench: Bench, write: Any) -> None:
+def test_pieces_of_one_talk_and_the_knobs_of_load_keep_their_side(context: StageContext, write: Any) -> None:
     """From a file on: what is read of a conversation, and what is dropped, moves no other row."""
     talks = [
         {
@@ -175,26 +176,28 @@ def test_pieces_of_one_talk_and_the_knobs_of_load_keep_their_side(bench: Bench, 
     spoiled = [{**row, "conversations": []} if n % 5 == 0 else row for n, row in enumerate(talks)]
     split = Hash(max_eval_rows=1000)
     out, left = (
-        set(split(File(path=str(write(*rows, name=name)))(bench).rows, bench).held_out.column("source_id"))
+        set(split(File(path=str(write(*rows, name=name)))(context).rows, context).held_out.column("source_id"))
         for name, rows in (("all.jsonl", talks), ("spoiled.jsonl", spoiled))
     )
     assert left == {row["id"] for n, row in enumerate(talks) if row["id"] in out and n % 5}
     assert len(out) % 3 == 0
 
 
-def test_a_source_without_a_usable_row_says_why(bench: Bench, write: Any) -> None:
+def test_a_source_without_a_usable_row_says_why(context: StageContext, write: Any) -> None:
 
-    loaded = File(path=str(write({"conversations": []}, {"conversations": [{"from": "gpt", "value": "x"}]}, {})))(bench)
+    loaded = File(path=str(write({"conversations": []}, {"conversations": [{"from": "gpt", "value": "x"}]}, {})))(
+        context
+    )
     with pytest.raises(SourceError, match=r"none of its 3 records .*1 empty, 1 begins_with_assistant, 1 unreadable"):
-        Preparation(bench, 100, loss_on_all=False).split(loaded, Hash())
+        Preparation(context, 100, loss_on_all=False).split(loaded, Hash())
 
 
-def test_a_file_of_ones_own_is_held_out(bench: Bench, write: Any) -> None:
+def test_a_file_of_ones_own_is_held_out(context: StageContext, write: Any) -> None:
     train = File(path=str(write(*({"question": f"{n}?", "answer": "Yes."} for n in range(20)), name="train.jsonl")))
     out = write(*({"q": f"held {n}?", "a": "No."} for n in range(9)), name="out.jsonl")
     split = FromFile(path=str(out), columns={"prompt": "q", "answer": "a"})
-    loaded = train(bench, held_out=split.source())
-    sides = split(loaded.rows, bench, train.surplus)
+    loaded = train(context, held_out=split.source())
+    sides = split(loaded.rows, context, train.surplus)
     assert sides.train.column("prompt") == [f"{n}?" for n in range(20)]
     assert sorted(sides.held_out.column("prompt")) == [f"held {n}?" for n in range(9)]
     assert sides.side.dropped == {"held_out": 9}
@@ -202,10 +205,10 @@ def test_a_file_of_ones_own_is_held_out(bench: Bench, write: Any) -> None:
     assert "split.path=" in FromFile(path="none.jsonl").check()[0]
 
 
-def test_what_the_model_is_for_chooses_the_held_out_rows(bench: Bench) -> None:
+def test_what_the_model_is_for_chooses_the_held_out_rows(context: StageContext) -> None:
     wanted = {"answered": Answered(min_prompt_chars=len("What is g100/201?"))}
     plain, chosen = (
-        Hash(eval_share=0.5, min_eval_rows=1, max_eval_rows=600, filter=keep)(table(MANY), bench)
+        Hash(eval_share=0.5, min_eval_rows=1, max_eval_rows=600, filter=keep)(table(MANY), context)
         for keep in ({}, wanted)
     )
     assert set(names(chosen.held_out)) < set(names(plain.held_out))
@@ -214,8 +217,8 @@ def test_what_the_model_is_for_chooses_the_held_out_rows(bench: Bench) -> None:
     assert chosen.fingerprint != plain.fingerprint
 
 
-def test_a_third_side_moves_no_held_out_row_and_is_apart_from_both(bench: Bench) -> None:
-    two, three = (Hash(eval_share=0.2, test_share=share)(table(MANY), bench) for share in (0, 0.3))
+def test_a_third_side_moves_no_held_out_row_and_is_apart_from_both(context: StageContext) -> None:
+    two, three = (Hash(eval_share=0.2, test_share=share)(table(MANY), context) for share in (0, 0.3))
     assert names(three.held_out) == names(two.held_out)
     assert set(names(three.train)) | set(names(three.test_rows)) == set(names(two.train))
     assert not set(names(three.train)) & set(names(three.test_rows))

@@ -8,12 +8,12 @@ from typing import Any
 import datasets
 import pytest
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ModelError
+from sft_lab.core.rows import load_table
+from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Renderer, Template
 from sft_lab.data.sources import File
-from sft_lab.data.template import Auto, CannotRender, Jinja, Renderer, Template
-from sft_lab.data.tokenize import IGNORED, tokenize
-from sft_lab.errors import ModelError
-from sft_lab.rows import load_table
+from sft_lab.data.tokenization import IGNORED, tokenize
 
 CHATML, MISTRAL, PLAIN, QUESTION_ANSWER, ALPACA, TAGGED, WRONG_END = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")
@@ -105,29 +105,29 @@ def test_tagged(with_bos: Any) -> None:
 
 
 @pytest.mark.parametrize("template", [PLAIN, MISTRAL, QUESTION_ANSWER, ALPACA, TAGGED])
-def test_a_row_with_context_goes_through_whole(template: Jinja, bench: Bench, write: Any) -> None:
+def test_a_row_with_context_goes_through_whole(template: Jinja, context: StageContext, write: Any) -> None:
     """From a file of questions to labels: context and question are read, the answer and its end are trained."""
     file = write({"question": "Who swam?", "answer": "Sara.", "context": "Sara swam, Omar ran."})
-    rows = File(path=str(file))(bench).rows
-    selection, folder = template(rows, bench)
+    rows = File(path=str(file))(context).rows
+    selection, folder = template(rows, context)
     assert selection.reason == [""]
-    _, ready = tokenize(rows, folder, template, bench, max_length=200, loss_on_all=False)
+    _, ready = tokenize(rows, folder, template, context, max_length=200, loss_on_all=False)
     ids, labels = ready["input_ids"][0], ready["labels"][0]
     trained = [token for token in labels if token != IGNORED]
-    assert bench.tokenizer.decode(trained).strip() == f"Sara.{bench.tokenizer.eos_token}"
-    asked = bench.tokenizer.decode(ids[: labels.index(trained[0])])
+    assert context.tokenizer.decode(trained).strip() == f"Sara.{context.tokenizer.eos_token}"
+    asked = context.tokenizer.decode(ids[: labels.index(trained[0])])
     assert "Sara swam, Omar ran.\n\nWho swam?" in asked
 
 
-def test_another_familys_end_before_the_end_of_turn_is_told(tiny: Any, with_bos: Any, bench: Bench) -> None:
+def test_another_familys_end_before_the_end_of_turn_is_told(tiny: Any, with_bos: Any, context: StageContext) -> None:
     rows = datasets.Dataset.from_dict({"id": ["a"], "prompt": ["Hi?"], "answer": ["Hello. </s>"], "system": [""]})
     for template in (CHATML, PLAIN, TAGGED):
-        template(rows, bench)
-    assert bench.notices == []
-    WRONG_END(rows, bench)
-    (told,) = bench.notices
+        template(rows, context)
+    assert context.notices == []
+    WRONG_END(rows, context)
+    (told,) = context.notices
     assert told.startswith("template: writes </s> between an answer and its end of turn <|im_end|>;")
-    again = Bench(bench.store, lambda: tiny)
+    again = StageContext(context.store, lambda: tiny)
     WRONG_END(rows, again)
     assert [entry.hit for entry in again.entries] == [True]
     assert again.notices == [told]  # of stored texts too
@@ -153,8 +153,8 @@ def test_the_prompt_is_the_beginning_of_what_is_trained(tiny: Any, with_bos: Any
             assert renderer.prompt(chat("Hi?", "Hello.", "Bye?", "Bye.")[:index]).text == rendered.text[:start]
 
 
-def test_auto_is_the_tokenizers_own(tiny: Any, with_bos: Any, bench: Bench) -> None:
-    assert Auto().bind(bench).conversation(chat("Hi?", "Hello.")).text.startswith("<|im_start|>user\nHi?")
+def test_auto_is_the_tokenizers_own(tiny: Any, with_bos: Any, context: StageContext) -> None:
+    assert Auto().bind(context).conversation(chat("Hi?", "Hello.")).text.startswith("<|im_start|>user\nHi?")
     with pytest.raises(ModelError, match="template=chatml"):
         Auto().jinja(with_bos)
 
@@ -283,21 +283,21 @@ def test_turn_tokens_that_are_not_special_are_cut_for_users_and_thoughts_stay_fo
     assert [rendered.text[cut - 1 : cut + 5] for cut in rendered.cuts] == ["<｜Assi", "<think"]
 
 
-def test_the_stage_keeps_what_it_can_and_says_why_not(bench: Bench, tmp_path: Path) -> None:
+def test_the_stage_keeps_what_it_can_and_says_why_not(context: StageContext, tmp_path: Path) -> None:
     path = tmp_path / "no_system.jinja"
     path.write_text(NO_SYSTEM, encoding="utf-8")
     rows = datasets.Dataset.from_dict(
         {"id": ["a", "b"], "prompt": ["Hi?"] * 2, "answer": ["Hello."] * 2, "system": ["", "Be kind."]}
     )
     template: Template = Jinja(path=str(path))
-    selection, folder = template(rows, bench)
+    selection, folder = template(rows, context)
     assert selection.reason == ["", "template_refused"]
     assert load_table(folder)["id"][:] == ["a"]
-    assert template(rows, bench)[1] == folder
-    assert [entry.hit for entry in bench.entries] == [False, True]
+    assert template(rows, context)[1] == folder
+    assert [entry.hit for entry in context.entries] == [False, True]
     path.write_text(NO_SYSTEM + " ", encoding="utf-8")
-    assert template(rows, bench)[1] == folder  # read once: what is trained, asked and saved has one template
-    assert Jinja(path=str(path))(rows, bench)[1] != folder
+    assert template(rows, context)[1] == folder  # read once: what is trained, asked and saved has one template
+    assert Jinja(path=str(path))(rows, context)[1] != folder
 
 
 def test_plain_text_goes_past_the_template_and_is_trained_whole(tiny: Any, with_bos: Any) -> None:

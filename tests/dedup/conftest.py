@@ -1,4 +1,4 @@
-"""A bench with a store of its own."""
+"""A stage context with a store of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.bench import Bench
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.store import Store
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(Store(tmp_path / "store"))
+def context(tmp_path: Path) -> StageContext:
+    return StageContext(Store(tmp_path / "store"))

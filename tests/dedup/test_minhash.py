@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.rows import Rows
+from sft_lab.core.text import On, normalize
 from sft_lab.dedup import shingles as sets
 from sft_lab.dedup.exact import Keep, nodes_of
 from sft_lab.dedup.minhash import NGRAM, NUM_PERM, MinHash, band_rows, missed
 from sft_lab.dedup.shingles import build, jaccard, nearest_across, shingles
-from sft_lab.errors import ConfigError
-from sft_lab.rows import Rows
-from sft_lab.text import On, normalize
 
 MANY = 10**9
 SENTENCE = "plants turn sunlight, water and carbon dioxide into sugar and oxygen."
@@ -156,44 +156,44 @@ ANSWERS = [
 ]
 
 
-def test_near_and_equal_rows_go_and_alike_ones_stay(bench: Bench) -> None:
-    selection = MinHash()(rows(ANSWERS), bench)
+def test_near_and_equal_rows_go_and_alike_ones_stay(context: StageContext) -> None:
+    selection = MinHash()(rows(ANSWERS), context)
     assert selection.reason == ["", "", "near_duplicate", "duplicate", "", "", "duplicate", "", "near_duplicate"]
     assert [selection.nearest[index] for index in (2, 3, 6, 8)] == ["0", "0", "4", "7"]
     for row, nearest in ((2, 0), (8, 7)):
         assert selection.score[row] == np.float32(by_substrings(ANSWERS[row], ANSWERS[nearest], NGRAM))
-    assert MinHash(keep=Keep.singletons)(rows(ANSWERS), bench).kept.tolist() == [
+    assert MinHash(keep=Keep.singletons)(rows(ANSWERS), context).kept.tolist() == [
         False, True, False, False, False, True, False, False, False,
     ]  # fmt: skip
-    prompts = MinHash(on=On.prompt, threshold=0.7)(rows(ANSWERS), bench)  # "question 0", "question 1": 5/7
+    prompts = MinHash(on=On.prompt, threshold=0.7)(rows(ANSWERS), context)  # "question 0", "question 1": 5/7
     assert prompts.dropped == {"near_duplicate": 8}
 
 
-def test_another_threshold_or_keep_rule_searches_nothing(bench: Bench) -> None:
+def test_another_threshold_or_keep_rule_searches_nothing(context: StageContext) -> None:
     def work() -> list[str]:
-        return [entry.stage for entry in bench.take_news() if not entry.hit]
+        return [entry.stage for entry in context.take_news() if not entry.hit]
 
     view = rows(ANSWERS)
-    MinHash()(view, bench)
+    MinHash()(view, context)
     assert work() == ["neighbors", "dedup.minhash"]
-    assert MinHash(threshold=0.7, keep=Keep.longest)(view, bench).dropped["near_duplicate"] == 3
+    assert MinHash(threshold=0.7, keep=Keep.longest)(view, context).dropped["near_duplicate"] == 3
     assert work() == ["dedup.minhash"]
     for other in (MinHash(ngram=3), MinHash(num_perm=256), MinHash(threshold=0.5)):
-        other(view, bench)
+        other(view, context)
         assert work() == ["neighbors", "dedup.minhash"]
 
 
-def test_the_graph_is_whole_and_names_its_measure(bench: Bench) -> None:
-    graph, node_of_row, texts = MinHash(threshold=0.9).graph(rows(ANSWERS), bench)
+def test_the_graph_is_whole_and_names_its_measure(context: StageContext) -> None:
+    graph, node_of_row, texts = MinHash(threshold=0.9).graph(rows(ANSWERS), context)
     assert (MinHash.measure, graph.floor, graph.nodes) == ("jaccard", 0.7, len(texts))
     assert [texts[node] for node in node_of_row] == [ANSWERS[row] for row in (0, 1, 2, 0, 4, 5, 4, 7, 8)]
     assert len(graph.left) > len(graph.at(0.9).left)
 
 
-def test_no_row_and_one_row(bench: Bench) -> None:
-    assert MinHash()(rows(["one"]), bench).reason == [""]
+def test_no_row_and_one_row(context: StageContext) -> None:
+    assert MinHash()(rows(["one"]), context).reason == [""]
     empty = rows(["one"]).take(np.array([False]))
-    assert MinHash()(empty, bench).reason == []
+    assert MinHash()(empty, context).reason == []
 
 
 def test_what_is_refused_says_why() -> None:

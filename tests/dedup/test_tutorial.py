@@ -9,13 +9,14 @@ import faiss
 import numpy as np
 import pytest
 
-from sft_lab.bench import Bench, package_path
+from sft_lab.core.context import StageContext
+from sft_lab.core.packages import package_path
+from sft_lab.core.rows import Rows
+from sft_lab.core.store import Store
 from sft_lab.data.sources import File
-from sft_lab.dedup.embedding import Embedder, embed
+from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.exact import Keep, nodes_of
 from sft_lab.dedup.semantic import Semantic
-from sft_lab.rows import Rows
-from sft_lab.store import Store
 
 THRESHOLD = 0.95
 # The tutorial asks no script: every row is embedded.
@@ -38,16 +39,16 @@ def nearest_other(vectors: np.ndarray) -> np.ndarray:
     return best
 
 
-def compare(path: str, bench: Bench) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray]:
+def compare(path: str, context: StageContext) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray]:
     """The rows, which of them we keep, and each one's nearest cosine by our vectors and by the tutorial's."""
     from sentence_transformers import SentenceTransformer
 
-    rows = File(path=path)(bench).rows
+    rows = File(path=path)(context).rows
     answers = rows.column("answer")
-    kept = Semantic(threshold=THRESHOLD, keep=Keep.singletons, embedder=MINILM)(rows, bench).kept
+    kept = Semantic(threshold=THRESHOLD, keep=Keep.singletons, embedder=MINILM)(rows, context).kept
     model = SentenceTransformer(str(package_path(MINILM.name_or_path)), device="cpu")
     theirs = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
-    return rows, kept, nearest_other(embed(answers, MINILM, bench)), nearest_other(theirs)
+    return rows, kept, nearest_other(embed(answers, MINILM, context)), nearest_other(theirs)
 
 
 def check(rows: Rows, kept: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> str:
@@ -67,7 +68,7 @@ def check(rows: Rows, kept: np.ndarray, ours: np.ndarray, theirs: np.ndarray) ->
 
 @pytest.mark.slow
 def test_the_starter_conversations(tmp_path: Path) -> None:
-    compared = compare("package:sft_lab/starter/conversations.jsonl", Bench(Store(tmp_path)))
+    compared = compare("package:sft_lab/starter/conversations.jsonl", StageContext(Store(tmp_path)))
     print(check(*compared))
     rows, kept, _, _ = compared
     assert 200 < kept.sum() < len(rows) - 4  # the starter set has near-duplicates planted
@@ -77,7 +78,7 @@ def test_the_starter_conversations(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif("SFT_LAB_ROWS" not in os.environ, reason="SFT_LAB_ROWS names no file of conversations")
 def test_conversations_of_your_own(tmp_path: Path) -> None:
-    print(check(*compare(os.environ["SFT_LAB_ROWS"], Bench(Store(tmp_path)))))
+    print(check(*compare(os.environ["SFT_LAB_ROWS"], StageContext(Store(tmp_path)))))
 
 
 def test_the_rule_holds_where_its_accident_does_not() -> None:

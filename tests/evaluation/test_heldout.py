@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from sft_lab import compose
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
 from sft_lab.evaluation.heldout import IGNORED, Ending, Scores, score
 
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
     run = compose(["model=tiny_random"])
-    return run.model.load(Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench())), seed=7)
+    return run.model.load(StageContext(load_tokenizer=lambda: run.model.load_tokenizer(StageContext())), seed=7)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sft_lab import compose
-from sft_lab.bench import Bench
-from sft_lab.evaluation.outputs import (
+from sft_lab.core.context import StageContext
+from sft_lab.evaluation.answers import (
     contains_expected,
     distinct_pairs,
     has_same_json_form,
@@ -17,14 +17,14 @@ from sft_lab.evaluation.outputs import (
     measure_answers,
     split_words,
 )
-from sft_lab.evaluation.samples import Answer, generate
+from sft_lab.evaluation.generation import Answer, generate
 
 
 @pytest.fixture(scope="module")
 def model_and_tokenizer() -> tuple[Any, Any]:
     run = compose(["model=tiny_random"])
-    bench = Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench()))
-    return run.model.load(bench, seed=7), bench.tokenizer
+    context = StageContext(load_tokenizer=lambda: run.model.load_tokenizer(StageContext()))
+    return run.model.load(context, seed=7), context.tokenizer
 
 
 def test_prompts_of_all_lengths_are_answered_together_as_alone(model_and_tokenizer: tuple[Any, Any]) -> None:

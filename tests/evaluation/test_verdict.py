@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sft_lab.evaluation.verdict import Limits, Observed, Verdict, advice, converged_at, judge
-from sft_lab.report.page import VERDICTS
+from sft_lab.report.html_report import VERDICTS
 
 FALLING = [(step, 2.5 - step / 100) for step in range(0, 101, 10)]
 RISING = [(step, 2.0 + step / 20) for step in range(0, 101, 10)]

@@ -6,7 +6,7 @@ import resource
 import sys
 from pathlib import Path
 
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 if __name__ == "__main__":
     mib, *words = sys.argv[1:]

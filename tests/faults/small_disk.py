@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sft_lab.cli import main
-from sft_lab.store import Store
+from sft_lab.cli.main import main
+from sft_lab.core.store import Store
 
 
 def attempt(words: list[str]) -> tuple[int, str]:

@@ -12,7 +12,7 @@ import pytest
 from hub_stand_in import HubStandIn
 
 from sft_lab import compose
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
 
 pytestmark = pytest.mark.slow
 FEW = ["trainer.max_steps=1", "evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null",
@@ -23,9 +23,9 @@ FEW = ["trainer.max_steps=1", "evaluation.prompts=[]", "evaluation.outputs=0", "
 def repository(tmp_path: Path, tiny: list[str]) -> Path:
     """The tiny model as files of a repository."""
     run = compose(tiny)
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(Bench()))
-    run.model.load(bench, 1).save_pretrained(tmp_path / "repository")
-    bench.tokenizer.save_pretrained(tmp_path / "repository")
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
+    run.model.load(context, 1).save_pretrained(tmp_path / "repository")
+    context.tokenizer.save_pretrained(tmp_path / "repository")
     return tmp_path / "repository"
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab import outage
-from sft_lab.bench import Bench
 from sft_lab.config import compose
-from sft_lab.errors import JobError
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import JobError
+from sft_lab.core.store import Store
+from sft_lab.run import resource_errors
 
 
 @pytest.mark.slow
@@ -57,8 +57,8 @@ def test_the_stage_and_what_helps_it(
     def compute(_: Path) -> None:
         raise MemoryError("Unable to allocate 64.0 GiB")
 
-    with pytest.raises(JobError) as error, outage.told(run, tmp_path):
-        Bench(Store(tmp_path / "store")).stage(stage, {"version": 1}, compute)
+    with pytest.raises(JobError) as error, resource_errors.told(run, tmp_path):
+        StageContext(Store(tmp_path / "store")).stage(stage, {"version": 1}, compute)
     for words in named:
         assert words in str(error.value)
     assert not_named not in str(error.value)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.cli import main
-from sft_lab.files import read_json
-from sft_lab.store import Store
+from sft_lab.cli.main import main
+from sft_lab.core.io import read_json
+from sft_lab.core.store import Store
 
 YEARS = 365 * 86400.0
 FEW = ["trainer.max_steps=3", "trainer.eval_steps=1", "evaluation.prompts=[]",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 SEED = 20261128
 VALUES = ["text", None, 10**400, -1, 0.5, True, [], [[["deep"]]], {}, {"a": {"b": []}}, float("nan"), float("inf")]

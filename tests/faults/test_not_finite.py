@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 
 @pytest.mark.slow

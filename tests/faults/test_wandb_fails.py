@@ -13,7 +13,7 @@ import pytest
 import wandb
 from wandb_stand_in import StandIn
 
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 pytestmark = pytest.mark.slow
 FEW = ["trainer.max_steps=3", "trainer.logging_steps=1", "evaluation.prompts=[]", "evaluation.general=null",

@@ -68,7 +68,7 @@ def output_of(root: Path) -> Path:
 
 def run(command: list[str], root: Path) -> int:
     """Carry out a command line in this process, with its store and its output below ``root``."""
-    from sft_lab.cli import main
+    from sft_lab.cli.main import main
 
     root.mkdir(parents=True, exist_ok=True)
     os.environ["SFT_LAB_STORE"] = str(root / "store")
@@ -166,7 +166,7 @@ def store_differences(whole: Path, resumed: Path) -> list[str]:
     """Say what in a store is not as the undisturbed run left it: entries, broken ones, locks, and what prune leaves."""
     from filelock import FileLock, Timeout
 
-    from sft_lab import store
+    from sft_lab.core import store
 
     problems = []
     entries = {(found.stage, found.key) for found in store.Store(resumed).listing()}

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sft_lab.cli import main
-from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
+from sft_lab.cli.main import main
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
 from sft_lab.training.checkpoints import last_checkpoint
 
 # Long enough to be caught in the middle, with a checkpoint every second.
@@ -54,7 +54,7 @@ def so_far() -> str:
     return Path("told").read_text()
 
 
-def training(pattern: str, but: int | None = None) -> RunFolder:
+def training(pattern: str, but: int | None = None) -> RunDir:
     """Give the job's folder once it trains and has a whole checkpoint, from which another can go on.
 
     Args:
@@ -65,17 +65,17 @@ def training(pattern: str, but: int | None = None) -> RunFolder:
 
     def trains() -> bool:
         found[:] = [path.parent for path in Path("sweep").glob(f"{pattern}/checkpoints") if last_checkpoint(path)]
-        return bool(found) and state(RunFolder(found[0])) == "running" and process(RunFolder(found[0])) != but
+        return bool(found) and state(RunDir(found[0])) == "running" and process(RunDir(found[0])) != but
 
     wait(trains)
-    return RunFolder(found[0].absolute())
+    return RunDir(found[0].absolute())
 
 
-def process(folder: RunFolder) -> int:
+def process(folder: RunDir) -> int:
     return int(read_json(folder.status)["pid"])
 
 
-def ranks(folder: RunFolder) -> dict[int, int]:
+def ranks(folder: RunDir) -> dict[int, int]:
     """Process ids of those that execute a folder, by rank."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
@@ -94,16 +94,16 @@ def ranks(folder: RunFolder) -> dict[int, int]:
     return found
 
 
-def state(folder: RunFolder) -> str:
+def state(folder: RunDir) -> str:
     return str(read_json(folder.status)["state"])
 
 
-def goes_on(folder: RunFolder) -> int:
+def goes_on(folder: RunDir) -> int:
     """Count how often training went on from a checkpoint."""
     return folder.log.read_text().count("train: goes on from checkpoint-")
 
 
-def steps(folder: RunFolder) -> list[int]:
+def steps(folder: RunDir) -> list[int]:
     """Give the steps at which the training loss was logged."""
     events = map(json.loads, folder.metrics.read_text().splitlines())
     return [event["step"] for event in events if "train/loss" in event]

@@ -15,12 +15,12 @@ import pytest
 import taken
 
 from sft_lab import compose
-from sft_lab.cli import main
-from sft_lab.errors import ConfigError, UserError
-from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
-from sft_lab.jobs import accelerated
-from sft_lab.launchers import Serial
+from sft_lab.cli.main import main
+from sft_lab.core.errors import ConfigError, UserError
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
+from sft_lab.jobs import accelerate_launch
+from sft_lab.run.launch_config import Serial
 
 # Two processes with a batch each take the rows that one process takes in two.
 STEPS = ["trainer.max_steps=8", "trainer.per_device_train_batch_size=2", "trainer.logging_steps=1",
@@ -58,9 +58,9 @@ def test_two_processes_give_the_losses_of_one_and_leave_one_run_folder(one: Path
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
     assert curve(two, "eval/loss") == pytest.approx(curve(one, "eval/loss"), abs=1e-5)
     assert curve(two, "train/num_tokens") == curve(one, "train/num_tokens")
-    assert files(two) == files(one) | {accelerated.OUTPUT}
+    assert files(two) == files(one) | {accelerate_launch.OUTPUT}
     assert read_json(two / "status.json")["state"] == "finished"
-    assert taken.ranks(RunFolder(two)) == {}
+    assert taken.ranks(RunDir(two)) == {}
 
 
 @pytest.mark.slow
@@ -81,14 +81,14 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     command = subprocess.Popen([sys.executable, "-m", "sft_lab", *words], stderr=subprocess.PIPE, text=True)
     while command.poll() is None and not list(two.glob("checkpoints/checkpoint-4/trainer_state.json")):
         time.sleep(0.01)
-    killed = taken.ranks(RunFolder(two))[dies]
+    killed = taken.ranks(RunDir(two))[dies]
     os.kill(killed, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 1
-    assert f"process {dies} of the training was killed by SIGKILL" in said, (two / accelerated.OUTPUT).read_text()
+    assert f"process {dies} of the training was killed by SIGKILL" in said, (two / accelerate_launch.OUTPUT).read_text()
     assert "Traceback" not in said
-    assert RunFolder(two).state() == "failed"
-    assert taken.ranks(RunFolder(two)) == {}
+    assert RunDir(two).state() == "failed"
+    assert taken.ranks(RunDir(two)) == {}
     assert main(words) == 0
     assert "goes on from checkpoint-4" in (two / "run.log").read_text()
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
@@ -105,8 +105,8 @@ def test_a_signal_stops_all_processes_at_one_step_with_a_checkpoint(one: Path, h
     _, text = command.communicate(timeout=120)
     assert command.returncode == 143, text
     assert "Traceback" not in text
-    assert RunFolder(two).state() == "interrupted"
-    assert taken.ranks(RunFolder(two)) == {}
+    assert RunDir(two).state() == "interrupted"
+    assert taken.ranks(RunDir(two)) == {}
     assert main(words) == 0
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
 
@@ -134,7 +134,7 @@ def test_two_machines_on_loopback(one: Path, here: Path, tiny: list[str], monkey
 def test_the_command_is_accelerates(here: Path, tiny: list[str]) -> None:
     run = compose(tiny)
     run.launch = Serial(num_processes=8, num_machines=2, config_file="fsdp")
-    words = accelerated.command(run, RunFolder(here / "job"), accelerated.Machine(1, "10.0.0.1", 29500))
+    words = accelerate_launch.command(run, RunDir(here / "job"), accelerate_launch.Machine(1, "10.0.0.1", 29500))
     assert words[2:4] == ["-m", "accelerate.commands.launch"]
     told = dict(zip(words[4::2], words[5::2], strict=False))
     assert told["--num_processes"] == "8"
@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str)
 def test_shipped_configs_are_read_by_accelerate() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    from sft_lab.launchers import CONFIGS
+    from sft_lab.run.launch_config import CONFIGS
 
     found = {file.stem: load_config_from_file(str(file)) for file in CONFIGS.glob("*.yaml")}
     assert {name: one.distributed_type.value for name, one in found.items()} == {

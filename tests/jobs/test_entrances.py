@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from sft_lab import compose, config
-from sft_lab.cli import main
-from sft_lab.errors import FolderError
-from sft_lab.files import read_json
-from sft_lab.folder import PREPARE, RUN, RunFolder
-from sft_lab.jobs import processes, ray_cluster
-from sft_lab.jobs.attempt import execute
+from sft_lab.cli.main import main
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import PREPARE, RUN, RunDir
+from sft_lab.jobs import processes, ray
 from sft_lab.jobs.replay import replay
-from sft_lab.launchers import Processes
-from sft_lab.session import Session
+from sft_lab.jobs.worker import execute
+from sft_lab.run.launch_config import Processes
+from sft_lab.run.session import Session
 from sft_lab.training.checkpoints import last_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -42,7 +42,7 @@ def words(here: Path, tiny: list[str]) -> list[str]:
     return [*tiny, *SMALL]
 
 
-def killed(words: list[str], folder: RunFolder) -> RunFolder:
+def killed(words: list[str], folder: RunDir) -> RunDir:
     """Kill a run in training, with a checkpoint there."""
     command = [sys.executable, "-m", "sft_lab", *words, f"hydra.run.dir={folder.path}", "trainer.max_steps=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -62,7 +62,7 @@ REMEDY = ("the data has changed since this run", "put the old data back", "sft-l
 def test_a_killed_run_whose_data_changed_goes_on_nowhere(
     words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = killed(words, RunFolder(here / "run"))
+    folder = killed(words, RunDir(here / "run"))
     status, fingerprint = folder.status.read_bytes(), read_json(folder.manifest)["dataset_fingerprint"]
     write_rows(8)
     assert main([*words, "trainer.max_steps=100000", "hydra.run.dir=run"]) == 2
@@ -74,7 +74,7 @@ def test_a_killed_run_whose_data_changed_goes_on_nowhere(
     assert failure.by_input
     assert all(words in failure.message for words in REMEDY)
     for work in (RUN, PREPARE):
-        told = ray_cluster._task(str(folder.path), work, 1, os.environ["SFT_LAB_STORE"])
+        told = ray._task(str(folder.path), work, 1, os.environ["SFT_LAB_STORE"])
         assert told is not None
         assert told["by_input"]
         assert all(words in told["message"] for words in REMEDY)
@@ -93,7 +93,7 @@ def test_a_killed_run_whose_data_changed_goes_on_nowhere(
 
 def test_a_replay_cut_off_goes_on_with_the_old_data_alone(words: list[str], here: Path) -> None:
     compose([*words, "trainer.max_steps=2"]).execute("run")
-    again = RunFolder(here / "again")
+    again = RunDir(here / "again")
     replay(Path("run"), out=again.path)
     again.status.write_text(json.dumps({**read_json(again.status), "state": "interrupted"}))
     write_rows(8)
@@ -103,7 +103,7 @@ def test_a_replay_cut_off_goes_on_with_the_old_data_alone(words: list[str], here
 
 def test_who_dies_before_its_data_is_read_forgets_nothing(words: list[str], here: Path) -> None:
     """A session begins with a new manifest; until it has read its data, that holds the old fingerprint."""
-    folder = killed(words, RunFolder(here / "run"))
+    folder = killed(words, RunDir(here / "run"))
     before = read_json(folder.manifest)["dataset_fingerprint"]
     run = config.load(folder.config)
     with Session(run, folder):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sft_lab import config
-from sft_lab.errors import FolderError
-from sft_lab.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, SWEEP
-from sft_lab.jobs.folders import Placed, Standing, place, sweep_name
+from sft_lab.core.errors import FolderError
+from sft_lab.core.run_dir import FAILED, FINISHED, INTERRUPTED, RUNNING, SWEEP
+from sft_lab.jobs.layout import Placed, Standing, place, sweep_name
 
 SMALL = ["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "tracking=local"]
 

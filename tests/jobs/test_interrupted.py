@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sft_lab.cli import main
-from sft_lab.files import read_json
-from sft_lab.folder import RunFolder
+from sft_lab.cli.main import main
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("foreground")]
 
@@ -46,12 +46,12 @@ def ended(process: subprocess.Popen[str]) -> str:
     return text
 
 
-def trains(pattern: str) -> Callable[[], RunFolder | None]:
+def trains(pattern: str) -> Callable[[], RunDir | None]:
     """Return a question for the folder that matches, once five steps are logged there."""
 
-    def look() -> RunFolder | None:
+    def look() -> RunDir | None:
         folders = [path.parent for path in Path.cwd().glob(f"{pattern}/metrics.jsonl")]
-        return RunFolder(folders[0]) if folders and len(losses(folders[0])) > 5 else None
+        return RunDir(folders[0]) if folders and len(losses(folders[0])) > 5 else None
 
     return look
 

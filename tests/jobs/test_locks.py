@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab import locks
-from sft_lab.store import Store
+from sft_lab.core import locks
+from sft_lab.core.store import Store
 
 MANY = 16
 PROCESSES = multiprocessing.get_context("spawn")
@@ -69,7 +69,7 @@ def test_a_store_without_locks_is_refused(tmp_path: Path, tiny: list[str], flock
 @pytest.mark.slow
 def test_a_lock_is_never_replaced_by_a_softer_one(tmp_path: Path, flock) -> None:
     """Where there is no flock, filelock would take a file's existence for a lock, and a killed holder keeps it."""
-    code = ("import sys; from pathlib import Path; from sft_lab.store import Store\n"
+    code = ("import sys; from pathlib import Path; from sft_lab.core.store import Store\n"
             "with Store(Path(sys.argv[1])).lock('x'): print('held')")  # fmt: skip
     command = [sys.executable, "-c", code, str(tmp_path / "store")]
     free = subprocess.run(command, capture_output=True, text=True, check=False)

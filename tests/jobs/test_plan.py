@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sft_lab import compose, config
-from sft_lab.bench import Bench
-from sft_lab.cli import main
-from sft_lab.files import read_json
+from sft_lab.cli.main import main
+from sft_lab.core.context import StageContext
+from sft_lab.core.io import read_json
 from sft_lab.jobs import plan
 from sft_lab.jobs.plan import Outlook
 
@@ -41,9 +41,9 @@ def test_before_anything_is_stored_nothing_is_known_and_nothing_is_written(here:
 
 def test_what_is_stored_is_known_to_the_row(here: Path, mine: list[str]) -> None:
     run = compose(mine)
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
-    work = run.preparation(bench)
-    data = run.prepare(bench, work)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
+    work = run.preparation(context)
+    data = run.prepare(context, work)
     before = everything(here)
     (one,) = looked(mine, "trainer.max_steps=-1", "trainer.num_train_epochs=3")
     assert one.missing is None
@@ -62,8 +62,8 @@ def test_what_is_stored_is_known_to_the_row(here: Path, mine: list[str]) -> None
 
 def test_what_the_jobs_of_a_sweep_share(here: Path, mine: list[str]) -> None:
     run = compose([*mine, "dedup.keep=first"])
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
-    run.prepare(bench)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
+    run.prepare(context)
     found = looked(mine, "dedup.keep=first,longest", "trainer.learning_rate=1e-3,2e-3", sweep=True)
     assert [one.missing is None for one in found] == [True, True, False, False]
     assert plan.shared(found) == [("dedup.exact", 2)]
@@ -78,7 +78,7 @@ def test_choices_that_keep_the_same_rows_are_named(
     assert plan.same_rows(found) == []  # nothing is known yet
     for one in found:
         run = one.placed.job.run
-        run.prepare(run.bench())
+        run.prepare(run.context())
     both = "filter=[answered,length]; filter=[length,answered]"
     assert plan.same_rows(looked(mine, *grid, sweep=True)) == [both]
     assert plan.same_rows(looked(mine, *grid, "seed=1,2", sweep=True)) == [
@@ -146,8 +146,8 @@ def test_the_memory_of_a_training_is_reckoned_from_shapes(here: Path, mine: list
     assert isinstance(full, Footprint)
     assert isinstance(lora, Footprint)
     run = compose([*words, "trainer=full"])
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench))
-    model = run.model.load(bench, seed=1)
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
+    model = run.model.load(context, seed=1)
     size = sum(one.numel() for one in model.parameters())
     assert (full.parameters, full.trained, full.weights) == (size, size, 4 * size)
     assert (full.gradients, full.optimizer) == (4 * size, 8 * size)

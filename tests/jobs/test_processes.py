@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.cli import main
-from sft_lab.errors import FolderError
-from sft_lab.files import read_json
-from sft_lab.folder import RUN, RunFolder
+from sft_lab.cli.main import main
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RUN, RunDir
 from sft_lab.jobs import processes
-from sft_lab.launchers import Processes, devices
+from sft_lab.run.launch_config import Processes, devices
 
 TWO = ["launch=processes", "launch.at_once=2"]
 # Long enough to be met at work, with checkpoints.
@@ -144,8 +144,8 @@ def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: lis
 
 def test_the_place_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -> None:
     code = ("import sys; from pathlib import Path\n"
-            "from sft_lab.folder import RunFolder\n"
-            "folder = RunFolder(Path(sys.argv[1]))\n"
+            "from sft_lab.core.run_dir import RunDir\n"
+            "folder = RunDir(Path(sys.argv[1]))\n"
             "folder.claim(); print('held', flush=True); sys.stdin.read()")  # fmt: skip
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "CUDA_VISIBLE_DEVICES": "3"},
@@ -154,13 +154,13 @@ def test_the_place_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     free = ["2", "3", "4"]
-    assert processes._take(free, RunFolder(tmp_path)) == "3"
+    assert processes._take(free, RunDir(tmp_path)) == "3"
     assert free == ["2", "4"]
     holder.communicate()
-    assert processes._take(free, RunFolder(tmp_path)) == "2"
+    assert processes._take(free, RunDir(tmp_path)) == "2"
 
 
-def _training(sweep: Path, pattern: str) -> RunFolder:
+def _training(sweep: Path, pattern: str) -> RunDir:
     """Give the job's folder once it trains."""
     found: list[Path] = []
 
@@ -169,7 +169,7 @@ def _training(sweep: Path, pattern: str) -> RunFolder:
         return bool(found)
 
     _wait(trains)
-    return RunFolder(found[0])
+    return RunDir(found[0])
 
 
 def _wait(holds: object, seconds: float = 120) -> None:
@@ -180,10 +180,10 @@ def _wait(holds: object, seconds: float = 120) -> None:
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     with folder.running():
         assert folder.is_held()
-        with pytest.raises(FolderError, match="another process works here"), RunFolder(tmp_path).running():
+        with pytest.raises(FolderError, match="another process works here"), RunDir(tmp_path).running():
             pass
         assert read_json(folder.status)["state"] == "running"
     assert read_json(folder.status)["state"] == "finished"
@@ -193,7 +193,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_job_that_leaves_no_status_is_told_by_its_last_line(here: Path) -> None:
     """Its config is no config, so that it ends before its folder is worked on."""
-    job = RunFolder(here / "sweep" / "seed=1-0123")
+    job = RunDir(here / "sweep" / "seed=1-0123")
     job.path.mkdir(parents=True)
     job.config.write_text("format: 99\n")
     (failure,) = processes.launch([("one", job)], Processes(at_once=1), RUN)

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sft_lab import config
-from sft_lab.errors import ConfigError, FolderError, UserError
-from sft_lab.folder import RunFolder
+from sft_lab.core.errors import ConfigError, FolderError, UserError
+from sft_lab.core.run_dir import RunDir
 from sft_lab.jobs.promote import _not_the_same, _option_of, promote
-from sft_lab.run import SCHEMAS, Run
-from sft_lab.training.options import OWN_FIELDS
+from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.training.config import OWN_FIELDS
 
 SUMMARY = {"eval/loss": 2.5, "base/eval_loss": 3.25, "verdict": "healthy"}
 MANIFEST = {
@@ -27,9 +27,9 @@ MANIFEST = {
 }
 
 
-def folder_of(run: Run, name: str = "outputs/run") -> RunFolder:
+def folder_of(run: Run, name: str = "outputs/run") -> RunDir:
     """Write by hand what a finished run's folder says of itself."""
-    folder = RunFolder(Path(name))
+    folder = RunDir(Path(name))
     folder.path.mkdir(parents=True)
     folder.config.write_text(run.to_yaml(), encoding="utf-8")
     status = {"state": "finished", "work": "run"}

@@ -19,10 +19,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from sft_lab import compose, config
-from sft_lab.cli import main
-from sft_lab.errors import ConfigError
-from sft_lab.files import read_json
-from sft_lab.launchers import Ray
+from sft_lab.cli.main import main
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.io import read_json
+from sft_lab.run.launch_config import Ray
 
 RAY = ["launch=ray", "launch.num_cpus=1"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from sft_lab import compose, config
-from sft_lab.errors import ConfigError, FolderError, UserError
-from sft_lab.files import flat, read_json
-from sft_lab.folder import RunFolder
+from sft_lab.core.errors import ConfigError, FolderError, UserError
+from sft_lab.core.io import flat, read_json
+from sft_lab.core.run_dir import RunDir
+from sft_lab.jobs import environment
 from sft_lab.jobs import replay as replays
-from sft_lab.jobs import world
+from sft_lab.jobs.environment import Difference, between
 from sft_lab.jobs.replay import compare, lines, read_result, replay
-from sft_lab.jobs.world import Difference, between
 from sft_lab.tracking import manifest
 
 pytestmark = pytest.mark.slow
@@ -238,7 +238,7 @@ def test_data_that_are_gone(copy: Path, place: Path) -> None:
         with pytest.raises(UserError, match=r"dataset\.path=.*rows\.jsonl"):
             replay(Path("run"))
         assert not Path("outputs").exists()
-        (gone,) = world.differences(read_json(Path("run/manifest.json")), config.load(Path("run/config.yaml")))
+        (gone,) = environment.differences(read_json(Path("run/manifest.json")), config.load(Path("run/config.yaml")))
         assert gone.name == f"dataset.path={rows}"
         assert "cannot be read" in gone.now
     finally:
@@ -251,7 +251,7 @@ def test_data_that_have_changed_are_a_difference_of_the_world(copy: Path, place:
     rows.write_text(before.replace("number 7", "number seven"))
     try:
         run = config.load(Path("run/config.yaml"))
-        (found,) = world.differences(read_json(Path("run/manifest.json")), run)
+        (found,) = environment.differences(read_json(Path("run/manifest.json")), run)
         assert found.name == f"dataset.path={rows}"
         assert len(str(found)) < 70 + len(found.name)  # hashes are shortened
         with pytest.raises(FolderError, match="the data has changed"):
@@ -377,7 +377,7 @@ def test_tolerances() -> None:
 
 def test_every_number_is_read(place: Path) -> None:
     """Times and nothing else are left out of the summary; losses, counts and rows are all there."""
-    found = read_result(RunFolder(place / "run"), "run")
+    found = read_result(RunDir(place / "run"), "run")
     summary = {name.removeprefix("summary.json ") for name in found if name.startswith("summary.json ")}
     written = set(flat(read_json(place / "run/summary.json")))
     assert written - summary - {"advice.says"} == {

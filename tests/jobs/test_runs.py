@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sft_lab.errors import FolderError
-from sft_lab.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder
-from sft_lab.jobs import runs
+from sft_lab.core.errors import FolderError
+from sft_lab.core.run_dir import FAILED, FINISHED, INTERRUPTED, RUNNING, RunDir
+from sft_lab.jobs import list_runs
 from sft_lab.tracking import manifest
 
 INSTALLED = manifest.versions()
 SUMMARY = {"eval/loss": 2.5, "base/eval_loss": 3.25, "gap": 0.125, "verdict": "healthy", "train_rows": 1200}
 
 
-def made(path: str, *, summary: Any = SUMMARY, packages: Any = INSTALLED, **status: Any) -> RunFolder:
+def made(path: str, *, summary: Any = SUMMARY, packages: Any = INSTALLED, **status: Any) -> RunDir:
     """Make a run folder by hand: the three files that the listing reads."""
-    folder = RunFolder(Path(path))
+    folder = RunDir(Path(path))
     folder.path.mkdir(parents=True)
     told = {"state": FINISHED, "time": "2026-11-22T05:15:44+00:00", "work": "run", **status}
     for file, content in ((folder.status, told), (folder.summary, summary), (folder.manifest, {"packages": packages})):
@@ -35,14 +35,14 @@ def made(path: str, *, summary: Any = SUMMARY, packages: Any = INSTALLED, **stat
     return folder
 
 
-def only(root: str | None = None) -> runs.RunLine:
-    (line,) = runs.listing(Path(root) if root else None)
+def only(root: str | None = None) -> list_runs.RunLine:
+    (line,) = list_runs.listing(Path(root) if root else None)
     return line
 
 
-def shown(lines: list[runs.RunLine]) -> str:
+def shown(lines: list[list_runs.RunLine]) -> str:
     console = Console(width=250, record=True, file=io.StringIO())
-    console.print(runs.table(lines))
+    console.print(list_runs.table(lines))
     return console.export_text()
 
 
@@ -56,22 +56,22 @@ def now() -> str:
 
 def test_a_finished_run(here: Path) -> None:
     made("outputs/2026-11-22/05-15-32")
-    assert only() == runs.RunLine(
+    assert only() == list_runs.RunLine(
         Path("outputs/2026-11-22/05-15-32"), "finished", "run", "healthy", 3.25, 2.5, 0.125, 1200,
         "2026-11-22T05:15:44+00:00",
     )  # fmt: skip
-    text = shown(runs.listing())
+    text = shown(list_runs.listing())
     for word in ("outputs/2026-11-22/05-15-32", "finished", "healthy", "3.2500", "2.5000", "0.1250", "1,200", "05:15"):
         assert word in text
     assert "*" not in text
 
 
 def test_both_default_places_and_a_named_one(here: Path) -> None:
-    assert runs.listing() == []
+    assert list_runs.listing() == []
     made("multirun/sweep-1/seed=1-0123456789ab")
     made("outputs/a/b")
     made("elsewhere/c")
-    assert [str(line.path) for line in runs.listing()] == ["outputs/a/b", "multirun/sweep-1/seed=1-0123456789ab"]
+    assert [str(line.path) for line in list_runs.listing()] == ["outputs/a/b", "multirun/sweep-1/seed=1-0123456789ab"]
     assert str(only("elsewhere").path) == "elsewhere/c"
     assert str(only("elsewhere/c").path) == "elsewhere/c"
 
@@ -80,7 +80,7 @@ def test_both_default_places_and_a_named_one(here: Path) -> None:
 def test_a_root_that_is_no_folder(here: Path, root: str) -> None:
     Path("file").write_text("mine")
     with pytest.raises(FolderError, match=f"{root}: no such folder"):
-        runs.listing(Path(root))
+        list_runs.listing(Path(root))
 
 
 @pytest.mark.parametrize("state", [FINISHED, FAILED, INTERRUPTED])
@@ -139,7 +139,7 @@ def test_other_library_versions_are_marked(here: Path) -> None:
     made("outputs/a", packages=INSTALLED | {"torch": "1.0"})
     made("outputs/b", packages=INSTALLED | {"gone": "3"})
     made("outputs/c")
-    first, second, third = runs.listing()
+    first, second, third = list_runs.listing()
     assert (first.other_versions, second.other_versions, third.other_versions) == (["torch 1.0"], ["gone 3"], [])
     text = shown([first, second, third])
     assert text.count("*") == 3  # two lines and what the mark means
@@ -153,7 +153,7 @@ def test_a_config_alone_is_a_run_not_started_and_a_conf_folder_is_none(here: Pat
     Path("place/conf/config.yaml").write_text("defaults:\n  - dedup: exact\n")
     line = only("place")
     assert (str(line.path), line.state, line.work) == ("place/run", "not started", "")
-    RunFolder(Path("place/run")).queued.write_text('{"format": 1, "job_id": "12_0"}')
+    RunDir(Path("place/run")).queued.write_text('{"format": 1, "job_id": "12_0"}')
     assert only("place").state == "queued"
 
 
@@ -163,7 +163,7 @@ def test_what_lies_inside_a_run_is_not_looked_at(here: Path) -> None:
         made(f"outputs/a/{name}/inner")
     made("multirun/sweep-1/wandb/offline-run-1")
     made("multirun/.hidden/run")
-    assert [str(line.path) for line in runs.listing()] == ["outputs/a"]
+    assert [str(line.path) for line in list_runs.listing()] == ["outputs/a"]
 
 
 @pytest.mark.parametrize("name", ["status.json", "summary.json", "manifest.json"])
@@ -180,9 +180,9 @@ def test_a_broken_file_is_a_line_that_says_so(here: Path, name: str, content: st
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     made("outputs/b")
     if content is None and name == "status.json":  # a folder of that name is no status, and nothing else tells of a run
-        assert [line.path.name for line in runs.listing()] == ["b"]
+        assert [line.path.name for line in list_runs.listing()] == ["b"]
         return
-    broken, well = runs.listing()
+    broken, well = list_runs.listing()
     assert well.state == "finished"
     assert [told.startswith(f"{name}: ") for told in broken.problems] == ([] if content == "{}" else [True])
     assert (broken.state == "finished") == (name != "status.json")
@@ -201,14 +201,14 @@ def test_wrong_values_are_told(here: Path) -> None:
 
 
 def test_a_narrow_terminal_and_a_file_hold_whole_paths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.show(runs.listing())
+    list_runs.show(list_runs.listing())
     assert "No runs here yet" in capsys.readouterr().out
     name = "outputs/dedup=semantic-threshold=0.95-learning_rate=1e-05-num_train_epochs=3-0123456789ab"
     made(name, state=FAILED)
-    runs.show(runs.listing())
+    list_runs.show(list_runs.listing())
     assert name in capsys.readouterr().out
     console = Console(width=90, file=io.StringIO(), record=True)
-    console.print(runs.table(runs.listing()))
+    console.print(list_runs.table(list_runs.listing()))
     text = console.export_text()
     assert "".join(line[:20].strip() for line in text.splitlines()).find("0123456789ab"[-4:]) > 0
     assert all(word in text for word in ("failed", "healthy", "2.5000", "1,200"))
@@ -216,7 +216,7 @@ def test_a_narrow_terminal_and_a_file_hold_whole_paths(here: Path, capsys: pytes
 
 def test_a_path_is_shown_as_it_is(here: Path) -> None:
     made("outputs/[red]x[/red]")
-    assert "outputs/[red]x[/red]" in shown(runs.listing())
+    assert "outputs/[red]x[/red]" in shown(list_runs.listing())
 
 
 def test_a_thousand_folders(here: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_thousand_folders(here: Path) -> None:
         (folder.path / "model").mkdir()
         folder.metrics.write_text('{"step": 1}\n' * 1000)
     began = time.perf_counter()
-    lines = runs.listing()
+    lines = list_runs.listing()
     listed = time.perf_counter() - began
     text = shown(lines)
     assert len(lines) == 1000

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab import compose, config, folder
-from sft_lab.cli import main
-from sft_lab.errors import FolderError
-from sft_lab.files import read_json
-from sft_lab.folder import FolderInUse, RunFolder, make_folders
-from sft_lab.jobs.folders import place
+from sft_lab import compose, config
+from sft_lab.cli.main import main
+from sft_lab.core import run_dir
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import FolderInUse, RunDir, make_folders
+from sft_lab.jobs.layout import place
 
 ROUNDS = 20
 
@@ -31,7 +32,7 @@ def words(here: Path, tiny: list[str]) -> list[str]:
 
 def _race(start: Barrier, words: list[str], number: int) -> None:
     """Take the same folders as another process; in the rounds that this one wins, its mark stays in the folder."""
-    folder.PATIENCE = 0.0  # forked: in this process alone
+    run_dir.PATIENCE = 0.0  # forked: in this process alone
     plan = config.compose_jobs(words, multirun=False)
     for round_ in range(ROUNDS):
         start.wait()
@@ -72,7 +73,7 @@ def test_the_same_command_twice_at_once(words: list[str]) -> None:
         for process, text in zip(both, texts, strict=True):
             assert "Traceback" not in text
             assert process.returncode == (2 if "another process works here" in text else 0), text
-        run = RunFolder(Path("run"))
+        run = RunDir(Path("run"))
         assert run.state() == "finished"
         assert run.summary.exists()
         assert list(run.model.glob("adapter*"))
@@ -89,7 +90,7 @@ def test_four_runs_of_one_second_have_four_folders(words: list[str]) -> None:
 
 
 def test_runs_from_python_in_one_second_have_folders_of_their_own(here: Path) -> None:
-    folders = [RunFolder.new() for _ in range(4)]
+    folders = [RunDir.new() for _ in range(4)]
     assert len({run.path for run, _ in folders}) == 4
     assert [made[0] for _, made in folders] == [run.path for run, _ in folders]
     assert folders[0][1] == [folders[0][0].path, folders[0][0].path.parent, here / "outputs"]
@@ -138,7 +139,7 @@ def test_what_the_command_made_goes_with_it(wrong: list[str]) -> None:
 
 def test_a_folder_where_another_process_works_is_not_removed(here: Path) -> None:
     made = make_folders(here / "runs" / "run")
-    other = RunFolder(here / "runs" / "run")
+    other = RunDir(here / "runs" / "run")
     with other.claimed(), pytest.raises(FolderInUse):
-        RunFolder(here / "runs" / "run").discard(made)
+        RunDir(here / "runs" / "run").discard(made)
     assert (here / "runs" / "run").is_dir()

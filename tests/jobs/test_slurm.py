@@ -15,13 +15,13 @@ import slurm_cluster
 import taken
 
 from sft_lab import compose, config
-from sft_lab.cli import main
-from sft_lab.errors import ConfigError
-from sft_lab.files import read_json, write_json
-from sft_lab.folder import RunFolder
+from sft_lab.cli.main import main
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.io import read_json, write_json
+from sft_lab.core.run_dir import RunDir
 from sft_lab.jobs import slurm
-from sft_lab.jobs.folders import place
-from sft_lab.launchers import AT_WORK, Slurm
+from sft_lab.jobs.layout import place
+from sft_lab.run.launch_config import AT_WORK, Slurm
 
 LOCAL = ["launch=slurm", "launch.cluster=local"]
 FULL = ["launch.partition=gpu", "launch.account=lab", "launch.qos=long", "launch.constraint=a100",
@@ -262,7 +262,7 @@ def test_on_a_real_slurm(
         subprocess.check_call(["scancel", read_json(three.queued)["job_id"]])
         told = taken.told(sweep, 1)
         assert re.search(r"failed: job 3 ended \(CANCELLED\)", told)
-        assert not RunFolder(three.path).is_held()
+        assert not RunDir(three.path).is_held()
     assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")
 
 

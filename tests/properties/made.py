@@ -1,4 +1,4 @@
-"""Rows, tokenizer and bench of these tests, all real and small."""
+"""Rows, tokenizer and stage context of these tests, all real and small."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from transformers import AutoTokenizer
 
 import sft_lab
-from sft_lab.bench import Bench
-from sft_lab.rows import Rows
-from sft_lab.store import Store
-from sft_lab.text import content_group
+from sft_lab.core.context import StageContext
+from sft_lab.core.rows import Rows
+from sft_lab.core.store import Store
+from sft_lab.core.text import content_group
 
 PAIR = tuple[str, str]
 _folder = tempfile.TemporaryDirectory()
@@ -27,9 +27,9 @@ def tokenizer() -> Any:
 
 
 @cache
-def bench() -> Bench:
+def context() -> StageContext:
     """One for all examples: what a stage has stored is found again, which is what users live with."""
-    return Bench(Store(Path(_folder.name)), tokenizer)
+    return StageContext(Store(Path(_folder.name)), tokenizer)
 
 
 def rows_of(pairs: list[PAIR], groups: list[str] | None = None) -> Rows:

@@ -18,10 +18,10 @@ from strategies import LEAVES, STRINGS, TEXTS, json_values
 
 from sft_lab import compose
 from sft_lab.config.compose import compose_config
-from sft_lab.config.saved import from_saved, load
-from sft_lab.errors import ConfigError
-from sft_lab.files import digest
-from sft_lab.run import NOT_IDENTITY, Run
+from sft_lab.config.serialize import from_saved, load
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.io import digest
+from sft_lab.run.config import NOT_IDENTITY, Run
 
 WORDS = ["model=tiny_random", "filter=[answered,pattern,length]", "filter.pattern.drop=[spam]",
          "split.filter=[answered]"]  # fmt: skip

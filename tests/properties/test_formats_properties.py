@@ -18,12 +18,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import STRINGS, TEXTS, json_values
 
-from sft_lab.bench import Bench
-from sft_lab.data.dataset import LeadingAssistant, Loaded, OnError, Turns, _Part
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import SourceError
+from sft_lab.core.store import Store
 from sft_lab.data.formats import COLUMNS_OF, CONVERSATION_KEYS, ROLE_KEYS, ROLES, TEXT_KEYS, Format
+from sft_lab.data.load import LeadingAssistant, Loaded, OnError, Turns, _Part
 from sft_lab.data.sources import File
-from sft_lab.errors import SourceError
-from sft_lab.store import Store
 
 REASONS = {"", "unreadable", "empty", "begins_with_assistant", "no_answer"}
 KNOWN = sorted({*(key for ways in COLUMNS_OF.values() for keys in ways for key in keys), *ROLE_KEYS, *TEXT_KEYS,
@@ -50,12 +50,12 @@ SETTINGS = {
 
 
 @contextmanager
-def file_of(content: bytes, name: str = "rows.jsonl") -> Iterator[tuple[Path, Bench]]:
+def file_of(content: bytes, name: str = "rows.jsonl") -> Iterator[tuple[Path, StageContext]]:
     """A file and a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(content)
-        yield path, Bench(Store(Path(folder, "store")))
+        yield path, StageContext(Store(Path(folder, "store")))
 
 
 def lines_of(records: list[Any]) -> bytes:
@@ -86,9 +86,9 @@ def checked(loaded: Loaded) -> Loaded:
 @example([{"prompt": "\ud800", "completion": "a\udfff"}], {})
 @example([{"conversations": [{"from": 1, "value": []}]}, {"conversations": [{"from": "gpt", "value": [None]}]}], {})
 def test_any_json_is_rows_and_reasons_or_one_error(records: list[Any], how: dict[str, Any]) -> None:
-    with file_of(lines_of(records)) as (path, bench):
+    with file_of(lines_of(records)) as (path, context):
         try:
-            loaded = checked(File(path=str(path), **how)(bench))
+            loaded = checked(File(path=str(path), **how)(context))
         except SourceError as error:
             assert len(str(error)) > 20  # noqa: PT017 - whatever is raised, it must be this
             return
@@ -139,19 +139,19 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
 @example(("r.parquet", NO_DATE), OnError.skip)
 def test_any_bytes_are_rows_and_reasons_or_one_error(file: tuple[str, bytes], on_error: OnError) -> None:
     name, content = file
-    with file_of(content, name) as (path, bench):
+    with file_of(content, name) as (path, context):
         try:
-            checked(File(path=str(path), on_error=on_error)(bench))
+            checked(File(path=str(path), on_error=on_error)(context))
         except SourceError as error:
             assert str(path.name) in str(error) or "dataset." in str(error)  # noqa: PT017
 
 
 def rows_of(records: list[Any], **how: Any) -> list[tuple[Any, ...]]:
     """What is read, before it becomes a table: a tenth of the time."""
-    with file_of(lines_of(records)) as (path, bench):
+    with file_of(lines_of(records)) as (path, context):
         source = File(path=str(path), **how)
         read = _Part("", source, source, None, 0)
-        read(bench.store)
+        read(context.store)
     return [tuple(row[name] for name in ("id", "system", "prompt", "answer", "messages", "group")) for row in read.rows]
 
 
@@ -237,8 +237,8 @@ def test_deep_records_are_no_way_out(opening: str, depth: int, column: str) -> N
     closing = "".join("]" if mark == "[" else "}" for mark in reversed(opening) if mark in "[{")
     deep = f"{opening * depth}1{closing * depth}"
     line = f'{{"completion": "a", "{column}": {deep}, "x": 1}}\n{{"prompt": "p", "completion": "b"}}\n'
-    with file_of(line.encode()) as (path, bench):
+    with file_of(line.encode()) as (path, context):
         try:
-            checked(File(path=str(path), group=column)(bench))
+            checked(File(path=str(path), group=column)(context))
         except SourceError as error:
             assert "line 1" in str(error)  # noqa: PT017

@@ -16,8 +16,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import FINITE, STRINGS, json_values
 
-from sft_lab.files import FORMAT, digest, finite, flat, read_json, write_json, write_lines
-from sft_lab.store import RECIPE, Store
+from sft_lab.core.io import FORMAT, digest, finite, flat, read_json, write_json, write_lines
+from sft_lab.core.store import RECIPE, Store
 
 VALUES = json_values(leaves=FINITE)
 

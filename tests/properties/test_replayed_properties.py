@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sft_lab import compose
-from sft_lab.files import read_json
-from sft_lab.folder import RUN, RunFolder
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RUN, RunDir
 from sft_lab.jobs.replay import read_result, replay
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 TRAPS = ["no", "1e3", "12:30:00", "👩‍👩‍👧 \u202eabc", "e\u0301", "a\nb: c # d"]
 
 
-def told(folder: RunFolder) -> dict[str, Any]:
+def told(folder: RunDir) -> dict[str, Any]:
     """What a run says of itself that a replay must say too."""
     return {
         "config": folder.config.read_bytes(),
@@ -38,7 +38,7 @@ def test_a_replay_of_a_replay_is_the_same(here: Path, tiny: list[str]) -> None:
     run = compose([*tiny, *own])
     run.execute("run")
     # Each with a store of its own, so that everything is computed again.
-    known = told(RunFolder(Path("run")))
+    known = told(RunDir(Path("run")))
     before = Path("run")
     for name in ("first", "second"):
         done = replay(before, [f"store.path={here / name}-store"], out=here / name)

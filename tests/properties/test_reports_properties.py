@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import TEXTS
 
-from sft_lab.files import write_json, write_lines, write_text
-from sft_lab.folder import RunFolder
-from sft_lab.report import card, page
+from sft_lab.core.io import write_json, write_lines, write_text
+from sft_lab.core.run_dir import RunDir
+from sft_lab.report import card, html_report
 
 # matplotlib takes its time; what the figures' font lacks, a user's own reasons may hold, is drawn as boxes.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Glyph")]
@@ -31,7 +31,7 @@ COUNT = st.one_of(st.integers(0, 3), st.integers(0, 10**12))
 HOSTILE = st.one_of(
     TEXTS, st.sampled_from(["<script>alert(1)</script>", '"><img src=x onerror=a>', "$\\frac{", "$_", "{{ 7*7 }}"])
 )
-VERDICT = st.sampled_from([*page.VERDICTS, "unheard of", None])
+VERDICT = st.sampled_from([*html_report.VERDICTS, "unheard of", None])
 
 
 @st.composite
@@ -56,7 +56,7 @@ EVENT = st.fixed_dictionaries(
 EVIDENCE = st.fixed_dictionaries({"rule": HOSTILE, "value": NUMBER, "limit": NUMBER, "says": HOSTILE})
 NAMES = ["eval/loss", "base/eval_loss", "eval/bits_per_byte", "base/eval_bits_per_byte", "train/loss", "gap", "seconds",
          "best_eval_loss", "tokens_per_second", "watching_share", "epochs",
-         *(name for name, _, _ in page.MEASURES)]  # fmt: skip
+         *(name for name, _, _ in html_report.MEASURES)]  # fmt: skip
 SUMMARY = st.fixed_dictionaries(
     {},
     optional={**dict.fromkeys(NAMES, NUMBER),
@@ -87,7 +87,7 @@ def test_any_numbers_and_words_make_a_page(
     train: Any, held_out: Any, events: Any, summary: dict[str, Any], samples: Any, words: str
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
-        folder = RunFolder(Path(place, "2026-11-22", "01-26-04"))
+        folder = RunDir(Path(place, "2026-11-22", "01-26-04"))
         write_json(folder.waterfall, {"stages": train, "held_out": held_out})
         write_json(folder.summary, summary)
         write_lines(folder.metrics, events)
@@ -99,7 +99,7 @@ def test_any_numbers_and_words_make_a_page(
             pa.table({"id": [words], "stage": [words], "reason": [words], "score": score, "nearest": [words]}),
             folder.dropped,
         )
-        html = page.write(folder).read_text(encoding="utf-8")
+        html = html_report.write(folder).read_text(encoding="utf-8")
         card.write(folder, "owner/model")
     found = Elements()
     found.feed(html)

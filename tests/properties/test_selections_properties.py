@@ -10,17 +10,17 @@ import numpy as np
 from effort import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from made import PAIR, bench, rows_of
+from made import PAIR, context, rows_of
 from strategies import TEXTS
 
+from sft_lab.core.rows import Rows, Selection
 from sft_lab.data.filters import Filter
 from sft_lab.data.filters.answered import Answered
 from sft_lab.data.filters.language import Language
 from sft_lab.data.filters.length import Length
 from sft_lab.data.filters.pattern import Pattern
 from sft_lab.data.split import Hash
-from sft_lab.rows import Rows, Selection
-from sft_lab.waterfall import Waterfall
+from sft_lab.data.waterfall import Waterfall
 
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), max_size=8)
 FILTERS = st.one_of(
@@ -32,7 +32,7 @@ FILTERS = st.one_of(
 
 
 def judged(keep: Filter, pairs: list[PAIR]) -> list[tuple[str, float]]:
-    found = keep.select(rows_of(pairs), bench())
+    found = keep.select(rows_of(pairs), context())
     return list(zip(found.reason, np.nan_to_num(found.score, nan=-1).tolist(), strict=True))
 
 
@@ -48,10 +48,10 @@ def test_a_filter_judges_each_row_by_itself(keep: Filter, pairs: list[PAIR]) -> 
 @given(FILTERS, PAIRS)
 def test_a_filter_parts_its_input_and_has_nothing_to_add(keep: Filter, pairs: list[PAIR]) -> None:
     rows = rows_of(pairs)
-    found = keep(rows, bench())
+    found = keep(rows, context())
     assert found.ids == rows.column("id")
     assert sum(found.dropped.values()) + int(found.kept.sum()) == len(rows)
-    again = keep(rows.take(found.kept), bench())
+    again = keep(rows.take(found.kept), context())
     assert again.ids == [row_id for row_id, reason in zip(found.ids, found.reason, strict=True) if not reason]
     assert again.kept.all()
 
@@ -72,7 +72,7 @@ def test_who_asks_more_never_keeps_more(pairs: list[PAIR], data: st.DataObject) 
     ways.append((Language(["en", "ar"], min_confidence=less), Language(["en"], min_confidence=more)))
     rows = rows_of(pairs)
     for weak, hard in ways:
-        one, other = weak.select(rows, bench()).kept, hard.select(rows, bench()).kept
+        one, other = weak.select(rows, context()).kept, hard.select(rows, context()).kept
         assert not (other & ~one).any(), (weak, hard)
 
 
@@ -82,9 +82,9 @@ def test_the_waterfall_loses_nobody(pairs: list[PAIR], filters: list[Filter], da
     rows = start = rows_of(pairs)
     tokens = {row_id: data.draw(st.integers(0, 10**12)) for row_id in rows.column("id")}
     sources = {row_id: data.draw(st.sampled_from(["a", "b"])) for row_id in data.draw(st.sampled_from([{}, tokens]))}
-    flow = Waterfall(bench(), tokens, sources)
+    flow = Waterfall(context(), tokens, sources)
     for number, keep in enumerate(filters):
-        rows = flow.step(f"filter.{number}", rows, keep.select(rows, bench()))
+        rows = flow.step(f"filter.{number}", rows, keep.select(rows, context()))
     rows_in, tokens_in = len(start), sum(tokens.values())
     for stage in flow.stages:
         assert (stage["rows_in"], stage["tokens_in"]) == (rows_in, tokens_in)
@@ -165,15 +165,15 @@ def test_a_split_parts_its_rows_by_group(
                  max_eval_tokens=max_tokens)  # fmt: skip
     held, test = split.is_held_out(rows), split.is_test(rows)
     assert not (held & test).any()
-    if not split._usable(rows.take(held), bench()).kept.any():
+    if not split._usable(rows.take(held), context()).kept.any():
         return  # too few to judge by, which a split refuses
-    sides = split(rows, bench())
+    sides = split(rows, context())
     parts = [sides.train, sides.held_out_rows, sides.test_rows]
     assert sorted(np.concatenate([part.positions for part in parts]).tolist()) == list(range(len(rows)))
     held_of = [set(part.column("group")) for part in parts]
     assert sum(map(len, held_of)) == len(set[str]().union(*held_of))
     assert len(sides.held_out) <= max_rows
-    assert bench().token_counts(sides.held_out).sum(axis=1).max(initial=0) <= max_tokens
+    assert context().token_counts(sides.held_out).sum(axis=1).max(initial=0) <= max_tokens
     assert sides.side.dropped == {name: len(part) for name, part in (("held_out", parts[1]), ("test", parts[2]))
                                   if len(part)}  # fmt: skip
     some = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))), bool)

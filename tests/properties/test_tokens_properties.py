@@ -15,11 +15,11 @@ from strategies import TEXTS
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from sft_lab.bench import Bench
-from sft_lab.data.template import Auto, CannotRender, Jinja, Renderer, Template
-from sft_lab.data.tokenize import IGNORED, prompt_ids, tokenize
-from sft_lab.rows import Rows
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.rows import Rows
+from sft_lab.core.store import Store
+from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Renderer, Template
+from sft_lab.data.tokenization import IGNORED, prompt_ids, tokenize
 
 CHATML, MISTRAL, PLAIN, ALPACA, TAGGED = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")
@@ -58,7 +58,7 @@ WAY = st.sampled_from(list(WAYS))
 @cache
 def renderer(way: str) -> Renderer:
     make, template = WAYS[way]
-    return template.bind(Bench(load_tokenizer=make))
+    return template.bind(StageContext(load_tokenizer=make))
 
 
 def messages_of(talk: list[str], system: str | None = None) -> list[dict[str, str]]:
@@ -79,11 +79,11 @@ def tokens_of(make: Any, template: Template, talks: list[list[str]], max_length:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Store(Path(folder)), make)
+        context = StageContext(Store(Path(folder)), make)
         rows = Rows.of(table)
-        rendering, rendered = template(rows, bench)
+        rendering, rendered = template(rows, context)
         rows = rows.take(rendering.kept)
-        fitting, tokens = tokenize(rows, rendered, template, bench, max_length=max_length, loss_on_all=on_all)
+        fitting, tokens = tokenize(rows, rendered, template, context, max_length=max_length, loss_on_all=on_all)
         return {row["id"]: row for row in tokens.to_list()}, rendering, fitting
 
 

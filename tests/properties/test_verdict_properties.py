@@ -13,10 +13,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from sft_lab import compose
+from sft_lab.core.io import finite
 from sft_lab.evaluation.verdict import Limits, Observed, Verdict, advice, converged_at, judge
-from sft_lab.files import finite
-from sft_lab.report.page import VERDICTS
-from sft_lab.run import Run
+from sft_lab.report.html_report import VERDICTS
+from sft_lab.run.config import Run
 
 LOSS = st.one_of(
     st.floats(0, 20),

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lab.files import write_json
-from sft_lab.folder import RunFolder
-from sft_lab.report import data_figures, figures, page
+from sft_lab.core.io import write_json
+from sft_lab.core.run_dir import RunDir
+from sft_lab.report import data_figures, figures, html_report
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -73,14 +73,14 @@ FIGURES = ["tokens.svg", "thresholds.svg", "similarity.svg"]
 SECTIONS = ("What became of the rows", "Before and after", "Near-duplicates", "How training went")
 
 
-def folder_with(root: Path, data: dict[str, Any]) -> RunFolder:
-    folder = RunFolder(root / "2026-11-22" / "prepared")
+def folder_with(root: Path, data: dict[str, Any]) -> RunDir:
+    folder = RunDir(root / "2026-11-22" / "prepared")
     write_json(folder.data, data)
     return folder
 
 
 def html_of(root: Path, data: dict[str, Any]) -> str:
-    return page.write(folder_with(root, data)).read_text(encoding="utf-8")
+    return html_report.write(folder_with(root, data)).read_text(encoding="utf-8")
 
 
 def text_of(path: Path) -> str:
@@ -143,7 +143,7 @@ def test_what_comes_from_data_is_escaped_and_has_its_own_direction(whole: str) -
 @pytest.mark.parametrize("part", ["tokens", "thresholds", "similarity", "pairs"])
 def test_a_missing_part_leaves_nothing_behind(tmp_path: Path, part: str) -> None:
     folder = folder_with(tmp_path, {**DATA, part: None})
-    html = page.write(folder).read_text(encoding="utf-8")
+    html = html_report.write(folder).read_text(encoding="utf-8")
     assert [name for name, text in PARTS_OF_THE_PAGE.items() if text not in html] == [part]
     assert {path.name for path in folder.figures.glob("*")} == set(FIGURES) - {f"{part}.svg"}
 
@@ -163,7 +163,7 @@ def test_without_data_there_is_no_section(tmp_path: Path, data: dict[str, Any]) 
 def test_the_data_stand_before_the_training(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, DATA)
     folder.metrics.write_text('{"step": 1, "train/loss": 2.0}\n', encoding="utf-8")
-    html = page.write(folder).read_text(encoding="utf-8")
+    html = html_report.write(folder).read_text(encoding="utf-8")
     places = [html.index(f"<h2>{heading}</h2>") for heading in SECTIONS]
     assert places == sorted(places)
 
@@ -215,7 +215,7 @@ NO_ROWS = {name: lengths(0, 0, 0) for name in BEFORE}
 )
 def test_figures_at_the_edges(tmp_path: Path, data: dict[str, Any], names: list[str]) -> None:
     folder = folder_with(tmp_path, data)
-    page.write(folder)
+    html_report.write(folder)
     assert {path.name for path in folder.figures.glob("*")} == set(names)
 
 

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from sft_lab.errors import FolderError
-from sft_lab.files import write_json, write_text
-from sft_lab.folder import RunFolder
-from sft_lab.report import card, figures, page
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import write_json, write_text
+from sft_lab.core.run_dir import RunDir
+from sft_lab.report import card, figures, html_report
 
 HOSTILE = "<script>alert('x')</script>"
 ARABIC = "عاصمة فرنسا هي باريس (Paris)."
@@ -73,15 +73,15 @@ MANIFEST: dict[str, Any] = {
     "started": "2026-11-22T01:26:04+00:00", "finished": "2026-11-22T01:39:36+00:00", "precision": "bf16",
 }  # fmt: skip
 
-Make = Callable[..., RunFolder]
+Make = Callable[..., RunDir]
 PARTS = ("waterfall", "metrics", "summary", "samples", "manifest")
 
 
 def maker(root: Path) -> Make:
     """Give what writes a run folder: config, and those of the other parts that are named."""
 
-    def write(*parts: str, **other: Any) -> RunFolder:
-        folder = RunFolder(root / "outputs" / "2026-11-22" / "01-26-04")
+    def write(*parts: str, **other: Any) -> RunDir:
+        folder = RunDir(root / "outputs" / "2026-11-22" / "01-26-04")
         content: dict[str, Any] = {
             "waterfall": {"stages": STAGES, "held_out": HELD_OUT},
             "metrics": EVENTS,
@@ -114,8 +114,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
     return html_of(maker(tmp_path_factory.mktemp("whole"))(*PARTS, status={"state": "running"}))
 
 
-def html_of(folder: RunFolder) -> str:
-    return page.write(folder).read_text(encoding="utf-8")
+def html_of(folder: RunDir) -> str:
+    return html_report.write(folder).read_text(encoding="utf-8")
 
 
 def test_a_run_named_by_its_time_is_titled_by_its_choices(make: Make) -> None:
@@ -167,7 +167,7 @@ def test_a_name_written_from_right_to_left_turns_nothing_of_ours_round(make: Mak
     assert '<pre dir="ltr">\u2068تجربة أولى\u2069: 8.3 is too much</pre>' in html
     assert '<pre dir="ltr">format: 1' in html
     assert "<h1><bdi>" in html
-    assert page.apart("a تجربة, b, مدن - القاهرة 7 (ب)") == (
+    assert html_report.apart("a تجربة, b, مدن - القاهرة 7 (ب)") == (
         "a \u2068تجربة\u2069, b, \u2068مدن - القاهرة\u2069 7 (\u2068ب\u2069)"
     )
 
@@ -178,7 +178,7 @@ def test_missing_parts_are_left_out(make: Make) -> None:
     assert "Configuration, complete" in html
     for heading in ("What became of the rows", "How training went", "What the models say", "Command", "Held-out loss"):
         assert heading not in html
-    assert not list(page.write(make()).parent.glob("figures/*"))
+    assert not list(html_report.write(make()).parent.glob("figures/*"))
 
 
 def test_prepared_data_have_a_page_without_a_verdict(make: Make) -> None:
@@ -205,7 +205,7 @@ def test_a_sweeps_job_is_named_by_what_differs(tmp_path: Path) -> None:
     sweep = tmp_path / "threshold_sweep-1a2b"
     write_json(sweep / "sweep.json", {})
     write_text(sweep / "dedup.threshold=0.9-9f8e" / "config.yaml", "format: 1\n")
-    html = html_of(RunFolder(sweep / "dedup.threshold=0.9-9f8e"))
+    html = html_of(RunDir(sweep / "dedup.threshold=0.9-9f8e"))
     assert '<bdi>dedup.threshold=0.9</bdi> <span class="hash">9f8e</span>' in html
     assert "threshold_sweep-1a2b" in html
 
@@ -348,11 +348,11 @@ def test_a_damaged_file_is_named(make: Make) -> None:
     folder = make("metrics")
     write_text(folder.metrics, '{"step": 1}\n{"st\n{"step": 2}\n')
     with pytest.raises(FolderError, match=r"metrics\.jsonl, line 2"):
-        page.write(folder)
+        html_report.write(folder)
     folder = make("metrics")
     write_text(folder.summary, "{")
     with pytest.raises(FolderError, match=r"summary\.json"):
-        page.write(folder)
+        html_report.write(folder)
 
 
 def metadata_of(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from outside import SECRET, TINY, Outside
 
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import yaml
 from outside import SECRET, TINY, Outside
 
 from sft_lab import compose
-from sft_lab.cli import main
+from sft_lab.cli.main import main
 from sft_lab.config import load
-from sft_lab.errors import ConfigError
+from sft_lab.core.errors import ConfigError
 from sft_lab.training.models import Pretrained
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

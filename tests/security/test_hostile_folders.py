@@ -19,17 +19,17 @@ import peft
 import pytest
 from outside import TINY, Outside
 
-from sft_lab.bench import Bench
-from sft_lab.cli import main
-from sft_lab.errors import FolderError, ModelError
-from sft_lab.folder import RunFolder
-from sft_lab.report import card, page
-from sft_lab.store import Store
-from sft_lab.tracking.options import Wandb
+from sft_lab.cli.main import main
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import FolderError, ModelError
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.store import Store
+from sft_lab.report import card, html_report
+from sft_lab.tracking.config import Wandb
 from sft_lab.tracking.wandb_mirror import refuse_strange_folders
-from sft_lab.training import saved
-from sft_lab.training.adapter import refuse_other_adapters
+from sft_lab.training import model_io
 from sft_lab.training.models import TRUST, Pretrained
+from sft_lab.training.peft_config import refuse_other_adapters
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
 from job_folders import nats_of, write_job
@@ -56,7 +56,7 @@ def test_the_pickle_would_work(tmp_path: Path) -> None:
     assert (tmp_path / "canary").exists()
 
 
-def put(folder: RunFolder, name: str, **values: Any) -> None:
+def put(folder: RunDir, name: str, **values: Any) -> None:
     path = folder.path / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -136,7 +136,7 @@ def texts(node: Any, text: str) -> Any:
     return text if isinstance(node, str) and (" " in node or len(node) > 40) else node
 
 
-def rewrite(folder: Path, text: str) -> RunFolder:
+def rewrite(folder: Path, text: str) -> RunDir:
     for name in ("data.json", "summary.json", "manifest.json", "waterfall.json"):
         (folder / name).write_text(json.dumps(texts(json.loads((folder / name).read_text()), text)))
     for name in ("samples.jsonl", "outputs.jsonl"):
@@ -144,7 +144,7 @@ def rewrite(folder: Path, text: str) -> RunFolder:
             lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
             said = [{key: text if isinstance(value, str) else value for key, value in line.items()} for line in lines]
             (folder / name).write_text("".join(json.dumps(line) + "\n" for line in said))
-    return RunFolder(folder)
+    return RunDir(folder)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_report_holds_text_and_no_elements_of_strangers(finished: Path, tmp_pa
     for name, text in (("plain", "x" * len(MARKUP)), ("hostile", MARKUP)):
         folder = rewrite(Path(shutil.copytree(finished, tmp_path / name)), text)
         (folder.figures / "evil.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' onload='a()'><script/></svg>")
-        pages.append(Elements(page.write(folder).read_text()))
+        pages.append(Elements(html_report.write(folder).read_text()))
         said = card.write(folder, text).read_text()
         outside_of_code = said.split("```")[::2]
         assert not any("<script" in part or "](javascript:" in part or "<img" in part for part in outside_of_code)
@@ -204,7 +204,7 @@ def links(folder: Path, outside: Outside) -> dict[str, Callable[[], None]]:
 @pytest.mark.parametrize("work", ["run", "prepare"])
 def test_nothing_is_written_through_links(work: str, tmp_path: Path, outside: Outside) -> None:
     for name in links(tmp_path, outside):
-        folder = RunFolder(tmp_path / "run")
+        folder = RunDir(tmp_path / "run")
         folder.path.mkdir()
         links(folder.path, outside)[name]()
         with pytest.raises(FolderError, match="is a link out of the run folder"), folder.running(work):
@@ -433,10 +433,10 @@ def test_only_adapters_that_name_no_code_are_loaded(config: dict[str, Any], tmp_
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(FolderError, match=r"adapter_config\.json: \w+(=.* must be 'LORA'| must not be set)"):
-        saved.load(None, tmp_path)
+        model_io.load(None, tmp_path)
     model = Pretrained(name_or_path=str(tmp_path))
     with pytest.raises(ModelError, match=r"adapter_config\.json: \w+(=.* must be 'LORA'| must not be set)"):
-        model.load_weights(Bench(Store(tmp_path / "store")), 0, four_bit=False)
+        model.load_weights(StageContext(Store(tmp_path / "store")), 0, four_bit=False)
 
 
 def test_what_training_saves_may_be_loaded(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 LIMITED = (
     "import resource as r, sys; r.setrlimit(r.RLIMIT_AS, (6 * 2**30,) * 2); "
-    "from sft_lab.cli import main; sys.exit(main())"
+    "from sft_lab.cli.main import main; sys.exit(main())"
 )
 CALLS = [["runs", "."], ["compare", "run", "--out", "compared"], ["exec", "run"], ["promote", "run", "kept"]]
 

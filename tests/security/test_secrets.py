@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from outside import TINY
 
-from sft_lab import redaction
-from sft_lab.cli import main
-from sft_lab.folder import RunFolder
+from sft_lab.cli.main import main
+from sft_lab.core import redaction
+from sft_lab.core.run_dir import RunDir
 
 PLANTED = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -47,7 +47,8 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 def ran(words: list[str], folder: Path, environment: dict[str, str], before: str = "", after: str = "") -> int:
     """Run a command as a user does; what it said lies beside its files."""
-    code = f"import os, sys\n{before}\nfrom sft_lab.cli import main\ncode = main(sys.argv[1:])\n{after}\nsys.exit(code)"
+    run = "from sft_lab.cli.main import main\ncode = main(sys.argv[1:])"
+    code = f"import os, sys\n{before}\n{run}\n{after}\nsys.exit(code)"
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -144,7 +145,7 @@ def test_a_failure_keeps_secrets(tmp_path: Path, home: dict[str, str]) -> None:
     )
     said += f" api_key={PLANTED['WANDB_API_KEY']} {IN_FILES['netrc']} token='{TYPED}' {PLANTED['OTHER_API_KEY']}"
     fail = (
-        "from sft_lab.training_session import TrainingSession\n"
+        "from sft_lab.run.training_session import TrainingSession\n"
         f"def fail(*_): raise OSError({said!r})\nTrainingSession.measure_base = fail"
     )
     work = tmp_path / "work"
@@ -240,7 +241,8 @@ def test_a_refused_word_is_not_said_again(words: list[str], here: Path) -> None:
 def test_a_fault_of_ours_tells_no_secret(here: Path, home: dict[str, str]) -> None:
     """Its traceback is shown, and ends with 1."""
     fail = f"def fail(*_): raise KeyError({TYPED!r}, {PLANTED['OTHER_API_KEY']!r})"
-    code = f"import sys\nfrom sft_lab import cli\n{fail}\ncli.COMMANDS['runs'] = fail\nsys.exit(cli.main(['runs']))"
+    run = "cli.COMMANDS['runs'] = fail\nsys.exit(cli.main(['runs']))"
+    code = f"import sys\nfrom sft_lab.cli import main as cli\n{fail}\n{run}"
     done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "KeyError: ('<redacted>', '<redacted>')" in done.stderr
@@ -255,7 +257,7 @@ def test_a_short_value_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_job_that_could_not_say_it_itself(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     folder.mark_failed(f"died with {TYPED}")
     assert json.loads(folder.status.read_text())["error"] == "died with <redacted>"
 

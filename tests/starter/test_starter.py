@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sft_lab import compose
-from sft_lab.bench import Bench, package_path
+from sft_lab.core.context import StageContext
+from sft_lab.core.packages import package_path
 
 FILE = package_path("package:sft_lab/starter/conversations.jsonl")
 CAUGHT = {  # id prefix: (stage, reason)
@@ -39,8 +40,8 @@ def expected(name: str) -> tuple[str, str] | None:
 def prepared():
     """The default stages over the whole set, with the real embedder; only the tokenizer is the small one."""
     run = compose(["model=tiny_random", "dataset.limit=null", "split.max_eval_rows=128"])
-    bench = Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench()))
-    return run.prepare(bench)
+    context = StageContext(load_tokenizer=lambda: run.model.load_tokenizer(StageContext()))
+    return run.prepare(context)
 
 
 def test_the_note_counts_right() -> None:
@@ -85,7 +86,7 @@ def test_rows_of_alike_phrasing_survive(prepared) -> None:
 
 def test_the_default_demo_meets_every_kind_of_fault() -> None:
     run = compose(["model=tiny_random"])
-    flow = run.prepare(Bench(load_tokenizer=lambda: run.model.load_tokenizer(Bench()))).train_flow
+    flow = run.prepare(StageContext(load_tokenizer=lambda: run.model.load_tokenizer(StageContext()))).train_flow
     met = {(stage["stage"], reason) for stage in flow.stages for reason in stage["dropped"]}
     assert set(CAUGHT.values()) <= met
 

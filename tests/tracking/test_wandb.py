@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sft_lab.cli import main
-from sft_lab.files import flat
-from sft_lab.tracking.options import Mode, Wandb
+from sft_lab.cli.main import main
+from sft_lab.core.io import flat
+from sft_lab.tracking.config import Mode, Wandb
 
 
 def inspect(run: Path, *options: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The tiny run, its bench and its rows."""
+"""The tiny run, its context and its rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import datasets
 import pytest
 
 from sft_lab import compose
-from sft_lab.bench import Bench
-from sft_lab.run import Run
+from sft_lab.core.context import StageContext
+from sft_lab.run.config import Run
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,12 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="module")
-def bench(run: Run) -> Bench:
-    return Bench(load_tokenizer=lambda: run.model.tokenizer(Bench()))
+def context(run: Run) -> StageContext:
+    return StageContext(load_tokenizer=lambda: run.model.tokenizer(StageContext()))
 
 
 @pytest.fixture(scope="module")
-def rows(run: Run, bench: Bench) -> datasets.Dataset:
+def rows(run: Run, context: StageContext) -> datasets.Dataset:
     """Short rows: a step is a blink."""
-    short = [row for row in run.prepare(bench).train.tokens if len(row["input_ids"]) < 128]
+    short = [row for row in run.prepare(context).train.tokens if len(row["input_ids"]) < 128]
     return datasets.Dataset.from_list(short[:40])

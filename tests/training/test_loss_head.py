@@ -9,24 +9,26 @@ import pytest
 import torch
 import transformers
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Watch
-from sft_lab.training.options import Full, Lora, LossHead, Precision
-from sft_lab.training.trl import train
+from sft_lab.training.config import Full, Lora, LossHead, Precision
+from sft_lab.training.trl_trainer import train
 
 pytestmark = pytest.mark.slow
 
 STEPS = 4
 
 
-def told(model, bench: Bench, rows, folder: Path, head: LossHead, kind: type[Full] = Full, **more) -> list[dict]:
+def told(
+    model, context: StageContext, rows, folder: Path, head: LossHead, kind: type[Full] = Full, **more
+) -> list[dict]:
     options = kind(
         **{"max_steps": STEPS, "per_device_train_batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 0, **more},
         logging_steps=1, save_steps=100, precision=Precision.fp32, loss_head=head,
     )  # fmt: skip
     events: list[dict[str, float]] = []
-    train(model, bench.tokenizer, rows, options, folder=folder, seed=3, watch=Watch(None, events.append))
+    train(model, context.tokenizer, rows, options, folder=folder, seed=3, watch=Watch(None, events.append))
     return events
 
 
@@ -48,12 +50,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("packing", "accumulation", "kind", "every_token"), CASES)
-def test_every_step_as_trl(packing, accumulation, kind, every_token, run, bench, rows, tmp_path) -> None:
+def test_every_step_as_trl(packing, accumulation, kind, every_token, run, context, rows, tmp_path) -> None:
     if every_token:
         rows = rows.remove_columns("labels").add_column("labels", rows["input_ids"])
     more = {"packing": packing, "gradient_accumulation_steps": accumulation, "max_length": 256 if packing else 1280}
     found = [
-        told(run.model.load(bench, seed=3), bench, rows, tmp_path / head.name, head, kind, **more)
+        told(run.model.load(context, seed=3), context, rows, tmp_path / head.name, head, kind, **more)
         for head in (LossHead.plain, LossHead.trl)
     ]
     assert_same(*found)
@@ -81,21 +83,21 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_models_that_do_something_to_their_logits(family, bench, rows, tmp_path) -> None:
+def test_models_that_do_something_to_their_logits(family, context, rows, tmp_path) -> None:
     found = []
     for head in (LossHead.plain, LossHead.trl):
         model = small(family, **FAMILIES[family])
         assert loss_head.fits(model)
-        found.append(told(model, bench, rows, tmp_path / head.name, head))
+        found.append(told(model, context, rows, tmp_path / head.name, head))
     assert_same(*found)
 
 
-def test_a_second_loss_is_left_to_trl(bench, rows, tmp_path, caplog) -> None:
+def test_a_second_loss_is_left_to_trl(context, rows, tmp_path, caplog) -> None:
     """A mixture of experts balances its experts by a loss of its own."""
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True}
     model = small("mixtral", **experts)
     with caplog.at_level(logging.INFO, "sft_lab"):
-        told(model, bench, rows.select(range(6)), tmp_path, LossHead.plain, max_steps=1)
+        told(model, context, rows.select(range(6)), tmp_path, LossHead.plain, max_steps=1)
     assert "loss_head=trl, since a mixture of experts has a second loss" in caplog.text
 
 
@@ -108,16 +110,16 @@ class Shifted(transformers.LlamaForCausalLM):
         return output
 
 
-def test_a_head_that_needs_all_positions_is_found_out(run, bench) -> None:
-    model = run.model.load(bench, seed=3)
+def test_a_head_that_needs_all_positions_is_found_out(run, context) -> None:
+    model = run.model.load(context, seed=3)
     assert loss_head.fits(model)
     model.__class__ = Shifted
     assert not loss_head.fits(model)
 
 
-def test_score_counts_by_hand(run, bench) -> None:
+def test_score_counts_by_hand(run, context) -> None:
     """Three trained tokens of two padded rows, beside the model's own logits of everything."""
-    model = run.model.load(bench, seed=3)
+    model = run.model.load(context, seed=3)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
     labels = torch.tensor([[-100, -100, 7, 8], [9, 10, -100, -100]])  # the first position is nobody's target
     told = loss_head.score(model, labels, input_ids=ids, attention_mask=(ids > 0).long())

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sft_lab import compose
-from sft_lab.bench import Bench
-from sft_lab.measuring import Measuring
-from sft_lab.model_files import loaded_files
-from sft_lab.store import Store
+from sft_lab.core.context import StageContext
+from sft_lab.core.model_files import loaded_files
+from sft_lab.core.store import Store
+from sft_lab.run.evaluator import Measuring
 from sft_lab.training.models import Pretrained
 
 READ = [
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def key(folder: Path, tmp_path: Path) -> str:
     model = Pretrained(name_or_path=str(folder), init_kwargs={"subfolder": "inner"})
-    return model.key(Bench(Store(tmp_path / "store")), seed=1)
+    return model.key(StageContext(Store(tmp_path / "store")), seed=1)
 
 
 def test_every_file_that_is_read_enters_the_key_and_no_other(folder: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_moved_folder_has_the_same_key(folder: Path, tmp_path: Path) -> None:
 def test_how_weights_are_held_enters_the_key_of_base_scores(tiny: list[str]) -> None:
     def base_key(*words: str) -> str:
         run = compose([*tiny, *words])
-        return Measuring(run, run.bench(), lambda: None).base_key()
+        return Measuring(run, run.context(), lambda: None).base_key()
 
     ways = [
         ["model.dtype=float32"], ["model.dtype=bfloat16"], ["model.attn_implementation=eager"],

@@ -13,11 +13,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sft_lab import compose
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
 from sft_lab.evaluation.heldout import score
 from sft_lab.training.callbacks import Watch
-from sft_lab.training.saved import save
-from sft_lab.training.trl import train
+from sft_lab.training.model_io import save
+from sft_lab.training.trl_trainer import train
 
 pytestmark = pytest.mark.slow
 
@@ -54,22 +54,22 @@ def opened(folder: Path, trainer: str = "lora"):
          "dedup=exact", "decontaminate.method=exact", "filter.length.max_tokens=200", "split.max_eval_tokens=200",
          "split.max_eval_rows=8"]
     )  # fmt: skip
-    bench = Bench(run.store.open(), lambda: run.model.tokenizer(bench, run.template.special_tokens))
-    return run, bench
+    context = StageContext(run.store.open(), lambda: run.model.tokenizer(context, run.template.special_tokens))
+    return run, context
 
 
 @pytest.mark.parametrize(("family", "spare"), [("llama", 0), ("mistral", 0), ("opt", 7), ("gpt2", 1)])
 def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> None:
     base = base_model(tmp_path / "base", family, spare)
-    run, bench = opened(base)
+    run, context = opened(base)
     with caplog.at_level(logging.INFO, "sft_lab"):
-        size = len(bench.tokenizer)
+        size = len(context.tokenizer)
     assert "2 tokens added for the template: <|im_start|> <|im_end|>" in caplog.text
-    new = bench.new_tokens
+    new = context.new_tokens
     assert new == [size - 2, size - 1]
-    assert bench.tokenizer.convert_ids_to_tokens(new) == ADDED
-    data = run.prepare(bench)
-    model = run.model.load(bench, seed=1)
+    assert context.tokenizer.convert_ids_to_tokens(new) == ADDED
+    data = run.prepare(context)
+    model = run.model.load(context, seed=1)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     before, _ = old = [layer.weight.detach().clone() for layer in layers]
     assert before.shape[0] == max(size, size - 2 + spare)  # grown only as needed
@@ -77,14 +77,14 @@ def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> No
     options = run.trainer
     options.max_steps, options.learning_rate, options.warmup_steps = 3, 1e-2, 0
     trained = train(
-        model, bench.tokenizer, data.train.tokens, options, folder=tmp_path / "work", seed=1,
+        model, context.tokenizer, data.train.tokens, options, folder=tmp_path / "work", seed=1,
         watch=Watch(None, lambda _: None), new_tokens=new,
     )  # fmt: skip
     tuned = score(trained.model, data.held_out.tokens, data.held_out.answer_bytes)
     out = tmp_path / "out"
-    renderer = run.template.bind(bench)
+    renderer = run.template.bind(context)
     names = {"base_name": "owner/name", "base_revision": "v1"}
-    save(trained.model, bench.tokenizer, renderer.jinja, out, end_ids=renderer.end_ids, **names)
+    save(trained.model, context.tokenizer, renderer.jinja, out, end_ids=renderer.end_ids, **names)
     settings = peft.PeftConfig.from_pretrained(out)
     assert (settings.base_model_name_or_path, settings.revision) == ("owner/name", "v1")
     assert transformers.GenerationConfig.from_pretrained(out).eos_token_id == [0, new[1]]
@@ -109,12 +109,12 @@ def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> No
 
 def test_full_training_saves_the_grown_model(tmp_path) -> None:
     base = base_model(tmp_path / "base", "llama", 0)
-    run, bench = opened(base, "full")
+    run, context = opened(base, "full")
     run.trainer.max_steps = 2
     done = run.execute(tmp_path / "run")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    assert model.get_input_embeddings().weight.shape[0] == len(bench.tokenizer)
-    held_out = run.prepare(bench).held_out
+    assert model.get_input_embeddings().weight.shape[0] == len(context.tokenizer)
+    held_out = run.prepare(context).held_out
     assert score(model, held_out.tokens, held_out.answer_bytes).loss == pytest.approx(done["eval/loss"], abs=1e-5)
 
 

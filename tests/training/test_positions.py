@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from sft_lab import cli
+from sft_lab.cli import main
 from sft_lab.config import compose
 
 POSITIONS = 160
@@ -17,7 +17,7 @@ SMALL = ["model=local", "model.name_or_path=model", "trainer=smoke", "template=c
 
 def save(folder: Path, kind: type, config: type, **shape: int) -> None:
     """Save a random model with the tokenizer of tests, which names no length of its own."""
-    tokenizer = compose(["model=tiny_random", "dedup=exact", "decontaminate.method=exact"]).bench().tokenizer
+    tokenizer = compose(["model=tiny_random", "dedup=exact", "decontaminate.method=exact"]).context().tokenizer
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     kind(config(vocab_size=len(tokenizer), **shape, **ids)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -39,7 +39,7 @@ def rotary(here: Path) -> Path:
 
 
 def test_a_table_that_ends_before_the_rows_is_refused(gpt2: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(SMALL) == 2
+    assert main.main(SMALL) == 2
     remedy = f"learned {POSITIONS} positions and none beyond; set trainer.max_length={POSITIONS}"
     assert remedy in capsys.readouterr().err
 
@@ -50,18 +50,18 @@ def test_answers_end_with_the_table(gpt2: Path, capsys: pytest.CaptureFixture[st
     words = [f"trainer.max_length={POSITIONS}", f"split.max_eval_tokens={POSITIONS}",
              f"filter.length.max_tokens={POSITIONS}", "evaluation.max_new_tokens=150", "evaluation.samples_every=2",
              "trainer.max_steps=4"]  # fmt: skip
-    assert cli.main([*SMALL, *words]) == 0, capsys.readouterr().err
+    assert main.main([*SMALL, *words]) == 0, capsys.readouterr().err
     said = capsys.readouterr().err
     assert f"evaluation.max_new_tokens=150: the model has learned {POSITIONS} positions" in said, said
-    assert cli.main(["generate", "run", "Hi", "--base"]) == 0
+    assert main.main(["generate", "run", "Hi", "--base"]) == 0
     assert "with the prompt that is all the model was made for" in capsys.readouterr().err
-    assert cli.main(["generate", "run", "word " * POSITIONS]) == 2
+    assert main.main(["generate", "run", "word " * POSITIONS]) == 2
     assert f"the model was made for {POSITIONS}; ask with a shorter one" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_rotary_models_and_long_warm_ups_are_noticed(rotary: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*SMALL, "trainer.max_steps=3", "trainer.warmup_steps=3"]) == 0, capsys.readouterr().err
+    assert main.main([*SMALL, "trainer.max_steps=3", "trainer.warmup_steps=3"]) == 0, capsys.readouterr().err
     shown = capsys.readouterr().err
     assert shown.count("it is trained past its limit; trainer.max_length=48 drops longer rows") == 1, shown
     assert "warm-up takes 3 of 3 steps; lower trainer.warmup_steps" in shown

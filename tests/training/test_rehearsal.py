@@ -10,13 +10,13 @@ import torch
 import transformers
 import trl
 
-from sft_lab import cli
-from sft_lab.errors import ConfigError
-from sft_lab.positions import learned_positions
-from sft_lab.training.adapter import peft_config
-from sft_lab.training.options import OWN_FIELDS, Full, Lora, Peft, planned_steps, refuse_no_step
+from sft_lab.cli import main
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.positions import learned_positions
+from sft_lab.training.config import OWN_FIELDS, Full, Lora, Peft, planned_steps, refuse_no_step
+from sft_lab.training.peft_config import peft_config
 from sft_lab.training.rehearsal import rehearse
-from sft_lab.training.trl import sft_config
+from sft_lab.training.trl_trainer import sft_config
 
 SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
 
@@ -70,7 +70,7 @@ def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_told_on_the_command_line(words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*SMALL, "tracking=local", "dataset.limit=60", "hydra.run.dir=run", *words]) == 2
+    assert main.main([*SMALL, "tracking=local", "dataset.limit=60", "hydra.run.dir=run", *words]) == 2
     said = capsys.readouterr().err
     assert re.search(says, said), said
     assert not (here / "run" / "model").exists()

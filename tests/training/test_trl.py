@@ -13,15 +13,15 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lab.bench import Bench
-from sft_lab.errors import ModelError
-from sft_lab.run import Run
-from sft_lab.training.adapter import peft_config
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ModelError
+from sft_lab.run.config import Run
 from sft_lab.training.callbacks import Watch
+from sft_lab.training.config import Budget, Full, Lora, LossHead, Peft, Precision, Quantization, planned_steps
 from sft_lab.training.models import Pretrained, four_bits
-from sft_lab.training.options import Budget, Full, Lora, LossHead, Peft, Precision, Quantization, planned_steps
+from sft_lab.training.peft_config import peft_config
 from sft_lab.training.tiny_random import TinyRandom
-from sft_lab.training.trl import Trained, train
+from sft_lab.training.trl_trainer import Trained, train
 
 pytestmark = pytest.mark.slow
 
@@ -31,16 +31,16 @@ def rows(rows: datasets.Dataset) -> datasets.Dataset:
     return rows.select(range(24))
 
 
-def trained(run: Run, bench: Bench, rows, options: Full, folder: Path, **more) -> Trained:
+def trained(run: Run, context: StageContext, rows, options: Full, folder: Path, **more) -> Trained:
     options.precision, options.logging_steps = Precision.fp32, 1
     watch = more.pop("watch", None) or Watch(None, lambda _: None)
-    model = run.model.load(bench, seed=3)
-    return train(model, bench.tokenizer, rows, options, folder=folder, seed=3, watch=watch, **more)
+    model = run.model.load(context, seed=3)
+    return train(model, context.tokenizer, rows, options, folder=folder, seed=3, watch=watch, **more)
 
 
 @pytest.mark.parametrize("head", [LossHead.plain, LossHead.trl])
 @pytest.mark.parametrize("kind", [Full, Lora])
-def test_a_cut_off_training_ends_with_the_weights_of_a_whole_one(kind, head, run, bench, rows, tmp_path) -> None:
+def test_a_cut_off_training_ends_with_the_weights_of_a_whole_one(kind, head, run, context, rows, tmp_path) -> None:
     """Stopped after step 5 of 8 and taken up from the checkpoint of step 4: the same weights, bit for bit."""
 
     def options() -> Full:
@@ -50,35 +50,35 @@ def test_a_cut_off_training_ends_with_the_weights_of_a_whole_one(kind, head, run
         if event["step"] == 5:
             raise KeyboardInterrupt
 
-    whole = trained(run, bench, rows, options(), tmp_path / "whole").model.state_dict()
+    whole = trained(run, context, rows, options(), tmp_path / "whole").model.state_dict()
     with pytest.raises(KeyboardInterrupt):
-        trained(run, bench, rows, options(), tmp_path / "cut", watch=Watch(None, stop_at_5))
-    went_on = trained(run, bench, rows, options(), tmp_path / "cut").model.state_dict()
+        trained(run, context, rows, options(), tmp_path / "cut", watch=Watch(None, stop_at_5))
+    went_on = trained(run, context, rows, options(), tmp_path / "cut").model.state_dict()
     assert whole.keys() == went_on.keys()
     assert all(torch.equal(value, went_on[name]) for name, value in whole.items())
 
 
-def test_budget_steps_counts_the_rows_before_filters(run, bench, rows, tmp_path, caplog) -> None:
+def test_budget_steps_counts_the_rows_before_filters(run, context, rows, tmp_path, caplog) -> None:
     """12 rows in batches of 4 are 3 steps, whether 12 rows are left or 6; epochs follow what is left."""
     with caplog.at_level(logging.INFO, "sft_lab"):
         for left, budget, steps in ((6, Budget.steps, 3), (12, Budget.steps, 3), (6, Budget.epochs, 2)):
             options = Full(budget=budget)
             done = trained(
-                run, bench, rows.select(range(left)), options, tmp_path / f"{left}{budget}", reference_rows=12
+                run, context, rows.select(range(left)), options, tmp_path / f"{left}{budget}", reference_rows=12
             )
             assert done.steps == steps
         options = Full(budget=Budget.steps, max_steps=1)
-        assert trained(run, bench, rows, options, tmp_path / "max", reference_rows=12).steps == 1
+        assert trained(run, context, rows, options, tmp_path / "max", reference_rows=12).steps == 1
     said = [record.getMessage() for record in caplog.records if "optimizer steps" in record.getMessage()]
     assert said[0] == "train: 6 rows, 3 optimizer steps, which is 1.5 epochs, loss_head=plain"
     assert said[2] == "train: 6 rows, 2 optimizer steps, loss_head=plain"
 
 
-def test_packing_with_max_steps_says_the_epochs(run, bench, rows, tmp_path, caplog) -> None:
+def test_packing_with_max_steps_says_the_epochs(run, context, rows, tmp_path, caplog) -> None:
     """24 rows of some 60 tokens fit into a few blocks: three steps of one block are more than the rows suggest."""
     options = Full(packing=True, max_length=512, max_steps=6, per_device_train_batch_size=1)
     with caplog.at_level(logging.INFO, "sft_lab"):
-        trained(run, bench, rows, options, tmp_path)
+        trained(run, context, rows, options, tmp_path)
     blocks = -(-sum(map(len, rows["input_ids"])) // 512)
     assert f"24 rows packed into {blocks} blocks, 6 optimizer steps, which is {6 / blocks:.3g} epochs" in caplog.text
 
@@ -93,21 +93,21 @@ def test_planned_steps_is_what_transformers_does(rows, batch, accumulation, epoc
     assert planned_steps(rows, options, processes) == -int(-epochs * per_epoch // 1)
 
 
-def test_knobs_of_peft_arrive(run, bench) -> None:
-    model = run.model.load(bench, seed=3)
+def test_knobs_of_peft_arrive(run, context) -> None:
+    model = run.model.load(context, seed=3)
     config = peft_config(Lora(peft=Peft(r=8, use_dora=True, use_rslora=True)), model, [])
     assert (config.r, config.use_dora, config.use_rslora, config.trainable_token_indices) == (8, True, True, None)
     config = peft_config(Lora(), model, [5, 6])
     assert config.trainable_token_indices == {"model.embed_tokens": [5, 6], "lm_head": [5, 6]}
 
 
-def test_dora_trains_lengths(run, bench, rows, tmp_path) -> None:
-    done = trained(run, bench, rows, Lora(max_steps=2, peft=Peft(r=4, use_dora=True)), tmp_path)
+def test_dora_trains_lengths(run, context, rows, tmp_path) -> None:
+    done = trained(run, context, rows, Lora(max_steps=2, peft=Peft(r=4, use_dora=True)), tmp_path)
     assert any("lora_magnitude_vector" in name for name, _ in done.model.named_parameters())
 
 
-def test_training_warns_of_nothing_of_ours(run, bench, rows, tmp_path, recwarn) -> None:
-    trained(run, bench, rows, Full(max_steps=1), tmp_path)
+def test_training_warns_of_nothing_of_ours(run, context, rows, tmp_path, recwarn) -> None:
+    trained(run, context, rows, Full(max_steps=1), tmp_path)
     assert [str(warning.message) for warning in recwarn if "gradient_checkpointing" in str(warning.message)] == []
 
 
@@ -123,19 +123,21 @@ def test_four_bits_are_refused_without_a_gpu() -> None:
     with pytest.raises(ModelError, match="bitsandbytes and a GPU"):
         four_bits()
     with pytest.raises(ModelError, match="too small to be quantized"):
-        TinyRandom().load(Bench(load_tokenizer=lambda: TinyRandom().load_tokenizer(Bench())), 1, four_bit=True)
+        TinyRandom().load(
+            StageContext(load_tokenizer=lambda: TinyRandom().load_tokenizer(StageContext())), 1, four_bit=True
+        )
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
 @pytest.mark.skipif(not has_gpu, reason="needs an NVIDIA GPU")
-def test_qlora_trains(bench, rows, run, tmp_path) -> None:
+def test_qlora_trains(context, rows, run, tmp_path) -> None:
     """Never run by us: we have no GPU."""
-    run.model.load(bench, seed=3).save_pretrained(tmp_path / "base")
-    bench.tokenizer.save_pretrained(tmp_path / "base")
-    model = Pretrained(name_or_path=str(tmp_path / "base")).load(bench, seed=3, four_bit=True)
+    run.model.load(context, seed=3).save_pretrained(tmp_path / "base")
+    context.tokenizer.save_pretrained(tmp_path / "base")
+    model = Pretrained(name_or_path=str(tmp_path / "base")).load(context, seed=3, four_bit=True)
     options = Lora(quantization=Quantization.nf4, max_steps=2)
     watch = Watch(None, lambda _: None)
-    done = train(model, bench.tokenizer, rows, options, folder=tmp_path / "work", seed=3, watch=watch)
+    done = train(model, context.tokenizer, rows, options, folder=tmp_path / "work", seed=3, watch=watch)
     assert done.steps == 2
     assert isinstance(done.model.base_model.model, transformers.PreTrainedModel)
 
@@ -143,7 +145,7 @@ def test_qlora_trains(bench, rows, run, tmp_path) -> None:
 @pytest.mark.parametrize("name", ["no-such-owner/no-such-model"])
 def test_a_hub_model_that_cannot_be_had_names_its_page_and_the_login(name) -> None:
     model = Pretrained(name_or_path=name)
-    for load in (lambda: model.load_tokenizer(Bench()), lambda: model.key(Bench(), 1)):
+    for load in (lambda: model.load_tokenizer(StageContext()), lambda: model.key(StageContext(), 1)):
         with pytest.raises(ModelError) as caught:
             load()
         assert f"https://huggingface.co/{name}" in str(caught.value)
@@ -153,5 +155,5 @@ def test_a_hub_model_that_cannot_be_had_names_its_page_and_the_login(name) -> No
 def test_a_folder_that_holds_no_model_is_not_sent_to_the_hub(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError) as caught:
-        Pretrained(name_or_path=str(tmp_path)).load_tokenizer(Bench())
+        Pretrained(name_or_path=str(tmp_path)).load_tokenizer(StageContext())
     assert "huggingface.co" not in str(caught.value)

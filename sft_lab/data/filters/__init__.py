@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sft_lab.bench import Selector
+from sft_lab.core.stage import Selector
 
 
 @dataclass

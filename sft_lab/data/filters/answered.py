@@ -6,12 +6,12 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import require
 from sft_lab.data.filters import Filter
-from sft_lab.errors import require
 
 if TYPE_CHECKING:
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.rows import Rows, Selection
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Answered(Filter):
         require(self.min_prompt_chars >= 1, "min_prompt_chars", self.min_prompt_chars, "at least 1")
         require(self.min_answer_chars >= 1, "min_answer_chars", self.min_answer_chars, "at least 1")
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - this one needs no tools
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
         """Reasons: ``empty_prompt``, ``short_prompt``, ``empty_answer``, ``short_answer``; score: characters."""
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
         reasons, scores = [], []
         for prompt, answer, is_text in zip(rows.column("prompt"), rows.column("answer"), rows.is_text, strict=True):

@@ -6,14 +6,14 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.text import On
 from sft_lab.data.filters import Filter
 from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
-from sft_lab.errors import ConfigError, require
-from sft_lab.text import On
 
 if TYPE_CHECKING:
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.rows import Rows, Selection
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Language(Filter):
                 raise ConfigError(f"keep={code}: the detector knows no such language code; {_nearest(code)}")
         require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:
+    def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``language_unclear``, ``other_language``; score: confidence."""
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
-        codes, confidences = languages_of(rows, bench, self.on)
+        codes, confidences = languages_of(rows, context, self.on)
         reasons = [
             "language_unclear"
             if not code or confidence < self.min_confidence

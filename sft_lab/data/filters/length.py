@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import require
 from sft_lab.data.filters import Filter
-from sft_lab.errors import require
 
 if TYPE_CHECKING:
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.rows import Rows, Selection
 
 
 @dataclass
@@ -34,15 +34,15 @@ class Length(Filter):
             f"0 to max_tokens={self.max_tokens}",
         )
 
-    def depends_on(self, bench: Bench) -> dict[str, Any]:
+    def depends_on(self, context: StageContext) -> dict[str, Any]:
         """Another tokenizer counts other tokens."""
-        return {"tokenizer": bench.tokenizer_key}
+        return {"tokenizer": context.tokenizer_key}
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:
+    def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``over_max_tokens``, ``under_min_tokens``, ``under_min_answer_tokens``; score: tokens."""
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
-        counts = bench.token_counts(rows)
+        counts = context.token_counts(rows)
         total = counts.sum(axis=1)
         reasons = [
             "over_max_tokens"

@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.bench import Bench, log
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError, SourceError, require
+from sft_lab.core.log import log
+from sft_lab.core.text import On
 from sft_lab.data.filters import Filter
-from sft_lab.errors import ConfigError, SourceError, require
-from sft_lab.text import On
 
 if TYPE_CHECKING:
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.rows import Rows, Selection
 
 
 @dataclass
@@ -53,11 +54,11 @@ class Pattern(Filter):
                 ) from error
         return compiled
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - it needs neither store nor tokenizer
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - it needs neither store nor tokenizer
         """Reasons: ``no_pattern_matches``, ``pattern_matches``; score: the first of its list that matched, from 0."""
         import numpy as np
 
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
         keep, drop = self._compiled("keep"), self._compiled("drop")
         reasons, scores = [], []

@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from sft_lab.bench import Bench, log, package_path
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.log import log
+from sft_lab.core.packages import package_path
 from sft_lab.data.filters import Filter
-from sft_lab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sft_lab.rows import Rows, Selection
+    from sft_lab.core.rows import Rows, Selection
 
 DECISIONS = ("keep", "drop", "")
 
@@ -47,7 +49,7 @@ class Reviewed(Filter):
             return [str(error)]
         return []
 
-    def depends_on(self, bench: Bench) -> dict[str, Any]:  # noqa: ARG002
+    def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
         """Other decisions are another result."""
         return {"decisions": hashlib.sha256(self._content).hexdigest()}
 
@@ -63,9 +65,9 @@ class Reviewed(Filter):
         """Ids of rows decided ``keep``."""
         return {row_id for row_id, decision in self._decisions().items() if decision == "keep"}
 
-    def select(self, rows: Rows, bench: Bench) -> Selection:  # noqa: ARG002 - this one needs no tools
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
         """Reasons: ``reviewed_drop``, ``not_reviewed``; no score."""
-        from sft_lab.rows import Selection
+        from sft_lab.core.rows import Selection
 
         decisions = self._decisions()
         ids = rows.column("id")

@@ -1,0 +1,1 @@
+"""The command line: arguments, one function per command, and what is printed."""

@@ -1,0 +1,306 @@
+"""The doors: one function for each command. What they say is decided elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.cli import output
+from sft_lab.cli.arguments import parse, refuse
+from sft_lab.core import console, home, interrupt
+from sft_lab.core.errors import JobError, SftLabError, UserError
+
+if TYPE_CHECKING:
+    from sft_lab.config import Plan
+    from sft_lab.jobs.layout import Placed
+    from sft_lab.jobs.worker import Failure
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and give its exit code: 0 done, 1 a job failed, 2 the input was wrong."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; the next file that is opened would be taken for it
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+    with output.guarded(), interrupt.twice_ends_at_once():
+        try:
+            code = _main(argv)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            output.tell("sft-lab: interrupted")
+            return 130
+        except BrokenPipeError:  # whoever read has had enough, as `| head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:  # noqa: BLE001 - a fault of ours: told here, where secrets are taken out
+            if isinstance(error, OSError) and error.filename is None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                output.tell(f"sft-lab: standard output: cannot be written ({error.strerror}); write it elsewhere")
+            else:
+                traceback.print_exc()
+            return 1
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].isalpha() and words[0] not in COMMANDS:
+        refuse(f"{words[0]}: no such command, and no override (key=value); there are {', '.join(COMMANDS)}")
+    if not words or words[0] not in {*COMMANDS, "-h", "--help", "--version"}:
+        words = ["train", *words]
+    arguments, rest = parse(words)
+    console.prepare(verbose=getattr(arguments, "verbose", False))
+    try:
+        home.ensure()
+        return int(COMMANDS[arguments.command](arguments, rest))
+    except UserError as error:
+        output.tell(f"sft-lab: {error}")
+        return 2
+    except SftLabError as error:
+        output.tell(f"sft-lab: {error}")
+        return 1
+
+
+def _train(arguments: Arguments, overrides: list[str]) -> int:
+    if arguments.cfg or arguments.info:
+        gc.disable()  # composing makes many small objects, and looking for cycles in them an eighth of the time
+        try:
+            return _show(arguments, overrides)
+        finally:
+            gc.enable()
+    if arguments.package:
+        raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg job")
+    from sft_lab import config
+    from sft_lab.core.run_dir import RUN
+    from sft_lab.jobs import launch
+
+    if config.is_driven(overrides):
+        return _driven(arguments, overrides)
+    plan, placed, failures = _launch(arguments, overrides, RUN)
+    if plan.swept:
+        output.show_sweep([(one.folder, one.job.axes) for one in placed])
+    elif not failures and (summary := launch.summary_of(placed[0].folder)):
+        output.show_summary(placed[0].folder, summary)
+    return _tell(failures)
+
+
+def _driven(arguments: Arguments, overrides: list[str]) -> int:
+    """Hand the sweep to the sweeper or launcher of Hydra's that the command line chooses."""
+    from sft_lab import config
+    from sft_lab.jobs.launch import objective_of
+
+    if not arguments.multirun:
+        raise UserError("hydra/sweeper and hydra/launcher are for sweeps; put -m before the overrides")
+    try:
+        config.drive(overrides, objective_of, arguments.config_dir)
+    except SftLabError:
+        raise
+    except Exception as error:  # Hydra's plugins raise what they like
+        raise JobError(f"{type(error).__name__}: {error}") from error
+    return 0
+
+
+def _prepare(arguments: Arguments, overrides: list[str]) -> int:
+    from sft_lab.core.run_dir import PREPARE
+
+    plan, placed, failures = _launch(arguments, overrides, PREPARE)
+    if plan.swept:
+        output.show_prepared_sweep([(one.folder, one.job.axes) for one in placed])
+    elif not failures:
+        output.show_prepared(placed[0].folder)
+    return _tell(failures)
+
+
+def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[Placed], list[Failure]]:
+    from sft_lab import config
+    from sft_lab.jobs import launch, layout
+    from sft_lab.run.config import plan_line
+
+    plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    placed = layout.place(plan, work)
+    output.tell(plan_line(plan.jobs[0].run))
+    where = placed[0].folder.path.parent if plan.swept else placed[0].folder.path
+    output.tell(f"{len(placed)} jobs in {where}" if plan.swept else f"run folder {where}")
+    return plan, placed, launch.launch(placed, work)
+
+
+def _plan(arguments: Arguments, overrides: list[str]) -> int:
+    from sft_lab import config
+    from sft_lab.jobs import plan
+
+    found = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    outlooks = plan.look(found)
+    output.show_plan(outlooks, plan.shared(outlooks), plan.same_rows(outlooks))
+    return 0
+
+
+def _runs(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.jobs import list_runs
+
+    _refuse_rest("runs", rest)
+    list_runs.show(list_runs.listing(arguments.folder))
+    return 0
+
+
+def _compare(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab import compare
+
+    _refuse_rest("compare", rest)
+    comparison = compare.analyze(compare.collect_jobs(arguments.folders))
+    folder = arguments.out or (arguments.folders[0] if len(arguments.folders) == 1 else Path())
+    page = compare.write_comparison(comparison, folder)
+    compare.print_comparison(comparison, page)
+    if arguments.test:
+        from sft_lab.tools.test_score import score_test, show
+
+        if comparison.best is None:
+            raise UserError("compare --test: no job can be called best, so there is none to score on the test rows")
+        show(score_test(comparison.best.folder))
+    return 0
+
+
+def _replay(arguments: Arguments, overrides: list[str]) -> int:
+    from sft_lab.jobs import replay
+
+    done = replay.replay(arguments.source, overrides, arguments.out)
+    replay.show(done)
+    return done.exit_code
+
+
+def _promote(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.jobs.promote import promote
+
+    _refuse_rest("promote", rest)
+    file = promote(arguments.folder, arguments.name, force=arguments.force)
+    sys.stdout.write(f"{file}\nrun it: sft-lab +experiment={file.stem}\n")
+    return 0
+
+
+def _refuse_rest(command: str, rest: list[str]) -> None:
+    if rest:
+        raise UserError(f"{command}: unknown words {' '.join(rest)}; sft-lab {command} --help says what it takes")
+
+
+def _generate(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.tools import generate
+
+    _refuse_rest("generate", rest)
+    asking = generate.Asking(
+        generate.typed(arguments.system, "--system"), arguments.max_new_tokens, arguments.temperature, arguments.top_p,
+        arguments.top_k, arguments.seed,
+    )  # fmt: skip
+    prompt = generate.piped() if arguments.prompt == "-" else generate.typed(arguments.prompt, "prompt")
+    generate.show(generate.generate(arguments.folder, prompt, asking, base=arguments.base), asking)
+    return 0
+
+
+def _merge(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.tools.merge import merge
+
+    _refuse_rest("merge", rest)
+    sys.stdout.write(f"{merge(arguments.folder, arguments.out)}\n")
+    return 0
+
+
+def _push(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.core.run_dir import RunDir
+    from sft_lab.tools import push
+
+    _refuse_rest("push", rest)
+    folder = RunDir(arguments.folder.absolute())
+    url = push.push(folder, arguments.repo, what=arguments.what, public=arguments.public, merged=arguments.merged)
+    sys.stdout.write(f"{url}\n")
+    return 0
+
+
+def _doctor(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.tools import doctor
+
+    _refuse_rest("doctor", rest)
+    found = ([], doctor.examine()) if arguments.folder is None else doctor.since(arguments.folder)
+    code = doctor.show(*found)
+    if arguments.train:
+        from sft_lab.tools import training_check
+
+        code = max(code, training_check.show(arguments.model))
+    return code
+
+
+def _exec(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.core.run_dir import RunDir
+    from sft_lab.jobs.worker import execute
+
+    _refuse_rest("exec", rest)
+    failure = execute(RunDir(arguments.folder.absolute()), arguments.work)
+    return _tell([failure] if failure else [])
+
+
+def _tell(failures: list[Any]) -> int:
+    for failure in failures:
+        # A single run's folder is named above already.
+        job = f"{failure.folder.path.name}: " if failure.folder.sweep else ""
+        output.tell(f"sft-lab: {job}{failure.message}")
+    if not failures:
+        return 0
+    return 2 if all(failure.by_input for failure in failures) else 1
+
+
+def _show(arguments: Arguments, overrides: list[str]) -> int:
+    """``--cfg job`` and ``--info searchpath``, from one composition."""
+    from omegaconf import OmegaConf
+
+    from sft_lab import config
+
+    if arguments.info:
+        sys.stdout.write(f"{config.environment_note()}\n")
+        return 0
+    shown: Any = config.compose_config(overrides, config_dir=arguments.config_dir)
+    for part in filter(None, (arguments.package or "").split(".")):
+        if not OmegaConf.is_dict(shown) or part not in shown:
+            there = ", ".join(shown) if OmegaConf.is_dict(shown) else "no parts below a value"
+            raise UserError(f"--package {arguments.package}: no such part of the config; there are {there}")
+        shown = shown[part]
+    sys.stdout.write(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else f"{shown}\n")
+    return 0
+
+
+def _store(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.core.store import Store, default_root
+
+    _refuse_rest("store", rest)
+    store = Store(arguments.path.expanduser().absolute() if arguments.path else default_root())
+    if not store.root.is_dir() and (arguments.path or store.root.exists()):
+        raise UserError(f"{store.root}: no folder, so no store; give one with --path or SFT_LAB_STORE")
+    if arguments.action == "list":
+        output.show_store(store)
+    else:
+        if not arguments.older_than >= 0:  # NaN too
+            raise UserError(f"--older-than {arguments.older_than}: must be 0 or more days")
+        removed = store.prune(arguments.older_than * 86400, arguments.stage)
+        freed = sum(entry.size for entry in removed) / 1e6
+        sys.stdout.write(f"{len(removed)} entries removed, {freed:,.1f} MB freed in {store.root}\n")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
+    "train": _train,
+    "prepare": _prepare,
+    "plan": _plan,
+    "exec": _exec,
+    "runs": _runs,
+    "compare": _compare,
+    "replay": _replay,
+    "promote": _promote,
+    "generate": _generate,
+    "merge": _merge,
+    "push": _push,
+    "doctor": _doctor,
+    "store": _store,
+}

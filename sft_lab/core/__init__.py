@@ -1,0 +1,1 @@
+"""What every package rests on: errors, files, the run folder, the stage store, rows, and the tools of a stage."""

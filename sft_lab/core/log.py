@@ -1,0 +1,5 @@
+"""The logger of sft_lab."""
+
+import logging
+
+log = logging.getLogger("sft_lab")

@@ -1,0 +1,35 @@
+"""Stage parameters as plain data, for keys and saved configs."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+def result_params(stage: Any) -> dict[str, Any]:
+    """Give a stage's knobs as plain data, without those marked as not changing the result."""
+    params: dict[str, Any] = plain(stage)
+    return params
+
+
+def plain(value: Any, *, every_knob: bool = False) -> Any:
+    """Turn knobs into plain data: enums by name, dataclasses as dicts.
+
+    Args:
+        value: a knob, or a dataclass of knobs.
+        every_knob: also those marked as not changing the result.
+    """
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value) and not isinstance(value, type):
+        knobs = [knob for knob in fields(value) if every_knob or knob.metadata.get("changes_result", True)]
+        return {knob.name: plain(getattr(value, knob.name), every_knob=every_knob) for knob in knobs}
+    if isinstance(value, dict):
+        return {str(key): plain(item, every_knob=every_knob) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, every_knob=every_knob) for item in value]
+    return value

@@ -1,0 +1,47 @@
+"""The Parquet files of runs and store: each has its columns and their types, however few rows it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core.io import open_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+Schema = Mapping[str, str]  # name of a column to its Arrow type
+
+SELECTION = {"id": "string", "reason": "string", "score": "float32", "nearest": "string"}
+DROPPED = {"id": "string", "stage": "string", "reason": "string", "score": "float32", "nearest": "string"}
+LANGUAGES = {"language": "string", "confidence": "float32"}
+_SCORES = {"nll": "float64", "tokens": "int64", "bytes": "int64"}  # of a held-out row
+EVAL = {"id": "string"} | {f"{model}/{part}": kind for model in ("base", "tuned") for part, kind in _SCORES.items()}
+
+
+def write(path: Path, columns: Mapping[str, Any], schema: Schema) -> None:
+    """Write columns of one length. A type taken from the values would be none at all where there is no value."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(dict(columns), schema=_arrow(schema)), path)
+
+
+def read(path: Path, schema: Schema) -> pa.Table:
+    """Read these columns, with their types even where an older version wrote a column without any.
+
+    Raises:
+        pyarrow.ArrowException, OSError: if the file is damaged, or a column is missing or of another type.
+    """
+    import pyarrow.parquet as pq
+
+    with open_file(path) as file:
+        return pq.read_table(file, columns=list(schema)).select(list(schema)).cast(_arrow(schema))
+
+
+def _arrow(schema: Schema) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in schema.items()])

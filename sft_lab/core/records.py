@@ -1,0 +1,197 @@
+"""What the files of a run folder and of a store entry hold: the types of their fields, and the one reader of them.
+
+Such a folder may be a stranger's, of another version, or damaged. A field that is no more than null stands for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_lab.core.errors import FolderError
+from sft_lab.core.io import LONG, is_number, parse_json, read_json, read_text, refuse_alias_bomb
+
+# A name of a type, a list of one schema, or fields with theirs; "*" are the fields that have no line of their own.
+Schema = str | list[Any] | Mapping[str, Any]
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "flag": lambda value: isinstance(value, bool),
+    "number": is_number,
+    "scalar": lambda value: not isinstance(value, dict | list),
+    "anything": lambda _: True,
+}
+_STAGE = {
+    "stage": "text!", "rows_in": "number!", "rows_kept": "number!", "tokens_in": "number", "tokens_kept": "number",
+    "dropped": {"*": "number!"}, "sources": {"*": {"*": "number!"}},
+}  # fmt: skip
+_SHARES = {"counts": ["number!"], "*": "number"}
+_TOKENS = {"edges": ["number!"], "limit": "number", "*": {"*": _SHARES}}
+_STAGES = (
+    "dataset",
+    "split",
+    "template",
+    "dedup",
+    "decontaminate",
+    "model",
+    "trainer",
+    "evaluation",
+    "store",
+    "filter",
+)
+SCHEMAS: dict[str, Schema] = {
+    "status.json": {"state": "text", "pid": "scalar", "format": "number", "*": "text"},
+    "manifest.json": {
+        "packages": {"*": "text"}, "plugins": {"*": "scalar"}, "git": {"commit": "text", "dirty": "flag"},
+        "hardware": {"gpus": ["text"], "cores": "number", "*": "anything"}, "threads": "number", "seed": "number",
+        "inputs": {"*": "anything"}, "job": "text", "started": "text", "finished": "text", "precision": "text",
+        "command": "text", "template_date": "text", "dataset_fingerprint": "text", "train_fingerprint": "text",
+        "held_out_fingerprint": "text", "grouped_by": "text", "groups": "number",
+        "stages": [{"stage": "text!", "key": "text", "hit": "flag", "seconds": "number"}], "*": "anything",
+    },
+    "waterfall.json": {"stages": [_STAGE], "held_out": [_STAGE], "format": "number"},
+    "summary.json": {
+        "verdict": "text", "evidence": [{"rule": "text!", "says": "text", "value": "scalar", "limit": "scalar"}],
+        "advice": {"says": "text", "override": "text"}, "sources": {"*": {"*": "number"}}, "*": "scalar",
+        **dict.fromkeys((
+            "eval/loss", "base/eval_loss", "eval/bits_per_byte", "base/eval_bits_per_byte", "gap", "best_eval_loss",
+            "best_step", "converged_at", "train_rows", "train_tokens", "eval_rows", "epochs", "steps", "seconds",
+            "tokens_per_second", "watching_share", "prompted/eval_loss", "prompted/eval_bits_per_byte", "objective",
+        ), "number"),
+    },
+    "data.json": {"notices": ["text!"], "tokens": _TOKENS, "*": "anything"},
+    "recipe.json": {
+        "params": {"*": "anything"}, "files": {"*": ["scalar!"]}, "stage": "text", "*": "anything",
+    },
+    "config.yaml": {
+        "seed": "number", **{key: {"*": "anything"} for key in ("choices", *_STAGES)}, "*": "anything",
+    },
+    "queued.json": {"job": "scalar", "*": "anything"},
+    "sweep.json": {"*": "anything"},
+    "metrics.jsonl": {"step": "number!", "*": "number"},
+}  # fmt: skip
+
+
+def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
+    """Return the fields of a json file that are as its schema says; nothing where there is no file.
+
+    Args:
+        path: of the file, whose name says which schema is its own.
+        problems: takes what cannot be read, a line each, and the rest is returned.
+
+    Raises:
+        FolderError: for the first problem, where nothing takes it.
+    """
+    try:
+        content: Any = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except FolderError as error:
+        return _refused(path, str(error).removeprefix(f"{path}: "), problems)
+    except (OSError, ValueError) as error:
+        return _refused(path, f"cannot be read ({error})", problems)
+    if not isinstance(content, dict):
+        return _refused(path, f"must hold an object, holds a {type(content).__name__}", problems)
+    return _fitting(path, content, problems)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a saved config holds, as plain data; nothing where there is no file.
+
+    Raises:
+        FolderError: if it is no saved config.
+    """
+    import yaml
+
+    try:
+        text = read_text(path)
+        refuse_alias_bomb(text)
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        return {}
+    except FolderError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise FolderError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise FolderError(f"{path}: holds {type(content).__name__}, not a mapping; restore the saved config of the run")
+    if text := next((text for _, text in _misfits(content, SCHEMAS[path.name], "")), ""):
+        raise FolderError(f"{path}: {text}; restore the saved config of the run")
+    return content
+
+
+def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the objects of a file that holds one a line, as ``read`` does. A last line cut off by a kill is left out.
+
+    Raises:
+        FolderError: as ``read``.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        # Not splitlines: a line of JSON may hold U+2028, which is no line end here.
+        lines = read_text(path, LONG).split("\n")
+    except FileNotFoundError:
+        return []
+    except FolderError as error:
+        return [_refused(path, str(error).removeprefix(f"{path}: "), problems)][:0]
+    except (OSError, ValueError) as error:
+        return [_refused(path, f"cannot be read ({error})", problems)][:0]
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        at = f", line {number}"
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            if number < len(lines):
+                _refused(path, f"is not JSON ({error})", problems, at)
+            continue
+        if not isinstance(row, dict):
+            _refused(path, f"must hold an object, holds a {type(row).__name__}", problems, at)
+        elif fields := _fitting(path, row, problems, at):
+            rows.append(fields)
+    return rows
+
+
+def _fitting(path: Path, content: dict[str, Any], problems: list[str] | None, at: str = "") -> dict[str, Any]:
+    schema = SCHEMAS.get(path.name, {"*": "anything"})
+    wrong = dict(_misfits(content, schema, ""))
+    for text in wrong.values():
+        _refused(path, text, problems, at)
+    return {key: value for key, value in content.items() if key not in wrong}
+
+
+def _refused(path: Path, text: str, problems: list[str] | None, at: str = "") -> dict[str, Any]:
+    if problems is None:
+        raise FolderError(f"{path}{at}: {text}; restore the file, or delete it to go without")
+    problems.append(f"{path.name}{at}: {text}")
+    return {}
+
+
+def _misfits(content: dict[str, Any], fields: Any, inside: str) -> Iterator[tuple[str, str]]:
+    """Yield each field that does not fit, and what is wrong with it."""
+    for key in fields:
+        if str(fields[key])[-1:] == "!" and key != "*" and key not in content:
+            yield key, f"{inside}{key} is missing"
+    for key, value in content.items():
+        if text := _misfit(value, fields.get(key, fields.get("*", "anything")), f"{inside}{key}"):
+            yield key, text
+
+
+def _misfit(value: Any, schema: Schema, name: str) -> str:
+    """Return what is wrong with a value; nothing where it fits."""
+    if isinstance(schema, str):
+        kind = schema.removesuffix("!")
+        if (value is None and kind == schema) or _CHECKS[kind](value):
+            return ""
+        return f"{name}={str(value)[:40]!r} is no {kind}"
+    if value is None:
+        return ""
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            return f"{name}={str(value)[:40]!r} is no list"
+        return next(filter(None, (_misfit(item, schema[0], f"{name}[{at}]") for at, item in enumerate(value))), "")
+    if not isinstance(value, dict):
+        return f"{name}={str(value)[:40]!r} is no object"
+    return next((text for _, text in _misfits(value, schema, f"{name}.")), "")

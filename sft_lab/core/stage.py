@@ -1,0 +1,52 @@
+"""The base of stages that keep or drop rows: filters and dedup."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sft_lab.core.plugins import version_of
+
+if TYPE_CHECKING:
+    import datasets
+
+    from sft_lab.core.rows import Rows, Selection
+
+from sft_lab.core.context import StageContext
+from sft_lab.core.params import result_params
+
+
+@dataclass
+class Selector(abc.ABC):
+    """A stage that answers a selection: a filter or a dedup. Its dataclass fields are its knobs."""
+
+    group: ClassVar[str]  # before the class's name in the stage's: filter.answered
+    version: ClassVar[int] = 1  # counted up when the same knobs give another result
+
+    @abc.abstractmethod
+    def select(self, rows: Rows, context: StageContext) -> Selection:
+        """Decide about every row, in order."""
+
+    def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002 - most stages depend on their knobs alone
+        """Keys of things beside knobs and rows that change the result, such as the tokenizer."""
+        return {}
+
+    def __call__(self, rows: Rows | datasets.Dataset, context: StageContext | None = None) -> Selection:
+        """Answer the stored selection of these rows, or make it."""
+        from sft_lab.core.rows import Rows, Selection
+
+        context = context or StageContext()
+        view = Rows.of(rows)
+        recipe = {
+            "version": version_of(self),
+            "params": result_params(self),
+            **self.depends_on(context),
+            "input": view.key,
+        }
+        entry = context.stage(
+            f"{self.group}.{type(self).__name__.lower()}",
+            recipe,
+            lambda folder: self.select(view, context).save(folder),
+        )
+        return Selection.load(entry.path)

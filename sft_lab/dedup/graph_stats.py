@@ -1,0 +1,102 @@
+"""Questions the data report asks of a neighbor graph and a selection: what another threshold would have done."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_lab.core.errors import require
+from sft_lab.core.text import scripts
+from sft_lab.dedup.select import Keep, representatives
+
+if TYPE_CHECKING:
+    from sft_lab.core.rows import Selection
+    from sft_lab.dedup.graph import NeighborGraph
+
+
+def threshold_curve(
+    graph: NeighborGraph, node_of_row: np.ndarray, length_of_row: np.ndarray, keep: Keep, chosen: float
+) -> list[tuple[float, int]]:
+    """Rows kept at each threshold, rising: the graph's floor, every whole hundredth above it to 1.00, and ``chosen``.
+
+    Args:
+        graph: before any cut; its fixed edges hold at every threshold.
+        node_of_row: integers, shape (rows,).
+        length_of_row: integers, shape (rows,), in characters of the answer.
+        keep: the keep rule.
+        chosen: the threshold in use.
+
+    Raises:
+        ConfigError: if ``chosen`` lies below the floor.
+    """
+    require(graph.floor <= chosen <= 1, "chosen", chosen, f"from the graph's floor, {graph.floor}, to 1")
+    hundredths = (step / 100 for step in range(math.ceil(graph.floor * 100 - 1e-9), 101))
+    curve = []
+    for threshold in sorted({graph.floor, chosen, *hundredths}):
+        graph = graph.at(threshold)  # rising, so that each cut is one of a smaller graph
+        kept, _, _ = representatives(graph, node_of_row, length_of_row, keep)
+        curve.append((threshold, int(kept.sum())))
+    return curve
+
+
+def nearest_scores(graph: NeighborGraph) -> np.ndarray:
+    """Each node's highest score to another: float32, shape (nodes,), NaN where all are below the floor.
+
+    Fixed edges are of another measure and do not count.
+    """
+    graph = graph.cuttable
+    best = np.full(graph.nodes, -np.inf, np.float32)
+    np.maximum.at(best, graph.left, graph.score)
+    np.maximum.at(best, graph.right, graph.score)
+    best[np.isneginf(best)] = np.nan
+    return best
+
+
+def pairs_below(
+    graph: NeighborGraph, node_of_row: np.ndarray, kept: np.ndarray, threshold: float, n: int
+) -> list[tuple[int, int, float]]:
+    """Give the ``n`` pairs of kept rows nearest to being duplicates: row, later row, score; highest score first.
+
+    A row is in one pair at most, so that one odd row does not fill the list; equal scores go by row. Fixed edges are
+    of another measure and do not count.
+
+    Args:
+        graph: before any cut.
+        node_of_row: integers, shape (rows,).
+        kept: bool, shape (rows,).
+        threshold: the one in use; only scores below it are asked for.
+        n: the most pairs.
+    """
+    row_of_node = np.full(graph.nodes, -1, np.int64)
+    rows = np.flatnonzero(kept)[::-1]
+    row_of_node[node_of_row[rows]] = rows  # the first of a node's kept rows
+    graph = graph.cuttable
+    one, other = row_of_node[graph.left], row_of_node[graph.right]
+    real = np.flatnonzero((graph.score < np.float32(threshold)) & (one >= 0) & (other >= 0))
+    first, second, score = np.minimum(one, other)[real], np.maximum(one, other)[real], graph.score[real]
+    pairs: list[tuple[int, int, float]] = []
+    used: set[int] = set()
+    for place in np.lexsort((second, first, -score)).tolist():
+        if len(pairs) >= n:
+            break
+        pair = {int(first[place]), int(second[place])}
+        if not pair & used:
+            used |= pair
+            pairs.append((min(pair), max(pair), float(score[place])))
+    return pairs
+
+
+def pairs_above(selection: Selection, n: int) -> list[int]:
+    """Give the dropped rows nearest to being kept: indices of the ``n`` lowest scores among the near-duplicates.
+
+    Lowest first, equal scores by row. With ``fallback=minhash`` a score may be a Jaccard similarity.
+    """
+    near = [index for index, reason in enumerate(selection.reason) if reason == "near_duplicate"]
+    return sorted(near, key=lambda index: (float(selection.score[index]), index))[:n]
+
+
+def scripts_of(texts: list[str]) -> list[str]:
+    """Name the script of most of each text's letters (``LATIN``), ``""`` without letters."""
+    return [next(iter(scripts(text)), "") for text in texts]

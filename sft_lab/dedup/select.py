@@ -1,0 +1,130 @@
+"""Keep rules: from a cut of the neighbor graph to the rows that stay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_lab.dedup.exact import Keep
+
+if TYPE_CHECKING:
+    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.dedup.graph import NeighborGraph
+
+__all__ = ["Keep", "representatives", "selection"]
+
+Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
+NOWHERE = np.iinfo(np.int64).max  # stands behind every row index
+
+
+def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: Keep) -> Selection:
+    """Select the rows that stay at a cut; answers are as long as they have characters.
+
+    Reasons: ``duplicate`` where the nearest row has the same text, ``near_duplicate`` where it has another.
+    """
+    from sft_lab.core.rows import Selection
+
+    lengths = np.fromiter((len(answer) for answer in rows.column("answer")), np.int64, len(rows))
+    kept, nearest, score = representatives(graph, node_of_row, lengths, keep)
+    same = node_of_row == node_of_row[nearest]  # -1 looks at the last row, and is not used
+    reason = np.where(kept, "", np.where(same, "duplicate", "near_duplicate")).tolist()
+    ids = rows.column("id")
+    return Selection.of(rows, reason, score, ["" if row < 0 else ids[row] for row in nearest.tolist()])
+
+
+def representatives(graph_cut: NeighborGraph, node_of_row: np.ndarray, length_of_row: np.ndarray, keep: Keep) -> Answer:
+    """Apply a keep rule; two rows are duplicates when they share a node (cosine 1) or an edge of the cut.
+
+    Args:
+        graph_cut: the neighbor graph at the threshold; nodes without a row count for nothing.
+        node_of_row: integers, shape (rows,).
+        length_of_row: integers, shape (rows,); only ``Keep.longest`` looks at them.
+        keep: ``first`` and ``longest`` go through the rows in their order and drop a row iff one kept before is a
+            duplicate of it; ``singletons`` drops every row that has a duplicate.
+
+    Returns:
+        kept: bool, shape (rows,).
+        nearest: int64, shape (rows,): for a dropped row its duplicate of highest score among the kept rows
+            (``singletons``: among all rows), the lowest such row if scores are equal; -1 for a kept row.
+        score: float32, shape (rows,): the cosine to it; NaN for a kept row.
+    """
+    node_of_row = np.asarray(node_of_row, np.int64)
+    order = np.arange(len(node_of_row))
+    if keep is Keep.longest:
+        order = np.argsort(-np.asarray(length_of_row, np.int64), kind="stable")
+    # The first row of each node in that order speaks for the node: a later one has a duplicate in it, if it is kept,
+    # or in what dropped it.
+    head = np.full(graph_cut.nodes, -1, np.int64)
+    head[node_of_row[order[::-1]]] = order[::-1]
+    real = (head[graph_cut.left] >= 0) & (head[graph_cut.right] >= 0)
+    edges = (graph_cut.left[real], graph_cut.right[real], graph_cut.score[real])
+    if keep is Keep.singletons:
+        return _singletons(head, node_of_row, *edges)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return _first(head, rank, node_of_row, *edges)
+
+
+def _first(
+    head: np.ndarray, rank: np.ndarray, node_of_row: np.ndarray, left: np.ndarray, right: np.ndarray, score: np.ndarray
+) -> Answer:
+    stays = _greedy(len(head), rank[head[left]], rank[head[right]], left, right)
+    best, where = _nearest(len(head), left, right, score, head, stays)
+    own = stays[node_of_row]  # of a kept node: its head is the nearest row of the others
+    nearest = np.where(own, head[node_of_row], where[node_of_row])
+    kept = nearest == np.arange(len(node_of_row))
+    return _answer(kept, nearest, np.where(own, np.float32(1), best[node_of_row]))
+
+
+def _greedy(
+    nodes: int, left_rank: np.ndarray, right_rank: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """Keep each node, in the order of ranks, that no kept node has an edge to: bool, shape (nodes,)."""
+    forward = left_rank < right_rank
+    before, after = np.where(forward, left, right), np.where(forward, right, left)
+    order = np.argsort(np.where(forward, left_rank, right_rank), kind="stable")
+    before, after = before[order], after[order]
+    starts = np.flatnonzero(np.diff(before, prepend=-1))
+    stays = np.ones(nodes, bool)
+    stops = [*starts[1:].tolist(), len(before)][: len(starts)]
+    for node, start, stop in zip(before[starts].tolist(), starts.tolist(), stops, strict=True):
+        if stays[node]:
+            stays[after[start:stop]] = False
+    return stays
+
+
+def _singletons(
+    head: np.ndarray, node_of_row: np.ndarray, left: np.ndarray, right: np.ndarray, score: np.ndarray
+) -> Answer:
+    best, where = _nearest(len(head), left, right, score, head, np.ones(len(head), bool))
+    best, where = best[node_of_row], where[node_of_row]
+    # Another row of the same node: the head, and for the head itself the second row.
+    rows = np.arange(len(node_of_row))
+    others = rows[head[node_of_row] != rows]
+    second = np.full(len(head), NOWHERE, np.int64)
+    second[node_of_row[others[::-1]]] = others[::-1]
+    twin = np.where(head[node_of_row] == rows, second[node_of_row], head[node_of_row])
+    has_twin = twin < NOWHERE
+    where = np.where(has_twin & (best < 1), twin, np.minimum(where, twin))
+    return _answer(where == NOWHERE, where, np.where(has_twin, np.float32(1), best))
+
+
+def _nearest(
+    nodes: int, left: np.ndarray, right: np.ndarray, score: np.ndarray, head: np.ndarray, allowed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each node's highest score to an allowed node and the lowest head that has it; -inf and NOWHERE without one."""
+    source, target = np.concatenate([left, right]), np.concatenate([right, left])
+    score = np.concatenate([score, score])
+    to_allowed = allowed[target]
+    source, row, score = source[to_allowed], head[target[to_allowed]], score[to_allowed]
+    best = np.full(nodes, -np.inf, np.float32)
+    np.maximum.at(best, source, score)
+    top = score == best[source]
+    where = np.full(nodes, NOWHERE, np.int64)
+    np.minimum.at(where, source[top], row[top])
+    return best, where
+
+
+def _answer(kept: np.ndarray, nearest: np.ndarray, score: np.ndarray) -> Answer:
+    return kept, np.where(kept, -1, nearest), np.where(kept, np.float32(np.nan), score)

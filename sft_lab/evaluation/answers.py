@@ -1,0 +1,114 @@
+"""Metrics of a model's own answers to held-out prompts: form, variety, similarity to training answers, correctness."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core.text import normalize
+
+if TYPE_CHECKING:
+    from sft_lab.evaluation.generation import Answer
+
+MAX_EXACT_CHARACTERS = 60  # only a reference answer up to this long can be matched word for word
+MAX_WORD_CHARACTERS = 25  # mean length of a word above which a text is written without spaces
+COMPARED_ROWS = 5000  # training answers that outputs are compared with, at most
+
+Share = float | None
+
+
+def measure_answers(
+    answers: Sequence[Answer], prompts: Sequence[str], references: Sequence[str], training: Sequence[str]
+) -> dict[str, Share]:
+    """Return metrics of answers to held-out prompts.
+
+    Args:
+        answers: the model's.
+        prompts: the prompts they answer, in the same order.
+        references: the answers of the held-out rows, in the same order.
+        training: answers the model was trained on, or will be.
+
+    Returns:
+        Shares of the answers, None where there is nothing to measure: ``ended_share`` (end of turn written),
+        ``stray_share`` (control tokens inside), ``echoed_share`` (the prompt and nothing else),
+        ``json_share`` (valid JSON where the reference is, with its keys),
+        ``exact_share`` (the same text where the reference is short); ``distinct_2`` (different word pairs of all word
+        pairs: variety, Li et al., "A Diversity-Promoting Objective Function", NAACL 2016); ``likeness`` (mean ROUGE-L
+        F1 to the most similar training answer, Lin 2004).
+    """
+    texts = [answer.text for answer in answers]
+    return {
+        "ended_share": _mean([answer.ended for answer in answers]),
+        "stray_share": _mean([bool(answer.stray) for answer in answers]),
+        "echoed_share": _mean(
+            [normalize(text) == normalize(prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        ),
+        "json_share": _mean(
+            [has_same_json_form(*pair) for pair in zip(texts, references, strict=True) if is_json(pair[1])]
+        ),
+        "exact_share": _mean(
+            [
+                normalize(text) == normalize(reference)
+                for text, reference in zip(texts, references, strict=True)
+                if len(reference) <= MAX_EXACT_CHARACTERS
+            ]
+        ),
+        "distinct_2": distinct_pairs(texts),
+        "likeness": likeness(texts, training),
+    }
+
+
+def is_json(text: str) -> bool:
+    """Return whether a text is a JSON object or array and nothing else."""
+    return isinstance(_parsed(text), dict | list)
+
+
+def has_same_json_form(text: str, reference: str) -> bool:
+    """Return whether a text is JSON like the reference: an object with the same keys, or an array."""
+    value, expected = _parsed(text), _parsed(reference)
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return value.keys() == expected.keys()
+    return isinstance(value, list) and isinstance(expected, list)
+
+
+def contains_expected(text: str, expected: str) -> bool:
+    """Return whether an answer holds the expected one as whole words; case, spacing and Unicode form do not count."""
+    return re.search(rf"(?<!\w){re.escape(normalize(expected))}(?!\w)", normalize(text)) is not None
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words between spaces; the characters of a text written without spaces, such as Chinese or Thai."""
+    parts = text.split()
+    return parts if len(text) <= MAX_WORD_CHARACTERS * max(1, len(parts)) else list("".join(parts))
+
+
+def distinct_pairs(texts: Sequence[str]) -> Share:
+    """Return the share of distinct pairs among all pairs of neighboring words; None without any pair."""
+    pairs = [pair for text in texts for pair in itertools.pairwise(split_words(text))]
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+def likeness(texts: Sequence[str], training: Sequence[str]) -> Share:
+    """Return the mean over the texts of ROUGE-L F1 to the most similar training answer; None without texts."""
+    from rapidfuzz.distance import LCSseq
+
+    references = [split for answer in training[:COMPARED_ROWS] if (split := split_words(answer))]
+    scores = []
+    for text in filter(None, map(split_words, texts)):
+        f1 = (2 * LCSseq.similarity(text, other) / (len(text) + len(other)) for other in references)
+        scores.append(max(f1, default=0.0))
+    return _mean(scores)
+
+
+def _mean(values: Sequence[float]) -> Share:
+    return sum(values) / len(values) if values else None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,96 @@
+"""Generation: a model answers prompts, greedily by default, so that equal weights give equal answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sft_lab.core.positions import learned_positions
+from sft_lab.core.text import CONTROL_TOKENS
+
+BATCH = 8  # prompts answered together
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to a prompt.
+
+    Attributes:
+        text: without special tokens, stripped.
+        ended: whether it ended its turn; else it was cut at ``max_new_tokens``.
+        stray: control tokens in the text before its end, of this model family or of another.
+    """
+
+    text: str
+    ended: bool
+    stray: list[str]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    *,
+    end_ids: list[int],
+    max_new_tokens: int,
+    sampling: dict[str, float | int] | None = None,
+) -> list[Answer]:
+    """Return the model's answers to prompts, in their order.
+
+    A model with learned positions writes no further than they go; a prompt that leaves none has an empty answer.
+
+    Args:
+        model: a causal language model; put in evaluation mode and back.
+        tokenizer: its tokenizer, with a padding token.
+        prompts: token ids of each, special tokens included.
+        end_ids: tokens that end an answer.
+        max_new_tokens: of one answer.
+        sampling: ``temperature``, ``top_p`` and ``top_k`` of Transformers' generation; None: greedy.
+    """
+    training = model.training
+    model.eval()
+    answers: dict[int, Answer] = {}
+    limit = learned_positions(model)
+    room = {index: max_new_tokens if limit is None else limit - len(ids) for index, ids in enumerate(prompts)}
+    answers |= {index: Answer("", ended=False, stray=[]) for index in room if room[index] < 1}
+    # prompts of similar length need little padding
+    order = sorted((index for index in room if room[index] >= 1), key=lambda index: len(prompts[index]))
+    strategy = {"do_sample": True, **sampling} if sampling else dict.fromkeys(("temperature", "top_p", "top_k"))
+    try:
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            ids, mask = _left_padded([prompts[index] for index in batch], tokenizer.pad_token_id)
+            device = next(model.parameters()).device
+            with torch.no_grad():
+                written = model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=min(max_new_tokens, room[batch[-1]]),
+                    **({"do_sample": False} | strategy),
+                    use_cache=True,
+                    eos_token_id=end_ids,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            for index, row in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
+                answers[index] = _answer(tokenizer, row, end_ids)
+    finally:
+        model.train(training)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask, shape (prompts, longest); padding comes first, since answers follow."""
+    longest = max(map(len, prompts))
+    ids = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _answer(tokenizer: Any, ids: list[int], end_ids: list[int]) -> Answer:
+    end = next((index for index, token in enumerate(ids) if token in end_ids), None)
+    raw_text = tokenizer.decode(ids[:end], skip_special_tokens=False)
+    control_tokens = {*CONTROL_TOKENS, *tokenizer.all_special_tokens}
+    stray = sorted(token for token in control_tokens if token in raw_text)
+    return Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None, stray)

@@ -1,0 +1,178 @@
+"""Inputs: every file that a config names, by its key, with the hash of what the run read of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core.errors import ConfigError, SftLabError
+from sft_lab.core.io import digest, write_bytes
+from sft_lab.core.model_files import loaded_files
+from sft_lab.core.packages import package_path
+from sft_lab.data.sources import File
+from sft_lab.run.launch_config import CONFIGS
+
+if TYPE_CHECKING:
+    from sft_lab.core.run_dir import RunDir
+    from sft_lab.core.store import Store
+    from sft_lab.data.chat_template import Template
+    from sft_lab.data.filters import Filter
+    from sft_lab.run.config import Run
+
+SMALL = 2**20  # bytes of all files of one key; as much is copied into the run folder
+
+
+def named_files(run: Run) -> dict[str, tuple[str, list[Path]]]:
+    """Return the value of each key that names files, and those files; what installed packages bring is left out."""
+    named: dict[str, tuple[str, list[Path]]] = {}
+    for name, part in run.dataset.parts().items():
+        if isinstance(part, File):
+            named[f"dataset.sources.{name}.path" if name else "dataset.path"] = (part.path, part.files())
+    if isinstance(held_out := run.split.source(), File):
+        named["split.path"] = (held_out.path, held_out.files())
+    for key, stage in _stages(run).items():
+        if files := stage.files():
+            named[f"{key}.path"] = (", ".join(map(str, files)), files)
+    for number, path in enumerate(run.decontaminate.against):
+        named[f"decontaminate.against.{number}"] = (path, [Path(path)])
+    for name, path in run.evaluation.sets().items():
+        named[f"evaluation.{name}"] = (path, [package_path(path)])
+    named |= _models(run)
+    if run.launch.config_file and (config_file := run.launch.accelerate_config()).parent != CONFIGS:
+        named["launch.config_file"] = (str(config_file), [config_file])
+    return {key: named[key] for key in named if not named[key][0].startswith("package:")}
+
+
+def _models(run: Run) -> dict[str, tuple[str, list[Path]]]:
+    """Return the folders of the model and of the embedders, with all files that loading them may read."""
+    named: dict[str, tuple[str, list[Path]]] = {}
+    if files := run.model.files():
+        named["model.name_or_path"] = (run.model.base_name, files)
+    for key, embedder in run.embedders().items():
+        if (folder := package_path(embedder.name_or_path)).is_dir():
+            named[f"{key}.name_or_path"] = (embedder.name_or_path, loaded_files(folder, deep=True))
+    return named
+
+
+def _stages(run: Run) -> dict[str, Template | Filter]:
+    """Return the stages that may read a file whole, by their keys."""
+    stages: dict[str, Template | Filter] = {"template": run.template}
+    for group, filters in (("filter", run.filter), ("split.filter", run.split.filter)):
+        stages |= {f"{group}.{name}": keep for name, keep in filters.items()}
+    return stages
+
+
+def contents(run: Run) -> dict[Path, bytes]:
+    """Return what the run's stages have read whole: that counts, whatever has become of the file since."""
+    read: dict[Path, bytes] = {}
+    for stage in _stages(run).values():
+        with suppress(OSError, ConfigError):  # a file that is gone is told of where it is needed
+            read |= stage.contents()
+    return read
+
+
+def sha256(run: Run, store: Store, files: list[Path]) -> str:
+    """Return a hash of what the run has read or will read of some files; of one file, SHA-256 of its bytes."""
+    if not files:
+        raise FileNotFoundError("no such file")
+    read = contents(run)
+    unread = [file for file in files if file not in read]
+    of_unread = dict(zip(unread, store.sha256_of(unread), strict=True))
+    hashes = [of_unread.get(file) or hashlib.sha256(read[file]).hexdigest() for file in files]
+    return hashes[0] if len(hashes) == 1 else digest(hashes)
+
+
+def hashes(run: Run, store: Store) -> dict[str, dict[str, str]]:
+    """Return what ``inputs`` in the manifest holds: path and hash by config key."""
+    noted = {}
+    for key, (value, files) in named_files(run).items():
+        try:
+            noted[key] = {"path": value, "sha256": sha256(run, store, files)}
+        except OSError as error:
+            noted[key] = {"path": value, "sha256": f"cannot be read: {error}"}
+    return noted
+
+
+def here(run: Run, store: Store) -> dict[str, Any]:
+    """Return what a run of this config would note of its data now: ``inputs`` and ``dataset_fingerprint``."""
+    try:
+        fingerprint = run.data_fingerprint(store)
+    except (SftLabError, OSError) as error:
+        fingerprint = f"cannot be read: {error}"
+    return {"inputs": hashes(run, store), "dataset_fingerprint": fingerprint}
+
+
+def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Compare what two manifests note of the data.
+
+    Args:
+        then: a manifest; what it does not note, since it is of an older sft_lab or its run did not come so far, is
+            not compared.
+        now: another one, or what ``here`` returns.
+
+    Returns:
+        The hashes then and now of what differs, by ``key=path``; by ``dataset fingerprint`` where no file does.
+    """
+    differ: dict[str, tuple[Any, Any]] = {}
+    new = _noted(now)
+    for key, old in _noted(then).items():
+        current = new.get(key, {})
+        if "inputs" in now and old.get("sha256") != current.get("sha256"):
+            differ[f"{key}={current.get('path', old.get('path'))}"] = (old.get("sha256"), current.get("sha256"))
+    fingerprints = (then.get("dataset_fingerprint"), now.get("dataset_fingerprint"))
+    if not differ and None not in fingerprints and fingerprints[0] != fingerprints[1]:
+        differ["dataset fingerprint"] = fingerprints
+    return differ
+
+
+def changes(run: Run, manifest: dict[str, Any], store: Store | None = None) -> list[str]:
+    """Return what has changed in the data since a run folder's manifest was written, for a message.
+
+    Each names a file by ``key=path``, or the data set as a whole; the list is empty where nothing changed or nothing
+    was noted.
+
+    Args:
+        run: of the folder's config.
+        manifest: the folder's; empty where there is none yet.
+        store: which knows the hashes of files; None: the run's.
+    """
+    if not ({"inputs", "dataset_fingerprint"} & manifest.keys()):
+        return []
+    differ = changed(manifest, here(run, store or run.store.open()))
+    return [f"{name} (was {_short(old)}, now {_short(new)})" for name, (old, new) in differ.items()]
+
+
+def copy(run: Run, folder: RunDir, store: Store) -> None:
+    """Put what is small of the named files into the run folder: ``inputs/<key>/<file>``, as the run has read it."""
+    read = contents(run)
+    for key, (_, files) in named_files(run).items():
+        with suppress(OSError):  # gone since it was read
+            if not files or sum(file.stat().st_size for file in files) > SMALL:
+                continue
+        parent = Path(os.path.commonpath([file.parent for file in files]))
+        for file in files:
+            data = read[file] if file in read else _unchanged(file, store)
+            if data is not None:
+                write_bytes(folder.inputs / key / file.relative_to(parent), data)
+
+
+def _unchanged(file: Path, store: Store) -> bytes | None:
+    """Return a file's bytes if they are those whose hash the run goes by."""
+    with suppress(OSError):
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() == store.sha256(file):
+            return data
+    return None
+
+
+def _noted(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    inputs = manifest.get("inputs")
+    return {key: one for key, one in inputs.items() if isinstance(one, dict)} if isinstance(inputs, dict) else {}
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if " " in text else text[:12]

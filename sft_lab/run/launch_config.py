@@ -1,0 +1,288 @@
+"""Launch options: how the jobs of a sweep are started. ``jobs/`` carries them out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sft_lab.core.errors import require
+from sft_lab.core.packages import saved_path
+
+CONFIGS = Path(__file__).parents[1] / "jobs" / "accelerate"  # the accelerate configs that are shipped
+AT_WORK = "SFT_LAB_JOB"  # an environment variable that is set where a cluster executes a job
+
+
+@dataclass
+class Launcher:
+    """What every launch option has: how many processes train one job.
+
+    Attributes:
+        num_processes: that train a job together, over all machines; one for each GPU. accelerate starts them.
+        num_machines: that they are spread over, as many on each.
+        config_file: of accelerate: a shipped one by its name (``ddp``, ``fsdp``, ``deepspeed_zero3``), or a path;
+            null: ``ddp`` where there are several processes.
+    """
+
+    num_processes: int = 1
+    num_machines: int = 1
+    config_file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.num_processes >= 1, "num_processes", self.num_processes, "at least 1")
+        require(self.num_machines >= 1, "num_machines", self.num_machines, "at least 1")
+        fits = self.num_processes % self.num_machines == 0
+        require(fits, "num_processes", self.num_processes, f"a multiple of num_machines={self.num_machines}")
+        if self.config_file is not None and not self.config_file.isidentifier():
+            self.config_file = saved_path(self.config_file)
+
+    @property
+    def distributed(self) -> bool:
+        """Whether accelerate starts the processes of a job."""
+        return self.num_processes > 1 or self.config_file is not None
+
+    @property
+    def several_machines(self) -> bool:
+        """Whether jobs work on other machines than this one, and so share its folders."""
+        return self.num_machines > 1
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs are executed by other machines alone, and this is none of them: it may have no GPU."""
+        return False
+
+    def ready(self) -> list[str]:
+        """Say what this machine lacks to start jobs this way; a job that has begun needs none of it."""
+        return []
+
+    def request(self) -> str:
+        """Say what each job will get of a cluster; nothing where none is asked."""
+        return ""
+
+    def check(self) -> list[str]:
+        """Look for the config file, and for what several machines need."""
+        problems = []
+        if self.config_file is not None and not self.accelerate_config().is_file():
+            shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+            problems.append(f"launch.config_file={self.config_file}: no such file; shipped are {shipped}")
+        elif self.elsewhere:
+            pass  # the machine that executes the job looks at itself
+        elif self.distributed and (kind := self._kind()) != "MULTI_GPU" and not devices():
+            # accelerate would put a whole copy into each process, and not say so
+            problems.append(f"launch.config_file={self.config_file}: {kind} needs GPUs, and there are none; use ddp")
+        elif self.distributed and self._kind() == "DEEPSPEED" and not find_spec("deepspeed"):
+            problems.append(f"launch.config_file={self.config_file}: needs DeepSpeed; run: pip install deepspeed")
+        if self.num_machines > 1 and not self.elsewhere and not os.environ.get("MASTER_ADDR"):
+            problems.append(
+                f"launch.num_machines={self.num_machines}: each machine must know the others; use launch=slurm, or run "
+                "`sft-lab exec JOB_DIR` on each with NODE_RANK, MASTER_ADDR and MASTER_PORT set"
+            )
+        return problems
+
+    def _kind(self) -> str:
+        """What accelerate's config calls the way of sharing the work."""
+        found = re.search(
+            r"^distributed_type:\s*['\"]?(\w+)", self.accelerate_config().read_text("utf-8"), re.MULTILINE
+        )
+        return found[1] if found else "MULTI_GPU"
+
+    def accelerate_config(self) -> Path:
+        """Give the file that accelerate reads."""
+        name = self.config_file or "ddp"
+        return CONFIGS / f"{name}.yaml" if name.isidentifier() else Path(name)
+
+
+@dataclass
+class Serial(Launcher):
+    """Jobs one after another, in this process."""
+
+
+@dataclass
+class Processes(Launcher):
+    """Several jobs at once on this machine, each a process of its own.
+
+    Attributes:
+        at_once: how many; null: one for each GPU, without any one for each two cores.
+    """
+
+    at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        require(self.at_once is None or self.at_once >= 1, "at_once", self.at_once, "at least 1, or null")
+
+    def places(self) -> list[str]:
+        """Give the device of each of the jobs that run at once, ``""`` for the processor.
+
+        More jobs than devices wait: two trainings on one GPU are slower than one after the other, and may not fit.
+        """
+        found = devices()
+        if found:
+            each = max(1, self.num_processes // self.num_machines)
+            shares = [",".join(found[at : at + each]) for at in range(0, len(found) - each + 1, each)]
+            return shares[: self.at_once]
+        return [""] * (self.at_once or max(1, (os.cpu_count() or 1) // 2))
+
+
+class Cluster(Enum):
+    """Whom submitit hands the jobs: Slurm, or processes of this machine (to try without Slurm)."""
+
+    slurm = "slurm"
+    local = "local"
+
+
+@dataclass
+class Slurm(Launcher):
+    """Jobs of a Slurm cluster, sent there by submitit as one array; ``num_machines`` is Slurm's ``--nodes``.
+
+    Attributes:
+        cluster: ``slurm``, or submitit's ``local`` executor.
+        partition, account, qos, constraint: as sbatch takes them; null: the cluster's default.
+        timeout_min: minutes that Slurm gives a job; one that needs more is queued again and goes on.
+        max_num_timeout: how often; then the job ends as failed.
+        gpus_per_node: of each machine; null: one for each process there; 0: none.
+        cpus_per_task: cores of each machine.
+        mem_gb: memory of each machine in GB; null: the cluster's default.
+        array_parallelism: jobs at work at once, at most.
+        setup: shell lines before the job, such as ``module load cuda``.
+        additional_parameters: of sbatch, by their names there.
+    """
+
+    cluster: Cluster = Cluster.slurm
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    timeout_min: int = 240
+    max_num_timeout: int = 10
+    gpus_per_node: int | None = None
+    cpus_per_task: int = 4
+    mem_gb: float | None = None
+    array_parallelism: int = 256
+    setup: list[str] = field(default_factory=list)
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        # Slurm tells the job 90 s before its time is over, and may do so 60 s earlier still.
+        require(self.timeout_min >= 3, "timeout_min", self.timeout_min, "at least 3")
+        for name in ("cpus_per_task", "array_parallelism"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.max_num_timeout >= 0, "max_num_timeout", self.max_num_timeout, "0 or more")
+        require(self.mem_gb is None or self.mem_gb > 0, "mem_gb", self.mem_gb, "above 0, or null")
+        gpus, each = self.gpus_per_node, self.num_processes // self.num_machines
+        require(
+            gpus in (None, 0) or gpus >= each, "gpus_per_node", gpus, f"at least {each}, as many as processes there"
+        )
+        local = self.cluster is Cluster.local
+        require(not local or self.num_machines == 1, "num_machines", self.num_machines, "1 with cluster=local")
+
+    @property
+    def several_machines(self) -> bool:
+        """The command waits on one machine, the jobs work on others."""
+        return self.cluster is Cluster.slurm
+
+    @property
+    def elsewhere(self) -> bool:
+        """On a login node."""
+        return self.cluster is Cluster.slurm and AT_WORK not in os.environ
+
+    def ready(self) -> list[str]:
+        """Look for submitit and for Slurm's own commands."""
+        if problem := _missing("submitit", "slurm"):
+            return [problem]
+        wanted = ("sbatch", "srun", "squeue") if self.cluster is Cluster.slurm else ()
+        if missing := [name for name in wanted if not shutil.which(name)]:
+            where = "on a login node of a Slurm cluster, or with launch.cluster=local to try it on this machine"
+            return [f"launch=slurm: {missing[0]} is not on PATH; give the command {where}"]
+        return []
+
+    @property
+    def gpus(self) -> int:
+        """Of each machine."""
+        return self.num_processes // self.num_machines if self.gpus_per_node is None else self.gpus_per_node
+
+    def request(self) -> str:
+        """As sbatch takes it."""
+        given = {
+            "nodes": self.num_machines, "gpus-per-node": self.gpus, "cpus-per-task": self.cpus_per_task,
+            "mem": f"{self.mem_gb:g}GB" if self.mem_gb else None, "time": f"{self.timeout_min} min",
+            "partition": self.partition, "account": self.account, "qos": self.qos, "constraint": self.constraint,
+            **self.additional_parameters,
+        }  # fmt: skip
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+
+
+@dataclass
+class Ray(Launcher):
+    """Jobs as tasks of Ray, which finds each a machine with enough cores and GPUs.
+
+    Attributes:
+        address: of a running cluster, ``auto`` or ``host:port``; null: one of this machine alone, made for the sweep.
+        num_cpus: cores of each job.
+        num_gpus: GPUs of each job; null: one for each of its processes where the cluster has GPUs, else none.
+        max_retries: how often a job is started again whose process died; it goes on from its checkpoint.
+    """
+
+    address: str | None = None
+    num_cpus: int = 2
+    num_gpus: int | None = None
+    max_retries: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        require(self.num_cpus >= 1, "num_cpus", self.num_cpus, "at least 1")
+        require(self.num_gpus is None or self.num_gpus >= 0, "num_gpus", self.num_gpus, "0 or more, or null")
+        require(self.max_retries >= 0, "max_retries", self.max_retries, "0 or more")
+        require(self.num_machines == 1, "num_machines", self.num_machines, "1: a task of Ray's is on one machine")
+
+    @property
+    def several_machines(self) -> bool:
+        """A running cluster may have several."""
+        return self.address is not None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Where a running cluster was asked, and it is not the one that asks."""
+        return self.address is not None and AT_WORK not in os.environ
+
+    def ready(self) -> list[str]:
+        """Look for Ray."""
+        problem = _missing("ray", "ray")
+        return [problem] if problem else []
+
+    def request(self) -> str:
+        """As a task of Ray's takes it."""
+        gpus = f"one for each of {self.num_processes} processes, where it has any"
+        return f"num_cpus={self.num_cpus}, num_gpus={gpus if self.num_gpus is None else self.num_gpus}"
+
+
+def _missing(package: str, extra: str) -> str:
+    if find_spec(package):
+        return ""
+    return f"launch={extra}: the package {package} is not installed; run: pip install 'sft_lab[{extra}]'"
+
+
+def devices() -> list[str]:
+    """GPUs that may be used, by the names CUDA knows them by; found without torch, which would take hold of one."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        names = [name.strip() for name in allowed.split(",")]
+        return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]

@@ -1,0 +1,151 @@
+"""A run folder at work: log, manifest, tracking, and what the data stages leave in it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import transformers
+
+from sft_lab.core.io import digest, write_json, write_text
+from sft_lab.core.log import log
+from sft_lab.core.redaction import Formatter
+from sft_lab.data import export
+from sft_lab.data.waterfall import write as write_waterfall
+from sft_lab.report import card, figures, html_report
+from sft_lab.run import data_report, inputs
+from sft_lab.tracking import manifest
+from sft_lab.tracking.config import Mirror
+
+if TYPE_CHECKING:
+    from sft_lab.core.run_dir import RunDir
+    from sft_lab.core.store import Entry
+    from sft_lab.data.preparation import Prepared
+    from sft_lab.run.config import Run
+
+
+class Session:
+    """A run's tools and records, open for as long as it works. This one prepares data."""
+
+    def __init__(self, run: Run, folder: RunDir) -> None:
+        self.run = run
+        self.folder = folder
+        self.context = run.context(folder=folder)
+        self._began = time.monotonic()
+        self._mirror = Mirror()
+        self._manifest: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Set seed and threads, here and nowhere else, and open the log."""
+        if not self.folder.config.exists():  # from Python; a launcher has written it before
+            write_text(self.folder.config, self.run.to_yaml())
+        if self.run.threads:
+            torch.set_num_threads(self.run.threads)
+        transformers.set_seed(self.run.seed)
+        self._manifest |= self.folder.noted_data()  # of a checkpoint, until this session has read its data
+        self._note(
+            {
+                "command": manifest.command_line(),
+                "started": manifest.now(),
+                "git": manifest.git_state(),
+                "packages": manifest.versions(),
+                "plugins": self.run.plugins,
+                "job": self.run.hash,
+                "seed": self.run.seed,
+                "template_date": self.context.template_date.isoformat(),
+                "threads": torch.get_num_threads(),
+                "hardware": manifest.hardware(),
+            }
+        )
+        if not logging.getLogger("sft_lab").level:  # a notebook has not set any, and the log would hold warnings alone
+            logging.getLogger("sft_lab").setLevel(logging.INFO)
+        # Last: whoever fails to enter is not left, and the next job's lines would stand in this log too.
+        self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
+        self._handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("sft_lab").addHandler(self._handler)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Close what is open; a failed run ends as failed in W&B too."""
+        if kind is not None:
+            self._mirror.finish(None)
+        logging.getLogger("sft_lab").removeHandler(self._handler)
+        self._handler.close()
+
+    def begin(self, data: Prepared) -> None:
+        """Write what the data stages did, and start tracking."""
+        write_waterfall(self.folder, data.train_flow, data.held_out_flow)
+        data_report.write(self.folder, self.run, data, self.context)
+        self.note_inputs()
+        self._note(
+            {
+                "train_fingerprint": data.train_fingerprint,
+                "held_out_fingerprint": data.sides.fingerprint,
+                "grouped_by": data.grouped_by,
+                "groups": len(set(data.train.rows.column("group"))),
+            }
+        )
+        self._mirror = self.run.tracking.start(self.folder, self._run_id(), self.run.saved())
+
+    def note_inputs(self) -> None:
+        """Note what the data stages have read, and keep copies of what is small of it."""
+        inputs.copy(self.run, self.folder, self.context.store)
+        self._note(
+            {
+                "dataset_fingerprint": self.run.data_fingerprint(self.context.store),
+                "inputs": inputs.hashes(self.run, self.context.store),
+            }
+        )
+
+    def write_dataset(self, data: Prepared) -> None:
+        """Write the prepared rows for other trainers, with a card."""
+        shutil.rmtree(self.folder.dataset, ignore_errors=True)
+        export.write(data, self.folder.dataset)
+        card.write_dataset(self.folder)
+
+    def report(self, data: Prepared) -> dict[str, Any]:
+        """Write the report, and end tracking with what it shows."""
+        self._note_stages()
+        html_report.write(self.folder)
+        self._mirror_data(data)
+        stages = data.train_flow.stages
+        return self._end({"rows": stages[0]["rows_in"], "train_rows": len(data.train.rows),
+                          "eval_rows": len(data.held_out.rows), "train_tokens": stages[-1]["tokens_kept"]})  # fmt: skip
+
+    def _end(self, summary: dict[str, Any]) -> dict[str, Any]:
+        if where := self._mirror.finish(summary):
+            log.info("%s", where)
+        return summary
+
+    def _run_id(self) -> str:
+        """W&B's id: the job's hash in a sweep, so that a job that goes on stays one run."""
+        name = f"{self.run.hash}{self._suffix}"
+        return name if self.folder.sweep else f"{name}-{digest(str(self.folder.path.absolute()))[:4]}"
+
+    _suffix = "-data"  # preparing is another run in W&B than the training that may follow
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        self._manifest |= facts
+        write_json(self.folder.manifest, self._manifest)
+
+    def _note_stages(self) -> None:
+        self._note({"finished": manifest.now(), "stages": [_stage(entry) for entry in self.context.entries]})
+
+    def _mirror_data(self, data: Prepared) -> None:
+        """Send the tables and pictures of the data report to W&B too."""
+        columns = ["stage", "rows_in", "rows_kept", "tokens_in", "tokens_kept"]
+        for name, flow in (("waterfall", data.train_flow), ("waterfall_held_out", data.held_out_flow)):
+            rows = [[*(stage[column] for column in columns), str(stage["dropped"])] for stage in flow.stages]
+            self._mirror.table(name, [*columns, "dropped"], rows)
+        for name, columns, rows in data_report.tables(self.folder):
+            self._mirror.table(name, columns, rows)
+        for name in figures.OWN:  # what others drew stays here: in W&B's page it could act
+            if (file := self.folder.figures / f"{name}.svg").exists():
+                self._mirror.picture(name, file)
+
+
+def _stage(entry: Entry) -> dict[str, Any]:
+    return {"stage": entry.stage, "key": entry.key, "hit": entry.hit, "seconds": round(entry.seconds, 3)}

@@ -1,0 +1,1 @@
+"""Commands for a machine or a finished run: doctor, generate, merge, push, test scores."""

@@ -1,0 +1,256 @@
+"""Trainer options: the knobs of training, in TRL's and PEFT's names of today. ``trl.py`` carries them out."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.hardware import fast_bf16
+from sft_lab.core.packages import saved_path
+
+
+class LossOn(Enum):
+    """Which tokens are trained: answers and their end-of-turn tokens, or every token."""
+
+    answer = "answer"
+    all = "all"
+
+
+class Precision(Enum):
+    """Arithmetic of training: ``auto`` takes bf16 where the processor or GPU has it, else fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class PackingStrategy(Enum):
+    """How rows share a block. ``bfd`` (best fit decreasing) keeps every row whole and apart from its neighbours."""
+
+    bfd = "bfd"
+
+
+class LossHead(Enum):
+    """What turns hidden states into the loss: ``auto`` takes ``plain`` on a CPU and ``trl`` elsewhere.
+
+    ``trl``: TRL's own, in tiles: little memory, made for GPUs. ``plain``: the model's LM head at trained positions
+    alone and PyTorch's functions on what it says: the same loss, about twice as many tokens per second on a CPU.
+    """
+
+    auto = "auto"
+    trl = "trl"
+    plain = "plain"
+
+
+class Budget(Enum):
+    """What stays equal when a data axis changes the number of rows: passes over the rows left, or optimizer steps.
+
+    ``epochs``: ``num_train_epochs`` passes over what is left. ``steps``: as many steps as ``num_train_epochs`` passes
+    over the training side before filters and dedup would take, so that every job of a sweep over those does as many.
+    """
+
+    epochs = "epochs"
+    steps = "steps"
+
+
+class Quantization(Enum):
+    """How the frozen weights under an adapter are held: as they are, or in 4 bits (bitsandbytes, an NVIDIA GPU)."""
+
+    none = "none"
+    nf4 = "nf4"
+
+
+@dataclass
+class Full:
+    """Train all weights.
+
+    Attributes:
+        num_train_epochs: passes over the training rows; ``max_steps`` above 0 overrides it.
+        budget: what ``num_train_epochs`` fixes when filters and dedup change the number of rows.
+        warmup_steps: optimizer steps, or a share of all steps when below 1; so too the three ``*_steps`` below.
+        max_length: tokens of a row or packed block, template included; a longer row is dropped, never cut.
+        early_stopping_patience: evaluations without a better held-out loss before training stops; null: never.
+        load_best_model_at_end: keep the weights with the best held-out loss instead of the last ones.
+        sft_config: passed to TRL's SFTConfig as they are; checked against its fields, outside what sft_lab promises.
+    """
+
+    version: ClassVar[int] = 1
+
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    budget: Budget = Budget.epochs
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: str = "adamw_torch_fused"
+    logging_steps: float = 0.02
+    eval_steps: float = 0.2
+    save_steps: float = 0.2
+    max_length: int = 1280
+    packing: bool = False
+    packing_strategy: PackingStrategy = PackingStrategy.bfd
+    loss_on: LossOn = LossOn.answer
+    loss_head: LossHead = LossHead.auto
+    precision: Precision = Precision.auto
+    activation_checkpointing: bool = False
+    early_stopping_patience: int | None = None
+    load_best_model_at_end: bool = False
+    sft_config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(
+            0 < self.num_train_epochs <= 1e6, "num_train_epochs", self.num_train_epochs, "above 0, at most 1,000,000"
+        )
+        require(self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "above 0, or -1 for epochs")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        warmup = 0 <= self.warmup_steps < 1 or (self.warmup_steps >= 1 and float(self.warmup_steps).is_integer())
+        require(warmup, "warmup_steps", self.warmup_steps, "a whole number of steps, or a share from 0 to below 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
+        at_least_one = (
+            "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
+        )  # fmt: skip
+        for name in at_least_one:
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            value = getattr(self, name)
+            whole = value >= 1 and float(value).is_integer()
+            require(0 < value < 1 or whole, name, value, "a whole number of steps, or a share above 0 and below 1")
+        if own := sorted(set(self.sft_config) & OWN_FIELDS):
+            raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it")
+        for name in FILE_FIELDS & set(self.sft_config):
+            if isinstance(file := self.sft_config[name], str) and Path(file).expanduser().is_file():
+                self.sft_config[name] = saved_path(file)
+        if self.load_best_model_at_end and self.save_steps != self.eval_steps and self.save_steps % self.eval_steps:
+            raise ConfigError(
+                f"save_steps={self.save_steps}: must be a multiple of eval_steps={self.eval_steps} with "
+                "load_best_model_at_end, since only saved weights can be the best ones"
+            )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether training looks at the held-out loss itself, to stop or to keep the best weights."""
+        return self.load_best_model_at_end or bool(self.early_stopping_patience)
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the model's weights are held in 4 bits."""
+        return False
+
+    def check(self) -> list[str]:
+        """Say what is wrong with the world as this training needs it."""
+        return []
+
+
+@dataclass
+class Peft:
+    """PEFT's LoraConfig, the fields that matter.
+
+    Attributes:
+        target_modules: module names, or ``[all-linear]`` for every linear layer but the LM head.
+        use_dora: DoRA: how long each weight vector is learns apart from where it points; slower, often better at
+            small ``r``.
+        use_rslora: the adapter's scale is ``lora_alpha / sqrt(r)``, so that a large ``r`` is not trained too little.
+    """
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    use_dora: bool = False
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.r >= 1, "r", self.r, "at least 1")
+        require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
+        require(bool(self.target_modules), "target_modules", self.target_modules, "at least one name")
+
+
+@dataclass
+class Lora(Full):
+    """Train a LoRA adapter beside the frozen weights."""
+
+    quantization: Quantization = Quantization.none
+    peft: Peft = field(default_factory=Peft)
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the model's weights are held in 4 bits."""
+        return self.quantization is Quantization.nf4
+
+    def check(self) -> list[str]:
+        """Weights in 4 bits need an NVIDIA GPU and bitsandbytes."""
+        if not self.four_bit:
+            return []
+        missing = [] if _has_nvidia_gpu() else ["an NVIDIA GPU (none is seen here)"]
+        if not importlib.util.find_spec("bitsandbytes"):
+            missing.append("the package bitsandbytes (pip install bitsandbytes)")
+        if not missing:
+            return []
+        remedy = "trainer=lora trains the same adapter beside weights that are not quantized"
+        return [f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether the system shows one; PyTorch would take a second to say so."""
+    return bool(shutil.which("nvidia-smi")) or any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/dxg"))
+
+
+# Fields of SFTConfig that sft_lab sets from its own keys or for its own measure.
+OWN_FIELDS = {
+    "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "optim",
+    "logging_steps", "logging_strategy", "eval_steps", "eval_strategy", "save_steps", "save_strategy", "max_length",
+    "packing", "packing_strategy", "eval_packing", "padding_free", "bf16", "fp16", "activation_checkpointing",
+    "gradient_checkpointing", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "seed",
+    "data_seed", "report_to", "dataset_kwargs", "completion_only_loss", "assistant_only_loss", "chat_template_path",
+    "model_init_kwargs", "push_to_hub", "hub_token", "trust_remote_code", "disable_tqdm", "logging_nan_inf_filter",
+    "per_device_eval_batch_size", "use_cpu", "run_name", "resume_from_checkpoint",
+}  # fmt: skip
+
+FILE_FIELDS = {"deepspeed", "fsdp_config", "accelerator_config"}  # of SFTConfig: may name a file
+
+
+def resolve_precision(wanted: Precision) -> str:
+    """Choose the arithmetic: ``bf16`` where the hardware has it, unless fp32 is asked for."""
+    import torch
+
+    has_bf16 = fast_bf16("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted is Precision.auto:
+        return "bf16" if has_bf16 else "fp32"
+    return wanted.name
+
+
+def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
+    """Optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
+    together = options.per_device_train_batch_size * processes
+    batches = rows // together if options.sft_config.get("dataloader_drop_last") else math.ceil(rows / together)
+    return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)
+
+
+def refuse_no_step(rows: int, options: Full, processes: int = 1) -> None:
+    """Refuse rows, or packed blocks, that are too few for a batch where the last, smaller one is dropped.
+
+    Raises:
+        ConfigError: naming rows and batch.
+    """
+    if rows and not planned_steps(rows, options, processes):
+        batch = options.per_device_train_batch_size
+        raise ConfigError(
+            f"trainer.per_device_train_batch_size={batch}: {rows} rows (or packed blocks) fill no batch of {batch} in "
+            f"each of {processes} processes, and dataloader_drop_last drops the rest: no step would be done; lower it, "
+            "or leave trainer.sft_config.dataloader_drop_last out"
+        )
