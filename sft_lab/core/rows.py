@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from sft_lab.core.text import On, content_group
 if TYPE_CHECKING:
     from datasets import Dataset
 
+BATCH = 1024  # rows whose texts are in memory at once
 COLUMNS = ("id", "prompt", "answer", "messages", "group")
 
 
@@ -71,6 +72,24 @@ class Rows:
         if on is On.both:
             return [f"{a}\n{b}" for a, b in zip(self.column("prompt"), self.column("answer"), strict=True)]
         return self.column(on.name)
+
+    def batches(self, *names: str, size: int = BATCH) -> Iterator[tuple[list[Any], ...]]:
+        """Yield the values of some columns, ``size`` rows at a time, for texts that do not fit into memory together."""
+        import pyarrow as pa
+
+        columns = [self.table.data.column(name) for name in names]
+        for start in range(0, len(self), size):
+            positions = pa.array(self.positions[start : start + size])
+            yield tuple(column.take(positions).to_pylist() for column in columns)
+
+    def text_batches(self, on: On, size: int = BATCH) -> Iterator[list[str]]:
+        """Yield the text of each row that is judged or compared, ``size`` rows at a time."""
+        if on is On.both:
+            for prompts, answers in self.batches("prompt", "answer", size=size):
+                yield [f"{prompt}\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
+        else:
+            for (texts,) in self.batches(on.name, size=size):
+                yield texts
 
     @property
     def is_text(self) -> list[bool]:
