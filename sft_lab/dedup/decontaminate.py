@@ -1,7 +1,7 @@
-"""Decontaminate: training rows equal or near to a held-out row, or to one of a benchmark, go, before dedup.
+"""Decontamination: drop training rows equal or near to a held-out or benchmark row, before dedup.
 
-Independent of the dedup option, so that every job of a sweep over dedup trains on rows checked the same way; the
-embeddings are the shared ones.
+The stage does not depend on the dedup option, so every job of a sweep over dedup trains on rows checked the same way.
+Embeddings are shared with dedup.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Action(Enum):
 
 @dataclass
 class Decontaminate:
-    """Find training rows equal or near to a row on the held-out side, used by this run or not, or of a benchmark.
+    """Find training rows equal or near to a held-out row (whether this run uses it or not) or a benchmark row.
 
     Attributes:
-        against: files of benchmarks; who calls the stage reads them.
+        against: benchmark files; the caller reads them.
     """
 
     version: ClassVar[int] = 2
@@ -70,19 +70,19 @@ class Decontaminate:
         self.against = [str(package_path(path)) for path in self.against]
 
     def check(self) -> list[str]:
-        """Every benchmark file is there."""
+        """Return an error for each benchmark file that is missing."""
         missing = [path for path in self.against if not Path(path).is_file()]
         return [f"decontaminate.against={path}: no such file; give the paths of benchmark files" for path in missing]
 
     def __call__(self, train: Rows, held_out: Rows, context: StageContext, against: Rows | None = None) -> Selection:
-        """Answer the stored selection of the training rows, or make it.
+        """Return the stored selection of the training rows, or compute it.
 
         Args:
             train: the rows to judge.
             held_out: the rows on the held-out side.
-            context: the run's tools.
-            against: the rows of the benchmarks. One without an answer is compared by its prompt with the training
-                rows' prompts, whatever ``on`` is.
+            context: the run's store and log.
+            against: the rows of the benchmarks. A row without an answer is compared by its prompt with the
+                training rows' prompts, whatever ``on`` is.
 
         Returns:
             Reasons: ``equals_held_out``, ``near_held_out``, and where neither holds ``equals_benchmark`` and
@@ -107,20 +107,20 @@ class Decontaminate:
         entry = context.stage(
             "decontaminate", recipe, lambda folder: self._compare(train, held_out, against, context).save(folder)
         )
-        found = Selection.load(entry.path)
-        near = len(found.reason) - int(found.kept.sum())
+        selection = Selection.load(entry.path)
+        near = len(selection.reason) - int(selection.kept.sum())
         if near and self.action is Action.fail:
             reasons = ("near_held_out", "equals_held_out", "near_benchmark", "equals_benchmark")
             raise JobError(
                 f"decontaminate.action=fail: {near} training rows are equal or near to rows kept for measuring "
-                f"({', '.join(f'{count} {reason}' for reason, count in found.dropped.items())}), "
-                f"among them {next(filter(None, (found.examples(reason, 2) for reason in reasons)))}; "
+                f"({', '.join(f'{count} {reason}' for reason, count in selection.dropped.items())}), "
+                f"among them {next(filter(None, (selection.examples(reason, 2) for reason in reasons)))}; "
                 "decontaminate.action=drop removes them"
             )
         if near and self.action is Action.report:
             context.notice(f"decontaminate: {near} training rows are equal or near to rows kept for measuring and stay")
-            return Selection(found.ids, [""] * len(found.ids), found.score, found.nearest)
-        return found
+            return Selection(selection.ids, [""] * len(selection.ids), selection.score, selection.nearest)
+        return selection
 
     def _compare(self, train: Rows, held_out: Rows, against: Rows | None, context: StageContext) -> Selection:
         import numpy as np
@@ -130,73 +130,82 @@ class Decontaminate:
         size = len(train)
         score, nearest, reasons = np.full(size, np.nan, np.float32), [""] * size, [""] * size
         benchmarks = [("benchmark", rows, on) for rows, on in _parts(against, self.on)]
-        for side, rows, on in [*benchmarks, ("held_out", held_out, self.on)]:  # held-out rows have the last word
+        for side, rows, on in [*benchmarks, ("held_out", held_out, self.on)]:  # held-out rows last: their reason wins
             if self.method is Method.none or not len(rows) or not size:
                 continue
-            best, where, equal = self._nearest(train.texts(on), rows.texts(on), context)
+            best, match, equal = self._nearest(train.texts(on), rows.texts(on), context)
             ids = rows.column("id")
             for index in np.flatnonzero(best > 0).tolist():
-                score[index], nearest[index] = best[index], ids[where[index]]
+                score[index], nearest[index] = best[index], ids[match[index]]
                 reasons[index] = f"{'equals' if equal[index] else 'near'}_{side}"
         return Selection.of(train, reasons, score, nearest)
 
     def _nearest(
-        self, texts: list[str], others: list[str], context: StageContext
+        self, texts: list[str], references: list[str], context: StageContext
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Compare each text with all others.
+        """Compare each text with every reference.
 
         Returns:
-            The score of the nearest one, 0 where none is near: float32; which one: int64; whether it is equal: bool;
-            each of shape (texts,).
+            The score of the nearest reference, 0 where none is near: float32; its index: int64; whether it is equal:
+            bool; each of shape (texts,).
         """
         import numpy as np
 
-        best, where = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
+        best, match = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
         if self.method is Method.semantic:
-            knows = np.zeros(len(others) + len(texts), bool)
-            knows[known_nodes([*others, *texts], self.embedder, self.fallback, "decontaminate", context)] = True
+            knows = np.zeros(len(references) + len(texts), bool)
+            knows[known_nodes([*references, *texts], self.embedder, self.fallback, "decontaminate", context)] = True
             compare = {True: self._by_vectors}
             if self.fallback is Fallback.minhash:
                 compare[False] = self._by_shingles
             for known, nearest in compare.items():
-                theirs, mine = (np.flatnonzero(part == known) for part in np.split(knows, [len(others)]))
-                if len(mine) and len(theirs):
-                    best[mine], place = nearest([texts[row] for row in mine], [others[row] for row in theirs], context)
-                    where[mine] = theirs[place]
-        place_of = {normalize(text): place for place, text in enumerate(others)}
-        same = np.fromiter((place_of.get(normalize(text), -1) for text in texts), np.int64, len(texts))
-        equal = same >= 0  # the near one may be another
-        return np.where(equal, np.float32(1), best), np.where(equal, same, where), equal
+                against, rows = (np.flatnonzero(part == known) for part in np.split(knows, [len(references)]))
+                if len(rows) and len(against):
+                    best[rows], index = nearest(
+                        [texts[row] for row in rows], [references[row] for row in against], context
+                    )
+                    match[rows] = against[index]
+        index_of = {normalize(text): index for index, text in enumerate(references)}
+        same = np.fromiter((index_of.get(normalize(text), -1) for text in texts), np.int64, len(texts))
+        equal = same >= 0  # the nearest reference may be a different one
+        return np.where(equal, np.float32(1), best), np.where(equal, same, match), equal
 
-    def _by_vectors(self, texts: list[str], others: list[str], context: StageContext) -> tuple[np.ndarray, np.ndarray]:
-        """Highest cosine, 0 below the threshold, and which text has it."""
+    def _by_vectors(
+        self, texts: list[str], references: list[str], context: StageContext
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the highest cosine, 0 below the threshold, and the index of the reference that has it."""
         import numpy as np
 
-        best, where = np.empty(len(texts), np.float32), np.empty(len(texts), np.int64)
-        other_vectors = embed(others, self.embedder, context)
+        best, match = np.empty(len(texts), np.float32), np.empty(len(texts), np.int64)
+        reference_vectors = embed(references, self.embedder, context)
         vectors = embed(texts, self.embedder, context)
         for start in range(0, len(texts), BLOCK):
             block = slice(start, start + BLOCK)
-            cosines = vectors[block] @ other_vectors.T
-            best[block], where[block] = cosines.max(axis=1), cosines.argmax(axis=1)
-        return np.where(best >= np.float32(self.threshold), best, np.float32(0)), where
+            cosines = vectors[block] @ reference_vectors.T
+            best[block], match[block] = cosines.max(axis=1), cosines.argmax(axis=1)
+        return np.where(best >= np.float32(self.threshold), best, np.float32(0)), match
 
-    def _by_shingles(self, texts: list[str], others: list[str], context: StageContext) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
-        """Highest Jaccard similarity, 0 below the fallback's threshold, and which text has it."""
+    def _by_shingles(
+        self,
+        texts: list[str],
+        references: list[str],
+        context: StageContext,  # noqa: ARG002
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the highest Jaccard similarity, 0 below the fallback's threshold, and the index of its reference."""
         from sft_lab.dedup.shingles import nearest_across
 
-        return nearest_across(texts, others, NGRAM, NUM_PERM, self.fallback_threshold)
+        return nearest_across(texts, references, NGRAM, NUM_PERM, self.fallback_threshold)
 
 
 def _parts(against: Rows | None, on: On) -> list[tuple[Rows, On]]:
-    """Give the rows of the benchmarks with what each is compared by; what is blank is compared with nothing."""
+    """Return the benchmark rows with the text each is compared by; a row without that text is compared with nothing."""
     import numpy as np
 
     if against is None:
         return []
-    answered, asked = (
+    has_answer, has_prompt = (
         np.array([bool(text.strip()) for text in against.column(name)], bool) for name in ("answer", "prompt")
     )
     if on is On.prompt:
-        return [(against.take(asked), on)]
-    return [(against.take(asked & ~answered), On.prompt), (against.take(answered), on)]
+        return [(against.take(has_prompt), on)]
+    return [(against.take(has_prompt & ~has_answer), On.prompt), (against.take(has_answer), on)]

@@ -1,8 +1,8 @@
 """Embedding: texts become unit vectors, each text once in the life of a store.
 
-Vectors are kept in blocks, each block an entry of the store, looked up by the text's hash. So a grown file embeds
-its new rows only, a killed run goes on from its last block, and every stage that compares texts shares them. What a
-stage gets is gathered into a mapped file, so memory does not grow with the rows but for their texts and hashes.
+Vectors are kept in blocks, each block an entry of the store, looked up by the hash of the text. A file that grew
+embeds only its new rows, a killed run resumes after its last block, and all stages that compare texts share the
+vectors. A stage gets them gathered into a memory-mapped file.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from sft_lab.core.text import scripts
 if TYPE_CHECKING:
     import numpy as np
 
-SMALL = 2**30  # bytes of weights; a larger embedder is not held twice
-LARGE = 2**20  # bytes of a file; every stage that compares texts asks for its hash
-BLOCK = 2048  # texts; what a killed run loses at most
+SMALL = 2**30  # bytes of weights; a larger embedder is not copied for a second thread
+LARGE = 2**20  # bytes; the hash of a larger file is kept, since each stage that compares texts needs it
+BLOCK = 2048  # texts; the most work a killed run loses
 VERSION = 2
 
 
@@ -53,7 +53,7 @@ class Embedder:
             scripts are not compared by it: unrelated Arabic sentences have a mean cosine of 0.69 in MiniLM.
         prompt: text put before each text, as some embedders want it.
         sha256: of model.safetensors; another file is refused.
-        batch_tokens: of a batch, padding included; a longer text is a batch of its own.
+        batch_tokens: most tokens in a batch, padding included; a longer text is a batch of its own.
     """
 
     name_or_path: str = "???"
@@ -64,41 +64,41 @@ class Embedder:
     batch_tokens: int = field(default=2048, metadata={"changes_result": False})
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; scripts are written in capitals, as Unicode does, and a folder as a saved path."""
+        """Refuse impossible values; write scripts in capitals, as Unicode does, and a folder as a saved path."""
         self.name_or_path = saved_path(self.name_or_path, or_hub_name=True)
         require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
         self.scripts = [script.upper() for script in self.scripts]
 
-    def check(self, where: str) -> list[str]:
-        """The package that carries the model is installed."""
+    def check(self, key: str) -> list[str]:
+        """Return what keeps the model from being loaded; ``key``: the config key of this embedder."""
         missing = missing_package(self.name_or_path)
         if missing:
-            return [f"{where}.name_or_path={self.name_or_path}: {missing}"]
-        place = package_path(self.name_or_path)
-        if place.is_dir() and not any(file.suffix == ".safetensors" for file in loaded_files(place, deep=True)):
+            return [f"{key}.name_or_path={self.name_or_path}: {missing}"]
+        path = package_path(self.name_or_path)
+        if path.is_dir() and not any(file.suffix == ".safetensors" for file in loaded_files(path, deep=True)):
             return [
-                f"{where}.name_or_path={self.name_or_path}: the folder has no model.safetensors, and no pickle is read"
+                f"{key}.name_or_path={self.name_or_path}: the folder has no .safetensors file, and pickles are not read"
             ]
-        if (place / "adapter_config.json").is_file():
-            problem = "is an adapter, whose base model could be any; give a merged one"
-            return [f"{where}.name_or_path={self.name_or_path}: {problem}"]
+        if (path / "adapter_config.json").is_file():
+            problem = "is an adapter without its base model; give a merged model"
+            return [f"{key}.name_or_path={self.name_or_path}: {problem}"]
         return []
 
     def knows_script(self, text: str) -> bool:
-        """Whether at least half of the text's letters are of the embedder's scripts; True for texts without letters."""
+        """Return whether at least half of the letters are of the embedder's scripts; True for no letters."""
         shares = scripts(text)
         return not self.scripts or not shares or sum(shares.get(script, 0.0) for script in self.scripts) >= 0.5
 
     def key(self) -> str:
-        """A key of what the embedder does: its files by content or commit, prompt, precision."""
-        place = package_path(self.name_or_path)
-        if not place.is_dir():
+        """Return a key of what decides the vectors: the files by content or commit, prompt, precision."""
+        path = package_path(self.name_or_path)
+        if not path.is_dir():
             return digest([VERSION, f"{self.name_or_path}@{self._commit()}", self.prompt, _precision()])
-        files = {file.relative_to(place).as_posix(): _sha256(file) for file in loaded_files(place, deep=True)}
+        files = {file.relative_to(path).as_posix(): _sha256(file) for file in loaded_files(path, deep=True)}
         weights = files.get("model.safetensors")
         if self.sha256 and weights != self.sha256:
             raise ModelError(
-                f"{place / 'model.safetensors'}: SHA-256 is {weights}, must be {self.sha256}; "
+                f"{path / 'model.safetensors'}: SHA-256 is {weights}, must be {self.sha256}; "
                 "reinstall the package it came from"
             )
         return digest([VERSION, files, self.prompt, _precision()])
@@ -110,7 +110,7 @@ class Embedder:
         try:
             return str(HfApi().model_info(self.name_or_path, revision=self.revision, timeout=20).sha)
         except (HfHubHTTPError, OSError) as error:
-            try:  # the hub is away: what was downloaded before still has a commit
+            try:  # the hub cannot be reached: a downloaded snapshot still has a commit
                 return Path(snapshot_download(self.name_or_path, revision=self.revision, local_files_only=True)).name
             except (LocalEntryNotFoundError, OSError):
                 raise ModelError(
@@ -119,15 +119,15 @@ class Embedder:
                 ) from error
 
     def _source(self) -> str:
-        """Return the folder, or the Hub name once the Hub was asked whether it answers."""
-        place = package_path(self.name_or_path)
-        if place.is_dir():
-            return str(place)
+        """Return the folder, or the Hub name after checking whether the Hub can be reached."""
+        path = package_path(self.name_or_path)
+        if path.is_dir():
+            return str(path)
         fall_back_on_cache()
         return self.name_or_path
 
     def tokenizer(self) -> Any:
-        """Load the tokenizer without the weights; None for a model that has none of the usual kind."""
+        """Return the tokenizer without loading the weights; None for a model without a Transformers tokenizer."""
         from transformers import AutoTokenizer
         from transformers.utils import cached_file
 
@@ -140,11 +140,11 @@ class Embedder:
                 source, subfolder=first, revision=self.revision, trust_remote_code=False
             )
         except (OSError, ValueError, LookupError, TypeError) as error:
-            log.info("embedder %s: has no tokenizer to ask for unknown tokens (%s)", self.name_or_path, error)
+            log.info("embedder %s: no tokenizer, so unknown tokens are not counted (%s)", self.name_or_path, error)
             return None
 
     def load(self) -> Any:
-        """Load the model."""
+        """Return the loaded model."""
         import torch
         from sentence_transformers import SentenceTransformer
 
@@ -160,8 +160,8 @@ class Embedder:
 
 def _sha256(file: Path) -> str:
     """Return a file's SHA-256; a large file is hashed once in a process unless it was touched."""
-    found = file.stat()
-    return sha256_file(file) if found.st_size < LARGE else _sha256_of_large(file, found.st_mtime_ns, found.st_size)
+    stat = file.stat()
+    return sha256_file(file) if stat.st_size < LARGE else _sha256_of_large(file, stat.st_mtime_ns, stat.st_size)
 
 
 @cache
@@ -178,15 +178,15 @@ def _precision() -> str:
 
 
 def text_hashes(texts: list[str]) -> list[str]:
-    """SHA-256 of each text."""
+    """Return the SHA-256 of each text."""
     return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
 def embed(texts: list[str], embedder: Embedder, context: StageContext) -> np.ndarray:
-    """Give the unit vector of each text: float32, shape (texts, dim); a text without any token has a zero vector.
+    """Return the unit vector of each text: float32, shape (texts, dim), memory-mapped; zero for a text without tokens.
 
-    Equal texts are embedded once, stored ones not at all. Texts longer than the embedder reads are cut by it, as it
-    does by itself; how many is logged. The vectors are memory-mapped.
+    Equal texts are embedded once, stored texts not at all. The embedder cuts texts longer than its limit; their number
+    is logged.
     """
     key = embedder.key()
     hashes = text_hashes(texts)
@@ -201,37 +201,37 @@ def embed(texts: list[str], embedder: Embedder, context: StageContext) -> np.nda
 
 
 def _stored(context: StageContext, key: str, hashes: list[str]) -> dict[str, tuple[Path, int]]:
-    """Where the vectors of these texts are, as far as they are stored: block folder and row."""
+    """Return the block folder and row of each stored vector of these texts, by text hash."""
     wanted = set(hashes)
-    found: dict[str, tuple[Path, int]] = {}
+    stored: dict[str, tuple[Path, int]] = {}
     for recipe in sorted((context.store.root / "embed").glob(f"[!.]*/{RECIPE}")):
         if read_json(recipe)["params"]["embedder"] == key:
             names = (recipe.parent / "hashes.txt").read_text().split()
-            found.update({name: (recipe.parent, row) for row, name in enumerate(names) if name in wanted})
-    return found
+            stored.update({name: (recipe.parent, row) for row, name in enumerate(names) if name in wanted})
+    return stored
 
 
 def _gathered(rows: list[tuple[Path, int]], root: Path) -> np.ndarray:
-    """The vectors of these rows of blocks, in order, in a mapped file below ``root`` that has no name.
+    """Return the vectors of these rows of blocks, in order, in an unnamed memory-mapped file below ``root``.
 
-    Such a file takes disk for as long as the vectors are in use, and is gone with the process however that ends. Kept
-    as an entry it would be found again faster, but every other set of texts, so every filter setting of a sweep, would
-    leave a second copy of its vectors; gathering 200 thousand takes seconds, and their graph is stored.
+    The file takes disk space while the vectors are in use and disappears with the process. As a store entry it would
+    save gathering (seconds for 200 thousand rows), but each filter setting of a sweep would leave another copy of its
+    vectors; the graph made from them is stored.
     """
     import numpy as np
 
     if not rows:
         return np.empty((0, 0), np.float32)
-    places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
-    for place, (block, row) in enumerate(rows):
-        places[block].append((place, row))
+    rows_of_block: dict[Path, list[tuple[int, int]]] = defaultdict(list)
+    for index, (block, row) in enumerate(rows):
+        rows_of_block[block].append((index, row))
     dim = np.load(rows[0][0] / "vectors.npy", mmap_mode="r").shape[1]
     with tempfile.TemporaryFile(dir=root) as file:
         vectors = np.memmap(file, np.float32, "w+", shape=(len(rows), dim))
-    for block, pairs in places.items():
-        to, row = np.array(pairs).T
-        vectors[to] = np.load(block / "vectors.npy")[row]
-        with suppress(OSError):  # of a store that may only be read
+    for block, pairs in rows_of_block.items():
+        index, row = np.array(pairs).T
+        vectors[index] = np.load(block / "vectors.npy")[row]
+        with suppress(OSError):  # a read-only store
             os.utime(block / RECIPE)  # marks the block as used, for prune
     return vectors
 
@@ -244,7 +244,7 @@ def _embed_blocks(missing: dict[str, str], embedder: Embedder, key: str, context
     model = embedder.load()
     names = sorted(missing)
     lengths = dict(zip(names, _lengths(model, [missing[name] for name in names], embedder.prompt), strict=True))
-    # Texts of alike length side by side: a batch is as slow as its longest text.
+    # Sorted by length, since every text of a batch is padded to the longest.
     names.sort(key=lambda name: -lengths[name])
     with progress("embed", len(names), "texts") as done:
         for start in range(0, len(names), BLOCK):
@@ -259,24 +259,24 @@ def _embed_blocks(missing: dict[str, str], embedder: Embedder, key: str, context
 
 
 def _lengths(model: Any, texts: list[str], prompt: str) -> list[int]:
-    """Tokens the model reads of each text, prompt included; of a model whose tokenizer cannot be asked, a guess."""
+    """Return the tokens the model reads of each text, prompt included; estimated if the tokenizer is not callable."""
     limit = model.max_seq_length or math.inf
     if not callable(model.tokenizer):
         return [int(min(limit, 1 + len(text) // 4)) for text in texts]
-    whole: list[int] = []
+    counts: list[int] = []
     for start in range(0, len(texts), BLOCK):  # the tokens of all texts would take more memory than their vectors
         some = [prompt + text for text in texts[start : start + BLOCK]]
         with encoding_on_every_core():
             encoded = model.tokenizer(some, truncation=False, verbose=False)
-        whole += [len(ids) for ids in encoded["input_ids"]]
-    cut = sum(length > limit for length in whole)
+        counts += [len(ids) for ids in encoded["input_ids"]]
+    cut = sum(length > limit for length in counts)
     if cut:
-        log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(whole), limit)
-    return [int(min(limit, length)) for length in whole]
+        log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(counts), limit)
+    return [int(min(limit, length)) for length in counts]
 
 
 def _batches(lengths: list[int], budget: int) -> list[slice]:
-    """Cut falling lengths into runs whose tokens, padding included, fit the budget; at least one text each."""
+    """Split descending lengths into batches that fit the token budget, padding included; at least one text each."""
     batches, start = [], 0
     while start < len(lengths):
         stop = start + max(1, budget // max(1, lengths[start]))
@@ -288,19 +288,19 @@ def _batches(lengths: list[int], budget: int) -> list[slice]:
 def _encode(
     model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
 ) -> np.ndarray:
-    """Unit vectors of texts of falling lengths: float32, shape (texts, dim)."""
+    """Return the unit vectors of texts sorted by descending length: float32, shape (texts, dim)."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
     import torch
 
-    # Matrices of a small embedder are too small for two cores to share well: on a processor each of two threads has
-    # batches and a copy of the model of its own, since a tokenizer must not be used by two at once.
+    # The matrices of a small embedder are too small to split over two cores: on a CPU, two threads encode a batch
+    # each. Each thread has its own copy of the model, since a tokenizer must not be used by two threads at once.
     threads = torch.get_num_threads()
     share = model.device.type == "cpu" and threads > 1 and sum(p.nbytes for p in model.parameters()) < SMALL
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for one in (model, copy.deepcopy(model)) if share else (model,):
-        free.put(one)
+    for copied in (model, copy.deepcopy(model)) if share else (model,):
+        free.put(copied)
 
     def encode(batch: slice) -> np.ndarray:
         own, some = free.get(), texts[batch]
@@ -308,7 +308,7 @@ def _encode(
             if share:
                 torch.set_num_threads(max(1, threads // 2))
             with torch.autocast(own.device.type, torch.bfloat16, enabled=_precision() == "bf16"):
-                # The model's own encode: its prompts, pooling and other modules are its business.
+                # The model's own encode, which applies its prompts, pooling and other modules.
                 raw = own.encode(some, prompt=embedder.prompt or None, batch_size=len(some), show_progress_bar=False)
         finally:
             free.put(own)

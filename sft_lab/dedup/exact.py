@@ -1,4 +1,4 @@
-"""Dedup options: none, exact. What a duplicate is by text alone."""
+"""Dedup options none and exact: duplicates by equal text."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Keep(Enum):
     """Which rows of a group of duplicates stay.
 
-    ``first``: in source order, a row goes iff an earlier kept row is at or above the threshold. ``longest``: the same
-    in order of falling answer length, ties by source order. ``singletons``: a row goes iff any other row is at or
-    above, so that no member of a group stays.
+    ``first``: in source order, a row is dropped iff an earlier kept row is at or above the threshold. ``longest``: the
+    same in descending order of answer length, ties by source order. ``singletons``: a row is dropped iff any other row
+    is at or above the threshold, so that no member of a group stays.
     """
 
     first = "first"
@@ -30,7 +30,7 @@ class Keep(Enum):
 
 
 def nodes_of(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """Equal texts are one node.
+    """Group equal normalized texts into nodes.
 
     Returns:
         The first text of each node, and the node of each text: int64, shape (texts,), numbered by first occurrence.
@@ -51,7 +51,7 @@ def nodes_of(texts: list[str]) -> tuple[list[str], np.ndarray]:
 
 @dataclass
 class Dedup(Selector):
-    """A stage that judges rows by one another."""
+    """A stage that drops duplicate rows."""
 
     group: ClassVar[str] = "dedup"
 
@@ -75,7 +75,7 @@ class Exact(Dedup):
     on: On = On.answer
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
-        """Reason: ``duplicate``; score 1."""
+        """Drop duplicates with the reason ``duplicate`` and the score 1."""
         from sft_lab.dedup.graph import NeighborGraph
         from sft_lab.dedup.select import selection
 

@@ -1,6 +1,6 @@
-"""The neighbor graph: every pair of texts at or above a score, found once; a threshold is a cut of it.
+"""The neighbor graph: every pair of texts at or above a score, searched once; a threshold is a cut of it.
 
-search.py finds the pairs by the cosine of two vectors, shingles.py by Jaccard similarity.
+vector_search.py finds the pairs by cosine, shingles.py by Jaccard similarity.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from sft_lab.core.errors import ConfigError, require
 from sft_lab.core.io import read_json, write_json
 
 ARRAYS = ("left", "right", "score")
-HIGHEST_RAISE = 0.99  # of a floor; 1.00 would be all rounding
+HIGHEST_RAISE = 0.99  # the highest floor set for max_edges; at 1.00 rounding would decide
 
 
 @dataclass(frozen=True, eq=False)
 class NeighborGraph:
-    """Every pair of nodes whose score is at least ``floor``, and no other but the fixed ones.
+    """Every pair of nodes whose score is at least ``floor``, and no other but the fixed edges.
 
     Attributes:
-        nodes: how many there are, with or without an edge.
-        floor: the score from which every pair is present, compared as float32.
+        nodes: the number of nodes, with or without an edge.
+        floor: the lowest score of an edge, compared as float32.
         left: int32, shape (edges,): a pair's lower node.
         right: int32, shape (edges,): its higher node; edges are sorted by (right, left).
         score: float32, shape (edges,): cosine or Jaccard, at most 1.
-        fixed: bool, shape (edges,): edges of another measure, which were cut at its own threshold and are not cut
-            again; None: there is no such edge. They are never stored.
+        fixed: bool, shape (edges,): edges of another measure, already cut at their own threshold and not cut
+            again; None: no such edge. They are never stored.
     """
 
     nodes: int
@@ -41,10 +41,10 @@ class NeighborGraph:
     fixed: np.ndarray | None = None
 
     def at(self, threshold: float) -> NeighborGraph:
-        """Cut the graph: the edges at or above ``threshold``, equal to a graph built with it as floor, and the fixed.
+        """Return the edges at or above ``threshold``, as a graph built with that floor has them, and the fixed edges.
 
         Raises:
-            ConfigError: if ``threshold`` is below the floor, where the graph has no edges to show.
+            ConfigError: if ``threshold`` is below the floor.
         """
         require(threshold >= self.floor, "threshold", threshold, f"at least the neighbor graph's floor, {self.floor}")
         kept = self.score >= np.float32(threshold)
@@ -56,14 +56,14 @@ class NeighborGraph:
 
     @property
     def cuttable(self) -> NeighborGraph:
-        """The graph without its fixed edges."""
+        """This graph without its fixed edges."""
         if self.fixed is None:
             return self
         cut = ~self.fixed
         return NeighborGraph(self.nodes, self.floor, self.left[cut], self.right[cut], self.score[cut])
 
     def with_fixed(self, other: NeighborGraph) -> NeighborGraph:
-        """Add the edges of a graph of the same nodes as fixed ones; no pair is in both."""
+        """Return the graph with the edges of another graph of the same nodes as fixed edges; no pair is in both."""
         parts = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS]
         fixed = np.repeat([False, True], [len(self.left), len(other.left)])
         order = np.lexsort(parts[:2])
@@ -78,29 +78,29 @@ class NeighborGraph:
 
     @classmethod
     def load(cls, folder: Path) -> NeighborGraph:
-        """Read what ``save`` wrote; the arrays stay on disk until they are looked at."""
+        """Return the graph that ``save`` wrote; the arrays are memory-mapped."""
         about = read_json(folder / "graph.json")
         arrays = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS)
         return cls(about["nodes"], about["floor"], *arrays)
 
     @classmethod
     def empty(cls, nodes: int) -> NeighborGraph:
-        """Give a graph without an edge, which says nothing below a score of 1."""
+        """Return a graph without edges, whose floor is 1."""
         return cls(nodes, 1.0, np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
 
-    def renumbered(self, names: np.ndarray, nodes: int) -> NeighborGraph:
-        """Give the same edges among ``nodes`` nodes, where node i is ``names[i]``; names: int, rising, (nodes,)."""
-        names = names.astype(np.int32)
-        return NeighborGraph(nodes, self.floor, names[self.left], names[self.right], self.score, self.fixed)
+    def renumbered(self, numbers: np.ndarray, nodes: int) -> NeighborGraph:
+        """Return the same edges among ``nodes`` nodes, node i as ``numbers[i]``; numbers: int, ascending, (nodes,)."""
+        numbers = numbers.astype(np.int32)
+        return NeighborGraph(nodes, self.floor, numbers[self.left], numbers[self.right], self.score, self.fixed)
 
 
 class Edges:
-    """The edges found so far, at a floor that rises until they fit.
+    """The edges collected so far, at a floor that rises until they fit.
 
     Args:
-        nodes: of the graph.
-        score: gives the scores of pairs, float32, from their left and right nodes.
-        floor: the score from which a pair is an edge.
+        nodes: the number of nodes of the graph.
+        score: returns the scores of pairs, float32, from their left and right nodes.
+        floor: the lowest score of an edge.
         max_edges: the most edges to keep.
     """
 
@@ -112,7 +112,7 @@ class Edges:
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []  # right * nodes + left, score
 
     def add(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Keep the candidates that reach the floor, each given once; raise it until the edges fit."""
+        """Keep the candidates that reach the floor, each passed once; raise the floor until the edges fit."""
         if len(left):
             self._append(right * self.nodes + left, self.score(left, right))
         # The floor rises only when the pairs seen so far, and so all pairs, are too many for it: the last floor is the
@@ -139,7 +139,7 @@ class Edges:
             self._append(*part)
 
     def graph(self) -> NeighborGraph:
-        """All that was found, in order; nothing of it stays here."""
+        """Return the collected edges as a graph, sorted, and release them here."""
         pair = np.concatenate([np.empty(0, np.int64), *(part[0] for part in self.parts)])
         score = np.concatenate([np.empty(0, np.float32), *(part[1] for part in self.parts)])
         self.parts.clear()

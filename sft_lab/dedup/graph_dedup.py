@@ -1,4 +1,4 @@
-"""What the dedups that cut a neighbor graph share: their knobs, and how the graph is stored."""
+"""The base of the dedup options that cut a neighbor graph, and the storage of that graph."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from sft_lab.core.rows import Rows, Selection
     from sft_lab.dedup.graph import NeighborGraph
 
-VERSION = 1  # of the edges that search.py finds: a part of every stored graph's key
+VERSION = 1  # of the edges that vector_search.py finds; part of each stored graph's key
 FLOOR = 0.7  # one graph serves every threshold at or above it
 LOWEST = 0.1  # cosine; below it nearly every pair is an edge
 
 
 class Index(Enum):
-    """What looks for pairs of near vectors: a blocked matrix product, or FAISS IndexFlatIP. The edges are the same."""
+    """How pairs of near vectors are searched: a blocked matrix product or FAISS IndexFlatIP. The edges are equal."""
 
     exact = "exact"
     flat = "flat"
@@ -38,7 +38,7 @@ class GraphDedup(Dedup):
     """Rows whose texts share an edge of a neighbor graph at or above the threshold are duplicates.
 
     Attributes:
-        measure: what the graph's scores are, ``cosine`` or ``jaccard``.
+        measure: the kind of the graph's scores, ``cosine`` or ``jaccard``.
         lowest: the lowest threshold that can be searched.
     """
 
@@ -58,7 +58,7 @@ class GraphDedup(Dedup):
 
     @abc.abstractmethod
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
-        """Find or search the graph of these rows, before any cut at the threshold.
+        """Return the stored graph of these rows, or search it; before any cut at the threshold.
 
         Returns:
             The graph, whose floor is at most the threshold and whose nodes are the distinct texts; the node of each
@@ -66,7 +66,7 @@ class GraphDedup(Dedup):
         """
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
-        """Reasons: ``duplicate`` (equal text) and ``near_duplicate``; score: the measure, to the nearest kept row."""
+        """Drop rows as ``duplicate`` (equal text) or ``near_duplicate``; the score is that to the nearest kept row."""
         from sft_lab.dedup.select import selection
 
         graph, node_of_row, _ = self.graph(rows, context)
@@ -81,15 +81,15 @@ def stored_graph(
     context: StageContext,
     knob: str = "threshold",
 ) -> NeighborGraph:
-    """Find the stored graph that serves a threshold, or search it.
+    """Return the stored graph that serves a threshold, or search it.
 
     Args:
-        recipe: what the graph depends on, beside floor and max_edges; its version is VERSION unless given.
-        threshold: what it will be cut at.
-        max_edges: the most edges to keep; a higher floor keeps fewer.
-        search: finds the graph from a floor.
-        context: the run's tools.
-        knob: what the user calls the threshold.
+        recipe: what the graph depends on beside floor and max_edges; its version defaults to VERSION.
+        threshold: the threshold of the cut.
+        max_edges: the most edges to keep; where more pairs reach the floor, it is raised.
+        search: returns the graph of a floor.
+        context: the run's store and log.
+        knob: the config key of the threshold, for messages.
 
     Raises:
         ConfigError: if more than max_edges pairs reach the threshold.

@@ -1,4 +1,4 @@
-"""Questions the data report asks of a neighbor graph and a selection: what another threshold would have done."""
+"""Statistics of a neighbor graph and a selection for the data report: what other thresholds would have kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def threshold_curve(
     graph: NeighborGraph, node_of_row: np.ndarray, length_of_row: np.ndarray, keep: Keep, chosen: float
 ) -> list[tuple[float, int]]:
-    """Rows kept at each threshold, rising: the graph's floor, every whole hundredth above it to 1.00, and ``chosen``.
+    """Return the rows kept at each threshold, ascending: the floor, every hundredth above it to 1.00, and ``chosen``.
 
     Args:
         graph: before any cut; its fixed edges hold at every threshold.
@@ -35,16 +35,16 @@ def threshold_curve(
     hundredths = (step / 100 for step in range(math.ceil(graph.floor * 100 - 1e-9), 101))
     curve = []
     for threshold in sorted({graph.floor, chosen, *hundredths}):
-        graph = graph.at(threshold)  # rising, so that each cut is one of a smaller graph
+        graph = graph.at(threshold)  # ascending, so that each cut is of a smaller graph
         kept, _, _ = representatives(graph, node_of_row, length_of_row, keep)
         curve.append((threshold, int(kept.sum())))
     return curve
 
 
 def nearest_scores(graph: NeighborGraph) -> np.ndarray:
-    """Each node's highest score to another: float32, shape (nodes,), NaN where all are below the floor.
+    """Return each node's highest score to another: float32, shape (nodes,), NaN where all are below the floor.
 
-    Fixed edges are of another measure and do not count.
+    Fixed edges are of another measure and are ignored.
     """
     graph = graph.cuttable
     best = np.full(graph.nodes, -np.inf, np.float32)
@@ -57,39 +57,40 @@ def nearest_scores(graph: NeighborGraph) -> np.ndarray:
 def pairs_below(
     graph: NeighborGraph, node_of_row: np.ndarray, kept: np.ndarray, threshold: float, n: int
 ) -> list[tuple[int, int, float]]:
-    """Give the ``n`` pairs of kept rows nearest to being duplicates: row, later row, score; highest score first.
+    """Return the ``n`` pairs of kept rows nearest to being duplicates: row, later row, score; highest score first.
 
-    A row is in one pair at most, so that one odd row does not fill the list; equal scores go by row. Fixed edges are
-    of another measure and do not count.
+    A row is in one pair at most, so that no single row fills the list; equal scores are sorted by row. Fixed edges
+    are of another measure and are ignored.
 
     Args:
         graph: before any cut.
         node_of_row: integers, shape (rows,).
         kept: bool, shape (rows,).
-        threshold: the one in use; only scores below it are asked for.
+        threshold: the one in use; only scores below it count.
         n: the most pairs.
     """
     row_of_node = np.full(graph.nodes, -1, np.int64)
     rows = np.flatnonzero(kept)[::-1]
     row_of_node[node_of_row[rows]] = rows  # the first of a node's kept rows
     graph = graph.cuttable
-    one, other = row_of_node[graph.left], row_of_node[graph.right]
-    real = np.flatnonzero((graph.score < np.float32(threshold)) & (one >= 0) & (other >= 0))
-    first, second, score = np.minimum(one, other)[real], np.maximum(one, other)[real], graph.score[real]
+    left, right = row_of_node[graph.left], row_of_node[graph.right]
+    kept_pairs = np.flatnonzero((graph.score < np.float32(threshold)) & (left >= 0) & (right >= 0))
+    first, second = np.minimum(left, right)[kept_pairs], np.maximum(left, right)[kept_pairs]
+    score = graph.score[kept_pairs]
     pairs: list[tuple[int, int, float]] = []
     used: set[int] = set()
-    for place in np.lexsort((second, first, -score)).tolist():
+    for index in np.lexsort((second, first, -score)).tolist():
         if len(pairs) >= n:
             break
-        pair = {int(first[place]), int(second[place])}
+        pair = {int(first[index]), int(second[index])}
         if not pair & used:
             used |= pair
-            pairs.append((min(pair), max(pair), float(score[place])))
+            pairs.append((min(pair), max(pair), float(score[index])))
     return pairs
 
 
 def pairs_above(selection: Selection, n: int) -> list[int]:
-    """Give the dropped rows nearest to being kept: indices of the ``n`` lowest scores among the near-duplicates.
+    """Return the dropped rows nearest to being kept: indices of the ``n`` lowest scores among the near-duplicates.
 
     Lowest first, equal scores by row. With ``fallback=minhash`` a score may be a Jaccard similarity.
     """
@@ -98,5 +99,5 @@ def pairs_above(selection: Selection, n: int) -> list[int]:
 
 
 def scripts_of(texts: list[str]) -> list[str]:
-    """Name the script of most of each text's letters (``LATIN``), ``""`` without letters."""
+    """Return the script of most of each text's letters (``LATIN``), ``""`` without letters."""
     return [next(iter(scripts(text)), "") for text in texts]

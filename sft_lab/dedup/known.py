@@ -1,7 +1,7 @@
 """Known texts: those in an embedder's scripts whose tokens its tokenizer can tell apart.
 
-To a tokenizer without emoji, Arabic digits and most symbols, texts that differ only in these are one text: their
-vectors have a cosine of 1. A byte-level tokenizer has a token for everything and knows every text.
+A tokenizer without emoji, Arabic digits and most symbols maps them all to its unknown token: texts that differ only
+in these have a cosine of 1. A byte-level tokenizer has a token for everything and knows every text.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 VERSION = 1
 # Of 1,180 real answers in Latin letters 12 hold more than 1% unknown tokens, and 5 more than 5%: lists of emoji or
 # signs, and one invisible character. Prose with an emoji here and there stays below it.
-MAX_UNKNOWN_SHARE = 0.05  # share of a text's tokens
-MAX_CHARACTERS = 2048  # of a text that are tokenized; the bundled embedder reads about half of them
+MAX_UNKNOWN_SHARE = 0.05  # of the tokens of a text
+MAX_CHARACTERS = 2048  # tokenized of each text; the bundled embedder reads about half of them
 
 
 def known_texts(texts: list[str], embedder: Embedder, context: StageContext) -> np.ndarray:
     """Return whether the embedder knows each text: bool, shape (texts,), stored for these texts.
 
     A text is known if at least half of its letters are in the embedder's scripts and at most
-    ``MAX_UNKNOWN_SHARE`` of its tokens are the tokenizer's unknown one; a blank text hides nothing.
+    ``MAX_UNKNOWN_SHARE`` of its tokens are the tokenizer's unknown token; a blank text is known.
     """
     import numpy as np
 
@@ -42,7 +42,7 @@ def known_texts(texts: list[str], embedder: Embedder, context: StageContext) -> 
 
     params = {"embedder": embedder.key(), "scripts": embedder.scripts}
     recipe = {"version": VERSION, "params": params, "input": digest(text_hashes(texts))}
-    # Not a stage of the run: the stages that compare texts ask for it, and the manifest names those.
+    # Not a stage of the run: the manifest names the stages that compare texts and call this.
     known: np.ndarray = np.load(context.store.entry("known", recipe, compute).path / "known.npy")
     return known
 

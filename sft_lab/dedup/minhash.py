@@ -1,9 +1,9 @@
-"""MinHash dedup: rows whose texts are nearly the same, letter by letter, are duplicates.
+"""MinHash dedup: rows whose texts are nearly equal, letter by letter, are duplicates.
 
-Texts are compared as sets of shingles, their runs of ``ngram`` characters, by the Jaccard similarity: shared shingles
-over all shingles of the two. Characters rather than words, since Chinese, Japanese and Thai put no space between
-words and Arabic writes small words onto the next; in every script a changed character costs ``ngram`` shingles. How
-often a shingle stands in a text does not count.
+Texts are compared as sets of shingles (runs of ``ngram`` characters) by Jaccard similarity: shared shingles over all
+shingles of the two. Characters rather than words, since Chinese, Japanese and Thai put no space between words and
+Arabic joins small words to the next; in every script a changed character changes ``ngram`` shingles. How often a
+shingle occurs in a text does not matter.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from sft_lab.core.rows import Rows
     from sft_lab.dedup.graph import NeighborGraph
 
-VERSION = 1  # of the edges shingles.py finds: a part of every stored graph's key
+VERSION = 1  # of the edges that shingles.py finds; part of each stored graph's key
 NGRAM = 5  # characters
 NUM_PERM = 128
-LOWEST = 0.4  # Jaccard; below it bands are one number wide, and nearly every pair is looked at
-MISS = 1e-3  # the highest chance to miss a pair that lies right at the floor of a search
+LOWEST = 0.4  # Jaccard; below it bands are one number wide, and nearly every pair is a candidate
+MISS = 1e-3  # the highest probability of missing a pair right at the floor of a search
 
 
 @dataclass
 class MinHash(GraphDedup):
     """Rows whose shingles have a Jaccard similarity at or above the threshold are duplicates.
 
-    A pair at the default threshold, 0.8, is missed with a chance of 5e-8, one at the floor of the search, 0.7, with
-    one of 1.5e-4; no pair below the threshold is ever taken for a duplicate.
+    A pair at the default threshold, 0.8, is missed with a probability of 5e-8, a pair at the floor of the search, 0.7,
+    with one of 1.5e-4. No pair below the threshold is ever a duplicate.
     """
 
     measure: ClassVar[str] = "jaccard"
@@ -53,7 +53,7 @@ class MinHash(GraphDedup):
         require(16 <= self.num_perm <= 4096, "num_perm", self.num_perm, "from 16 to 4096")
 
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
-        """Scores are Jaccard similarities."""
+        """Return the graph of Jaccard similarities; see ``GraphDedup.graph``."""
         texts, node_of_row = nodes_of(rows.texts(self.on))
         graph = jaccard_graph(texts, self.threshold, self.max_edges, context, ngram=self.ngram, num_perm=self.num_perm)
         return graph, node_of_row, texts
@@ -69,7 +69,7 @@ def jaccard_graph(
     num_perm: int = NUM_PERM,
     knob: str = "threshold",
 ) -> NeighborGraph:
-    """Find the stored graph of these distinct texts that serves a threshold, or search it."""
+    """Return the stored graph of these distinct texts that serves a threshold, or search it."""
 
     def search(floor: float) -> NeighborGraph:
         from sft_lab.dedup.shingles import build
@@ -85,7 +85,7 @@ def jaccard_graph(
 
 
 def band_rows(num_perm: int, floor: float) -> int:
-    """How many numbers of a signature are a band: the most with which a pair at the floor is missed by ``MISS`` only.
+    """Return the numbers in a band of a signature: the most that miss a pair at the floor with ``MISS`` at most.
 
     More numbers in a band give fewer candidates; 1 where even that misses more.
     """
@@ -94,5 +94,5 @@ def band_rows(num_perm: int, floor: float) -> int:
 
 
 def missed(num_perm: int, rows: int, jaccard: float) -> float:
-    """Chance that no band of a pair with this Jaccard similarity agrees: (1 - jaccard^rows)^bands."""
+    """Return the probability that no band of a pair with this Jaccard agrees: (1 - jaccard^rows)^bands."""
     return float((1 - jaccard**rows) ** (num_perm // rows))

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Keep", "representatives", "selection"]
 
-Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
-NOWHERE = np.iinfo(np.int64).max  # stands behind every row index
+Decisions = tuple[np.ndarray, np.ndarray, np.ndarray]
+NO_ROW = np.iinfo(np.int64).max  # sorts after every row index
 
 
 def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: Keep) -> Selection:
-    """Select the rows that stay at a cut; answers are as long as they have characters.
+    """Return the selection of a cut; answer lengths are in characters.
 
     Reasons: ``duplicate`` where the nearest row has the same text, ``near_duplicate`` where it has another.
     """
@@ -27,21 +27,23 @@ def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: K
 
     lengths = np.fromiter((len(answer) for answer in rows.column("answer")), np.int64, len(rows))
     kept, nearest, score = representatives(graph, node_of_row, lengths, keep)
-    same = node_of_row == node_of_row[nearest]  # -1 looks at the last row, and is not used
+    same = node_of_row == node_of_row[nearest]  # -1 indexes the last row, and is not used
     reason = np.where(kept, "", np.where(same, "duplicate", "near_duplicate")).tolist()
     ids = rows.column("id")
     return Selection.of(rows, reason, score, ["" if row < 0 else ids[row] for row in nearest.tolist()])
 
 
-def representatives(graph_cut: NeighborGraph, node_of_row: np.ndarray, length_of_row: np.ndarray, keep: Keep) -> Answer:
+def representatives(
+    graph_cut: NeighborGraph, node_of_row: np.ndarray, length_of_row: np.ndarray, keep: Keep
+) -> Decisions:
     """Apply a keep rule; two rows are duplicates when they share a node (cosine 1) or an edge of the cut.
 
     Args:
-        graph_cut: the neighbor graph at the threshold; nodes without a row count for nothing.
+        graph_cut: the neighbor graph at the threshold; nodes without a row are ignored.
         node_of_row: integers, shape (rows,).
-        length_of_row: integers, shape (rows,); only ``Keep.longest`` looks at them.
-        keep: ``first`` and ``longest`` go through the rows in their order and drop a row iff one kept before is a
-            duplicate of it; ``singletons`` drops every row that has a duplicate.
+        length_of_row: integers, shape (rows,); only ``Keep.longest`` uses them.
+        keep: ``first`` and ``longest`` take the rows in their order and drop a row iff it duplicates a row kept before;
+            ``singletons`` drops every row that has a duplicate.
 
     Returns:
         kept: bool, shape (rows,).
@@ -53,8 +55,8 @@ def representatives(graph_cut: NeighborGraph, node_of_row: np.ndarray, length_of
     order = np.arange(len(node_of_row))
     if keep is Keep.longest:
         order = np.argsort(-np.asarray(length_of_row, np.int64), kind="stable")
-    # The first row of each node in that order speaks for the node: a later one has a duplicate in it, if it is kept,
-    # or in what dropped it.
+    # The first row of each node in that order represents the node: a later row duplicates it if it is kept, or else
+    # duplicates the row that dropped it.
     head = np.full(graph_cut.nodes, -1, np.int64)
     head[node_of_row[order[::-1]]] = order[::-1]
     real = (head[graph_cut.left] >= 0) & (head[graph_cut.right] >= 0)
@@ -68,19 +70,19 @@ def representatives(graph_cut: NeighborGraph, node_of_row: np.ndarray, length_of
 
 def _first(
     head: np.ndarray, rank: np.ndarray, node_of_row: np.ndarray, left: np.ndarray, right: np.ndarray, score: np.ndarray
-) -> Answer:
+) -> Decisions:
     stays = _greedy(len(head), rank[head[left]], rank[head[right]], left, right)
-    best, where = _nearest(len(head), left, right, score, head, stays)
-    own = stays[node_of_row]  # of a kept node: its head is the nearest row of the others
-    nearest = np.where(own, head[node_of_row], where[node_of_row])
+    best, nearest_head = _nearest(len(head), left, right, score, head, stays)
+    own = stays[node_of_row]  # the nearest row in a kept node is its head
+    nearest = np.where(own, head[node_of_row], nearest_head[node_of_row])
     kept = nearest == np.arange(len(node_of_row))
-    return _answer(kept, nearest, np.where(own, np.float32(1), best[node_of_row]))
+    return _decisions(kept, nearest, np.where(own, np.float32(1), best[node_of_row]))
 
 
 def _greedy(
     nodes: int, left_rank: np.ndarray, right_rank: np.ndarray, left: np.ndarray, right: np.ndarray
 ) -> np.ndarray:
-    """Keep each node, in the order of ranks, that no kept node has an edge to: bool, shape (nodes,)."""
+    """Return whether each node stays, by rank, having no edge to a node that stays: bool, shape (nodes,)."""
     forward = left_rank < right_rank
     before, after = np.where(forward, left, right), np.where(forward, right, left)
     order = np.argsort(np.where(forward, left_rank, right_rank), kind="stable")
@@ -96,24 +98,24 @@ def _greedy(
 
 def _singletons(
     head: np.ndarray, node_of_row: np.ndarray, left: np.ndarray, right: np.ndarray, score: np.ndarray
-) -> Answer:
-    best, where = _nearest(len(head), left, right, score, head, np.ones(len(head), bool))
-    best, where = best[node_of_row], where[node_of_row]
+) -> Decisions:
+    best, nearest = _nearest(len(head), left, right, score, head, np.ones(len(head), bool))
+    best, nearest = best[node_of_row], nearest[node_of_row]
     # Another row of the same node: the head, and for the head itself the second row.
     rows = np.arange(len(node_of_row))
-    others = rows[head[node_of_row] != rows]
-    second = np.full(len(head), NOWHERE, np.int64)
-    second[node_of_row[others[::-1]]] = others[::-1]
+    repeats = rows[head[node_of_row] != rows]
+    second = np.full(len(head), NO_ROW, np.int64)
+    second[node_of_row[repeats[::-1]]] = repeats[::-1]
     twin = np.where(head[node_of_row] == rows, second[node_of_row], head[node_of_row])
-    has_twin = twin < NOWHERE
-    where = np.where(has_twin & (best < 1), twin, np.minimum(where, twin))
-    return _answer(where == NOWHERE, where, np.where(has_twin, np.float32(1), best))
+    has_twin = twin < NO_ROW
+    nearest = np.where(has_twin & (best < 1), twin, np.minimum(nearest, twin))
+    return _decisions(nearest == NO_ROW, nearest, np.where(has_twin, np.float32(1), best))
 
 
 def _nearest(
     nodes: int, left: np.ndarray, right: np.ndarray, score: np.ndarray, head: np.ndarray, allowed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each node's highest score to an allowed node and the lowest head that has it; -inf and NOWHERE without one."""
+    """Return each node's highest score to an allowed node and the lowest head with it; -inf and NO_ROW without one."""
     source, target = np.concatenate([left, right]), np.concatenate([right, left])
     score = np.concatenate([score, score])
     to_allowed = allowed[target]
@@ -121,10 +123,10 @@ def _nearest(
     best = np.full(nodes, -np.inf, np.float32)
     np.maximum.at(best, source, score)
     top = score == best[source]
-    where = np.full(nodes, NOWHERE, np.int64)
-    np.minimum.at(where, source[top], row[top])
-    return best, where
+    nearest = np.full(nodes, NO_ROW, np.int64)
+    np.minimum.at(nearest, source[top], row[top])
+    return best, nearest
 
 
-def _answer(kept: np.ndarray, nearest: np.ndarray, score: np.ndarray) -> Answer:
+def _decisions(kept: np.ndarray, nearest: np.ndarray, score: np.ndarray) -> Decisions:
     return kept, np.where(kept, -1, nearest), np.where(kept, np.float32(np.nan), score)

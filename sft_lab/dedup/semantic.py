@@ -1,7 +1,7 @@
 """Semantic dedup: rows whose texts mean nearly the same are duplicates.
 
-Texts are embedded once and the neighbor graph of all pairs above a floor is searched once; a threshold and a keep
-rule are a cut of that graph. Equal texts are one node, so exact dedup comes first by itself.
+Texts are embedded once, and the neighbor graph of all pairs above a floor is searched once; a threshold and a keep
+rule only cut that graph. Equal texts are one node, so exact duplicates are dropped too.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from sft_lab.dedup.graph import NeighborGraph
 
 
-MANY_UNKNOWN = 0.01  # share of the texts that a reader of the report should know of
+MANY_UNKNOWN = 0.01  # share of unknown texts from which the report has a notice
 
 
 class Fallback(Enum):
-    """How rows that the embedder does not know, by script or by token, are compared."""
+    """How texts are compared whose script or tokens the embedder does not know."""
 
     exact = "exact"
     minhash = "minhash"
@@ -57,22 +57,22 @@ class Semantic(GraphDedup):
         require_jaccard(self.fallback_threshold)
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
-        """The embedder's weights, which its name does not pin."""
+        """Return the key of the embedder's weights, which its name does not pin."""
         return {"embedder": self.embedder.key()}
 
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
-        """Scores are cosines; with ``fallback=minhash`` there are fixed edges too.
+        """Return the graph of cosines, with fixed edges if ``fallback=minhash``; see ``GraphDedup.graph``.
 
-        Those are the pairs of texts the embedder does not know that reach ``fallback_threshold``, with their Jaccard
-        similarity: whatever threshold the cosines are cut at, they stay. A known and an unknown text share no edge.
+        Fixed edges are the pairs of texts unknown to the embedder that reach ``fallback_threshold``, with their
+        Jaccard similarity; a cut of the cosines keeps them. A known and an unknown text share no edge.
         """
         import numpy as np
 
         texts, node_of_row = nodes_of(rows.texts(self.on))
-        seen = known_nodes(texts, self.embedder, self.fallback, "dedup", context)
-        graph = self._cosines([texts[node] for node in seen], context).renumbered(seen, len(texts))
+        known = known_nodes(texts, self.embedder, self.fallback, "dedup", context)
+        graph = self._cosines([texts[node] for node in known], context).renumbered(known, len(texts))
         if self.fallback is Fallback.minhash:
-            rest = np.setdiff1d(np.arange(len(texts)), seen)
+            rest = np.setdiff1d(np.arange(len(texts)), known)
             threshold, unknown = self.fallback_threshold, [texts[node] for node in rest]
             near = jaccard_graph(unknown, threshold, self.max_edges, context, knob="fallback_threshold").at(threshold)
             graph = graph.with_fixed(near.renumbered(rest, len(texts)))
@@ -96,10 +96,10 @@ def require_jaccard(threshold: float) -> None:
 def known_nodes(
     texts: list[str], embedder: Embedder, fallback: Fallback, stage: str, context: StageContext
 ) -> np.ndarray:
-    """Give the nodes whose text the embedder knows: int64, in order; the rest is left to the fallback.
+    """Return the nodes whose text the embedder knows: int64, ascending; the rest is left to the fallback.
 
     Raises:
-        ConfigError: if there is a rest and the fallback is ``error``.
+        ConfigError: if a text is unknown and the fallback is ``error``.
     """
     import numpy as np
 
@@ -112,12 +112,12 @@ def known_nodes(
             "or a multilingual embedder"
         )
     if unknown:
-        how = "exact text" if fallback is Fallback.exact else "MinHash"
+        method = "exact text" if fallback is Fallback.exact else "MinHash"
         part = share(unknown, len(texts))
         text = (
             f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts or signs the embedder does not "
-            f"know; compared by {how}"
+            f"know; compared by {method}"
         )
-        tell = context.notice if part >= MANY_UNKNOWN else log.info
-        tell(text)
+        report = context.notice if part >= MANY_UNKNOWN else log.info
+        report(text)
     return np.flatnonzero(knows)

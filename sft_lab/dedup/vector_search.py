@@ -1,14 +1,14 @@
 """The search for near vectors: every pair with a cosine at or above a floor.
 
-Each index looks for candidates a proven margin below the floor and hands them to one float32 score of the two rows, so
-that all of them answer the same edges, bit for bit.
+Each index collects candidates down to a proven margin below the floor, and one float32 score of the two rows decides,
+so that all of them return the same edges, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 LOWEST_FLOOR = 0.1  # bf16 limits are compared as positive numbers
 LENGTH_SLACK = 1e-3  # how far a row's length may be from 1 (float16 embedders)
 
-# Tuned on an AMD EPYC (Zen 4, 2 cores): the products of a block stay in the shared cache until they are looked at.
+# Tuned on an AMD EPYC (Zen 4, 2 cores): the products of a block stay in the shared cache until they are compared.
 CPU_BLOCK, CUDA_BLOCK = (512, 8192), (4096, 16384)  # rows x columns
 GROUP = 32  # rows of a block's column that are tested by their maximum first
-FLAT_ROWS = 512  # a range search answers up to this many rows x nodes hits when all texts are alike; 256 is 4x slower
-NEAREST = (16, 128, 2048)  # neighbors a GPU is asked for in turn; FAISS answers no more there
+FLAT_ROWS = 512  # a range search returns up to this many rows x nodes hits when all texts are alike; 256 is 4x slower
+NEAREST = (16, 128, 2048)  # neighbors to search on a GPU in turn; FAISS returns no more there
 SCORED = 2**19  # numbers gathered at a time for the float32 score: 2 MiB, so both sides stay in a core's cache
 
-Pairs = Iterator[tuple[np.ndarray, np.ndarray, int]]
+Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def build(
@@ -40,19 +40,17 @@ def build(
     floor: float,
     max_edges: int,
     index: Index = Index.exact,
-    progress: Callable[[int, int], None] | None = None,
     *,
     bf16: bool | None = None,
 ) -> NeighborGraph:
-    """Find every pair of rows with a cosine of at least ``floor``.
+    """Return the graph of every pair of rows with a cosine of at least ``floor``.
 
     Args:
         vectors: float32, shape (nodes, dim), in memory or memory-mapped; each row of length 1, or all zero.
         floor: from 0.1 to 1. When more than ``max_edges`` pairs reach it, the graph's floor is the lowest whole
             hundredth above it that few enough reach: a function of the vectors alone.
         max_edges: the most edges to keep, 12 bytes each; while searching, a few times as much is in memory.
-        index: what finds the candidates; it does not change the result.
-        progress: called now and then with the pairs done and all pairs.
+        index: the search for candidates; it does not change the result.
         bf16: whether ``Index.exact`` multiplies in bf16; None: where the processor does it fast. It does not change
             the result.
 
@@ -64,26 +62,23 @@ def build(
     require(LOWEST_FLOOR <= floor <= 1, "floor", floor, f"from {LOWEST_FLOOR} to 1")
     require(max_edges > 0, "max_edges", max_edges, "positive")
     vectors = _checked(vectors)
-    all_pairs = math.comb(len(vectors), 2)
-    found = Edges(len(vectors), lambda left, right: cosine(vectors, left, right), floor, max_edges)
-    for left, right, done in _exact(vectors, found, bf16) if index is Index.exact else _flat(vectors, found):
-        found.add(left, right)
-        if progress:
-            progress(done, all_pairs)
-    return found.graph()
+    edges = Edges(len(vectors), lambda left, right: cosine(vectors, left, right), floor, max_edges)
+    for left, right in _exact(vectors, edges, bf16) if index is Index.exact else _flat(vectors, edges):
+        edges.add(left, right)
+    return edges.graph()
 
 
 def cosine(vectors: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosine of pairs of rows of length 1: float32, shape (pairs,), at most 1.
+    """Return the cosine of pairs of rows of length 1: float32, shape (pairs,), at most 1.
 
-    A score depends on its two rows alone, not on the pairs beside it or on their order: each is one pass over a pair.
+    A score depends on its two rows alone, not on the other pairs or on their order.
     """
     score = np.empty(len(left), np.float32)
     pairs = max(1, SCORED // max(1, vectors.shape[1]))
     for start in range(0, len(left), pairs):
         part = slice(start, start + pairs)
-        one, other = vectors.take(left[part], axis=0), vectors.take(right[part], axis=0)
-        np.einsum("pd,pd->p", one, other, out=score[part])
+        rows, columns = vectors.take(left[part], axis=0), vectors.take(right[part], axis=0)
+        np.einsum("pd,pd->p", rows, columns, out=score[part])
     return np.minimum(score, np.float32(1), out=score)
 
 
@@ -97,9 +92,9 @@ def _checked(vectors: np.ndarray) -> np.ndarray:
         if len(wrong):
             raise ModelError(
                 f"vector {start + wrong[0]} has length {length[wrong[0]]}: must be 1, or 0 for no text; "
-                "normalize what the embedder answers"
+                "normalize the output of the embedder"
             )
-    return np.ascontiguousarray(vectors)  # a copy only where a slice with gaps was given
+    return np.ascontiguousarray(vectors)  # copies only a slice with gaps
 
 
 # How far below the floor a candidate may be, for rows x, y of length at most 1 + s, s = LENGTH_SLACK.
@@ -117,12 +112,12 @@ def _checked(vectors: np.ndarray) -> np.ndarray:
 
 
 def _limit(floor: float, dim: int) -> float:
-    """Product from which a pair is a candidate, so that no pair at or above the floor is missed."""
+    """Return the lowest product of a candidate, so that no pair at or above the floor is missed."""
     return floor - (2 * 2**-8 + 2**-16 + dim * 2**-22) * (1 + LENGTH_SLACK) ** 2
 
 
-def _exact(vectors: np.ndarray, found: Edges, bf16: bool | None) -> Pairs:
-    """Candidates by a blocked product of the rows with all rows before them."""
+def _exact(vectors: np.ndarray, edges: Edges, bf16: bool | None) -> Pairs:
+    """Yield candidates from a blocked product of the rows with all rows before them."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -133,24 +128,23 @@ def _exact(vectors: np.ndarray, found: Edges, bf16: bool | None) -> Pairs:
         bottom = min(top + height, len(vectors))
         for start in range(0, bottom, width):
             stop = min(start + width, bottom)
-            right, left = _at_least(*product.block(top, bottom, start, stop, found.floor))
+            right, left = _at_least(*product.block(top, bottom, start, stop, edges.floor))
             right, left = right + top, left + start
             once = left < right
-            seen = min(math.comb(top, 2) + (bottom - top) * stop, math.comb(bottom, 2))
-            yield left[once], right[once], seen
+            yield left[once], right[once]
 
 
 def _at_least(block: torch.Tensor, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the numbers at or above the limit; block: shape (a multiple of GROUP, columns)."""
+    """Return rows and columns of the numbers at or above the limit; block: shape (a multiple of GROUP, columns)."""
     groups = block.view(-1, GROUP, block.shape[1])
-    # Candidates are rare: the maximum of each group, at memory speed, leaves few groups to look into.
-    group, column = _places(groups.amax(1) >= limit)
-    hit, member = _places(groups[group, :, column] >= limit)
+    # Candidates are rare: the maximum of each group, at memory speed, leaves few groups to search.
+    group, column = _nonzero(groups.amax(1) >= limit)
+    hit, member = _nonzero(groups[group, :, column] >= limit)
     return (group[hit] * GROUP + member).cpu().numpy(), column[hit].cpu().numpy()
 
 
-def _places(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of what is true. On a CPU, NumPy finds few among many in a tenth of torch's time."""
+def _nonzero(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and columns of the true values; on a CPU, NumPy finds rare ones in a tenth of torch's time."""
     import torch
 
     if mask.is_cuda:
@@ -161,21 +155,22 @@ def _places(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Product:
-    """Products of rows with rows, one block at a time, in a buffer that is used again."""
+    """Products of rows with rows, one block at a time, in a buffer that is reused."""
 
     def __init__(self, vectors: np.ndarray, device: str, bf16: bool, height: int, width: int) -> None:
         import torch
 
         kind = torch.bfloat16 if bf16 else torch.float32
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-            self.table = torch.from_numpy(vectors).to(device, kind)  # shares memory where nothing has to change
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is never written
+            # Shares memory where neither device nor type changes.
+            self.table = torch.from_numpy(vectors).to(device, kind)
         self.buffer = torch.empty(math.ceil(height / GROUP) * GROUP * width, dtype=kind, device=device)
 
     def block(self, top: int, bottom: int, start: int, stop: int, floor: float) -> tuple[torch.Tensor, float]:
-        """Products of rows top:bottom with rows start:stop, and the limit to compare them with.
+        """Return the products of rows top:bottom with rows start:stop, and the limit to compare them with.
 
-        Rows are filled up to a multiple of GROUP with numbers below any limit. Products in bf16 are shown as the
+        Rows are padded to a multiple of GROUP with numbers below any limit. Products in bf16 are returned as the
         int16 of the same bits, which has the same order among positive numbers and is compared much faster.
         """
         import torch
@@ -184,7 +179,7 @@ class _Product:
         padded = math.ceil(rows / GROUP) * GROUP
         block = self.buffer[: padded * columns].view(padded, columns)
         block[rows:].fill_(-1)
-        with _whole_sums(self.table.device.type):
+        with _float32_sums(self.table.device.type):
             torch.mm(self.table[top:bottom], self.table[start:stop].T, out=block[:rows])
         limit = _limit(floor, self.table.shape[1])
         if block.dtype == torch.bfloat16:
@@ -193,8 +188,8 @@ class _Product:
 
 
 @contextmanager
-def _whole_sums(device: str) -> Iterator[None]:
-    """Have CUDA sum bf16 products in float32 only, as the proof above assumes; by default it may sum parts in bf16."""
+def _float32_sums(device: str) -> Iterator[None]:
+    """Make CUDA sum bf16 products in float32, as the proof above assumes; by default it may sum parts in bf16."""
     import torch
 
     if device != "cuda":
@@ -209,8 +204,8 @@ def _whole_sums(device: str) -> Iterator[None]:
         settings.allow_bf16_reduced_precision_reduction = before
 
 
-def _flat(vectors: np.ndarray, found: Edges) -> Pairs:
-    """Candidates by FAISS, each block of rows searched among the rows before it and its own."""
+def _flat(vectors: np.ndarray, edges: Edges) -> Pairs:
+    """Yield candidates from FAISS, each block of rows searched among itself and the rows before it."""
     import faiss
 
     index = faiss.IndexFlatIP(vectors.shape[1])
@@ -218,7 +213,7 @@ def _flat(vectors: np.ndarray, found: Edges) -> Pairs:
     for top in range(0, len(vectors), FLAT_ROWS):
         block = np.array(vectors[top : top + FLAT_ROWS])
         index.add(block)
-        limit = np.float32(_limit(found.floor, vectors.shape[1]))
+        limit = np.float32(_limit(edges.floor, vectors.shape[1]))
         if gpu is None:
             row, left = _in_range(index, block, limit)
         else:
@@ -226,18 +221,18 @@ def _flat(vectors: np.ndarray, found: Edges) -> Pairs:
             row, left = _nearest_in_range(gpu, index, block, limit)
         right = top + row
         once = left < right
-        yield left[once], right[once], math.comb(top + len(block), 2)
+        yield left[once], right[once]
 
 
 def gpus() -> int:
-    """GPUs that FAISS can search on; 0 for its CPU build."""
+    """Return the number of GPUs that FAISS can search on; 0 for its CPU build."""
     import faiss
 
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def _gpu_index(dim: int) -> Any | None:
-    """Give an empty index on the first GPU, if FAISS was built for GPUs and there is one."""
+    """Return an empty index on the first GPU; None without a GPU or with the CPU build of FAISS."""
     import faiss
 
     if not gpus():
@@ -246,28 +241,28 @@ def _gpu_index(dim: int) -> Any | None:
 
 
 def _in_range(index: Any, rows: np.ndarray, limit: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Every hit of at least ``limit``: which of the rows, and which node; both int64, shape (hits,)."""
-    # A range search answers what is strictly above its radius (faiss 1.15).
+    """Return row and node of every hit of at least ``limit``; both int64, shape (hits,)."""
+    # A range search returns what is strictly above its radius (faiss 1.15).
     bounds, _, node = index.range_search(rows, np.nextafter(limit, np.float32(0)))
     return np.repeat(np.arange(len(rows)), np.diff(bounds.astype(np.int64))), node
 
 
 def _nearest_in_range(gpu: Any, cpu: Any, rows: np.ndarray, limit: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Give the same with an index that finds the k nearest only, as those on GPUs do.
+    """Return the same with a GPU index, which can only search the k nearest.
 
-    A row is asked for more until its last neighbor lies below the limit; what no k satisfies is left to the CPU.
+    k grows until the last neighbor of a row lies below the limit; rows for which no k is enough go to the CPU index.
     """
     waiting = np.arange(len(rows))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for most in NEAREST:
+    hits: list[tuple[np.ndarray, np.ndarray]] = []
+    for size in NEAREST:
         if len(waiting):
-            k = min(most, gpu.ntotal)
+            k = min(size, gpu.ntotal)
             score, node = gpu.search(rows[waiting], k)
             done = (score[:, -1] < limit) | (k == gpu.ntotal)
-            hit, place = np.nonzero((score >= limit) & done[:, None])
-            found.append((waiting[hit], node[hit, place]))
+            row, rank = np.nonzero((score >= limit) & done[:, None])
+            hits.append((waiting[row], node[row, rank]))
             waiting = waiting[~done]
     if len(waiting):
-        hit, node = _in_range(cpu, rows[waiting], limit)
-        found.append((waiting[hit], node))
-    return np.concatenate([row for row, _ in found]), np.concatenate([node for _, node in found])
+        row, node = _in_range(cpu, rows[waiting], limit)
+        hits.append((waiting[row], node))
+    return np.concatenate([row for row, _ in hits]), np.concatenate([node for _, node in hits])

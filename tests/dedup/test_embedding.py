@@ -244,4 +244,4 @@ def test_a_folder_of_shards_is_taken_and_an_adapter_is_not(local: Path) -> None:
     assert Embedder(str(local)).check("dedup.embedder") == []
     (local / "adapter_config.json").write_text("{}")
     (problem,) = Embedder(str(local)).check("dedup.embedder")
-    assert problem.endswith("is an adapter, whose base model could be any; give a merged one")
+    assert problem.endswith("is an adapter without its base model; give a merged model")

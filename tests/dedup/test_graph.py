@@ -225,17 +225,6 @@ def test_a_graph_comes_back_from_disk(vectors: np.ndarray, tmp_path: Path) -> No
         same(loaded.at(0.9), graph.at(0.9))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_progress_counts_pairs(way: str) -> None:
-    seen: list[tuple[int, int]] = []
-    with blocks(8, 16, 8):
-        build(unit(np.eye(50)), 0.7, MANY, progress=lambda *pairs: seen.append(pairs), **WAYS[way])
-    done = [pairs for pairs, _ in seen]
-    assert done == sorted(done)
-    assert len(set(done)) >= 6
-    assert seen[-1] == (math.comb(50, 2), math.comb(50, 2))
-
-
 def test_renumbered_edges_are_those_of_the_named_nodes() -> None:
     vectors = unit(np.random.default_rng(2).standard_normal((40, 3)))
     known = np.arange(0, 80, 2)

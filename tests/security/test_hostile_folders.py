@@ -526,7 +526,7 @@ def test_an_embedder_runs_nothing(
         "dedup.embedder.sha256=null",
     ]
     torch_pickled(folder / "pytorch_model.bin", outside.canary)
-    assert "has no model.safetensors, and no pickle is read" in refused(words, capsys)
+    assert "has no .safetensors file, and pickles are not read" in refused(words, capsys)
     (folder / "model.safetensors").write_bytes(b"\0" * 16)
     assert "evil.Evil" in refused(words, capsys)
 
