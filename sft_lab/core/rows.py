@@ -75,12 +75,11 @@ class Rows:
 
     def batches(self, *names: str, size: int = BATCH) -> Iterator[tuple[list[Any], ...]]:
         """Yield the values of some columns, ``size`` rows at a time, for texts that do not fit into memory together."""
-        import pyarrow as pa
-
         columns = [self.table.data.column(name) for name in names]
         for start in range(0, len(self), size):
-            positions = pa.array(self.positions[start : start + size])
-            yield tuple(column.take(positions).to_pylist() for column in columns)
+            positions = self.positions[start : start + size].tolist()
+            # Value by value: ``take`` from a column of many chunks joins all of them first (pyarrow 26).
+            yield tuple([column[position].as_py() for position in positions] for column in columns)
 
     def text_batches(self, on: On, size: int = BATCH) -> Iterator[list[str]]:
         """Yield the text of each row that is judged or compared, ``size`` rows at a time."""
