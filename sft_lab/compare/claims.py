@@ -12,6 +12,7 @@ from sft_lab.compare.scores import Measure, Obstacle
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Interval, LossDifference
 from sft_lab.core.io import is_number
 from sft_lab.core.run_dir import FINISHED
+from sft_lab.report.formatting import count_of, with_minus
 from sft_lab.run.config import CHOOSING
 
 if TYPE_CHECKING:
@@ -298,17 +299,12 @@ def describe_axes(axes: dict[str, Any], names: dict[str, str]) -> str:
 
 def percent(share: float) -> str:
     """Return a share in percent, with one more digit where it is small."""
-    return (f"{share:.2%}" if abs(share) < 0.1 else f"{share:.1%}").replace("-", "−")
+    return with_minus(f"{share:.2%}" if abs(share) < 0.1 else f"{share:.1%}")
 
 
 def format_interval(interval: Interval, digits: int = 4) -> str:
     """Return an interval in the unit of the measure."""
-    return f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}".replace("-", "−")
-
-
-def count_of(count: int, noun: str) -> str:
-    """Return a count with its noun, in the plural unless it is one."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return with_minus(f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}")
 
 
 def _join(names: list[str], separator: str) -> str:

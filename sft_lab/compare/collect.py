@@ -16,7 +16,8 @@ from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
 from sft_lab.core.records import read, read_config, read_lines
 from sft_lab.core.run_dir import FINISHED, PREPARE, RunDir
-from sft_lab.report.figures import Curve
+from sft_lab.report.figures import extract_curve
+from sft_lab.report.style import Curve
 
 _REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # runs that rerun=true keeps beside the new one
 NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
@@ -88,8 +89,7 @@ class ComparedJob:
 
     def curve(self, name: str) -> Curve:
         """Return (step, value) of every event that has the metric; NaN where it is not a finite number."""
-        points = [(event.get("step", 0), event[name]) for event in self.events if name in event]
-        return [(step, float(value) if is_number(value) else math.nan) for step, value in points]
+        return extract_curve(self.events, name)
 
     def gaps(self) -> Curve:
         """Return (epoch, gap) during training.
@@ -185,7 +185,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _so_far(folder: RunDir, job: ComparedJob) -> dict[str, Any]:
-    """What a run that has no summary yet can tell, by the names of the summary."""
+    """Return what is known of a run that has no summary yet, by the keys of the summary."""
     numbers: dict[str, Any] = {}
     losses = [(step, loss) for step, loss in job.curve("eval/loss") if math.isfinite(loss)]
     if losses:
@@ -194,8 +194,8 @@ def _so_far(folder: RunDir, job: ComparedJob) -> dict[str, Any]:
         trained = [loss for step, loss in losses if step > 0]
         numbers["best_eval_loss"] = min(trained, default=None)
     for name, metric in (("train_tokens", "train/num_tokens"), ("epochs", "epoch")):
-        if found := [event[metric] for event in job.events if is_number(event.get(metric))]:
-            numbers[name] = found[-1]
+        if values := [event[metric] for event in job.events if is_number(event.get(metric))]:
+            numbers[name] = values[-1]
     if stages := read(folder.waterfall).get("stages"):
         numbers["train_rows"] = stages[-1]["rows_kept"]
     return numbers

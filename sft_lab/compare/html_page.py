@@ -19,7 +19,9 @@ from sft_lab.compare.collect import ComparedJob
 from sft_lab.compare.palette import GRAY, Color, choose_colors
 from sft_lab.compare.scores import Measure
 from sft_lab.core.io import is_number
-from sft_lab.report.html_report import VERDICTS, environment
+from sft_lab.report.formatting import with_minus
+from sft_lab.report.html_report import VERDICTS
+from sft_lab.report.pages import template_environment
 from sft_lab.report.style import COLORS
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from sft_lab.compare.analyze import Comparison
     from sft_lab.compare.effects import AxisEffect
-    from sft_lab.report.figures import Curve
+    from sft_lab.report.style import Curve
 
 MAX_HOVERED = 60  # jobs up to which the pointer on a row of the table highlights the job's curves
 SAME_BASES = 0.02  # base models whose losses differ by less, as with other seeds, are one line in a chart
@@ -71,7 +73,7 @@ def render_page(comparison: Comparison, folder: Path) -> str:
         comparison: what it shows.
         folder: where the page will be, for links to the jobs' reports.
     """
-    template = environment(Path(__file__).parent).get_template("compare.html.jinja")
+    template = template_environment(Path(__file__).parent).get_template("compare.html.jinja")
     return template.render(_content(comparison, folder))
 
 
@@ -290,7 +292,7 @@ def _distances(comparison: Comparison, marks: _JobMarks) -> list[dict[str, Any]]
         {
             "name": marks.describe(setting.axes),
             "classes": marks.value_classes(setting.axes),
-            "value": f"{difference.value:+.4f}".replace("-", "−"),
+            "value": with_minus(f"{difference.value:+.4f}"),
             "interval": claims.format_interval(difference.over_seeds),
             "claim": claims.CLAIM_TEXTS[difference.claim],
             "zero": position(0),

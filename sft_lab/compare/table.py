@@ -8,6 +8,7 @@ from sft_lab.compare import claims
 from sft_lab.compare.axes import format_value, short_names
 from sft_lab.core.console import console
 from sft_lab.core.io import is_number
+from sft_lab.report.formatting import with_minus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,7 +98,7 @@ def _format_axes(values: dict[str, Any], axes: list[str]) -> list[str]:
 
 def _format_numbers(numbers: Mapping[Any, Any]) -> list[str]:
     values = [(numbers.get(key), form) for key, form in COLUMNS.values()]
-    return [form.format(value).replace("-", "−") if is_number(value) else "" for value, form in values]
+    return [with_minus(form.format(value)) if is_number(value) else "" for value, form in values]
 
 
 def print_comparison(comparison: Comparison, page: Path) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from sft_lab.compare.html_page import render_page
 from sft_lab.compare.json_record import to_json
 from sft_lab.core.errors import FolderError
-from sft_lab.core.io import write_json, write_text
+from sft_lab.core.io import write_json
+from sft_lab.report.pages import write_page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +29,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     page = folder / "compare.html"
     try:
         write_json(folder / "compare.json", to_json(comparison))
-        # JSON files may contain a lone surrogate, which UTF-8 cannot encode.
-        write_text(page, render_page(comparison, folder).encode("utf-8", "replace").decode("utf-8"))
+        write_page(page, render_page(comparison, folder))
     except OSError as error:
         message = f"{folder}: cannot be written ({error.strerror}); choose another folder with --out"
         raise FolderError(message) from error

@@ -1,4 +1,4 @@
-"""``report.html``: a run on one page that needs nothing beside it, made from the run folder alone."""
+"""``report.html``: a run on one page that needs no other file, made from the run folder alone."""
 
 from __future__ import annotations
 
@@ -7,56 +7,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.core import parquet
-from sft_lab.core.io import is_number, read_text, write_text
+from sft_lab.core.io import is_number, read_text
 from sft_lab.core.records import read, read_config, read_lines
 from sft_lab.core.run_dir import FINISHED, PREPARE, RUNNING
-from sft_lab.report import figures
-from sft_lab.report.style import COLORS
+from sft_lab.report.figures import draw_figures
+from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, with_minus
+from sft_lab.report.pages import template_environment, write_page
+from sft_lab.report.style import COLORS, inline_svg
 
 if TYPE_CHECKING:
-    import jinja2
-    from markupsafe import Markup
-
     from sft_lab.core.run_dir import RunDir
 
-EXAMPLES = 3  # dropped rows shown for each reason
-DASH = "–"
+MAX_DROPPED_ROWS = 3  # shown for each stage and reason
 
-# Verdict -> its tone, and what it means in a sentence.
+# Verdict -> its tone, and what it means.
 VERDICTS = {
     "healthy": ("good", "Held-out loss fell below the base model's and stayed near its best."),
     "undertrained": ("fair", "Held-out loss was still falling when training ended: more steps should help."),
     "overfitting": ("fair", "Held-out loss rose again while training loss fell: fewer steps, or more and better data."),
-    "underfitting": ("fair", "Held-out loss hardly improved on the base model's: look at learning rate and data."),
+    "underfitting": (
+        "fair",
+        "Held-out loss hardly improved on the base model's: check the learning rate and the data.",
+    ),
     "memorizing": ("fair", "Training rows are known far better than held-out ones: fewer epochs, more varied data."),
     "template_not_learned": ("fair", "Answers do not follow the chat template: more steps, or check the template."),
     "diverged": ("bad", "Training broke down: lower the learning rate."),
-    "not_judged": ("none", "There is too little held-out evidence to judge by."),
+    "not_judged": ("none", "There is too little held-out evidence to judge the run."),
 }
 
-
-# What was measured of each model beside the key numbers: its name in the summary, how it is called, and its form.
+# Measures beside the key numbers: name in the summary, label, and format of the value.
 MEASURES = (
     ("eval/bits_per_byte", "Bits per byte of held-out answers", "{:.3f}"),
     ("eval/token_accuracy", "Held-out tokens predicted correctly", "{:.1%}"),
-    ("eval/stop_probability", "Chance to end the turn where a held-out answer ends (median)", "{:.0%}"),
-    ("outputs/ended_share", "Own answers that end their turn", "{:.0%}"),
-    ("outputs/stray_share", "Own answers with control tokens inside", "{:.0%}"),
-    ("outputs/echoed_share", "Own answers that only repeat the question", "{:.0%}"),
-    ("outputs/json_share", "Own answers in JSON of the right form, where it was asked for", "{:.0%}"),
-    ("outputs/exact_share", "Own answers exactly right, where the right one is short", "{:.0%}"),
-    ("outputs/distinct_2", "Variety: different word pairs of all", "{:.0%}"),
-    ("outputs/likeness", "Likeness to the nearest training answer (ROUGE-L)", "{:.2f}"),
-    ("train/recalled_share", "Training rows continued word for word", "{:.0%}"),
-    ("eval/recalled_share", "Held-out rows continued word for word", "{:.0%}"),
+    ("eval/stop_probability", "Probability of ending the turn where a held-out answer ends (median)", "{:.0%}"),
+    ("outputs/ended_share", "Generated answers that end their turn", "{:.0%}"),
+    ("outputs/stray_share", "Generated answers with control tokens inside", "{:.0%}"),
+    ("outputs/echoed_share", "Generated answers that only repeat the question", "{:.0%}"),
+    ("outputs/json_share", "Generated answers in JSON of the right form, where it was asked for", "{:.0%}"),
+    ("outputs/exact_share", "Generated answers that match exactly, where the reference is short", "{:.0%}"),
+    ("outputs/distinct_2", "Variety: distinct word pairs among all (distinct-2)", "{:.0%}"),
+    ("outputs/likeness", "Similarity to the nearest training answer (ROUGE-L)", "{:.2f}"),
+    ("train/recalled_share", "Training rows continued verbatim", "{:.0%}"),
+    ("eval/recalled_share", "Held-out rows continued verbatim", "{:.0%}"),
     ("general/loss", "Loss on general questions (rises with forgetting)", "{:.3f}"),
     ("domain/loss", "Loss on your domain's questions", "{:.3f}"),
-    ("domain/right_share", "Your domain's questions answered rightly", "{:.0%}"),
+    ("domain/right_share", "Your domain's questions answered correctly", "{:.0%}"),
 )
+TIMESTAMP = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # name of a run folder outside a sweep
+TITLE_CHOICES = ("dataset", "dedup", "template", "model", "trainer")  # groups whose options name such a run
 
 
-class Number(NamedTuple):
-    """A key number: what it is called, its value, the base model's beside it, and a remark with its tone."""
+class KeyNumber(NamedTuple):
+    """A key number: its label, its value, the base model's value, and a note with its tone."""
 
     label: str
     value: str
@@ -65,10 +67,10 @@ class Number(NamedTuple):
     tone: str = ""
 
 
-def write(folder: RunDir) -> Path:
-    """Draw the figures and write ``report.html``; what the run has no file for is left out.
+def write_report(folder: RunDir) -> Path:
+    """Draw the figures and write ``report.html``; parts that the run has no file for are left out.
 
-    The page is self-contained and runs no script. Of ``figures/`` only those are shown that were drawn for it just now.
+    The page runs no script. Of ``figures/`` it shows only what was drawn for it.
 
     Returns:
         The page's path.
@@ -76,102 +78,30 @@ def write(folder: RunDir) -> Path:
     Raises:
         FolderError: if a file of the run folder cannot be read.
     """
-    drawn = {path.stem: _inline(path) for path in figures.draw(folder)}
-    html = environment().get_template("page.html.jinja").render({**_content(folder), "figures": drawn})
-    # A lone surrogate may stand in JSON but not in UTF-8.
-    write_text(folder.report, html.encode("utf-8", "replace").decode("utf-8"))
+    figures = {path.stem: inline_svg(read_text(path, inside=folder.path), path.stem) for path in draw_figures(folder)}
+    template = template_environment().get_template("page.html.jinja")
+    write_page(folder.report, template.render({**_content(folder), "figures": figures}))
     return folder.report
 
 
-def environment(*folders: Path) -> jinja2.Environment:
-    """Give the templates of these folders and this package; all that is put into an HTML one is escaped."""
-    import jinja2
-
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
-        autoescape=jinja2.select_autoescape(["html.jinja"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made.filters |= {
-        "count": count,
-        "decimal": decimal,
-        "short": short,
-        "span": span,
-        "share": share,
-        "part": part,
-        "apart": apart,
-    }
-    return made
-
-
-# Words written from right to left, with spaces and signs between them.
-_LETTERS = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]+"
-_RIGHT_TO_LEFT = re.compile(rf"{_LETTERS}(?:[^\w]*{_LETTERS})*")
-
-
-def apart(text: object) -> str:
-    """Keep a name written from right to left, in a sentence of ours, from turning the numbers beside it round.
-
-    Each stretch of such words is put between Unicode's isolates (FSI and PDI).
-    """
-    return _RIGHT_TO_LEFT.sub("\u2068\\g<0>\u2069", str(text))
-
-
-def count(value: object) -> str:
-    """A whole number with thousands apart; a dash for what is no number."""
-    return f"{value:,.0f}" if is_number(value) else DASH
-
-
-def decimal(value: object, digits: int = 3) -> str:
-    """A number with so many digits behind the point; a dash for what is no number."""
-    return f"{value:,.{digits}f}".replace("-", "−") if is_number(value) else DASH
-
-
-def short(value: object) -> str:
-    """A number in three digits that count; a dash for what is no number."""
-    return f"{value:.3g}".replace("-", "−") if is_number(value) else DASH
-
-
-def share(part: object, whole: object) -> str:
-    """A part of a whole in percent, or a dash where there is no whole."""
-    return f"{part / whole:.1%}" if is_number(part) and is_number(whole) and whole else DASH
-
-
-def part(value: object, whole: object) -> str:
-    """A part of a whole as a CSS length, never more than the whole."""
-    return f"{min(1.0, value / whole):.2%}" if is_number(value) and is_number(whole) and whole else "0"
-
-
-def span(seconds: object) -> str:
-    """A length of time, in the two largest units; a dash for what is no number."""
-    if not is_number(seconds):
-        return DASH
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _content(folder: RunDir) -> dict[str, Any]:
-    """Everything the page shows."""
+    """Return the variables of the template."""
     summary, waterfall, status = read(folder.summary), read(folder.waterfall), read(folder.status)
-    name, job, place = _heading(folder)
+    title, job_hash, parent = _heading(folder)
     tone, meaning = VERDICTS.get(summary.get("verdict") or "", ("none", ""))
     return {
-        "name": name,
-        "hash": job,
-        "place": place,
+        "title": title,
+        "hash": job_hash,
+        "parent": parent,
         "summary": summary,
         "tone": tone,
         "meaning": meaning,
-        "state": _state(status, done=bool(summary) or status.get("work") == PREPARE),
+        "state": _state_to_show(status, has_result=bool(summary) or status.get("work") == PREPARE),
         "error": status.get("error"),
-        "numbers": _numbers(summary),
+        "numbers": _key_numbers(summary),
         "stages": waterfall.get("stages") or [],
         "held_out": waterfall.get("held_out") or [],
-        "dropped": _dropped(folder.dropped),
+        "dropped": _dropped_rows(folder.dropped),
         "data": read(folder.data),
         "measures": _measures(summary),
         "samples": read_lines(folder.samples),
@@ -183,112 +113,101 @@ def _content(folder: RunDir) -> dict[str, Any]:
     }
 
 
-_WHEN = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")
-_TELLING = ("dataset", "dedup", "template", "model", "trainer")  # the choices that a title names
-
-
 def _heading(folder: RunDir) -> tuple[str, str, str]:
-    """What a run is called, the hash of a sweep's job, and where it lies."""
-    where = folder.path.absolute()
-    name, _, job = where.name.rpartition("-")  # a job is <what differs>-<hash>
-    if folder.sweep and name:
-        return name, job, where.parent.name
-    if _WHEN.fullmatch(where.name) and (chosen := _choices(folder)):  # a time says nothing of what was done
-        return chosen, "", f"{where.parent.name} {where.name}"
-    return where.name, "", where.parent.name
+    """Return the run's title, the hash of a sweep's job, and the folder that the run is in."""
+    path = folder.path.absolute()
+    axes, _, job_hash = path.name.rpartition("-")  # a job's folder is <what differs>-<hash>
+    if folder.sweep and axes:
+        return axes, job_hash, path.parent.name
+    if TIMESTAMP.fullmatch(path.name) and (choices := _describe_choices(folder)):
+        return choices, "", f"{path.parent.name} {path.name}"
+    return path.name, "", path.parent.name
 
 
-def _choices(folder: RunDir) -> str:
-    """Name a run by what was chosen for it; empty where the config cannot be read."""
+def _describe_choices(folder: RunDir) -> str:
+    """Return the options chosen for a run; empty where the config cannot be read."""
     try:
-        chosen = read_config(folder.config)["choices"]
-        return ", ".join(str(chosen[name]) for name in _TELLING if name in chosen)
+        choices = read_config(folder.config)["choices"]
+        return ", ".join(str(choices[name]) for name in TITLE_CHOICES if name in choices)
     except (OSError, ValueError, LookupError, TypeError):
         return ""
 
 
-def _state(status: dict[str, Any], *, done: bool) -> str | None:
-    """The run's state where it says more than the verdict does: the page is written before a run is finished."""
+def _state_to_show(status: dict[str, Any], *, has_result: bool) -> str | None:
+    """Return the run's state unless its verdict says it all; the page is written while the run still works."""
     state = status.get("state")
-    return None if state == FINISHED or (state == RUNNING and done) else state
+    return None if state == FINISHED or (state == RUNNING and has_result) else state
 
 
-def _numbers(summary: dict[str, Any]) -> list[Number]:
-    """Give the key numbers of those that the summary has."""
+def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:
+    """Return the key numbers that the summary has."""
     get = summary.get
-    prompted = get("prompted/eval_bits_per_byte")
-    tokens, watched = get("train_tokens"), get("watching_share")
-    found = [
-        _compared("Held-out loss", get("base/eval_loss"), get("eval/loss"), "nats per token"),
-        _compared(
+    prompted = _format_known("; the base model with a prompt: {:.3f}", get("prompted/eval_bits_per_byte"))
+    gap, rate = get("gap"), get("tokens_per_second")
+    numbers = [
+        _beside_base("Held-out loss", get("base/eval_loss"), get("eval/loss"), "nats per token"),
+        _beside_base(
             "Bits per byte",
             get("base/eval_bits_per_byte"),
             get("eval/bits_per_byte"),
-            "of held-out answers" + _unless_missing("; the base model with a prompt: {:.3f}", prompted),
+            f"of held-out answers{prompted}",
         ),
-        Number("Gap", _signed(get("gap")), note="held-out above training loss"),
-        Number("Steps", count(get("steps")), note=_unless_missing("{:.3g} epochs", get("epochs"))),
-        Number("Training rows", count(get("train_rows")), note=_unless_missing("{:,} tokens trained", tokens)),
-        Number("Held-out rows", count(get("eval_rows"))),
-        Number(
-            "Tokens a second",
-            count(get("tokens_per_second")),
-            note=_unless_missing("{:.0%} of the time went into measuring", watched),
+        KeyNumber("Gap", DASH if gap is None else with_minus(f"{gap:+.3f}"), note="held-out above training loss"),
+        KeyNumber("Steps", format_count(get("steps")), note=_format_epochs(get("epochs"))),
+        KeyNumber(
+            "Training rows",
+            format_count(get("train_rows")),
+            note=_format_known("{:,} tokens trained", get("train_tokens")),
         ),
-        Number("Time", span(get("seconds"))),
+        KeyNumber("Held-out rows", format_count(get("eval_rows"))),
+        KeyNumber(
+            "Tokens per second",
+            format_count(rate),
+            note=_format_known("{:.0%} of the time went into measuring", get("watching_share")),
+        ),
+        KeyNumber("Time", format_seconds(get("seconds"))),
     ]
-    return [number for number in found if number.value != DASH]
+    return [number for number in numbers if number.value != DASH]
 
 
-def _measures(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Give what each measure is called, and its value for base, prompted base and tuned model."""
-    found = []
-    for name, label, form in MEASURES:
-        flat = name.replace("/", "_")
-        values = [summary.get(key) for key in (f"base/{flat}", f"prompted/{flat}", name)]
-        if any(is_number(value) for value in values):
-            found.append((label, *(form.format(value) if is_number(value) else DASH for value in values)))
-    return found  # type: ignore[return-value]
-
-
-def _compared(label: str, base: float | None, tuned: float | None, unit: str) -> Number:
+def _beside_base(label: str, base: float | None, tuned: float | None, unit: str) -> KeyNumber:
+    """Return a loss with the base model's, and its relative change as a note."""
     if not base or tuned is None:
-        return Number(label, decimal(tuned), note=unit)
+        return KeyNumber(label, format_decimal(tuned), note=unit)
     change = tuned / base - 1
-    note = f"{f'{change:+.1%}'.replace('-', '−')}, {unit}"
-    return Number(label, decimal(tuned), before=decimal(base), note=note, tone="good" if change < 0 else "bad")
+    note = f"{with_minus(f'{change:+.1%}')}, {unit}"
+    tone = "good" if change < 0 else "bad"
+    return KeyNumber(label, format_decimal(tuned), before=format_decimal(base), note=note, tone=tone)
 
 
-def _signed(value: float | None) -> str:
-    return DASH if value is None else f"{value:+.3f}".replace("-", "−")
+def _format_epochs(epochs: float | None) -> str:
+    return "1 epoch" if epochs == 1 else _format_known("{:.3g} epochs", epochs)
 
 
-def _unless_missing(form: str, value: float | None) -> str:
+def _format_known(form: str, value: float | None) -> str:
     return "" if value is None else form.format(value)
 
 
-def _dropped(path: Path) -> list[dict[str, Any]]:
-    """Give the first few dropped rows of each stage and reason: id, stage, reason, score, nearest."""
+def _measures(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return each measure's label with its values for base model, prompted base model and tuned model."""
+    rows = []
+    for name, label, form in MEASURES:
+        base_name = name.replace("/", "_")
+        values = [summary.get(key) for key in (f"base/{base_name}", f"prompted/{base_name}", name)]
+        if any(is_number(value) for value in values):
+            rows.append((label, [form.format(value) if is_number(value) else DASH for value in values]))
+    return rows
+
+
+def _dropped_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the first dropped rows of each stage and reason: id, stage, reason, score, nearest."""
     if not path.exists():
         return []
     table = parquet.read(path, parquet.DROPPED)
-    seen: dict[tuple[str, str], int] = {}
-    chosen: list[dict[str, Any]] = []
-    for index, pair in enumerate(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True)):
-        seen[pair] = seen.get(pair, 0) + 1
-        if seen[pair] <= EXAMPLES:
-            chosen += table.slice(index, 1).to_pylist()
-    return chosen
-
-
-def _inline(path: Path) -> Markup:
-    """Give one of our own figures as SVG to stand in the page, its colors those of the page's light or dark mode."""
-    from markupsafe import Markup
-
-    text = read_text(path, inside=path.parent.parent)
-    text = text[text.index("<svg") :]  # an XML declaration has no place in HTML
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{path.stem}-", text)  # ids are unique in a page
-    for name, color in COLORS.items():
-        text = re.sub(rf"(fill|stroke): {color}\b", rf"\g<1>: var(--{name})", text)
-    return Markup(text)  # noqa: S704 - drawn a moment ago by figures.draw, which escapes what it writes
+    counts: dict[tuple[str, str], int] = {}
+    rows: list[dict[str, Any]] = []
+    for index, group in enumerate(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True)):
+        counts[group] = counts.get(group, 0) + 1
+        if counts[group] <= MAX_DROPPED_ROWS:
+            rows += table.slice(index, 1).to_pylist()
+    return rows

@@ -1,25 +1,26 @@
-"""What all figures share: colors, size, lettering, and how they are written."""
+"""What all figures share: colors, size, fonts, axes, and how they are written."""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import tempfile
 import threading
 from contextlib import chdir
 from typing import TYPE_CHECKING
 
-from sft_lab.core.io import write_text
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart without red and green (after Okabe and Ito). Each means one thing, so that the page can give it a twin for
-# dark mode.
+Curve = list[tuple[float, float]]  # (step or epoch, value); NaN where the value is not a finite number
+
+# They can be told apart without red and green (after Okabe and Ito). Each has one meaning, so that a page
+# can replace it in dark mode.
 COLORS = {
     "ink": "#2a2e33",
     "muted": "#70757c",
@@ -32,73 +33,124 @@ COLORS = {
     "base": "#7a7f86",
     "converged": "#029e73",
 }
+DASHED = (0, (5, 3))  # line style of thresholds and levels
 WIDTH = 9.58  # inches: 920 CSS pixels, the page's column, so that a figure is shown at its own size
-LEGEND_WIDTH = 135  # characters of a legend's line, 7 for each sample of a line or marker
+LEGEND_WIDTH = 135  # characters on a line of the legend, 7 for each sample of a line or marker
 TICK_STEPS = (1, 2, 5, 10)
-_STYLE = threading.Lock()  # matplotlib's settings belong to the whole process
+
+STYLE = {
+    "font.size": 10.4,
+    "font.sans-serif": ["Arial", "DejaVu Sans", "sans-serif"],
+    "axes.labelsize": 10.4,
+    "axes.titlesize": 10.4,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
+    "legend.title_fontsize": 10.4,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.8,
+    "lines.solid_capstyle": "round",
+    "patch.edgecolor": "white",
+    "patch.force_edgecolor": True,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.linewidth": 1,
+    "xtick.bottom": False,  # the grid shows where a tick is
+    "ytick.left": False,
+    "svg.fonttype": "none",  # text stays text: it can be selected, and the browser shapes Arabic
+    "text.parse_math": False,  # labels are data: no dollar sign in them starts a formula
+    "axes.edgecolor": COLORS["line"],
+    "axes.labelcolor": COLORS["muted"],
+    "grid.color": COLORS["line"],
+    "text.color": COLORS["ink"],
+    "xtick.color": COLORS["muted"],
+    "ytick.color": COLORS["muted"],
+}
+_MATPLOTLIB = threading.Lock()  # its settings belong to the whole process
 
 
-def save(path: Path, make: Callable[[], Figure]) -> Path:
-    """Write the figure that ``make`` draws as SVG; it is called with our settings, which hold for it alone.
+def render_svg(name: str, draw: Callable[[], Figure]) -> str:
+    """Return the SVG of the figure that ``draw`` returns; it is called with ``STYLE`` in force.
 
-    Returns:
-        ``path``.
+    Args:
+        name: of the figure. The same name and data give the same text.
+        draw: draws without pyplot, so that threads can draw at the same time.
     """
-    # When imported, matplotlib reads a matplotlibrc of the working folder, which may be a stranger's.
+    # On import, matplotlib reads a matplotlibrc of the working folder, which may be a stranger's.
     with tempfile.TemporaryDirectory(prefix="sft_lab-") as empty, chdir(empty):
         import matplotlib
 
-    look = {
-        "font.size": 10.4,
-        "font.sans-serif": ["Arial", "DejaVu Sans", "sans-serif"],
-        "axes.labelsize": 10.4,
-        "axes.titlesize": 10.4,
-        "xtick.labelsize": 9.5,
-        "ytick.labelsize": 9.5,
-        "legend.fontsize": 9.5,
-        "legend.title_fontsize": 10.4,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 4.8,
-        "lines.solid_capstyle": "round",
-        "patch.edgecolor": "white",
-        "patch.force_edgecolor": True,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.linewidth": 1,
-        "xtick.bottom": False,  # the grid shows where a tick is
-        "ytick.left": False,
-        "svg.fonttype": "none",  # text stays text: it can be selected, and Arabic is shaped by the browser
-        "text.parse_math": False,  # what is shown is data: no dollar sign in it starts a formula
-        "svg.hashsalt": path.stem,  # the same data make the same file
-        "axes.edgecolor": COLORS["line"],
-        "axes.labelcolor": COLORS["muted"],
-        "grid.color": COLORS["line"],
-        "text.color": COLORS["ink"],
-        "xtick.color": COLORS["muted"],
-        "ytick.color": COLORS["muted"],
-    }
     text = io.StringIO()
-    with _STYLE, matplotlib.rc_context():
-        matplotlib.rcdefaults()  # nor does a user's own matplotlibrc change a report
-        matplotlib.rcParams.update(look)
-        make().savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    write_text(path, text.getvalue())
-    return path
+    with _MATPLOTLIB, matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own matplotlibrc does not change a report either
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        draw().savefig(text, format="svg", metadata=metadata)
+    return text.getvalue()
 
 
-def canvas(height: float) -> Figure:
-    """An empty figure of the page's width; height in inches."""
+def inline_svg(svg: str, name: str) -> Markup:
+    """Return one of our own figures as an element of a page, in the colors of the page's light or dark mode.
+
+    Args:
+        svg: from ``render_svg``, which escapes the data in it.
+        name: of the figure, unique in the page.
+    """
+    from markupsafe import Markup
+
+    svg = svg[svg.index("<svg") :]  # HTML has no XML declaration
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids are unique in a page
+    for color, value in COLORS.items():
+        svg = re.sub(rf"(fill|stroke): {value}\b", rf"\g<1>: var(--{color})", svg)
+    return Markup(svg)  # noqa: S704 - matplotlib escaped the labels
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure; width and height in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), facecolor=COLORS["paper"], layout="constrained")
+    return Figure(figsize=(width, height), facecolor=COLORS["paper"], layout="constrained")
 
 
-def legend(axes: Axes) -> None:
-    """Above the plot, at the left, without a frame; on two lines where one would be wider than the figure."""
+def add_legend(axes: Axes) -> None:
+    """Put the legend above the plot, on two lines where one would be wider than the figure."""
     labels = axes.get_legend_handles_labels()[1]
-    if labels:
-        fits = sum(len(label) + 7 for label in labels) <= LEGEND_WIDTH
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.4, frameon=False, handlelength=1.5,
-            ncols=len(labels) if fits else math.ceil(len(labels) / 2), columnspacing=1.4, labelcolor=COLORS["muted"],
-        )  # fmt: skip
+    if not labels:
+        return
+    fits = sum(len(label) + 7 for label in labels) <= LEGEND_WIDTH
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        borderaxespad=0.4,
+        frameon=False,
+        handlelength=1.5,
+        ncols=len(labels) if fits else math.ceil(len(labels) / 2),
+        columnspacing=1.4,
+        labelcolor=COLORS["muted"],
+    )
+
+
+def hide_frame(axes: Axes) -> None:
+    """Leave the axis line below the plot and the horizontal grid."""
+    axes.grid(visible=False, axis="x")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def use_step_axis(axes: Axes) -> None:
+    """Make the horizontal axis one of optimizer steps: whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=TICK_STEPS, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    hide_frame(axes)
+
+
+def use_log_axis(axes: Axes, tick_format: str, multiples: tuple[int, ...], max_ticks: int | None = None) -> None:
+    """Make the vertical axis logarithmic, with plain numbers at these multiples of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=multiples, numticks=max_ticks))
+    axes.yaxis.set_major_formatter(tick_format)
+    axes.yaxis.set_minor_formatter(NullFormatter())

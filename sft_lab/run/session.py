@@ -104,12 +104,12 @@ class Session:
         """Write the prepared rows for other trainers, with a card."""
         shutil.rmtree(self.folder.dataset, ignore_errors=True)
         export.write(data, self.folder.dataset)
-        card.write_dataset(self.folder)
+        card.write_dataset_card(self.folder)
 
     def report(self, data: Prepared) -> dict[str, Any]:
         """Write the report, and end tracking with what it shows."""
         self._note_stages()
-        html_report.write(self.folder)
+        html_report.write_report(self.folder)
         self._mirror_data(data)
         stages = data.train_flow.stages
         return self._end({"rows": stages[0]["rows_in"], "train_rows": len(data.train.rows),
@@ -142,7 +142,7 @@ class Session:
             self._mirror.table(name, [*columns, "dropped"], rows)
         for name, columns, rows in data_report.tables(self.folder):
             self._mirror.table(name, columns, rows)
-        for name in figures.OWN:  # what others drew stays here: in W&B's page it could act
+        for name in figures.FIGURE_NAMES:  # what others drew stays here: in W&B's page it could act
             if (file := self.folder.figures / f"{name}.svg").exists():
                 self._mirror.picture(name, file)
 

@@ -176,8 +176,8 @@ class TrainingSession(Session):
         write_lines(self.folder.samples, answers["samples"])
         write_lines(self.folder.outputs, answers["outputs"])
         self._note_stages()
-        html_report.write(self.folder)
-        card.write(self.folder, self.run.model.base_name)
+        html_report.write_report(self.folder)
+        card.write_model_card(self.folder, self.run.model.base_name)
         self._mirror_data(data)
         for name, rows in answers.items():
             if rows:

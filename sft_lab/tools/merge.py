@@ -40,7 +40,7 @@ def merge(path: Path, out: Path | None = None) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     try:
         model_io.save(whole, tokenizer, renderer.jinja, work, end_ids=renderer.end_ids)
-        card.write(found.folder, found.run.model.base_name, work)
+        card.write_model_card(found.folder, found.run.model.base_name, work)
         if target.exists():
             target.rmdir()
         work.rename(target)

@@ -99,8 +99,8 @@ def test_any_numbers_and_words_make_a_page(
             pa.table({"id": [words], "stage": [words], "reason": [words], "score": score, "nearest": [words]}),
             folder.dropped,
         )
-        html = html_report.write(folder).read_text(encoding="utf-8")
-        card.write(folder, "owner/model")
+        html = html_report.write_report(folder).read_text(encoding="utf-8")
+        card.write_model_card(folder, "owner/model")
     found = Elements()
     found.feed(html)
     assert "script" not in found.seen

@@ -80,7 +80,7 @@ def folder_with(root: Path, data: dict[str, Any]) -> RunDir:
 
 
 def html_of(root: Path, data: dict[str, Any]) -> str:
-    return html_report.write(folder_with(root, data)).read_text(encoding="utf-8")
+    return html_report.write_report(folder_with(root, data)).read_text(encoding="utf-8")
 
 
 def text_of(path: Path) -> str:
@@ -143,7 +143,7 @@ def test_what_comes_from_data_is_escaped_and_has_its_own_direction(whole: str) -
 @pytest.mark.parametrize("part", ["tokens", "thresholds", "similarity", "pairs"])
 def test_a_missing_part_leaves_nothing_behind(tmp_path: Path, part: str) -> None:
     folder = folder_with(tmp_path, {**DATA, part: None})
-    html = html_report.write(folder).read_text(encoding="utf-8")
+    html = html_report.write_report(folder).read_text(encoding="utf-8")
     assert [name for name, text in PARTS_OF_THE_PAGE.items() if text not in html] == [part]
     assert {path.name for path in folder.figures.glob("*")} == set(FIGURES) - {f"{part}.svg"}
 
@@ -163,14 +163,14 @@ def test_without_data_there_is_no_section(tmp_path: Path, data: dict[str, Any]) 
 def test_the_data_stand_before_the_training(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, DATA)
     folder.metrics.write_text('{"step": 1, "train/loss": 2.0}\n', encoding="utf-8")
-    html = html_report.write(folder).read_text(encoding="utf-8")
+    html = html_report.write_report(folder).read_text(encoding="utf-8")
     places = [html.index(f"<h2>{heading}</h2>") for heading in SECTIONS]
     assert places == sorted(places)
 
 
 def test_draw_answers_the_data_figures_too(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, DATA)
-    assert [path.name for path in figures.draw(folder)] == FIGURES
+    assert [path.name for path in figures.draw_figures(folder)] == FIGURES
     tokens, thresholds, similarity = (text_of(folder.figures / name) for name in FIGURES)
     for label in ("before, 10 rows", "after, 6 rows", "limit 64", "tokens of the prompt", "tokens of both"):
         assert label in tokens
@@ -215,7 +215,7 @@ NO_ROWS = {name: lengths(0, 0, 0) for name in BEFORE}
 )
 def test_figures_at_the_edges(tmp_path: Path, data: dict[str, Any], names: list[str]) -> None:
     folder = folder_with(tmp_path, data)
-    html_report.write(folder)
+    html_report.write_report(folder)
     assert {path.name for path in folder.figures.glob("*")} == set(names)
 
 
@@ -225,7 +225,7 @@ def test_a_long_tail_shares_one_bar_that_says_from_where(tmp_path: Path, limit: 
     side = {"both": lengths(*counts)}
     edges = [64 * number for number in range(111)]
     folder = folder_with(tmp_path, {"tokens": {"edges": edges, "limit": limit, "before": side, "after": side}})
-    text = text_of(figures.draw(folder)[0])
+    text = text_of(figures.draw_figures(folder)[0])
     assert "≥ 640" in text
     assert ("limit 5,000 →" in text) == (limit == 5_000)  # beyond the bars of their own
 
@@ -233,7 +233,7 @@ def test_a_long_tail_shares_one_bar_that_says_from_where(tmp_path: Path, limit: 
 def test_dollar_signs_begin_no_formula(tmp_path: Path) -> None:
     scripts = [{"script": "$_A$", "counts": [1], "below": 1}]
     folder = folder_with(tmp_path, {"similarity": {"measure": "$c$", "edges": [0.5, 1.0], "scripts": scripts}})
-    text = text_of(figures.draw(folder)[0])
+    text = text_of(figures.draw_figures(folder)[0])
     assert "$_a$: 2 texts" in text
     assert "($c$)" in text
 
@@ -245,8 +245,8 @@ def test_dollar_signs_begin_no_formula(tmp_path: Path) -> None:
 def test_bars_show_most_rows_and_are_few(counts: list[int], limit: int | None) -> None:
     counts[0] += 1  # no figure is drawn of no row
     edges = [32.0 * number for number in range(len(counts) + 1)]
-    per_bar, bars = data_figures._bars(edges, counts, limit)
+    per_bar, bars = data_figures.choose_bars(edges, counts, limit)
     assert 1 <= bars <= data_figures.MAX_BARS
     assert bars * per_bar <= len(counts)
     in_bars, last_partial = sum(counts[: bars * per_bar]), sum(counts[bars * per_bar :][:per_bar])
-    assert in_bars + last_partial >= data_figures.SHOWN_SHARE * sum(counts)
+    assert in_bars + last_partial >= data_figures.BINNED_SHARE * sum(counts)

@@ -21,8 +21,9 @@ import yaml
 
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import write_json, write_text
+from sft_lab.core.records import read_lines
 from sft_lab.core.run_dir import RunDir
-from sft_lab.report import card, figures, html_report
+from sft_lab.report import card, figures, formatting, html_report
 
 HOSTILE = "<script>alert('x')</script>"
 ARABIC = "عاصمة فرنسا هي باريس (Paris)."
@@ -115,7 +116,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def html_of(folder: RunDir) -> str:
-    return html_report.write(folder).read_text(encoding="utf-8")
+    return html_report.write_report(folder).read_text(encoding="utf-8")
 
 
 def test_a_run_named_by_its_time_is_titled_by_its_choices(make: Make) -> None:
@@ -131,7 +132,7 @@ def test_a_whole_run_on_one_page(whole: str) -> None:
         "<h1><bdi>01-26-04</bdi></h1>", "2026-11-22", "undertrained", "held-out loss changed by -10.0%",
         "2.400 → ", "1.800", "−25.0%, nats per token", "−22.2%, of held-out answers", "+0.100", "13 min 32 s",
         "Of 2,000 conversations 1,200 are left", "768 begins_with_assistant", "Held-out rows", "9 long",
-        "dedup.threshold=0.9", "c0ffee", "and changes not committed", "from the store", "abacus",
+        "dedup.threshold=0.9", "c0ffee", "with uncommitted changes", "from the store", "abacus",
         "learning_rate: 0.0002",
     ):  # fmt: skip
         assert expected in whole
@@ -167,7 +168,7 @@ def test_a_name_written_from_right_to_left_turns_nothing_of_ours_round(make: Mak
     assert '<pre dir="ltr">\u2068تجربة أولى\u2069: 8.3 is too much</pre>' in html
     assert '<pre dir="ltr">format: 1' in html
     assert "<h1><bdi>" in html
-    assert html_report.apart("a تجربة, b, مدن - القاهرة 7 (ب)") == (
+    assert formatting.isolate_right_to_left("a تجربة, b, مدن - القاهرة 7 (ب)") == (
         "a \u2068تجربة\u2069, b, \u2068مدن - القاهرة\u2069 7 (\u2068ب\u2069)"
     )
 
@@ -178,7 +179,7 @@ def test_missing_parts_are_left_out(make: Make) -> None:
     assert "Configuration, complete" in html
     for heading in ("What became of the rows", "How training went", "What the models say", "Command", "Held-out loss"):
         assert heading not in html
-    assert not list(html_report.write(make()).parent.glob("figures/*"))
+    assert not list(html_report.write_report(make()).parent.glob("figures/*"))
 
 
 def test_prepared_data_have_a_page_without_a_verdict(make: Make) -> None:
@@ -194,7 +195,7 @@ def test_a_run_without_held_out_rows_shows_no_held_out_numbers(make: Make) -> No
     html = html_of(folder)
     assert "not judged" in html
     assert "<dt>Held-out loss" not in html
-    assert "Best held-out loss" not in card.write(folder, "").read_text(encoding="utf-8")
+    assert "Best held-out loss" not in card.write_model_card(folder, "").read_text(encoding="utf-8")
 
 
 def test_an_unknown_verdict_is_shown_as_it_is(make: Make) -> None:
@@ -251,9 +252,9 @@ HOSTILE_RC = {
 @pytest.mark.parametrize("name", HOSTILE_RC)
 def test_a_matplotlibrc_of_the_working_folder_changes_no_figure(name: str, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from sft_lab.report.style import canvas, save\n"
-        "def draw():\n    figure = canvas(2); figure.add_subplot().plot([1, 2], label='x'); return figure\n"
-        "save(Path(sys.argv[1]) / 'one.svg', draw)"
+        "import sys; from pathlib import Path; from sft_lab.report.style import new_figure, render_svg\n"
+        "def draw():\n    figure = new_figure(2); figure.add_subplot().plot([1, 2], label='x'); return figure\n"
+        "(Path(sys.argv[1]) / 'one.svg').write_text(render_svg('one', draw))"
     )
     (tmp_path / "strange").mkdir()
     (tmp_path / "clean").mkdir()
@@ -277,7 +278,7 @@ def test_a_lone_surrogate_does_not_break_the_page(make: Make) -> None:
 
 
 def test_three_figures_with_their_labels(make: Make) -> None:
-    written = figures.draw(make("waterfall", "metrics", "summary"))
+    written = figures.draw_figures(make("waterfall", "metrics", "summary"))
     assert [path.name for path in written] == ["waterfall.svg", "loss.svg", "optimizer.svg"]
     waterfall, loss, optimizer = ("".join(ET.parse(path).getroot().itertext()) for path in written)
     assert "-768 begins_with_assistant, -15 empty" in waterfall
@@ -316,16 +317,16 @@ def test_figures_at_the_edges(make: Make, parts: dict[str, Any], names: list[str
 
 
 def test_a_loss_that_is_no_number_is_marked(make: Make) -> None:
-    figures.draw(folder := make(metrics=[*EVENTS, {**DIVERGED, "step": 30}]))
+    figures.draw_figures(folder := make(metrics=[*EVENTS, {**DIVERGED, "step": 30}]))
     assert "not a number" in (folder.figures / "loss.svg").read_text(encoding="utf-8")
 
 
 def test_figures_are_the_same_each_time_and_from_any_thread(make: Make) -> None:
     folder = make("waterfall", metrics=EVENTS[:1])
     before = dict(mpl.rcParams)
-    first = [path.read_bytes() for path in figures.draw(folder)]
+    first = [path.read_bytes() for path in figures.draw_figures(folder)]
     with ThreadPoolExecutor(2) as threads:
-        drawn = [[path.name for path in paths] for paths in threads.map(figures.draw, [folder] * 2)]
+        drawn = [[path.name for path in paths] for paths in threads.map(figures.draw_figures, [folder] * 2)]
     assert drawn == [["waterfall.svg", "loss.svg"]] * 2
     assert [(folder.figures / name).read_bytes() for name in drawn[0]] == first
     assert dict(mpl.rcParams) == before
@@ -341,18 +342,18 @@ def test_a_line_cut_off_by_a_kill_is_left_out(make: Make) -> None:
     folder = make("metrics")
     with folder.metrics.open("a", encoding="utf-8") as file:
         file.write('{"step": 30, "train/lo')
-    assert len(figures.read_lines(folder.metrics)) == len(EVENTS)
+    assert len(read_lines(folder.metrics)) == len(EVENTS)
 
 
 def test_a_damaged_file_is_named(make: Make) -> None:
     folder = make("metrics")
     write_text(folder.metrics, '{"step": 1}\n{"st\n{"step": 2}\n')
     with pytest.raises(FolderError, match=r"metrics\.jsonl, line 2"):
-        html_report.write(folder)
+        html_report.write_report(folder)
     folder = make("metrics")
     write_text(folder.summary, "{")
     with pytest.raises(FolderError, match=r"summary\.json"):
-        html_report.write(folder)
+        html_report.write_report(folder)
 
 
 def metadata_of(path: Path) -> dict[str, Any]:
@@ -364,7 +365,7 @@ def metadata_of(path: Path) -> dict[str, Any]:
 def test_an_adapters_card(make: Make) -> None:
     folder = make(*PARTS)
     write_json(folder.model / "adapter_config.json", {})
-    path = card.write(folder, "HuggingFaceTB/SmolLM2-135M")
+    path = card.write_model_card(folder, "HuggingFaceTB/SmolLM2-135M")
     assert path == folder.model / "README.md"
     assert metadata_of(path) == {
         "library_name": "peft",
@@ -390,17 +391,17 @@ def test_an_adapter_with_tokens_of_its_own_says_how_to_make_room_for_them(make: 
     folder = make(*PARTS)
     write_text(folder.config, "template:\n  special_tokens: ['<|im_start|>', '<|im_end|>']\nmodel: {kind: gguf}\n")
     write_json(folder.model / "adapter_config.json", {"trainable_token_indices": {"embed": [7, 8]}, "revision": "v1"})
-    text = card.write(folder, "owner/name").read_text(encoding="utf-8")
+    text = card.write_model_card(folder, "owner/name").read_text(encoding="utf-8")
     assert "base.resize_token_embeddings(len(tokenizer))  # for <|im_start|> <|im_end|>, which" in text
     assert 'from_pretrained("owner/name", revision="v1")' in text
     assert "came from a quantized file" in text
-    assert "Put onto the original weights, the adapter gives" in text
+    assert "On the original weights, the adapter gives" in text
 
 
 def test_a_merged_models_card(make: Make, tmp_path: Path) -> None:
     folder = make(*PARTS)
     write_json(folder.model / "adapter_config.json", {})
-    path = card.write(folder, "owner/name", tmp_path / "merged")
+    path = card.write_model_card(folder, "owner/name", tmp_path / "merged")
     assert path == tmp_path / "merged" / "README.md"
     assert metadata_of(path)["base_model_relation"] == "finetune"
     text = path.read_text(encoding="utf-8")
@@ -414,7 +415,7 @@ def test_the_sources_of_a_mixture_are_in_the_metadata(make: Make) -> None:
         folder.config,
         "dataset: {kind: mixture, sources: {a: {name: owner/a}, b: {path: rows.jsonl}, c: {name: owner/c}}}\n",
     )
-    assert metadata_of(card.write(folder, ""))["datasets"] == ["owner/a", "owner/c"]
+    assert metadata_of(card.write_model_card(folder, ""))["datasets"] == ["owner/a", "owner/c"]
 
 
 def test_the_hub_reads_the_card(make: Make) -> None:
@@ -423,7 +424,7 @@ def test_the_hub_reads_the_card(make: Make) -> None:
     for adapter in (False, True):
         if adapter:
             write_json(folder.model / "adapter_config.json", {})
-        found = hub.ModelCard.load(card.write(folder, "HuggingFaceTB/SmolLM2-135M"))
+        found = hub.ModelCard.load(card.write_model_card(folder, "HuggingFaceTB/SmolLM2-135M"))
         assert found.data.library_name == ("peft" if adapter else "transformers")
         assert found.data.base_model == "HuggingFaceTB/SmolLM2-135M"
         assert found.data.base_model_relation == ("adapter" if adapter else "finetune")
@@ -433,7 +434,7 @@ def test_the_hub_reads_the_card(make: Make) -> None:
 
 def test_a_card_says_nothing_of_the_machine_it_was_made_on(make: Make) -> None:
     folder = make(*PARTS, summary={**SUMMARY, "train_rows": 1000})
-    path = card.write(folder, "/srv/sara/models/own")
+    path = card.write_model_card(folder, "/srv/sara/models/own")
     text = path.read_text(encoding="utf-8")
     assert "base_model" not in metadata_of(path)
     assert "sara" not in text
@@ -447,7 +448,7 @@ def test_what_comes_from_data_stays_text_on_the_card(make: Make) -> None:
     stage = {**STAGES[0], "dropped": {f"a|b\n# head {HOSTILE} [x](y)": 3}}
     folder = make(waterfall={"stages": [stage]})
     write_text(folder.config, "trainer:\n  note: |-\n    ```\n    </details>\n")
-    text = card.write(folder, "").read_text(encoding="utf-8")
+    text = card.write_model_card(folder, "").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "3 a&#124;b # head &#60;script&#62;" in text
     assert "````yaml\n" in text
@@ -471,13 +472,13 @@ def test_a_config_that_is_no_yaml_is_named(make: Make) -> None:
     folder = make()
     write_text(folder.config, "a: [")
     with pytest.raises(FolderError, match=r"config\.yaml: is not YAML"):
-        card.write(folder, "")
+        card.write_model_card(folder, "")
     write_text(folder.config, "- a\n")
     with pytest.raises(FolderError, match="holds list"):
-        card.write(folder, "")
+        card.write_model_card(folder, "")
 
 
-@pytest.mark.parametrize("name", figures.OWN)
+@pytest.mark.parametrize("name", figures.FIGURE_NAMES)
 def test_a_figure_left_over_without_its_data_is_neither_shown_nor_kept(make: Make, name: str) -> None:
     folder = make("summary")
     write_text(folder.figures / f"{name}.svg", '<svg><text>left over</text><meta http-equiv="refresh"/></svg>')

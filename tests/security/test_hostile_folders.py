@@ -153,8 +153,8 @@ def test_a_report_holds_text_and_no_elements_of_strangers(finished: Path, tmp_pa
     for name, text in (("plain", "x" * len(MARKUP)), ("hostile", MARKUP)):
         folder = rewrite(Path(shutil.copytree(finished, tmp_path / name)), text)
         (folder.figures / "evil.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' onload='a()'><script/></svg>")
-        pages.append(Elements(html_report.write(folder).read_text()))
-        said = card.write(folder, text).read_text()
+        pages.append(Elements(html_report.write_report(folder).read_text()))
+        said = card.write_model_card(folder, text).read_text()
         outside_of_code = said.split("```")[::2]
         assert not any("<script" in part or "](javascript:" in part or "<img" in part for part in outside_of_code)
     assert pages[0].found == pages[1].found
