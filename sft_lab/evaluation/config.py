@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import require
 from sft_lab.core.packages import missing_package, package_path, saved_path
 from sft_lab.evaluation.verdict import Limits
 
 MOST_NEW_TOKENS = 131_072  # of an answer: no model is made to write longer ones
+OBJECTIVES = (
+    "eval/bits_per_byte",
+    "eval/loss",
+    "best_eval_loss",
+    "train/loss",
+    "train/probe_loss",
+    "gap",
+    "general/loss",
+    "domain/loss",
+)
 
 
 @dataclass
-class Baseline:
+class Baseline(Bounded):
     """How the base model is prompted to do without tuning: would a good prompt have been enough?
 
     Attributes:
@@ -21,15 +32,11 @@ class Baseline:
     """
 
     system_prompt: str | None = "Answer correctly and briefly."
-    examples: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.examples >= 0, "examples", self.examples, "at least 0")
+    examples: int = bounded(2, at_least=0)
 
 
 @dataclass
-class Evaluation:
+class Evaluation(Bounded):
     """What is measured, and where the verdict's rules cut.
 
     Attributes:
@@ -45,42 +52,36 @@ class Evaluation:
         batch_tokens: tokens of a held-out batch, padding included.
     """
 
-    objective: str = "eval/bits_per_byte"
+    objective: str = bounded("eval/bits_per_byte", choices=OBJECTIVES)
     prompts: list[str] = field(default_factory=list)
-    outputs: int = 8
-    max_new_tokens: int = 64
-    samples_every: int = 0
+    outputs: int = bounded(8, at_least=0)
+    max_new_tokens: int = bounded(64, at_least=1, at_most=MOST_NEW_TOKENS)
+    samples_every: int = bounded(0, at_least=0, limit="at least 0 (optimizer steps; 0: none)")
     watch_probe: bool = True
     baseline: Baseline = field(default_factory=Baseline)
     domain: str | None = None
     general: str | None = None
-    batch_tokens: int = field(default=4096, metadata={"changes_result": False})
+    batch_tokens: int = bounded(4096, at_least=1, changes_result=False)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; make paths absolute, so that a saved config runs from any folder."""
-        require(self.outputs >= 0, "outputs", self.outputs, "at least 0")
-        length = 1 <= self.max_new_tokens <= MOST_NEW_TOKENS
-        require(length, "max_new_tokens", self.max_new_tokens, f"from 1 to {MOST_NEW_TOKENS:,}")
-        require(self.samples_every >= 0, "samples_every", self.samples_every, "at least 0 (optimizer steps; 0: none)")
-        require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
-        require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
-        asked = self.objective.partition("/")[0]
-        require(
-            asked not in ("general", "domain") or asked in self.sets(),
-            "objective",
-            self.objective,
-            f"of a set that is asked; give evaluation.{asked}=FILE",
-        )
+        """Refuse an objective without its file; make paths absolute, so that a saved config runs from any folder."""
+        super().__post_init__()
+
+        name = self.objective.partition("/")[0]
+        if name in ("general", "domain"):
+            limit = f"of a question file that is set; set evaluation.{name}=FILE"
+            require(name in self.sets(), "objective", self.objective, limit)
+
         for name, path in self.sets().items():
             setattr(self, name, saved_path(path))
 
     def sets(self) -> dict[str, str]:
-        """Give the files of questions that are asked, by name."""
+        """Return the question files that are set, by name."""
         return {name: path for name in ("general", "domain") if (path := getattr(self, name)) is not None}
 
     def check(self) -> list[str]:
-        """The files of questions are there."""
+        """Return an error for each question file that is missing."""
         problems = []
         for name, path in self.sets().items():
             if missing := missing_package(path):
@@ -88,9 +89,3 @@ class Evaluation:
             elif not package_path(path).is_file():
                 problems.append(f"evaluation.{name}={path}: no such file; give questions with answers, or null")
         return problems
-
-
-OBJECTIVES = (
-    "eval/bits_per_byte", "eval/loss", "best_eval_loss", "train/loss", "train/probe_loss", "gap",
-    "general/loss", "domain/loss",
-)  # fmt: skip

@@ -33,41 +33,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_lab.core.errors import require
+from sft_lab.core.bounds import Bounded, bounded
 
 Curve = list[tuple[int, float]]
 MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question; a healthy run with as many is doubted
 
 
 @dataclass
-class Limits:
+class Limits(Bounded):
     """Thresholds of the rules, as shares of a loss or of rows.
 
     Attributes:
         converged_within: a run has converged at the step from which held-out loss stays this close to its best.
     """
 
-    min_evaluations: int = 3
-    diverged_rise: float = 0.2
-    stray_share: float = 0.5
-    recalled_share: float = 0.5
-    overfitting_rise: float = 0.05
-    overfitting_gap: float = 0.2
-    underfitting_gain: float = 0.01
-    undertrained_share: float = 0.33
-    ended_share: float = 0.1
-    able_accuracy: float = 0.2
-    converged_within: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.min_evaluations >= 2, "min_evaluations", self.min_evaluations, "at least 2")
-        for name in (
-            "diverged_rise", "stray_share", "recalled_share", "overfitting_rise", "overfitting_gap",
-            "underfitting_gain", "undertrained_share", "ended_share", "able_accuracy",
-            "converged_within",
-        ):  # fmt: skip
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+    min_evaluations: int = bounded(3, at_least=2)
+    diverged_rise: float = bounded(0.2, above=0)
+    stray_share: float = bounded(0.5, above=0)
+    recalled_share: float = bounded(0.5, above=0)
+    overfitting_rise: float = bounded(0.05, above=0)
+    overfitting_gap: float = bounded(0.2, above=0)
+    underfitting_gain: float = bounded(0.01, above=0)
+    undertrained_share: float = bounded(0.33, above=0)
+    ended_share: float = bounded(0.1, above=0)
+    able_accuracy: float = bounded(0.2, above=0)
+    converged_within: float = bounded(0.01, above=0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.bounds import Bounded, bounded
+from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 
@@ -66,8 +67,15 @@ class Quantization(Enum):
     nf4 = "nf4"
 
 
+def _is_step_or_share(value: float) -> bool:
+    return 0 < value < 1 or (value >= 1 and float(value).is_integer())
+
+
+STEP_OR_SHARE = "a whole number of steps, or a share above 0 and below 1"
+
+
 @dataclass
-class Full:
+class Full(Bounded):
     """Train all weights.
 
     Attributes:
@@ -82,21 +90,25 @@ class Full:
 
     version: ClassVar[int] = 1
 
-    num_train_epochs: float = 1.0
-    max_steps: int = -1
+    num_train_epochs: float = bounded(1.0, above=0, at_most=1e6, limit="above 0 and at most 1,000,000")
+    max_steps: int = bounded(-1, holds=lambda steps: steps == -1 or steps > 0, limit="above 0, or -1 for epochs")
     budget: Budget = Budget.epochs
-    per_device_train_batch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-5
+    per_device_train_batch_size: int = bounded(4, at_least=1)
+    gradient_accumulation_steps: int = bounded(1, at_least=1)
+    learning_rate: float = bounded(2e-5, above=0)
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    warmup_steps: float = bounded(
+        0.03,
+        holds=lambda value: value == 0 or _is_step_or_share(value),
+        limit="a whole number of steps, or a share from 0 to below 1",
+    )
+    weight_decay: float = bounded(0.0, at_least=0)
+    max_grad_norm: float = bounded(1.0, at_least=0, limit="at least 0 (0: no clipping)")
     optim: str = "adamw_torch_fused"
-    logging_steps: float = 0.02
-    eval_steps: float = 0.2
-    save_steps: float = 0.2
-    max_length: int = 1280
+    logging_steps: float = bounded(0.02, holds=_is_step_or_share, limit=STEP_OR_SHARE)
+    eval_steps: float = bounded(0.2, holds=_is_step_or_share, limit=STEP_OR_SHARE)
+    save_steps: float = bounded(0.2, holds=_is_step_or_share, limit=STEP_OR_SHARE)
+    max_length: int = bounded(1280, at_least=1)
     packing: bool = False
     packing_strategy: PackingStrategy = PackingStrategy.bfd
     loss_on: LossOn = LossOn.answer
@@ -108,25 +120,8 @@ class Full:
     sft_config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(
-            0 < self.num_train_epochs <= 1e6, "num_train_epochs", self.num_train_epochs, "above 0, at most 1,000,000"
-        )
-        require(self.max_steps == -1 or self.max_steps > 0, "max_steps", self.max_steps, "above 0, or -1 for epochs")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        warmup = 0 <= self.warmup_steps < 1 or (self.warmup_steps >= 1 and float(self.warmup_steps).is_integer())
-        require(warmup, "warmup_steps", self.warmup_steps, "a whole number of steps, or a share from 0 to below 1")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
-        at_least_one = (
-            "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
-        )  # fmt: skip
-        for name in at_least_one:
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("logging_steps", "eval_steps", "save_steps"):
-            value = getattr(self, name)
-            whole = value >= 1 and float(value).is_integer()
-            require(0 < value < 1 or whole, name, value, "a whole number of steps, or a share above 0 and below 1")
+        """Refuse values that contradict one another, and fields of SFTConfig that sft_lab sets itself."""
+        super().__post_init__()
         if own := sorted(set(self.sft_config) & OWN_FIELDS):
             raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it")
         for name in FILE_FIELDS & set(self.sft_config):
@@ -154,7 +149,7 @@ class Full:
 
 
 @dataclass
-class Peft:
+class Peft(Bounded):
     """PEFT's LoraConfig, the fields that matter.
 
     Attributes:
@@ -164,19 +159,12 @@ class Peft:
         use_rslora: the adapter's scale is ``lora_alpha / sqrt(r)``, so that a large ``r`` is not trained too little.
     """
 
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    r: int = bounded(16, at_least=1)
+    lora_alpha: int = bounded(32, at_least=1)
+    lora_dropout: float = bounded(0.0, at_least=0, below=1, limit="a share from 0 to below 1")
+    target_modules: list[str] = bounded(["all-linear"], holds=bool, limit="at least one name")
     use_dora: bool = False
     use_rslora: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.r >= 1, "r", self.r, "at least 1")
-        require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
-        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share from 0 to below 1")
-        require(bool(self.target_modules), "target_modules", self.target_modules, "at least one name")
 
 
 @dataclass

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, ModelError, require
+from sft_lab.core.errors import ConfigError, ModelError
 from sft_lab.core.hub import fall_back_on_cache
 from sft_lab.core.io import digest, follow_mask, sha256_file
 from sft_lab.core.log import log
@@ -34,7 +35,7 @@ TRUST = "SFT_LAB_TRUST_REMOTE_CODE"  # names the one model whose own code may ru
 
 
 @dataclass
-class Model(abc.ABC):
+class Model(Bounded, abc.ABC):
     """What every model option has.
 
     Attributes:
@@ -46,13 +47,15 @@ class Model(abc.ABC):
 
     version: ClassVar[int] = 1
 
-    dtype: str = "auto"
-    attn_implementation: str | None = None
+    dtype: str = bounded("auto", choices=DTYPES)
+    attn_implementation: str | None = bounded(
+        None, holds=lambda name: "/" not in name, limit="a name without /, which would be code of a hub"
+    )
     init_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        """Refuse ``init_kwargs`` that are set elsewhere, or not at all."""
+        super().__post_init__()
         if own := sorted(OWN_KWARGS & set(self.init_kwargs)):
             raise ConfigError(f"init_kwargs={own}: set these by the model's own keys, or not at all")
         if refused := sorted(REFUSED_KWARGS & set(self.init_kwargs)):
@@ -60,8 +63,6 @@ class Model(abc.ABC):
                 f"init_kwargs={refused}: not to be set; code of others is never run, weights are safetensors, and a "
                 "login comes from `hf auth login` or HF_TOKEN"
             )
-        kernel = "/" in (self.attn_implementation or "")
-        require(not kernel, "attn_implementation", self.attn_implementation, "a name without /, which is code of a hub")
 
     @property
     def base_name(self) -> str:
@@ -203,13 +204,12 @@ def _make_rows(model: PreTrainedModel, size: int, new: list[int]) -> None:
 class Pretrained(Model):
     """A model of the Hugging Face Hub, or a folder that ``save_pretrained`` wrote."""
 
-    name_or_path: str = "???"
+    name_or_path: str = bounded("???", holds=bool, limit="a folder, or a hub name owner/name")
     revision: str = "main"
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; make a folder's path absolute, so that a saved config runs from any folder."""
+        """Make a folder's path absolute, so that a saved config runs from any folder."""
         super().__post_init__()
-        require(bool(self.name_or_path), "name_or_path", self.name_or_path, "a folder, or a hub name owner/name")
         self.name_or_path = saved_path(self.name_or_path, or_hub_name=True)
 
     def check(self) -> list[str]:
@@ -329,7 +329,7 @@ class Gguf(Model):
     original: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; make the path absolute, so that a saved config runs from any folder."""
+        """Make the path absolute, so that a saved config runs from any folder."""
         super().__post_init__()
         self.path = saved_path(self.path)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.errors import ModelError, require
 from sft_lab.core.io import digest
 from sft_lab.training.models import Model
@@ -25,15 +26,13 @@ class TinyRandom(Model):
     tokens the loss alone is twenty times slower.
     """
 
-    hidden_size: int = 64
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 4
+    hidden_size: int = bounded(64, at_least=1)
+    num_hidden_layers: int = bounded(2, at_least=1)
+    num_attention_heads: int = bounded(4, at_least=1)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse a width that the attention heads cannot share."""
         super().__post_init__()
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(
             self.hidden_size % (2 * self.num_attention_heads) == 0,
             "hidden_size",
