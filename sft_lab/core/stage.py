@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows, Selection
 
+from sft_lab.core.bounds import Bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.params import result_params
 
 
 @dataclass
-class Selector(abc.ABC):
+class Selector(Bounded, abc.ABC):
     """A stage that answers a selection: a filter or a dedup. Its dataclass fields are its knobs."""
 
     group: ClassVar[str]  # before the class's name in the stage's: filter.answered

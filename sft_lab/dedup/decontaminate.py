@@ -11,14 +11,15 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import JobError, require
+from sft_lab.core.errors import JobError
 from sft_lab.core.packages import package_path
 from sft_lab.core.params import result_params
 from sft_lab.core.text import On, normalize
 from sft_lab.dedup.embed import Embedder, embed
-from sft_lab.dedup.minhash import NGRAM, NUM_PERM
-from sft_lab.dedup.semantic import Fallback, known_nodes, require_jaccard
+from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, NGRAM, NUM_PERM
+from sft_lab.dedup.semantic import Fallback, known_nodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ class Action(Enum):
 
 
 @dataclass
-class Decontaminate:
+class Decontaminate(Bounded):
     """Find training rows equal or near to a held-out row (whether this run uses it or not) or a benchmark row.
 
     Attributes:
@@ -55,18 +56,17 @@ class Decontaminate:
     version: ClassVar[int] = 2
 
     method: Method = Method.semantic
-    threshold: float = 0.95
+    threshold: float = bounded(0.95, above=0, at_most=1, limit="a cosine above 0 and at most 1")
     action: Action = Action.drop
     on: On = On.answer
     against: list[str] = field(default_factory=list, metadata={"changes_result": False})  # the rows in them do
     fallback: Fallback = Fallback.exact
-    fallback_threshold: float = 0.8
+    fallback_threshold: float = bounded(0.8, at_least=LOWEST_JACCARD, at_most=1, limit=JACCARD_LIMIT)
     embedder: Embedder = field(default_factory=Embedder)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; make paths absolute, so that a saved config runs from any folder."""
-        require(0 < self.threshold <= 1, "threshold", self.threshold, "a cosine above 0 and at most 1")
-        require_jaccard(self.fallback_threshold)
+        """Make paths absolute, so that a saved config runs from any folder."""
+        super().__post_init__()
         self.against = [str(package_path(path)) for path in self.against]
 
     def check(self) -> list[str]:

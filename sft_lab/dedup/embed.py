@@ -22,8 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ModelError, require
+from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.hub import fall_back_on_cache
 from sft_lab.core.io import digest, read_json, sha256_file
@@ -43,7 +44,7 @@ VERSION = 2
 
 
 @dataclass
-class Embedder:
+class Embedder(Bounded):
     """A sentence-transformers model.
 
     Attributes:
@@ -61,12 +62,12 @@ class Embedder:
     scripts: list[str] = field(default_factory=lambda: ["LATIN"])
     prompt: str = ""
     sha256: str | None = None
-    batch_tokens: int = field(default=2048, metadata={"changes_result": False})
+    batch_tokens: int = bounded(2048, at_least=1, changes_result=False)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; write scripts in capitals, as Unicode does, and a folder as a saved path."""
+        """Write scripts in capitals, as Unicode does, and a folder as a saved path."""
+        super().__post_init__()
         self.name_or_path = saved_path(self.name_or_path, or_hub_name=True)
-        require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "at least 1")
         self.scripts = [script.upper() for script in self.scripts]
 
     def check(self, key: str) -> list[str]:

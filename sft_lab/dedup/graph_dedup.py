@@ -9,8 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.errors import ConfigError
 from sft_lab.core.log import log
 from sft_lab.core.text import On
 from sft_lab.dedup.exact import Dedup, Keep
@@ -39,22 +40,14 @@ class GraphDedup(Dedup):
 
     Attributes:
         measure: the kind of the graph's scores, ``cosine`` or ``jaccard``.
-        lowest: the lowest threshold that can be searched.
     """
 
     measure: ClassVar[str]
-    lowest: ClassVar[float] = LOWEST
 
-    threshold: float = 0.95
+    threshold: float = bounded(0.95, at_least=LOWEST, at_most=1, limit=f"a cosine from {LOWEST} to 1")
     keep: Keep = Keep.first
     on: On = On.answer
-    max_edges: int = 50_000_000
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        limit = f"a {self.measure} from {self.lowest} to 1"
-        require(self.lowest <= self.threshold <= 1, "threshold", self.threshold, limit)
-        require(self.max_edges >= 1, "max_edges", self.max_edges, "at least 1")
+    max_edges: int = bounded(50_000_000, at_least=1)
 
     @abc.abstractmethod
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:

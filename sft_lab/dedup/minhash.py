@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import require
 from sft_lab.core.io import digest
 from sft_lab.dedup.embed import text_hashes
 from sft_lab.dedup.exact import nodes_of
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 VERSION = 1  # of the edges that shingles.py finds; part of each stored graph's key
 NGRAM = 5  # characters
 NUM_PERM = 128
-LOWEST = 0.4  # Jaccard; below it bands are one number wide, and nearly every pair is a candidate
+LOWEST_JACCARD = 0.4  # below it bands are one number wide, and nearly every pair is a candidate
+JACCARD_LIMIT = f"a jaccard from {LOWEST_JACCARD} to 1"
 MISS = 1e-3  # the highest probability of missing a pair right at the floor of a search
 
 
@@ -40,17 +41,10 @@ class MinHash(GraphDedup):
     """
 
     measure: ClassVar[str] = "jaccard"
-    lowest: ClassVar[float] = LOWEST
 
-    threshold: float = 0.8
-    ngram: int = NGRAM
-    num_perm: int = NUM_PERM
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        super().__post_init__()
-        require(1 <= self.ngram <= 100, "ngram", self.ngram, "from 1 to 100 characters")
-        require(16 <= self.num_perm <= 4096, "num_perm", self.num_perm, "from 16 to 4096")
+    threshold: float = bounded(0.8, at_least=LOWEST_JACCARD, at_most=1, limit=JACCARD_LIMIT)
+    ngram: int = bounded(NGRAM, at_least=1, at_most=100, limit="from 1 to 100 characters")
+    num_perm: int = bounded(NUM_PERM, at_least=16, at_most=4096, limit="from 16 to 4096")
 
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
         """Return the graph of Jaccard similarities; see ``GraphDedup.graph``."""

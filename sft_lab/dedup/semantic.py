@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import digest
 from sft_lab.core.log import log
 from sft_lab.core.ratio import share
@@ -19,7 +20,7 @@ from sft_lab.dedup.embed import Embedder, embed, text_hashes
 from sft_lab.dedup.exact import nodes_of
 from sft_lab.dedup.graph_dedup import GraphDedup, Index, stored_graph
 from sft_lab.dedup.known import known_texts
-from sft_lab.dedup.minhash import LOWEST, jaccard_graph
+from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, jaccard_graph
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,12 +50,7 @@ class Semantic(GraphDedup):
     embedder: Embedder = field(default_factory=Embedder)
     index: Index = field(default=Index.exact, metadata={"changes_result": False})
     fallback: Fallback = Fallback.exact
-    fallback_threshold: float = 0.8
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        super().__post_init__()
-        require_jaccard(self.fallback_threshold)
+    fallback_threshold: float = bounded(0.8, at_least=LOWEST_JACCARD, at_most=1, limit=JACCARD_LIMIT)
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
         """Return the key of the embedder's weights, which its name does not pin."""
@@ -86,11 +82,6 @@ class Semantic(GraphDedup):
 
         recipe = {"embedder": self.embedder.key(), "input": digest(text_hashes(texts))}
         return stored_graph(recipe, self.threshold, self.max_edges, search, context)
-
-
-def require_jaccard(threshold: float) -> None:
-    """Refuse an impossible ``fallback_threshold``."""
-    require(LOWEST <= threshold <= 1, "fallback_threshold", threshold, f"a jaccard from {LOWEST} to 1")
 
 
 def known_nodes(
