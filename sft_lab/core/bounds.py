@@ -67,9 +67,8 @@ def bounded(
             and (holds is None or holds(value))
         )
 
-    limit = limit or _in_words(at_least, above, at_most, below, choices)
-    if default is None:
-        limit += ", or null"
+    if not limit:
+        limit = _in_words(at_least, above, at_most, below, choices) + (", or null" if default is None else "")
     metadata["bound"] = Bound(is_within, limit)
     if isinstance(default, list | dict):
         copy: Callable[[], Any] = default.copy

@@ -21,8 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext, today
-from sft_lab.core.errors import ModelError, require
+from sft_lab.core.errors import ModelError
 from sft_lab.core.io import digest
 from sft_lab.core.packages import package_path, saved_path
 from sft_lab.core.plugins import version_of
@@ -234,7 +235,7 @@ def _unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
 
 
 @dataclass
-class Template(abc.ABC):
+class Template(Bounded, abc.ABC):
     """What every template option has: a Jinja text. Rows of plain text go past it.
 
     Attributes:
@@ -355,11 +356,11 @@ class Auto(Template):
 class Jinja(Template):
     """A Jinja file: one that ships with the package (``package:...``) or your own."""
 
-    path: str = "???"
+    path: str = bounded("???", holds=bool, limit="the path of a .jinja file")
 
     def __post_init__(self) -> None:
         """Make the path absolute, so that a saved config runs from any folder."""
-        require(bool(self.path), "path", self.path, "the path of a .jinja file")
+        super().__post_init__()
         self.path = saved_path(self.path)
 
     def check(self) -> list[str]:

@@ -17,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import SourceError, require
 from sft_lab.core.io import digest, read_json, write_json
@@ -73,7 +74,7 @@ class Loaded:
 
 
 @dataclass
-class Dataset(abc.ABC):
+class Dataset(Bounded, abc.ABC):
     """What every source has: how its records are read."""
 
     version: ClassVar[int] = 7
@@ -85,21 +86,17 @@ class Dataset(abc.ABC):
     leading_assistant: LeadingAssistant = LeadingAssistant.drop
     group: str = "auto"
     on_error: OnError = OnError.fail
-    shuffle_seed: int | None = None
-    limit: int | None = field(default=None, metadata={"changes_result": False})  # applied by the split
-    max_record_mb: float = field(default=64.0, metadata={"changes_result": False})  # stops a run, changes no row
+    shuffle_seed: int | None = bounded(None, at_least=0, limit="at least 0, or null for the order of the source")
+    limit: int | None = bounded(  # applied by the split
+        None, at_least=1, limit="at least 1, or null for all rows", changes_result=False
+    )
+    max_record_mb: float = bounded(  # stops a run, changes no row
+        64.0, above=0, at_most=2047, limit="above 0 and at most 2047, in MiB", changes_result=False
+    )
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all rows")
-        require(
-            self.shuffle_seed is None or self.shuffle_seed >= 0,
-            "shuffle_seed",
-            self.shuffle_seed,
-            "at least 0, or null for the order of the source",
-        )
-        limit = "above 0 and at most 2047, in MiB"
-        require(0 < self.max_record_mb <= 2047, "max_record_mb", self.max_record_mb, limit)
+        """Refuse columns that no record can have."""
+        super().__post_init__()
         refuse_columns(self.columns)
 
     @abc.abstractmethod

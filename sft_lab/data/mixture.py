@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import require
 from sft_lab.core.io import digest
 from sft_lab.core.packages import saved_path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Ingredient:
+class Ingredient(Bounded):
     """One source of a mixture: local files by ``path``, or a set of the hub by ``name``.
 
     Attributes:
@@ -37,14 +38,13 @@ class Ingredient:
     revision: str = "main"
     format: Format = Format.auto
     columns: dict[str, str] = field(default_factory=dict)
-    share: float | None = field(default=None, metadata={"changes_result": False})  # applied by the split
-    limit: int | None = field(default=None, metadata={"changes_result": False})
+    share: float | None = bounded(None, above=0, changes_result=False)  # applied by the split
+    limit: int | None = bounded(None, at_least=1, limit="at least 1, or null for all rows", changes_result=False)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values; make the path absolute, so that a saved config runs from any folder."""
+        """Refuse a source of two kinds; make the path absolute, so that a saved config runs from any folder."""
+        super().__post_init__()
         require((self.path is None) != (self.name is None), "path", self.path, "given, or name, and not both")
-        require(self.share is None or self.share > 0, "share", self.share, "above 0, or null")
-        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all rows")
         refuse_columns(self.columns)
         self.path = None if self.path is None else saved_path(self.path)
 

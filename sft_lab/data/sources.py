@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_lab.core.errors import SourceError, require
+from sft_lab.core.bounds import bounded
+from sft_lab.core.errors import SourceError
 from sft_lab.core.hub import fall_back_on_cache
 from sft_lab.core.io import digest
 from sft_lab.core.log import log
@@ -96,20 +97,19 @@ def file_problems(where: str, files: list[Path]) -> list[str]:
     ]
 
 
+def _is_hub_name(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+
+
 @dataclass
 class Hub(Dataset):
     """A data set of the Hugging Face Hub. Needs a network the first time; a gated one needs HF_TOKEN or a login."""
 
-    name: str = "???"
+    name: str = bounded("???", holds=_is_hub_name, limit="a hub name, owner/name")
     config: str | None = None
     split: str = "train"
     eval_split: str | None = None
     revision: str = "main"
-
-    def __post_init__(self) -> None:
-        """Refuse impossible names."""
-        super().__post_init__()
-        require(bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.name)), "name", self.name, "a hub name, owner/name")
 
     def named(self) -> str:
         """The hub's name."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import ConfigError, require
 from sft_lab.core.io import digest
 from sft_lab.core.packages import package_path
@@ -80,7 +81,7 @@ def group_hash(group: str) -> float:
 
 
 @dataclass
-class Split(abc.ABC):
+class Split(Bounded, abc.ABC):
     """What every split has: which held-out rows are used, and how many.
 
     Attributes:
@@ -91,20 +92,19 @@ class Split(abc.ABC):
     version: ClassVar[int] = 1
 
     filter: dict[str, Filter] = field(default_factory=dict)
-    min_eval_rows: int = 8
+    min_eval_rows: int = bounded(8, at_least=1)
     max_eval_rows: int = 128
-    max_eval_tokens: int = 1024
+    max_eval_tokens: int = bounded(1024, at_least=1)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.min_eval_rows >= 1, "min_eval_rows", self.min_eval_rows, "at least 1")
+        """Refuse fewer rows at most than at least."""
+        super().__post_init__()
         require(
             self.max_eval_rows >= self.min_eval_rows,
             "max_eval_rows",
             self.max_eval_rows,
             f"at least min_eval_rows={self.min_eval_rows}",
         )
-        require(self.max_eval_tokens >= 1, "max_eval_tokens", self.max_eval_tokens, "at least 1")
 
     @abc.abstractmethod
     def is_held_out(self, rows: Rows) -> np.ndarray:
@@ -214,13 +214,12 @@ class Hash(Split):
             better there than it is; the test rows have seen no comparison.
     """
 
-    eval_share: float = 0.1
+    eval_share: float = bounded(0.1, at_least=0, below=1, limit="a share from 0 (none) to below 1")
     test_share: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse shares that leave no training rows."""
         super().__post_init__()
-        require(0 <= self.eval_share < 1, "eval_share", self.eval_share, "a share from 0 (none) to below 1")
         limit = f"a share from 0 (none) to below {1 - self.eval_share:.3g}, what eval_share={self.eval_share} leaves"
         require(0 <= self.test_share < 1 - self.eval_share, "test_share", self.test_share, limit)
 

@@ -6,8 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import require
 from sft_lab.data.filters import Filter
 
 if TYPE_CHECKING:
@@ -24,13 +24,8 @@ class Answered(Filter):
 
     version: ClassVar[int] = 2
 
-    min_prompt_chars: int = 1
-    min_answer_chars: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.min_prompt_chars >= 1, "min_prompt_chars", self.min_prompt_chars, "at least 1")
-        require(self.min_answer_chars >= 1, "min_answer_chars", self.min_answer_chars, "at least 1")
+    min_prompt_chars: int = bounded(1, at_least=1)
+    min_answer_chars: int = bounded(1, at_least=1)
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
         """Reasons: ``empty_prompt``, ``short_prompt``, ``empty_answer``, ``short_answer``; score: characters."""

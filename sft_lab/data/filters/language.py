@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.errors import ConfigError
 from sft_lab.core.text import On
 from sft_lab.data.filters import Filter
 from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
@@ -24,17 +25,16 @@ class Language(Filter):
     English request makes an Arabic row.
     """
 
-    keep: list[str] = field(default_factory=list)
+    keep: list[str] = bounded([], holds=bool, limit="a list of language codes, such as [ar] or [ar,en]")
     on: On = On.both
-    min_confidence: float = 0.3
+    min_confidence: float = bounded(0.3, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         """Refuse codes that the detector does not know."""
-        require(bool(self.keep), "keep", "[]", "a list of language codes, such as [ar] or [ar,en]")
+        super().__post_init__()
         for code in self.keep:
             if code not in LANGUAGE_NAMES:
                 raise ConfigError(f"keep={code}: the detector knows no such language code; {_nearest(code)}")
-        require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``language_unclear``, ``other_language``; score: confidence."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import require
 from sft_lab.data.filters import Filter
@@ -17,22 +18,16 @@ if TYPE_CHECKING:
 class Length(Filter):
     """Drop rows by their tokens: prompt and answer as texts, with the model's tokenizer, without template tokens."""
 
-    max_tokens: int = 1024
+    max_tokens: int = bounded(1024, at_least=1)
     min_tokens: int = 0
     min_answer_tokens: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        require(
-            0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"0 to max_tokens={self.max_tokens}"
-        )
-        require(
-            0 <= self.min_answer_tokens <= self.max_tokens,
-            "min_answer_tokens",
-            self.min_answer_tokens,
-            f"0 to max_tokens={self.max_tokens}",
-        )
+        """Refuse lower limits above the upper one."""
+        super().__post_init__()
+        for name in ("min_tokens", "min_answer_tokens"):
+            tokens = getattr(self, name)
+            require(0 <= tokens <= self.max_tokens, name, tokens, f"from 0 to max_tokens={self.max_tokens}")
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:
         """Another tokenizer counts other tokens."""

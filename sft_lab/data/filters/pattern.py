@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SourceError, require
 from sft_lab.core.log import log
@@ -28,13 +29,13 @@ class Pattern(Filter):
     drop: list[str] = field(default_factory=list)
     on: On = On.both
     ignore_case: bool = True
-    time_limit: float = field(default=10.0, metadata={"changes_result": False})
+    time_limit: float = bounded(10.0, above=0, limit="above 0 (seconds)", changes_result=False)
 
     def __post_init__(self) -> None:
         """Refuse empty lists and invalid patterns."""
+        super().__post_init__()
         if not self.keep and not self.drop:
             raise ConfigError("keep=[] and drop=[]: at least one must hold a regular expression; or leave pattern out")
-        require(self.time_limit > 0, "time_limit", self.time_limit, "above 0 (seconds)")
         self._compiled("keep")
         self._compiled("drop")
 

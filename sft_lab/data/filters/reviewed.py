@@ -39,6 +39,7 @@ class Reviewed(Filter):
 
     def __post_init__(self) -> None:
         """Make the path absolute, so that a saved config runs from any folder."""
+        super().__post_init__()
         self.path = str(package_path(self.path))
 
     def check(self) -> list[str]:
