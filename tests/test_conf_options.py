@@ -177,6 +177,40 @@ def test_an_option_shows_every_knob_of_its_schema_once_somewhere():
         assert {(group, key) for key in missing} <= hidden
 
 
+# Options that stand for a kind of their group: what they set is what the kind's dataclass has by default.
+DEFAULT_OPTIONS = {
+    ("evaluation", "evaluation"): "default",
+    ("decontaminate", "decontaminate"): "default",
+    ("model", "pretrained"): "local",
+    ("model", "gguf"): "smollm2_135m_bundled",
+    ("template", "jinja"): "file",
+}
+# What makes the one bundled GGUF file: no default of the kind.
+OPTION_ONLY = {"model.original"}
+
+
+@pytest.mark.parametrize(("group", "kind"), [(group, kind) for group, kinds in SCHEMAS.items() for kind in kinds])
+def test_an_option_repeats_the_defaults_of_its_dataclass(group, kind):
+    """Defaults live in the dataclass; the YAML repeats them for the reader."""
+    option = DEFAULT_OPTIONS.get((group, kind), kind)
+    content = OmegaConf.to_container(OmegaConf.load(FILES[f"{group}={option}"]))
+    content.pop("defaults", None)
+    defaults = OmegaConf.to_container(OmegaConf.structured(SCHEMAS[group][kind]), enum_to_str=True)
+    differences = {
+        f"{group}.{key}": (value, defaults[key])
+        for key, value in content.items()
+        if value != defaults[key] and defaults[key] != "???" and f"{group}.{key}" not in OPTION_ONLY
+    }
+    assert differences == {}
+
+
+def test_the_first_file_repeats_the_defaults_of_a_run():
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    content.pop("defaults")
+    defaults = OmegaConf.to_container(OmegaConf.structured(Run))
+    assert content == {key: defaults[key] for key in content}
+
+
 def all_keys(file: Path) -> set[str]:
     def walk(node) -> set[str]:
         if not isinstance(node, dict):

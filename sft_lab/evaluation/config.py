@@ -21,6 +21,12 @@ OBJECTIVES = (
     "domain/loss",
 )
 
+PROMPTS = (
+    "What is the difference between a comet and an asteroid?",
+    'Give the city and the country as JSON with the keys "city" and "country": Our meeting is in Oslo, Norway.',
+    "ما هي عاصمة مصر؟",
+)
+
 
 @dataclass
 class Baseline(Bounded):
@@ -53,14 +59,14 @@ class Evaluation(Bounded):
     """
 
     objective: str = bounded("eval/bits_per_byte", choices=OBJECTIVES)
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
     outputs: int = bounded(8, at_least=0)
-    max_new_tokens: int = bounded(64, at_least=1, at_most=MOST_NEW_TOKENS)
+    max_new_tokens: int = bounded(40, at_least=1, at_most=MOST_NEW_TOKENS)
     samples_every: int = bounded(0, at_least=0, limit="at least 0 (optimizer steps; 0: none)")
     watch_probe: bool = True
     baseline: Baseline = field(default_factory=Baseline)
     domain: str | None = None
-    general: str | None = None
+    general: str | None = "package:sft_lab/evaluation/general.jsonl"
     batch_tokens: int = bounded(4096, at_least=1, changes_result=False)
     limits: Limits = field(default_factory=Limits)
 

@@ -106,8 +106,8 @@ class Full(Bounded):
     max_grad_norm: float = bounded(1.0, at_least=0, limit="at least 0 (0: no clipping)")
     optim: str = "adamw_torch_fused"
     logging_steps: float = bounded(0.02, holds=_is_step_or_share, limit=STEP_OR_SHARE)
-    eval_steps: float = bounded(0.2, holds=_is_step_or_share, limit=STEP_OR_SHARE)
-    save_steps: float = bounded(0.2, holds=_is_step_or_share, limit=STEP_OR_SHARE)
+    eval_steps: float = bounded(0.25, holds=_is_step_or_share, limit=STEP_OR_SHARE)
+    save_steps: float = bounded(0.25, holds=_is_step_or_share, limit=STEP_OR_SHARE)
     max_length: int = bounded(1280, at_least=1)
     packing: bool = False
     packing_strategy: PackingStrategy = PackingStrategy.bfd
@@ -171,6 +171,7 @@ class Peft(Bounded):
 class Lora(Full):
     """Train a LoRA adapter beside the frozen weights."""
 
+    learning_rate: float = bounded(2e-4, above=0)
     quantization: Quantization = Quantization.none
     peft: Peft = field(default_factory=Peft)
 
