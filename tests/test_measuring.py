@@ -11,8 +11,8 @@ import pytest
 from sft_lab import compose
 from sft_lab.cli.main import main
 from sft_lab.core.context import StageContext
-from sft_lab.evaluation.heldout import IGNORED
-from sft_lab.evaluation.verdict import advice
+from sft_lab.core.types import IGNORED
+from sft_lab.evaluation.advice import advise
 from sft_lab.run.evaluator import Measuring, _with_head, _without_first
 
 
@@ -127,7 +127,7 @@ def test_nothing_beside_the_losses_where_nothing_is_asked_for(here: Path, tiny: 
 @pytest.mark.parametrize("sign", ["overfitting", "not_judged", "template_not_learned", "memorizing", "undertrained"])
 def test_advice_can_be_copied(here: Path, tiny: list[str], sign: str) -> None:
     words = [*tiny, "trainer.eval_steps=0.34", "trainer.save_steps=0.25"]
-    found = advice(sign, compose(words))
+    found = advise(sign, compose(words))
     assert found is not None
     assert compose([*words, *found["override"].split()]) is not None
 

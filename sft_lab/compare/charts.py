@@ -17,7 +17,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sft_lab.report.style import Curve
+    from sft_lab.core.types import Curve
 
 # Pixels of a chart, and of the margins around its plot.
 WIDTH, HEIGHT, LOW_HEIGHT = 520, 300, 240

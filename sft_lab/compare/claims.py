@@ -12,7 +12,8 @@ from sft_lab.compare.scores import Measure, Obstacle
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Interval, LossDifference
 from sft_lab.core.io import is_number
 from sft_lab.core.run_dir import FINISHED
-from sft_lab.report.formatting import count_of, with_minus
+from sft_lab.core.text import count_of
+from sft_lab.report.formatting import with_minus
 from sft_lab.run.config import CHOOSING
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
 from sft_lab.core.records import read, read_config, read_lines
 from sft_lab.core.run_dir import FINISHED, PREPARE, RunDir
+from sft_lab.core.types import Curve, Verdict
 from sft_lab.report.figures import extract_curve
-from sft_lab.report.style import Curve
 
 _REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # runs that rerun=true keeps beside the new one
 NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
@@ -117,7 +117,7 @@ def _epoch(event: dict[str, Any]) -> float:
 
 def has_diverged(job: ComparedJob) -> bool:
     """Return whether the job's verdict is that training broke down."""
-    return job.summary.get("verdict") == "diverged"
+    return job.summary.get("verdict") == Verdict.DIVERGED
 
 
 def collect_jobs(paths: list[Path]) -> list[ComparedJob]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sft_lab.compare.analyze import Comparison
     from sft_lab.compare.effects import AxisEffect
-    from sft_lab.report.style import Curve
+    from sft_lab.core.types import Curve
 
 MAX_HOVERED = 60  # jobs up to which the pointer on a row of the table highlights the job's curves
 SAME_BASES = 0.02  # base models whose losses differ by less, as with other seeds, are one line in a chart

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.rows import Rows, Selection, load_table, save_table
+from sft_lab.core.types import IGNORED
 
 if TYPE_CHECKING:
     import datasets
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 Offset = tuple[int, int]
 
-IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 VERSION = 2
 
 

@@ -17,9 +17,7 @@ import numpy as np
 import torch
 
 from sft_lab.core.progress import track
-
-IGNORED = -100
-
+from sft_lab.core.types import IGNORED
 
 RECALLED_TOKENS = 32  # an answer counts as memorized if this many tokens from its middle on are predicted correctly
 MIN_RECALLED_TOKENS = 8  # an answer with fewer tokens from its middle on says nothing about memorization

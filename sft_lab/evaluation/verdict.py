@@ -34,9 +34,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft_lab.core.bounds import Bounded, bounded
-
-Curve = list[tuple[int, float]]
-MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question; a healthy run with as many is doubted
+from sft_lab.core.text import count_of
+from sft_lab.core.types import Curve, Verdict
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Limits(Bounded):
 
 @dataclass(frozen=True)
 class Observed:
-    """The measurements that a run is judged by.
+    """The measurements by which a run is judged.
 
     Attributes:
         held_out: (step, held-out loss) of each measurement after step 0, in order.
@@ -107,10 +106,10 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgment:
     """A judgement and its evidence: name, value, limit and message of each rule that was applied."""
 
-    name: str
+    name: Verdict
     evidence: list[dict[str, Any]]
 
 
@@ -126,42 +125,46 @@ class Finding:
         message: the outcome as a sentence.
     """
 
-    rule: str
+    rule: Verdict
     holds: bool
     value: float | None
     limit: float | None
     message: str
 
+    def as_evidence(self) -> dict[str, Any]:
+        """Return the outcome as ``summary.json`` has it."""
+        return {"rule": self.rule, "value": self.value, "limit": self.limit, "says": self.message}
 
-def judge(observed: Observed, limits: Limits) -> Verdict:
+
+def judge(observed: Observed, limits: Limits) -> Judgment:
     """Judge a run by the first rule that holds."""
     evidence = []
     for rule in RULES:
         finding = rule(observed, limits)
         if finding is None:
             continue
-        evidence.append({"rule": finding.rule, "value": finding.value, "limit": finding.limit, "says": finding.message})
+        evidence.append(finding.as_evidence())
         if finding.holds:
-            return Verdict(finding.rule, evidence)
-    rise = _rise(observed.last, observed.base["eval/loss"])
-    message = f"held-out loss ended {_change(rise)} the base model's and {_from_best(observed)}"
-    return Verdict("healthy", [*evidence, {"rule": "healthy", "value": rise, "limit": None, "says": message}])
+            return Judgment(finding.rule, evidence)
+    raise AssertionError("the last rule holds always")
 
 
 def _not_a_number(observed: Observed, _: Limits) -> Finding | None:
     losses = [loss for _, loss in (*observed.held_out, *observed.train)]
     losses += [observed.tuned.get(name) or 0.0 for name in ("eval/loss", "train/probe_loss")]
     broken = not observed.all_finite or not all(map(math.isfinite, losses))
-    return Finding("diverged", True, None, None, "a loss was not a number") if broken else None
+    return Finding(Verdict.DIVERGED, True, None, None, "a loss was not a number") if broken else None
 
 
 def _too_little(observed: Observed, limits: Limits) -> Finding | None:
     known, needed, base = len(observed.held_out), limits.min_evaluations, observed.base.get("eval/loss")
     if base is not None and not math.isfinite(base):
-        return Finding("not_judged", True, None, None, "the base model's held-out loss is not a number")
+        return Finding(Verdict.NOT_JUDGED, True, None, None, "the base model's held-out loss is not a number")
     if base is not None and known >= needed:
         return None
-    return Finding("not_judged", True, known, needed, f"{known} held-out measurements, {needed} are needed")
+    return Finding(
+        Verdict.NOT_JUDGED, True, known, needed, f"{count_of(known, 'held-out measurement')}, {needed} are needed"
+    )
 
 
 def _above_base(observed: Observed, limits: Limits) -> Finding:
@@ -171,7 +174,7 @@ def _above_base(observed: Observed, limits: Limits) -> Finding:
     message = f"held-out loss ended {_change(rise)} the base model's"
     if rise >= limits.diverged_rise and not worse:
         message += ", but the loss on training rows fell"
-    return Finding("diverged", rise >= limits.diverged_rise and worse, rise, limits.diverged_rise, message)
+    return Finding(Verdict.DIVERGED, rise >= limits.diverged_rise and worse, rise, limits.diverged_rise, message)
 
 
 def _broke_down(observed: Observed, limits: Limits) -> Finding | None:
@@ -179,7 +182,7 @@ def _broke_down(observed: Observed, limits: Limits) -> Finding | None:
     if rise < limits.diverged_rise or observed.rise_from_best < limits.diverged_rise:
         return None
     message = f"training loss ended {_change(rise)} its lowest, and held-out loss {_change(observed.rise_from_best)}"
-    return Finding("diverged", True, rise, limits.diverged_rise, message)
+    return Finding(Verdict.DIVERGED, True, rise, limits.diverged_rise, message)
 
 
 def _stray_tokens(observed: Observed, limits: Limits) -> Finding | None:
@@ -188,7 +191,7 @@ def _stray_tokens(observed: Observed, limits: Limits) -> Finding | None:
         return None
     increase = after - (observed.base.get("outputs/stray_share") or 0.0)
     message = f"{after:.0%} of the answers to held-out prompts hold control tokens"
-    return Finding("template_not_learned", increase >= limits.stray_share, increase, limits.stray_share, message)
+    return Finding(Verdict.TEMPLATE_NOT_LEARNED, increase >= limits.stray_share, increase, limits.stray_share, message)
 
 
 def _foreign_end(observed: Observed, limits: Limits) -> Finding | None:
@@ -197,7 +200,7 @@ def _foreign_end(observed: Observed, limits: Limits) -> Finding | None:
         return None
     share = foreign / (foreign + stop)
     message = f"behind an answer, another model family's end token is {share:.0%} of what would end it"
-    return Finding("template_not_learned", share >= limits.stray_share, share, limits.stray_share, message)
+    return Finding(Verdict.TEMPLATE_NOT_LEARNED, share >= limits.stray_share, share, limits.stray_share, message)
 
 
 def _recalled(observed: Observed, limits: Limits) -> Finding | None:
@@ -209,7 +212,7 @@ def _recalled(observed: Observed, limits: Limits) -> Finding | None:
     untrained = observed.base.get("train/recalled_share") or 0.0
     excess = recalled - max(unseen, untrained)
     message = f"{recalled:.0%} of the training rows are continued word for word"
-    return Finding("memorizing", excess >= limits.recalled_share, excess, limits.recalled_share, message)
+    return Finding(Verdict.MEMORIZING, excess >= limits.recalled_share, excess, limits.recalled_share, message)
 
 
 def _rose_again(observed: Observed, limits: Limits) -> Finding:
@@ -219,13 +222,13 @@ def _rose_again(observed: Observed, limits: Limits) -> Finding:
     message = f"held-out loss ended {_from_best(observed)}"
     if observed.gap_share > 0:
         message += f"; training brought the loss on training rows {observed.gap_share:.0%} below it"
-    return Finding("overfitting", holds, observed.rise_from_best, limit, message)
+    return Finding(Verdict.OVERFITTING, holds, observed.rise_from_best, limit, message)
 
 
 def _hardly_improved(observed: Observed, limits: Limits) -> Finding:
     gain = -_rise(observed.best, observed.base["eval/loss"])
     message = f"the best held-out loss is {_change(-gain)} the base model's"
-    return Finding("underfitting", gain < limits.underfitting_gain, gain, limits.underfitting_gain, message)
+    return Finding(Verdict.UNDERFITTING, gain < limits.underfitting_gain, gain, limits.underfitting_gain, message)
 
 
 def _still_improving(observed: Observed, limits: Limits) -> Finding:
@@ -233,7 +236,7 @@ def _still_improving(observed: Observed, limits: Limits) -> Finding:
     late = _at([(0, base), *observed.held_out], _last_third(observed.rates, observed.held_out[-1][0]))
     share = (late - observed.last) / (base - observed.best)  # above 0: `underfitting` came first
     message = f"{share:.0%} of the gain came in the last third of training (by learning rate spent)"
-    return Finding("undertrained", share >= limits.undertrained_share, share, limits.undertrained_share, message)
+    return Finding(Verdict.UNDERTRAINED, share >= limits.undertrained_share, share, limits.undertrained_share, message)
 
 
 def _never_ends(observed: Observed, limits: Limits) -> Finding | None:
@@ -243,12 +246,18 @@ def _never_ends(observed: Observed, limits: Limits) -> Finding | None:
         return None
     ends = max(stop, observed.tuned.get("outputs/ended_share") or 0.0)
     message = f"an answer ends its turn with a chance of {ends:.0%}"
-    return Finding("template_not_learned", ends < limits.ended_share, ends, limits.ended_share, message)
+    return Finding(Verdict.TEMPLATE_NOT_LEARNED, ends < limits.ended_share, ends, limits.ended_share, message)
+
+
+def _healthy(observed: Observed, _: Limits) -> Finding:
+    rise = _rise(observed.last, observed.base["eval/loss"])
+    message = f"held-out loss ended {_change(rise)} the base model's and {_from_best(observed)}"
+    return Finding(Verdict.HEALTHY, True, rise, None, message)
 
 
 RULES: tuple[Callable[[Observed, Limits], Finding | None], ...] = (
     _not_a_number, _too_little, _above_base, _broke_down, _stray_tokens, _foreign_end, _recalled, _rose_again,
-    _hardly_improved, _still_improving, _never_ends,
+    _hardly_improved, _still_improving, _never_ends, _healthy,
 )  # fmt: skip
 
 
@@ -280,38 +289,32 @@ def converged_at(held_out: Curve, within: float) -> int | None:
     for measured_at, loss in reversed(held_out):
         if loss > limit:
             break
-        step = measured_at
+        step = int(measured_at)
     return step
 
 
-def _at(curve: Curve, step: float) -> float:
-    """Return a curve's value at a step, linear between its points."""
-    before = max((point for point in curve if point[0] <= step), default=curve[0])
-    after = min((point for point in curve if point[0] >= step), default=curve[-1])
+def _at(curve: Curve, position: float) -> float:
+    """Return a curve's value at a position, linear between its points."""
+    before = max((point for point in curve if point[0] <= position), default=curve[0])
+    after = min((point for point in curve if point[0] >= position), default=curve[-1])
     if after[0] == before[0]:
-        return before[1]
-    return before[1] + (after[1] - before[1]) * (step - before[0]) / (after[0] - before[0])
+        return after[1]
+    return before[1] + (after[1] - before[1]) * (position - before[0]) / (after[0] - before[0])
 
 
-def _last_third(rates: Curve, end: int) -> float:
+def _last_third(rates: Curve, end: float) -> float:
     """Return the step at which two thirds of the summed learning rate had been spent.
 
     Steps do not count the same: at the end of a cosine or linear schedule hardly anything is learned, however much
     there is left to learn, and every curve is flat.
     """
-    spent, sums, last = 0.0, [], 0
+    spent, last_step = 0.0, 0.0
+    step_by_spent: Curve = [(0.0, 0)]
     for step, rate in rates:
-        spent += rate * (step - last)
-        sums.append((step, spent))
-        last = step
-    if not spent:
-        return end * 2 / 3
-    before = (0, 0.0)
-    for step, so_far in sums:
-        if so_far >= spent * 2 / 3:
-            return before[0] + (step - before[0]) * (spent * 2 / 3 - before[1]) / (so_far - before[1])
-        before = (step, so_far)
-    return end
+        spent += rate * (step - last_step)
+        step_by_spent.append((spent, step))
+        last_step = step
+    return _at(step_by_spent, spent * 2 / 3) if spent else end * 2 / 3
 
 
 def _from_best(observed: Observed) -> str:
@@ -325,58 +328,3 @@ def _still_falls(held_out: Curve, train: Curve) -> bool:
     before = [loss for step, loss in train if step <= best_step]
     after = [loss for step, loss in train if step > best_step]
     return bool(before and after) and after[-1] < before[-1]
-
-
-def _doubt(summary: dict[str, Any]) -> str:
-    """Return why a healthy run may still be of no use; empty where there is no reason."""
-    echoed = summary.get("outputs/echoed_share") or 0.0
-    if echoed >= MAX_ECHOED_SHARE:
-        return (
-            f"{echoed:.0%} of its answers only repeat the question: it has learned too little to answer; train longer."
-        )
-    tuned, prompted = summary.get("eval/bits_per_byte"), summary.get("prompted/eval_bits_per_byte")
-    if tuned is not None and prompted is not None and prompted <= tuned:
-        return (
-            f"The base model with a prompt is as good ({prompted:.4f} bits per byte, tuned {tuned:.4f}): a prompt may "
-            "do; else train longer or on more rows."
-        )
-    return ""
-
-
-def advice(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dict[str, str] | None:
-    """Return what to try next, as a sentence and as an override to copy; None where there is nothing to try.
-
-    A healthy run gets advice only where its summary gives a reason to doubt it.
-
-    Args:
-        verdict: a verdict's name.
-        run: the run that was judged.
-        summary: its metrics, those of the prompted base model and of its answers among them.
-    """
-    trainer = run.trainer
-    by_steps = trainer.max_steps > 0
-
-    def train_for(factor: float) -> str:
-        if by_steps:
-            return f"trainer.max_steps={max(1, round(factor * trainer.max_steps))}"
-        return f"trainer.num_train_epochs={factor * trainer.num_train_epochs:g}"
-
-    keep_best = f"trainer.load_best_model_at_end=true trainer.save_steps={trainer.eval_steps:.15g}"
-    no_held_out = getattr(run.split, "eval_share", 1) == 0
-    own_template = run.choices.get("template") == "auto"
-    suggestion = {
-        "overfitting": ("Train for fewer steps, or bring more varied data, and keep the best weights.",
-                        f"{train_for(0.5)} {keep_best}"),
-        "underfitting": ("Raise the learning rate; if that does not help, look at the data, or take a larger model.",
-                         f"trainer.learning_rate={10 * trainer.learning_rate:g}"),
-        "memorizing": ("Train for fewer epochs, remove near copies, and bring more varied rows.", train_for(0.25)),
-        "diverged": ("Lower the learning rate.", f"trainer.learning_rate={trainer.learning_rate / 10:g}"),
-        "undertrained": ("Train longer: held-out loss was still falling.", train_for(2)),
-        "template_not_learned": ("Look at what the template writes after an answer, and at outputs.jsonl.",
-                                 train_for(2) if own_template else "template=auto"),
-        "not_judged": ("Hold rows out, and measure at least three times.",
-                       "split.eval_share=0.1" if no_held_out else "trainer.eval_steps=0.2"),
-    }.get(verdict)  # fmt: skip
-    if verdict == "healthy" and (doubt := _doubt(summary or {})):
-        suggestion = (doubt, train_for(2))
-    return {"says": suggestion[0], "override": suggestion[1]} if suggestion else None

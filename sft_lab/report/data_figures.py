@@ -10,7 +10,7 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.report.formatting import count_of
+from sft_lab.core.text import count_of
 from sft_lab.report.style import COLORS, DASHED, TICK_STEPS, add_legend, hide_frame, new_figure, use_log_axis
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sft_lab.core.run_dir import RunDir
-    from sft_lab.report.style import Curve
+    from sft_lab.core.types import Curve
 
 FIGURE_NAMES = ("waterfall", "tokens", "thresholds", "similarity", "loss", "optimizer")  # in the page's order
 PHASES = ("sharp drop", "stabilization", "convergence")

@@ -48,11 +48,6 @@ def format_seconds(seconds: object) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def count_of(count: int, noun: str) -> str:
-    """Return a count with its noun, in the plural unless it is one."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def with_minus(text: str) -> str:
     """Return a formatted number with a minus sign, which is as wide as a plus, in place of a hyphen."""
     return text.replace("-", "−")

@@ -10,6 +10,7 @@ from sft_lab.core import parquet
 from sft_lab.core.io import is_number, read_text
 from sft_lab.core.records import read, read_config, read_lines
 from sft_lab.core.run_dir import FINISHED, PREPARE, RUNNING
+from sft_lab.core.types import Verdict
 from sft_lab.report.figures import draw_figures
 from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, with_minus
 from sft_lab.report.pages import template_environment, write_page
@@ -21,18 +22,27 @@ if TYPE_CHECKING:
 MAX_DROPPED_ROWS = 3  # shown for each stage and reason
 
 # Verdict -> its tone, and what it means.
-VERDICTS = {
-    "healthy": ("good", "Held-out loss fell below the base model's and stayed near its best."),
-    "undertrained": ("fair", "Held-out loss was still falling when training ended: more steps should help."),
-    "overfitting": ("fair", "Held-out loss rose again while training loss fell: fewer steps, or more and better data."),
-    "underfitting": (
+VERDICTS: dict[str, tuple[str, str]] = {
+    Verdict.HEALTHY: ("good", "Held-out loss fell below the base model's and stayed near its best."),
+    Verdict.UNDERTRAINED: ("fair", "Held-out loss was still falling when training ended: more steps should help."),
+    Verdict.OVERFITTING: (
+        "fair",
+        "Held-out loss rose again while training loss fell: fewer steps, or more and better data.",
+    ),
+    Verdict.UNDERFITTING: (
         "fair",
         "Held-out loss hardly improved on the base model's: check the learning rate and the data.",
     ),
-    "memorizing": ("fair", "Training rows are known far better than held-out ones: fewer epochs, more varied data."),
-    "template_not_learned": ("fair", "Answers do not follow the chat template: more steps, or check the template."),
-    "diverged": ("bad", "Training broke down: lower the learning rate."),
-    "not_judged": ("none", "There is too little held-out evidence to judge the run."),
+    Verdict.MEMORIZING: (
+        "fair",
+        "Training rows are known far better than held-out ones: fewer epochs, more varied data.",
+    ),
+    Verdict.TEMPLATE_NOT_LEARNED: (
+        "fair",
+        "Answers do not follow the chat template: more steps, or check the template.",
+    ),
+    Verdict.DIVERGED: ("bad", "Training broke down: lower the learning rate."),
+    Verdict.NOT_JUDGED: ("none", "There is too little held-out evidence to judge the run."),
 }
 
 # Measures beside the key numbers: name in the summary, label, and format of the value.

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Curve = list[tuple[float, float]]  # (step or epoch, value); NaN where the value is not a finite number
 
 # They can be told apart without red and green (after Okabe and Ito). Each has one meaning, so that a page
 # can replace it in dark mode.

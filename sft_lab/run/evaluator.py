@@ -19,6 +19,7 @@ from sft_lab.core.params import plain
 from sft_lab.core.positions import learned_positions, within_positions
 from sft_lab.core.rows import Rows
 from sft_lab.core.text import normalize
+from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Template
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
@@ -28,7 +29,7 @@ from sft_lab.evaluation import answers as outputs
 from sft_lab.evaluation import generation as samples
 from sft_lab.evaluation import heldout
 from sft_lab.evaluation.generation import Answer
-from sft_lab.evaluation.heldout import IGNORED, Ending, Scores
+from sft_lab.evaluation.heldout import Ending, Scores
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext

@@ -18,6 +18,7 @@ from sft_lab.core.io import finite, write_json, write_lines
 from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
 from sft_lab.evaluation import verdict
+from sft_lab.evaluation.advice import advise
 from sft_lab.report import card, html_report
 from sft_lab.run.evaluator import Base, Measured, Measuring
 from sft_lab.run.session import Session
@@ -233,7 +234,7 @@ class TrainingSession(Session):
             "converged_at": verdict.converged_at(curve, limits.converged_within),
             "verdict": judged.name,
             "evidence": judged.evidence,
-            "advice": verdict.advice(judged.name, self.run, tuned.numbers | _prompted(base)),
+            "advice": advise(judged.name, self.run, tuned.numbers | _prompted(base)),
             "tokens_per_second": trained.tokens / training_seconds if trained.tokens else None,
             "watching_share": trained.watching_seconds / trained.seconds if trained.seconds > 0 else None,
             "steps": trained.steps,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.core.io import LONG, finite, read_text, write_text
+from sft_lab.core.types import Curve
 from sft_lab.tracking.config import Mirror
 
 
@@ -44,7 +45,7 @@ class Unwritten:
     def write(self, line: dict[str, Any]) -> None:
         """Take one line."""
 
-    def curve(self, _: str) -> list[tuple[int, float]]:
+    def curve(self, _: str) -> Curve:
         """Know of no event."""
         return []
 
@@ -65,6 +66,6 @@ class Record(Lines):
         self.write(event)
         self._mirror.log(event)
 
-    def curve(self, name: str) -> list[tuple[int, float]]:
+    def curve(self, name: str) -> Curve:
         """Give (step, value) of every event that has the metric."""
         return [(int(event["step"]), event[name]) for event in self.events if name in event]

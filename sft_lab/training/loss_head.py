@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-IGNORED = -100  # the label that is not trained
+from sft_lab.core.types import IGNORED
 
 
 @dataclass(frozen=True)

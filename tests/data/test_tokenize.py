@@ -17,8 +17,9 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.core.store import Store
+from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template
-from sft_lab.data.tokenization import IGNORED, prompt_ids, tokenize
+from sft_lab.data.tokenization import prompt_ids, tokenize
 
 CHATML, MISTRAL, PLAIN = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja") for name in ("chatml", "mistral", "plain")

@@ -12,7 +12,8 @@ import torch
 
 from sft_lab import compose
 from sft_lab.core.context import StageContext
-from sft_lab.evaluation.heldout import IGNORED, Ending, Scores, score
+from sft_lab.core.types import IGNORED
+from sft_lab.evaluation.heldout import Ending, Scores, score
 
 
 @pytest.fixture(scope="module")

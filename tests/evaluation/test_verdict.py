@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sft_lab.evaluation.verdict import Limits, Observed, Verdict, advice, converged_at, judge
+from sft_lab.evaluation.advice import advise
+from sft_lab.evaluation.verdict import Judgment, Limits, Observed, converged_at, judge
 from sft_lab.report.html_report import VERDICTS
 
 FALLING = [(step, 2.5 - step / 100) for step in range(0, 101, 10)]
@@ -25,7 +26,7 @@ def judged(
     all_finite: bool = True,
     before: dict[str, Any] | None = None,
     **tuned: Any,
-) -> Verdict:
+) -> Judgment:
     curve = [(20 * (index + 1), loss) for index, loss in enumerate(held_out)]
     numbers = {name.replace("__", "/"): value for name, value in tuned.items()}
     seen = Observed(curve, train, {"eval/loss": base, **(before or {})}, numbers, all_finite=all_finite)
@@ -137,23 +138,23 @@ def test_limits_come_from_the_config() -> None:
 def test_every_verdict_but_healthy_says_what_to_try() -> None:
     trainer = SimpleNamespace(learning_rate=2e-4, num_train_epochs=3.0, max_steps=-1, eval_steps=0.34)
     run = SimpleNamespace(trainer=trainer, split=SimpleNamespace(eval_share=0.1), choices={"template": "file"})
-    assert advice("healthy", run) is None
+    assert advise("healthy", run) is None
     better = {"eval/bits_per_byte": 1.0, "prompted/eval_bits_per_byte": 1.1, "outputs/echoed_share": 0.1}
-    assert advice("healthy", run, better) is None
-    as_good = advice("healthy", run, better | {"prompted/eval_bits_per_byte": 0.99})
+    assert advise("healthy", run, better) is None
+    as_good = advise("healthy", run, better | {"prompted/eval_bits_per_byte": 0.99})
     assert as_good
     assert "a prompt may do" in as_good["says"]
-    parrot = advice("healthy", run, better | {"outputs/echoed_share": 0.9})
+    parrot = advise("healthy", run, better | {"outputs/echoed_share": 0.9})
     assert parrot
     assert "only repeat the question" in parrot["says"]
     for name in VERDICTS.keys() - {"healthy"}:
-        found = advice(name, run)
+        found = advise(name, run)
         assert found is not None
         assert found["says"].endswith(".")
         assert "=" in found["override"]
-    assert advice("undertrained", run)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
+    assert advise("undertrained", run)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
     trainer.max_steps = 100
-    assert advice("undertrained", run)["override"] == "trainer.max_steps=200"  # type: ignore[index]
+    assert advise("undertrained", run)["override"] == "trainer.max_steps=200"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

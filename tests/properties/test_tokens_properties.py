@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from sft_lab.core.context import StageContext
 from sft_lab.core.rows import Rows
 from sft_lab.core.store import Store
+from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Renderer, Template
-from sft_lab.data.tokenization import IGNORED, prompt_ids, tokenize
+from sft_lab.data.tokenization import prompt_ids, tokenize
 
 CHATML, MISTRAL, PLAIN, ALPACA, TAGGED = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sft_lab import compose
 from sft_lab.core.io import finite
-from sft_lab.evaluation.verdict import Limits, Observed, Verdict, advice, converged_at, judge
+from sft_lab.evaluation.advice import advise
+from sft_lab.evaluation.verdict import Judgment, Limits, Observed, converged_at, judge
 from sft_lab.report.html_report import VERDICTS
 from sft_lab.run.config import Run
 
@@ -66,7 +67,7 @@ def run() -> Run:
     return compose(["model=tiny_random"])
 
 
-def checked(found: Verdict, run: Run) -> str:
+def checked(found: Judgment, run: Run) -> str:
     """What holds of every verdict."""
     assert found.name in VERDICTS
     assert found.evidence
@@ -77,7 +78,7 @@ def checked(found: Verdict, run: Run) -> str:
         assert "nan" not in one["says"]
         assert one["value"] is None or isinstance(one["value"], int | float)
     json.dumps(finite(found.evidence), allow_nan=False)
-    told = advice(found.name, run)
+    told = advise(found.name, run)
     assert (told is None) == (found.name == "healthy")
     return found.name
 
@@ -190,7 +191,7 @@ KNOBS = st.fixed_dictionaries({
 def test_an_advice_can_be_copied_to_the_command_line(knobs: dict[str, float], verdict: str, trainer: str) -> None:
     words = ["model=tiny_random", f"trainer={trainer}", *(f"trainer.{name}={value}" for name, value in knobs.items())]
     before = compose(words)
-    if told := advice(verdict, before):
+    if told := advise(verdict, before):
         after = compose([*words, *told["override"].split()])
         if verdict != "not_judged" and not (verdict in ("overfitting", "memorizing") and knobs["max_steps"] == 1):
             assert after.hash != before.hash

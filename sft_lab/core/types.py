@@ -1,0 +1,22 @@
+"""Types and constants that several packages share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+Curve = list[tuple[float, float]]  # (step or epoch, value); NaN where the value is not a finite number
+
+IGNORED = -100  # the label of a token that is neither trained nor scored: PyTorch's cross entropy leaves it out
+
+
+class Verdict(StrEnum):
+    """The judgement of a run, as ``summary.json`` has it; ``evaluation/verdict.py`` has the rules."""
+
+    HEALTHY = "healthy"
+    UNDERTRAINED = "undertrained"
+    OVERFITTING = "overfitting"
+    UNDERFITTING = "underfitting"
+    MEMORIZING = "memorizing"
+    TEMPLATE_NOT_LEARNED = "template_not_learned"
+    DIVERGED = "diverged"
+    NOT_JUDGED = "not_judged"
