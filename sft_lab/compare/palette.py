@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sft_lab.report.style import import_matplotlib
+
 
 class Color(NamedTuple):
     """A color on a light and on a dark page, as ``#rrggbb``."""
@@ -14,25 +16,22 @@ class Color(NamedTuple):
     dark: str
 
 
-# They can be told apart without red and green. Numbers take the ramp from low to high, names the list in turn.
-RAMP_LIGHT = ("#5b2a86", "#3f5fa8", "#1f8a8c", "#3fa34d", "#b38f00")
-RAMP_DARK = ("#b48be0", "#7ea6f0", "#4cc3c0", "#7fd96b", "#f2d14b")
+# They can be told apart without red and green (after Okabe and Ito).
 NAMED_LIGHT = ("#0173b2", "#d55e00", "#029e73", "#a3539b", "#8a6d3b", "#3b3b98", "#b8860b", "#555d66")
 NAMED_DARK = ("#5db0e6", "#f08a4b", "#3fc79a", "#dc94d6", "#cbb088", "#9d9df0", "#e8c15a", "#aab2bb")
+RAMP = "viridis"  # of numbers; a light page takes its darker part, a dark page its lighter one
+LIGHT_PART, DARK_PART = (0.0, 0.8), (0.35, 1.0)
 GRAY = Color("#7a7f86", "#9aa0a7")  # of jobs without a value
 
 
 def choose_colors(count: int, *, is_numeric: bool) -> list[Color]:
-    """Return a color for each of so many values, in order."""
+    """Return a color for each of so many values: numbers take a ramp from low to high, names a list in turn."""
     if is_numeric:
-        shares = np.linspace(0, 1, count)
-        return [Color(_interpolate(RAMP_LIGHT, share), _interpolate(RAMP_DARK, share)) for share in shares]
+        return [Color(*pair) for pair in zip(*(_ramp(count, *part) for part in (LIGHT_PART, DARK_PART)), strict=True)]
     named = [Color(*pair) for pair in zip(NAMED_LIGHT, NAMED_DARK, strict=True)]
     return [named[index % len(named)] for index in range(count)]
 
 
-def _interpolate(ramp: tuple[str, ...], share: float) -> str:
-    """Return the color at a share of the ramp, from 0 to 1."""
-    stops = np.linspace(0, 1, len(ramp))
-    channels = zip(*(bytes.fromhex(color[1:]) for color in ramp), strict=True)
-    return "#" + "".join(f"{round(np.interp(share, stops, channel)):02x}" for channel in channels)
+def _ramp(count: int, low: float, high: float) -> list[str]:
+    colors = import_matplotlib().colormaps[RAMP](np.linspace(low, high, count), bytes=True)
+    return [f"#{bytes(color[:3]).hex()}" for color in colors]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from markupsafe import Markup
     from matplotlib.axes import Axes
@@ -68,6 +69,13 @@ STYLE = {
 _MATPLOTLIB = threading.Lock()  # its settings belong to the whole process
 
 
+def import_matplotlib() -> ModuleType:
+    """Return matplotlib, imported away from the working folder, whose matplotlibrc may be a stranger's."""
+    with tempfile.TemporaryDirectory(prefix="sft_lab-") as empty, chdir(empty):
+        import matplotlib
+    return matplotlib
+
+
 def render_svg(name: str, draw: Callable[[], Figure]) -> str:
     """Return the SVG of the figure that ``draw`` returns; it is called with ``STYLE`` in force.
 
@@ -75,10 +83,7 @@ def render_svg(name: str, draw: Callable[[], Figure]) -> str:
         name: of the figure. The same name and data give the same text.
         draw: draws without pyplot, so that threads can draw at the same time.
     """
-    # On import, matplotlib reads a matplotlibrc of the working folder, which may be a stranger's.
-    with tempfile.TemporaryDirectory(prefix="sft_lab-") as empty, chdir(empty):
-        import matplotlib
-
+    matplotlib = import_matplotlib()
     text = io.StringIO()
     with _MATPLOTLIB, matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own matplotlibrc does not change a report either
@@ -98,6 +103,7 @@ def inline_svg(svg: str, name: str) -> Markup:
     from markupsafe import Markup
 
     svg = svg[svg.index("<svg") :]  # HTML has no XML declaration
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # page.css.jinja has its rule
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids are unique in a page
     for color, value in COLORS.items():

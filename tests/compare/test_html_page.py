@@ -78,7 +78,7 @@ def test_what_comes_from_data_is_escaped(tmp_path):
 )
 def test_curves_at_the_edges(losses):
     points = [(float(step), float("nan") if loss is None else loss) for step, loss in enumerate(losses)]
-    chart = charts.draw_curves([charts.JobMark("j0", "job", points)], [2.5], "nats", "label")
+    chart = charts.draw_curves("curves", "label", [charts.JobMark("j0", "job", points)], [2.5], "nats")
     assert (chart is None) == (not any(loss is not None and loss == loss for loss in losses))
     assert "nan" not in str(chart).lower()
 

@@ -406,7 +406,7 @@ def test_a_merged_models_card(make: Make, tmp_path: Path) -> None:
     assert metadata_of(path)["base_model_relation"] == "finetune"
     text = path.read_text(encoding="utf-8")
     assert "An adapter merged into the weights of owner/name" in text
-    assert "peft" not in text.split("## How to load it")[1].split("## How to make it again")[0].lower()
+    assert "peft" not in text.split("## How to load it")[1].split("## How to reproduce it")[0].lower()
 
 
 def test_the_sources_of_a_mixture_are_in_the_metadata(make: Make) -> None:
