@@ -221,10 +221,10 @@ def finished_sweep(place: Path) -> list[Path]:
     from sft_lab.jobs import layout
 
     plan = config.compose_jobs([*SMALL, "seed=1,2", f"hydra.sweep.dir={place}"], multirun=True)
-    placed = layout.place(plan)
-    for one in placed:
+    jobs = layout.create_job_folders(plan)
+    for one in jobs:
         one.folder.status.write_text('{"format": 1, "state": "finished"}')
-    return [one.folder.path for one in placed]
+    return [one.folder.path for one in jobs]
 
 
 def test_a_finished_sweep_is_left_alone_and_ends_with_0(capsys):

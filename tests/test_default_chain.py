@@ -98,7 +98,7 @@ def use(folder: RunDir, hub: StandIn) -> None:
     """What is done with a finished run."""
     run = str(folder.path)
     assert "finished" in sft_lab("runs", ".").stdout
-    assert sft_lab("doctor", run).stdout.startswith("World: ")
+    assert sft_lab("doctor", run).stdout.startswith("Environment: ")
     assert "dedup.semantic" in sft_lab("store", "list").stdout
     assert sft_lab("generate", run, "Name a color.", "--max-new-tokens", "4", "--base").stdout.startswith("base")
     assert Path(sft_lab("merge", run).stdout.strip()).is_dir()

@@ -58,8 +58,8 @@ def test_everything_is_looked_at_and_nothing_is_changed(
 
 def test_an_exit_code_of_1_means_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.show([], [Diagnosis(OK, "a", "b"), Diagnosis(NOTE, "a", "b")]) == 0
-    assert doctor.show(["World: the same."], [Diagnosis(PROBLEM, "hub", "no")]) == 1
-    assert capsys.readouterr().out.endswith("World: the same.\nproblem  hub       no\n")
+    assert doctor.show(["Environment: the same."], [Diagnosis(PROBLEM, "hub", "no")]) == 1
+    assert capsys.readouterr().out.endswith("Environment: the same.\nproblem  hub       no\n")
 
 
 def test_versions_are_held_against_the_tested_ranges() -> None:
@@ -258,7 +258,7 @@ def test_what_changed_since_a_run(here: Path, tiny: list[str], capsys: pytest.Ca
     Path("run/manifest.json").write_text(json.dumps(manifest))
     capsys.readouterr()
     assert main(["doctor", "run"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "World: 1 difference"
+    assert capsys.readouterr().out.splitlines()[0] == "Environment: 1 difference"
     Path("rows.jsonl").unlink()
     assert main(["doctor", "run"]) == 1
     said = capsys.readouterr().out

@@ -166,7 +166,8 @@ def test_a_template_edited_on_the_way_is_not_saved_and_afterwards_is_told(
     assert "the data has changed since this run: template.path=" in told
     assert "chat.jinja (was " in told
     assert "finished before" not in told
-    (difference,) = environment.differences({**read_json(Path("run/manifest.json")), "git": {}}, compose(words[:-1]))
+    old = {**read_json(Path("run/manifest.json")), "git": {}}
+    (difference,) = environment.differences(old, environment.current(compose(words[:-1])))
     assert difference.name == f"template.path={template}"
     template.write_text(CHATML)
     assert main(words) == 0

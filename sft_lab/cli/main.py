@@ -18,8 +18,8 @@ from sft_lab.core.errors import JobError, SftLabError, UserError
 
 if TYPE_CHECKING:
     from sft_lab.config import Plan
-    from sft_lab.jobs.layout import Placed
-    from sft_lab.jobs.worker import Failure
+    from sft_lab.jobs.layout import JobFolder
+    from sft_lab.jobs.supervise import Failure
 
 Arguments = argparse.Namespace
 
@@ -83,11 +83,11 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
 
     if config.is_driven(overrides):
         return _driven(arguments, overrides)
-    plan, placed, failures = _launch(arguments, overrides, RUN)
+    plan, jobs, failures = _launch(arguments, overrides, RUN)
     if plan.swept:
-        output.show_sweep([(one.folder, one.job.axes) for one in placed])
-    elif not failures and (summary := launch.summary_of(placed[0].folder)):
-        output.show_summary(placed[0].folder, summary)
+        output.show_sweep([(job.folder, job.job.axes) for job in jobs])
+    elif not failures and (summary := launch.read_summary(jobs[0].folder)):
+        output.show_summary(jobs[0].folder, summary)
     return _tell(failures)
 
 
@@ -110,34 +110,34 @@ def _driven(arguments: Arguments, overrides: list[str]) -> int:
 def _prepare(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.core.run_dir import PREPARE
 
-    plan, placed, failures = _launch(arguments, overrides, PREPARE)
+    plan, jobs, failures = _launch(arguments, overrides, PREPARE)
     if plan.swept:
-        output.show_prepared_sweep([(one.folder, one.job.axes) for one in placed])
+        output.show_prepared_sweep([(job.folder, job.job.axes) for job in jobs])
     elif not failures:
-        output.show_prepared(placed[0].folder)
+        output.show_prepared(jobs[0].folder)
     return _tell(failures)
 
 
-def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[Placed], list[Failure]]:
+def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[JobFolder], list[Failure]]:
     from sft_lab import config
     from sft_lab.jobs import launch, layout
     from sft_lab.run.config import plan_line
 
     plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-    placed = layout.place(plan, work)
+    jobs = layout.create_job_folders(plan, work)
     output.tell(plan_line(plan.jobs[0].run))
-    where = placed[0].folder.path.parent if plan.swept else placed[0].folder.path
-    output.tell(f"{len(placed)} jobs in {where}" if plan.swept else f"run folder {where}")
-    return plan, placed, launch.launch(placed, work)
+    path = jobs[0].folder.path
+    output.tell(f"{len(jobs)} jobs in {path.parent}" if plan.swept else f"run folder {path}")
+    return plan, jobs, launch.launch(jobs, work)
 
 
 def _plan(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab import config
     from sft_lab.jobs import plan
 
-    found = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-    outlooks = plan.look(found)
-    output.show_plan(outlooks, plan.shared(outlooks), plan.same_rows(outlooks))
+    jobs = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    outlooks = plan.forecast_jobs(jobs)
+    output.show_plan(outlooks, plan.shared_stages(outlooks), plan.same_rows(outlooks))
     return 0
 
 
@@ -145,7 +145,7 @@ def _runs(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.jobs import list_runs
 
     _refuse_rest("runs", rest)
-    list_runs.show(list_runs.listing(arguments.folder))
+    list_runs.show(list_runs.list_runs(arguments.folder))
     return 0
 
 

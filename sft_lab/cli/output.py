@@ -202,11 +202,11 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
     from rich.table import Table
 
     out = console(160)
-    axes = list(dict.fromkeys(key for one in outlooks for key in one.placed.job.axes))
+    axes = list(dict.fromkeys(key for one in outlooks for key in one.job_folder.job.axes))
     table = Table(*axes, "state", "rows", "tokens", "steps", "epochs", "about", "data", box=box.SIMPLE_HEAD)
     table.title, table.title_justify = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run", "left"
     for one in outlooks:
-        values = (one.placed.job.axes.get(key, "") for key in axes)
+        values = (one.job_folder.job.axes.get(key, "") for key in axes)
         numbers = ["?" if value is None else f"{value:,}" for value in (one.rows, one.tokens, one.steps)]
         epochs = "?" if one.epochs is None else f"{one.epochs:.3g}"
         about = (
@@ -217,10 +217,10 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
             else f"{one.seconds:.0f} s"
         )
         data = "stored" if one.missing is None else f"from {one.missing[0]} on to be computed"
-        state = f"{one.placed.standing.name}{' (other versions)' if one.other_versions else ''}"
+        state = f"{one.job_folder.progress}{' (other versions)' if one.other_versions else ''}"
         table.add_row(*values, state, *numbers, epochs, about, data)
     out.print(table)
-    request = outlooks[0].placed.job.run.launch.request()
+    request = outlooks[0].job_folder.job.run.launch.cluster_request()
     lines = [f"{stage}: computed once for {jobs} jobs, or so far as they agree" for stage, jobs in shared if jobs > 1]
     for one in outlooks[:1]:
         lines += _known_stages(one)
@@ -245,9 +245,8 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
     lines += [f"Same training rows: {told}; one of them would do" for told in same_rows]
     if request:
         lines.append(f"Asked of the cluster for each job: {request}")
-    lines.append(
-        f"Folder: {outlooks[0].placed.folder.path.parent if len(outlooks) > 1 else outlooks[0].placed.folder.path}"
-    )
+    path = outlooks[0].job_folder.folder.path
+    lines.append(f"Folder: {path.parent if len(outlooks) > 1 else path}")
     for line in lines:
         out.print(line, soft_wrap=True)
 
@@ -255,7 +254,9 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
 def _known_stages(one: Outlook) -> list[str]:
     known = ", ".join(f"{stage['stage']} {stage['rows_kept']:,}" for stage in one.stages)
     more = f"; {one.missing[0]} and what follows it: not known before it is computed" if one.missing else ""
-    return [f"Rows after each stage{' of the first job' if one.placed.job.axes else ''}: {known or 'none known'}{more}"]
+    return [
+        f"Rows after each stage{' of the first job' if one.job_folder.job.axes else ''}: {known or 'none known'}{more}"
+    ]
 
 
 def show_store(store: Store) -> None:

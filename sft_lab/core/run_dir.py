@@ -71,6 +71,11 @@ class RunDir:
         self._lock = path / LOCK
         self._claimed: BaseFileLock | None = None
 
+    @staticmethod
+    def timestamped() -> Path:
+        """Return ``outputs/<date>/<time>``, below the working folder."""
+        return Path("outputs").absolute() / datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005
+
     @classmethod
     def new(cls) -> tuple[Self, list[Path]]:
         """Make ``outputs/<date>/<time>``, with a counter where that is taken.
@@ -78,7 +83,7 @@ class RunDir:
         Returns:
             The run folder, and what ``make_folders`` made for it.
         """
-        path = Path("outputs").absolute() / datetime.datetime.now().strftime("%Y-%m-%d/%H-%M-%S")  # noqa: DTZ005
+        path = cls.timestamped()
         attempt, counter, made = path, 1, make_folders(path)
         while attempt not in made:
             counter += 1

@@ -15,21 +15,30 @@ from typing import TYPE_CHECKING, Self
 
 from sft_lab.core.errors import JobError
 from sft_lab.core.hardware import rank
-from sft_lab.core.io import LONG, open_file, read_json, read_text
+from sft_lab.core.io import LONG, open_file, read_text
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import FAILED, FINISHED
+from sft_lab.core.run_dir import FAILED, FINISHED, RUN
+from sft_lab.jobs.supervise import (
+    POLL_SECONDS,
+    Backend,
+    Ending,
+    Failure,
+    SupervisedJob,
+    read_status,
+    stop_processes,
+    supervise,
+)
 from sft_lab.run import resource_errors
-from sft_lab.run.launch_config import devices
+from sft_lab.run.launch_config import visible_gpus
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.run.config import Run
 
-PATIENCE = 90.0  # seconds; accelerate gives its processes 30 to end before it kills them
-LOOK = 0.2  # seconds between two looks at the job
+STOP_SECONDS = 90.0  # accelerate gives its processes 30 to end before it kills them
 OUTPUT = "accelerate.log"  # what the processes printed, beside run.log
-_EXIT = re.compile(r"rank\s*: (\d+)[^\n]*\n\s*exitcode\s*: -(\d+)")  # torchrun's list of those that a signal ended
-_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING|ERROR) (.*)")  # of run.log
+_SIGNALS = re.compile(r"rank\s*: (\d+)[^\n]*\n\s*exitcode\s*: -(\d+)")  # torchrun's list of those that a signal ended
+_LOG_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING|ERROR) (.*)")  # of run.log
 
 
 @dataclass(frozen=True)
@@ -47,19 +56,23 @@ class Machine:
     port: int
 
     @classmethod
-    def here(cls) -> Self:
-        """Read the environment; one machine alone needs to say nothing."""
-        told = os.environ
-        return cls(int(told.get("NODE_RANK", "0")), told.get("MASTER_ADDR", ""), int(told.get("MASTER_PORT", "29500")))
+    def from_environment(cls) -> Self:
+        """Return this machine; where it works alone, the variables need not be set."""
+        return cls(
+            int(os.environ.get("NODE_RANK", "0")),
+            os.environ.get("MASTER_ADDR", ""),
+            int(os.environ.get("MASTER_PORT", "29500")),
+        )
 
     def output(self, folder: RunDir) -> Path:
-        """Give the file for what this machine's processes print."""
+        """Return the file for what this machine's processes print."""
         return folder.path / f"{self.rank or ''}{OUTPUT}"
 
 
-def assists(run: Run) -> bool:
-    """Whether this process only does along what another one does, which holds the run folder and writes there."""
-    return bool(rank()) or (run.launch.distributed and rank() is None and Machine.here().rank != 0)
+def is_assistant(run: Run) -> bool:
+    """Return whether this process only assists another one, which holds the run folder and writes there."""
+    is_other_machine = run.launch.distributed and rank() is None and Machine.from_environment().rank != 0
+    return bool(rank()) or is_other_machine
 
 
 def execute(run: Run, folder: RunDir) -> None:
@@ -69,97 +82,119 @@ def execute(run: Run, folder: RunDir) -> None:
         UserError: for input that turns out wrong when the data stages read it.
         JobError: when a process fails or dies.
     """
-    machine = Machine.here()
+    machine = Machine.from_environment()
     if machine.rank == 0:
         run.fill_store(folder)
         folder.release(wholly=True)  # for the first of the processes that train
     else:
         run.prepare(run.context(folder=folder))  # waits for what machine 0 computes, where the store is shared
-    began = time.monotonic()
+
+    position = folder.log.stat().st_size if folder.log.exists() else 0
     with machine.output(folder).open("wb") as output:
         process = subprocess.Popen(
             command(run, folder, machine), env=_environment(run), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-        try:
-            _follow(process, folder)
-        except BaseException:
-            _stop(process)
-            raise
-    if process.returncode or (machine.rank == 0 and folder.state() != FINISHED):
-        raise JobError(_said(folder, machine, time.monotonic() - began))
+    job = AccelerateJob(title="", folder=folder, process=process, machine=machine, log_position=position)
+    for failure in supervise(AccelerateLauncher(job), RUN):
+        raise JobError(failure.message)
 
 
 def command(run: Run, folder: RunDir, machine: Machine) -> list[str]:
-    """Give the command that starts this machine's processes."""
+    """Return the command that starts this machine's processes."""
     launch = run.launch
     config = folder.inputs / "launch.config_file" / launch.accelerate_config().name  # as it was read
     if launch.num_machines == 1:
-        where = ["--main_process_port", "0"]  # jobs beside this one have ports of their own
+        rendezvous = ["--main_process_port", "0"]  # jobs beside this one have ports of their own
     else:
-        where = ["--machine_rank", str(machine.rank), "--main_process_ip", machine.address,
-                 "--main_process_port", str(machine.port)]  # fmt: skip
+        rendezvous = [
+            "--machine_rank", str(machine.rank), "--main_process_ip", machine.address,
+            "--main_process_port", str(machine.port),
+        ]  # fmt: skip
     return [
         sys.executable, "-P", "-m", "accelerate.commands.launch",
         "--config_file", str(config if config.is_file() else launch.accelerate_config()),
-        "--num_processes", str(launch.num_processes), "--num_machines", str(launch.num_machines), *where,
+        "--num_processes", str(launch.num_processes), "--num_machines", str(launch.num_machines), *rendezvous,
         "-m", "sft_lab", "exec", str(folder.path),
     ]  # fmt: skip
 
 
 def _environment(run: Run) -> dict[str, str]:
-    here = run.launch.num_processes // run.launch.num_machines
-    threads = max(1, (os.cpu_count() or 1) // here)
+    threads = max(1, (os.cpu_count() or 1) // run.launch.processes_per_machine)
     # PYTHONSAFEPATH: as -P; a torch.py may lie in the working folder.
-    told = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONSAFEPATH": "1"}
-    return told if devices() else told | {"ACCELERATE_USE_CPU": "true"}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONSAFEPATH": "1"}
+    return environment if visible_gpus() else environment | {"ACCELERATE_USE_CPU": "true"}
 
 
-def _follow(process: subprocess.Popen[bytes], folder: RunDir) -> None:
-    """Wait, and say what the job's log says."""
-    at = folder.log.stat().st_size if folder.log.exists() else 0
-    over = False
-    while not over:
-        over = process.poll() is not None  # before the last look at the log
-        if folder.log.exists():
-            with open_file(folder.log) as lines:
-                lines.seek(at)
-                new = lines.read()
-            whole = new[: new.rfind(b"\n") + 1]
-            at += len(whole)
-            for line in whole.decode("utf-8", errors="replace").splitlines():
-                if told := _LINE.match(line):
-                    log.log(logging.getLevelNamesMapping()[told[1]], "%s", told[2])
-        if not over:
-            time.sleep(LOOK)
+@dataclass(eq=False, kw_only=True)
+class AccelerateJob(SupervisedJob):
+    """A job that the processes of one ``accelerate launch`` train.
+
+    Attributes:
+        process: accelerate's own.
+        machine: this one, among those that share the job.
+        log_position: bytes of ``run.log`` that this process has logged itself, or passed on.
+    """
+
+    process: subprocess.Popen[bytes]
+    machine: Machine
+    log_position: int = 0
+
+    def log_progress(self) -> None:
+        """Pass on the new lines of the job's own log, which its first process writes."""
+        if not self.folder.log.exists():
+            return
+        with open_file(self.folder.log) as file:
+            file.seek(self.log_position)
+            new = file.read()
+        complete = new[: new.rfind(b"\n") + 1]
+        self.log_position += len(complete)
+
+        for line in complete.decode("utf-8", errors="replace").splitlines():
+            if match := _LOG_LINE.match(line):
+                log.log(logging.getLevelNamesMapping()[match[1]], "%s", match[2])
+
+    def conclude(self, work: str, ending: Ending) -> Failure | None:  # noqa: ARG002 - always a run
+        """Return the job's failure if it failed; ``worker.attempt``, which has called, logs it."""
+        is_first = self.machine.rank == 0
+        if self.process.returncode == 0 and (not is_first or self.folder.state() == FINISHED):
+            return None
+        error = str(read_status(self.folder).get("error"))
+        if is_first and not error.endswith(ending.reason) and not self.folder.is_held():
+            self.folder.mark_failed(ending.reason)
+        return Failure(self.folder, ending.reason, by_input=False)
+
+    def failure_message(self) -> str:
+        """Return why the job failed: which process was killed, else what the processes or the status say."""
+        file = self.machine.output(self.folder)
+        output = read_text(file, LONG, errors="replace")
+        # The others lose their connection when one dies, and torchrun then ends them: their errors are not the reason.
+        for number, code in _SIGNALS.findall(output):
+            if int(code) != signal.SIGTERM:
+                name = signal.Signals(int(code)).name
+                return (
+                    f"process {number} of the training was killed by {name} after {self.seconds:.0f} s; "
+                    "the same command goes on from the last checkpoint"
+                )
+
+        errors = re.findall(rf"^sft-lab: (?:{re.escape(self.folder.path.name)}: )?(.*)", output, re.MULTILINE)
+        status = read_status(self.folder)
+        if status.get("state") == FAILED:
+            errors.append(str(status["error"]))
+        errors.sort(key=lambda error: resource_errors.LOST in error)  # last: what follows from another one's end
+        return errors[0] if errors else f"a process of the training failed; see {file}"
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the processes to end, and wait until they have: the job goes on from there another time."""
-    process.terminate()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+class AccelerateLauncher(Backend):
+    """The process of ``accelerate launch``, for one job."""
 
+    def __init__(self, job: AccelerateJob) -> None:
+        self.jobs: list[AccelerateJob] = [job]
 
-def _said(folder: RunDir, machine: Machine, seconds: float) -> str:
-    """Say why the job failed: which process was killed, else what the processes or the status told."""
-    status = read_json(folder.status) if folder.status.exists() else {}
-    file = machine.output(folder)
-    printed = read_text(file, LONG, errors="replace")
-    told = re.findall(rf"^sft-lab: (?:{re.escape(folder.path.name)}: )?(.*)", printed, re.MULTILINE)
-    if status.get("state") == FAILED:
-        told.append(str(status["error"]))
-    # The others lose their connection when one dies, and torchrun then ends them: what they say is not the reason.
-    killed = [(rank, int(code)) for rank, code in _EXIT.findall(printed) if int(code) != signal.SIGTERM]
-    if killed:
-        rank, code = killed[0]
-        message = f"process {rank} of the training was killed by {signal.Signals(code).name} after {seconds:.0f} s"
-        message += "; the same command goes on from the last checkpoint"
-    else:
-        told.sort(key=lambda one: resource_errors.LOST in one)
-        message = told[0] if told else f"a process of the training failed; see {file}"
-    if machine.rank == 0 and not str(status.get("error")).endswith(message) and not folder.is_held():
-        folder.mark_failed(message)
-    return message
+    def poll(self) -> list[tuple[SupervisedJob, Ending]]:
+        """Return the job once accelerate has ended."""
+        time.sleep(POLL_SECONDS)
+        return [(job, Ending(job.failure_message())) for job in self.jobs if job.process.poll() is not None]
+
+    def stop(self) -> None:
+        """Ask the processes to end with a checkpoint."""
+        stop_processes([job.process for job in self.jobs], STOP_SECONDS)

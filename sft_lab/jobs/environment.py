@@ -1,69 +1,55 @@
-"""The world of a run: what its result rests on beside its config, then and now."""
+"""The environment of a run: what its result depends on beside its config, at the time of an old run and now."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_lab.core import records
-from sft_lab.core.errors import FolderError
-from sft_lab.core.run_dir import SWEEP, RunDir
 from sft_lab.run import inputs
-from sft_lab.run.config import Run
 from sft_lab.tracking import manifest
 from sft_lab.training.config import resolve_precision
+
+if TYPE_CHECKING:
+    from sft_lab.core.run_dir import RunDir
+    from sft_lab.run.config import Run
 
 UNCOMMITTED = "uncommitted changes"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not what it was; None where there was or is nothing."""
+    """Something that is not what it was; None stands for nothing."""
 
     name: str
-    then: Any
-    now: Any
+    old: Any
+    new: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: was {_shown(self.then)}, is {_shown(self.now)}"
+        return f"{self.name}: was {_short(self.old)}, is {_short(self.new)}"
+
+    def as_record(self) -> dict[str, Any]:
+        """Return it as ``replay.json`` holds it."""
+        return {"name": self.name, "then": self.old, "now": self.new}
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text  # hashes
 
 
-def run_folder(path: Path) -> RunDir:
-    """Give the run folder at ``path``.
-
-    Raises:
-        FolderError: if it is none, saying what it is.
-    """
-    folder = RunDir(path.absolute())
-    if folder.config.exists():
-        return folder
-    if not path.exists():
-        raise FolderError(f"{path}: no such folder; `sft-lab runs` lists what there is")
-    if (path / SWEEP).exists():
-        raise FolderError(f"{path}: a sweep of several runs; give one of the run folders in it")
-    raise FolderError(f"{path}: no run folder; it has no config.yaml; `sft-lab runs` lists what there is")
-
-
 def read_manifest(folder: RunDir) -> dict[str, Any] | None:
-    """Give a run's ``manifest.json``, None where the run never began.
+    """Return a run's ``manifest.json``, None where the run never began.
 
     Raises:
         FolderError: if it cannot be read.
     """
-    if not folder.manifest.exists():
-        return None
-    return records.read(folder.manifest)
+    return records.read(folder.manifest) if folder.manifest.exists() else None
 
 
-def here(run: Run) -> dict[str, Any]:
-    """Describe the world as it is now, in the words of ``manifest.json``: what a run of this config would note."""
+def current(run: Run) -> dict[str, Any]:
+    """Return what ``manifest.json`` of a run of this config would note of the environment now."""
     import torch
 
     return {
@@ -77,58 +63,52 @@ def here(run: Run) -> dict[str, Any]:
     }
 
 
-def differences(old_manifest: dict[str, Any], run: Run) -> list[Difference]:
-    """Say what is different now from what an old run noted.
-
-    Args:
-        old_manifest: of the old run.
-        run: its config, which says what is read and how many threads work.
-    """
-    return between(old_manifest, here(run))
-
-
-def between(then: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
     """Compare two manifests: commit, versions, plug-ins, data, hardware, threads, precision.
 
     What the old one did not note, because it stopped before or is of an older sft_lab, is not compared.
+
+    Args:
+        old: a manifest.
+        new: a later one, or what ``current`` returns.
     """
-    found = []
-    old_git, new_git = part(then, "git"), part(now, "git")
-    if "commit" in old_git:
-        found.append(Difference("git commit", old_git["commit"], new_git.get("commit")))
-    if old_git.get("dirty") and new_git.get("dirty"):  # two sets of changes that nobody wrote down may be any two
-        found.append(Difference(UNCOMMITTED, "yes", "yes, the same or others"))
-    elif "dirty" in old_git:
-        found.append(Difference(UNCOMMITTED, _yes(old_git["dirty"]), _yes(new_git.get("dirty"))))
+    compared = _git_differences(part(old, "git"), part(new, "git"))
     for name, title in (("packages", ""), ("plugins", "plug-in "), ("hardware", "hardware ")):
-        old, new = part(then, name), part(now, name)
-        found += [Difference(f"{title}{key}", old.get(key), new.get(key)) for key in old]
-    found += [Difference(name, *hashes) for name, hashes in inputs.changed(then, now).items()]
-    found += [
-        Difference(name, then[name], now[name]) for name in ("threads", "precision") if {name} <= then.keys() & now
+        old_part, new_part = part(old, name), part(new, name)
+        compared += [Difference(f"{title}{key}", old_part.get(key), new_part.get(key)) for key in old_part]
+
+    compared += [Difference(name, *hashes) for name, hashes in inputs.changed(old, new).items()]
+    compared += [
+        Difference(name, old[name], new[name]) for name in ("threads", "precision") if name in old and name in new
     ]
-    return [one for one in found if one.then != one.now]
+    return [difference for difference in compared if difference.old != difference.new]
+
+
+def _git_differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
+    compared = [Difference("git commit", old["commit"], new.get("commit"))] if "commit" in old else []
+    if old.get("dirty") and new.get("dirty"):  # two sets of changes that nobody wrote down may be any two
+        compared.append(Difference(UNCOMMITTED, "yes", "yes, the same or others"))
+    elif "dirty" in old:
+        yes_or_no = {None: None, True: "yes", False: "no"}
+        compared.append(Difference(UNCOMMITTED, yes_or_no[old["dirty"]], yes_or_no[new.get("dirty")]))
+    return compared
 
 
 def part(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Give a part of a manifest, nothing where there is none."""
-    found = content.get(name)
-    return found if isinstance(found, dict) else {}
+    """Return a part of a manifest, nothing where there is none."""
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
-def _yes(flag: object) -> str | None:
-    return None if flag is None else "yes" if flag else "no"
+def lines(items: list[Difference] | None) -> list[str]:
+    """Return the differences of environments as lines; None: the old run noted nothing."""
+    if items is None:
+        return ["Environment: nothing is known of the old one."]
+    if not items:
+        return ["Environment: the same (commit, versions, data, hardware, threads, precision)."]
+    return [f"Environment: {counted(items)}", *(f"  {difference}" for difference in items)]
 
 
-def lines(differs: list[Difference] | None) -> list[str]:
-    """Say the differences, one a line; None: the old run noted nothing."""
-    if differs is None:
-        return ["World: nothing is known of the old one."]
-    if not differs:
-        return ["World: the same (commit, versions, data, hardware, threads, precision)."]
-    return [f"World: {counted(differs)}", *(f"  {one}" for one in differs)]
-
-
-def counted(differs: list[Difference]) -> str:
-    """Say how many there are."""
-    return "1 difference" if len(differs) == 1 else f"{len(differs)} differences"
+def counted(items: list[Difference]) -> str:
+    """Return how many differences there are, in words."""
+    return "1 difference" if len(items) == 1 else f"{len(items)} differences"

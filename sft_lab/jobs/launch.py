@@ -1,4 +1,4 @@
-"""Launch: start what is not finished, and say at the end what failed."""
+"""Launch: start the jobs that are not finished by the launcher of their config, and return those that failed."""
 
 from __future__ import annotations
 
@@ -6,100 +6,115 @@ from contextlib import suppress
 from typing import Any
 
 from sft_lab.config import Plan
+from sft_lab.core import records
 from sft_lab.core.errors import FolderError, JobError, UserError
-from sft_lab.core.io import read_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RUN, RunDir
 from sft_lab.jobs import processes, ray, slurm
-from sft_lab.jobs.layout import Placed, Standing, place
-from sft_lab.jobs.worker import Failure, attempt, interrupted
+from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders
+from sft_lab.jobs.skip_finished import skip_if_finished
+from sft_lab.jobs.supervise import Failure
+from sft_lab.jobs.worker import attempt, interruption_message
 from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
 
 
-def launch(placed: list[Placed], work: str = RUN) -> list[Failure]:
-    """Execute, or prepare, each job that is not finished; a failing one does not stop the others."""
-    launcher = placed[0].job.run.launch
-    todo = []
-    for number, one in enumerate(placed, start=1):
-        title = f"[{number}/{len(placed)}] {one.folder.path.name}" if len(placed) > 1 else ""
-        if one.standing is Standing.finished:
-            log.info("%s: finished before; nothing to do", title or one.folder.path)
-            one.folder.tidy()
-        else:
-            todo.append((title, one))
-    single = placed[0] if len(placed) == 1 else None
+def launch(job_folders: list[JobFolder], work: str = RUN) -> list[Failure]:
+    """Execute, or prepare, each job that is not finished; one that fails does not stop the others.
+
+    Raises:
+        UserError: if a cluster takes no such jobs; nothing is left behind then.
+    """
+    launcher = job_folders[0].job.run.launch
     try:
-        failures = _dispatch(todo, launcher, work)
-        if single and failures and failures[0].by_input and single.standing is Standing.new:
-            _leave_nothing(single)
+        unfinished = _skip_finished(job_folders, work)
+        failures = _dispatch(unfinished, launcher, work)
+        only = job_folders[0] if len(job_folders) == 1 else None
+        if only and failures and failures[0].by_input and only.progress is JobProgress.NEW:
+            _discard(only)
     except UserError:  # the cluster takes no such jobs, so none has begun
-        for one in placed:
-            if one.standing is Standing.new and not one.folder.status.exists() and not one.folder.queued.exists():
-                _leave_nothing(one)
+        for job_folder in job_folders:
+            folder = job_folder.folder
+            is_new = job_folder.progress is JobProgress.NEW
+            if is_new and not folder.status.exists() and not folder.queued.exists():
+                _discard(job_folder)
         raise
     except (KeyboardInterrupt, SystemExit):
         if not isinstance(launcher, Slurm):  # which says itself what becomes of its jobs
-            log.warning("%s", _interrupted(placed))
+            log.warning("%s", _interruption_message(job_folders))
         raise
     finally:
-        for one in placed:
-            one.folder.release(wholly=True)
+        for job_folder in job_folders:
+            job_folder.folder.release(wholly=True)
     return failures
 
 
-def _dispatch(todo: list[tuple[str, Placed]], launcher: Launcher, work: str) -> list[Failure]:
-    """Have every job executed, by processes of a launcher's or by this one."""
-    jobs = [(title, one.folder) for title, one in todo]
+def _skip_finished(job_folders: list[JobFolder], work: str) -> list[tuple[str, JobFolder]]:
+    """Return the jobs that are not finished, each with its title."""
+    unfinished = []
+    for number, job_folder in enumerate(job_folders, start=1):
+        name = job_folder.folder.path.name
+        title = f"[{number}/{len(job_folders)}] {name}" if len(job_folders) > 1 else ""
+        if not skip_if_finished(job_folder.folder, work, title):
+            unfinished.append((title, job_folder))
+    return unfinished
+
+
+def _dispatch(jobs: list[tuple[str, JobFolder]], launcher: Launcher, work: str) -> list[Failure]:
+    """Have every job executed, by the processes of its launcher or by this one."""
+    folders = [(title, job_folder.folder) for title, job_folder in jobs]
     if isinstance(launcher, Processes) and len(jobs) > 1:
-        return processes.launch(jobs, launcher, work)
+        return processes.launch(folders, launcher, work)
     if not isinstance(launcher, Slurm | Ray):
-        return _in_turn(todo, work)
-    for _, folder in jobs:
-        folder.release(wholly=True)  # from here on it is another process that works there
+        return _execute_in_turn(jobs, work)
+
+    for _, folder in folders:
+        folder.release(wholly=True)  # from here on another process works there
     if isinstance(launcher, Slurm):
-        return slurm.launch(jobs, launcher, work)
-    return ray.launch(jobs, launcher, work)
+        return slurm.launch(folders, launcher, work)
+    return ray.launch(folders, launcher, work)
 
 
-def _in_turn(todo: list[tuple[str, Placed]], work: str) -> list[Failure]:
-    """Execute one after another, in this process."""
+def _execute_in_turn(jobs: list[tuple[str, JobFolder]], work: str) -> list[Failure]:
+    """Execute one job after another, in this process."""
     failures = []
-    for title, one in todo:
+    for title, job_folder in jobs:
         if title:
             log.info("%s", title)
-        if failure := attempt(one.folder, one.job.run, work):
+        if failure := attempt(job_folder.folder, job_folder.job.run, work):
             failures.append(failure)
     return failures
 
 
-def _leave_nothing(placed: Placed) -> None:
-    """Remove what wrong input has begun; a folder where another process is at work by now is its own."""
+def _discard(job_folder: JobFolder) -> None:
+    """Remove what wrong input has begun; a folder where another process is at work by now stays."""
     with suppress(FolderError):
-        placed.folder.discard(placed.made)
+        job_folder.folder.discard(job_folder.created)
 
 
-def _interrupted(placed: list[Placed]) -> str:
-    """Say how far the work came, and which command goes on with it."""
-    if len(placed) > 1 or placed[0].folder.sweep:
-        return f"interrupted; {placed[0].resume} goes on: finished jobs stay, a cut-off training has its checkpoint"
-    return interrupted(placed[0].folder, placed[0].resume)
+def _interruption_message(job_folders: list[JobFolder]) -> str:
+    """Return how far the work came, and which command goes on with it."""
+    first = job_folders[0]
+    if len(job_folders) == 1 and not first.folder.sweep:
+        return interruption_message(first.folder, first.resume_command)
+    return f"interrupted; {first.resume_command} goes on: finished jobs stay, a cut-off training has its checkpoint"
 
 
 def objective_of(plan: Plan) -> float:
-    """Place and execute the one job of a plan, and answer its objective: what a sweeper of Hydra's wants to know.
+    """Execute the one job of a plan and return its objective, which a sweeper of Hydra's asks for.
 
     Raises:
         JobError, UserError: when it fails.
     """
-    (placed,) = place(plan)
-    if failures := launch([placed]):
-        raise (UserError if failures[0].by_input else JobError)(f"{placed.folder.path.name}: {failures[0].message}")
-    summary = summary_of(placed.folder)
-    if not summary or summary.get("objective") is None:
-        raise JobError(f"{placed.folder.path.name}: has no objective; without held-out rows there is none")
-    return float(summary["objective"])
+    (job_folder,) = create_job_folders(plan)
+    name = job_folder.folder.path.name
+    if failures := launch([job_folder]):
+        raise (UserError if failures[0].by_input else JobError)(f"{name}: {failures[0].message}")
+    objective = read_summary(job_folder.folder).get("objective")
+    if objective is None:
+        raise JobError(f"{name}: has no objective; without held-out rows there is none")
+    return float(objective)
 
 
-def summary_of(folder: RunDir) -> dict[str, Any] | None:
-    """Give a finished run's summary."""
-    return read_json(folder.summary) if folder.summary.exists() else None
+def read_summary(folder: RunDir) -> dict[str, Any]:
+    """Return a finished run's summary; nothing where there is none."""
+    return records.read(folder.summary)

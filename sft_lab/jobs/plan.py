@@ -1,4 +1,4 @@
-"""Plan: what a command would do, from what the store and the run folders hold. Nothing is computed or written."""
+"""``sft-lab plan``: what a command would do, from the store and the run folders; nothing is computed or written."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sft_lab import config as configs
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.io import digest, flat, read_json
-from sft_lab.core.run_dir import FINISHED, RunDir
+from sft_lab.core.run_dir import FINISHED
+from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
-from sft_lab.jobs.layout import Placed, Standing, find
+from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
 from sft_lab.run.config import Run
 from sft_lab.tracking.manifest import template_date, versions
 from sft_lab.training.config import planned_steps
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from sft_lab.data.preparation import Prepared
     from sft_lab.training.memory import Footprint
 
-# Trainer's keys that change neither what a step costs nor what it needs.
-_SAME_COST = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay",
-              "max_grad_norm", "budget")  # fmt: skip
-_MOST_LOOKED_AT = 200  # finished runs that a time is taken from; the newest
+# Trainer's keys that change neither the time nor the memory of a step.
+SAME_COST = (
+    "learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay",
+    "max_grad_norm", "budget",
+)  # fmt: skip
+MAX_FINISHED_RUNS = 200  # the newest, from which times are taken
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Outlook:
     """What is known of a job before it runs.
 
     Attributes:
-        placed: the job and its folder.
-        other_versions: package: version then, of a finished job, where another one is installed now.
+        job_folder: the job and its folder.
+        other_versions: packages of a finished job of which another version is installed now, with the old version.
         stages: the waterfall so far as it is stored.
         missing: the first data stage that is not stored, and its key; None when all are.
         rows: training rows; tokens: of their prompts and answers; None until all data stages are stored.
@@ -49,7 +52,7 @@ class Outlook:
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
     """
 
-    placed: Placed
+    job_folder: JobFolder
     other_versions: dict[str, str]
     stages: list[dict[str, Any]]
     missing: tuple[str, str] | None
@@ -63,86 +66,139 @@ class Outlook:
     trained_as: str | None
 
 
-def look(plan: configs.Plan) -> list[Outlook]:
-    """Look ahead of every job.
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run whose time tells that of another.
+
+    Attributes:
+        shape: what decides the cost of its steps.
+        summary: its ``summary.json``.
+    """
+
+    path: Path
+    shape: dict[str, Any]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredData:
+    """What the store holds of a job's data.
+
+    Attributes:
+        stages: as in ``Outlook``, and below.
+        prepared: the rows that all stages leave; None where one is missing.
+    """
+
+    stages: list[dict[str, Any]]
+    missing: tuple[str, str] | None
+    prepared: Prepared | None
+
+
+def forecast_jobs(plan: configs.Plan) -> list[Outlook]:
+    """Return what is known of every job of a command.
 
     Raises:
-        FolderError: as placing the jobs would.
+        FolderError: as creating the job folders would.
     """
-    placed = find(plan)
-    done = list(_finished_runs(placed))
+    job_folders = find_job_folders(plan)
+    finished_runs = list(_finished_runs(job_folders[0].folder.path.parent))
     tokenizers: dict[str, Any] = {}
     footprints: dict[str, Footprint | None] = {}
     with _quiet():
-        return [_outlook(one, done, tokenizers, footprints) for one in placed]
+        return [_forecast(job_folder, finished_runs, tokenizers, footprints) for job_folder in job_folders]
 
 
-def shared(outlooks: list[Outlook]) -> list[tuple[str, int]]:
-    """The data stages to compute first, and how many jobs wait for each: one computation serves them all."""
-    counted = Counter(one.missing for one in outlooks if one.missing and one.placed.standing is not Standing.finished)
-    return [(stage, jobs) for (stage, _), jobs in counted.most_common()]
+def shared_stages(outlooks: list[Outlook]) -> list[tuple[str, int]]:
+    """Return the data stages to compute first, and how many jobs wait for each: one computation serves them all."""
+    waiting = Counter(
+        outlook.missing
+        for outlook in outlooks
+        if outlook.missing and outlook.job_folder.progress is not JobProgress.FINISHED
+    )
+    return [(stage, jobs) for (stage, _), jobs in waiting.most_common()]
 
 
 def same_rows(outlooks: list[Outlook]) -> list[str]:
-    """Name the jobs that would train the same on the same rows: their thresholds are one."""
+    """Return the groups of jobs that would train the same on the same rows, each by the axes of its jobs."""
     groups: dict[str, list[str]] = {}
-    for one in outlooks:
-        if one.trained_as:
-            named = ", ".join(f"{key}={value}" for key, value in one.placed.job.axes.items())
-            groups.setdefault(one.trained_as, []).append(named)
+    for outlook in outlooks:
+        if outlook.trained_as:
+            axes = ", ".join(f"{key}={value}" for key, value in outlook.job_folder.job.axes.items())
+            groups.setdefault(outlook.trained_as, []).append(axes)
     return ["; ".join(group) for group in groups.values() if len(group) > 1]
 
 
-def _outlook(
-    placed: Placed,
-    done: list[tuple[Path, dict[str, Any]]],
+def _forecast(
+    job_folder: JobFolder,
+    finished_runs: list[FinishedRun],
     tokenizers: dict[str, Any],
     footprints: dict[str, Footprint | None],
 ) -> Outlook:
-    run = placed.job.run
-    stages, missing, data = _data(placed, tokenizers)
+    """Return what is known of a job.
+
+    Args:
+        job_folder: the job and its folder.
+        finished_runs: to take its time from.
+        tokenizers: by model, shared between the jobs.
+        footprints: by what decides them, shared between the jobs.
+    """
+    run = job_folder.job.run
+    data = _stored_data(job_folder, tokenizers)
+    prepared = data.prepared
+    rows = len(prepared.train.rows) if prepared else None
+    steps = _steps(run, prepared)
+    epochs = None
+    if steps and rows and not run.trainer.packing:  # blocks are counted when packing has made them
+        epochs = steps / _planned_steps(run, rows) * run.trainer.num_train_epochs
+
     saved = run.saved()
     shape = digest([saved["model"], *map(saved["trainer"].get, ("kind", "peft", "optim", "max_length"))])
     if shape not in footprints:
         footprints[shape] = _memory(run)
-    rows = len(data.train.rows) if data else None
-    steps = _steps(run, data)
-    epochs = None
-    if steps and rows and not run.trainer.packing:  # blocks are counted when packing has made them
-        epochs = steps / _planned(run, rows) * run.trainer.num_train_epochs
-    seconds, like = _time(run, steps, done)
+    seconds, like = _time(run, steps, finished_runs)
     return Outlook(
-        placed, _other_versions(placed), stages, missing, rows, stages[-1]["tokens_kept"] if data else None,
-        steps, epochs, seconds, like, footprints[shape], run.trained_as(data) if data else None,
-    )  # fmt: skip
+        job_folder=job_folder,
+        other_versions=_other_versions(job_folder),
+        stages=data.stages,
+        missing=data.missing,
+        rows=rows,
+        tokens=data.stages[-1]["tokens_kept"] if prepared else None,
+        steps=steps,
+        epochs=epochs,
+        seconds=seconds,
+        like=like,
+        memory=footprints[shape],
+        trained_as=run.trained_as(prepared) if prepared else None,
+    )
 
 
-def _data(
-    placed: Placed, tokenizers: dict[str, Any]
-) -> tuple[list[dict[str, Any]], tuple[str, str] | None, Prepared | None]:
+def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredData:
     """Go through the data stages as far as they are stored."""
-    run = placed.job.run
-    view = StoreView(run.store.open().root)
-    which = digest([run.saved()["model"], run.template.special_tokens])
+    run = job_folder.job.run
+    tokenizer_key = digest([run.saved()["model"], run.template.special_tokens])
 
     def tokenizer() -> Any:
-        if which not in tokenizers:
-            tokenizers[which] = run.model.tokenizer(context, run.template.special_tokens)
-        return tokenizers[which]
+        if tokenizer_key not in tokenizers:
+            tokenizers[tokenizer_key] = run.model.tokenizer(context, run.template.special_tokens)
+        return tokenizers[tokenizer_key]
 
-    context = StageContext(view, tokenizer, template_date(placed.folder.manifest))
+    context = StageContext(StoreView(run.store.open().root), tokenizer, template_date(job_folder.folder.manifest))
     work = run.preparation(context)
-    data, missing = None, None
     try:
-        data = run.prepare(context, work)
+        prepared = run.prepare(context, work)
+        return StoredData(work.stages, None, prepared)
     except NotStored as error:
-        missing = (error.stage, error.key)
-    except SftLabError:
-        missing = ("model", which)  # not downloaded yet, say: the run itself will tell
-    return work.stages, missing, data
+        return StoredData(work.stages, (error.stage, error.key), None)
+    except SftLabError:  # the model is not downloaded yet, for example: the run itself will say so
+        return StoredData(work.stages, ("model", tokenizer_key), None)
 
 
 def _memory(run: Run) -> Footprint | None:
+    """Return what training would hold in memory; None where the model is not here yet.
+
+    Raises:
+        ConfigError: if the trainer does not fit the model, as the job itself would before it reads any data.
+    """
     from sft_lab.training.memory import footprint
     from sft_lab.training.rehearsal import refuse_misfit
 
@@ -151,69 +207,75 @@ def _memory(run: Run) -> Footprint | None:
         refuse_misfit(run.model, run.trainer, context)
         return footprint(run.model, run.trainer, context)
     except ConfigError:
-        raise  # so would the job itself, before it reads any data
+        raise
     except (NotStored, SftLabError):
         return None  # not converted or not downloaded yet
 
 
-def _steps(run: Run, data: Prepared | None) -> int | None:
+def _steps(run: Run, prepared: Prepared | None) -> int | None:
     if run.trainer.max_steps > 0:
         return run.trainer.max_steps
     by_steps = run.trainer.budget.name == "steps"
-    if data is None or (run.trainer.packing and not by_steps):
+    if prepared is None or (run.trainer.packing and not by_steps):
         return None
-    return _planned(run, len(data.sides.train if by_steps else data.train.rows))
+    return _planned_steps(run, len(prepared.sides.train if by_steps else prepared.train.rows))
 
 
-def _planned(run: Run, rows: int) -> int:
+def _planned_steps(run: Run, rows: int) -> int:
     return planned_steps(rows, run.trainer, run.launch.num_processes)
 
 
-def _other_versions(placed: Placed) -> dict[str, str]:
-    if placed.standing is not Standing.finished:
+def _other_versions(job_folder: JobFolder) -> dict[str, str]:
+    if job_folder.progress is not JobProgress.FINISHED:
         return {}
-    then, now = read_json(placed.folder.manifest).get("packages", {}), versions()
-    return {name: version for name, version in then.items() if now.get(name) != version}
+    old, new = read_json(job_folder.folder.manifest).get("packages", {}), versions()
+    return {name: version for name, version in old.items() if new.get(name) != version}
 
 
-def _finished_runs(placed: list[Placed]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Finished runs near by, newest first: beside the jobs, in outputs/ and in multirun/."""
-    found = {
-        path
-        for root in (placed[0].folder.path.parent, Path("outputs"), Path("multirun"))
-        for pattern in ("*/summary.json", "*/*/summary.json")
-        for path in root.glob(pattern)
+def _finished_runs(parent: Path) -> Iterator[FinishedRun]:
+    """Yield finished runs, the newest first: in ``outputs``, in ``multirun`` and beside the jobs.
+
+    Args:
+        parent: the folder of the job folders.
+    """
+    roots = {parent, Path("outputs").absolute(), Path("multirun").absolute()}
+    folders = {
+        folder.path: folder for root in roots for folder in find_run_dirs(root, max_depth=2) if folder.summary.exists()
     }
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:_MOST_LOOKED_AT]:
-        folder = RunDir(path.parent)
+    newest = sorted(folders.values(), key=lambda folder: folder.summary.stat().st_mtime, reverse=True)
+    for folder in newest[:MAX_FINISHED_RUNS]:
         try:
             if folder.state() == FINISHED:
-                yield path.parent, _shape(configs.load(folder.config)) | {"summary": read_json(path)}
+                shape = _cost_shape(configs.load(folder.config))
+                yield FinishedRun(folder.path, shape, read_json(folder.summary))
         except (OSError, ValueError, LookupError):
             continue
 
 
-def _shape(run: Run) -> dict[str, Any]:
-    """What decides the cost of an optimizer step."""
+def _cost_shape(run: Run) -> dict[str, Any]:
+    """Return what decides the cost of an optimizer step."""
     saved = run.saved()
-    trainer = {name: value for name, value in flat(saved["trainer"]).items() if name not in _SAME_COST}
+    trainer = {name: value for name, value in flat(saved["trainer"]).items() if name not in SAME_COST}
     return {"model": saved["model"], "trainer": trainer, "template": saved["template"], "threads": saved["threads"]}
 
 
-def _time(run: Run, steps: int | None, done: list[tuple[Path, dict[str, Any]]]) -> tuple[float | None, Path | None]:
-    """Seconds of the job, from the newest finished run whose steps cost the same; a guess from nothing is no help."""
-    wanted = _shape(run)
-    for path, found in done:
-        summary = found["summary"]
-        if all(found[name] == wanted[name] for name in wanted) and summary.get("steps") and steps:
-            step = summary["train_seconds"] / summary["steps"]
-            return summary["seconds"] - summary["train_seconds"] + step * steps, path
+def _time(run: Run, steps: int | None, finished_runs: list[FinishedRun]) -> tuple[float | None, Path | None]:
+    """Return the seconds of a job and the run they are taken from: the newest one whose steps cost the same.
+
+    Both are None without such a run; a guess from nothing is no help.
+    """
+    shape = _cost_shape(run)
+    for finished in finished_runs:
+        summary = finished.summary
+        if steps and finished.shape == shape and summary.get("steps"):
+            step_seconds = summary["train_seconds"] / summary["steps"]
+            return summary["seconds"] - summary["train_seconds"] + step_seconds * steps, finished.path
     return None, None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The stages' own log lines are about work that is not done here."""
+    """Hide the stages' own log lines, which are about work that is not done here."""
     log = logging.getLogger("sft_lab")
     before = log.level
     log.setLevel(logging.ERROR)

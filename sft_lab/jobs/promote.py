@@ -16,6 +16,7 @@ from sft_lab.core.io import flat, write_text
 from sft_lab.core.option_files import option_roots, shipped
 from sft_lab.core.params import plain
 from sft_lab.core.run_dir import PREPARE, RunDir
+from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.data.mixture import Ingredient
 from sft_lab.jobs import environment
 from sft_lab.run.config import SCHEMAS, Run
@@ -41,7 +42,7 @@ def promote(source: Path, name: str, *, force: bool = False) -> Path:
         UserError: for a bad name, a name that is taken, a folder that is none, or a config that cannot be said as
             an experiment from here.
     """
-    folder = environment.run_folder(source)
+    folder = open_run_dir(source)
     name = _checked_name(name)
     target = Path.cwd() / "experiments" / f"{name}.yaml"
     taken = [file for file in (target, shipped("experiments") / target.name) if file.exists()]

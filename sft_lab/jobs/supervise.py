@@ -1,81 +1,210 @@
-"""A job at work in another's hands (Slurm's, Ray's), followed by what its folder says."""
+"""Supervision of jobs that other processes execute: children of this one, or those of a cluster.
+
+``supervise`` follows, concludes and stops them all the same way. A launcher hands its jobs over in its own way, and
+answers through a ``Backend`` which of them have ended.
+"""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
+from sft_lab.core import records
+from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import FAILED, FINISHED, PREPARE, RUNNING, RunDir
-from sft_lab.jobs.worker import Failure
+from sft_lab.jobs.skip_finished import is_finished
+
+POLL_SECONDS = 0.2  # between two checks of a child process
 
 
-@dataclass
-class Watched:
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed, and whether the user's input was to blame."""
+
+    folder: RunDir
+    message: str
+    by_input: bool
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the process of a job ended.
+
+    Attributes:
+        reason: why it ended, for a job whose folder does not say so.
+        message: what the job itself reported of its failure; None where it reported nothing.
+        by_input: whether the user's input was to blame.
+        was_killed: whether a signal ended the process, which could then write no status.
+    """
+
+    reason: str
+    message: str | None = None
+    by_input: bool = False
+    was_killed: bool = False
+
+
+@dataclass(eq=False)
+class SupervisedJob:
     """A job that was handed over.
 
     Attributes:
-        title: what it is called in the log.
-        told: its status when it was last looked at; at first what an earlier attempt left.
+        title: what it is called in the log; empty: its folder's name.
+        folder: of the job.
+        status_before: what ``status.json`` held before this attempt; None: what it holds now.
+        last_status: what it held when it was last read.
+        started: when this command began to follow the job, in seconds of the monotonic clock.
     """
 
     title: str
     folder: RunDir
-    told: dict[str, Any] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
+    status_before: dict[str, Any] | None = None
+    last_status: dict[str, Any] = field(init=False)
+    started: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
-        """Take the folder as it is before this attempt."""
         self.title = self.title or self.folder.path.name
-        self.told = self.told or status_of(self.folder)
+        if self.status_before is None:
+            self.status_before = read_status(self.folder)
+        self.last_status = self.status_before
 
-    def look(self) -> None:
-        """Tell when the job has begun, or was interrupted and will be begun again."""
-        status = status_of(self.folder)
-        if status == self.told:
+    @property
+    def seconds(self) -> float:
+        """How long this command has followed the job."""
+        return time.monotonic() - self.started
+
+    def log_progress(self) -> None:
+        """Log when the job has begun, or was interrupted and will begin again."""
+        status = read_status(self.folder)
+        if status == self.last_status:
             return
-        self.told = status
+        self.last_status = status
         if status.get("state") == RUNNING:
             # Several processes begin with the data stages in one, and then train.
-            done = "prepares its data" if status.get("work") == PREPARE else "started"
-            log.info("%s: %s on %s", self.title, done, status.get("host"))
+            event = "prepares its data" if status.get("work") == PREPARE else "started"
+            log.info("%s: %s on %s", self.title, event, status.get("host"))
         elif status.get("state") not in (FINISHED, FAILED):
             log.info("%s: %s", self.title, status.get("state"))
 
-    def end(
-        self, work: str, before: dict[str, Any], otherwise: str, told: dict[str, Any] | None = None
-    ) -> list[Failure]:
-        """Tell how the job has ended.
+    def conclude(self, work: str, ending: Ending) -> Failure | None:
+        """Log how the job has ended, and return its failure if it failed.
 
         Args:
-            work: what it was to do in the folder.
-            before: the status that this attempt found.
-            otherwise: why it ended, where its folder does not say so.
-            told: what the job itself told of its failure.
+            work: what it was to do in its folder.
+            ending: of its process.
         """
-        status, seconds = status_of(self.folder), time.monotonic() - self.began
-        state = status.get("state")
-        if told is None and state == FINISHED and status.get("work") == work:
-            summary = read_json(self.folder.summary) if self.folder.summary.exists() else {}
-            log.info("%s: finished in %.0f s  %s", self.title, seconds, summary.get("verdict", ""))
-            return []
-        if told is not None:
-            message = str(told["message"])
-        elif state == FAILED and status != before:
-            message = str(status.get("error"))
-        else:
-            message = otherwise
-            if state == RUNNING:
-                self.folder.mark_failed(message)
+        if ending.message is None and self._is_finished(work):
+            verdict = records.read(self.folder.summary).get("verdict") or ""
+            log.info("%s: finished in %.0f s  %s", self.title, self.seconds, verdict)
+            return None
+        message = ending.message or self._failure_message(ending)
         log.info("%s: failed: %s", self.title, message)
-        return [Failure(self.folder, message, by_input=bool(told and told["by_input"]))]
+        return Failure(self.folder, message, ending.by_input)
+
+    def _is_finished(self, work: str) -> bool:
+        try:
+            return is_finished(self.folder, work)
+        except FolderError:
+            return False
+
+    def _failure_message(self, ending: Ending) -> str:
+        """Return what the status of this attempt says, else why the process ended, which the status then says too."""
+        status = read_status(self.folder)
+        if status.get("state") == FAILED and status != self.status_before:
+            return str(status.get("error"))
+        # Another process may be at work in the folder, for which this one has waited.
+        if (ending.was_killed or status.get("state") == RUNNING) and not self.folder.is_held():
+            self.folder.mark_failed(ending.reason)
+        return ending.reason
 
 
-def status_of(folder: RunDir) -> dict[str, Any]:
-    """Give what ``status.json`` says, nothing where it cannot be read at this moment: it may come over a network."""
+class Backend(ABC):
+    """What executes the jobs of a launcher.
+
+    Attributes:
+        jobs: those that have not ended.
+    """
+
+    jobs: Sequence[SupervisedJob]
+
+    @abstractmethod
+    def poll(self) -> list[tuple[SupervisedJob, Ending]]:
+        """Wait a moment, and return the jobs that have ended since the last call."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the jobs in good order, or say who will: this command is about to end."""
+
+
+def supervise(backend: Backend, work: str) -> list[Failure]:
+    """Follow jobs until all have ended, and return those that failed.
+
+    Args:
+        backend: which executes them.
+        work: what they do in their folders.
+    """
+    failures: list[Failure] = []
+    with sigterm_exits():
+        try:
+            while backend.jobs:
+                endings = backend.poll()
+                for job in backend.jobs:
+                    job.log_progress()
+
+                for job, ending in endings:
+                    backend.jobs = [other for other in backend.jobs if other is not job]
+                    if failure := job.conclude(work, ending):
+                        failures.append(failure)
+        except BaseException:
+            backend.stop()
+            raise
+    return failures
+
+
+def stop_processes(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
+    """Send SIGTERM to child processes and wait until they have ended: their jobs go on from there another time.
+
+    Args:
+        processes: children of this process.
+        patience: seconds that they have for it together; they may be writing a checkpoint. Then they are killed.
+    """
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def read_status(folder: RunDir) -> dict[str, Any]:
+    """Return what ``status.json`` holds, nothing where it cannot be read now: it may come over a network."""
     try:
         return read_json(folder.status)
     except (OSError, ValueError):
         return {}
+
+
+@contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM end the work the way Ctrl-C does, so that folders say so."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

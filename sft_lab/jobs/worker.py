@@ -1,88 +1,79 @@
-"""One attempt at a job folder, and what is told when it fails."""
+"""One attempt at a job folder, which every launcher comes to: ``sft-lab exec`` and what it returns of a failure."""
 
 from __future__ import annotations
 
+import os
 import shlex
-import signal
-import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
+from pathlib import Path
+from typing import Any
 
 from sft_lab import config as configs
-from sft_lab.core.errors import FolderError, SftLabError, UserError
+from sft_lab.core import console
+from sft_lab.core.errors import SftLabError, UserError
 from sft_lab.core.hardware import rank
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import FINISHED, PREPARE, RUN, RunDir
+from sft_lab.core.run_dir import PREPARE, RUN, RunDir
+from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.jobs import accelerate_launch
+from sft_lab.jobs.skip_finished import skip_if_finished
+from sft_lab.jobs.supervise import Failure, sigterm_exits
 from sft_lab.run.config import Run
 from sft_lab.training.checkpoints import last_checkpoint
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A job that failed, and whether the user's input was to blame."""
-
-    folder: RunDir
-    message: str
-    by_input: bool
-
-
 def execute(folder: RunDir, work: str = RUN) -> Failure | None:
-    """Run the saved config of a job folder: what every launcher starts.
+    """Run the saved config of a job folder.
 
     Args:
         folder: of the job.
         work: run it, or prepare its data alone.
 
+    Returns:
+        The job's failure; None where it is finished.
+
     Raises:
-        FolderError: if it is no job folder.
+        UserError: if it is no job folder, or something that the job needs is missing here.
     """
-    if not folder.config.exists():
-        raise FolderError(f"{folder.path}: no job folder; it has no config.yaml; `sft-lab runs` lists what there is")
-    run = configs.load(folder.config)
-    if _is_finished(folder, work):
-        log.info("%s: finished before; nothing to do", folder.path)
-        folder.tidy()
+    run = configs.load(open_run_dir(folder.path).config)
+    if skip_if_finished(folder, work):
         return None
     if problems := run.check():
         raise UserError("; ".join(problems))
+
     try:
         return attempt(folder, run, work)
     except (KeyboardInterrupt, SystemExit):
-        log.warning("%s", interrupted(folder, exec_command(folder, work)))
+        log.warning("%s", interruption_message(folder, exec_command(folder, work)))
         raise
 
 
 def attempt(folder: RunDir, run: Run, work: str) -> Failure | None:
-    """Do the work; an error is this job's failure, and no other's.
+    """Do the work of a job; an error is this job's failure, and no other's.
 
     A sweep's job that another process works on (of another command, or of one that was killed) is waited for, and
     taken over if that leaves it unfinished.
+
+    Returns:
+        The job's failure; None where it is finished.
     """
     try:
-        with terminable():
-            if accelerate_launch.assists(run):
-                _work(folder, run, work)
+        with sigterm_exits():
+            if accelerate_launch.is_assistant(run):
+                _do_work(folder, run, work)
                 return None
             with folder.claimed(wait=folder.sweep is not None):
-                if _is_finished(folder, work):
-                    log.info("%s: finished by another process", folder.path.name)
-                else:
-                    _work(folder, run, work)
-    except UserError as error:
-        return Failure(folder, str(error), by_input=True)
+                if not skip_if_finished(folder, work, folder.path.name):  # by another process, meanwhile
+                    _do_work(folder, run, work)
     except SftLabError as error:
-        return Failure(folder, str(error), by_input=False)
+        return Failure(folder, str(error), by_input=isinstance(error, UserError))
     except Exception as error:  # noqa: BLE001 - whatever went wrong is this job's failure, not the sweep's
         log.debug("%s", traceback.format_exc())
         return Failure(folder, f"{type(error).__name__}: {error}", by_input=False)
     return None
 
 
-def _work(folder: RunDir, run: Run, work: str) -> None:
+def _do_work(folder: RunDir, run: Run, work: str) -> None:
     if work == PREPARE:
         run.prepare_only(folder)
     elif run.launch.distributed and rank() is None:
@@ -91,8 +82,24 @@ def _work(folder: RunDir, run: Run, work: str) -> None:
         run.execute(folder)
 
 
-def _is_finished(folder: RunDir, work: str) -> bool:
-    return folder.state() == FINISHED and folder.work() in (RUN, work)
+def execute_on_cluster(path: str, work: str, environment: dict[str, str]) -> dict[str, Any] | None:
+    """Run the saved config of a job folder in a process that a cluster has started.
+
+    Args:
+        path: of the folder.
+        work: run it, or prepare its data alone.
+        environment: variables to set before anything heavy is imported.
+
+    Returns:
+        ``message`` and ``by_input`` of a failure; plain data, since the command that waits may be elsewhere.
+    """
+    console.prepare()
+    os.environ.update(environment)
+    try:
+        failure = execute(RunDir(Path(path)), work)
+    except SftLabError as error:
+        return {"message": str(error), "by_input": isinstance(error, UserError)}
+    return {"message": failure.message, "by_input": failure.by_input} if failure else None
 
 
 def exec_command(folder: RunDir, work: str) -> str:
@@ -100,29 +107,12 @@ def exec_command(folder: RunDir, work: str) -> str:
     return f"sft-lab exec {shlex.quote(str(folder.path))}" + ("" if work == RUN else f" --work {work}")
 
 
-def interrupted(folder: RunDir, resume: str) -> str:
-    """Say how far an interrupted job came, and what goes on with it.
-
-    Args:
-        folder: of the job.
-        resume: the command.
-    """
+def interruption_message(folder: RunDir, resume_command: str) -> str:
+    """Return how far an interrupted job came, and which command goes on with it."""
     checkpoint = last_checkpoint(folder.checkpoints)
     if checkpoint is None:
-        return f"interrupted before a checkpoint of training was there; {resume} goes on: finished data stages stay"
+        return (
+            f"interrupted before training saved a checkpoint; {resume_command} goes on: finished data stages are kept"
+        )
     step = checkpoint.name.rpartition("-")[2]
-    return f"interrupted; {resume} goes on from step {step}, whose checkpoint is saved"
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends the work the way Ctrl-C does, so that folders say so."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return f"interrupted; {resume_command} goes on from step {step}, whose checkpoint is saved"

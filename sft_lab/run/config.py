@@ -136,7 +136,7 @@ class Run:
     def check(self) -> list[str]:
         """Look at the world with the standard library alone: files, packages, folders. Empty when all is well."""
         problems = []
-        if (self.threads or 0) > (most := 4 * (os.cpu_count() or 1)) and not self.launch.elsewhere:
+        if (self.threads or 0) > (most := 4 * (os.cpu_count() or 1)) and not self.launch.is_remote:
             problems.append(
                 f"threads={self.threads}: must be at most {most}, four for each core; or null, one for each"
             )

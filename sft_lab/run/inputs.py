@@ -13,7 +13,7 @@ from sft_lab.core.io import digest, write_bytes
 from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import package_path
 from sft_lab.data.sources import File
-from sft_lab.run.launch_config import CONFIGS
+from sft_lab.run.launch_config import ACCELERATE_CONFIGS
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
@@ -41,7 +41,7 @@ def named_files(run: Run) -> dict[str, tuple[str, list[Path]]]:
     for name, path in run.evaluation.sets().items():
         named[f"evaluation.{name}"] = (path, [package_path(path)])
     named |= _models(run)
-    if run.launch.config_file and (config_file := run.launch.accelerate_config()).parent != CONFIGS:
+    if run.launch.config_file and (config_file := run.launch.accelerate_config()).parent != ACCELERATE_CONFIGS:
         named["launch.config_file"] = (str(config_file), [config_file])
     return {key: named[key] for key in named if not named[key][0].startswith("package:")}
 

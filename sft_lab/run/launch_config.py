@@ -1,4 +1,4 @@
-"""Launch options: how the jobs of a sweep are started. ``jobs/`` carries them out."""
+"""Launch options: how jobs are started. ``sft_lab/jobs`` carries them out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from sft_lab.core.errors import require
 from sft_lab.core.packages import saved_path
 
-CONFIGS = Path(__file__).parents[1] / "jobs" / "accelerate"  # the accelerate configs that are shipped
-AT_WORK = "SFT_LAB_JOB"  # an environment variable that is set where a cluster executes a job
+ACCELERATE_CONFIGS = Path(__file__).parents[1] / "jobs" / "accelerate"  # that are shipped
+JOB_VARIABLE = "SFT_LAB_JOB"  # an environment variable that is set where a cluster executes a job
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Launcher:
 
     Attributes:
         num_processes: that train a job together, over all machines; one for each GPU. accelerate starts them.
-        num_machines: that they are spread over, as many on each.
+        num_machines: over which they are spread evenly.
         config_file: of accelerate: a shipped one by its name (``ddp``, ``fsdp``, ``deepspeed_zero3``), or a path;
             null: ``ddp`` where there are several processes.
     """
@@ -38,10 +38,15 @@ class Launcher:
         """Refuse impossible values."""
         require(self.num_processes >= 1, "num_processes", self.num_processes, "at least 1")
         require(self.num_machines >= 1, "num_machines", self.num_machines, "at least 1")
-        fits = self.num_processes % self.num_machines == 0
-        require(fits, "num_processes", self.num_processes, f"a multiple of num_machines={self.num_machines}")
+        is_multiple = self.num_processes % self.num_machines == 0
+        require(is_multiple, "num_processes", self.num_processes, f"a multiple of num_machines={self.num_machines}")
         if self.config_file is not None and not self.config_file.isidentifier():
             self.config_file = saved_path(self.config_file)
+
+    @property
+    def processes_per_machine(self) -> int:
+        """How many processes of a job work on each machine."""
+        return self.num_processes // self.num_machines
 
     @property
     def distributed(self) -> bool:
@@ -54,49 +59,48 @@ class Launcher:
         return self.num_machines > 1
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether jobs are executed by other machines alone, and this is none of them: it may have no GPU."""
+    def is_remote(self) -> bool:
+        """Whether jobs are executed by other machines alone, so that this one needs no GPU."""
         return False
 
-    def ready(self) -> list[str]:
-        """Say what this machine lacks to start jobs this way; a job that has begun needs none of it."""
+    def missing_requirements(self) -> list[str]:
+        """Return what this machine lacks to start jobs this way; a job that has begun needs none of it."""
         return []
 
-    def request(self) -> str:
-        """Say what each job will get of a cluster; nothing where none is asked."""
+    def cluster_request(self) -> str:
+        """Return what each job asks of a cluster; nothing without one."""
         return ""
 
     def check(self) -> list[str]:
-        """Look for the config file, and for what several machines need."""
+        """Return problems with the config file, or with what several machines need."""
         problems = []
         if self.config_file is not None and not self.accelerate_config().is_file():
-            shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+            shipped = ", ".join(sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")))
             problems.append(f"launch.config_file={self.config_file}: no such file; shipped are {shipped}")
-        elif self.elsewhere:
-            pass  # the machine that executes the job looks at itself
-        elif self.distributed and (kind := self._kind()) != "MULTI_GPU" and not devices():
-            # accelerate would put a whole copy into each process, and not say so
+        elif self.is_remote:
+            pass  # the machine that executes the job checks itself
+        elif self.distributed and (kind := self._distributed_type()) != "MULTI_GPU" and not visible_gpus():
+            # accelerate would put a full copy into each process, and not say so
             problems.append(f"launch.config_file={self.config_file}: {kind} needs GPUs, and there are none; use ddp")
-        elif self.distributed and self._kind() == "DEEPSPEED" and not find_spec("deepspeed"):
+        elif self.distributed and self._distributed_type() == "DEEPSPEED" and not find_spec("deepspeed"):
             problems.append(f"launch.config_file={self.config_file}: needs DeepSpeed; run: pip install deepspeed")
-        if self.num_machines > 1 and not self.elsewhere and not os.environ.get("MASTER_ADDR"):
+        if self.num_machines > 1 and not self.is_remote and not os.environ.get("MASTER_ADDR"):
             problems.append(
                 f"launch.num_machines={self.num_machines}: each machine must know the others; use launch=slurm, or run "
                 "`sft-lab exec JOB_DIR` on each with NODE_RANK, MASTER_ADDR and MASTER_PORT set"
             )
         return problems
 
-    def _kind(self) -> str:
-        """What accelerate's config calls the way of sharing the work."""
-        found = re.search(
-            r"^distributed_type:\s*['\"]?(\w+)", self.accelerate_config().read_text("utf-8"), re.MULTILINE
-        )
-        return found[1] if found else "MULTI_GPU"
+    def _distributed_type(self) -> str:
+        """Return the ``distributed_type`` of accelerate's config."""
+        text = self.accelerate_config().read_text("utf-8")
+        match = re.search(r"^distributed_type:\s*['\"]?(\w+)", text, re.MULTILINE)
+        return match[1] if match else "MULTI_GPU"
 
     def accelerate_config(self) -> Path:
-        """Give the file that accelerate reads."""
+        """Return the path of the config that accelerate reads."""
         name = self.config_file or "ddp"
-        return CONFIGS / f"{name}.yaml" if name.isidentifier() else Path(name)
+        return ACCELERATE_CONFIGS / f"{name}.yaml" if name.isidentifier() else Path(name)
 
 
 @dataclass
@@ -119,21 +123,20 @@ class Processes(Launcher):
         super().__post_init__()
         require(self.at_once is None or self.at_once >= 1, "at_once", self.at_once, "at least 1, or null")
 
-    def places(self) -> list[str]:
-        """Give the device of each of the jobs that run at once, ``""`` for the processor.
+    def device_groups(self) -> list[str]:
+        """Return the GPUs of each of the jobs that run at once, as in ``CUDA_VISIBLE_DEVICES``; ``""``: the processor.
 
         More jobs than devices wait: two trainings on one GPU are slower than one after the other, and may not fit.
         """
-        found = devices()
-        if found:
-            each = max(1, self.num_processes // self.num_machines)
-            shares = [",".join(found[at : at + each]) for at in range(0, len(found) - each + 1, each)]
-            return shares[: self.at_once]
-        return [""] * (self.at_once or max(1, (os.cpu_count() or 1) // 2))
+        gpus, size = visible_gpus(), self.processes_per_machine
+        if not gpus:
+            return [""] * (self.at_once or max(1, (os.cpu_count() or 1) // 2))
+        groups = [",".join(gpus[start : start + size]) for start in range(0, len(gpus) - size + 1, size)]
+        return (groups or [",".join(gpus)])[: self.at_once]
 
 
 class Cluster(Enum):
-    """Whom submitit hands the jobs: Slurm, or processes of this machine (to try without Slurm)."""
+    """Where submitit runs the jobs: on Slurm, or in processes of this machine, to try it without Slurm."""
 
     slurm = "slurm"
     local = "local"
@@ -179,55 +182,56 @@ class Slurm(Launcher):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.max_num_timeout >= 0, "max_num_timeout", self.max_num_timeout, "0 or more")
         require(self.mem_gb is None or self.mem_gb > 0, "mem_gb", self.mem_gb, "above 0, or null")
-        gpus, each = self.gpus_per_node, self.num_processes // self.num_machines
-        require(
-            gpus in (None, 0) or gpus >= each, "gpus_per_node", gpus, f"at least {each}, as many as processes there"
-        )
+        gpus, each = self.gpus_per_node, self.processes_per_machine
+        is_enough = gpus in (None, 0) or gpus >= each
+        require(is_enough, "gpus_per_node", gpus, f"at least {each}, one for each process there")
         local = self.cluster is Cluster.local
         require(not local or self.num_machines == 1, "num_machines", self.num_machines, "1 with cluster=local")
 
     @property
     def several_machines(self) -> bool:
-        """The command waits on one machine, the jobs work on others."""
+        """Whether the command waits on one machine and the jobs work on others."""
         return self.cluster is Cluster.slurm
 
     @property
-    def elsewhere(self) -> bool:
-        """On a login node."""
-        return self.cluster is Cluster.slurm and AT_WORK not in os.environ
+    def is_remote(self) -> bool:
+        """Whether this is a login node."""
+        return self.cluster is Cluster.slurm and JOB_VARIABLE not in os.environ
 
-    def ready(self) -> list[str]:
-        """Look for submitit and for Slurm's own commands."""
-        if problem := _missing("submitit", "slurm"):
-            return [problem]
-        wanted = ("sbatch", "srun", "squeue") if self.cluster is Cluster.slurm else ()
-        if missing := [name for name in wanted if not shutil.which(name)]:
-            where = "on a login node of a Slurm cluster, or with launch.cluster=local to try it on this machine"
-            return [f"launch=slurm: {missing[0]} is not on PATH; give the command {where}"]
-        return []
+    def missing_requirements(self) -> list[str]:
+        """Return problems with submitit and with Slurm's own commands."""
+        if problems := _missing_package("submitit", "slurm"):
+            return problems
+        commands = ("sbatch", "srun", "squeue") if self.cluster is Cluster.slurm else ()
+        missing = [command for command in commands if not shutil.which(command)]
+        return [
+            f"launch=slurm: {command} is not on PATH; give the command on a login node of a Slurm cluster, or with "
+            "launch.cluster=local to try it on this machine"
+            for command in missing[:1]
+        ]
 
     @property
     def gpus(self) -> int:
-        """Of each machine."""
-        return self.num_processes // self.num_machines if self.gpus_per_node is None else self.gpus_per_node
+        """GPUs of each machine."""
+        return self.processes_per_machine if self.gpus_per_node is None else self.gpus_per_node
 
-    def request(self) -> str:
-        """As sbatch takes it."""
-        given = {
+    def cluster_request(self) -> str:
+        """Return what each job asks of sbatch."""
+        options = {
             "nodes": self.num_machines, "gpus-per-node": self.gpus, "cpus-per-task": self.cpus_per_task,
             "mem": f"{self.mem_gb:g}GB" if self.mem_gb else None, "time": f"{self.timeout_min} min",
             "partition": self.partition, "account": self.account, "qos": self.qos, "constraint": self.constraint,
             **self.additional_parameters,
         }  # fmt: skip
-        return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
 
 @dataclass
 class Ray(Launcher):
-    """Jobs as tasks of Ray, which finds each a machine with enough cores and GPUs.
+    """Jobs as Ray tasks; Ray chooses a machine with enough cores and GPUs for each.
 
     Attributes:
-        address: of a running cluster, ``auto`` or ``host:port``; null: one of this machine alone, made for the sweep.
+        address: of a running cluster, ``auto`` or ``host:port``; null: one on this machine, started for the sweep.
         num_cpus: cores of each job.
         num_gpus: GPUs of each job; null: one for each of its processes where the cluster has GPUs, else none.
         max_retries: how often a job is started again whose process died; it goes on from its checkpoint.
@@ -244,37 +248,36 @@ class Ray(Launcher):
         require(self.num_cpus >= 1, "num_cpus", self.num_cpus, "at least 1")
         require(self.num_gpus is None or self.num_gpus >= 0, "num_gpus", self.num_gpus, "0 or more, or null")
         require(self.max_retries >= 0, "max_retries", self.max_retries, "0 or more")
-        require(self.num_machines == 1, "num_machines", self.num_machines, "1: a task of Ray's is on one machine")
+        require(self.num_machines == 1, "num_machines", self.num_machines, "1: a Ray task runs on one machine")
 
     @property
     def several_machines(self) -> bool:
-        """A running cluster may have several."""
+        """Whether a running cluster is used, which may have several."""
         return self.address is not None
 
     @property
-    def elsewhere(self) -> bool:
-        """Where a running cluster was asked, and it is not the one that asks."""
-        return self.address is not None and AT_WORK not in os.environ
+    def is_remote(self) -> bool:
+        """Whether a running cluster executes the jobs, and this process is not one of its own."""
+        return self.address is not None and JOB_VARIABLE not in os.environ
 
-    def ready(self) -> list[str]:
-        """Look for Ray."""
-        problem = _missing("ray", "ray")
-        return [problem] if problem else []
+    def missing_requirements(self) -> list[str]:
+        """Return whether Ray is missing."""
+        return _missing_package("ray", "ray")
 
-    def request(self) -> str:
-        """As a task of Ray's takes it."""
+    def cluster_request(self) -> str:
+        """Return what each job asks of Ray."""
         gpus = f"one for each of {self.num_processes} processes, where it has any"
         return f"num_cpus={self.num_cpus}, num_gpus={gpus if self.num_gpus is None else self.num_gpus}"
 
 
-def _missing(package: str, extra: str) -> str:
+def _missing_package(package: str, extra: str) -> list[str]:
     if find_spec(package):
-        return ""
-    return f"launch={extra}: the package {package} is not installed; run: pip install 'sft_lab[{extra}]'"
+        return []
+    return [f"launch={extra}: the package {package} is not installed; run: pip install 'sft_lab[{extra}]'"]
 
 
-def devices() -> list[str]:
-    """GPUs that may be used, by the names CUDA knows them by; found without torch, which would take hold of one."""
+def visible_gpus() -> list[str]:
+    """Return the GPUs that may be used, by the names CUDA knows them by; without torch, which would occupy one."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         names = [name.strip() for name in allowed.split(",")]
@@ -282,7 +285,7 @@ def devices() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+    return [str(number) for number, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]

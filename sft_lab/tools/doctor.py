@@ -21,6 +21,7 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.hub import silence
 from sft_lab.core.packages import INSTALL
+from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.core.store import Store, default_root
 from sft_lab.jobs import environment
 from sft_lab.run.launch_config import Ray, Slurm
@@ -82,10 +83,10 @@ def since(path: Path) -> tuple[list[str], list[Diagnosis]]:
     Raises:
         UserError: if there is no such run, or its files cannot be read.
     """
-    folder = environment.run_folder(path)
+    folder = open_run_dir(path)
     run = configs.load(folder.config)
     manifest = environment.read_manifest(folder)
-    lines = environment.lines(None if manifest is None else environment.differences(manifest, run))
+    lines = environment.lines(None if manifest is None else environment.differences(manifest, environment.current(run)))
     return lines, [Diagnosis(PROBLEM, "run", problem) for problem in run.check()]
 
 
@@ -332,7 +333,7 @@ def bundled() -> Iterator[Diagnosis]:
 def launchers() -> Iterator[Diagnosis]:
     """Whether the clients of Slurm and Ray are installed; no cluster is contacted."""
     for launcher in (Slurm(), Ray()):
-        missing = launcher.ready()
+        missing = launcher.missing_requirements()
         ready = f"what launch={type(launcher).__name__.lower()} needs is installed"
         yield Diagnosis(NOTE if missing else OK, "launch", missing[0] if missing else ready)
 

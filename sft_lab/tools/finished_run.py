@@ -11,7 +11,7 @@ from sft_lab import config as configs
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import FolderError, all_problems
 from sft_lab.core.run_dir import FINISHED, RUN, RunDir
-from sft_lab.jobs.environment import run_folder
+from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.run.config import Run
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def open_run(path: Path) -> Finished:
     Raises:
         UserError: if it is no run folder, its run did not end well or trained nothing, or its weights are gone.
     """
-    folder = run_folder(path)
+    folder = open_run_dir(path)
     state, work = folder.state(), folder.work()
     if state != FINISHED:
         raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} goes on with it")

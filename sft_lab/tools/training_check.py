@@ -21,7 +21,7 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import parse_json, read_json, write_json, write_text
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
-from sft_lab.run.launch_config import devices
+from sft_lab.run.launch_config import visible_gpus
 from sft_lab.tracking import manifest
 
 TRAINERS = ("lora", "dora", "qlora", "full")
@@ -62,7 +62,7 @@ def attempts(model: str) -> Iterator[Tried]:
         ConfigError: if there is no such option.
     """
     with tempfile.TemporaryDirectory(prefix="sft-lab-doctor-") as folder:
-        for device, visible in [("cpu", ""), *((f"cuda:{name}", name) for name in devices())]:
+        for device, visible in [("cpu", ""), *((f"cuda:{name}", name) for name in visible_gpus())]:
             for trainer in TRAINERS:
                 yield _try(Path(folder), device, visible, trainer, model)
 

@@ -180,9 +180,9 @@ def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str)
 def test_shipped_configs_are_read_by_accelerate() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    from sft_lab.run.launch_config import CONFIGS
+    from sft_lab.run.launch_config import ACCELERATE_CONFIGS
 
-    found = {file.stem: load_config_from_file(str(file)) for file in CONFIGS.glob("*.yaml")}
+    found = {file.stem: load_config_from_file(str(file)) for file in ACCELERATE_CONFIGS.glob("*.yaml")}
     assert {name: one.distributed_type.value for name, one in found.items()} == {
         "ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed_zero3": "DEEPSPEED"
     }  # fmt: skip

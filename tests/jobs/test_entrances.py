@@ -17,9 +17,9 @@ from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import PREPARE, RUN, RunDir
-from sft_lab.jobs import processes, ray
+from sft_lab.jobs import processes
 from sft_lab.jobs.replay import replay
-from sft_lab.jobs.worker import execute
+from sft_lab.jobs.worker import execute, execute_on_cluster
 from sft_lab.run.launch_config import Processes
 from sft_lab.run.session import Session
 from sft_lab.training.checkpoints import last_checkpoint
@@ -68,16 +68,16 @@ def test_a_killed_run_whose_data_changed_goes_on_nowhere(
     assert main([*words, "trainer.max_steps=100000", "hydra.run.dir=run"]) == 2
     assert main(["exec", "run"]) == 2
     text = capsys.readouterr().err
-    assert all(text.count(words) == 2 for words in REMEDY), text
+    assert all(text.count(remedy) == 2 for remedy in REMEDY), text
     # What processes, Slurm and Ray start.
     (failure,) = processes.launch([("one", folder)], Processes(at_once=1), RUN)
     assert failure.by_input
-    assert all(words in failure.message for words in REMEDY)
+    assert all(remedy in failure.message for remedy in REMEDY)
     for work in (RUN, PREPARE):
-        told = ray._task(str(folder.path), work, 1, os.environ["SFT_LAB_STORE"])
-        assert told is not None
-        assert told["by_input"]
-        assert all(words in told["message"] for words in REMEDY)
+        record = execute_on_cluster(str(folder.path), work, {"SFT_LAB_STORE": os.environ["SFT_LAB_STORE"]})
+        assert record is not None
+        assert record["by_input"]
+        assert all(remedy in record["message"] for remedy in REMEDY)
     with pytest.raises(FolderError, match="the data has changed"):
         config.load(folder.config).execute(folder.path)
     # Nothing was done there: with the old data back it goes on from its checkpoint.

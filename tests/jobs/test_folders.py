@@ -13,7 +13,7 @@ import pytest
 from sft_lab import config
 from sft_lab.core.errors import FolderError
 from sft_lab.core.run_dir import FAILED, FINISHED, INTERRUPTED, RUNNING, SWEEP
-from sft_lab.jobs.layout import Placed, Standing, place, sweep_name
+from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders, sweep_name
 
 SMALL = ["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "tracking=local"]
 
@@ -25,35 +25,35 @@ def _elsewhere(tmp_path, monkeypatch):
     Path("rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
 
 
-def plan(*words: str, sweep: bool = False) -> config.Plan:
+def plan(*overrides: str, sweep: bool = False) -> config.Plan:
     """Compose; a plan without files of the test's own is the same for every test."""
-    own = any(word.startswith(("dataset=file", "experiment=")) for word in words)
-    return (_compose if own else _compose_once)(words, sweep=sweep)
+    has_own_files = any(word.startswith(("dataset=file", "experiment=")) for word in overrides)
+    return (_compose if has_own_files else _compose_once)(overrides, sweep=sweep)
 
 
-def _compose(words: tuple[str, ...], *, sweep: bool) -> config.Plan:
-    return config.compose_jobs([*SMALL, *words], multirun=sweep)
+def _compose(overrides: tuple[str, ...], *, sweep: bool) -> config.Plan:
+    return config.compose_jobs([*SMALL, *overrides], multirun=sweep)
 
 
 _compose_once = functools.cache(_compose)
 
 
-def placed(*words: str) -> Placed:
-    """Place one run, and let go of its folder, as a command's end does."""
-    (found,) = place(plan(*words, "hydra.run.dir=run"))
-    found.folder.release()
-    return found
+def create(*overrides: str) -> JobFolder:
+    """Create the folder of one run, and let go of its folder, as a command's end does."""
+    (job_folder,) = create_job_folders(plan(*overrides, "hydra.run.dir=run"))
+    job_folder.folder.release()
+    return job_folder
 
 
-def swept(*words: str) -> list[Placed]:
-    return place(plan(*words, sweep=True))
+def create_sweep(*overrides: str) -> list[JobFolder]:
+    return create_job_folders(plan(*overrides, sweep=True))
 
 
-def mark(one: Placed, state: str) -> None:
+def mark(job_folder: JobFolder, state: str) -> None:
     """Write by hand what a run leaves: its state, and the data it read."""
-    one.folder.status.write_text(json.dumps({"format": 1, "state": state}))
-    fingerprint = one.job.run.data_fingerprint(one.job.run.store.open())
-    one.folder.manifest.write_text(json.dumps({"format": 1, "dataset_fingerprint": fingerprint}))
+    job_folder.folder.status.write_text(json.dumps({"format": 1, "state": state}))
+    fingerprint = job_folder.job.run.data_fingerprint(job_folder.job.run.store.open())
+    job_folder.folder.manifest.write_text(json.dumps({"format": 1, "dataset_fingerprint": fingerprint}))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -64,44 +64,44 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_new_folder_gets_the_config():
-    one = placed()
-    assert (one.standing, bool(one.made)) == (Standing.new, True)
-    assert one.folder.path == Path.cwd() / "run"
-    assert config.load(one.folder.config).hash == one.job.run.hash
+    job_folder = create()
+    assert (job_folder.progress, bool(job_folder.created)) == (JobProgress.NEW, True)
+    assert job_folder.folder.path == Path.cwd() / "run"
+    assert config.load(job_folder.folder.config).hash == job_folder.job.run.hash
 
 
 def test_an_empty_folder_is_a_new_one():
     Path("run").mkdir()
-    one = placed()
-    assert (one.standing, bool(one.made)) == (Standing.new, False)
+    job_folder = create()
+    assert (job_folder.progress, bool(job_folder.created)) == (JobProgress.NEW, False)
 
 
 @pytest.mark.parametrize("state", [None, RUNNING, FAILED, INTERRUPTED])
 def test_an_unfinished_run_goes_on(state):
-    first = placed()
+    first = create()
     if state:
         mark(first, state)
-    again = placed()
-    assert (again.standing, bool(again.made)) == (Standing.unfinished, False)
+    again = create()
+    assert (again.progress, bool(again.created)) == (JobProgress.UNFINISHED, False)
 
 
 def test_a_finished_run_is_left_untouched():
-    mark(placed(), FINISHED)
+    mark(create(), FINISHED)
     before = content(Path("run"))
-    assert placed().standing is Standing.finished
+    assert create().progress is JobProgress.FINISHED
     assert content(Path("run")) == before
 
 
 def test_what_changes_no_result_is_no_other_config():
-    mark(placed(), FINISHED)
-    assert placed("threads=3", "tracking=wandb", "store.path=elsewhere").standing is Standing.finished
+    mark(create(), FINISHED)
+    assert create("threads=3", "tracking=wandb", "store.path=elsewhere").progress is JobProgress.FINISHED
 
 
 def test_another_config_is_refused_with_the_first_differences():
-    mark(placed(), FINISHED)
+    mark(create(), FINISHED)
     before = content(Path("run"))
     with pytest.raises(FolderError) as caught:
-        placed("seed=7", "trainer.learning_rate=1e-5", "dedup.keep=longest", "trainer.max_steps=3")
+        create("seed=7", "trainer.learning_rate=1e-5", "dedup.keep=longest", "trainer.max_steps=3")
     message = str(caught.value)
     assert "another config" in message
     assert "dedup.keep was first, is longest; seed was 42, is 7; trainer.learning_rate was" in message
@@ -111,25 +111,25 @@ def test_another_config_is_refused_with_the_first_differences():
 
 
 def test_changed_data_are_refused():
-    mark(placed("dataset=file", "dataset.path=rows.jsonl"), FINISHED)
+    mark(create("dataset=file", "dataset.path=rows.jsonl"), FINISHED)
     Path("rows.jsonl").write_text('{"prompt": "a", "answer": "c"}\n')
     with pytest.raises(FolderError, match=r"the data has changed .* rerun=true"):
-        placed("dataset=file", "dataset.path=rows.jsonl")
+        create("dataset=file", "dataset.path=rows.jsonl")
 
 
 def test_changed_data_of_an_unfinished_run_are_refused_too():
-    mark(placed("dataset=file", "dataset.path=rows.jsonl"), INTERRUPTED)
+    mark(create("dataset=file", "dataset.path=rows.jsonl"), INTERRUPTED)
     Path("rows.jsonl").write_text('{"prompt": "a", "answer": "c"}\n')
     with pytest.raises(FolderError, match="the data has changed"):
-        placed("dataset=file", "dataset.path=rows.jsonl")
+        create("dataset=file", "dataset.path=rows.jsonl")
 
 
 @pytest.mark.parametrize("other", [[], ["seed=7"]])
 def test_rerun_keeps_the_old_folder_beside(other):
-    mark(placed(), FINISHED)
+    mark(create(), FINISHED)
     before = content(Path("run"))
-    one = placed("rerun=true", *other)
-    assert (one.standing, bool(one.made)) == (Standing.new, True)
+    job_folder = create("rerun=true", *other)
+    assert (job_folder.progress, bool(job_folder.created)) == (JobProgress.NEW, True)
     (old,) = Path.cwd().glob("run.old-*")
     assert re.fullmatch(r"run\.old-\d{8}-\d{6}", old.name)
     assert content(old) == before
@@ -138,30 +138,30 @@ def test_rerun_keeps_the_old_folder_beside(other):
 
 def test_two_reruns_in_one_second_keep_both():
     for _ in range(3):
-        mark(placed("rerun=true"), FINISHED)
+        mark(create("rerun=true"), FINISHED)
     assert len(list(Path.cwd().glob("run.old-*"))) == 2
 
 
 def test_rerun_in_a_new_folder_is_a_new_run():
-    one = placed("rerun=true")
-    assert (one.standing, bool(one.made)) == (Standing.new, True)
+    job_folder = create("rerun=true")
+    assert (job_folder.progress, bool(job_folder.created)) == (JobProgress.NEW, True)
     assert [path.name for path in Path.cwd().glob("run*")] == ["run"]
 
 
-@pytest.mark.parametrize("words", [[], ["rerun=true"]])
-def test_a_strangers_folder_is_refused(words):
+@pytest.mark.parametrize("overrides", [[], ["rerun=true"]])
+def test_a_strangers_folder_is_refused(overrides):
     Path("run").mkdir()
     Path("run/thesis.tex").write_text("mine")
     with pytest.raises(FolderError, match=r"not empty and no run folder \(it holds thesis.tex\).*hydra.run.dir"):
-        placed(*words)
+        create(*overrides)
     assert content(Path("run")) == {"thesis.tex": b"mine"}
 
 
-@pytest.mark.parametrize("place_", ["file", "file/below"])
-def test_a_file_in_the_way(place_):
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_file_in_the_way(path):
     Path("file").write_text("mine")
     with pytest.raises(FolderError, match="file"):
-        place(plan(f"hydra.run.dir={place_}"))
+        create_job_folders(plan(f"hydra.run.dir={path}"))
     assert Path("file").read_text() == "mine"
 
 
@@ -170,22 +170,22 @@ def test_a_file_in_the_way(place_):
     [("config.yaml", "format: 9\n"), ("status.json", "{"), ("status.json", "{}"), ("manifest.json", "[]")],
 )
 def test_a_broken_file_of_the_folder_is_named_and_rerun_helps(name, text):
-    mark(placed(), FINISHED)
+    mark(create(), FINISHED)
     Path("run", name).write_text(text)
     with pytest.raises(FolderError, match=rf"{re.escape(name)}.* (cannot be read|must hold an object).*rerun=true"):
-        placed()
-    assert placed("rerun=true").standing is Standing.new
+        create()
+    assert create("rerun=true").progress is JobProgress.NEW
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written():
     Path("locked").mkdir(mode=0o500)
     with pytest.raises(FolderError, match=r"cannot be written .* choose another"):
-        place(plan("hydra.run.dir=locked/run"))
+        create_job_folders(plan("hydra.run.dir=locked/run"))
 
 
 def test_runs_that_start_in_one_second_get_folders_of_their_own():
-    paths = {place(plan())[0].folder.path for _ in range(2)}
+    paths = {create_job_folders(plan())[0].folder.path for _ in range(2)}
     assert len(paths) == 2
     assert all(path.parent.parent == Path.cwd() / "outputs" for path in paths)
 
@@ -193,22 +193,23 @@ def test_runs_that_start_in_one_second_get_folders_of_their_own():
 # --- sweeps ----------------------------------------------------------------------------------------------------
 
 
-def names(jobs: list[Placed]) -> dict[str, str]:
+def names(jobs: list[JobFolder]) -> dict[str, str]:
     """Folder of each job, by its axes."""
     return {
-        " ".join(f"{key}={value}" for key, value in sorted(one.job.axes.items())): str(one.folder.path) for one in jobs
+        " ".join(f"{key}={value}" for key, value in sorted(job_folder.job.axes.items())): str(job_folder.folder.path)
+        for job_folder in jobs
     }
 
 
 def test_a_sweeps_folders_say_what_differs():
-    jobs = swept("seed=1,2", "trainer.learning_rate=1e-4,1e-3")
-    (folder,) = {one.folder.path.parent for one in jobs}
+    jobs = create_sweep("seed=1,2", "trainer.learning_rate=1e-4,1e-3")
+    (folder,) = {job_folder.folder.path.parent for job_folder in jobs}
     assert re.fullmatch(r"sweep-[0-9a-f]{8}", folder.name)
     assert folder.parent == Path.cwd() / "multirun"
     assert re.fullmatch(r"seed=1-learning_rate=0\.0001-[0-9a-f]{12}", jobs[0].folder.path.name)
     assert jobs[0].folder.path.name.endswith(jobs[0].job.run.hash)
     assert jobs[0].folder.sweep == folder
-    assert all(one.standing is Standing.new for one in jobs)
+    assert all(job_folder.progress is JobProgress.NEW for job_folder in jobs)
 
 
 def test_an_experiment_gives_its_name_to_the_sweep():
@@ -216,32 +217,32 @@ def test_an_experiment_gives_its_name_to_the_sweep():
     Path("experiments/rates.yaml").write_text(
         "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2\n"
     )
-    jobs = place(plan("experiment=rates"))
+    jobs = create_job_folders(plan("experiment=rates"))
     assert jobs[0].folder.path.parent.name.startswith("rates-")
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["trainer.learning_rate=1e-3,1e-4", "seed=2,1"],  # reordered
         ["seed=3,1,2", "trainer.learning_rate=1e-4,1e-3"],  # grown
         ["seed=1,2", "trainer.learning_rate=1e-4,1e-3", "tracking=wandb"],  # told elsewhere
     ],
 )
-def test_the_same_jobs_find_their_folders_in_another_grid(words):
-    first = swept("seed=1,2", "trainer.learning_rate=1e-4,1e-3")
-    for one in first:
-        mark(one, FINISHED)
-    again = swept(*words)
+def test_the_same_jobs_find_their_folders_in_another_grid(overrides):
+    first = create_sweep("seed=1,2", "trainer.learning_rate=1e-4,1e-3")
+    for job_folder in first:
+        mark(job_folder, FINISHED)
+    again = create_sweep(*overrides)
     assert names(first).items() <= names(again).items()
-    finished = {one.job.run.hash for one in again if one.standing is Standing.finished}
-    assert finished == {one.job.run.hash for one in first}
+    finished = {job_folder.job.run.hash for job_folder in again if job_folder.progress is JobProgress.FINISHED}
+    assert finished == {job_folder.job.run.hash for job_folder in first}
 
 
 def test_the_sweeps_name_does_not_hang_on_the_order_of_options_that_bring_their_own_split():
-    one = sweep_name(plan("dataset=smoltalk,sharegpt_english", sweep=True))
-    assert sweep_name(plan("dataset=sharegpt_english,smoltalk", sweep=True)) == one
-    assert sweep_name(plan("dataset=sharegpt_english,smoltalk,starter", sweep=True)) == one
+    job_folder = sweep_name(plan("dataset=smoltalk,sharegpt_english", sweep=True))
+    assert sweep_name(plan("dataset=sharegpt_english,smoltalk", sweep=True)) == job_folder
+    assert sweep_name(plan("dataset=sharegpt_english,smoltalk,starter", sweep=True)) == job_folder
 
 
 def test_another_base_config_is_another_sweep():
@@ -250,65 +251,65 @@ def test_another_base_config_is_another_sweep():
 
 
 def test_a_job_is_found_by_its_hash_alone():
-    first = swept("seed=1,2", "hydra.sweep.dir=place")
+    first = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
     mark(first[0], FINISHED)
-    renamed = first[0].folder.path.rename(Path("place").absolute() / f"the-good-one-{first[0].job.run.hash}")
-    again = swept("seed=1,2", "hydra.sweep.dir=place")
+    renamed = first[0].folder.path.rename(Path("sweep").absolute() / f"the-good-one-{first[0].job.run.hash}")
+    again = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
     assert again[0].folder.path == renamed
-    assert [one.standing for one in again] == [Standing.finished, Standing.unfinished]
+    assert [job_folder.progress for job_folder in again] == [JobProgress.FINISHED, JobProgress.UNFINISHED]
 
 
 def test_rerun_of_a_sweep_keeps_the_old_jobs_and_does_not_find_them():
-    for one in swept("seed=1,2", "hydra.sweep.dir=place"):
-        mark(one, FINISHED)
-    again = swept("seed=1,2", "hydra.sweep.dir=place", "rerun=true")
-    assert [one.standing for one in again] == [Standing.new, Standing.new]
-    assert len(list(Path("place").glob("*.old-*"))) == 2
-    later = swept("seed=1,2", "hydra.sweep.dir=place")
-    assert [one.standing for one in later] == [Standing.unfinished, Standing.unfinished]
+    for job_folder in create_sweep("seed=1,2", "hydra.sweep.dir=sweep"):
+        mark(job_folder, FINISHED)
+    again = create_sweep("seed=1,2", "hydra.sweep.dir=sweep", "rerun=true")
+    assert [job_folder.progress for job_folder in again] == [JobProgress.NEW, JobProgress.NEW]
+    assert len(list(Path("sweep").glob("*.old-*"))) == 2
+    later = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
+    assert [job_folder.progress for job_folder in later] == [JobProgress.UNFINISHED, JobProgress.UNFINISHED]
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_two_sweeps_with_different_axes_share_a_folder_of_one_base(turned):
     sweeps = [["dedup=none,exact"], ["dedup=semantic", "dedup.threshold=0.8,0.9"]]
     first, second = reversed(sweeps) if turned else sweeps
-    swept(*first, "hydra.sweep.dir=place")
-    swept(*second, "hydra.sweep.dir=place")
-    marker = json.loads(Path("place", SWEEP).read_text())
+    create_sweep(*first, "hydra.sweep.dir=sweep")
+    create_sweep(*second, "hydra.sweep.dir=sweep")
+    marker = json.loads(Path("sweep", SWEEP).read_text())
     assert marker["axes"] == ["dedup", "dedup.threshold"]
-    assert len([path for path in Path("place").iterdir() if path.is_dir()]) == 4
+    assert len([path for path in Path("sweep").iterdir() if path.is_dir()]) == 4
 
 
 def test_a_sweep_with_another_base_is_refused_and_leaves_nothing():
-    swept("seed=1,2", "hydra.sweep.dir=place")
-    before = content(Path("place"))
+    create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
+    before = content(Path("sweep"))
     with pytest.raises(FolderError) as caught:
-        swept("trainer.learning_rate=1e-4,1e-3", "dedup.keep=longest", "hydra.sweep.dir=place")
+        create_sweep("trainer.learning_rate=1e-4,1e-3", "dedup.keep=longest", "hydra.sweep.dir=sweep")
     assert "dedup.keep was first, is longest" in str(caught.value)
     assert "hydra.sweep.dir" in str(caught.value)
-    assert content(Path("place")) == before
+    assert content(Path("sweep")) == before
 
 
 def test_one_refused_job_stops_the_sweep_before_anything_is_written():
-    first = swept("seed=1,2", "hydra.sweep.dir=place")
+    first = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
     first[0].folder.status.write_text("{")
-    before = content(Path("place"))
+    before = content(Path("sweep"))
     with pytest.raises(FolderError, match=r"status\.json"):
-        swept("seed=1,2,3", "hydra.sweep.dir=place")
-    assert content(Path("place")) == before
+        create_sweep("seed=1,2,3", "hydra.sweep.dir=sweep")
+    assert content(Path("sweep")) == before
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"axes": 1, "base": {}}'])
 def test_a_broken_marker_is_named(text):
-    swept("seed=1,2", "hydra.sweep.dir=place")
-    Path("place", SWEEP).write_text(text)
+    create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
+    Path("sweep", SWEEP).write_text(text)
     with pytest.raises(FolderError, match=rf"{SWEEP}: cannot be read.*hydra.sweep.dir"):
-        swept("seed=1,2", "hydra.sweep.dir=place")
+        create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
 
 
 def test_a_file_where_the_sweep_should_be():
     Path("file").write_text("mine")
-    for place_ in ("file", "file/below"):
+    for path in ("file", "file/below"):
         with pytest.raises(FolderError, match=r"hydra\.sweep\.dir=.*file"):
-            swept("seed=1,2", f"hydra.sweep.dir={place_}")
+            create_sweep("seed=1,2", f"hydra.sweep.dir={path}")
     assert Path("file").read_text() == "mine"

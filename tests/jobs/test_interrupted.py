@@ -103,7 +103,7 @@ def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> N
     process.send_signal(signal.SIGINT)
     text = ended(process)
     assert process.returncode == 130
-    assert "interrupted before a checkpoint of training was there; sft-lab exec" in text
+    assert "interrupted before training saved a checkpoint; sft-lab exec" in text
 
 
 def test_a_second_ctrl_c_ends_at_once(here: Path, tiny: list[str]) -> None:

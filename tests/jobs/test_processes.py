@@ -1,4 +1,4 @@
-"""Several jobs at once: places, threads, killed jobs, one computation of each stage."""
+"""Several jobs at once: devices, threads, killed jobs, one computation of each stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import RUN, RunDir
 from sft_lab.jobs import processes
-from sft_lab.run.launch_config import Processes, devices
+from sft_lab.run.launch_config import Processes, visible_gpus
 
 TWO = ["launch=processes", "launch.at_once=2"]
 # Long enough to be met at work, with checkpoints.
@@ -41,7 +41,7 @@ def test_a_job_has_a_device_of_its_own(
     monkeypatch: pytest.MonkeyPatch, visible: str, at_once: int | None, expected: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert Processes(at_once=at_once).places() == expected
+    assert Processes(at_once=at_once).device_groups() == expected
 
 
 def test_devices_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_devices_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, tmp_
     listing.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert devices() == ["0", "1"]
+    assert visible_gpus() == ["0", "1"]
     listing.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
-    assert devices() == []
+    assert visible_gpus() == []
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: lis
     assert "train: goes on from checkpoint-" in job.log.read_text()
 
 
-def test_the_place_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -> None:
+def test_the_device_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -> None:
     code = ("import sys; from pathlib import Path\n"
             "from sft_lab.core.run_dir import RunDir\n"
             "folder = RunDir(Path(sys.argv[1]))\n"
@@ -154,10 +154,10 @@ def test_the_place_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     free = ["2", "3", "4"]
-    assert processes._take(free, RunDir(tmp_path)) == "3"
+    assert processes.take_device(free, RunDir(tmp_path)) == "3"
     assert free == ["2", "4"]
     holder.communicate()
-    assert processes._take(free, RunDir(tmp_path)) == "2"
+    assert processes.take_device(free, RunDir(tmp_path)) == "2"
 
 
 def _training(sweep: Path, pattern: str) -> RunDir:
@@ -196,7 +196,7 @@ def test_a_job_that_leaves_no_status_is_told_by_its_last_line(here: Path) -> Non
     job = RunDir(here / "sweep" / "seed=1-0123")
     job.path.mkdir(parents=True)
     job.config.write_text("format: 99\n")
-    (failure,) = processes.launch([("one", job)], Processes(at_once=1), RUN)
+    (failure,) = processes.launch([("job", job)], Processes(at_once=1), RUN)
     assert failure.by_input
     assert failure.message.startswith(f"{job.config}: ")  # the whole sentence
     assert not job.status.exists()

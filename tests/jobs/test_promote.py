@@ -405,7 +405,7 @@ def test_the_proof_finds_what_would_come_out_otherwise(here: Path, tiny: list[st
         (lambda: None, "no such folder"),
         (lambda: Path("run").mkdir(), "no config.yaml"),
         (lambda: (Path("run").mkdir(), Path("run/sweep.json").write_text("{}")), "a sweep of several runs"),
-        (lambda: Path("run").write_text("x"), "no run folder"),
+        (lambda: Path("run").write_text("x"), "not a run folder"),
         (lambda: (Path("run").mkdir(), Path("run/config.yaml").write_text("format: 2\n")), "reads format 1"),
     ],
 )

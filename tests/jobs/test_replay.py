@@ -13,10 +13,10 @@ from sft_lab import compose, config
 from sft_lab.core.errors import ConfigError, FolderError, UserError
 from sft_lab.core.io import flat, read_json
 from sft_lab.core.run_dir import RunDir
-from sft_lab.jobs import environment
 from sft_lab.jobs import replay as replays
-from sft_lab.jobs.environment import Difference, between
-from sft_lab.jobs.replay import compare, lines, read_result, replay
+from sft_lab.jobs.environment import Difference, current, differences
+from sft_lab.jobs.replay import lines, replay
+from sft_lab.jobs.result_numbers import compare_results, read_result
 from sft_lab.tracking import manifest
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ WORDS = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory) -> Path:
     """A folder with a finished run and its rows."""
     here = tmp_path_factory.mktemp("replay")
     rows = [
@@ -41,23 +41,23 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(place: Path) -> replays.Replay:
+def first(workspace: Path) -> replays.Replay:
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+        patch.chdir(workspace)
         return replay(Path("run"), out=Path("again"))
 
 
 @pytest.fixture
-def copy(place: Path, first: replays.Replay, tmp_path: Path, monkeypatch) -> Path:
+def copy(workspace: Path, first: replays.Replay, tmp_path: Path, monkeypatch) -> Path:
     """A copy of run and replay to change, in a new working folder."""
     for name in ("run", "again"):
-        shutil.copytree(place / name, tmp_path / name)
+        shutil.copytree(workspace / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def change(file: Path, **more: Any) -> None:
-    file.write_text(json.dumps(read_json(file) | more))
+def change(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(read_json(file) | changes))
 
 
 def same_tree(folder: Path) -> None:
@@ -65,30 +65,30 @@ def same_tree(folder: Path) -> None:
     change(folder / "manifest.json", git={})
 
 
-def told(done: replays.Replay) -> str:
+def rendered(done: replays.Replay) -> str:
     return "\n".join(lines(done))
 
 
 # --- the same world --------------------------------------------------------------------------------------------------
 
 
-def test_the_same_world_gives_the_same_digits(place: Path, first: replays.Replay) -> None:
-    assert (first.world, first.result, first.exact, first.changed, first.exit_code) == ([], [], True, False, 0)
-    assert first.folder.path == place / "again"
+def test_the_same_world_gives_the_same_digits(workspace: Path, first: replays.Replay) -> None:
+    assert (first.environment, first.result, first.exact, first.changed, first.exit_code) == ([], [], True, False, 0)
+    assert first.folder.path == workspace / "again"
     assert first.folder.state() == "finished"
     assert first.compared > 100
-    assert read_json(place / "again" / "replay.json") == {
-        "format": 1, "of": str(place / "run"), "overrides": [], "world": [], "result": [], "equal": True,
+    assert read_json(workspace / "again" / "replay.json") == {
+        "format": 1, "of": str(workspace / "run"), "overrides": [], "world": [], "result": [], "equal": True,
     }  # fmt: skip
-    text = told(first)
-    assert "World: the same" in text
+    text = rendered(first)
+    assert "Environment: the same" in text
     assert "Result: equal, to the last digit (" in text
     assert "stage results came from the store" in text
 
 
 def test_a_new_store_computes_everything_anew(copy: Path) -> None:
     done = replay(Path("run"), ["store.path=fresh", "threads=1"])
-    assert (done.world, done.result, done.changed, done.exit_code) == ([], [], False, 0)
+    assert (done.environment, done.result, done.changed, done.exit_code) == ([], [], False, 0)
     stages = read_json(done.folder.manifest)["stages"]
     met = [stage["key"] for stage in stages if not stage["hit"]]
     assert set(met) == {stage["key"] for stage in stages}  # each was computed once
@@ -115,8 +115,8 @@ def test_the_last_digit_counts_in_the_same_world(copy: Path) -> None:
     change(Path("run/summary.json"), **{"eval/loss": loss * (1 + 1e-6), "seconds": 1e9, "tokens_per_second": 7.0})
     done = replay(Path("run"), out=Path("again"))
     assert done.result == [Difference("summary.json eval/loss", loss * (1 + 1e-6), loss)]
-    assert (done.world, done.exit_code) == ([], 1)
-    assert "this run does not reproduce" in told(done)
+    assert (done.environment, done.exit_code) == ([], 1)
+    assert "this run does not reproduce" in rendered(done)
 
 
 def test_in_another_world_losses_have_a_tolerance_and_differences_are_no_error(copy: Path) -> None:
@@ -124,16 +124,19 @@ def test_in_another_world_losses_have_a_tolerance_and_differences_are_no_error(c
     change(Path("run/manifest.json"), packages=manifest.versions() | {"torch": "1.0"}, threads=7)
     change(Path("run/summary.json"), **{"eval/loss": summary["eval/loss"] * 1.0009, "gap": 99.0})
     done = replay(Path("run"), out=Path("again"))
-    assert [str(one) for one in done.world or []] == [
+    assert [str(difference) for difference in done.environment or []] == [
         f"torch: was 1.0, is {manifest.versions()['torch']}", "threads: was 7, is 1",
     ]  # fmt: skip
     assert (done.result, done.exact, done.exit_code) == ([], False, 0)
-    assert "losses within 0.1%, held-out rows within 1% or 0.05 nats, counts alike" in told(done)
+    assert "losses within 0.1%, held-out rows within 1% or 0.05 nats, counts alike" in rendered(done)
     change(Path("run/summary.json"), **{"eval/loss": summary["eval/loss"] * 1.002, "train_rows": 3})
     done = replay(Path("run"), out=Path("again"))
-    assert [one.name for one in done.result or []] == ["summary.json eval/loss", "summary.json train_rows"]
+    assert [difference.name for difference in done.result or []] == [
+        "summary.json eval/loss",
+        "summary.json train_rows",
+    ]
     assert done.exit_code == 0
-    assert "a difference may come from there" in told(done)
+    assert "a difference may come from there" in rendered(done)
 
 
 def test_a_renamed_folder_and_a_replay_that_was_cut_off(copy: Path) -> None:
@@ -144,7 +147,7 @@ def test_a_renamed_folder_and_a_replay_that_was_cut_off(copy: Path) -> None:
     change(Path("again/status.json"), state="running")
     change(Path("again/replay.json"), result=None, equal=None)
     done = replay(Path("renamed [old]"), out=Path("again"))
-    assert (done.world, done.result, done.exit_code) == ([], [], 0)
+    assert (done.environment, done.result, done.exit_code) == ([], [], 0)
     assert read_json(Path("again/replay.json"))["equal"] is True
     assert read_json(Path("again/replay.json"))["of"].endswith("renamed [old]")
     replays.show(done)
@@ -154,7 +157,7 @@ def test_an_edited_config_is_told(copy: Path) -> None:
     """What ran is not what stands in the folder now; so a new folder is needed, and differences are no surprise."""
     change(Path("run/manifest.json"), job="0123456789ab")
     done = replay(Path("run"), out=Path("again"))
-    assert [one.then for one in done.world or []] == ["0123456789ab"]
+    assert [difference.old for difference in done.environment or []] == ["0123456789ab"]
     assert done.exit_code == 0
 
 
@@ -164,20 +167,22 @@ def test_an_edited_config_is_told(copy: Path) -> None:
 def test_overrides_are_listed_and_change_what_is_expected(copy: Path) -> None:
     done = replay(Path("run"), ["trainer.learning_rate=0.05"])
     assert done.folder.path.parent.parent == copy / "outputs"
-    assert done.world == []
-    assert {"summary.json eval/loss", "summary.json train/probe_loss"} <= {one.name for one in done.result or []}
+    assert done.environment == []
+    assert {"summary.json eval/loss", "summary.json train/probe_loss"} <= {
+        difference.name for difference in done.result or []
+    }
     assert (done.changed, done.exit_code) == (True, 0)
-    text = told(done)
+    text = rendered(done)
     assert "Overrides: trainer.learning_rate=0.05" in text
     assert "a difference is expected" in text
     record = read_json(done.folder.path / "replay.json")
     assert (record["overrides"][0], record["equal"]) == ("trainer.learning_rate=0.05", False)
-    rows = next(one for one in done.result or [] if one.name.startswith("eval.parquet tuned/nll"))
+    rows = next(difference for difference in done.result or [] if difference.name.startswith("eval.parquet tuned/nll"))
     assert "11 of 11 differ, most at" in rows.name
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("override", "message"),
     [
         ("seed", "key=value"),
         ("=3", "key=value"),
@@ -191,9 +196,9 @@ def test_overrides_are_listed_and_change_what_is_expected(copy: Path) -> None:
         ("store.path=${oc.env:HOME}", "interpolation"),
     ],
 )
-def test_wrong_overrides(copy: Path, word: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says.replace("?", r"\?")):
-        replay(Path("run"), [word])
+def test_wrong_overrides(copy: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        replay(Path("run"), [override])
     assert not Path("outputs").exists()
 
 
@@ -201,13 +206,15 @@ def test_a_prepared_folder_is_prepared_again(copy: Path) -> None:
     config.load(Path("run/config.yaml")).prepare_only("data")
     same_tree(Path("data"))
     done = replay(Path("data"))
-    assert (done.world, done.result, done.exact, done.exit_code) == ([], [], True, 0)
+    assert (done.environment, done.result, done.exact, done.exit_code) == ([], [], True, 0)
     assert (done.folder.work(), done.folder.summary.exists(), done.folder.dataset.is_dir()) == ("prepare", False, True)
     flow = read_json(Path("data/waterfall.json"))
     flow["stages"][-1]["rows_kept"] += 1
     Path("data/waterfall.json").write_text(json.dumps(flow))
     again = replay(Path("data"), out=done.folder.path)
-    assert [one.name for one in again.result or []] == ["waterfall.json tokenize, 1 of 5 differ, most at rows_kept"]
+    assert [difference.name for difference in again.result or []] == [
+        "waterfall.json tokenize, 1 of 5 differ, most at rows_kept"
+    ]
     assert again.exit_code == 1
 
 
@@ -215,45 +222,45 @@ def test_a_config_alone_and_a_run_that_never_finished(copy: Path) -> None:
     """One replay for both: a finished folder is not run again."""
     Path("kept.yaml").write_text(Path("run/config.yaml").read_text())
     done = replay(Path("kept.yaml"), out=Path("again"))
-    assert (done.world, done.result, done.exit_code) == (None, None, 0)
-    assert "A config alone" in told(done)
+    assert (done.environment, done.result, done.exit_code) == (None, None, 0)
+    assert "A config alone" in rendered(done)
     change(Path("run/status.json"), state="failed")
     done = replay(Path("run"), out=Path("again"))
-    assert (done.world, done.result, done.exit_code) == ([], None, 0)
-    assert "The old run is not finished (failed)" in told(done)
+    assert (done.environment, done.result, done.exit_code) == ([], None, 0)
+    assert "The old run is not finished (failed)" in rendered(done)
     for file in ("status.json", "manifest.json"):
         Path("run", file).unlink()
     done = replay(Path("run"), out=Path("again"))
-    assert (done.world, done.result, done.exit_code) == (None, None, 0)
-    assert "(not started)" in told(done)
+    assert (done.environment, done.result, done.exit_code) == (None, None, 0)
+    assert "(not started)" in rendered(done)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_data_that_are_gone(copy: Path, place: Path) -> None:
-    rows = place / "rows.jsonl"
-    rows.rename(place / "away.jsonl")
+def test_data_that_are_gone(copy: Path, workspace: Path) -> None:
+    rows = workspace / "rows.jsonl"
+    rows.rename(workspace / "away.jsonl")
     try:
         with pytest.raises(UserError, match=r"dataset\.path=.*rows\.jsonl"):
             replay(Path("run"))
         assert not Path("outputs").exists()
-        (gone,) = environment.differences(read_json(Path("run/manifest.json")), config.load(Path("run/config.yaml")))
+        (gone,) = differences(read_json(Path("run/manifest.json")), current(config.load(Path("run/config.yaml"))))
         assert gone.name == f"dataset.path={rows}"
-        assert "cannot be read" in gone.now
+        assert "cannot be read" in gone.new
     finally:
-        (place / "away.jsonl").rename(rows)
+        (workspace / "away.jsonl").rename(rows)
 
 
-def test_data_that_have_changed_are_a_difference_of_the_world(copy: Path, place: Path) -> None:
-    rows = place / "rows.jsonl"
+def test_data_that_have_changed_are_a_difference_of_the_world(copy: Path, workspace: Path) -> None:
+    rows = workspace / "rows.jsonl"
     before = rows.read_text()
     rows.write_text(before.replace("number 7", "number seven"))
     try:
         run = config.load(Path("run/config.yaml"))
-        (found,) = environment.differences(read_json(Path("run/manifest.json")), run)
-        assert found.name == f"dataset.path={rows}"
-        assert len(str(found)) < 70 + len(found.name)  # hashes are shortened
+        (difference,) = differences(read_json(Path("run/manifest.json")), current(run))
+        assert difference.name == f"dataset.path={rows}"
+        assert len(str(difference)) < 70 + len(difference.name)  # hashes are shortened
         with pytest.raises(FolderError, match="the data has changed"):
             replay(Path("run"), out=Path("again"))  # finished on the old rows
     finally:
@@ -286,9 +293,13 @@ def test_sources_that_are_none(here: Path) -> None:
     Path("sweep").mkdir()
     Path("sweep/sweep.json").write_text("{}")
     Path("other.yaml").write_text("format: 2\n")
-    for source, says in (("nowhere", "no such folder"), (".", "no config.yaml"), ("sweep", "a sweep of several runs"),
-                         ("other.yaml", "reads format 1")):  # fmt: skip
-        with pytest.raises(UserError, match=says):
+    for source, message in (
+        ("nowhere", "no such folder"),
+        (".", "no config.yaml"),
+        ("sweep", "a sweep of several runs"),
+        ("other.yaml", "reads format 1"),
+    ):
+        with pytest.raises(UserError, match=message):
             replay(Path(source))
 
 
@@ -297,7 +308,7 @@ def test_a_replay_that_fails_says_so(copy: Path) -> None:
     Path("broken.jsonl").write_text("{")
     done = replay(Path("run"), [f"dataset.path={copy}/broken.jsonl"])
     assert (done.exit_code, done.result, done.failure is not None) == (2, None, True)
-    assert "the replay failed" in told(done)
+    assert "the replay failed" in rendered(done)
     assert not Path("outputs").exists()
 
 
@@ -312,7 +323,7 @@ def test_manifests_side_by_side() -> None:
         "threads": 2,
         "precision": "bf16",
     }
-    assert between(old, old) == []
+    assert differences(old, old) == []
     new = {
         "git": {"commit": "b" * 40, "dirty": True},
         "packages": {"torch": "3", "more": "1"},
@@ -320,7 +331,7 @@ def test_manifests_side_by_side() -> None:
         "threads": 4,
         "precision": "fp32",
     }
-    assert [str(one) for one in between(old, new)] == [
+    assert [str(difference) for difference in differences(old, new)] == [
         "git commit: was aaaaaaaaaaaa, is bbbbbbbbbbbb",
         "uncommitted changes: was no, is yes",
         "torch: was 2, is 3",
@@ -329,13 +340,13 @@ def test_manifests_side_by_side() -> None:
         "threads: was 2, is 4",
         "precision: was bf16, is fp32",
     ]
-    assert between({}, new) == []  # nothing noted, nothing to compare
-    assert between({"git": None, "packages": [], "hardware": "x"}, new) == []
+    assert differences({}, new) == []  # nothing noted, nothing to compare
+    assert differences({"git": None, "packages": [], "hardware": "x"}, new) == []
 
 
 def test_two_dirty_trees_are_not_known_to_be_one() -> None:
     dirty = {"git": {"commit": "a" * 40, "dirty": True}}
-    assert [one.name for one in between(dirty, dirty)] == ["uncommitted changes"]
+    assert [difference.name for difference in differences(dirty, dirty)] == ["uncommitted changes"]
 
 
 def test_tolerances() -> None:
@@ -356,8 +367,8 @@ def test_tolerances() -> None:
         "summary.json verdict": {"": "healthy"},
         "summary.json new": {"": 1},  # a later sft_lab tells more
     }
-    assert compare(old, new, exact=False) == []
-    assert [one.name for one in compare(old, new, exact=True)] == [
+    assert compare_results(old, new, exact=False) == []
+    assert [difference.name for difference in compare_results(old, new, exact=True)] == [
         "summary.json eval/loss", "summary.json best_step", "eval.parquet tuned/nll, 2 of 2 differ, most at a",
     ]  # fmt: skip
     for name, part, value in (
@@ -370,22 +381,22 @@ def test_tolerances() -> None:
     ):
         worse = {key: dict(group) for key, group in old.items()}
         worse[name][part] = value
-        assert [one.name.partition(",")[0] for one in compare(old, worse, exact=False)] == [name]
+        assert [difference.name.partition(",")[0] for difference in compare_results(old, worse, exact=False)] == [name]
     fewer = {key: group for key, group in old.items() if key != "summary.json steps"}
-    assert compare(old, fewer, exact=False) == [Difference("summary.json steps", 4, None)]
+    assert compare_results(old, fewer, exact=False) == [Difference("summary.json steps", 4, None)]
 
 
-def test_every_number_is_read(place: Path) -> None:
+def test_every_number_is_read(workspace: Path) -> None:
     """Times and nothing else are left out of the summary; losses, counts and rows are all there."""
-    found = read_result(RunDir(place / "run"), "run")
-    summary = {name.removeprefix("summary.json ") for name in found if name.startswith("summary.json ")}
-    written = set(flat(read_json(place / "run/summary.json")))
+    numbers = read_result(RunDir(workspace / "run"), "run")
+    summary = {name.removeprefix("summary.json ") for name in numbers if name.startswith("summary.json ")}
+    written = set(flat(read_json(workspace / "run/summary.json")))
     assert written - summary - {"advice.says"} == {
         "format", "tokens_per_second", "watching_share", "train_seconds", "measuring_seconds", "seconds",
     }  # fmt: skip
-    rules = found["summary.json evidence"][""]
+    rules = numbers["summary.json evidence"][""]
     assert rules
     assert all(rule.keys() == {"rule", "value", "limit"} for rule in rules)  # sentences may be worded anew
-    assert len(found["eval.parquet tuned/nll"]) == len(found["eval.parquet base/nll"]) == 11
+    assert len(numbers["eval.parquet tuned/nll"]) == len(numbers["eval.parquet base/nll"]) == 11
     assert {"metrics.jsonl train/loss", "metrics.jsonl eval/loss", "waterfall.json dedup.exact",
-            "waterfall.json held-out template", "dropped.parquet", "held-out fingerprint"} <= set(found)  # fmt: skip
+            "waterfall.json held-out template", "dropped.parquet", "held-out fingerprint"} <= set(numbers)  # fmt: skip

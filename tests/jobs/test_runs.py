@@ -24,23 +24,27 @@ INSTALLED = manifest.versions()
 SUMMARY = {"eval/loss": 2.5, "base/eval_loss": 3.25, "gap": 0.125, "verdict": "healthy", "train_rows": 1200}
 
 
-def made(path: str, *, summary: Any = SUMMARY, packages: Any = INSTALLED, **status: Any) -> RunDir:
+def make_run(path: str, *, summary: Any = SUMMARY, packages: Any = INSTALLED, **status: Any) -> RunDir:
     """Make a run folder by hand: the three files that the listing reads."""
     folder = RunDir(Path(path))
     folder.path.mkdir(parents=True)
-    told = {"state": FINISHED, "time": "2026-11-22T05:15:44+00:00", "work": "run", **status}
-    for file, content in ((folder.status, told), (folder.summary, summary), (folder.manifest, {"packages": packages})):
+    status = {"state": FINISHED, "time": "2026-11-22T05:15:44+00:00", "work": "run", **status}
+    for file, content in (
+        (folder.status, status),
+        (folder.summary, summary),
+        (folder.manifest, {"packages": packages}),
+    ):
         if content is not None:
             file.write_text(json.dumps({"format": 1, **content}))
     return folder
 
 
 def only(root: str | None = None) -> list_runs.RunLine:
-    (line,) = list_runs.listing(Path(root) if root else None)
+    (line,) = list_runs.list_runs(Path(root) if root else None)
     return line
 
 
-def shown(lines: list[list_runs.RunLine]) -> str:
+def rendered(lines: list[list_runs.RunLine]) -> str:
     console = Console(width=250, record=True, file=io.StringIO())
     console.print(list_runs.table(lines))
     return console.export_text()
@@ -55,23 +59,23 @@ def now() -> str:
 
 
 def test_a_finished_run(here: Path) -> None:
-    made("outputs/2026-11-22/05-15-32")
+    make_run("outputs/2026-11-22/05-15-32")
     assert only() == list_runs.RunLine(
         Path("outputs/2026-11-22/05-15-32"), "finished", "run", "healthy", 3.25, 2.5, 0.125, 1200,
         "2026-11-22T05:15:44+00:00",
     )  # fmt: skip
-    text = shown(list_runs.listing())
-    for word in ("outputs/2026-11-22/05-15-32", "finished", "healthy", "3.2500", "2.5000", "0.1250", "1,200", "05:15"):
-        assert word in text
+    text = rendered(list_runs.list_runs())
+    for cell in ("outputs/2026-11-22/05-15-32", "finished", "healthy", "3.2500", "2.5000", "0.1250", "1,200", "05:15"):
+        assert cell in text
     assert "*" not in text
 
 
 def test_both_default_places_and_a_named_one(here: Path) -> None:
-    assert list_runs.listing() == []
-    made("multirun/sweep-1/seed=1-0123456789ab")
-    made("outputs/a/b")
-    made("elsewhere/c")
-    assert [str(line.path) for line in list_runs.listing()] == ["outputs/a/b", "multirun/sweep-1/seed=1-0123456789ab"]
+    assert list_runs.list_runs() == []
+    make_run("multirun/sweep-1/seed=1-0123456789ab")
+    make_run("outputs/a/b")
+    make_run("elsewhere/c")
+    assert [str(line.path) for line in list_runs.list_runs()] == ["outputs/a/b", "multirun/sweep-1/seed=1-0123456789ab"]
     assert str(only("elsewhere").path) == "elsewhere/c"
     assert str(only("elsewhere/c").path) == "elsewhere/c"
 
@@ -80,23 +84,23 @@ def test_both_default_places_and_a_named_one(here: Path) -> None:
 def test_a_root_that_is_no_folder(here: Path, root: str) -> None:
     Path("file").write_text("mine")
     with pytest.raises(FolderError, match=f"{root}: no such folder"):
-        list_runs.listing(Path(root))
+        list_runs.list_runs(Path(root))
 
 
 @pytest.mark.parametrize("state", [FINISHED, FAILED, INTERRUPTED])
 def test_states_are_told_as_they_are(here: Path, state: str) -> None:
-    made("outputs/a", state=state, summary=None, host=socket.gethostname(), pid=2**22 + 1)
+    make_run("outputs/a", state=state, summary=None, host=socket.gethostname(), pid=2**22 + 1)
     assert (only().state, only().loss, only().verdict) == (state, None, "")
 
 
 def test_a_prepared_folder(here: Path) -> None:
-    made("outputs/a", work="prepare", summary=None)
+    make_run("outputs/a", work="prepare", summary=None)
     assert (only().state, only().work) == ("finished", "prepare")
 
 
 def test_running_by_a_process_that_lives(here: Path) -> None:
     with process() as alive:
-        made("outputs/a", state=RUNNING, summary=None, host=socket.gethostname(), pid=alive.pid, time=now())
+        make_run("outputs/a", state=RUNNING, summary=None, host=socket.gethostname(), pid=alive.pid, time=now())
         assert only().state == "running"
         alive.kill()
         alive.wait()
@@ -105,7 +109,7 @@ def test_running_by_a_process_that_lives(here: Path) -> None:
 
 def test_a_killed_process_that_nobody_has_buried_is_dead(here: Path) -> None:
     with process() as zombie:
-        made("outputs/a", state=RUNNING, summary=None, host=socket.gethostname(), pid=zombie.pid, time=now())
+        make_run("outputs/a", state=RUNNING, summary=None, host=socket.gethostname(), pid=zombie.pid, time=now())
         zombie.kill()
         os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # dead, and left in the table
         assert only().state == "cut off"
@@ -114,34 +118,34 @@ def test_a_killed_process_that_nobody_has_buried_is_dead(here: Path) -> None:
 def test_another_process_with_the_same_number_is_not_the_run(here: Path) -> None:
     """After a restart of the machine a number is used again; that process began after the run said running."""
     with process() as other:
-        made("outputs/a", state=RUNNING, host=socket.gethostname(), pid=other.pid, time="2020-01-01T00:00:00+00:00")
+        make_run("outputs/a", state=RUNNING, host=socket.gethostname(), pid=other.pid, time="2020-01-01T00:00:00+00:00")
         assert only().state == "cut off"
         other.kill()
 
 
 def test_running_on_another_machine_cannot_be_known(here: Path) -> None:
-    made("outputs/a", state=RUNNING, host="elsewhere", pid=1)
+    make_run("outputs/a", state=RUNNING, host="elsewhere", pid=1)
     assert only().state == "running on elsewhere"
 
 
 @pytest.mark.parametrize("pid", [None, "x", -1, 10**30, "../self", 1.5])
 def test_a_strange_process_number_is_no_process(here: Path, pid: object) -> None:
-    made("outputs/a", state=RUNNING, host=socket.gethostname(), pid=pid)
+    make_run("outputs/a", state=RUNNING, host=socket.gethostname(), pid=pid)
     assert only().state == "cut off"
 
 
 def test_a_status_of_an_older_sft_lab_without_host(here: Path) -> None:
-    made("outputs/a", state=RUNNING)
+    make_run("outputs/a", state=RUNNING)
     assert only().state == "running"
 
 
 def test_other_library_versions_are_marked(here: Path) -> None:
-    made("outputs/a", packages=INSTALLED | {"torch": "1.0"})
-    made("outputs/b", packages=INSTALLED | {"gone": "3"})
-    made("outputs/c")
-    first, second, third = list_runs.listing()
+    make_run("outputs/a", packages=INSTALLED | {"torch": "1.0"})
+    make_run("outputs/b", packages=INSTALLED | {"gone": "3"})
+    make_run("outputs/c")
+    first, second, third = list_runs.list_runs()
     assert (first.other_versions, second.other_versions, third.other_versions) == (["torch 1.0"], ["gone 3"], [])
-    text = shown([first, second, third])
+    text = rendered([first, second, third])
     assert text.count("*") == 3  # two lines and what the mark means
     assert "* made by other library versions than installed now: gone 3, torch 1.0" in text
 
@@ -158,12 +162,12 @@ def test_a_config_alone_is_a_run_not_started_and_a_conf_folder_is_none(here: Pat
 
 
 def test_what_lies_inside_a_run_is_not_looked_at(here: Path) -> None:
-    made("outputs/a")
+    make_run("outputs/a")
     for name in ("model", "checkpoints", "wandb", "dataset"):
-        made(f"outputs/a/{name}/inner")
-    made("multirun/sweep-1/wandb/offline-run-1")
-    made("multirun/.hidden/run")
-    assert [str(line.path) for line in list_runs.listing()] == ["outputs/a"]
+        make_run(f"outputs/a/{name}/inner")
+    make_run("multirun/sweep-1/wandb/offline-run-1")
+    make_run("multirun/.hidden/run")
+    assert [str(line.path) for line in list_runs.list_runs()] == ["outputs/a"]
 
 
 @pytest.mark.parametrize("name", ["status.json", "summary.json", "manifest.json"])
@@ -171,64 +175,64 @@ def test_what_lies_inside_a_run_is_not_looked_at(here: Path) -> None:
     "content", ["{", "", "[]", "null", "7", '"x"', "\x00", "[" * 5000, "{}", b"\xff\xfe\xfa", None]
 )
 def test_a_broken_file_is_a_line_that_says_so(here: Path, name: str, content: str | bytes | None) -> None:
-    folder = made("outputs/a")
+    folder = make_run("outputs/a")
     file = folder.path / name
     file.unlink()
     if content is None:
         file.mkdir()
     else:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    made("outputs/b")
+    make_run("outputs/b")
     if content is None and name == "status.json":  # a folder of that name is no status, and nothing else tells of a run
-        assert [line.path.name for line in list_runs.listing()] == ["b"]
+        assert [line.path.name for line in list_runs.list_runs()] == ["b"]
         return
-    broken, well = list_runs.listing()
-    assert well.state == "finished"
-    assert [told.startswith(f"{name}: ") for told in broken.problems] == ([] if content == "{}" else [True])
+    broken, intact = list_runs.list_runs()
+    assert intact.state == "finished"
+    assert [problem.startswith(f"{name}: ") for problem in broken.problems] == ([] if content == "{}" else [True])
     assert (broken.state == "finished") == (name != "status.json")
-    assert all(word in shown([broken, well]) for word in broken.problems)
+    assert all(cell in rendered([broken, intact]) for cell in broken.problems)
 
 
 def test_wrong_values_are_told(here: Path) -> None:
-    made("outputs/a", summary=SUMMARY | {"eval/loss": "[bold]low", "gap": True, "train_rows": [1]}, packages=[1])
+    make_run("outputs/a", summary=SUMMARY | {"eval/loss": "[bold]low", "gap": True, "train_rows": [1]}, packages=[1])
     line = only()
     assert (line.loss, line.gap, line.rows, line.base_loss) == (None, None, None, 3.25)
-    assert [told.partition("=")[0] for told in line.problems] == [
+    assert [problem.partition("=")[0] for problem in line.problems] == [
         "summary.json: eval/loss", "summary.json: gap", "summary.json: train_rows",
         "manifest.json: packages",
     ]  # fmt: skip
-    assert "[bold]low" in shown([line])
+    assert "[bold]low" in rendered([line])
 
 
 def test_a_narrow_terminal_and_a_file_hold_whole_paths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    list_runs.show(list_runs.listing())
+    list_runs.show(list_runs.list_runs())
     assert "No runs here yet" in capsys.readouterr().out
     name = "outputs/dedup=semantic-threshold=0.95-learning_rate=1e-05-num_train_epochs=3-0123456789ab"
-    made(name, state=FAILED)
-    list_runs.show(list_runs.listing())
+    make_run(name, state=FAILED)
+    list_runs.show(list_runs.list_runs())
     assert name in capsys.readouterr().out
     console = Console(width=90, file=io.StringIO(), record=True)
-    console.print(list_runs.table(list_runs.listing()))
+    console.print(list_runs.table(list_runs.list_runs()))
     text = console.export_text()
     assert "".join(line[:20].strip() for line in text.splitlines()).find("0123456789ab"[-4:]) > 0
-    assert all(word in text for word in ("failed", "healthy", "2.5000", "1,200"))
+    assert all(cell in text for cell in ("failed", "healthy", "2.5000", "1,200"))
 
 
 def test_a_path_is_shown_as_it_is(here: Path) -> None:
-    made("outputs/[red]x[/red]")
-    assert "outputs/[red]x[/red]" in shown(list_runs.listing())
+    make_run("outputs/[red]x[/red]")
+    assert "outputs/[red]x[/red]" in rendered(list_runs.list_runs())
 
 
 def test_a_thousand_folders(here: Path) -> None:
     """0.2 s on two cores of 2026 and 1.5 s to show; a machine ten times slower still keeps this."""
     for number in range(1000):
-        folder = made(f"multirun/sweep-{number // 50}/seed={number}-0123456789ab")
+        folder = make_run(f"multirun/sweep-{number // 50}/seed={number}-0123456789ab")
         (folder.path / "model").mkdir()
         folder.metrics.write_text('{"step": 1}\n' * 1000)
     began = time.perf_counter()
-    lines = list_runs.listing()
+    lines = list_runs.list_runs()
     listed = time.perf_counter() - began
-    text = shown(lines)
+    text = rendered(lines)
     assert len(lines) == 1000
     assert text.count("finished") == 1000
     assert listed < 5

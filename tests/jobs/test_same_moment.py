@@ -18,7 +18,7 @@ from sft_lab.core import run_dir
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import FolderInUse, RunDir, make_folders
-from sft_lab.jobs.layout import place
+from sft_lab.jobs.layout import create_job_folders
 
 ROUNDS = 20
 
@@ -37,14 +37,14 @@ def _race(start: Barrier, words: list[str], number: int) -> None:
     for round_ in range(ROUNDS):
         start.wait()
         try:
-            (placed,) = place(replace(plan, run_dir=f"runs/{round_}/run"))
+            (job_folder,) = create_job_folders(replace(plan, run_dir=f"runs/{round_}/run"))
         except FolderInUse:
             continue
-        (placed.folder.path / f"won-{number}").touch()
+        (job_folder.folder.path / f"won-{number}").touch()
         time.sleep(0.1)  # the other one comes within that time
         if round_ % 2:  # as after wrong input
-            placed.folder.discard(placed.made)
-        placed.folder.release()
+            job_folder.folder.discard(job_folder.created)
+        job_folder.folder.release()
 
 
 def test_of_two_commands_one_gets_the_folder_and_the_other_takes_nothing_away(words: list[str]) -> None:
@@ -56,12 +56,12 @@ def test_of_two_commands_one_gets_the_folder_and_the_other_takes_nothing_away(wo
         racer.join(100)
         assert racer.exitcode == 0
     for round_ in range(ROUNDS):
-        place_ = Path("runs", str(round_), "run")
+        path = Path("runs", str(round_), "run")
         if round_ % 2:
             # Where the refused command was the one that made the folder, nobody may remove it: it stays, empty.
-            assert not place_.exists() or not any(place_.iterdir())
+            assert not path.exists() or not any(path.iterdir())
         else:
-            assert sorted(path.name.partition("-")[0] for path in place_.iterdir()) == ["config.yaml", "won"]
+            assert sorted(path.name.partition("-")[0] for path in path.iterdir()) == ["config.yaml", "won"]
 
 
 @pytest.mark.slow

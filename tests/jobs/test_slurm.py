@@ -20,8 +20,8 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import read_json, write_json
 from sft_lab.core.run_dir import RunDir
 from sft_lab.jobs import slurm
-from sft_lab.jobs.layout import place
-from sft_lab.run.launch_config import AT_WORK, Slurm
+from sft_lab.jobs.layout import create_job_folders
+from sft_lab.run.launch_config import JOB_VARIABLE, Slurm
 
 LOCAL = ["launch=slurm", "launch.cluster=local"]
 FULL = ["launch.partition=gpu", "launch.account=lab", "launch.qos=long", "launch.constraint=a100",
@@ -53,8 +53,8 @@ def stand_ins(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     )
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    monkeypatch.setattr(slurm, "LOOK", 0.01)
-    monkeypatch.setattr(slurm, "ASK", 0.02)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.02)
     yield here
     signal.signal(signal.SIGINT, before)
 
@@ -91,7 +91,7 @@ def test_a_job_in_the_queue_is_not_submitted_again(
     (stand_ins / "queue").write_text("12_0 PENDING\n12_1 PENDING\n")
     (stand_ins / "then").write_text("kill -INT $PPID\n")  # Ctrl-C while the command waits
     assert main(words) == 130
-    assert "the jobs stay in Slurm's hands: squeue --jobs=12_0,12_1" in capsys.readouterr().err
+    assert "the jobs stay in Slurm's queue: squeue --jobs=12_0,12_1" in capsys.readouterr().err
     (stand_ins / "queue").write_text("12_0 PENDING\n12_1 CANCELLED\n")
     (stand_ins / "then").write_text(f"[ $(wc -l < {stand_ins}/submitted) = 2 ] && kill -TERM $PPID\n")
     with pytest.raises(SystemExit):
@@ -103,7 +103,7 @@ def test_a_job_in_the_queue_is_not_submitted_again(
     assert "--jobs=12" in (stand_ins / "asked").read_text()
     (stand_ins / "then").unlink()
     assert main(["prepare", *words]) == 2
-    assert "is to do something else here (run)" in capsys.readouterr().err
+    assert "is to do other work here (run)" in capsys.readouterr().err
 
 
 def test_why_jobs_wait_is_told_once(stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +132,7 @@ def test_what_the_cluster_refuses_is_told_and_leaves_no_folder(
 @pytest.mark.slow
 def test_a_note_of_a_stranger_starts_nothing(stand_ins: Path, tiny: list[str]) -> None:
     plan = config.compose_jobs([*tiny, "launch=slurm", "seed=1,2", taken.SWEEP], multirun=True)
-    (one, _) = place(plan)
+    (one, _) = create_job_folders(plan)
     write_json(one.folder.queued, {"cluster": "slurm", "job_id": "12; touch harm", "work": "run", "logs": "/"})
     slurm.launch([("", one.folder)], one.job.run.launch, "run")
     assert not (stand_ins / "asked").read_text().count("touch")
@@ -185,7 +185,7 @@ def test_a_login_node_needs_no_gpu_and_a_job_there_does(tiny: list[str], monkeyp
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run = compose([*tiny, "launch=slurm", "launch.num_machines=2", "launch.num_processes=8", "launch.config_file=fsdp"])
     assert run.check() == []
-    monkeypatch.setenv(AT_WORK, "12_0")
+    monkeypatch.setenv(JOB_VARIABLE, "12_0")
     assert [problem.partition(": ")[2][:20] for problem in run.check()] == [
         "FSDP needs GPUs, and",
         "each machine must kn",
@@ -210,7 +210,7 @@ def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
     told = taken.told(sweep, None)
     assert "interrupted\n" in told
     assert "the same command waits for them again" in told
-    assert "the jobs work on, unless it was Ctrl-C in a terminal" in told
+    assert "the jobs go on, unless Ctrl-C in a terminal reached them" in told
     assert taken.state(one) == "running"
 
     sweep = taken.start(words)

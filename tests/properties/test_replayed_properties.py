@@ -11,7 +11,8 @@ import pytest
 from sft_lab import compose
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import RUN, RunDir
-from sft_lab.jobs.replay import read_result, replay
+from sft_lab.jobs.replay import replay
+from sft_lab.jobs.result_numbers import read_result
 
 pytestmark = pytest.mark.slow
 
