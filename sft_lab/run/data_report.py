@@ -1,4 +1,4 @@
-"""What there is to see in prepared data: the numbers and texts behind the data report, kept as ``data.json``."""
+"""The numbers and texts behind the data report, kept as ``data.json``."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ if TYPE_CHECKING:
     from sft_lab.dedup.graph import NeighborGraph
     from sft_lab.run.config import Run
 
-DROPPED_PAIRS, KEPT_PAIRS = 20, 10  # on either side of the threshold: what a person needs to choose it
-CONTAMINATED = 20
-EXAMPLES, BEGINNING = 3, 200  # dropped rows shown for each reason; characters of one
-EXTREMES = 5  # longest and shortest rows
-SHOWN = 2000  # characters of a text; a page with whole answers would be too heavy to open
+# Pairs on either side of the threshold: enough for a person to choose it.
+MAX_DROPPED_PAIRS = 20
+MAX_KEPT_PAIRS = 10
+MAX_CONTAMINATED = 20
+MAX_EXAMPLES = 3  # dropped rows, for each reason
+EXAMPLE_CHARACTERS = 200  # of each of them
+MAX_EXTREMES = 5  # longest and shortest rows
+MAX_CHARACTERS = 2000  # of any other text; a page with complete answers would be too heavy to open
 
 
 def write(folder: RunDir, run: Run, data: Prepared, context: StageContext) -> None:
-    """Write ``data.json``, and the borderline pairs as ``review.csv`` for a person to decide."""
+    """Write ``data.json``, and the borderline pairs as ``review.csv`` for a person to judge."""
     before, after = data.sides.train, data.train.rows
     max_tokens = getattr(run.filter.get("length"), "max_tokens", None)
     near = _near_duplicates(run, data, context)
-    found = {
+    content = {
         "notices": context.notices,
         "sources": _compared("source", before.column("source"), after.column("source")),
         "tokens": _tokens(before, after, context, max_tokens),
@@ -48,28 +51,33 @@ def write(folder: RunDir, run: Run, data: Prepared, context: StageContext) -> No
         "contaminated": _contaminated(run, data, context),
         **_extremes(after, context),
     }
-    write_json(folder.data, found)
-    if near["thresholds"]:  # without any pair the file has its columns alone, which filter=reviewed reads
+    write_json(folder.data, content)
+
+    # Without any pair the file holds its header alone, which filter=reviewed accepts.
+    if near["thresholds"]:
         write_text(folder.review, _review(near["pairs"]))
 
 
 def tables(folder: RunDir) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
-    """Give what ``data.json`` holds as tables: name, columns and rows."""
-    found = read_json(folder.data)
-    lists = {name: found[name] for name in ("sources", "languages", "contaminated", "longest", "shortest")}
-    lists |= {f"pairs_{name}": pairs for name, pairs in found["pairs"].items()}
-    for name, rows in lists.items():
+    """Yield the tables in ``data.json``: name, columns and rows."""
+    content = read_json(folder.data)
+    records = {name: content[name] for name in ("sources", "languages", "contaminated", "longest", "shortest")}
+    records |= {f"pairs_{name}": pairs for name, pairs in content["pairs"].items()}
+    for name, rows in records.items():
         if rows:
             yield name, list(rows[0]), [list(row.values()) for row in rows]
-    if curve := (found["thresholds"] or {}).get("curve"):
+
+    if curve := (content["thresholds"] or {}).get("curve"):
         yield "threshold_curve", ["threshold", "rows_kept"], curve
 
 
 def _compared(name: str, before: list[str], after: list[str]) -> list[dict[str, Any]]:
-    """Rows by label before and after, most first; nothing where no row has a label."""
-    then, now = Counter(before), Counter(after)
-    labels = [label for label, _ in then.most_common()]
-    return [{name: label, "before": then[label], "after": now[label]} for label in labels] if any(labels) else []
+    """Return the rows of each label before and after, the commonest first; nothing where no row has a label."""
+    counts_before, counts_after = Counter(before), Counter(after)
+    labels = [label for label, _ in counts_before.most_common()]
+    if not any(labels):
+        return []
+    return [{name: label, "before": counts_before[label], "after": counts_after[label]} for label in labels]
 
 
 def _tokens(before: Rows, after: Rows, context: StageContext, limit: int | None) -> dict[str, Any]:
@@ -77,17 +85,20 @@ def _tokens(before: Rows, after: Rows, context: StageContext, limit: int | None)
     longest = max((int(counts.sum(axis=1).max()) for counts in sizes.values() if len(counts)), default=0)
     edges = _edges(longest, limit)
     parts = ("prompt", "answer", "both")
-    found = {
+    histograms = {
         name: {
             part: _histogram(values, edges) for part, values in zip(parts, (*counts.T, counts.sum(axis=1)), strict=True)
         }
         for name, counts in sizes.items()
     }
-    return {"edges": edges, "limit": limit, **found}
+    return {"edges": edges, "limit": limit, **histograms}
 
 
 def _edges(longest: int, limit: int | None) -> list[int]:
-    """Edges that grow: most prompts are a few tokens long, and some answers thousands. The last reaches the longest."""
+    """Return bin edges that grow, since most prompts have a few tokens and some answers thousands.
+
+    The last edge is above the longest row; the limit is an edge of its own.
+    """
     edges = [0, 1, 2, 3]
     while edges[-1] <= longest:
         edges.append(edges[-2] * 2)  # 4, 6, 8, 12, 16, 24, ...
@@ -103,10 +114,10 @@ def _histogram(values: np.ndarray, edges: list[int]) -> dict[str, Any]:
 
 
 def _languages(before: Rows, after: Rows, context: StageContext) -> list[dict[str, Any]]:
-    then, now = (languages_of(rows, context, On.both)[0] for rows in (before, after))
+    codes_before, codes_after = (languages_of(rows, context, On.both)[0] for rows in (before, after))
     return [
-        {"code": found["code"], "language": LANGUAGE_NAMES.get(found["code"], "nothing to judge by"), **found}
-        for found in _compared("code", then, now)
+        {"code": record["code"], "language": LANGUAGE_NAMES.get(record["code"], "nothing to judge by"), **record}
+        for record in _compared("code", codes_before, codes_after)
     ]
 
 
@@ -119,17 +130,26 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
     graph, node_of_row, texts = dedup.graph(rows, context)
     lengths = np.fromiter(map(len, rows.column("answer")), np.int64, len(rows))
     curve = graph_stats.threshold_curve(graph, node_of_row, lengths, dedup.keep, dedup.threshold)
-    about = {"measure": dedup.measure, "chosen": dedup.threshold, "keep": dedup.keep.name, "rows": len(rows)}
-    about["kept"] = dict(curve)[dedup.threshold]
+    thresholds = {
+        "measure": dedup.measure,
+        "chosen": dedup.threshold,
+        "keep": dedup.keep.name,
+        "rows": len(rows),
+        "kept": dict(curve)[dedup.threshold],
+        "curve": curve,
+    }
     return {
         "similarity": {"measure": dedup.measure, **_similarity(dedup, graph, texts, context)},
-        "thresholds": {**about, "curve": curve},
+        "thresholds": thresholds,
         "pairs": _pairs(dedup, rows, selection, graph, node_of_row),
     }
 
 
 def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: list[str], context: StageContext) -> dict[str, Any]:
-    """Each text by its nearest other, script by script; texts the embedder does not know were not compared by it."""
+    """Return histograms of the similarity of each text to its nearest other, by script.
+
+    Texts that the embedder does not know were not compared, and are left out.
+    """
     nearest = graph_stats.nearest_scores(graph)
     edges = np.round(np.arange(round(graph.floor * 100), 101) / 100, 2)
     by_script: dict[str, list[int]] = {}
@@ -138,7 +158,7 @@ def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: list[str], conte
         if compared[node]:
             by_script.setdefault(script, []).append(node)
     scripts = []
-    for script, nodes in sorted(by_script.items(), key=lambda found: -len(found[1])):
+    for script, nodes in sorted(by_script.items(), key=lambda item: -len(item[1])):
         scores = nearest[nodes]
         near = scores[~np.isnan(scores)]
         counts = np.histogram(near.clip(edges[0], edges[-1]), edges)[0].tolist()
@@ -151,16 +171,20 @@ def _pairs(
 ) -> dict[str, list[dict[str, Any]]]:
     texts = rows.texts(dedup.on)
     index_of = {row_id: index for index, row_id in enumerate(selection.ids)}
-    dropped = [(row, index_of[selection.nearest[row]], selection.score[row]) for row in
-               graph_stats.pairs_above(selection, DROPPED_PAIRS)]  # fmt: skip
-    kept = graph_stats.pairs_below(graph, node_of_row, selection.kept, dedup.threshold, KEPT_PAIRS)
+    dropped = [
+        (row, index_of[selection.nearest[row]], selection.score[row])
+        for row in graph_stats.pairs_above(selection, MAX_DROPPED_PAIRS)
+    ]
+    kept = graph_stats.pairs_below(graph, node_of_row, selection.kept, dedup.threshold, MAX_KEPT_PAIRS)
 
-    def shown(pairs: Iterable[tuple[int, int, float]]) -> list[dict[str, Any]]:
-        return [_pair(selection.ids[row], selection.ids[other], float(score), texts[row], texts[other])
-                for row, other, score in pairs]  # fmt: skip
+    def to_records(pairs: Iterable[tuple[int, int, float]]) -> list[dict[str, Any]]:
+        return [
+            _pair(selection.ids[row], selection.ids[other], float(score), texts[row], texts[other])
+            for row, other, score in pairs
+        ]
 
-    # Of a pair that stayed, the later row is the one that a lower threshold would drop.
-    return {"dropped": shown(dropped), "kept": shown((later, row, score) for row, later, score in kept)}
+    # Of a kept pair, the later row is the one that a lower threshold would drop.
+    return {"dropped": to_records(dropped), "kept": to_records((later, row, score) for row, later, score in kept)}
 
 
 def _pair(row_id: str, nearest: str, score: float, text: str, nearest_text: str) -> dict[str, Any]:
@@ -168,44 +192,52 @@ def _pair(row_id: str, nearest: str, score: float, text: str, nearest_text: str)
         "id": row_id,
         "nearest": nearest,
         "score": score,
-        "text": text[:SHOWN],
-        "nearest_text": nearest_text[:SHOWN],
+        "text": text[:MAX_CHARACTERS],
+        "nearest_text": nearest_text[:MAX_CHARACTERS],
     }
 
 
 def _dropped(data: Prepared) -> dict[str, str]:
-    """The beginning of some rows that each stage dropped for each reason, by id."""
-    found: dict[str, str] = {}
+    """Return the beginning of a few rows that each stage dropped for each reason, by id."""
+    beginnings: dict[str, str] = {}
     for rows, selection in data.steps.values():
-        seen: Counter[str] = Counter()
-        shown = np.zeros(len(rows), bool)
+        counts: Counter[str] = Counter()
+        is_example = np.zeros(len(rows), bool)
         for index, reason in enumerate(selection.reason):
-            seen[reason] += 1
-            shown[index] = bool(reason) and seen[reason] <= EXAMPLES
-        few = rows.take(shown)  # a stage sees many rows, and a page shows few of them
-        for row_id, prompt, answer in zip(*(few.column(name) for name in ("id", "prompt", "answer")), strict=True):
+            counts[reason] += 1
+            is_example[index] = bool(reason) and counts[reason] <= MAX_EXAMPLES
+
+        examples = rows.take(is_example)
+        columns = [examples.column(name) for name in ("id", "prompt", "answer")]
+        for row_id, prompt, answer in zip(*columns, strict=True):
             text = f"{' '.join(prompt.split())} → {' '.join(answer.split()) or '(nothing)'}"
-            found[row_id] = text[:BEGINNING] + ("…" if len(text) > BEGINNING else "")
-    return found
+            is_cut = len(text) > EXAMPLE_CHARACTERS
+            beginnings[row_id] = text[:EXAMPLE_CHARACTERS] + ("…" if is_cut else "")
+    return beginnings
 
 
 def _contaminated(run: Run, data: Prepared, context: StageContext) -> list[dict[str, Any]]:
-    """Training rows beside the held-out or benchmark rows they equal or are near to, the doubtful ones first."""
+    """Return training rows beside the held-out or benchmark rows that they match, the least similar first."""
     rows, selection = data.steps["decontaminate"]
-    found = [index for index, nearest in enumerate(selection.nearest) if nearest]
-    found = sorted(found, key=lambda index: (float(selection.score[index]), index))[:CONTAMINATED]
-    if not found:
+    matches = [index for index, nearest in enumerate(selection.nearest) if nearest]
+    matches = sorted(matches, key=lambda index: (float(selection.score[index]), index))[:MAX_CONTAMINATED]
+    if not matches:
         return []
+
     on = run.decontaminate.on
-    others = {row_id: text for other in (run.benchmark_rows(context), data.sides.measured) if other is not None
-              for row_id, text in zip(other.column("id"), other.texts(on), strict=True)}  # fmt: skip
+    text_of = {
+        row_id: text
+        for measured in (run.benchmark_rows(context), data.sides.measured)
+        if measured is not None
+        for row_id, text in zip(measured.column("id"), measured.texts(on), strict=True)
+    }
     texts = rows.texts(on)
-    return [
-        {"reason": selection.reason[index] or "reported"}
-        | _pair(selection.ids[index], nearest, float(selection.score[index]), texts[index], others[nearest])
-        for index in found
-        for nearest in (selection.nearest[index],)
-    ]
+    records = []
+    for index in matches:
+        nearest, score = selection.nearest[index], float(selection.score[index])
+        pair = _pair(selection.ids[index], nearest, score, texts[index], text_of[nearest])
+        records.append({"reason": selection.reason[index] or "reported", **pair})
+    return records
 
 
 def _extremes(rows: Rows, context: StageContext) -> dict[str, list[dict[str, Any]]]:
@@ -213,23 +245,24 @@ def _extremes(rows: Rows, context: StageContext) -> dict[str, list[dict[str, Any
     columns = [rows.column(name) for name in ("id", "prompt", "answer")]
     order = np.argsort(sizes, kind="stable")
 
-    def shown(places: np.ndarray) -> list[dict[str, Any]]:
-        return [
-            {"id": ids, "tokens": int(sizes[place]), "prompt": prompt[:SHOWN], "answer": answer[:SHOWN]}
-            for place in places.tolist()
-            for ids, prompt, answer in (tuple(column[place] for column in columns),)
-        ]
+    def to_records(indices: np.ndarray) -> list[dict[str, Any]]:
+        records = []
+        for index in indices.tolist():
+            row_id, prompt, answer = (column[index] for column in columns)
+            texts = {"prompt": prompt[:MAX_CHARACTERS], "answer": answer[:MAX_CHARACTERS]}
+            records.append({"id": row_id, "tokens": int(sizes[index]), **texts})
+        return records
 
-    return {"longest": shown(order[::-1][:EXTREMES]), "shortest": shown(order[:EXTREMES])}
+    return {"longest": to_records(order[::-1][:MAX_EXTREMES]), "shortest": to_records(order[:MAX_EXTREMES])}
 
 
 def _review(pairs: dict[str, list[dict[str, Any]]]) -> str:
-    """The pairs on both sides of the threshold, in the form that ``filter=reviewed`` reads, undecided."""
+    """Return the pairs on both sides of the threshold, undecided, as the CSV text that ``filter=reviewed`` reads."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", "decision", "was", "score", "nearest", "text", "nearest_text"])
-    for was, found in pairs.items():
-        for pair in found:
+    for decision, side in pairs.items():
+        for pair in side:
             score = f"{pair['score']:.4f}"
-            writer.writerow([pair["id"], "", was, score, pair["nearest"], pair["text"], pair["nearest_text"]])
+            writer.writerow([pair["id"], "", decision, score, pair["nearest"], pair["text"], pair["nearest_text"]])
     return text.getvalue()
