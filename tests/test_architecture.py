@@ -19,7 +19,7 @@ ABOVE = ["run", "config", "jobs", "compare", "tools", "cli", "__main__"]
 ADAPTERS = {
     "hydra": ["config."],
     "wandb": ["tracking.wandb_mirror"],
-    "trl": ["training.trl_trainer"],
+    "trl": ["training."],
     "peft": ["training."],
     "faiss": ["dedup.vector_search"],
     "rensa": ["dedup.shingles"],

@@ -199,13 +199,13 @@ def _memory(run: Run) -> Footprint | None:
     Raises:
         ConfigError: if the trainer does not fit the model, as the job itself would before it reads any data.
     """
-    from sft_lab.training.memory import footprint
+    from sft_lab.training.memory import estimate_footprint
     from sft_lab.training.rehearsal import refuse_misfit
 
     context = run.context(StoreView(run.store.open().root))
     try:
         refuse_misfit(run.model, run.trainer, context)
-        return footprint(run.model, run.trainer, context)
+        return estimate_footprint(run.model, run.trainer, context)
     except ConfigError:
         raise
     except (NotStored, SftLabError):

@@ -36,7 +36,8 @@ from sft_lab.run.launch_config import Launcher, Processes, Ray, Serial, Slurm
 from sft_lab.tracking.config import Local, Tracking, Wandb
 from sft_lab.tracking.manifest import template_date
 from sft_lab.training.config import Full, Lora
-from sft_lab.training.models import Gguf, Model, Pretrained
+from sft_lab.training.gguf import Gguf
+from sft_lab.training.models import Model, Pretrained
 from sft_lab.training.tiny_random import TinyRandom
 
 if TYPE_CHECKING:

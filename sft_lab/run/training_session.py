@@ -27,7 +27,8 @@ from sft_lab.training import model_io, trl_trainer
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.checkpoints import last_checkpoint
 from sft_lab.training.config import refuse_no_step, resolve_precision
-from sft_lab.training.rehearsal import refuse_misfit, rehearse, say_long_rows
+from sft_lab.training.rehearsal import refuse_misfit, rehearse, warn_of_long_rows
+from sft_lab.training.sft_config import build_sft_config
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
@@ -53,7 +54,7 @@ class TrainingSession(Session):
     def __enter__(self) -> Self:
         """Open the session, unless the trainer's knobs are refused: better now than after the data stages."""
         options = self.run.trainer
-        rehearse(trl_trainer.sft_config(options, self.folder.checkpoints, self.run.seed, watched=True))
+        rehearse(build_sft_config(options, self.folder.checkpoints, self.run.seed, watched=True))
         refuse_misfit(self.run.model, options, self.context)
         super().__enter__()
         self._note({"precision": resolve_precision(self.run.trainer.precision)})
@@ -68,7 +69,7 @@ class TrainingSession(Session):
         super().begin(data)
         if not self.run.trainer.packing:
             refuse_no_step(len(data.train.rows), self.run.trainer, self.run.launch.num_processes)
-        say_long_rows(data.train.tokens, self.run.model, self.run.trainer, self.context)
+        warn_of_long_rows(data.train.tokens, self.run.model, self.run.trainer, self.context)
         if self.run.trainer.chooses and not len(data.held_out.rows):
             raise ConfigError(
                 "trainer.load_best_model_at_end, trainer.early_stopping_patience: choose by the held-out loss, and no "
@@ -281,7 +282,7 @@ class AssistingSession(TrainingSession):
 
     def __enter__(self) -> Self:
         """Join the others."""
-        trl_trainer.sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
+        build_sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
         if self.run.threads:
             torch.set_num_threads(self.run.threads)
         transformers.set_seed(self.run.seed)

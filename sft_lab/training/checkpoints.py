@@ -1,4 +1,4 @@
-"""What a cut-off training left: its newest whole checkpoint, and whether it had come to its end."""
+"""Checkpoints of an interrupted training: the newest complete one, and whether training had ended."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from sft_lab.core.io import read_json
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint in a folder, None without one."""
-    found = [one for one in folder.glob("checkpoint-*") if one.name.removeprefix("checkpoint-").isdigit()]
-    newest = sorted(found, key=lambda one: int(one.name.removeprefix("checkpoint-")), reverse=True)
-    return next(filter(_is_whole, newest), None)
+    """Return the newest complete checkpoint in a folder; None without one."""
+    steps = {
+        int(step): path
+        for path in folder.glob("checkpoint-*")
+        if (step := path.name.removeprefix("checkpoint-")).isdigit()
+    }
+    newest_first = (steps[step] for step in sorted(steps, reverse=True))
+    return next(filter(_is_complete, newest_first), None)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's last file was written to its end; a kill leaves a part, which starts nothing."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Return whether the file that is written last is valid; a kill may leave a part of it."""
     try:
         read_json(checkpoint / "trainer_state.json")
     except (OSError, ValueError):
@@ -24,12 +28,18 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def out_of_patience(state: Any, trainer: Any) -> bool:
-    """Whether early stopping had ended the training that left this state."""
+def is_out_of_patience(state: Any, trainer: Any) -> bool:
+    """Return whether early stopping had ended the training that left this state."""
     import transformers
 
-    patience = [one.early_stopping_patience for one in trainer.callback_handler.callbacks
-                if isinstance(one, transformers.EarlyStoppingCallback)]  # fmt: skip
-    told = (state.stateful_callbacks or {}).get("EarlyStoppingCallback") or {}
-    counted = told.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return bool(patience) and counted >= patience[0]
+    patience = next(
+        (
+            callback.early_stopping_patience
+            for callback in trainer.callback_handler.callbacks
+            if isinstance(callback, transformers.EarlyStoppingCallback)
+        ),
+        None,
+    )
+    saved = (state.stateful_callbacks or {}).get("EarlyStoppingCallback") or {}
+    count: int = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return patience is not None and count >= patience

@@ -1,4 +1,4 @@
-"""Trainer options: the knobs of training, in TRL's and PEFT's names of today. ``trl.py`` carries them out."""
+"""Trainer options, in the names of TRL and PEFT; ``sft_config.py`` and ``peft_config.py`` translate them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
+from sft_lab.core.text import count_of
 
 
 class LossOn(Enum):
@@ -32,7 +33,7 @@ class Precision(Enum):
 
 
 class PackingStrategy(Enum):
-    """How rows share a block. ``bfd`` (best fit decreasing) keeps every row whole and apart from its neighbours."""
+    """How rows share a block: ``bfd`` (best fit decreasing) never splits a row, nor lets rows attend to one another."""
 
     bfd = "bfd"
 
@@ -41,7 +42,7 @@ class LossHead(Enum):
     """What turns hidden states into the loss: ``auto`` takes ``plain`` on a CPU and ``trl`` elsewhere.
 
     ``trl``: TRL's own, in tiles: little memory, made for GPUs. ``plain``: the model's LM head at trained positions
-    alone and PyTorch's functions on what it says: the same loss, about twice as many tokens per second on a CPU.
+    alone: the same loss, about twice as many tokens per second on a CPU.
     """
 
     auto = "auto"
@@ -50,10 +51,10 @@ class LossHead(Enum):
 
 
 class Budget(Enum):
-    """What stays equal when a data axis changes the number of rows: passes over the rows left, or optimizer steps.
+    """What stays equal when a data axis changes the number of rows: passes over the remaining rows, or optimizer steps.
 
-    ``epochs``: ``num_train_epochs`` passes over what is left. ``steps``: as many steps as ``num_train_epochs`` passes
-    over the training side before filters and dedup would take, so that every job of a sweep over those does as many.
+    ``epochs``: ``num_train_epochs`` passes over the remaining rows. ``steps``: as many steps as ``num_train_epochs``
+    passes over the training side before filters and dedup, so that all jobs of a sweep over those take equally many.
     """
 
     epochs = "epochs"
@@ -61,7 +62,7 @@ class Budget(Enum):
 
 
 class Quantization(Enum):
-    """How the frozen weights under an adapter are held: as they are, or in 4 bits (bitsandbytes, an NVIDIA GPU)."""
+    """How frozen weights under an adapter are held: unchanged, or in 4 bits (bitsandbytes, an NVIDIA GPU)."""
 
     none = "none"
     nf4 = "nf4"
@@ -81,11 +82,13 @@ class Full(Bounded):
     Attributes:
         num_train_epochs: passes over the training rows; ``max_steps`` above 0 overrides it.
         budget: what ``num_train_epochs`` fixes when filters and dedup change the number of rows.
-        warmup_steps: optimizer steps, or a share of all steps when below 1; so too the three ``*_steps`` below.
+        warmup_steps: optimizer steps, or a share of all steps when below 1; so are ``logging_steps``, ``eval_steps``
+            and ``save_steps``.
         max_length: tokens of a row or packed block, template included; a longer row is dropped, never cut.
         early_stopping_patience: evaluations without a better held-out loss before training stops; null: never.
         load_best_model_at_end: keep the weights with the best held-out loss instead of the last ones.
-        sft_config: passed to TRL's SFTConfig as they are; checked against its fields, outside what sft_lab promises.
+        sft_config: more fields of TRL's SFTConfig, passed on unchanged; checked against its fields, outside what
+            sft_lab promises.
     """
 
     version: ClassVar[int] = 1
@@ -123,10 +126,12 @@ class Full(Bounded):
         """Refuse values that contradict one another, and fields of SFTConfig that sft_lab sets itself."""
         super().__post_init__()
         if own := sorted(set(self.sft_config) & OWN_FIELDS):
-            raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it")
+            raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it out")
+
         for name in FILE_FIELDS & set(self.sft_config):
             if isinstance(file := self.sft_config[name], str) and Path(file).expanduser().is_file():
                 self.sft_config[name] = saved_path(file)
+
         if self.load_best_model_at_end and self.save_steps != self.eval_steps and self.save_steps % self.eval_steps:
             raise ConfigError(
                 f"save_steps={self.save_steps}: must be a multiple of eval_steps={self.eval_steps} with "
@@ -135,7 +140,7 @@ class Full(Bounded):
 
     @property
     def chooses(self) -> bool:
-        """Whether training looks at the held-out loss itself, to stop or to keep the best weights."""
+        """Whether training itself needs the held-out loss, to stop or to keep the best weights."""
         return self.load_best_model_at_end or bool(self.early_stopping_patience)
 
     @property
@@ -144,7 +149,7 @@ class Full(Bounded):
         return False
 
     def check(self) -> list[str]:
-        """Say what is wrong with the world as this training needs it."""
+        """Return what this machine lacks for the training."""
         return []
 
 
@@ -154,9 +159,10 @@ class Peft(Bounded):
 
     Attributes:
         target_modules: module names, or ``[all-linear]`` for every linear layer but the LM head.
-        use_dora: DoRA: how long each weight vector is learns apart from where it points; slower, often better at
-            small ``r``.
-        use_rslora: the adapter's scale is ``lora_alpha / sqrt(r)``, so that a large ``r`` is not trained too little.
+        use_dora: learn magnitude and direction of each weight vector apart (Liu et al., "DoRA", ICML 2024); slower,
+            often better at small ``r``.
+        use_rslora: scale the adapter by ``lora_alpha / sqrt(r)``, so that a large ``r`` still learns (Kalajdzievski,
+            "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
     """
 
     r: int = bounded(16, at_least=1)
@@ -181,10 +187,10 @@ class Lora(Full):
         return self.quantization is Quantization.nf4
 
     def check(self) -> list[str]:
-        """Weights in 4 bits need an NVIDIA GPU and bitsandbytes."""
+        """Return what weights in 4 bits lack: an NVIDIA GPU, bitsandbytes."""
         if not self.four_bit:
             return []
-        missing = [] if _has_nvidia_gpu() else ["an NVIDIA GPU (none is seen here)"]
+        missing = [] if _has_nvidia_gpu() else ["an NVIDIA GPU (this machine has none)"]
         if not importlib.util.find_spec("bitsandbytes"):
             missing.append("the package bitsandbytes (pip install bitsandbytes)")
         if not missing:
@@ -194,11 +200,11 @@ class Lora(Full):
 
 
 def _has_nvidia_gpu() -> bool:
-    """Whether the system shows one; PyTorch would take a second to say so."""
+    """Return whether the system has one; importing PyTorch to ask would take a second."""
     return bool(shutil.which("nvidia-smi")) or any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/dxg"))
 
 
-# Fields of SFTConfig that sft_lab sets from its own keys or for its own measure.
+# Fields of SFTConfig that sft_lab sets itself, from its own keys or for its own evaluation.
 OWN_FIELDS = {
     "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "optim",
@@ -210,28 +216,30 @@ OWN_FIELDS = {
     "per_device_eval_batch_size", "use_cpu", "run_name", "resume_from_checkpoint",
 }  # fmt: skip
 
-FILE_FIELDS = {"deepspeed", "fsdp_config", "accelerator_config"}  # of SFTConfig: may name a file
+FILE_FIELDS = {"deepspeed", "fsdp_config", "accelerator_config"}  # of SFTConfig; the value may be a path
 
 
-def resolve_precision(wanted: Precision) -> str:
-    """Choose the arithmetic: ``bf16`` where the hardware has it, unless fp32 is asked for."""
+def resolve_precision(precision: Precision) -> str:
+    """Return ``bf16`` or ``fp32``; ``auto`` is ``bf16`` where the hardware has it."""
+    if precision is not Precision.auto:
+        return precision.name
+
     import torch
 
-    has_bf16 = fast_bf16("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted is Precision.auto:
-        return "bf16" if has_bf16 else "fp32"
-    return wanted.name
+    return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
 
 
 def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
-    """Optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
-    together = options.per_device_train_batch_size * processes
-    batches = rows // together if options.sft_config.get("dataloader_drop_last") else math.ceil(rows / together)
-    return math.ceil(math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs)
+    """Return the optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
+    batch = options.per_device_train_batch_size * processes
+    drops_last = options.sft_config.get("dataloader_drop_last")
+    batches = rows // batch if drops_last else math.ceil(rows / batch)
+    steps_per_epoch = math.ceil(batches / options.gradient_accumulation_steps)
+    return math.ceil(steps_per_epoch * options.num_train_epochs)
 
 
 def refuse_no_step(rows: int, options: Full, processes: int = 1) -> None:
-    """Refuse rows, or packed blocks, that are too few for a batch where the last, smaller one is dropped.
+    """Refuse rows, or packed blocks, that are too few for a batch when the last, smaller batch is dropped.
 
     Raises:
         ConfigError: naming rows and batch.
@@ -239,7 +247,7 @@ def refuse_no_step(rows: int, options: Full, processes: int = 1) -> None:
     if rows and not planned_steps(rows, options, processes):
         batch = options.per_device_train_batch_size
         raise ConfigError(
-            f"trainer.per_device_train_batch_size={batch}: {rows} rows (or packed blocks) fill no batch of {batch} in "
-            f"each of {processes} processes, and dataloader_drop_last drops the rest: no step would be done; lower it, "
-            "or leave trainer.sft_config.dataloader_drop_last out"
+            f"trainer.per_device_train_batch_size={batch}: {count_of(rows, 'row')} (or packed blocks) cannot fill a "
+            f"batch of {batch} in every process (processes: {processes}), and dataloader_drop_last drops the rest: no "
+            "step would be done; lower it, or leave trainer.sft_config.dataloader_drop_last out"
         )

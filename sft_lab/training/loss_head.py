@@ -1,8 +1,8 @@
-"""The plain loss head: a model's LM head at the trained positions alone, and what its logits say there.
+"""The plain loss head: runs a model's LM head at the trained positions alone.
 
 TRL computes log-probabilities in tiles, on a CPU at every position whether it is trained or not, which takes half of
-a step's time there. Here the model's own forward runs as it is; only what its LM head is handed is narrowed on the
-way. So whatever a model does to its logits afterwards (a scale, a soft cap) happens to these too.
+a step's time there. Here the model's own forward runs unchanged; a hook narrows the input of its LM head. So whatever
+a model does to its logits afterwards (a scale, a soft cap) is done to these too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from sft_lab.core.types import IGNORED
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a model says of a batch's trained tokens.
+class TokenSums:
+    """Sums over a batch's trained tokens.
 
     Attributes:
-        loss: negative log-likelihood in nats, their sum; it carries the gradient.
-        entropy: of the predicted distributions in nats, their sum.
+        loss: negative log-likelihood in nats; it carries the gradient.
+        entropy: of the predicted distributions, in nats.
         correct: how many tokens were the likeliest.
         tokens: how many there are.
     """
@@ -32,8 +32,8 @@ class Told:
     tokens: torch.Tensor
 
 
-def score(model: Any, labels: torch.Tensor, **inputs: Any) -> Told:
-    """Run the model on a batch.
+def compute_token_sums(model: Any, labels: torch.Tensor, **inputs: Any) -> TokenSums:
+    """Run the model on a batch and return the sums over its trained tokens.
 
     Args:
         model: a causal language model, wrapped or not.
@@ -41,44 +41,55 @@ def score(model: Any, labels: torch.Tensor, **inputs: Any) -> Told:
         inputs: of the model's forward, without labels.
     """
     labels = labels[:, 1:]
-    wanted = labels != IGNORED
-    targets = labels[wanted]
-    logs = _logits_at(model, wanted, **inputs).float().log_softmax(dim=-1)
+    is_trained = labels != IGNORED
+    targets = labels[is_trained]
+    log_probabilities = _logits_at(model, is_trained, **inputs).float().log_softmax(dim=-1)
+
     with torch.no_grad():
-        entropy = -(logs.exp() * logs).sum()
-        correct = (logs.argmax(dim=-1) == targets).sum()
-    loss = torch.nn.functional.nll_loss(logs, targets, reduction="sum")
-    return Told(loss, entropy, correct, wanted.sum())
+        entropy = -(log_probabilities.exp() * log_probabilities).sum()
+        correct = (log_probabilities.argmax(dim=-1) == targets).sum()
+    loss = torch.nn.functional.nll_loss(log_probabilities, targets, reduction="sum")
+    return TokenSums(loss, entropy, correct, is_trained.sum())
 
 
-def fits(model: Any) -> bool:
-    """Try on four tokens whether narrowing works: at the places asked for, the logits of all places."""
+def is_supported(model: Any) -> bool:
+    """Return whether the narrowed logits of a model are those of its full forward, tried on four tokens."""
     head = model.get_output_embeddings()
     if head is None:
         return False
     ids = torch.arange(1, 5, device=head.weight.device)[None]
-    wanted = torch.tensor([[False, True, True]], device=ids.device)
+    positions = torch.tensor([[False, True, True]], device=ids.device)
+
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            whole = model(input_ids=ids, use_cache=False).logits[:, :-1][wanted]
-            narrow = _logits_at(model, wanted, input_ids=ids)
+            full = model(input_ids=ids, use_cache=False).logits[:, :-1][positions]
+            narrow = _logits_at(model, positions, input_ids=ids)
     except (IndexError, RuntimeError, TypeError, ValueError):
         return False
     finally:
         model.train(was_training)
-    return bool(narrow.shape == whole.shape and torch.allclose(narrow, whole, rtol=1e-2, atol=1e-3))
+    return bool(narrow.shape == full.shape and torch.allclose(narrow, full, rtol=1e-2, atol=1e-3))
 
 
-def _logits_at(model: Any, wanted: torch.Tensor, **inputs: Any) -> torch.Tensor:
-    """Give the logits where ``wanted`` (shape: rows, positions - 1) is true: shape (places, vocabulary)."""
+def _logits_at(model: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Return the logits at some positions.
 
-    def narrow(_: Any, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (given[0][:, :-1][wanted][None],)
+    Args:
+        model: a causal language model, wrapped or not.
+        positions: bool, shape (rows, positions - 1).
+        inputs: of the model's forward.
 
-    # Found anew in each step, since PEFT and others put their own module in its place.
-    hook = _unwrapped(model).get_output_embeddings().register_forward_pre_hook(narrow)
+    Returns:
+        Shape (true positions, vocabulary).
+    """
+
+    def narrow(_: Any, hidden_states: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (hidden_states[0][:, :-1][positions][None],)
+
+    # Looked up in each step: PEFT and others replace the module.
+    hook = _unwrap(model).get_output_embeddings().register_forward_pre_hook(narrow)
     try:
         # use_cache=False: with a cache, rows that share a block influence one another.
         logits: torch.Tensor = model(**inputs, use_cache=False).logits
@@ -87,6 +98,6 @@ def _logits_at(model: Any, wanted: torch.Tensor, **inputs: Any) -> torch.Tensor:
     return logits[0]
 
 
-def _unwrapped(model: Any) -> Any:
-    """The model inside DistributedDataParallel, which does not pass on the methods of what it holds."""
+def _unwrap(model: Any) -> Any:
+    """Return the model inside DistributedDataParallel, which does not pass on its methods."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

@@ -1,4 +1,4 @@
-"""What a training holds in memory, from shapes alone: no weights are loaded."""
+"""The memory that a training holds, from shapes alone: no weights are loaded."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import peft
 import torch
 import transformers
 
-from sft_lab.training.peft_config import peft_config
+from sft_lab.training.peft_config import build_peft_config
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
     from sft_lab.training.config import Full
     from sft_lab.training.models import Model
 
-ADAM = 2  # moments of each trained number, in its own type
+ADAM_MOMENTS = 2  # of each trained number, in its own type
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a training holds whatever its batch; activations come on top.
+    """What a training holds whatever its batch size; activations come on top.
 
     Attributes:
-        parameters: of the model, adapter included.
+        parameters: numbers of the model, adapter included.
         trained: how many of them are trained.
-        weights, gradients: bytes.
+        weights: bytes.
+        gradients: bytes.
         optimizer: bytes of AdamW's moments; None for another optimizer.
     """
 
@@ -37,30 +38,32 @@ class Footprint:
     optimizer: int | None
 
 
-def footprint(model: Model, options: Full, context: StageContext) -> Footprint:
-    """Reckon a training's weights, gradients and optimizer state.
+def estimate_footprint(model: Model, options: Full, context: StageContext) -> Footprint:
+    """Return the size of a training's weights, gradients and optimizer state.
 
     Args:
         model: whose shape is read.
-        options: of the trainer; an adapter is put onto the empty model as training would.
+        options: of the trainer; an adapter is put on the empty model as training would.
         context: for the tokenizer and a converted model.
     """
-    kind = model.dtype if model.dtype != "auto" else "auto" if torch.cuda.is_available() else "float32"
+    dtype = "float32" if model.dtype == "auto" and not torch.cuda.is_available() else model.dtype
     with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(model.config(context), dtype=kind, **model.trust())
-        linear = sum(part.weight.nbytes for part in empty.modules() if isinstance(part, torch.nn.Linear))
-        config = peft_config(options, empty, [])
-        whole = peft.get_peft_model(empty, config) if config else empty
-    found = list(whole.parameters())
-    trained = [one for one in found if one.requires_grad]
-    weights = sum(one.nbytes for one in found)
-    if options.four_bit:  # linear layers in 4 bits; scales of the blocks are a hundredth of that
-        weights -= linear - linear * 4 // (8 * found[0].element_size())
-    gradients = sum(one.nbytes for one in trained)
+        empty = transformers.AutoModelForCausalLM.from_config(model.config(context), dtype=dtype, **model.trust())
+        linear_bytes = sum(module.weight.nbytes for module in empty.modules() if isinstance(module, torch.nn.Linear))
+        adapter = build_peft_config(options, empty, [])
+        trained_model = peft.get_peft_model(empty, adapter) if adapter else empty
+
+    parameters = list(trained_model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = sum(parameter.nbytes for parameter in parameters)
+    if options.four_bit:  # linear layers in 4 bits; the scales of their blocks are a hundredth of that
+        weights -= linear_bytes - linear_bytes * 4 // (8 * parameters[0].element_size())
+
+    gradients = sum(parameter.nbytes for parameter in trained)
     return Footprint(
-        sum(one.numel() for one in found),
-        sum(one.numel() for one in trained),
-        weights,
-        gradients,
-        ADAM * gradients if options.optim.startswith("adamw") else None,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in trained),
+        weights=weights,
+        gradients=gradients,
+        optimizer=ADAM_MOMENTS * gradients if options.optim.startswith("adamw") else None,
     )

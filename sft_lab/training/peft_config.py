@@ -1,4 +1,4 @@
-"""The adapter as PEFT is asked for it, for training and for reckoning what a training holds."""
+"""The adapter as PEFT's LoraConfig, and which saved adapters may be loaded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sft_lab.core.errors import ConfigError, FolderError
 from sft_lab.core.io import read_json
 from sft_lab.training.config import Full, Lora
 
-# Fields of LoRA's config that may differ from PEFT's default in an adapter that is loaded: sizes, and names of layers.
-LOADED = {
+# Fields of LoraConfig that may differ from PEFT's default in a loaded adapter: sizes, and names of layers.
+LOADED_FIELDS = {
     "peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "bias",
     "lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",
     "exclude_modules", "target_parameters", "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern",
@@ -19,8 +19,17 @@ LOADED = {
 }  # fmt: skip
 
 
-def peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
-    """Give PEFT's config, None for full training: the adapter, and the rows of tokens the model did not know."""
+def build_peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
+    """Return PEFT's LoraConfig; None for full training.
+
+    Args:
+        options: of the trainer.
+        model: that gets the adapter; weights are not needed.
+        new_tokens: ids of added tokens, whose rows are trained beside the adapter.
+
+    Raises:
+        ConfigError: for target modules that the model does not have.
+    """
     if not isinstance(options, Lora):
         return None
     import peft
@@ -41,30 +50,33 @@ def peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
 
 
 def _refuse_unmatched(names: list[str], model: Any) -> None:
-    """Refuse a name that no module has: PEFT itself is content with one of several.
+    """Refuse names that no module has; PEFT accepts a list when one of its names matches.
 
     Raises:
-        ConfigError: naming those, and the nearest there are.
+        ConfigError: naming those, and the nearest that exist.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    if missing := [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]:
-        weighty = [name for name, module in modules.items() if getattr(module, "weight", None) is not None]
-        known = list(dict.fromkeys(name.rpartition(".")[2] for name in weighty if not name.endswith("norm")))
-        near = [close for name in missing for close in difflib.get_close_matches(name, known, n=1)]
-        raise ConfigError(
-            f"trainer.peft.target_modules={missing}: no module of the model has this name; "
-            + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
-        )
+    missing = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    if not missing:
+        return
+
+    with_weights = [name for name, module in modules.items() if getattr(module, "weight", None) is not None]
+    known = list(dict.fromkeys(name.rpartition(".")[2] for name in with_weights if not name.endswith("norm")))
+    near = [match for name in missing for match in difflib.get_close_matches(name, known, n=1)]
+    raise ConfigError(
+        f"trainer.peft.target_modules={missing}: no module of the model has this name; "
+        + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
+    )
 
 
 def _vocabulary_layers(model: Any) -> list[str]:
-    """Names of the input embeddings and the LM head; where they are one matrix PEFT keeps them one."""
+    """Return the names of the input embeddings and the LM head; PEFT keeps tied ones tied."""
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
 
 
 def refuse_other_adapters(file: Path) -> None:
-    """Refuse an ``adapter_config.json`` of another kind than is trained here: PEFT loads models and code for some.
+    """Refuse an ``adapter_config.json`` of a kind that is not trained here: PEFT loads models and code for some.
 
     Raises:
         FolderError: naming the field.
@@ -78,17 +90,17 @@ def refuse_other_adapters(file: Path) -> None:
     if not isinstance(config, dict):
         raise FolderError(f"{file}: must hold an object; train it again")
     if (kind := config.get("peft_type")) != "LORA":
-        raise FolderError(f"{file}: peft_type={kind!r} must be 'LORA', the one kind that is loaded here")
-    unset = peft.LoraConfig().to_dict()
+        raise FolderError(f"{file}: peft_type={kind!r} must be 'LORA', the only kind that is loaded here")
+    defaults = peft.LoraConfig().to_dict()
     for name, value in config.items():
-        if name not in LOADED and value and value != unset.get(name):
+        if name not in LOADED_FIELDS and value and value != defaults.get(name):
             raise FolderError(
-                f"{file}: {name} must not be set: of LoRA's fields only those are loaded that name no code"
+                f"{file}: {name} must not be set: only those of LoRA's fields are loaded that name no code"
             )
 
 
 def refuse_other_adapters_of(model: str, revision: str | None, init_kwargs: dict[str, Any]) -> None:
-    """``refuse_other_adapters`` of a model's folder or Hub name, whose adapter Transformers loads by itself."""
+    """Apply ``refuse_other_adapters`` to a model's folder or Hub name: Transformers loads its adapter by itself."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
     subfolder = str(init_kwargs.get("subfolder") or "")

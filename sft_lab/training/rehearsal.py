@@ -1,4 +1,4 @@
-"""What a training would be refused for, found before any data is read: with an empty model and nothing to train."""
+"""A rehearsal of training before any data is read: what would be refused, tried on an empty model."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.positions import empty_model, learned_positions, positions_of
 from sft_lab.training.config import Full, Lora
-from sft_lab.training.peft_config import peft_config
+from sft_lab.training.peft_config import build_peft_config
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
     from sft_lab.training.models import Model
 
-REHEARSED_STEPS = 1000  # of a schedule whose length only the rows tell
+REHEARSED_STEPS = 1000  # of a schedule whose length depends on the rows
 
 
 def rehearse(args: transformers.TrainingArguments) -> None:
-    """Make optimizer, schedule and loader once, as ``Trainer.train`` will.
+    """Make optimizer, schedule and data loader once, as ``Trainer.train`` will.
 
     Raises:
-        ConfigError: for what they refuse, and for checkpoints that a training cannot go on from.
+        ConfigError: for what they refuse, and for checkpoints from which a training cannot resume.
     """
     if args.save_only_model:
         raise ConfigError(
-            "trainer.sft_config.save_only_model=true: a training that is cut off would go on without its optimizer, "
+            "trainer.sft_config.save_only_model=true: an interrupted training would resume without its optimizer, "
             "and end with other weights; leave it out, checkpoints are removed when a run ends well"
         )
     optimizer = _optimizer(args)
@@ -48,7 +48,7 @@ def rehearse(args: transformers.TrainingArguments) -> None:
 
 
 def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
-    """Return the optimizer over one number; a plain one where it asks for a model's own layers."""
+    """Return the optimizer over one number; plain SGD where it needs the layers of a model."""
     weight = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([weight], lr=args.learning_rate)
     if args.optim_target_modules:
@@ -57,7 +57,9 @@ def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
     try:
         kind, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
         is_class = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-        made: torch.optim.Optimizer = kind([weight], **kwargs) if is_class and "model" not in kwargs else plain
+        if not is_class or "model" in kwargs:
+            return plain
+        optimizer: torch.optim.Optimizer = kind([weight], **kwargs)
     except ImportError as error:
         raise ConfigError(f"trainer.optim={name}: needs a package that is not installed: {_line(error)}") from error
     except (TypeError, ValueError, KeyError) as error:
@@ -65,7 +67,7 @@ def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
             f"trainer.optim={name}: refused by Transformers or PyTorch ({_line(error)}); its settings go into "
             "trainer.sft_config: optim_args, optim_target_modules, adam_beta1, adam_beta2, adam_epsilon"
         ) from error
-    return made
+    return optimizer
 
 
 def _refuse_schedule(args: transformers.TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
@@ -80,33 +82,36 @@ def _refuse_schedule(args: transformers.TrainingArguments, optimizer: torch.opti
         )
     except (TypeError, ValueError, KeyError) as error:
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        ours = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
-        takes = [key for key in inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[name]).parameters if key not in ours]
+        set_by_trainer = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+        parameters = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[name]).parameters
+        kwargs = ", ".join(f"{key}: ..." for key in parameters if key not in set_by_trainer)
         raise ConfigError(
             f"trainer.lr_scheduler_type={name}: refused by Transformers ({_line(error)}); it takes "
-            f"trainer.sft_config.lr_scheduler_kwargs={{{', '.join(f'{key}: ...' for key in takes)}}}"
+            f"trainer.sft_config.lr_scheduler_kwargs={{{kwargs}}}"
         ) from error
 
 
 def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
-    """Look at the model's shape, without its weights, for modules and positions that the options ask for.
+    """Refuse options that do not fit the model's shape; its weights are not loaded.
 
     Raises:
-        ConfigError: for an adapter on modules that the model has not, or rows longer than its learned positions.
+        ConfigError: for an adapter on modules that the model does not have, or rows longer than its learned positions.
     """
-    positions = positions_of(config := model.config(context))
-    too_long = positions is not None and options.max_length > positions
-    named = isinstance(options, Lora) and options.peft.target_modules != ["all-linear"]
-    if not (too_long or named):
+    config = model.config(context)
+    positions = positions_of(config)
+    is_too_long = positions is not None and options.max_length > positions
+    names_modules = isinstance(options, Lora) and options.peft.target_modules != ["all-linear"]
+    if not (is_too_long or names_modules):
         return
     if (empty := empty_model(config)) is None:
         return
-    if too_long and learned_positions(empty):
+
+    if is_too_long and learned_positions(empty):
         raise ConfigError(
             f"trainer.max_length={options.max_length}: the model has learned {positions:,} positions and none beyond; "
             f"set trainer.max_length={positions}, and longer rows are dropped and counted"
         )
-    if adapter := peft_config(options, empty, []) if named else None:
+    if names_modules and (adapter := build_peft_config(options, empty, [])):
         try:
             with torch.device("meta"):
                 peft.get_peft_model(empty, adapter)
@@ -114,8 +119,8 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
             raise ConfigError(f"trainer.peft: refused by PEFT: {_line(error)}") from error
 
 
-def say_long_rows(rows: Any, model: Model, options: Full, context: StageContext) -> None:
-    """Say that rows are longer than the model was made for; those with learned positions were refused before."""
+def warn_of_long_rows(rows: Any, model: Model, options: Full, context: StageContext) -> None:
+    """Notice rows longer than the model was made for; past learned positions, ``refuse_misfit`` has refused them."""
     positions = positions_of(model.config(context))
     if positions is None or options.max_length <= positions:
         return

@@ -1,4 +1,4 @@
-"""The model of tests and first looks: random, tiny, and beside that like any other."""
+"""The model of tests and first tries: random and tiny, but otherwise like any other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
 
 
+TOKENIZER_FOLDER = Path(__file__).parent / "tiny_tokenizer_files"
+
+
 @dataclass
 class TinyRandom(Model):
     """A random Llama, small enough for tests: real parts, seconds instead of minutes.
 
-    Its weights come from the seed; its tokenizer (byte-level BPE, ChatML) was trained on the starter set by
-    ``python -m sft_lab.training.tiny_tokenizer`` and ships with the package. A small vocabulary, since with 49,152
-    tokens the loss alone is twenty times slower.
+    Its weights come from the seed. Its tokenizer (byte-level BPE, ChatML) was trained on the starter set by
+    ``benchmarks/train_tiny_tokenizer.py`` and is shipped with the package. The vocabulary is small, since with 49,152
+    tokens the loss alone takes twenty times as long.
     """
 
     hidden_size: int = bounded(64, at_least=1)
@@ -41,11 +44,11 @@ class TinyRandom(Model):
         )
 
     def check(self) -> list[str]:
-        """Needs nothing."""
+        """Return nothing: the model is always available."""
         return []
 
     def key(self, context: StageContext, seed: int) -> str:
-        """Seed, shape and tokenizer."""
+        """Return a key of seed, shape and tokenizer."""
         shape = [self.hidden_size, self.num_hidden_layers, self.num_attention_heads]
         return digest([self.version, seed, shape, context.tokenizer_key])
 
@@ -53,12 +56,13 @@ class TinyRandom(Model):
         """Load the shipped tokenizer."""
         import transformers
 
-        folder = Path(__file__).parent / "tiny_tokenizer_files"
-        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            TOKENIZER_FOLDER, trust_remote_code=False
+        )
         return tokenizer
 
     def config(self, context: StageContext) -> PretrainedConfig:
-        """Give its shape."""
+        """Return its shape, with the tokenizer's vocabulary."""
         import transformers
 
         tokenizer = context.tokenizer
@@ -79,12 +83,12 @@ class TinyRandom(Model):
         """Make the weights from the seed.
 
         Raises:
-            ModelError: if they shall be held in 4 bits.
+            ModelError: if they are to be held in 4 bits.
         """
         import transformers
 
         if four_bit:
-            raise ModelError("model=tiny_random: is too small to be quantized; use trainer=lora")
+            raise ModelError("model=tiny_random: too small to be quantized; use trainer=lora")
         config = self.config(context)
         transformers.set_seed(seed)
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(

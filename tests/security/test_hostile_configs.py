@@ -96,7 +96,7 @@ def test_a_package_is_found_without_importing_it(
 )
 def test_what_the_loader_may_be_told(key: str) -> None:
     """Nothing that runs code, reads pickles or carries a login."""
-    with pytest.raises(ConfigError, match=rf"init_kwargs=\['{key}'\]: not to be set"):
+    with pytest.raises(ConfigError, match=rf"init_kwargs=\['{key}'\]: cannot be set"):
         Pretrained(name_or_path="owner/name", init_kwargs={key: "x"})
 
 

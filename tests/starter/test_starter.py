@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def test_no_two_good_rows_share_an_answer() -> None:
 
 
 def test_the_shipped_tokenizer_is_the_one_the_script_trains() -> None:
-    from sft_lab.training.tiny_tokenizer import FOLDER, train
+    from sft_lab.training.tiny_random import TOKENIZER_FOLDER
 
-    again = train(Path(FILE)).backend_tokenizer.to_str()
-    assert json.loads(again)["model"] == json.loads((FOLDER / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    script = Path(__file__).parents[2] / "benchmarks" / "train_tiny_tokenizer.py"
+    trained = runpy.run_path(str(script))["train_tokenizer"](Path(FILE)).backend_tokenizer.to_str()
+    shipped = (TOKENIZER_FOLDER / "tokenizer.json").read_text(encoding="utf-8")
+    assert json.loads(trained)["model"] == json.loads(shipped)["model"]

@@ -87,7 +87,7 @@ def test_models_that_do_something_to_their_logits(family, context, rows, tmp_pat
     found = []
     for head in (LossHead.plain, LossHead.trl):
         model = small(family, **FAMILIES[family])
-        assert loss_head.fits(model)
+        assert loss_head.is_supported(model)
         found.append(told(model, context, rows, tmp_path / head.name, head))
     assert_same(*found)
 
@@ -112,9 +112,9 @@ class Shifted(transformers.LlamaForCausalLM):
 
 def test_a_head_that_needs_all_positions_is_found_out(run, context) -> None:
     model = run.model.load(context, seed=3)
-    assert loss_head.fits(model)
+    assert loss_head.is_supported(model)
     model.__class__ = Shifted
-    assert not loss_head.fits(model)
+    assert not loss_head.is_supported(model)
 
 
 def test_score_counts_by_hand(run, context) -> None:
@@ -122,11 +122,11 @@ def test_score_counts_by_hand(run, context) -> None:
     model = run.model.load(context, seed=3)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
     labels = torch.tensor([[-100, -100, 7, 8], [9, 10, -100, -100]])  # the first position is nobody's target
-    told = loss_head.score(model, labels, input_ids=ids, attention_mask=(ids > 0).long())
+    told = loss_head.compute_token_sums(model, labels, input_ids=ids, attention_mask=(ids > 0).long())
     logs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
     assert told.tokens == 3
     assert told.loss.item() == pytest.approx(-(logs[0, 1, 7] + logs[0, 2, 8] + logs[1, 0, 10]).item(), rel=1e-5)
     assert told.entropy.item() == pytest.approx(3 * torch.tensor(float(logs.shape[-1])).log().item(), rel=0.01)
-    nothing = loss_head.score(model, torch.full_like(ids, -100), input_ids=ids)
+    nothing = loss_head.compute_token_sums(model, torch.full_like(ids, -100), input_ids=ids)
     assert nothing.loss == 0
     nothing.loss.backward()  # a batch of nothing to train still has a gradient, of 0

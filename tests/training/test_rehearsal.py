@@ -14,9 +14,9 @@ from sft_lab.cli import main
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.positions import learned_positions
 from sft_lab.training.config import OWN_FIELDS, Full, Lora, Peft, planned_steps, refuse_no_step
-from sft_lab.training.peft_config import peft_config
+from sft_lab.training.peft_config import build_peft_config
 from sft_lab.training.rehearsal import rehearse
-from sft_lab.training.trl_trainer import sft_config
+from sft_lab.training.sft_config import build_sft_config
 
 SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
 
@@ -34,7 +34,7 @@ SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
 )
 def test_what_training_would_refuse(options: dict, says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
-        rehearse(sft_config(Full(**options), tmp_path, 1, watched=True))
+        rehearse(build_sft_config(Full(**options), tmp_path, 1, watched=True))
 
 
 def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,12 +47,12 @@ def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: py
             super().__init__(**values)
 
     monkeypatch.setattr(trl, "SFTConfig", Recorded)
-    args = sft_config(Full(), tmp_path, 1, watched=True)
+    args = build_sft_config(Full(), tmp_path, 1, watched=True)
     rehearse(args)
     free = sorted(set(passed) - OWN_FIELDS)
     assert {"save_total_limit", "dataloader_pin_memory", "ddp_timeout"} <= set(free)
     for name in free:
-        changed = sft_config(Full(sft_config={name: getattr(args, name)}), tmp_path, 1, watched=True)
+        changed = build_sft_config(Full(sft_config={name: getattr(args, name)}), tmp_path, 1, watched=True)
         assert getattr(changed, name) == getattr(args, name)
 
 
@@ -91,6 +91,6 @@ def test_positions_and_modules_of_an_empty_model() -> None:
         )
     assert learned_positions(gpt2) == 1024
     assert learned_positions(llama) is None
-    assert peft_config(Lora(peft=Peft(target_modules=["self_attn.q_proj"])), llama, []) is not None
+    assert build_peft_config(Lora(peft=Peft(target_modules=["self_attn.q_proj"])), llama, []) is not None
     with pytest.raises(ConfigError, match="there are"):
-        peft_config(Lora(peft=Peft(target_modules=["zzz"])), llama, [])
+        build_peft_config(Lora(peft=Peft(target_modules=["zzz"])), llama, [])

@@ -18,8 +18,8 @@ from sft_lab.core.errors import ModelError
 from sft_lab.run.config import Run
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Budget, Full, Lora, LossHead, Peft, Precision, Quantization, planned_steps
-from sft_lab.training.models import Pretrained, four_bits
-from sft_lab.training.peft_config import peft_config
+from sft_lab.training.models import Pretrained, four_bit_kwargs
+from sft_lab.training.peft_config import build_peft_config
 from sft_lab.training.tiny_random import TinyRandom
 from sft_lab.training.trl_trainer import Trained, train
 
@@ -95,9 +95,9 @@ def test_planned_steps_is_what_transformers_does(rows, batch, accumulation, epoc
 
 def test_knobs_of_peft_arrive(run, context) -> None:
     model = run.model.load(context, seed=3)
-    config = peft_config(Lora(peft=Peft(r=8, use_dora=True, use_rslora=True)), model, [])
+    config = build_peft_config(Lora(peft=Peft(r=8, use_dora=True, use_rslora=True)), model, [])
     assert (config.r, config.use_dora, config.use_rslora, config.trainable_token_indices) == (8, True, True, None)
-    config = peft_config(Lora(), model, [5, 6])
+    config = build_peft_config(Lora(), model, [5, 6])
     assert config.trainable_token_indices == {"model.embed_tokens": [5, 6], "lm_head": [5, 6]}
 
 
@@ -121,7 +121,7 @@ def test_four_bits_are_refused_without_a_gpu() -> None:
     assert "trainer=lora" in problem
     assert Lora().check() == Full().check() == []
     with pytest.raises(ModelError, match="bitsandbytes and a GPU"):
-        four_bits()
+        four_bit_kwargs()
     with pytest.raises(ModelError, match="too small to be quantized"):
         TinyRandom().load(
             StageContext(load_tokenizer=lambda: TinyRandom().load_tokenizer(StageContext())), 1, four_bit=True

@@ -1,4 +1,4 @@
-"""Train the tokenizer of ``model=tiny_random`` on the starter set: ``python -m sft_lab.training.tiny_tokenizer``."""
+"""Train the tokenizer of ``model=tiny_random`` on the starter set: ``python benchmarks/train_tiny_tokenizer.py``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 4096
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-FOLDER = Path(__file__).parent / "tiny_tokenizer_files"
+import sft_lab
+from sft_lab.training.tiny_random import TOKENIZER_FOLDER
+
+VOCABULARY_SIZE = 4096
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+PACKAGE = Path(sft_lab.__file__).parent
 
 
-def train(conversations: Path) -> PreTrainedTokenizerFast:
+def train_tokenizer(conversations: Path) -> PreTrainedTokenizerFast:
     """Train byte-level BPE on the texts of a ShareGPT file."""
     rows = [json.loads(line)["conversations"] for line in conversations.read_text(encoding="utf-8").splitlines()]
     texts = [turn["value"] for row in rows if isinstance(row, list) for turn in row]
@@ -22,14 +25,14 @@ def train(conversations: Path) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes, so that no text is unknown
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    template = Path(__file__).parents[1] / "data" / "templates" / "chatml.jinja"
+    template = PACKAGE / "data" / "templates" / "chatml.jinja"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",  # noqa: S106
-        pad_token="<|endoftext|>",  # noqa: S106
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False,
         chat_template=template.read_text(encoding="utf-8"),
@@ -37,4 +40,4 @@ def train(conversations: Path) -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    train(Path(__file__).parents[1] / "starter" / "conversations.jsonl").save_pretrained(FOLDER)
+    train_tokenizer(PACKAGE / "starter" / "conversations.jsonl").save_pretrained(TOKENIZER_FOLDER)

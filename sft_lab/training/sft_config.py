@@ -1,0 +1,96 @@
+"""The trainer options as TRL's SFTConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+
+from sft_lab.core.errors import ConfigError
+from sft_lab.training.config import Full, resolve_precision
+
+# Seconds that the processes of a training wait for one another: the first measures the base model alone.
+DDP_TIMEOUT = 4 * 3600
+
+SAME_NAME = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim", "max_length", "packing", "load_best_model_at_end",
+    "activation_checkpointing",
+)  # fmt: skip
+
+
+def build_sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -> trl.SFTConfig:
+    """Return the SFTConfig of the installed TRL.
+
+    Args:
+        options: of the trainer.
+        folder: for checkpoints.
+        seed: of weights and data order.
+        watched: whether there are held-out rows to measure.
+
+    Raises:
+        ConfigError: for a field in ``options.sft_config`` that TRL does not have, or a value that it refuses.
+    """
+    known = {field.name for field in dataclasses.fields(trl.SFTConfig)}
+    _refuse_unknown(options.sft_config, known)
+
+    values = {name: getattr(options, name) for name in SAME_NAME}
+    values |= _steps(options, known)
+    values |= _fixed_values(options, watched=watched)
+    values |= {"output_dir": str(folder), "seed": seed, "data_seed": seed}
+    values |= options.sft_config
+    try:
+        return trl.SFTConfig(**{name: value for name, value in values.items() if name in known})
+    except (TypeError, ValueError, ImportError, OSError) as error:
+        raise ConfigError(f"trainer: refused by TRL or Transformers: {' '.join(str(error).split())}") from error
+
+
+def _refuse_unknown(names: dict[str, Any], known: set[str]) -> None:
+    if unknown := sorted(set(names) - known):
+        near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
+        raise ConfigError(
+            f"trainer.sft_config={unknown}: no field of TRL {trl.__version__}'s SFTConfig; "
+            + (f"did you mean {' or '.join(near)}?" if near else "leave it out")
+        )
+
+
+def _steps(options: Full, known: set[str]) -> dict[str, float]:
+    """Return the fields that are a number of steps, or a share of all steps when below 1."""
+    values: dict[str, float] = {}
+    for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
+        steps = getattr(options, name)
+        values[name] = steps if steps < 1 else int(steps)
+    if options.warmup_steps < 1 and "warmup_ratio" in known:  # TRL before warmup_steps took shares
+        values["warmup_ratio"], values["warmup_steps"] = options.warmup_steps, 0
+    return values
+
+
+def _fixed_values(options: Full, *, watched: bool) -> dict[str, Any]:
+    """Return the fields that follow from other options, from the hardware, or from how sft_lab uses TRL."""
+    chooses = watched and options.chooses
+    return {
+        "gradient_checkpointing": None,  # the old name of activation_checkpointing, on by default in TRL
+        "bf16": resolve_precision(options.precision) == "bf16",
+        "fp16": False,
+        "packing_strategy": options.packing_strategy.name,
+        "eval_packing": False,
+        "completion_only_loss": False,
+        # TRL packs what it prepares; rows that are not packed are ready already.
+        "dataset_kwargs": {"skip_prepare_dataset": not options.packing},
+        "eval_strategy": "steps" if watched else "no",
+        "save_strategy": "steps",
+        "save_total_limit": 2 if options.load_best_model_at_end else 1,
+        "metric_for_best_model": "eval_loss" if chooses else None,
+        "greater_is_better": False if chooses else None,
+        "logging_nan_inf_filter": False,
+        "restore_callback_states_from_checkpoint": True,  # early stopping continues its count
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_timeout": DDP_TIMEOUT,
+    }
