@@ -1,4 +1,4 @@
-"""The clock of chat templates: Transformers offers them ``strftime_now``, and a run must say which day it told them."""
+"""The clock of chat templates: Transformers offers them ``strftime_now``, and a run must fix the date."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import datetime
 
 
 def is_read(jinja: str) -> bool:
-    """Return whether a template asks for the date."""
+    """Return whether a template uses the date."""
     import jinja2
 
     try:
         return any(token[1:] == ("name", "strftime_now") for token in jinja2.Environment().lex(jinja))  # noqa: S701
     except jinja2.TemplateSyntaxError:
-        return False  # rendering says what is wrong with it
+        return False  # rendering reports the error
 
 
 def set_to(date: datetime.date, jinja: str) -> None:
-    """Have a template's ``strftime_now`` tell the midnight that a date begins with.
+    """Have a template's ``strftime_now`` format the midnight at which a date begins.
 
-    A function that is handed to ``apply_chat_template`` is turned into text, so the compiled template is told, which
-    Transformers keeps by its text and renders next.
+    A function passed to ``apply_chat_template`` would be turned into text, so the function is set on the compiled
+    template, which Transformers caches by the template's text.
     """
     from transformers.utils import chat_template_utils
 

@@ -1,7 +1,7 @@
 """Row formats: how a raw record becomes turns.
 
-Each reader takes one raw record (a dict) and answers its turns as ``(role, text)`` with the roles ``system``,
-``user`` and ``assistant``, or raises ``Unreadable``. A row of plain text is one turn of the role ``text``.
+A reader takes a raw record (a dict) and returns its turns as ``(role, text)`` with the roles ``system``, ``user`` and
+``assistant``, or raises ``Unreadable``. A row of plain text is a single turn of the role ``text``.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Format(Enum):
 
 
 class Unreadable(Exception):
-    """This record is not of the format.
+    """This record does not have the format.
 
     Attributes:
-        reason: of the dropped row.
+        reason: why the row is dropped.
     """
 
     def __init__(self, reason: str = "unreadable") -> None:
@@ -56,7 +56,7 @@ class Unreadable(Exception):
 
 
 class Watched(dict[str, Any]):
-    """A record, or a turn of one, that remembers which of its fields a reader looked at."""
+    """A record, or a turn in it, that remembers which of its fields a reader accessed."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__(fields)
@@ -68,7 +68,7 @@ class Watched(dict[str, Any]):
         value = super().__getitem__(key)
         if isinstance(value, list) and any(type(item) is dict for item in value):
             value = [Watched(item) if type(item) is dict else item for item in value]
-            self[key] = value  # readers ask for a field more than once
+            self[key] = value  # readers access a field more than once
             self._turns[key] = [item for item in value if isinstance(item, Watched)]
         return value
 
@@ -77,30 +77,32 @@ class Watched(dict[str, Any]):
         return self[key] if key in self else default  # noqa: SIM401 - get is defined by []
 
     def unread(self) -> set[str]:
-        """Return the fields that hold something and were not looked at; those of turns as ``messages[].name``."""
-        fields = {key for key in self.keys() - self._read if self._holds_something(super(Watched, self).get(key))}
+        """Return the non-empty fields that were never accessed; those of turns as ``messages[].name``."""
+        fields = {key for key in self.keys() - self._read if self._is_filled(super(Watched, self).get(key))}
         turns = ((key, turn) for key, turns in self._turns.items() for turn in turns)
         return fields.union(*({f"{key}[].{name}" for name in turn.unread()} for key, turn in turns))
 
     @staticmethod
-    def _holds_something(value: Any) -> bool:
+    def _is_filled(value: Any) -> bool:
         return value not in (None, "", [], {})
 
 
-def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str], *, needs_answers: bool = True) -> Reader:
-    """Choose the reader: own columns first, then the named format, then the first that fits the columns found.
+def find_reader(
+    wanted: Format, columns: dict[str, str], present: Iterable[str], *, needs_answers: bool = True
+) -> Reader:
+    """Return the reader: own columns first, then the named format, then the first that fits the columns.
 
     Args:
         wanted: ``auto`` or a format by name.
         columns: own column names by part (``prompt``, ``answer``, ``context``, ``system``, or ``text`` alone); may be
             empty.
-        found: the columns of the source.
-        needs_answers: whether a table of prompts alone is no row form.
+        present: the columns of the source.
+        needs_answers: whether a table of prompts alone is refused.
 
     Raises:
-        SourceError: when no format fits, or a named column is not there.
+        SourceError: if no format fits, or a named column is missing.
     """
-    present = list(dict.fromkeys(found))
+    present = list(dict.fromkeys(present))
     if columns:
         if missing := [name for name in columns.values() if name not in present]:
             raise SourceError(f"dataset.columns={columns}: no column {missing} in the source; it has {present}")
@@ -115,11 +117,11 @@ def find_reader(wanted: Format, columns: dict[str, str], found: Iterable[str], *
     if not fitting and not needs_answers and (prompt := next(filter(present.__contains__, PROMPT_COLUMNS), None)):
         return lambda record: _single(_text(record.get(prompt)), "")
     if not fitting:
-        parted = "a CSV file's fields must be parted by commas; " if any(";" in name for name in present) else ""
+        separator = "a CSV file's fields must be separated by commas; " if any(";" in name for name in present) else ""
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
         raise SourceError(
             f"dataset.format=auto: the source's columns {present} fit no known format ({known}); "
-            f"{parted}name your own with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
+            f"{separator}name your own with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
         )
     return READERS[fitting[0]]
 
@@ -130,18 +132,18 @@ def _needs(wanted: Format) -> str:
 
 def _conversation(record: dict[str, Any]) -> list[Turn]:
     """ShareGPT and chat messages: a list of turns under one of their key variants."""
-    return _turns(_one_of(record, CONVERSATION_KEYS))
+    return _turns(_any_of(record, CONVERSATION_KEYS))
 
 
-def _one_of(record: dict[str, Any], keys: Iterable[str]) -> Any:
-    """The value under one of ``keys``, of which the record must have one."""
+def _any_of(record: dict[str, Any], keys: Iterable[str]) -> Any:
+    """Return the value under one of ``keys``, of which the record must have at least one."""
     if not record.keys() & set(keys):
         raise Unreadable
     return _first(record, keys)
 
 
 def _first(record: dict[str, Any], keys: Iterable[str]) -> Any:
-    """The first value under one of ``keys`` that is not None: tables fill up with None what a record lacks."""
+    """Return the first value under ``keys`` that is not None: tables fill up with None what a record lacks."""
     return next((record[key] for key in keys if record.get(key) is not None), None)
 
 
@@ -158,7 +160,7 @@ def _turns(turns: Any) -> list[Turn]:
 
 
 def _from_json(text: str) -> Any:
-    """Read turns that an export wrote as text, as it does where a table's cell holds no list."""
+    """Return turns that an export wrote as JSON text, as it does where a table cannot hold lists."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -166,7 +168,7 @@ def _from_json(text: str) -> Any:
 
 
 def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Turn a mapping of equally long lists, as ``datasets`` writes a list of mappings, into its turns."""
+    """Return the turns in a mapping of equally long lists, which is how ``datasets`` writes a list of mappings."""
     lists = list(columns.values())
     if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
         raise Unreadable
@@ -184,7 +186,7 @@ def _turn(turn: Any) -> Turn:
 
 
 def _text(value: Any) -> str:
-    """A text as it is, nothing as an empty text; chat parts of type text are joined; all else is unreadable."""
+    """Return a text as it is, None as an empty text, chat parts of type text joined; refuse all else."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -197,18 +199,18 @@ def _text(value: Any) -> str:
 
 
 def without_surrogates(text: str) -> str:
-    """Replace lone surrogates: they come out of broken JSON escapes, and no tokenizer and no Arrow table takes them."""
+    """Replace lone surrogates: broken JSON escapes leave them, and neither tokenizers nor Arrow tables accept them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _alpaca(record: dict[str, Any]) -> list[Turn]:
     context = _text(_first(record, ("input", "context")))
     prompt = "\n\n".join(part for part in (_text(record["instruction"]), context) if part)
-    return _single(prompt, _text(_one_of(record, ("output", "response"))), _text(record.get("system")))
+    return _single(prompt, _text(_any_of(record, ("output", "response"))), _text(record.get("system")))
 
 
 def _prompt_completion(record: dict[str, Any]) -> list[Turn]:
-    prompt, completion = record["prompt"], _one_of(record, ("completion", "response"))
+    prompt, completion = record["prompt"], _any_of(record, ("completion", "response"))
     if isinstance(prompt, list) and isinstance(completion, list):
         return _turns(prompt) + _turns(completion)
     return _single(_text(prompt), _text(completion))
@@ -216,39 +218,39 @@ def _prompt_completion(record: dict[str, Any]) -> list[Turn]:
 
 def _question_answer(record: dict[str, Any]) -> list[Turn]:
     context = _text(record.get("context"))
-    question = _text(_one_of(record, ("question", "prompt")))
+    question = _text(_any_of(record, ("question", "prompt")))
     prompt = "\n\n".join(part for part in (context, question) if part)
     return _single(prompt, _text(record["answer"]))
 
 
 def _preference(record: dict[str, Any]) -> list[Turn]:
-    """What was chosen, as the answer; what was rejected is left out.
+    """Return a conversation that ends with the chosen answer; the rejected answer is left out.
 
-    The forms of TRL (a prompt beside two answers, or two whole conversations), of LLaMA-Factory (a conversation, and
-    two turns that could end it), and Anthropic's two transcripts in one text each.
+    Reads the forms of TRL (a prompt beside two answers, or two full conversations), of LLaMA-Factory (a conversation,
+    and two turns that could end it), and of Anthropic (two transcripts, each a single text).
     """
-    asked = _first(record, (*PROMPT_COLUMNS, *CONVERSATION_KEYS))
-    before = _turns(asked) if isinstance(asked, list) else [("user", _text(asked))] if asked is not None else []
-    if isinstance(asked, str) and (more := _text(record.get("input"))):
-        before = [("user", f"{asked}\n\n{more}")]
+    prompt = _first(record, (*PROMPT_COLUMNS, *CONVERSATION_KEYS))
+    before = _turns(prompt) if isinstance(prompt, list) else [("user", _text(prompt))] if prompt is not None else []
+    if isinstance(prompt, str) and (context := _text(record.get("input"))):
+        before = [("user", f"{prompt}\n\n{context}")]
     chosen = record["chosen"]
     if isinstance(chosen, str):
-        said = [("assistant", without_surrogates(chosen))] if before else _transcript(chosen)
+        turns = [("assistant", without_surrogates(chosen))] if before else _transcript(chosen)
     else:
-        said = _turns([chosen] if isinstance(chosen, dict) else chosen)
-    is_whole = bool(said) and said[0][0] != "assistant"
+        turns = _turns([chosen] if isinstance(chosen, dict) else chosen)
+    is_whole = bool(turns) and turns[0][0] != "assistant"
     system = _text(record.get("system"))
-    return [*([("system", system)] if system.strip() else []), *([] if is_whole else before), *said]
+    return [*([("system", system)] if system.strip() else []), *([] if is_whole else before), *turns]
 
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 def _transcript(text: str) -> list[Turn]:
-    opening, *said = _SPEAKER.split(without_surrogates(text))
-    if not said or opening.strip():
+    opening, *turns = _SPEAKER.split(without_surrogates(text))
+    if not turns or opening.strip():
         raise Unreadable
-    return [(ROLES[role.lower()], words) for role, words in zip(said[::2], said[1::2], strict=True)]
+    return [(ROLES[role.lower()], content) for role, content in zip(turns[::2], turns[1::2], strict=True)]
 
 
 def _plain_text(record: dict[str, Any]) -> list[Turn]:
@@ -276,8 +278,8 @@ def _single(prompt: str, answer: str, system: str = "") -> list[Turn]:
     return [("system", system), *turns] if system.strip() else turns
 
 
-# In the order in which they are looked for: an Alpaca table may have a text column too, and a preference set a
-# conversation beside what was chosen.
+# In order of precedence: an Alpaca table may also have a text column, and a preference set a conversation beside
+# the chosen answer.
 COLUMNS_OF: dict[Format, list[tuple[str, ...]]] = {
     Format.preference: [("chosen", "rejected")],
     Format.messages: [("messages",)],
@@ -289,7 +291,7 @@ COLUMNS_OF: dict[Format, list[tuple[str, ...]]] = {
 }
 READERS: dict[Format, Reader] = {
     Format.messages: _conversation,
-    Format.sharegpt: lambda record: _turns(_one_of(record, ("conversations", "conversation", "messages"))),
+    Format.sharegpt: lambda record: _turns(_any_of(record, ("conversations", "conversation", "messages"))),
     Format.alpaca: _alpaca,
     Format.prompt_completion: _prompt_completion,
     Format.question_answer: _question_answer,

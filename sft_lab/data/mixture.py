@@ -1,4 +1,4 @@
-"""Mixture: several sources as one, each with a share or a limit of its own."""
+"""Mixture: several sources read as a single data set, each with a share or a limit of its own."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Ingredient(Bounded):
     """One source of a mixture: local files by ``path``, or a set of the hub by ``name``.
 
     Attributes:
-        share: its part of the mixture's training rows, beside the shares of the others; every source has one or none.
-        limit: at most so many of its training rows.
+        share: its part of the mixture's training rows, relative to the other shares; set for all sources or for none.
+        limit: the maximum number of its training rows.
     """
 
     path: str | None = field(default=None, metadata={"changes_result": False})  # the bytes do: see fingerprint
@@ -49,7 +49,7 @@ class Ingredient(Bounded):
         self.path = None if self.path is None else saved_path(self.path)
 
     def source(self, on_error: OnError, max_record_mb: float) -> Dataset:
-        """Give the source by itself."""
+        """Return the source by itself."""
         if self.path is not None:
             return File(self.format, self.columns, on_error=on_error, max_record_mb=max_record_mb, path=self.path)
         hub = (self.name or "", self.config, self.split, self.eval_split, self.revision)
@@ -61,7 +61,7 @@ _HUB = ("name", "config", "split", "eval_split", "revision")
 
 @dataclass
 class Mixture(Dataset):
-    """Several sources, one behind the other; shares and limits cut the training side alone.
+    """Several sources, read one after another; shares and limits cut only the training side.
 
     With shares the mixture is as large as the scarcest source allows: nothing is repeated. Each source gives its first
     rows, so that a larger mixture holds a smaller one.
@@ -73,39 +73,39 @@ class Mixture(Dataset):
         """Refuse impossible values."""
         super().__post_init__()
         require(bool(self.sources), "sources", self.sources, "one source or more: {name: {path: ...}, other: {...}}")
-        shared = [name for name, one in self.sources.items() if one.share is not None]
+        shared = [name for name, ingredient in self.sources.items() if ingredient.share is not None]
         require(len(shared) in (0, len(self.sources)), "sources", shared, "all with a share, or all without")
         require(not self.columns, "columns", self.columns, "given for each source")
         require(self.format is Format.auto, "format", self.format.name, "given for each source")
 
     def named(self) -> str:
-        """The names of the sources."""
+        """Return the names of the sources, hashed."""
         return f"dataset.sources={digest([part.named() for part in self.parts().values()])[:12]}"
 
     def parts(self) -> dict[str, Dataset]:
-        """Every source by its name."""
-        return {name: one.source(self.on_error, self.max_record_mb) for name, one in self.sources.items()}
+        """Return every source by its name."""
+        return {name: ingredient.source(self.on_error, self.max_record_mb) for name, ingredient in self.sources.items()}
 
     def check(self) -> list[str]:
-        """Every source is well."""
-        found = [(name, problem) for name, part in self.parts().items() for problem in part.check()]
-        return [f"dataset.sources.{name}: {problem.removeprefix('dataset.')}" for name, problem in found]
+        """Return the problems of every source."""
+        problems = [(name, problem) for name, part in self.parts().items() for problem in part.check()]
+        return [f"dataset.sources.{name}: {problem.removeprefix('dataset.')}" for name, problem in problems]
 
     def is_known(self, store: Store) -> bool:
-        """Whether every source is."""
+        """Return whether every source is known."""
         return all(part.is_known(store) for part in self.parts().values())
 
     def fingerprint(self, store: Store) -> str:
-        """A key of every source's name and content."""
+        """Return a key of every source's name and content."""
         return digest([[name, part.fingerprint(store)] for name, part in self.parts().items()])
 
     def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
-        """Every record of every source."""
+        """Yield every record of every source."""
         for part in self.parts().values():
             yield from part.records(store)
 
     def surplus(self, train: Rows) -> np.ndarray:
-        """True for each training-side row beyond its source's part of the mixture: bool, shape (rows,)."""
+        """Return true for each training-side row beyond its source's part of the mixture: bool, shape (rows,)."""
         import numpy as np
 
         name_of_row = np.array(train.column("source"), dtype=object)
@@ -114,35 +114,34 @@ class Mixture(Dataset):
             over[np.flatnonzero(name_of_row == name)[:quota]] = False
         return over
 
-    def _quotas(self, there: dict[str, int]) -> dict[str, int]:
-        """Training rows of each source: as large as shares, limits and ``limit`` allow.
+    def _quotas(self, available: dict[str, int]) -> dict[str, int]:
+        """Return the training rows of each source: as many as shares, limits and ``limit`` allow.
 
         Args:
-            there: the rows each source has.
+            available: the rows of each source.
         """
-        limits = {name: self.sources[name].limit for name in there}
-        most = {name: min(count, limits[name] or count) for name, count in there.items()}
-        weights = {name: float(self.sources[name].share or most[name]) for name in there}
-        whole = sum(weights.values())
-        if not whole:
-            return most
-        shares = {name: weight / whole for name, weight in weights.items()}
-        total = int(min(most[name] / share for name, share in shares.items() if share) + 1e-9)
+        limits = {name: min(count, self.sources[name].limit or count) for name, count in available.items()}
+        weights = {name: float(self.sources[name].share or limits[name]) for name in available}
+        total_weight = sum(weights.values())
+        if not total_weight:
+            return limits
+        shares = {name: weight / total_weight for name, weight in weights.items()}
+        total = int(min(limits[name] / share for name, share in shares.items() if share) + 1e-9)
         exact = {name: min(total, self.limit or total) * share for name, share in shares.items()}
-        found = {name: int(rows + 1e-9) for name, rows in exact.items()}
+        quotas = {name: int(rows + 1e-9) for name, rows in exact.items()}
         # Rows lost to rounding go to the largest remainders, so that a limit is met to the row.
-        rest = round(sum(exact.values())) - sum(found.values())
-        for name in sorted(exact, key=lambda name: found[name] - exact[name])[:rest]:
-            found[name] = min(found[name] + 1, most[name])
-        return found
+        rest = round(sum(exact.values())) - sum(quotas.values())
+        for name in sorted(exact, key=lambda name: quotas[name] - exact[name])[:rest]:
+            quotas[name] = min(quotas[name] + 1, limits[name])
+        return quotas
 
 
 class Benchmarks(Mixture):
-    """Files that training rows are compared with, no part of the training: tables of prompts alone will do."""
+    """Files that training rows are compared with; they are not trained on, and may hold prompts without answers."""
 
     needs_answers = False
 
     @classmethod
     def of(cls, paths: list[str]) -> Benchmarks:
-        """Give the files as one source, every turn of their conversations."""
+        """Return the files as a single source, with every turn of their conversations."""
         return cls(turns=Turns.all, sources={str(number): Ingredient(path=path) for number, path in enumerate(paths)})

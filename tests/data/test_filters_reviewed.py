@@ -79,7 +79,7 @@ def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (
             "d.csv",
             "id,decision\n0-aa,keep\n0-aa,keep\n0-aa,drop\n",
-            "d.csv, line 4: 0-aa is decided drop, in line 2 keep",
+            "d.csv, line 4: 0-aa is decided drop, but keep in line 2",
         ),
         ("d.csv", "id,decision\n,keep\n", "d.csv, line 2: id is empty"),
         ("d.csv", "id,decision\n0-aa,keep,more\n", "d.csv, line 2: more fields than columns"),

@@ -16,10 +16,10 @@ class Filter(Selector):
     """A stage that judges each row by itself."""
 
     group: ClassVar[str] = "filter"
-    judges_by_id: ClassVar[bool] = False  # it decides about the ids it lists, and says nothing of other rows
+    judges_by_id: ClassVar[bool] = False  # it lists ids with decisions, and does not judge other rows
 
     def check(self) -> list[str]:
-        """Return what this filter lacks on this machine, naming key or file; empty when nothing."""
+        """Return what this filter lacks on this machine, each naming key or file."""
         return []
 
     def files(self) -> list[Path]:
@@ -27,7 +27,7 @@ class Filter(Selector):
         return []
 
     def contents(self) -> dict[Path, bytes]:
-        """Return what it has read of them whole, once: that is what it goes by."""
+        """Return the content of those it has read fully, once: later changes to the file do not matter."""
         return {}
 
     def insists_on(self) -> set[str]:

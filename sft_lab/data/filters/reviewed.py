@@ -26,7 +26,7 @@ DECISIONS = ("keep", "drop", "")
 
 @dataclass
 class Reviewed(Filter):
-    """Drop rows decided ``drop``; those decided ``keep`` stay in spite of dedup.
+    """Drop rows decided ``drop``; those decided ``keep`` survive dedup.
 
     The decisions are a CSV file or JSON lines with an ``id`` (sft_lab's row id) and a ``decision``: keep, drop, or
     nothing for undecided. Other columns are ignored.
@@ -43,7 +43,7 @@ class Reviewed(Filter):
         self.path = str(package_path(self.path))
 
     def check(self) -> list[str]:
-        """The file is there and every line of it can be understood."""
+        """Return an error if the file is missing or a line of it cannot be understood."""
         try:
             self._decisions()
         except ConfigError as error:
@@ -51,19 +51,19 @@ class Reviewed(Filter):
         return []
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
-        """Other decisions are another result."""
+        """Return a hash of the decisions: they change the result."""
         return {"decisions": hashlib.sha256(self._content).hexdigest()}
 
     def files(self) -> list[Path]:
-        """The decisions."""
+        """Return the file of decisions."""
         return [Path(self.path)]
 
     def contents(self) -> dict[Path, bytes]:
-        """Return the file's bytes."""
+        """Return the bytes of that file."""
         return {Path(self.path): self._content}
 
     def insists_on(self) -> set[str]:
-        """Ids of rows decided ``keep``."""
+        """Return the ids of rows decided ``keep``."""
         return {row_id for row_id, decision in self._decisions().items() if decision == "keep"}
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
@@ -91,10 +91,10 @@ class Reviewed(Filter):
         return path.read_bytes()
 
     def _decisions(self) -> dict[str, str]:
-        """Read each decided id's decision.
+        """Return the decision of each decided id.
 
         Raises:
-            ConfigError: naming file and line of what cannot be understood.
+            ConfigError: for a line that cannot be understood, naming file and line.
         """
         path, content = Path(self.path), self._content
         if path.suffix.lower() not in _READERS:
@@ -104,27 +104,30 @@ class Reviewed(Filter):
             with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="") as file:
                 for line, record in _READERS[path.suffix.lower()](file, path):
                     row_id, decision = _decision(record, f"{path}, line {line}")
-                    before, where = decided.get(row_id, (decision, line))
-                    if decision and before != decision:
+                    previous, previous_line = decided.get(row_id, (decision, line))
+                    if decision and previous != decision:
                         raise ConfigError(
-                            f"{path}, line {line}: {row_id} is decided {decision}, in line {where} {before}; remove one"
+                            f"{path}, line {line}: {row_id} is decided {decision}, but "
+                            f"{previous} in line {previous_line}; remove one of them"
                         )
                     if decision:
-                        decided[row_id] = before, where
+                        decided[row_id] = previous, previous_line
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
         return {row_id: decision for row_id, (decision, _) in decided.items()}
 
 
-def _decision(record: dict[str, Any], where: str) -> tuple[str, str]:
+def _decision(record: dict[str, Any], location: str) -> tuple[str, str]:
     if missing := [name for name in ("id", "decision") if name not in record]:
-        raise ConfigError(f"{where}: no {' and no '.join(missing)}; it has the columns {', '.join(map(str, record))}")
+        raise ConfigError(
+            f"{location}: no {' and no '.join(missing)}; it has the columns {', '.join(map(str, record))}"
+        )
     row_id = str(record["id"] or "").strip()
     decision = str(record["decision"] or "").strip().lower()
     if not row_id:
-        raise ConfigError(f"{where}: id is empty; give the row's id or remove the line")
+        raise ConfigError(f"{location}: id is empty; give the row's id or remove the line")
     if decision not in DECISIONS:
-        raise ConfigError(f"{where}: decision={record['decision']}: must be keep, drop or empty")
+        raise ConfigError(f"{location}: decision={record['decision']}: must be keep, drop or empty")
     return row_id, decision
 
 
@@ -137,7 +140,7 @@ def _csv_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]
                 raise ConfigError(f"{path}, line {reader.line_num}: more fields than columns; quote fields with commas")
             yield reader.line_num, record
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the line") from error
+        raise ConfigError(f"{path}, line {reader.line_num}: not CSV ({error}); fix the line") from error
 
 
 def _json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -147,7 +150,7 @@ def _json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}, line {line}: not JSON ({error}); mend or remove the line") from error
+            raise ConfigError(f"{path}, line {line}: not JSON ({error}); fix or remove the line") from error
         if not isinstance(record, dict):
             raise ConfigError(f"{path}, line {line}: holds {type(record).__name__}, not an object with id and decision")
         yield line, record
