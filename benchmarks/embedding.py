@@ -26,6 +26,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.store import Store
 from sft_lab.dedup.embed import _precision, embed
 from sft_lab.dedup.select import Keep, representatives
+from sft_lab.dedup.texts import Texts
 from sft_lab.dedup.vector_search import build
 
 
@@ -54,7 +55,7 @@ def main() -> None:
 
         def ours() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as store:
-                result["ours"] = embed(texts, MINILM, StageContext(Store(Path(store))))
+                result["ours"] = embed(Texts.of_list(texts), MINILM, StageContext(Store(Path(store))))
 
         def theirs() -> None:
             result["encode"] = model.encode(texts, show_progress_bar=False)

@@ -42,6 +42,7 @@ from sft_lab.dedup import embed
 from sft_lab.dedup import graph as graphs
 from sft_lab.dedup.graph import NeighborGraph
 from sft_lab.dedup.select import Keep, representatives
+from sft_lab.dedup.texts import Texts, hex_names
 from sft_lab.dedup.vector_search import CPU_BLOCK, build, cosine
 
 MAX_EDGES = 50_000_000
@@ -231,7 +232,7 @@ def peak(vectors: np.ndarray, floor: float, goals: Goals) -> None:
     size = len(vectors)
     with tempfile.TemporaryDirectory() as folder:
         context, key = StageContext(Store(Path(folder))), MINILM.key()
-        names = embed.text_hashes(made_texts(size))
+        names = hex_names(Texts.of_list(made_texts(size)).hashes)
         for start in range(0, size, embed.BLOCK):
             block = slice(start, start + embed.BLOCK)
 
@@ -250,7 +251,9 @@ def peak(vectors: np.ndarray, floor: float, goals: Goals) -> None:
 def search(folder: Path, size: int, floor: float) -> None:
     """In a fresh process: vectors from the store, one text embedded besides, their graph, the memory it took."""
     began = time.perf_counter()
-    vectors = embed.embed([*made_texts(size), "one text that is new"], MINILM, StageContext(Store(folder)))
+    vectors = embed.embed(
+        Texts.of_list([*made_texts(size), "one text that is new"]), MINILM, StageContext(Store(folder))
+    )
     gathered = time.perf_counter()
     graph = build(vectors, floor, MAX_EDGES)
     print(f"fresh process: {gathered - began:.1f} s to load the model, embed one text and gather {size} vectors,")
@@ -290,7 +293,7 @@ def main() -> None:
     real = None
     if arguments.file:
         context = StageContext()
-        real = embed.embed(list(dict.fromkeys(answers(arguments.file, context))), MINILM, context)
+        real = embed.embed(Texts.of_list(list(dict.fromkeys(answers(arguments.file, context)))), MINILM, context)
     for size in arguments.sizes:
         vectors = made_vectors(size, rng) if real is None else given_vectors(real, size, rng)
         if size >= LARGE:

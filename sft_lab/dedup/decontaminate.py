@@ -16,7 +16,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import JobError
 from sft_lab.core.packages import package_path
 from sft_lab.core.params import result_params
-from sft_lab.core.text import On, normalize
+from sft_lab.core.text import On
 from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, NGRAM, NUM_PERM
 from sft_lab.dedup.semantic import Fallback, known_nodes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sft_lab.core.rows import Rows, Selection
+    from sft_lab.dedup.texts import Texts
 
 BLOCK = 4096  # rows of the product held at once
 
@@ -126,6 +127,7 @@ class Decontaminate(Bounded):
         import numpy as np
 
         from sft_lab.core.rows import Selection
+        from sft_lab.dedup.texts import Texts
 
         size = len(train)
         score, nearest, reasons = np.full(size, np.nan, np.float32), [""] * size, [""] * size
@@ -133,7 +135,7 @@ class Decontaminate(Bounded):
         for side, rows, on in [*benchmarks, ("held_out", held_out, self.on)]:  # held-out rows last: their reason wins
             if self.method is Method.none or not len(rows) or not size:
                 continue
-            best, match, equal = self._nearest(train.texts(on), rows.texts(on), context)
+            best, match, equal = self._nearest(Texts.of(train, on), Texts.of(rows, on), context)
             ids = rows.column("id")
             for index in np.flatnonzero(best > 0).tolist():
                 score[index], nearest[index] = best[index], ids[match[index]]
@@ -141,7 +143,7 @@ class Decontaminate(Bounded):
         return Selection.of(train, reasons, score, nearest)
 
     def _nearest(
-        self, texts: list[str], references: list[str], context: StageContext
+        self, texts: Texts, references: Texts, context: StageContext
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compare each text with every reference.
 
@@ -151,28 +153,26 @@ class Decontaminate(Bounded):
         """
         import numpy as np
 
+        from sft_lab.dedup.texts import normal_hash
+
         best, match = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
         if self.method is Method.semantic:
             knows = np.zeros(len(references) + len(texts), bool)
-            knows[known_nodes([*references, *texts], self.embedder, self.fallback, "decontaminate", context)] = True
+            knows[known_nodes(references + texts, self.embedder, self.fallback, "decontaminate", context)] = True
             compare = {True: self._by_vectors}
             if self.fallback is Fallback.minhash:
                 compare[False] = self._by_shingles
             for known, nearest in compare.items():
                 against, rows = (np.flatnonzero(part == known) for part in np.split(knows, [len(references)]))
                 if len(rows) and len(against):
-                    best[rows], index = nearest(
-                        [texts[row] for row in rows], [references[row] for row in against], context
-                    )
+                    best[rows], index = nearest(texts.take(rows), references.take(against), context)
                     match[rows] = against[index]
-        index_of = {normalize(text): index for index, text in enumerate(references)}
-        same = np.fromiter((index_of.get(normalize(text), -1) for text in texts), np.int64, len(texts))
+        index_of = {normal_hash(text): index for index, text in enumerate(references)}
+        same = np.fromiter((index_of.get(normal_hash(text), -1) for text in texts), np.int64, len(texts))
         equal = same >= 0  # the nearest reference may be a different one
         return np.where(equal, np.float32(1), best), np.where(equal, same, match), equal
 
-    def _by_vectors(
-        self, texts: list[str], references: list[str], context: StageContext
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _by_vectors(self, texts: Texts, references: Texts, context: StageContext) -> tuple[np.ndarray, np.ndarray]:
         """Return the highest cosine, 0 below the threshold, and the index of the reference that has it."""
         import numpy as np
 
@@ -187,8 +187,8 @@ class Decontaminate(Bounded):
 
     def _by_shingles(
         self,
-        texts: list[str],
-        references: list[str],
+        texts: Texts,
+        references: Texts,
         context: StageContext,  # noqa: ARG002
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the highest Jaccard similarity, 0 below the fallback's threshold, and the index of its reference."""

@@ -8,13 +8,11 @@ vectors. A stage gets them gathered into a memory-mapped file.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import os
 import queue
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +34,8 @@ from sft_lab.core.text import scripts
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from sft_lab.dedup.texts import Texts
 
 SMALL = 2**30  # bytes of weights; a larger embedder is not copied for a second thread
 LARGE = 2**20  # bytes; the hash of a larger file is kept, since each stage that compares texts needs it
@@ -178,42 +178,59 @@ def _precision() -> str:
     return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
 
 
-def text_hashes(texts: list[str]) -> list[str]:
-    """Return the SHA-256 of each text."""
-    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-
-
-def embed(texts: list[str], embedder: Embedder, context: StageContext) -> np.ndarray:
+def embed(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray:
     """Return the unit vector of each text: float32, shape (texts, dim), memory-mapped; zero for a text without tokens.
 
     Equal texts are embedded once, stored texts not at all. The embedder cuts texts longer than its limit; their number
     is logged.
     """
+    import numpy as np
+
     key = embedder.key()
-    hashes = text_hashes(texts)
+    hashes, first, index = np.unique(texts.hashes, return_index=True, return_inverse=True)
     with context.store.lock(f"embed-{key[:32]}"):
-        known = _stored(context, key, hashes)
-        missing = {name: text for name, text in zip(hashes, texts, strict=True) if name not in known}
-        if missing:
-            log.info("embed: %d of %d texts are new, embedding them in %s", len(missing), len(texts), _precision())
-            _embed_blocks(missing, embedder, key, context)
-            known = _stored(context, key, hashes)
-        return _gathered([known[name] for name in hashes], context.store.root)
+        stored = _stored(context, key, hashes)
+        missing = stored.block < 0
+        if missing.any():
+            log.info("embed: %d of %d texts are new, embedding them in %s", missing.sum(), len(texts), _precision())
+            _embed_blocks(texts.take(first[missing]), embedder, key, context)
+            stored = _stored(context, key, hashes)
+        return _gathered(stored, index, context.store.root)
 
 
-def _stored(context: StageContext, key: str, hashes: list[str]) -> dict[str, tuple[Path, int]]:
-    """Return the block folder and row of each stored vector of these texts, by text hash."""
-    wanted = set(hashes)
-    stored: dict[str, tuple[Path, int]] = {}
+@dataclass(frozen=True)
+class _Stored:
+    """Where stored vectors are.
+
+    Attributes:
+        blocks: folders of blocks.
+        block: int32, shape (texts,): the number of a text's block, -1 for a text that is not stored.
+        row: int32, shape (texts,): its row there.
+    """
+
+    blocks: list[Path]
+    block: np.ndarray
+    row: np.ndarray
+
+
+def _stored(context: StageContext, key: str, hashes: np.ndarray) -> _Stored:
+    """Return where the vectors of texts are; hashes: distinct and ascending."""
+    import numpy as np
+
+    stored = _Stored([], np.full(len(hashes), -1, np.int32), np.zeros(len(hashes), np.int32))
     for recipe in sorted((context.store.root / "embed").glob(f"[!.]*/{RECIPE}")):
-        if read_json(recipe)["params"]["embedder"] == key:
-            names = (recipe.parent / "hashes.txt").read_text().split()
-            stored.update({name: (recipe.parent, row) for row, name in enumerate(names) if name in wanted})
+        if read_json(recipe)["params"]["embedder"] != key or not len(hashes):
+            continue
+        names = np.frombuffer(bytes.fromhex((recipe.parent / "hashes.txt").read_text()), hashes.dtype)
+        place = np.searchsorted(hashes, names).clip(max=len(hashes) - 1)
+        row = np.flatnonzero(hashes[place] == names)
+        stored.block[place[row]], stored.row[place[row]] = len(stored.blocks), row
+        stored.blocks.append(recipe.parent)
     return stored
 
 
-def _gathered(rows: list[tuple[Path, int]], root: Path) -> np.ndarray:
-    """Return the vectors of these rows of blocks, in order, in an unnamed memory-mapped file below ``root``.
+def _gathered(stored: _Stored, index: np.ndarray, root: Path) -> np.ndarray:
+    """Return stored vectors in the order of ``index``, in an unnamed memory-mapped file below ``root``.
 
     The file takes disk space while the vectors are in use and disappears with the process. As a store entry it would
     save gathering (seconds for 200 thousand rows), but each filter setting of a sweep would leave another copy of its
@@ -221,59 +238,65 @@ def _gathered(rows: list[tuple[Path, int]], root: Path) -> np.ndarray:
     """
     import numpy as np
 
-    if not rows:
+    if not len(index):
         return np.empty((0, 0), np.float32)
-    rows_of_block: dict[Path, list[tuple[int, int]]] = defaultdict(list)
-    for index, (block, row) in enumerate(rows):
-        rows_of_block[block].append((index, row))
-    dim = np.load(rows[0][0] / "vectors.npy", mmap_mode="r").shape[1]
+    block, row = stored.block[index], stored.row[index]
+    order = np.argsort(block, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(block[order])) + 1)
+    dim = np.load(stored.blocks[block[0]] / "vectors.npy", mmap_mode="r").shape[1]
     with tempfile.TemporaryFile(dir=root) as file:
-        vectors = np.memmap(file, np.float32, "w+", shape=(len(rows), dim))
-    for block, pairs in rows_of_block.items():
-        index, row = np.array(pairs).T
-        vectors[index] = np.load(block / "vectors.npy")[row]
+        vectors = np.memmap(file, np.float32, "w+", shape=(len(index), dim))
+    for group in groups:
+        folder = stored.blocks[block[group[0]]]
+        vectors[group] = np.load(folder / "vectors.npy")[row[group]]
         with suppress(OSError):  # a read-only store
-            os.utime(block / RECIPE)  # marks the block as used, for prune
+            os.utime(folder / RECIPE)  # marks the block as used, for prune
     return vectors
 
 
-def _embed_blocks(missing: dict[str, str], embedder: Embedder, key: str, context: StageContext) -> None:
+def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageContext) -> None:
+    """Embed texts, block by block; texts: distinct, in the order of their hashes."""
     import numpy as np
 
     from sft_lab.core.progress import progress
+    from sft_lab.dedup.texts import hex_names
 
     model = embedder.load()
-    names = sorted(missing)
-    lengths = dict(zip(names, _lengths(model, [missing[name] for name in names], embedder.prompt), strict=True))
+    lengths = _lengths(model, texts, embedder.prompt)
     # Sorted by length, since every text of a batch is padded to the longest.
-    names.sort(key=lambda name: -lengths[name])
-    with progress("embed", len(names), "texts") as done:
-        for start in range(0, len(names), BLOCK):
-            block = names[start : start + BLOCK]
+    order = np.argsort(-lengths, kind="stable")
+    with progress("embed", len(texts), "texts") as done:
+        for start in range(0, len(texts), BLOCK):
+            block = order[start : start + BLOCK]
+            part = texts.take(block)
+            names = hex_names(part.hashes)
 
-            def compute(folder: Path, block: list[str] = block) -> None:
-                texts, tokens = [missing[name] for name in block], [lengths[name] for name in block]
-                np.save(folder / "vectors.npy", _encode(model, texts, tokens, embedder, done))
-                (folder / "hashes.txt").write_text("\n".join(block))
+            def compute(folder: Path, part: Texts = part, block: np.ndarray = block, names: list[str] = names) -> None:
+                vectors = _encode(model, list(part), lengths[block].tolist(), embedder, done)
+                np.save(folder / "vectors.npy", vectors)
+                (folder / "hashes.txt").write_text("\n".join(names))
 
-            context.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(block)}, compute)
+            context.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(names)}, compute)
 
 
-def _lengths(model: Any, texts: list[str], prompt: str) -> list[int]:
-    """Return the tokens the model reads of each text, prompt included; estimated if the tokenizer is not callable."""
+def _lengths(model: Any, texts: Texts, prompt: str) -> np.ndarray:
+    """Return the tokens the model reads of each text, prompt included: int64; estimated without its tokenizer."""
+    import numpy as np
+
     limit = model.max_seq_length or math.inf
-    if not callable(model.tokenizer):
-        return [int(min(limit, 1 + len(text) // 4)) for text in texts]
     counts: list[int] = []
-    for start in range(0, len(texts), BLOCK):  # the tokens of all texts would take more memory than their vectors
-        some = [prompt + text for text in texts[start : start + BLOCK]]
-        with encoding_on_every_core():
-            encoded = model.tokenizer(some, truncation=False, verbose=False)
-        counts += [len(ids) for ids in encoded["input_ids"]]
-    cut = sum(length > limit for length in counts)
+    for batch in texts.batches():
+        if callable(model.tokenizer):
+            with encoding_on_every_core():
+                encoded = model.tokenizer([prompt + text for text in batch], truncation=False, verbose=False)
+            counts += [len(ids) for ids in encoded["input_ids"]]
+        else:
+            counts += [1 + len(text) // 4 for text in batch]
+    lengths = np.array(counts, np.int64)
+    cut = int((lengths > limit).sum()) if callable(model.tokenizer) else 0
     if cut:
-        log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(counts), limit)
-    return [int(min(limit, length)) for length in counts]
+        log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(lengths), limit)
+    return np.minimum(lengths, limit).astype(np.int64)
 
 
 def _batches(lengths: list[int], budget: int) -> list[slice]:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.stage import Selector
-from sft_lab.core.text import On, normalize
+from sft_lab.core.text import On
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sft_lab.core.rows import Rows, Selection
 
 
@@ -27,26 +25,6 @@ class Keep(Enum):
     first = "first"
     longest = "longest"
     singletons = "singletons"
-
-
-def nodes_of(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """Group equal normalized texts into nodes.
-
-    Returns:
-        The first text of each node, and the node of each text: int64, shape (texts,), numbered by first occurrence.
-    """
-    import numpy as np
-
-    first: dict[str, int] = {}
-    node_of_text = np.empty(len(texts), np.int64)
-    distinct: list[str] = []
-    for index, text in enumerate(texts):
-        normal = normalize(text)
-        if normal not in first:
-            first[normal] = len(distinct)
-            distinct.append(text)
-        node_of_text[index] = first[normal]
-    return distinct, node_of_text
 
 
 @dataclass
@@ -78,6 +56,7 @@ class Exact(Dedup):
         """Drop duplicates with the reason ``duplicate`` and the score 1."""
         from sft_lab.dedup.graph import NeighborGraph
         from sft_lab.dedup.select import selection
+        from sft_lab.dedup.texts import Texts, nodes_of
 
-        distinct, node_of_row = nodes_of(rows.texts(self.on))
+        distinct, node_of_row = nodes_of(Texts.of(rows, self.on))
         return selection(rows, NeighborGraph.empty(len(distinct)), node_of_row, self.keep)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows, Selection
     from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.texts import Texts
 
 VERSION = 1  # of the edges that vector_search.py finds; part of each stored graph's key
 FLOOR = 0.7  # one graph serves every threshold at or above it
@@ -50,7 +51,7 @@ class GraphDedup(Dedup):
     max_edges: int = bounded(50_000_000, at_least=1)
 
     @abc.abstractmethod
-    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
+    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, Texts]:
         """Return the stored graph of these rows, or search it; before any cut at the threshold.
 
         Returns:

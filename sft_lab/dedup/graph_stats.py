@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,6 +99,6 @@ def pairs_above(selection: Selection, n: int) -> list[int]:
     return sorted(near, key=lambda index: (float(selection.score[index]), index))[:n]
 
 
-def scripts_of(texts: list[str]) -> list[str]:
+def scripts_of(texts: Iterable[str]) -> list[str]:
     """Return the script of most of each text's letters (``LATIN``), ``""`` without letters."""
     return [next(iter(scripts(text)), "") for text in texts]

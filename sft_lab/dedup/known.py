@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.hardware import encoding_on_every_core
-from sft_lab.core.io import digest
-from sft_lab.dedup.embed import BLOCK, Embedder, text_hashes
+from sft_lab.dedup.embed import Embedder
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from sft_lab.dedup.texts import Texts
 
 VERSION = 1
 # Of 1,180 real answers in Latin letters 12 hold more than 1% unknown tokens, and 5 more than 5%: lists of emoji or
@@ -25,7 +26,7 @@ MAX_UNKNOWN_SHARE = 0.05  # of the tokens of a text
 MAX_CHARACTERS = 2048  # tokenized of each text; the bundled embedder reads about half of them
 
 
-def known_texts(texts: list[str], embedder: Embedder, context: StageContext) -> np.ndarray:
+def known_texts(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray:
     """Return whether the embedder knows each text: bool, shape (texts,), stored for these texts.
 
     A text is known if at least half of its letters are in the embedder's scripts and at most
@@ -34,27 +35,27 @@ def known_texts(texts: list[str], embedder: Embedder, context: StageContext) -> 
     import numpy as np
 
     def compute(folder: Path) -> None:
-        known = np.fromiter((embedder.knows_script(text) for text in texts), bool, len(texts))
+        known = np.fromiter(map(embedder.knows_script, texts), bool, len(texts))
         indices = np.flatnonzero(known)
-        shares = _unknown_shares([texts[index] for index in indices], embedder)
+        shares = _unknown_shares(texts.take(indices), embedder)
         known[indices] = np.fromiter(shares, np.float64, len(indices)) <= MAX_UNKNOWN_SHARE
         np.save(folder / "known.npy", known)
 
     params = {"embedder": embedder.key(), "scripts": embedder.scripts}
-    recipe = {"version": VERSION, "params": params, "input": digest(text_hashes(texts))}
+    recipe = {"version": VERSION, "params": params, "input": texts.key}
     # Not a stage of the run: the manifest names the stages that compare texts and call this.
     known: np.ndarray = np.load(context.store.entry("known", recipe, compute).path / "known.npy")
     return known
 
 
-def _unknown_shares(texts: list[str], embedder: Embedder) -> Iterator[float]:
+def _unknown_shares(texts: Texts, embedder: Embedder) -> Iterator[float]:
     """Yield the share of unknown tokens of each text; 1 for one that has no token though it is not blank."""
-    tokenizer = embedder.tokenizer() if texts else None
+    tokenizer = embedder.tokenizer() if len(texts) else None
     if tokenizer is None:
         yield from [0.0] * len(texts)
         return
-    for start in range(0, len(texts), BLOCK):
-        beginnings = [text[:MAX_CHARACTERS] for text in texts[start : start + BLOCK]]
+    for batch in texts.batches():
+        beginnings = [text[:MAX_CHARACTERS] for text in batch]
         with encoding_on_every_core():
             encoded = tokenizer(beginnings, add_special_tokens=False, truncation=False, verbose=False)
         for text, ids in zip(beginnings, encoded["input_ids"], strict=True):

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.io import digest
-from sft_lab.dedup.embed import text_hashes
-from sft_lab.dedup.exact import nodes_of
 from sft_lab.dedup.graph_dedup import GraphDedup, stored_graph
 
 if TYPE_CHECKING:
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows
     from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.texts import Texts
 
 VERSION = 1  # of the edges that shingles.py finds; part of each stored graph's key
 NGRAM = 5  # characters
@@ -46,15 +44,17 @@ class MinHash(GraphDedup):
     ngram: int = bounded(NGRAM, at_least=1, at_most=100, limit="from 1 to 100 characters")
     num_perm: int = bounded(NUM_PERM, at_least=16, at_most=4096, limit="from 16 to 4096")
 
-    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
+    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, Texts]:
         """Return the graph of Jaccard similarities; see ``GraphDedup.graph``."""
-        texts, node_of_row = nodes_of(rows.texts(self.on))
+        from sft_lab.dedup.texts import Texts, nodes_of
+
+        texts, node_of_row = nodes_of(Texts.of(rows, self.on))
         graph = jaccard_graph(texts, self.threshold, self.max_edges, context, ngram=self.ngram, num_perm=self.num_perm)
         return graph, node_of_row, texts
 
 
 def jaccard_graph(
-    texts: list[str],
+    texts: Texts,
     threshold: float,
     max_edges: int,
     context: StageContext,
@@ -73,7 +73,7 @@ def jaccard_graph(
     recipe = {
         "version": VERSION,
         "params": {"measure": MinHash.measure, "ngram": ngram, "num_perm": num_perm},
-        "input": digest(text_hashes(texts)),
+        "input": texts.key,
     }
     return stored_graph(recipe, threshold, max_edges, search, context, knob)
 

@@ -25,7 +25,8 @@ def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: K
     """
     from sft_lab.core.rows import Selection
 
-    lengths = np.fromiter((len(answer) for answer in rows.column("answer")), np.int64, len(rows))
+    answers = (answer for (batch,) in rows.batches("answer") for answer in batch)
+    lengths = np.fromiter(map(len, answers), np.int64, len(rows))
     kept, nearest, score = representatives(graph, node_of_row, lengths, keep)
     same = node_of_row == node_of_row[nearest]  # -1 indexes the last row, and is not used
     reason = np.where(kept, "", np.where(same, "duplicate", "near_duplicate")).tolist()

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
-from sft_lab.core.io import digest
 from sft_lab.core.log import log
 from sft_lab.core.ratio import share
-from sft_lab.dedup.embed import Embedder, embed, text_hashes
-from sft_lab.dedup.exact import nodes_of
+from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.graph_dedup import GraphDedup, Index, stored_graph
 from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, jaccard_graph
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows
     from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.texts import Texts
 
 
 MANY_UNKNOWN = 0.01  # share of unknown texts from which the report has a notice
@@ -56,7 +55,7 @@ class Semantic(GraphDedup):
         """Return the key of the embedder's weights, which its name does not pin."""
         return {"embedder": self.embedder.key()}
 
-    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, list[str]]:
+    def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, Texts]:
         """Return the graph of cosines, with fixed edges if ``fallback=minhash``; see ``GraphDedup.graph``.
 
         Fixed edges are the pairs of texts unknown to the embedder that reach ``fallback_threshold``, with their
@@ -64,29 +63,29 @@ class Semantic(GraphDedup):
         """
         import numpy as np
 
-        texts, node_of_row = nodes_of(rows.texts(self.on))
+        from sft_lab.dedup.texts import Texts, nodes_of
+
+        texts, node_of_row = nodes_of(Texts.of(rows, self.on))
         known = known_nodes(texts, self.embedder, self.fallback, "dedup", context)
-        graph = self._cosines([texts[node] for node in known], context).renumbered(known, len(texts))
+        graph = self._cosines(texts.take(known), context).renumbered(known, len(texts))
         if self.fallback is Fallback.minhash:
             rest = np.setdiff1d(np.arange(len(texts)), known)
-            threshold, unknown = self.fallback_threshold, [texts[node] for node in rest]
+            threshold, unknown = self.fallback_threshold, texts.take(rest)
             near = jaccard_graph(unknown, threshold, self.max_edges, context, knob="fallback_threshold").at(threshold)
             graph = graph.with_fixed(near.renumbered(rest, len(texts)))
         return graph, node_of_row, texts
 
-    def _cosines(self, texts: list[str], context: StageContext) -> NeighborGraph:
+    def _cosines(self, texts: Texts, context: StageContext) -> NeighborGraph:
         def search(floor: float) -> NeighborGraph:
             from sft_lab.dedup.vector_search import build
 
             return build(embed(texts, self.embedder, context), floor, self.max_edges, self.index)
 
-        recipe = {"embedder": self.embedder.key(), "input": digest(text_hashes(texts))}
+        recipe = {"embedder": self.embedder.key(), "input": texts.key}
         return stored_graph(recipe, self.threshold, self.max_edges, search, context)
 
 
-def known_nodes(
-    texts: list[str], embedder: Embedder, fallback: Fallback, stage: str, context: StageContext
-) -> np.ndarray:
+def known_nodes(texts: Texts, embedder: Embedder, fallback: Fallback, stage: str, context: StageContext) -> np.ndarray:
     """Return the nodes whose text the embedder knows: int64, ascending; the rest is left to the fallback.
 
     Raises:

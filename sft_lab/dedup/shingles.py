@@ -17,8 +17,12 @@ import numpy as np
 from sft_lab.core.text import normalize
 from sft_lab.dedup.graph import Edges, NeighborGraph
 from sft_lab.dedup.minhash import band_rows
+from sft_lab.dedup.texts import Texts
 
-BLOCK = 2048  # texts whose shingles are in memory at once
+BLOCK = 1024  # texts whose shingles are in memory at once
+LARGE_BLOCK = 2**15  # signatures or pairs of them worked on at once
+PAIRS = 256  # pairs compared between two looks at the memory their shingles take
+KEPT_BYTES = 2**28  # of shingles kept for the next pairs
 SEED = 42
 ODD = np.uint64(0x9E3779B97F4A7C15)
 DEVIATIONS = 5  # how far below the floor a signature's estimate may lie: loses one pair in a million
@@ -26,7 +30,7 @@ DEVIATIONS = 5  # how far below the floor a signature's estimate may lie: loses 
 Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
-def build(texts: list[str], ngram: int, num_perm: int, floor: float, max_edges: int) -> NeighborGraph:
+def build(texts: Texts, ngram: int, num_perm: int, floor: float, max_edges: int) -> NeighborGraph:
     """Return the graph of the texts with a Jaccard similarity of at least ``floor``; texts: distinct when normalized.
 
     When more than ``max_edges`` pairs reach the floor, it is raised, as in a graph of cosines.
@@ -39,7 +43,7 @@ def build(texts: list[str], ngram: int, num_perm: int, floor: float, max_edges: 
 
 
 def nearest_across(
-    texts: list[str], references: list[str], ngram: int, num_perm: int, floor: float
+    texts: Texts, references: Texts, ngram: int, num_perm: int, floor: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each text's highest Jaccard similarity to one of ``references`` and its index; 0 and 0 below the floor.
 
@@ -47,7 +51,7 @@ def nearest_across(
         float32 and int64, shape (texts,).
     """
     best, match = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
-    candidates = _Candidates([*references, *texts], ngram, num_perm, floor, first=len(references))
+    candidates = _Candidates(references + texts, ngram, num_perm, floor, first=len(references))
     for reference, text in candidates.pairs():
         score = candidates.jaccard(reference, text)
         for row, column, value in zip((text - len(references)).tolist(), reference.tolist(), score, strict=True):
@@ -67,32 +71,43 @@ class _Candidates:
         first: only pairs of one of the first ``first`` texts with one of the rest; None: all pairs.
     """
 
-    def __init__(self, texts: list[str], ngram: int, num_perm: int, floor: float, first: int | None = None) -> None:
-        self._first = first
+    def __init__(self, texts: Texts, ngram: int, num_perm: int, floor: float, first: int | None = None) -> None:
+        self._texts, self._ngram, self._first = texts, ngram, first
         self._signatures = _signatures(texts, ngram, num_perm)
         self._keys = _band_keys(self._signatures, band_rows(num_perm, floor))
         # The count of agreeing numbers is binomial; a minimum removes most of the chance candidates.
         self._agreeing = math.ceil(floor * num_perm - DEVIATIONS * math.sqrt(floor * (1 - floor) * num_perm))
-        # Near-duplicates are few: only their shingles are kept, computed a second time.
-        near = np.zeros(len(texts), bool)
-        for left, right in self.pairs():
-            near[left] = near[right] = True
-        self._sets = {node: shingles(texts[node], ngram) for node in np.flatnonzero(near).tolist()}
+        self._sets: dict[int, np.ndarray] = {}
 
     def pairs(self) -> Pairs:
         """Yield left and right nodes, left the lower of the two."""
-        for left, right in _pairs_of(self._keys):
-            wanted = (self._signatures[left] == self._signatures[right]).sum(axis=1) >= self._agreeing
-            if self._first is not None:
-                wanted &= (left < self._first) & (self._first <= right)
-            if wanted.any():
-                yield left[wanted], right[wanted]
+        for all_left, all_right in _pairs_of(self._keys):
+            for start in range(0, len(all_left), LARGE_BLOCK):
+                left, right = all_left[start : start + LARGE_BLOCK], all_right[start : start + LARGE_BLOCK]
+                wanted = (self._signatures[left] == self._signatures[right]).sum(axis=1) >= self._agreeing
+                if self._first is not None:
+                    wanted &= (left < self._first) & (self._first <= right)
+                if wanted.any():
+                    yield left[wanted], right[wanted]
 
     def jaccard(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the shared shingles over all shingles of each pair: float32, shape (pairs,)."""
-        sets = self._sets
-        pairs = zip(left.tolist(), right.tolist(), strict=True)
-        return np.fromiter((jaccard(sets[a], sets[b]) for a, b in pairs), np.float32, len(left))
+        score = np.empty(len(left), np.float32)
+        for start in range(0, len(left), PAIRS):
+            part = slice(start, start + PAIRS)
+            sets = self._sets_of(np.union1d(left[part], right[part]))
+            pairs = zip(left[part].tolist(), right[part].tolist(), strict=True)
+            score[part] = [jaccard(sets[a], sets[b]) for a, b in pairs]
+        return score
+
+    def _sets_of(self, nodes: np.ndarray) -> dict[int, np.ndarray]:
+        """Return the shingles of at least these nodes; those of earlier calls are kept while they fit."""
+        if sum(hashes.nbytes for hashes in self._sets.values()) > KEPT_BYTES:
+            self._sets.clear()
+        missing = np.array([node for node in nodes.tolist() if node not in self._sets], np.int64)
+        for node, text in zip(missing.tolist(), self._texts.take(missing), strict=True):
+            self._sets[node] = shingles(text, self._ngram)
+        return self._sets
 
 
 def shingles(text: str, ngram: int) -> np.ndarray:
@@ -126,16 +141,18 @@ def _mixed(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _signatures(texts: list[str], ngram: int, num_perm: int) -> np.ndarray:
+def _signatures(texts: Texts, ngram: int, num_perm: int) -> np.ndarray:
     """Return MinHash signatures: uint32, shape (texts, num_perm); P(two numbers agree) is the Jaccard similarity."""
     from rensa import RMinHash
 
     signatures = np.empty((len(texts), num_perm), np.uint32)
-    for start in range(0, len(texts), BLOCK):
-        sets = [shingles(text, ngram) for text in texts[start : start + BLOCK]]
+    start = 0
+    for batch in texts.batches(BLOCK):
+        sets = [shingles(text, ngram) for text in batch]
         bounds = np.cumsum([0, *map(len, sets)]).astype(np.uint64)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), bounds, num_perm, SEED)
-        signatures[start : start + BLOCK] = matrix.to_rows()
+        signatures[start : start + len(batch)] = matrix.to_rows()
+        start += len(batch)
     return signatures
 
 
@@ -143,8 +160,10 @@ def _band_keys(signatures: np.ndarray, rows: int) -> np.ndarray:
     """Return one key for each band of ``rows`` numbers of a signature: uint64, shape (texts, bands)."""
     bands = signatures.shape[1] // rows
     keys = np.zeros((len(signatures), bands), np.uint64)
-    for row in range(rows):
-        keys = _mixed(keys, signatures[:, row : bands * rows : rows])
+    for start in range(0, len(signatures), LARGE_BLOCK):
+        part = slice(start, start + LARGE_BLOCK)
+        for row in range(rows):
+            keys[part] = _mixed(keys[part], signatures[part, row : bands * rows : rows])
     return keys
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.data.preparation import Prepared
     from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.texts import Texts
     from sft_lab.run.config import Run
 
 # Pairs on either side of the threshold: enough for a person to choose it.
@@ -145,7 +146,7 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
     }
 
 
-def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: list[str], context: StageContext) -> dict[str, Any]:
+def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: Texts, context: StageContext) -> dict[str, Any]:
     """Return histograms of the similarity of each text to its nearest other, by script.
 
     Texts that the embedder does not know were not compared, and are left out.

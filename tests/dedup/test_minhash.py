@@ -15,9 +15,10 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.rows import Rows
 from sft_lab.core.text import On, normalize
 from sft_lab.dedup import shingles as sets
-from sft_lab.dedup.exact import Keep, nodes_of
+from sft_lab.dedup.exact import Keep
 from sft_lab.dedup.minhash import NGRAM, NUM_PERM, MinHash, band_rows, missed
 from sft_lab.dedup.shingles import build, jaccard, nearest_across, shingles
+from sft_lab.dedup.texts import Texts, nodes_of
 
 MANY = 10**9
 SENTENCE = "plants turn sunlight, water and carbon dioxide into sugar and oxygen."
@@ -46,8 +47,8 @@ TEXTS = st.lists(st.text(st.sampled_from("abc 中国ب\U00010400"), max_size=12)
 @quick
 @given(TEXTS, st.sampled_from([1, 2, 3, 5]), st.sampled_from([0.4, 0.5, 0.7, 0.8, 0.9, 1.0]))
 def test_all_pairs_and_only_those(texts: list[str], ngram: int, floor: float) -> None:
-    distinct, _ = nodes_of(texts)
-    graph = build(distinct, ngram, NUM_PERM, floor, MANY)
+    distinct = list(nodes_of(Texts.of_list(texts))[0])
+    graph = build(Texts.of_list(distinct), ngram, NUM_PERM, floor, MANY)
     found = {(a, b): s for a, b, s in zip(graph.left.tolist(), graph.right.tolist(), graph.score.tolist(), strict=True)}
     expected = {
         (a, b): float(np.float32(by_substrings(distinct[a], distinct[b], ngram)))
@@ -91,20 +92,20 @@ def made_pairs(pairs: int, share: float, size: int = 300) -> list[str]:
 def test_pairs_near_the_floor_are_found_and_none_below() -> None:
     """3,000 pairs with Jaccards of 0.70: each is missed with a chance of 1.5e-4, so half a pair in all."""
     texts = made_pairs(3000, 0.8276)
-    graph = build(texts, NGRAM, NUM_PERM, 0.7, MANY)
+    graph = build(Texts.of_list(texts), NGRAM, NUM_PERM, 0.7, MANY)
     true = [by_substrings(texts[2 * pair], texts[2 * pair + 1], NGRAM) for pair in range(3000)]
     assert 0.7 <= min(true) <= max(true) < 0.71
     assert (graph.right - graph.left == 1).all()
     assert (graph.left % 2 == 0).all()
     assert 2995 <= len(graph.left) <= 3000
-    assert len(build(texts, NGRAM, NUM_PERM, 0.71, MANY).left) == 0
+    assert len(build(Texts.of_list(texts), NGRAM, NUM_PERM, 0.71, MANY).left) == 0
 
 
 @pytest.mark.parametrize("rows_in_band", [4, 6, 8, 12])
 def test_the_chance_to_miss_a_pair_is_what_is_stated(rows_in_band: int) -> None:
     """Of 2,000 pairs with a Jaccard of 0.70 none, 7%, 37% and 86% share no band: the formula, within 4 deviations."""
     texts = made_pairs(2000, 0.8276)
-    keys = sets._band_keys(sets._signatures(texts, NGRAM, NUM_PERM), rows_in_band)
+    keys = sets._band_keys(sets._signatures(Texts.of_list(texts), NGRAM, NUM_PERM), rows_in_band)
     found = sum(int((right - left == 1).sum()) for left, right in sets._pairs_of(keys))
     chance = missed(NUM_PERM, rows_in_band, 0.703)
     assert abs((2000 - found) / 2000 - chance) <= 4 * math.sqrt(chance * (1 - chance) / 2000) + 1 / 2000
@@ -124,9 +125,9 @@ def test_each_pair_is_a_candidate_once() -> None:
 
 def test_many_alike_are_all_pairs_or_raise_the_floor() -> None:
     texts = [f"{SENTENCE} {SENTENCE.upper()[:30]} number {number}" for number in range(80)]
-    whole = build(texts, NGRAM, NUM_PERM, 0.7, MANY)
+    whole = build(Texts.of_list(texts), NGRAM, NUM_PERM, 0.7, MANY)
     assert len(whole.left) == math.comb(80, 2)
-    few = build(texts, NGRAM, NUM_PERM, 0.7, 1000)
+    few = build(Texts.of_list(texts), NGRAM, NUM_PERM, 0.7, 1000)
     assert few.floor > 0.8
     np.testing.assert_array_equal(few.score, whole.at(few.floor).score)
 
@@ -134,7 +135,7 @@ def test_many_alike_are_all_pairs_or_raise_the_floor() -> None:
 @quick
 @given(TEXTS, TEXTS, st.sampled_from([0.5, 0.8]))
 def test_nearest_across_two_sides(texts: list[str], others: list[str], floor: float) -> None:
-    best, where = nearest_across(texts, others, 3, NUM_PERM, floor)
+    best, where = nearest_across(Texts.of_list(texts), Texts.of_list(others), 3, NUM_PERM, floor)
     assert (best.dtype, where.dtype) == (np.float32, np.int64)
     for text, score, place in zip(texts, best.tolist(), where.tolist(), strict=True):
         true = [by_substrings(text, other, 3) for other in others]
@@ -186,7 +187,7 @@ def test_another_threshold_or_keep_rule_searches_nothing(context: StageContext) 
 def test_the_graph_is_whole_and_names_its_measure(context: StageContext) -> None:
     graph, node_of_row, texts = MinHash(threshold=0.9).graph(rows(ANSWERS), context)
     assert (MinHash.measure, graph.floor, graph.nodes) == ("jaccard", 0.7, len(texts))
-    assert [texts[node] for node in node_of_row] == [ANSWERS[row] for row in (0, 1, 2, 0, 4, 5, 4, 7, 8)]
+    assert [list(texts)[node] for node in node_of_row] == [ANSWERS[row] for row in (0, 1, 2, 0, 4, 5, 4, 7, 8)]
     assert len(graph.left) > len(graph.at(0.9).left)
 
 

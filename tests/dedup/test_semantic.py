@@ -140,7 +140,7 @@ def test_each_measure_is_cut_at_its_own_threshold(context: StageContext) -> None
 def test_the_graph_shows_the_fallback_as_fixed_edges(context: StageContext) -> None:
     stage = Semantic(embedder=MINILM, fallback=Fallback.minhash)
     graph, node_of_row, texts = stage.graph(rows(MIXED), context)
-    assert (stage.measure, graph.floor, texts, node_of_row.tolist()) == ("cosine", 0.7, MIXED, [0, 1, 2, 3, 4])
+    assert (stage.measure, graph.floor, list(texts), node_of_row.tolist()) == ("cosine", 0.7, MIXED, [0, 1, 2, 3, 4])
     assert graph.fixed is not None
     edges = zip(graph.left.tolist(), graph.right.tolist(), graph.fixed.tolist(), strict=True)
     assert list(edges) == [(0, 2, False), (1, 3, True)]

@@ -13,10 +13,12 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.packages import package_path
 from sft_lab.core.rows import Rows
 from sft_lab.core.store import Store
+from sft_lab.core.text import On
 from sft_lab.data.sources import File
 from sft_lab.dedup.embed import Embedder, embed
-from sft_lab.dedup.exact import Keep, nodes_of
+from sft_lab.dedup.exact import Keep
 from sft_lab.dedup.semantic import Semantic
+from sft_lab.dedup.texts import Texts, nodes_of
 
 THRESHOLD = 0.95
 # The tutorial asks no script: every row is embedded.
@@ -48,12 +50,12 @@ def compare(path: str, context: StageContext) -> tuple[Rows, np.ndarray, np.ndar
     kept = Semantic(threshold=THRESHOLD, keep=Keep.singletons, embedder=MINILM)(rows, context).kept
     model = SentenceTransformer(str(package_path(MINILM.name_or_path)), device="cpu")
     theirs = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
-    return rows, kept, nearest_other(embed(answers, MINILM, context)), nearest_other(theirs)
+    return rows, kept, nearest_other(embed(Texts.of_list(answers), MINILM, context)), nearest_other(theirs)
 
 
 def check(rows: Rows, kept: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> str:
     """By our vectors the same rows; by the tutorial's, in fp32, the same but for cosines on the border."""
-    _, node_of_row = nodes_of(rows.column("answer"))
+    _, node_of_row = nodes_of(Texts.of(rows, On.answer))
     twin = np.bincount(node_of_row)[node_of_row] > 1  # equal when normalized: duplicates to us whatever the vectors say
     different = np.flatnonzero(kept != ((ours < THRESHOLD) & ~twin))
     assert different.tolist() == []

