@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core import heavy_imports
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, during
 from sft_lab.core.hardware import rank, world
@@ -81,7 +82,7 @@ CHOOSING = ("filter", "decontaminate", "dedup")  # stages that choose among the 
 
 
 @dataclass
-class Run:
+class Run(Bounded):
     """One run: its stages, in the order they work.
 
     Attributes:
@@ -104,18 +105,15 @@ class Run:
     tracking: Tracking = "???"  # type: ignore[assignment]
     launch: Launcher = "???"  # type: ignore[assignment]
     store: StorePlace = field(default_factory=StorePlace)
-    seed: int = 42
-    threads: int | None = None
+    seed: int = bounded(42, at_least=0, below=2**32, limit=f"from 0 to {2**32 - 1}, as numpy requires")
+    threads: int | None = bounded(None, at_least=1, limit="at least 1, or null for one per core")
     rerun: bool = False
     choices: dict[str, Any] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse knobs that contradict one another."""
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads}: must be at least 1, or null for one per core")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed={self.seed}: must be from 0 to {2**32 - 1}, as numpy wants it")
+        super().__post_init__()
         limits = {"split.max_eval_tokens": self.split.max_eval_tokens}
         if "length" in self.filter:
             limits["filter.length.max_tokens"] = self.filter["length"].max_tokens  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import require
 from sft_lab.core.packages import saved_path
 
@@ -20,7 +21,7 @@ JOB_VARIABLE = "SFT_LAB_JOB"  # an environment variable that is set where a clus
 
 
 @dataclass
-class Launcher:
+class Launcher(Bounded):
     """What every launch option has: how many processes train one job.
 
     Attributes:
@@ -30,14 +31,13 @@ class Launcher:
             null: ``ddp`` where there are several processes.
     """
 
-    num_processes: int = 1
-    num_machines: int = 1
+    num_processes: int = bounded(1, at_least=1)
+    num_machines: int = bounded(1, at_least=1)
     config_file: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(self.num_processes >= 1, "num_processes", self.num_processes, "at least 1")
-        require(self.num_machines >= 1, "num_machines", self.num_machines, "at least 1")
+        """Refuse processes that cannot be spread evenly; make a config file's path absolute."""
+        super().__post_init__()
         is_multiple = self.num_processes % self.num_machines == 0
         require(is_multiple, "num_processes", self.num_processes, f"a multiple of num_machines={self.num_machines}")
         if self.config_file is not None and not self.config_file.isidentifier():
@@ -116,12 +116,7 @@ class Processes(Launcher):
         at_once: how many; null: one for each GPU, without any one for each two cores.
     """
 
-    at_once: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        super().__post_init__()
-        require(self.at_once is None or self.at_once >= 1, "at_once", self.at_once, "at least 1, or null")
+    at_once: int | None = bounded(None, at_least=1)
 
     def device_groups(self) -> list[str]:
         """Return the GPUs of each of the jobs that run at once, as in ``CUDA_VISIBLE_DEVICES``; ``""``: the processor.
@@ -164,24 +159,18 @@ class Slurm(Launcher):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    timeout_min: int = 240
-    max_num_timeout: int = 10
+    timeout_min: int = bounded(240, at_least=3)  # Slurm's notice comes 90 s before the end, or 60 s earlier still
+    max_num_timeout: int = bounded(10, at_least=0)
     gpus_per_node: int | None = None
-    cpus_per_task: int = 4
-    mem_gb: float | None = None
-    array_parallelism: int = 256
+    cpus_per_task: int = bounded(4, at_least=1)
+    mem_gb: float | None = bounded(None, above=0)
+    array_parallelism: int = bounded(256, at_least=1)
     setup: list[str] = field(default_factory=list)
     additional_parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
-        # Slurm tells the job 90 s before its time is over, and may do so 60 s earlier still.
-        require(self.timeout_min >= 3, "timeout_min", self.timeout_min, "at least 3")
-        for name in ("cpus_per_task", "array_parallelism"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.max_num_timeout >= 0, "max_num_timeout", self.max_num_timeout, "0 or more")
-        require(self.mem_gb is None or self.mem_gb > 0, "mem_gb", self.mem_gb, "above 0, or null")
         gpus, each = self.gpus_per_node, self.processes_per_machine
         is_enough = gpus in (None, 0) or gpus >= each
         require(is_enough, "gpus_per_node", gpus, f"at least {each}, one for each process there")
@@ -238,16 +227,13 @@ class Ray(Launcher):
     """
 
     address: str | None = None
-    num_cpus: int = 2
-    num_gpus: int | None = None
-    max_retries: int = 3
+    num_cpus: int = bounded(2, at_least=1)
+    num_gpus: int | None = bounded(None, at_least=0)
+    max_retries: int = bounded(3, at_least=0)
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
-        require(self.num_cpus >= 1, "num_cpus", self.num_cpus, "at least 1")
-        require(self.num_gpus is None or self.num_gpus >= 0, "num_gpus", self.num_gpus, "0 or more, or null")
-        require(self.max_retries >= 0, "max_retries", self.max_retries, "0 or more")
         require(self.num_machines == 1, "num_machines", self.num_machines, "1: a Ray task runs on one machine")
 
     @property

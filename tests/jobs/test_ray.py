@@ -95,7 +95,7 @@ def test_a_cluster_that_does_not_answer_is_told_soon(
     ("words", "said"),
     [
         (["launch.num_cpus=0"], "launch.num_cpus=0: must be at least 1"),
-        (["launch.num_gpus=-1"], "launch.num_gpus=-1: must be 0 or more"),
+        (["launch.num_gpus=-1"], "launch.num_gpus=-1: must be at least 0, or null"),
         (["launch.num_machines=2", "launch.num_processes=2"], "must be 1: a Ray task runs on one machine"),
     ],
 )
