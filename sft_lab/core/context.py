@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows
 
-NOTICES = "notices.json"  # in a stored result: what a reader was told when it was computed
+NOTICES = "notices.json"  # in a stored result: the notices that computing it gave
 
 
 class StageContext:
-    """One run's tools, handed to every stage.
+    """What one run shares among its stages.
 
     Args:
         store: where results are kept; None means the user's own store.
-        load_tokenizer: gives the tokenizer of the model to be tuned, called when first needed.
-        template_date: what a chat template that asks for the date is told; None: the day this process first asked.
+        load_tokenizer: returns the tokenizer of the model to be tuned; called when first needed.
+        template_date: the date that a chat template reads; None means today, fixed for the life of the process.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class StageContext:
         self.template_date = template_date or today()
         self.entries: list[Entry] = []
         self.notices: list[str] = []
-        self._told = 0
+        self._logged = 0  # entries that ``take_new_entries`` has returned
         self._load_tokenizer = load_tokenizer
 
     @cached_property
@@ -54,51 +54,52 @@ class StageContext:
 
     @property
     def new_tokens(self) -> list[int]:
-        """Ids that ``Model.tokenizer`` added for the template, which the weights know nothing of."""
-        found: list[int] = getattr(self.tokenizer, "new_tokens", [])
-        return found
+        """Ids that ``Model.tokenizer`` added for the template, for which the weights have no trained embedding."""
+        ids: list[int] = getattr(self.tokenizer, "new_tokens", [])
+        return ids
 
     @cached_property
     def tokenizer_key(self) -> str:
-        """A key of what the tokenizer does: vocabulary, merges, normalizer, special tokens; not its name."""
+        """A hash of what the tokenizer does: vocabulary, merges, normalizer, special tokens; not of its name."""
         tokenizer = self.tokenizer
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         return digest({"backend": tokenizer.backend_tokenizer.to_str(), "special": special})
 
     def stage(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
-        """Find or compute a stored result, and record which of the two it was; what it had to say is said again."""
+        """Return the stored result of a recipe, computed if it is missing; its notices are given either way."""
 
-        def telling(folder: Path) -> None:
-            before = len(self.notices)
+        def compute_with_notices(folder: Path) -> None:
+            count_before = len(self.notices)
             with during(stage):
                 compute(folder)
-            if said := self.notices[before:]:
-                write_json(folder / NOTICES, {"notices": said})
 
-        entry = self.note(self.store.entry(stage, recipe, telling))
+            if new_notices := self.notices[count_before:]:
+                write_json(folder / NOTICES, {"notices": new_notices})
+
+        entry = self.note(self.store.entry(stage, recipe, compute_with_notices))
         if entry.hit and (entry.path / NOTICES).exists():
             for text in read_json(entry.path / NOTICES)["notices"]:
                 self.notice(text)
         return entry
 
     def note(self, entry: Entry) -> Entry:
-        """Record a result that was found or computed, for the log and the manifest."""
+        """Record a stored result that this run used, for the log and the manifest."""
         self.entries.append(entry)
         return entry
 
     def notice(self, text: str) -> None:
-        """Say something that a reader of the report should know too; once, however often it is found."""
+        """Log a warning that the report repeats; once, however often it comes up."""
         if text not in self.notices:
             self.notices.append(text)
             log.warning("%s", text)
 
-    def take_news(self) -> list[Entry]:
-        """Give the results found or computed since the last call, for the log line of the stage that asks."""
-        news, self._told = self.entries[self._told :], len(self.entries)
-        return news
+    def take_new_entries(self) -> list[Entry]:
+        """Return the results recorded since the last call, for a stage's log line."""
+        entries, self._logged = self.entries[self._logged :], len(self.entries)
+        return entries
 
     def token_counts(self, rows: Rows) -> np.ndarray:
-        """Tokens of prompt and of answer, without template tokens: int32, shape (rows, 2)."""
+        """Return the tokens of prompt and answer, without template tokens: int32, shape (rows, 2)."""
         import numpy as np
 
         def count(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Parquet files of runs and store: each has its columns and their types, however few rows it holds."""
+"""The Parquet files of runs and the store, each with a fixed schema, so that a file without rows has one too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVAL = {"id": "string"} | {f"{model}/{part}": kind for model in ("base", "tuned"
 
 
 def write(path: Path, columns: Mapping[str, Any], schema: Schema) -> None:
-    """Write columns of one length. A type taken from the values would be none at all where there is no value."""
+    """Write columns of equal length. The types come from the schema, since an empty column has none to infer."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -30,7 +30,7 @@ def write(path: Path, columns: Mapping[str, Any], schema: Schema) -> None:
 
 
 def read(path: Path, schema: Schema) -> pa.Table:
-    """Read these columns, with their types even where an older version wrote a column without any.
+    """Read the schema's columns, cast to its types: an older version wrote empty columns without a type.
 
     Raises:
         pyarrow.ArrowException, OSError: if the file is damaged, or a column is missing or of another type.

@@ -1,7 +1,7 @@
-"""Rows and selections: what the data stages take and answer.
+"""Rows and selections: what the data stages take and return.
 
-The table is loaded once and never changes. A stage looks at ``Rows``, a view of it, and answers a ``Selection``:
-for every row kept, or dropped with a reason. Only template and tokenize make new columns.
+The table is loaded once and never changes. A stage gets ``Rows``, a view of it, and returns a ``Selection``: for
+every row whether it is kept, or the reason why it is dropped. Only template and tokenize make new columns.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Rows:
 
     @classmethod
     def of(cls, source: Rows | Dataset) -> Rows:
-        """Accept a plain ``datasets.Dataset`` where rows are meant, so that a stage can be called alone."""
+        """Return rows of a plain ``datasets.Dataset``, so that a stage can be called by itself."""
         if isinstance(source, Rows):
             return source
         source = _completed(source)
@@ -56,11 +56,11 @@ class Rows:
 
     @property
     def key(self) -> str:
-        """A key of the content: table and positions. Two ways to one view are one key."""
+        """A hash of table and positions: equal views have equal keys, however they came about."""
         return hashlib.sha256(self.table_key.encode() + self.positions.astype("<i8").tobytes()).hexdigest()
 
     def column(self, name: str) -> list[Any]:
-        """Give one column's values for the rows in view."""
+        """Return one column's values for the rows in view."""
         import pyarrow as pa
 
         # Not by datasets' select, whose fingerprint of the selection takes longer than the values.
@@ -68,7 +68,7 @@ class Rows:
         return values
 
     def texts(self, on: On) -> list[str]:
-        """Give the text of each row that is judged or compared."""
+        """Return the text of each row that is judged or compared."""
         if on is On.both:
             return [f"{a}\n{b}" for a, b in zip(self.column("prompt"), self.column("answer"), strict=True)]
         return self.column(on.name)
@@ -92,47 +92,50 @@ class Rows:
 
     @property
     def is_text(self) -> list[bool]:
-        """True for each row of plain text, which is no conversation and asks nothing: as many as there are rows."""
+        """For each row whether it is plain text and no conversation."""
         return [not messages for messages in self.column("messages")]
 
     def take(self, kept: np.ndarray) -> Rows:
-        """Narrow the view to the rows where ``kept`` (bool, shape (rows,)) is true."""
+        """Return the view of the rows for which ``kept`` (bool, shape (rows,)) is true."""
         return Rows(self.table, self.positions[kept], self.table_key)
 
 
 def _completed(source: Dataset) -> Dataset:
-    """Give a plain set the columns that load makes: texts without a None, ids as text, messages, groups.
+    """Return a plain set with the columns that load makes: texts without a None, ids as text, messages, groups.
 
     Raises:
-        SourceError: if prompt or answer is missing, or holds something else than text.
+        SourceError: if prompt or answer is missing, or holds a value that is not text.
     """
     if missing := [name for name in ("prompt", "answer") if name not in source.column_names]:
         raise SourceError(f"columns {source.column_names}: a stage needs prompt and answer; missing {missing}")
-    found = {
+    columns = {
         name: source[name][:] for name in source.column_names if name in (*COLUMNS, "system", "source", "source_split")
     }
-    for name in {"prompt", "answer", "system"} & found.keys():
-        if odd := [value for value in found[name] if not isinstance(value, str | None)]:
-            raise SourceError(f"column {name}: holds {odd[0]!r}, no text; a stage needs text")
-        found[name] = [value or "" for value in found[name]]
-    prompts, answers = found["prompt"], found["answer"]
-    systems = found.get("system", [""] * len(prompts))
-    made = {
+    for name in {"prompt", "answer", "system"} & columns.keys():
+        if odd := [value for value in columns[name] if not isinstance(value, str | None)]:
+            raise SourceError(f"column {name}: holds {odd[0]!r}; a stage needs text")
+        columns[name] = [value or "" for value in columns[name]]
+
+    prompts, answers = columns["prompt"], columns["answer"]
+    systems = columns.get("system", [""] * len(prompts))
+    completed = {
         "prompt": prompts,
         "answer": answers,
-        "id": [str(given) for given in found.get("id", range(len(prompts)))],
-        "messages": found.get("messages") or [*map(_messages, systems, prompts, answers)],
-        "group": found.get("group") or [*map(content_group, prompts, answers)],
-        **{name: found.get(name) or [""] * len(prompts) for name in ("source", "source_split")},
+        "id": [str(value) for value in columns.get("id", range(len(prompts)))],
+        "messages": columns.get("messages") or [*map(_messages, systems, prompts, answers)],
+        "group": columns.get("group") or [*map(content_group, prompts, answers)],
+        **{name: columns.get(name) or [""] * len(prompts) for name in ("source", "source_split")},
     }
-    for name, values in made.items():
+    for name, values in completed.items():
         if name not in source.column_names:
             source = source.add_column(name, values)
         elif values != source[name][:]:
             source = source.remove_columns(name).add_column(name, values)
+
     import datasets
 
-    return datasets.Dataset(source.with_format("arrow")[:])  # a set that was shuffled or selected from, in its order
+    # Copied, since a set that was shuffled or filtered keeps its table and an index of the rows.
+    return datasets.Dataset(source.with_format("arrow")[:])
 
 
 def _messages(system: str, prompt: str, answer: str) -> list[dict[str, str]]:
@@ -141,7 +144,7 @@ def _messages(system: str, prompt: str, answer: str) -> list[dict[str, str]]:
 
 
 def save_table(columns: dict[str, list[Any]], features: Any, folder: Path) -> None:
-    """Write columns as ``table.arrow``: one memory-mappable file, which may also hold no rows."""
+    """Write columns as ``table.arrow``, a file that can be memory-mapped; it may hold no rows."""
     import datasets
     import pyarrow as pa
 
@@ -155,7 +158,7 @@ def load_table(folder: Path) -> Dataset:
     import datasets
     from datasets.table import MemoryMappedTable
 
-    # Named by its key in the store: to make up a name, datasets would pickle and hash all that it knows of the table.
+    # The key in the store serves as fingerprint: for one of its own, datasets would pickle and hash the table's state.
     return datasets.Dataset(MemoryMappedTable.from_file(str(folder / "table.arrow")), fingerprint=folder.name[:64])
 
 
@@ -166,7 +169,7 @@ class Selection:
     Attributes:
         ids: row ids.
         reason: ``""`` for a kept row, else why it was dropped.
-        score: float32, shape (rows,): the number behind the decision (tokens, cosine), NaN where there is none.
+        score: float32, shape (rows,): what the decision rests on (tokens, cosine), NaN where it rests on no number.
         nearest: the id of the nearest kept row, ``""`` where there is none.
     """
 
@@ -183,7 +186,7 @@ class Selection:
         score: np.ndarray | Sequence[float] | None = None,
         nearest: list[str] | None = None,
     ) -> Selection:
-        """Make a selection of ``rows``; score and nearest may be left out."""
+        """Return a selection of ``rows``; score and nearest may be left out."""
         size = len(rows)
         values = np.full(size, np.nan, np.float32) if score is None else np.asarray(score, np.float32)
         return cls(rows.column("id"), reason, values, nearest or [""] * size)
@@ -198,24 +201,24 @@ class Selection:
         """Rows dropped by reason, most first."""
         return dict(Counter(reason for reason in self.reason if reason).most_common())
 
-    def take(self, places: np.ndarray) -> Selection:
-        """Give what was decided about some of the rows: int64, shape (those rows,)."""
+    def take(self, indices: np.ndarray) -> Selection:
+        """Return the decisions about the rows at ``indices``: int64, shape (rows taken,)."""
         return Selection(
-            [self.ids[place] for place in places],
-            [self.reason[place] for place in places],
-            self.score[places],
-            [self.nearest[place] for place in places],
+            [self.ids[index] for index in indices],
+            [self.reason[index] for index in indices],
+            self.score[indices],
+            [self.nearest[index] for index in indices],
         )
 
     def bring_back(self, ids: set[str]) -> Selection:
-        """Keep these rows whatever was decided about them; score and nearest stay, to be looked at."""
+        """Return the selection with these rows kept whatever was decided; score and nearest stay."""
         reasons = ["" if name in ids else reason for name, reason in zip(self.ids, self.reason, strict=True)]
         return Selection(self.ids, reasons, self.score, self.nearest)
 
     def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
-        """Give the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""
-        found = [index for index, given in enumerate(self.reason) if given == reason][:n]
-        return [{"id": self.ids[i], "score": float(self.score[i]), "nearest": self.nearest[i]} for i in found]
+        """Return the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""
+        indices = [index for index, other in enumerate(self.reason) if other == reason][:n]
+        return [{"id": self.ids[i], "score": float(self.score[i]), "nearest": self.nearest[i]} for i in indices]
 
     def save(self, folder: Path) -> None:
         """Write ``selection.parquet``."""

@@ -6,6 +6,9 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sft_lab.core.bounds import Bounded
+from sft_lab.core.context import StageContext
+from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 
 if TYPE_CHECKING:
@@ -13,28 +16,24 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows, Selection
 
-from sft_lab.core.bounds import Bounded
-from sft_lab.core.context import StageContext
-from sft_lab.core.params import result_params
-
 
 @dataclass
 class Selector(Bounded, abc.ABC):
-    """A stage that answers a selection: a filter or a dedup. Its dataclass fields are its knobs."""
+    """A stage that keeps or drops rows: a filter or a dedup. Its dataclass fields are its knobs."""
 
-    group: ClassVar[str]  # before the class's name in the stage's: filter.answered
-    version: ClassVar[int] = 1  # counted up when the same knobs give another result
+    group: ClassVar[str]  # the prefix of the stage's name, as in filter.answered
+    version: ClassVar[int] = 1  # raised when the same knobs give another result
 
     @abc.abstractmethod
     def select(self, rows: Rows, context: StageContext) -> Selection:
-        """Decide about every row, in order."""
+        """Return what is kept and dropped of the rows, in their order."""
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002 - most stages depend on their knobs alone
-        """Keys of things beside knobs and rows that change the result, such as the tokenizer."""
+        """Return keys of what else changes the result, such as the tokenizer."""
         return {}
 
     def __call__(self, rows: Rows | datasets.Dataset, context: StageContext | None = None) -> Selection:
-        """Answer the stored selection of these rows, or make it."""
+        """Return the selection of these rows, from the store if it is there."""
         from sft_lab.core.rows import Rows, Selection
 
         context = context or StageContext()

@@ -75,7 +75,7 @@ class Waterfall:
         return {"sources": found} if found else {}
 
     def _log(self, stage: str, selection: Selection) -> None:
-        new = self._bench.take_news()
+        new = self._bench.take_new_entries()
         how = "" if not new else "stored" if all(entry.hit for entry in new) else "computed"
         key = new[-1].key[:8] if new else ""
         seconds = sum(entry.seconds for entry in new)

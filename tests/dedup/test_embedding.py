@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_from_its_last_block(
     assert len(first) == 4
 
     vectors = embed(TEXTS, MINILM, context)
-    assert [entry.hit for entry in context.take_news()] == [
+    assert [entry.hit for entry in context.take_new_entries()] == [
         False,
         False,
     ]  # blocks of 4 and 1; the first is not asked for

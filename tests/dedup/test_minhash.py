@@ -172,7 +172,7 @@ def test_near_and_equal_rows_go_and_alike_ones_stay(context: StageContext) -> No
 
 def test_another_threshold_or_keep_rule_searches_nothing(context: StageContext) -> None:
     def work() -> list[str]:
-        return [entry.stage for entry in context.take_news() if not entry.hit]
+        return [entry.stage for entry in context.take_new_entries() if not entry.hit]
 
     view = rows(ANSWERS)
     MinHash()(view, context)

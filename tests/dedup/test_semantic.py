@@ -39,7 +39,7 @@ def rows(answers: list[str]) -> Rows:
 
 def work(context: StageContext) -> list[str]:
     """Stages computed since the last look."""
-    return [entry.stage for entry in context.take_news() if not entry.hit]
+    return [entry.stage for entry in context.take_new_entries() if not entry.hit]
 
 
 def test_near_and_equal_rows_go_and_alike_ones_stay(context: StageContext) -> None:
