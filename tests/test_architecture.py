@@ -213,7 +213,7 @@ def test_what_config_imports_is_light():
             "tools.generate",
             "tools.merge",
             "tools.doctor",
-            "tools.training_check",
+            "tools.doctor_train",
             "cli.output",
         ],
     )

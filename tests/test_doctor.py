@@ -10,8 +10,9 @@ import pytest
 
 from sft_lab.cli.main import main
 from sft_lab.tools import doctor
-from sft_lab.tools.doctor import NOTE, OK, PROBLEM, Diagnosis
+from sft_lab.tools.doctor import Diagnosis, Severity
 
+OK, NOTE, PROBLEM = Severity
 TOKEN = "hf_doctorsTokenOfNobody"
 
 
@@ -57,24 +58,24 @@ def test_everything_is_looked_at_and_nothing_is_changed(
 
 
 def test_an_exit_code_of_1_means_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.show([], [Diagnosis(OK, "a", "b"), Diagnosis(NOTE, "a", "b")]) == 0
-    assert doctor.show(["Environment: the same."], [Diagnosis(PROBLEM, "hub", "no")]) == 1
+    assert doctor.print_diagnoses([], [Diagnosis(OK, "a", "b"), Diagnosis(NOTE, "a", "b")]) == 0
+    assert doctor.print_diagnoses(["Environment: the same."], [Diagnosis(PROBLEM, "hub", "no")]) == 1
     assert capsys.readouterr().out.endswith("Environment: the same.\nproblem  hub       no\n")
 
 
 def test_versions_are_held_against_the_tested_ranges() -> None:
-    (fine,) = doctor.packages(["pytest>=1", "packaging", "semhash; extra == 'bench'"])
-    assert (fine.state, fine.message[:29]) == (OK, "2 in their tested ranges; tor")
-    absent, old = doctor.packages(["pytest>=999", "no-such-package<2,>=1", "packaging"])
-    assert (old.state, absent.state) == (PROBLEM, PROBLEM)
+    (fine,) = doctor.check_packages(["pytest>=1", "packaging", "semhash; extra == 'bench'"])
+    assert (fine.severity, fine.message[:29]) == (OK, "2 in their tested ranges; tor")
+    absent, old = doctor.check_packages(["pytest>=999", "no-such-package<2,>=1", "packaging"])
+    assert (old.severity, absent.severity) == (PROBLEM, PROBLEM)
     assert absent.message == "no-such-package is not installed; needs <2,>=1; run: pip install 'no-such-package<2,>=1'"
     assert old.message.endswith("tested with >=999; run: pip install 'pytest>=999'")
-    assert [one.state for one in doctor.packages([])] == [NOTE]
+    assert [one.severity for one in doctor.check_packages([])] == [NOTE]
 
 
 def test_sft_lab_itself_is_within_its_ranges() -> None:
-    assert "trl" in " ".join(doctor.declared())
-    assert [one for one in doctor.packages(doctor.declared()) if one.state == PROBLEM] == []
+    assert "trl" in " ".join(doctor.declared_requirements())
+    assert [one for one in doctor.check_packages(doctor.declared_requirements()) if one.severity == PROBLEM] == []
 
 
 def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +84,8 @@ def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeyp
     distribution(site, "hydra-ray-launcher", "1.2.2", "joblib<1", "no-such-package")
     distribution(site, "joblib", "1.6.0", "numpy>=1")
     monkeypatch.setenv("PYTHONPATH", str(site))
-    messages = [diagnosis.message for diagnosis in doctor.clashes()]
-    assert all(diagnosis.state == PROBLEM for diagnosis in doctor.clashes())
+    messages = [diagnosis.message for diagnosis in doctor.check_conflicts()]
+    assert all(diagnosis.severity == PROBLEM for diagnosis in doctor.check_conflicts())
     assert [message.partition(", but")[0] for message in messages if message.startswith("torchaudio")] == [
         "torchaudio 2.0 has requirement torch==2.0.0"
     ]
@@ -100,11 +101,11 @@ def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeyp
 def test_two_builds_of_faiss_are_a_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path / "site", "faiss-gpu-cu12", "1.15")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    (builds,) = [diagnosis for diagnosis in doctor.clashes() if "faiss" in diagnosis.message]
-    assert builds.state == PROBLEM
+    (builds,) = [diagnosis for diagnosis in doctor.check_conflicts() if "faiss" in diagnosis.message]
+    assert builds.severity == PROBLEM
     assert builds.message.startswith("faiss-cpu and faiss-gpu-cu12 write into the same folder; pip uninstall")
-    (fine,) = doctor.packages(["faiss-cpu<2,>=1.15"])
-    assert fine.state == OK
+    (fine,) = doctor.check_packages(["faiss-cpu<2,>=1.15"])
+    assert fine.severity == OK
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,11 @@ def test_torchvision_of_another_build(
     distribution(tmp_path / "site", "torch", torch)
     distribution(tmp_path / "site", "torchvision", torchvision, "torch==2.13.0")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    messages = [one.message for one in doctor.clashes() if one.message.startswith(f"torchvision {torchvision} and")]
+    messages = [
+        diagnosis.message
+        for diagnosis in doctor.check_conflicts()
+        if diagnosis.message.startswith(f"torchvision {torchvision} and")
+    ]
     assert [message.partition(" which fails")[0] for message in messages] == (
         [] if fits else [f"torchvision {torchvision} and torch {torch} are of two builds,"]
     )
@@ -129,9 +134,9 @@ def test_wandb_without_its_own_process(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "site" / "wandb" / "__init__.py").write_text("")
     loaded = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "wandb"}
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    missing, _ = doctor.wandb()
+    missing, _ = doctor.check_wandb()
     sys.modules.update(loaded)
-    assert missing.state == PROBLEM
+    assert missing.severity == PROBLEM
     assert "came without bin/wandb-core" in missing.message
     assert "tracking=local" in missing.message
 
@@ -141,58 +146,58 @@ def test_a_driver_without_a_gpu_that_torch_finds(tmp_path: Path, monkeypatch: py
 
     if torch.cuda.is_available():
         pytest.skip("torch finds a GPU here")
-    assert [one.state for one in doctor.devices()] == [OK]
+    assert [one.severity for one in doctor.check_devices()] == [OK]
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    driver, _ = doctor.devices()
-    assert driver.state == PROBLEM
+    driver, _ = doctor.check_devices()
+    assert driver.severity == PROBLEM
     assert "finds no GPU; install the torch build" in driver.message
-    (searches,) = doctor.faiss()
-    assert (searches.state, "on the processor" in searches.message) == (NOTE, True)
+    (searches,) = doctor.check_faiss()
+    assert (searches.severity, "on the processor" in searches.message) == (NOTE, True)
 
 
 def test_a_store_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    (found,) = doctor.store(file / "store")
-    assert found.state == PROBLEM
+    (found,) = doctor.check_store(file / "store")
+    assert found.severity == PROBLEM
     assert found.message == (
         f"{file}/store: cannot be written; set store.path or SFT_LAB_STORE to a folder of yours, or sft-lab store prune"
     )
     monkeypatch.setattr(doctor, "MIN_FREE_DISK", 1e30)
-    (full,) = doctor.store(tmp_path)
-    assert full.state == PROBLEM
+    (full,) = doctor.check_store(tmp_path)
+    assert full.severity == PROBLEM
     assert "sft-lab store prune" in full.message
 
 
 def test_the_hub(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (none,) = doctor.hub()
-    assert none.state == NOTE
+    (none,) = doctor.check_login()
+    assert none.severity == NOTE
     assert "hf auth login" in none.message
     assert none.message.endswith("public models and data need none")
     place = nobody / ".cache" / "huggingface" / "token"
     place.parent.mkdir(parents=True)
     place.write_text(TOKEN)
-    assert [one.state for one in doctor.hub()] == [OK]
+    assert [one.severity for one in doctor.check_login()] == [OK]
     monkeypatch.setenv("HF_TOKEN", "hf_two words")
-    (broken,) = doctor.hub()
-    assert broken.state == PROBLEM
+    (broken,) = doctor.check_login()
+    assert broken.severity == PROBLEM
     assert "two words" not in broken.message
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert [one.state for one in doctor.hub()] == [OK]
+    assert [one.severity for one in doctor.check_login()] == [OK]
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert list(doctor.network()) == []  # not asked
+    assert list(doctor.check_network()) == []  # not asked
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    (silent,) = doctor.network()
-    assert silent.state == NOTE
+    (silent,) = doctor.check_network()
+    assert silent.severity == NOTE
     assert silent.message.startswith("the Hub http://127.0.0.1:9 does not answer (")
     assert "HF_ENDPOINT" in silent.message
 
@@ -200,47 +205,47 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variables_with_another_effect_than_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, _, _ in doctor.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert list(doctor.variables()) == []
+    assert list(doctor.check_variables()) == []
     for name, value in (("TRANSFORMERS_CACHE", "/cache"), ("WANDB_DISABLED", "true"), ("WANDB_LOG_MODEL", "end"),
                         ("WANDB_WATCH", "all"), ("WANDB_DIR", "/logs"), ("HF_HUB_OFFLINE", "1"),
                         ("TRANSFORMERS_OFFLINE", "ON"), ("HF_DATASETS_OFFLINE", "True"),
                         ("TOKENIZERS_PARALLELISM", "true"), ("OMP_NUM_THREADS", "0")):  # fmt: skip
         monkeypatch.setenv(name, value)
-        (found,) = doctor.variables()
-        assert found.state == NOTE
+        (found,) = doctor.check_variables()
+        assert found.severity == NOTE
         assert found.message.startswith(f"{name}={value} ")
         monkeypatch.delenv(name)
     for name, value in (("HF_HUB_OFFLINE", "0"), ("TOKENIZERS_PARALLELISM", "false"), ("OMP_NUM_THREADS", "99999")):
         monkeypatch.setenv(name, value)
-    assert list(doctor.variables()) == []
+    assert list(doctor.check_variables()) == []
     assert len(doctor.VARIABLES) == 10
 
 
 def test_folders_of_downloads_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(doctor.folders()) == []
+    assert list(doctor.check_folders()) == []
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("HF_HOME", str(file / "cache"))
-    (cache,) = doctor.folders()
-    assert (cache.state, cache.topic) == (PROBLEM, "downloads")
+    (cache,) = doctor.check_folders()
+    assert (cache.severity, cache.topic) == (PROBLEM, "downloads")
     assert cache.message == f"{file}/cache: cannot be written; set HF_HOME to a folder of yours with room"
     monkeypatch.setattr(doctor, "MIN_FREE_DISK", 1e30)
     monkeypatch.chdir(tmp_path)
-    _, runs = doctor.folders()
+    _, runs = doctor.check_folders()
     assert runs.message.startswith(f"{tmp_path}: ")
     assert "GB free, must be" in runs.message
     assert runs.message.endswith("set hydra.run.dir and hydra.sweep.dir, or start in a folder of yours with room")
 
 
 def test_weights_and_biases(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [(one.state, one.message[:8]) for one in doctor.wandb()] == [(NOTE, "offline:")]
+    assert [(one.severity, one.message[:8]) for one in doctor.check_wandb()] == [(NOTE, "offline:")]
     (nobody / ".netrc").write_text(f"machine api.wandb.ai login user password {TOKEN}\n")
     (nobody / ".netrc").chmod(0o600)
-    assert list(doctor.wandb()) == [Diagnosis(OK, "wandb", "online: a login is there")]
+    assert list(doctor.check_wandb()) == [Diagnosis(OK, "wandb", "online: there is a login")]
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert list(doctor.wandb()) == [Diagnosis(OK, "wandb", "disabled, as WANDB_MODE says")]
+    assert list(doctor.check_wandb()) == [Diagnosis(OK, "wandb", "disabled, as set by WANDB_MODE")]
     monkeypatch.setenv("WANDB_MODE", "dryrun")
-    (wrong,) = doctor.wandb()
+    (wrong,) = doctor.check_wandb()
     assert wrong == Diagnosis(
         PROBLEM, "wandb", "WANDB_MODE=dryrun: must be one of online, offline, disabled; unset it or set one of them"
     )
@@ -270,11 +275,11 @@ def test_what_changed_since_a_run(here: Path, tiny: list[str], capsys: pytest.Ca
 
 def test_where_there_is_no_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    slurm, ray = doctor.launchers()
-    assert slurm.state == doctor.NOTE
+    slurm, ray = doctor.check_launchers()
+    assert slurm.severity == NOTE
     assert "sbatch is not on PATH" in slurm.message
     assert ray.topic == "launch"
     for name in ("sbatch", "srun", "squeue"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    assert next(doctor.launchers()).message == "what launch=slurm needs is installed"
+    assert next(doctor.check_launchers()).message == "what launch=slurm needs is installed"

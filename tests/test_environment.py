@@ -72,9 +72,9 @@ def test_a_run_and_what_follows_end_well(more: dict[str, str], here: Path, tiny:
 @pytest.mark.parametrize(
     ("words", "piped", "message"),
     [
-        ([b"Gr\xffe"], b"", b"prompt: byte 3 (0xff) is no UTF-8"),
-        (["hi", "--system", b"\xe4"], b"", b"--system: byte 1 (0xe4) is no UTF-8"),
-        (["-"], b"a\xe4", b"standard input: byte 2 (0xe4) is no UTF-8"),
+        ([b"Gr\xffe"], b"", b"prompt: byte 3 (0xff) is not UTF-8"),
+        (["hi", "--system", b"\xe4"], b"", b"--system: byte 1 (0xe4) is not UTF-8"),
+        (["-"], b"a\xe4", b"standard input: byte 2 (0xe4) is not UTF-8"),
     ],
 )
 def test_a_prompt_that_is_no_utf8_is_refused(

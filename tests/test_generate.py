@@ -16,7 +16,7 @@ from sft_lab import compose
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError, UserError
 from sft_lab.tools.finished_run import open_run
-from sft_lab.tools.generate import Asking, generate
+from sft_lab.tools.generate import GenerationOptions, answer_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
 
 
 # A random model repeats a line break for ever when it is greedy: what is drawn has letters.
-DRAWN = Asking(max_new_tokens=8, temperature=1.0, seed=3)
+DRAWN = GenerationOptions(max_new_tokens=8, temperature=1.0, seed=3)
 
 
 def said(model: Any, tokenizer: Any, text: str) -> str:
@@ -51,15 +51,15 @@ def test_the_answer_is_the_runs_own(done: Path) -> None:
     """Greedy, under the run's template: what the run itself wrote to the same prompt, base and tuned."""
     row = json.loads((done / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
     length = compose(SMALL).evaluation.max_new_tokens
-    found = generate(done, row["prompt"], Asking(max_new_tokens=length), base=True)
+    found = answer_prompt(done, row["prompt"], GenerationOptions(max_new_tokens=length), base=True)
     assert found.base is not None
     assert (found.base.text, found.tuned.text) == (row["base"], row["tuned"])
     assert found.tuned.text
-    assert not found.base_as_plain
+    assert not found.is_base_plain
 
 
 def test_the_base_model_is_asked_as_itself(done: Path) -> None:
-    found = generate(done, "Hi", DRAWN, base=True)
+    found = answer_prompt(done, "Hi", DRAWN, base=True)
     opened = open_run(done)
     asked = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     base = opened.load_base(four_bit=False)
@@ -71,19 +71,25 @@ def test_the_base_model_is_asked_as_itself(done: Path) -> None:
 
 def test_sampling_is_drawn_from_the_seed(done: Path) -> None:
     texts = [
-        generate(done, "Hi", Asking(max_new_tokens=12, temperature=1.0, seed=seed)).tuned.text for seed in (1, 1, 2)
+        answer_prompt(done, "Hi", GenerationOptions(max_new_tokens=12, temperature=1.0, seed=seed)).tuned.text
+        for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
-    greedy = generate(done, "Hi", Asking(max_new_tokens=12))
-    assert generate(done, "Hi", Asking(max_new_tokens=12, temperature=1.0, top_k=1)).tuned == greedy.tuned
-    assert generate(done, "Hi", Asking(max_new_tokens=12, temperature=1.0, top_p=1e-6)).tuned == greedy.tuned
+    greedy = answer_prompt(done, "Hi", GenerationOptions(max_new_tokens=12))
+    assert (
+        answer_prompt(done, "Hi", GenerationOptions(max_new_tokens=12, temperature=1.0, top_k=1)).tuned == greedy.tuned
+    )
+    assert (
+        answer_prompt(done, "Hi", GenerationOptions(max_new_tokens=12, temperature=1.0, top_p=1e-6)).tuned
+        == greedy.tuned
+    )
 
 
 def test_a_system_turn_changes_the_answer(done: Path) -> None:
     asked = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     opened = open_run(done)
     tuned = opened.load_tuned(opened.load_base(four_bit=False))
-    found = generate(done, "Hi", dataclasses.replace(DRAWN, system="Be kind."))
+    found = answer_prompt(done, "Hi", dataclasses.replace(DRAWN, system="Be kind."))
     assert found.tuned.text == said(tuned, opened.tokenizer, asked)
 
 
@@ -93,7 +99,7 @@ def test_the_answer_alone_is_on_standard_output(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
     assert main(["generate", str(done), "-", "--max-new-tokens", "3"]) == 0
     shown = capsys.readouterr()
-    assert shown.out == f"{generate(done, 'Hi' + chr(10), Asking(max_new_tokens=3)).tuned.text}\n"
+    assert shown.out == f"{answer_prompt(done, 'Hi' + chr(10), GenerationOptions(max_new_tokens=3)).tuned.text}\n"
     assert "cut at 3 tokens: tuned; --max-new-tokens allows more" in shown.err
     assert main(["generate", str(done), "Hi", "--base", "--max-new-tokens", "3"]) == 0
     said = capsys.readouterr().out
@@ -115,8 +121,8 @@ def test_a_base_model_that_does_not_know_the_template_is_asked_in_plain_text(
     assert main([*SMALL, "template=file", f"template.path={mine}", f"hydra.run.dir={folder}"]) == 0
     capsys.readouterr()
     mine.unlink()  # the trained template is in the run folder
-    found = generate(folder, "Hi", DRAWN, base=True)
-    assert found.base_as_plain
+    found = answer_prompt(folder, "Hi", DRAWN, base=True)
+    assert found.is_base_plain
     opened = open_run(folder)
     base = opened.load_base(four_bit=False)
     assert found.base is not None
@@ -125,9 +131,9 @@ def test_a_base_model_that_does_not_know_the_template_is_asked_in_plain_text(
     asked = f"# user\nHi{end}# assistant\n"
     assert found.tuned.text == said(opened.load_tuned(base), opened.tokenizer, asked)
     assert main(["generate", str(folder), "Hi", "--base", "--max-new-tokens", "5"]) == 0
-    assert "base, asked in plain text: the run's template is new to it:\n" in capsys.readouterr().out
+    assert "base, asked in plain text: it does not know the run's template:\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^--system: the run's chat template takes no system turn"):
-        generate(folder, "Hi", Asking(system="Be kind."))
+        answer_prompt(folder, "Hi", GenerationOptions(system="Be kind."))
 
 
 def test_all_weights(tmp_path: Path) -> None:
@@ -137,31 +143,31 @@ def test_all_weights(tmp_path: Path) -> None:
     assert not opened.is_adapter
     alone = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
     asked = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert generate(folder, "Hi", DRAWN).tuned.text == said(alone, opened.tokenizer, asked)
+    assert answer_prompt(folder, "Hi", DRAWN).tuned.text == said(alone, opened.tokenizer, asked)
     # It stops by itself where the run taught it, without being told.
     assert alone.generation_config.eos_token_id == [opened.tokenizer.eos_token_id]
 
 
 def test_folders_that_have_no_model(done: Path, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"nowhere: no such folder; `sft-lab runs`"):
-        generate(tmp_path / "nowhere", "Hi", Asking())
+        answer_prompt(tmp_path / "nowhere", "Hi", GenerationOptions())
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_bytes((done / "config.yaml").read_bytes())
     with pytest.raises(FolderError, match=r"is not finished \(never started\); sft-lab exec"):
-        generate(folder, "Hi", Asking())
+        answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text('{"state": "failed"}')
     with pytest.raises(FolderError, match=r"is not finished \(failed\)"):
-        generate(folder, "Hi", Asking())
+        answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text('{"state": "finished", "work": "prepare"}')
     with pytest.raises(FolderError, match="prepared data and no model"):
-        generate(folder, "Hi", Asking())
+        answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text('{"state": "finished", "work": "run"}')
     with pytest.raises(FolderError, match="holds no weights; sft-lab replay"):
-        generate(folder, "Hi", Asking())
+        answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text("{")
     with pytest.raises(FolderError, match=r"status\.json: cannot be read"):
-        generate(folder, "Hi", Asking())
+        answer_prompt(folder, "Hi", GenerationOptions())
 
 
 @pytest.mark.parametrize(

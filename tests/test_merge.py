@@ -15,7 +15,7 @@ from training.test_new_tokens import ADDED, base_model
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError, UserError
 from sft_lab.tools.finished_run import open_run
-from sft_lab.tools.merge import merge
+from sft_lab.tools.merge import merge_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -75,10 +75,10 @@ def test_the_merged_model_says_what_the_adapter_says(
     assert "library_name: transformers" in card
     assert "An adapter merged into the weights of" in card
     assert "PeftModel" not in card
-    with pytest.raises(FolderError, match="merged: is there already; remove it, or name another folder with --out"):
-        merge(folder)
+    with pytest.raises(FolderError, match="merged: exists; remove it, or name another folder with --out"):
+        merge_adapter(folder)
     other = tmp_path / "deep" / "out"
-    assert merge(folder, other) == other
+    assert merge_adapter(folder, other) == other
     weights = "model.safetensors"
     assert (other / weights).read_bytes() == (merged / weights).read_bytes()
 
@@ -92,7 +92,7 @@ def test_added_tokens_are_in_it(
     folder = trained(
         tmp_path / "run", "model=local", f"model.name_or_path={base}", "template=chatml", "trainer=lora", *limits
     )
-    merged = merge(folder)
+    merged = merge_adapter(folder)
     alone = same_logits(folder, merged)
     tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
     end = tokenizer.convert_tokens_to_ids(ADDED[1])
@@ -116,6 +116,6 @@ def test_all_weights_have_nothing_to_merge(tmp_path: Path, capsys: pytest.Captur
     folder = trained(tmp_path / "run", "model=tiny_random", "trainer=full")
     capsys.readouterr()
     assert main(["merge", str(folder)]) == 2
-    assert "there is nothing to merge; load it as it is" in capsys.readouterr().err
+    assert "there is nothing to merge; load it directly" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such folder"):
-        merge(tmp_path / "nowhere")
+        merge_adapter(tmp_path / "nowhere")

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from sft_lab.core.errors import ConfigError, JobError, UserError
 from sft_lab.core.run_dir import RunDir
-from sft_lab.tools import push
+from sft_lab.tools.push import check_push, push_to_hub
 
 MODEL = {
     "adapter_config.json": b'{"r": 8}',
@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> RunDir:
 
 
 def test_a_model_is_all_of_its_folder_and_nothing_else(hub: StandIn, folder: RunDir) -> None:
-    assert push.push(folder, "me/mine", what="model", public=False) == f"{hub.url}/me/mine"
+    assert push_to_hub(folder, "me/mine", repo_type="model", public=False) == f"{hub.url}/me/mine"
     assert hub.files == MODEL
     assert hub.commits == 1
     create = next(json.loads(body) for _, path, _, body in hub.requests if path == "/api/repos/create")
@@ -73,7 +73,7 @@ def test_a_model_is_all_of_its_folder_and_nothing_else(hub: StandIn, folder: Run
 
 
 def test_a_data_set_is_its_card_and_its_parquet_files(hub: StandIn, folder: RunDir) -> None:
-    assert push.push(folder, "me/rows", what="dataset", public=True) == f"{hub.url}/datasets/me/rows"
+    assert push_to_hub(folder, "me/rows", repo_type="dataset", public=True) == f"{hub.url}/datasets/me/rows"
     assert hub.files == {
         "README.md": DATASET["README.md"],
         "data/train.parquet": DATASET["parquet/train.parquet"],
@@ -83,23 +83,23 @@ def test_a_data_set_is_its_card_and_its_parquet_files(hub: StandIn, folder: RunD
 
 
 def test_a_merged_model_is_published_in_the_adapters_stead(hub: StandIn, folder: RunDir) -> None:
-    (says,) = push.check(folder, "me/mine", "model", merged=True)
-    assert says == f"{folder.merged}: is not there; `sft-lab merge {folder.path}` makes it"
+    (says,) = check_push(folder, "me/mine", "model", merged=True)
+    assert says == f"{folder.merged}: does not exist; `sft-lab merge {folder.path}` writes it"
     whole = {"config.json": b"{}", "model.safetensors": b"all", "README.md": MODEL["README.md"]}
     folder.merged.mkdir()
     for name, content in whole.items():
         (folder.merged / name).write_bytes(content)
-    push.push(folder, "me/mine", what="model", public=False, merged=True)
+    push_to_hub(folder, "me/mine", repo_type="model", public=False, merged=True)
     assert hub.files == whole
-    (says,) = push.check(folder, "me/mine", "dataset", merged=True)
-    assert says == "--merged: is of a model; leave it out with --what dataset"
+    (says,) = check_push(folder, "me/mine", "dataset", merged=True)
+    assert says == "--merged: applies to a model; leave it out with --what dataset"
 
 
 def test_the_token_is_in_the_header_and_nowhere_else(
     hub: StandIn, folder: RunDir, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("DEBUG"):
-        push.push(folder, "me/mine", what="model", public=False)
+        push_to_hub(folder, "me/mine", repo_type="model", public=False)
     for method, path, headers, body in hub.requests:
         if method != "PUT":  # the storage behind an upload address is somebody else's, and gets no token
             assert headers.pop("authorization", headers.pop("Authorization", None)) == f"Bearer {TOKEN}"
@@ -113,18 +113,18 @@ def test_the_token_is_in_the_header_and_nowhere_else(
 def test_a_public_repository_is_refused_unless_asked_for(hub: StandIn, folder: RunDir) -> None:
     hub.private["me/mine"] = False
     with pytest.raises(UserError, match="me/mine: is public, and nothing was sent; add --public"):
-        push.push(folder, "me/mine", what="model", public=False)
+        push_to_hub(folder, "me/mine", repo_type="model", public=False)
     assert (hub.files, hub.commits) == ({}, 0)
     assert not [path for _, path, _, _ in hub.requests if "preupload" in path]
-    push.push(folder, "me/mine", what="model", public=True)
+    push_to_hub(folder, "me/mine", repo_type="model", public=True)
     assert hub.files == MODEL
 
 
 def test_a_private_repository_stays_private(hub: StandIn, folder: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     hub.private["me/mine"] = True
-    push.push(folder, "me/mine", what="model", public=False)
+    push_to_hub(folder, "me/mine", repo_type="model", public=False)
     assert "stays so" not in caplog.text
-    push.push(folder, "me/mine", what="model", public=True)
+    push_to_hub(folder, "me/mine", repo_type="model", public=True)
     assert "me/mine was private before and stays so" in caplog.text
     assert hub.private == {"me/mine": True}
 
@@ -133,7 +133,7 @@ def test_a_private_repository_stays_private(hub: StandIn, folder: RunDir, caplog
 def test_what_the_hub_refuses_is_one_sentence(hub: StandIn, folder: RunDir, status: int, kind: type[Exception]) -> None:
     hub.refuses = status
     with pytest.raises(kind, match=r"^me/mine: ") as error:
-        push.push(folder, "me/mine", what="model", public=False)
+        push_to_hub(folder, "me/mine", repo_type="model", public=False)
     assert "\n" not in str(error.value)
     assert TOKEN not in str(error.value)
 
@@ -141,13 +141,13 @@ def test_what_the_hub_refuses_is_one_sentence(hub: StandIn, folder: RunDir, stat
 def test_a_hub_that_is_not_there_is_one_sentence(hub: StandIn, folder: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port, where nobody listens
     with pytest.raises(JobError, match=r"^me/mine: not published \(.*\); check the network and push again$"):
-        push.push(folder, "me/mine", what="model", public=False)
+        push_to_hub(folder, "me/mine", repo_type="model", public=False)
 
 
 def test_a_link_out_of_the_model_is_not_followed(hub: StandIn, folder: RunDir) -> None:
     (folder.model / "vocab.json").symlink_to(folder.log)
     with pytest.raises(ConfigError, match=r"vocab\.json: is a link out of .*model"):
-        push.push(folder, "me/mine", what="model", public=False)
+        push_to_hub(folder, "me/mine", repo_type="model", public=False)
     assert hub.requests == []
 
 
@@ -156,7 +156,7 @@ def test_a_folder_that_is_itself_a_link_is_not_sent(hub: StandIn, folder: RunDir
     (folder.path / what).rename(tmp_path / "elsewhere")
     (folder.path / what).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=rf"{what}: is a link out of "):
-        push.push(folder, "me/mine", what=what, public=False)
+        push_to_hub(folder, "me/mine", repo_type=what, public=False)
     assert hub.requests == []
 
 
@@ -164,7 +164,7 @@ def test_only_files_of_a_model_are_sent(hub: StandIn, folder: RunDir) -> None:
     for name in (".env", "id_rsa", "key.pem", "notes.txt", "optimizer.pt", ".git/config.json", "secrets.json"):
         (folder.model / name).parent.mkdir(exist_ok=True)
         (folder.model / name).write_text("SECRET")
-    push.push(folder, "me/mine", what="model", public=False)
+    push_to_hub(folder, "me/mine", repo_type="model", public=False)
     assert set(hub.files) | {"adapter_model.safetensors"} == set(MODEL)
 
 
@@ -181,31 +181,31 @@ def test_check_finds_no_fault_and_every_fault(
     folder: RunDir, nobody: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     empty = RunDir(tmp_path / "empty")
-    bad_name, no_run, no_login = push.check(empty, "mine", "model")
+    bad_name, no_run, no_login = check_push(empty, "mine", "model")
     assert bad_name.startswith("mine: no repository name; give owner/name")
     assert no_run.startswith(f"{empty.path}: no finished run folder (it has no status.json)")
     assert "hf auth login" in no_login
     assert "HF_TOKEN" in no_login
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert push.check(folder, "me/mine", "model") == push.check(folder, "me/mine", "dataset") == []
+    assert check_push(folder, "me/mine", "model") == check_push(folder, "me/mine", "dataset") == []
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_OIDC_RESOURCE", "me/mine")
-    assert push.check(folder, "me/mine", "model") == []
-    (wrong,) = push.check(folder, "me/mine", "logs")
+    assert check_push(folder, "me/mine", "model") == []
+    (wrong,) = check_push(folder, "me/mine", "logs")
     assert wrong == "--what logs: must be model or dataset"
 
 
 @pytest.mark.parametrize(
     ("gone", "what", "says"),
     [
-        ("dataset", "dataset", "dataset: is not there; `sft-lab prepare ...` makes it"),
-        ("model", "model", "model: is not there; `sft-lab ...` makes it"),
-        ("model/adapter_config.json", "model", "model: has no config.json or adapter_config.json; make it again"),
-        ("model/README.md", "model", "model: has no README.md; make it again: `sft-lab ...`"),
+        ("dataset", "dataset", "dataset: does not exist; `sft-lab prepare ...` writes it"),
+        ("model", "model", "model: does not exist; `sft-lab ...` writes it"),
+        ("model/adapter_config.json", "model", "model: has no config.json or adapter_config.json; write it again"),
+        ("model/README.md", "model", "model: has no README.md; write it again: `sft-lab ...`"),
         (
             "dataset/parquet/train.parquet",
             "dataset",
-            "dataset: has no train.parquet; make it again: `sft-lab prepare ...`",
+            "dataset: has no train.parquet; write it again: `sft-lab prepare ...`",
         ),
     ],
 )
@@ -214,7 +214,7 @@ def test_check_says_what_is_missing_and_which_command_makes_it(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     (folder.path / gone).rename(folder.path / "elsewhere")
-    (problem,) = push.check(folder, "me/mine", what)
+    (problem,) = check_push(folder, "me/mine", what)
     assert problem.startswith(f"{folder.path}/{says}")
 
 
@@ -224,14 +224,14 @@ def test_a_run_that_did_not_end_well_is_not_published(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     folder.status.write_text(json.dumps({"state": state}))
-    (problem,) = push.check(folder, "me/mine", "model")
+    (problem,) = check_push(folder, "me/mine", "model")
     assert f"its status.json says {state}" in problem
 
 
 @pytest.mark.parametrize("repo", ["mine", "me/", "/mine", "me/mine/more", "me/mi ne", "me/mi--ne", "me/..", "mé/mine"])
 def test_names_that_are_no_repository(folder: RunDir, monkeypatch: pytest.MonkeyPatch, repo: str) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    (problem,) = push.check(folder, repo, "model")
+    (problem,) = check_push(folder, repo, "model")
     assert problem.startswith(f"{repo}: no repository name")
 
 
@@ -255,17 +255,17 @@ def test_the_login_is_found_where_the_hub_s_client_looks(
 ) -> None:
     if variable:
         monkeypatch.setenv(variable, str(tmp_path / value))
-    assert len(push.check(folder, "me/mine", "model")) == 1
+    assert len(check_push(folder, "me/mine", "model")) == 1
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(f"{TOKEN}\n")
-    assert push.check(folder, "me/mine", "model") == []
+    assert check_push(folder, "me/mine", "model") == []
     asked = "from huggingface_hub import get_token; print(get_token() is not None)"
     assert subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True).stdout == b"True\n"
 
 
 def test_a_broken_token_is_not_shown(folder: RunDir, nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_two words")
-    (problem,) = push.check(folder, "me/mine", "model")
+    (problem,) = check_push(folder, "me/mine", "model")
     assert "two" not in problem
     assert "HF_TOKEN" in problem
 
@@ -273,8 +273,8 @@ def test_a_broken_token_is_not_shown(folder: RunDir, nobody: Path, monkeypatch: 
 def test_check_imports_nothing_heavy(folder: RunDir) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from sft_lab.core.run_dir import RunDir\nfrom sft_lab.tools import push\n"
-        f"push.check(RunDir(Path({str(folder.path)!r})), 'me/mine', 'model')\n"
+        "from sft_lab.core.run_dir import RunDir\nfrom sft_lab.tools.push import check_push\n"
+        f"check_push(RunDir(Path({str(folder.path)!r})), 'me/mine', 'model')\n"
         "print(sorted({'huggingface_hub', 'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"

@@ -158,11 +158,11 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
     page = compare.write_comparison(comparison, folder)
     compare.print_comparison(comparison, page)
     if arguments.test:
-        from sft_lab.tools.test_score import score_test, show
+        from sft_lab.tools.test_score import print_test_score, score_test
 
         if comparison.best is None:
             raise UserError("compare --test: no job can be called best, so there is none to score on the test rows")
-        show(score_test(comparison.best.folder))
+        print_test_score(score_test(comparison.best.folder))
     return 0
 
 
@@ -192,30 +192,38 @@ def _generate(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.tools import generate
 
     _refuse_rest("generate", rest)
-    asking = generate.Asking(
-        generate.typed(arguments.system, "--system"), arguments.max_new_tokens, arguments.temperature, arguments.top_p,
-        arguments.top_k, arguments.seed,
-    )  # fmt: skip
-    prompt = generate.piped() if arguments.prompt == "-" else generate.typed(arguments.prompt, "prompt")
-    generate.show(generate.generate(arguments.folder, prompt, asking, base=arguments.base), asking)
+    options = generate.GenerationOptions(
+        generate.decode_argument(arguments.system, "--system"),
+        arguments.max_new_tokens,
+        arguments.temperature,
+        arguments.top_p,
+        arguments.top_k,
+        arguments.seed,
+    )
+    from_stdin = arguments.prompt == "-"
+    prompt = generate.read_stdin() if from_stdin else generate.decode_argument(arguments.prompt, "prompt")
+    answers = generate.answer_prompt(arguments.folder, prompt, options, base=arguments.base)
+    generate.print_answers(answers, options)
     return 0
 
 
 def _merge(arguments: Arguments, rest: list[str]) -> int:
-    from sft_lab.tools.merge import merge
+    from sft_lab.tools.merge import merge_adapter
 
     _refuse_rest("merge", rest)
-    sys.stdout.write(f"{merge(arguments.folder, arguments.out)}\n")
+    sys.stdout.write(f"{merge_adapter(arguments.folder, arguments.out)}\n")
     return 0
 
 
 def _push(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.core.run_dir import RunDir
-    from sft_lab.tools import push
+    from sft_lab.tools.push import push_to_hub
 
     _refuse_rest("push", rest)
     folder = RunDir(arguments.folder.absolute())
-    url = push.push(folder, arguments.repo, what=arguments.what, public=arguments.public, merged=arguments.merged)
+    url = push_to_hub(
+        folder, arguments.repo, repo_type=arguments.what, public=arguments.public, merged=arguments.merged
+    )
     sys.stdout.write(f"{url}\n")
     return 0
 
@@ -224,12 +232,14 @@ def _doctor(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.tools import doctor
 
     _refuse_rest("doctor", rest)
-    found = ([], doctor.examine()) if arguments.folder is None else doctor.since(arguments.folder)
-    code = doctor.show(*found)
+    if arguments.folder is None:
+        code = doctor.print_diagnoses([], doctor.diagnose_machine())
+    else:
+        code = doctor.print_diagnoses(*doctor.diagnose_run(arguments.folder))
     if arguments.train:
-        from sft_lab.tools import training_check
+        from sft_lab.tools.doctor_train import print_attempts
 
-        code = max(code, training_check.show(arguments.model))
+        code = max(code, print_attempts(arguments.model))
     return code
 
 

@@ -74,6 +74,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def one_line(text: object, limit: int) -> str:
+    """Return a text, such as an error of a library, on one line and cut to so many characters."""
+    return " ".join(str(text).split())[:limit]
+
+
 def count_of(count: int, noun: str) -> str:
     """Return a count with its noun, in the plural unless it is one."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""A finished run opened again, for what is done with its model afterwards."""
+"""A finished run, opened again to use its model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import FolderError, all_problems
 from sft_lab.core.run_dir import FINISHED, RUN, RunDir
 from sft_lab.core.run_discovery import open_run_dir
+from sft_lab.core.text import one_line
 from sft_lab.run.config import Run
 
 if TYPE_CHECKING:
     from sft_lab.data.chat_template import Renderer
 
+MAX_ERROR = 200  # characters of a library's error in ours
+
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run with weights in its folder.
 
     Attributes:
         folder: the run's.
         run: its saved config.
-        context: tools with the tokenizer that the model was trained with.
+        context: of its stages, with the tokenizer that the model was trained with.
     """
 
     folder: RunDir
@@ -39,23 +42,21 @@ class Finished:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer as it was saved: its chat template is the one that was trained, whatever became of the file."""
+        """The tokenizer as saved: its chat template is the trained one, even if the template's file has changed."""
         import transformers
 
         try:
             return transformers.AutoTokenizer.from_pretrained(self.folder.model, trust_remote_code=False)
         except Exception as error:  # a broken file makes the library raise anything
-            said = " ".join(str(error).split())[:200]
-            raise FolderError(
-                f"{self.folder.model}: its tokenizer cannot be loaded ({said}); train it again"
-            ) from error
+            message = f"its tokenizer cannot be loaded ({one_line(error, MAX_ERROR)}); train it again"
+            raise FolderError(f"{self.folder.model}: {message}") from error
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The chat template that was trained, bound to the tokenizer.
+        """The trained chat template, bound to the tokenizer.
 
         Raises:
-            FolderError: if it is gone or broken.
+            FolderError: if it is missing or broken.
         """
         from sft_lab.data.chat_template import Renderer
 
@@ -63,17 +64,15 @@ class Finished:
             return Renderer(self.tokenizer, str(self.tokenizer.get_chat_template()), self.context.template_date)
         except FolderError:
             raise
-        except ValueError as error:  # ours, or of a tokenizer without one
-            said = " ".join(str(error).split())[:200]
-            raise FolderError(
-                f"{self.folder.model}: its chat template cannot be used ({said}); train it again"
-            ) from error
+        except ValueError as error:  # ours, or of a tokenizer without a template
+            message = f"its chat template cannot be used ({one_line(error, MAX_ERROR)}); train it again"
+            raise FolderError(f"{self.folder.model}: {message}") from error
 
     def load_base(self, *, four_bit: bool) -> Any:
-        """Load the model that was tuned, on the GPU where there is one.
+        """Load the base model, on the GPU if there is one.
 
         Raises:
-            UserError: if it is not there any more, or cannot be loaded.
+            UserError: if it is missing or cannot be loaded.
         """
         import torch
 
@@ -81,27 +80,28 @@ class Finished:
         return model.to("cuda") if torch.cuda.is_available() and not four_bit else model
 
     def load_tuned(self, base: Any) -> Any:
-        """Load the run's weights; an adapter is put onto ``base``, which is then no base model any more."""
+        """Load the run's weights; an adapter is put onto ``base``, which then is no base model any more."""
         from sft_lab.training import model_io
 
         return model_io.load(base, self.folder.model).eval()
 
 
-def open_run(path: Path) -> Finished:
+def open_run(path: Path) -> FinishedRun:
     """Open the folder of a finished run.
 
     Raises:
-        UserError: if it is no run folder, its run did not end well or trained nothing, or its weights are gone.
+        UserError: if it is no run folder, its run failed or trained nothing, or its weights are missing.
     """
     folder = open_run_dir(path)
     state, work = folder.state(), folder.work()
     if state != FINISHED:
-        raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} goes on with it")
+        raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} continues it")
     if work != RUN:
         raise FolderError(f"{path}: holds prepared data and no model; give the folder of a run that trained")
     if not any((folder.model / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise FolderError(f"{folder.model}: holds no weights; sft-lab replay {path} trains them again")
+
     run = configs.load(folder.config)
     if problems := run.model.check():
         raise all_problems(problems)
-    return Finished(folder, run, run.context(folder=folder))
+    return FinishedRun(folder, run, run.context(folder=folder))

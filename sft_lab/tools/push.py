@@ -1,4 +1,4 @@
-"""Publishing: what of a run folder goes to the Hugging Face Hub, and that nothing else does."""
+"""``sft-lab push``: a run's model or data set sent to the Hugging Face Hub, and nothing else of the run folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from sft_lab.core.errors import FolderError, JobError, UserError, all_problems
 from sft_lab.core.log import log
 from sft_lab.core.redaction import hub_token, redact
 from sft_lab.core.run_dir import FINISHED, RunDir
+from sft_lab.core.text import one_line
 
-KINDS = {
-    "model": "`sft-lab ...`",
-    "dataset": "`sft-lab prepare ...`",
-}  # what can be published, by the command that makes it
+# What can be published, and the command that writes it.
+REPO_TYPES = {"model": "`sft-lab ...`", "dataset": "`sft-lab prepare ...`"}
+MAX_ERROR = 300  # characters
+
 # What Transformers, PEFT and tokenizers save: weights, configs, vocabularies, templates, card.
 _MODEL_FILE = re.compile(
     r"README\.md|[\w.-]+\.(?:safetensors|jinja)|[\w.-]+\.safetensors\.index\.json|merges\.txt|vocab\.(?:txt|json)"
@@ -24,76 +25,78 @@ _MODEL_FILE = re.compile(
 _REPO = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-def push(folder: RunDir, repo: str, *, what: str, public: bool, merged: bool = False) -> str:
-    """Send a run's model or data set to the Hub, in one commit, and give its URL.
+def push_to_hub(folder: RunDir, repo: str, *, repo_type: str, public: bool, merged: bool = False) -> str:
+    """Send a run's model or data set to the Hub in one commit, and return its URL.
 
-    A model is the files of ``model/``, or of ``merged/``, that a model is made of; a data set is its card and its
-    parquet files, as ``data/*.parquet``. The endpoint is the Hub's own or ``HF_ENDPOINT``.
+    A model is the model files of ``model/`` or ``merged/``; a data set is its card and its parquet files, as
+    ``data/*.parquet``. The endpoint is the Hub's own or ``HF_ENDPOINT``.
 
     Args:
         folder: a finished run.
-        repo: ``owner/name``; made when it is not there.
-        what: ``model`` or ``dataset``.
-        public: for everyone to see; else the repository must be private.
-        merged: the model that `sft-lab merge` made of an adapter.
+        repo: ``owner/name``; created if it does not exist.
+        repo_type: ``model`` or ``dataset``.
+        public: whether everyone may see it; otherwise the repository must be private.
+        merged: whether to send the model that `sft-lab merge` wrote.
 
     Raises:
-        UserError: for what ``check`` finds, a public repository where a private one was asked for, a refused token.
+        UserError: for what ``check_push`` finds, a public repository without ``public``, a refused token.
         JobError: when the Hub cannot be reached or fails.
     """
-    if problems := check(folder, repo, what, merged=merged):
+    if problems := check_push(folder, repo, repo_type, merged=merged):
         raise all_problems(problems)
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = _files(_made(folder, what, merged=merged), what)
-    # True: the client looks for the token itself, since a login by browser gives one that it must renew.
+    files = _files_to_send(_source_folder(folder, repo_type, merged=merged), repo_type)
+    # True: the client finds the token itself, since one of a login by browser must be renewed.
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=True)
     try:
-        url = str(api.create_repo(repo, repo_type=what, private=not public, exist_ok=True))
-        private = api.repo_info(repo, repo_type=what).private is True
-        if private or public:
+        url = str(api.create_repo(repo, repo_type=repo_type, private=not public, exist_ok=True))
+        is_private = api.repo_info(repo, repo_type=repo_type).private is True
+        if is_private or public:
             size = sum(path.stat().st_size for path in files.values())
             log.info("push: %d files, %.1f MB, to %s", len(files), size / 1e6, url)
             adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-            api.create_commit(repo, adds, commit_message=f"sft-lab push: {what}", repo_type=what)
-    except Exception as error:  # the hub's client raises dozens of types; none may show a traceback
-        raise _sentence(repo, error) from error
-    if not (private or public):
+            api.create_commit(repo, adds, commit_message=f"sft-lab push: {repo_type}", repo_type=repo_type)
+    except Exception as error:  # the client raises dozens of types; none may show a traceback
+        raise _describe_error(repo, error) from error
+
+    if not (is_private or public):
         raise UserError(f"{url}: is public, and nothing was sent; add --public, make it private, or name another")
-    if private and public:
+    if is_private and public:
         log.warning("push: %s was private before and stays so; its settings on the Hub make it public", url)
     return url
 
 
-def check(folder: RunDir, repo: str, what: str, *, merged: bool = False) -> list[str]:
-    """Say what stands against publishing, by the standard library alone; empty when nothing does."""
-    if what not in KINDS:
-        return [f"--what {what}: must be {' or '.join(KINDS)}"]
-    if merged and what != "model":
-        return [f"--merged: is of a model; leave it out with --what {what}"]
+def check_push(folder: RunDir, repo: str, repo_type: str, *, merged: bool = False) -> list[str]:
+    """Return what keeps a run from being published, found without heavy imports and without the network."""
+    if repo_type not in REPO_TYPES:
+        return [f"--what {repo_type}: must be {' or '.join(REPO_TYPES)}"]
+    if merged and repo_type != "model":
+        return [f"--merged: applies to a model; leave it out with --what {repo_type}"]
     problems = []
     if not _REPO.fullmatch(repo):
         problems.append(f"{repo}: no repository name; give owner/name in letters, digits and single - _ .")
-    return [*problems, *_lacking(folder, what, merged=merged), *login_problems()]
+    return [*problems, *_check_folder(folder, repo_type, merged=merged), *login_problems()]
 
 
-def _lacking(folder: RunDir, what: str, *, merged: bool) -> list[str]:
-    """Say what is missing of what shall be sent."""
+def _check_folder(folder: RunDir, repo_type: str, *, merged: bool) -> list[str]:
+    """Return what is missing of the files to send."""
     if (state := folder.state()) != FINISHED:
-        found = f"its status.json says {state}" if state else "it has no status.json"
-        return [f"{folder.path}: no finished run folder ({found}); give the folder of a run that ended well"]
-    if not (made := _made(folder, what, merged=merged)).is_dir():
-        maker = f"`sft-lab merge {folder.path}`" if merged else KINDS[what]
-        return [f"{made}: is not there; {maker} makes it"]
+        reason = f"its status.json says {state}" if state else "it has no status.json"
+        return [f"{folder.path}: no finished run folder ({reason}); give the folder of a finished run"]
+    source = _source_folder(folder, repo_type, merged=merged)
+    if not source.is_dir():
+        command = f"`sft-lab merge {folder.path}`" if merged else REPO_TYPES[repo_type]
+        return [f"{source}: does not exist; {command} writes it"]
     try:
-        _files(made, what)
+        _files_to_send(source, repo_type)
     except FolderError as error:
         return [str(error)]
     return []
 
 
 def login_problems() -> list[str]:
-    """Say what is wrong with the login, never what it is."""
+    """Return what is wrong with the login to the Hub, without the token."""
     try:
         token = hub_token()
     except OSError as error:
@@ -101,53 +104,55 @@ def login_problems() -> list[str]:
     if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
         return ["no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write"]
     if not re.fullmatch(r"[!-~]*", token):
-        return ["the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN anew"]
+        return ["the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN again"]
     return []
 
 
-def _made(folder: RunDir, what: str, *, merged: bool) -> Path:
-    return folder.merged if merged else folder.path / what
+def _source_folder(folder: RunDir, repo_type: str, *, merged: bool) -> Path:
+    return folder.merged if merged else folder.path / repo_type
 
 
-def _files(made: Path, what: str) -> dict[str, Path]:
-    """Give the files to send by their names in the repository.
+def _files_to_send(source: Path, repo_type: str) -> dict[str, Path]:
+    """Return the files to send, by their names in the repository.
 
     Raises:
-        FolderError: if one is missing, or lies outside the folder.
+        FolderError: if one is missing, or is outside the folder.
     """
-    if what == "model":
-        found = {path.relative_to(made).as_posix(): path for path in sorted(made.rglob("*")) if _of_a_model(path, made)}
-        needed = [made / "config.json", made / "adapter_config.json"]
+    if repo_type == "model":
+        paths = [path for path in sorted(source.rglob("*")) if _is_model_file(path, source)]
+        files = {path.relative_to(source).as_posix(): path for path in paths}
+        needed = [source / "config.json", source / "adapter_config.json"]
     else:
-        found = {f"data/{path.name}": path for path in sorted((made / "parquet").glob("*.parquet"))}
-        needed = [made / "parquet" / "train.parquet"]
-        if (made / "README.md").is_file():
-            found["README.md"] = made / "README.md"
-    lacking = [] if any(path.is_file() for path in needed) else [" or ".join(path.name for path in needed)]
-    if "README.md" not in found:
-        lacking.append("README.md")
-    if lacking:
-        raise FolderError(f"{made}: has no {' and no '.join(lacking)}; make it again: {KINDS[what]}")
-    root = made.parent.resolve() / made.name  # where it would be were it no link: all behind one would lie inside
-    for path in (made, *found.values()):
+        files = {f"data/{path.name}": path for path in sorted((source / "parquet").glob("*.parquet"))}
+        needed = [source / "parquet" / "train.parquet"]
+        if (source / "README.md").is_file():
+            files["README.md"] = source / "README.md"
+
+    missing = [] if any(path.is_file() for path in needed) else [" or ".join(path.name for path in needed)]
+    if "README.md" not in files:
+        missing.append("README.md")
+    if missing:
+        raise FolderError(f"{source}: has no {' and no '.join(missing)}; write it again: {REPO_TYPES[repo_type]}")
+
+    root = source.parent.resolve() / source.name  # the folder itself must not be a link either
+    for path in (source, *files.values()):
         if not path.resolve().is_relative_to(root):
             raise FolderError(f"{path}: is a link out of {root}; put the file itself there, or remove the link")
-    return found
+    return files
 
 
-def _of_a_model(path: Path, made: Path) -> bool:
-    """Whether a file is one that training or merging writes; a hidden one never is."""
-    hidden = any(part.startswith(".") for part in path.relative_to(made).parts)
-    return not hidden and _MODEL_FILE.fullmatch(path.name) is not None and path.is_file()
+def _is_model_file(path: Path, source: Path) -> bool:
+    """Return whether a file is of the kind that training or merging writes; hidden ones are not."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
+    return not is_hidden and _MODEL_FILE.fullmatch(path.name) is not None and path.is_file()
 
 
-def _sentence(repo: str, error: Exception) -> UserError | JobError:
-    """Say in one line what the Hub's client met: the user's to mend, or the network's."""
-    message = " ".join(redact(str(error)).split())
-    said = f"{type(error).__name__}: {message[:300]}"
+def _describe_error(repo: str, error: Exception) -> UserError | JobError:
+    """Return an error of the Hub's client in one line: the user's to fix, or the network's."""
+    reason = f"{type(error).__name__}: {one_line(redact(str(error)), MAX_ERROR)}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return UserError(f"{repo}: the Hub refuses the token ({said}); it needs the right to write there")
+        return UserError(f"{repo}: the Hub refuses the token ({reason}); it needs write access there")
     if status == 400 or isinstance(error, ValueError):
-        return UserError(f"{repo}: the Hub refuses what was sent ({said})")
-    return JobError(f"{repo}: not published ({said}); check the network and push again")
+        return UserError(f"{repo}: the Hub refuses what was sent ({reason})")
+    return JobError(f"{repo}: not published ({reason}); check the network and push again")

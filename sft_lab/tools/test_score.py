@@ -1,7 +1,8 @@
-"""The last measurement: a chosen run on test rows that no job was compared on."""
+"""``sft-lab compare --test``: a chosen run scored on test rows that no job was compared on."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,26 +11,26 @@ from sft_lab.core.errors import UserError
 from sft_lab.core.io import read_json, write_json
 from sft_lab.core.run_dir import RunDir
 
-FILE = "test.json"
+FILE_NAME = "test.json"
 
 
 @dataclass(frozen=True)
-class Final:
-    """A run on its test rows.
+class FinalScore:
+    """A run's score on its test rows.
 
     Attributes:
         folder: the run.
-        numbers: ``test/loss`` and ``test/bits_per_byte``, the base model's beside them, and ``test_rows``.
-        held_out: the loss on held-out rows, which the run was chosen by.
+        numbers: ``test/loss`` and ``test/bits_per_byte``, the same of the base model, and ``test_rows``.
+        held_out_loss: which the run was chosen by.
     """
 
     folder: RunDir
     numbers: dict[str, Any]
-    held_out: float | None
+    held_out_loss: float | None
 
 
-def score_test(folder: RunDir) -> Final:
-    """Score a run's weights on the test side of its split, and keep the result as ``test.json``.
+def score_test(folder: RunDir) -> FinalScore:
+    """Score a run's weights on the test side of its split, and keep the numbers as ``test.json``.
 
     Raises:
         UserError: if the run has no test side, or no weights.
@@ -40,18 +41,16 @@ def score_test(folder: RunDir) -> Final:
             f"{folder.path}: has no test rows; a sweep with split.test_share=0.1 keeps some that no job is compared on"
         )
     numbers = run.score_test(folder)
-    write_json(folder.path / FILE, numbers)
+    write_json(folder.path / FILE_NAME, numbers)
     summary = read_json(folder.summary) if folder.summary.exists() else {}
-    return Final(folder, numbers, summary.get("eval/loss"))
+    return FinalScore(folder, numbers, summary.get("eval/loss"))
 
 
-def show(found: Final) -> None:
-    """Print it."""
-    import sys
-
-    numbers = found.numbers
+def print_test_score(score: FinalScore) -> None:
+    """Print the score beside the base model's and the held-out loss."""
+    numbers = score.numbers
     sys.stdout.write(
-        f"{found.folder.path.name} on {numbers['test_rows']} test rows, which no job was compared on: loss "
-        f"{numbers['test/loss']:.4f} (base model {numbers['base/test_loss']:.4f}; held out, by which it was chosen, "
-        f"{found.held_out or float('nan'):.4f})\n"
+        f"{score.folder.path.name} on {numbers['test_rows']} test rows, which no job was compared on: loss "
+        f"{numbers['test/loss']:.4f} (base model {numbers['base/test_loss']:.4f}; held-out loss, by which it was "
+        f"chosen, {score.held_out_loss or float('nan'):.4f})\n"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sft_lab.cli.main import main
-from sft_lab.tools import training_check
+from sft_lab.tools import doctor_train
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,8 @@ def rows(said: str) -> list[list[str]]:
 def test_what_was_tried_is_a_table(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training_check, "TRAINERS", ("qlora", "full"))
-    assert training_check.show("tiny_random") == 0
+    monkeypatch.setattr(doctor_train, "TRAINERS", ("qlora", "full"))
+    assert doctor_train.print_attempts("tiny_random") == 0
     said = capsys.readouterr().out
     left_out, full = rows(said)
     assert left_out == ["cpu", "qlora", "", "", "", "", "", "left out: needs an NVIDIA GPU"]
@@ -50,14 +50,14 @@ def test_what_was_tried_is_a_table(
 def test_one_that_should_work_and_does_not(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training_check, "TRAINERS", ("lora",))
+    monkeypatch.setattr(doctor_train, "TRAINERS", ("lora",))
     model = temporary.parent / "model"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "llama"}')
     option = temporary.parent / "conf" / "model" / "broken.yaml"
     option.parent.mkdir(parents=True)
     option.write_text(f"# No weights.\ndefaults:\n  - /schema/model/pretrained@_here_\nname_or_path: {model}\n")
-    assert training_check.show("broken") == 1
+    assert doctor_train.print_attempts("broken") == 1
     ((*_, result),) = rows(capsys.readouterr().out)
     assert result.startswith("FAILED: ")
     assert len(result) > len("FAILED: ") + 20
