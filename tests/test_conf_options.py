@@ -16,7 +16,8 @@ from sft_lab import config
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.option_files import shipped
 from sft_lab.dedup.embed import Embedder
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 CONF, EXPERIMENTS = shipped("conf"), shipped("experiments")
 

@@ -21,8 +21,8 @@ from sft_lab.core import option_files, plugins
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.run_dir import PREPARE, RunDir
 from sft_lab.jobs import processes
-from sft_lab.run.config import SCHEMAS
 from sft_lab.run.launch_config import Processes
+from sft_lab.run.schemas import SCHEMAS
 from sft_lab.tools import doctor
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_stage.md"
@@ -163,8 +163,8 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
     assert old.hash == run.hash != new.hash
     (problem,) = old.check()
     assert re.fullmatch(
-        r"plugins.filter.wordy: this run was made with sft-lab-wordy 1.0 \(source \w+\), here is sft-lab-wordy 1.1 "
-        r"\(source \w+\); put that one back, or let sft-lab replay run it with this one", problem,
+        r"plugins.filter.wordy: this run was made with sft-lab-wordy 1.0 \(source \w+\), but sft-lab-wordy 1.1 "
+        r"\(source \w+\) is installed; install the former again, or let sft-lab replay run it with the latter", problem,
     )  # fmt: skip
     assert new.check() == []
 

@@ -121,11 +121,10 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
 def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[JobFolder], list[Failure]]:
     from sft_lab import config
     from sft_lab.jobs import launch, layout
-    from sft_lab.run.config import plan_line
 
     plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
     jobs = layout.create_job_folders(plan, work)
-    output.tell(plan_line(plan.jobs[0].run))
+    output.tell(output.choices_line(plan.jobs[0].run))
     path = jobs[0].folder.path
     output.tell(f"{len(jobs)} jobs in {path.parent}" if plan.swept else f"run folder {path}")
     return plan, jobs, launch.launch(jobs, work)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.core.store import Store
     from sft_lab.jobs.plan import Outlook
+    from sft_lab.run.config import Run
 
 
 class _Guarded:
@@ -66,6 +67,13 @@ def guarded() -> Iterator[None]:
 def tell(text: str) -> None:
     """Write a line on standard error, without control characters and secrets."""
     sys.stderr.write(f"{printable(redact(text))}\n")
+
+
+def choices_line(run: Run) -> str:
+    """Return the options that a run is made of, on one line."""
+    choices = {group: "+".join(names) if isinstance(names, list) else names for group, names in run.choices.items()}
+    groups = ("dataset", "filter", "dedup", "template", "model", "trainer", "tracking")
+    return "  ".join(f"{group}={choices.get(group, '?')}" for group in groups)
 
 
 def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from sft_lab.core.io import flat
-from sft_lab.run.config import NOT_IDENTITY
+from sft_lab.run.identity import NOT_IDENTITY
 
 SEED = "seed"
 VAGUE_KEYS = ("name_or_path", "path", "name", "kind")  # last parts that say nothing without their stage

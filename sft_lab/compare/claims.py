@@ -14,7 +14,7 @@ from sft_lab.core.io import is_number
 from sft_lab.core.run_dir import FINISHED
 from sft_lab.core.text import count_of
 from sft_lab.report.formatting import with_minus
-from sft_lab.run.config import CHOOSING
+from sft_lab.run.identity import SELECTING_STAGES
 
 if TYPE_CHECKING:
     from sft_lab.compare.analyze import Comparison, Setting
@@ -268,7 +268,7 @@ def _same_training_rows(comparison: Comparison) -> list[str]:
     names = short_names(comparison.axes)
     groups: dict[str, list[str]] = {}
     for job in comparison.jobs:
-        row_axes = {axis: value for axis, value in job.axes.items() if axis.partition(".")[0] in CHOOSING}
+        row_axes = {axis: value for axis, value in job.axes.items() if axis.partition(".")[0] in SELECTING_STAGES}
         if job.is_judged and job.train_fingerprint and row_axes:
             rest = {axis: value for axis, value in job.axes.items() if axis not in row_axes}
             key = json.dumps([job.train_fingerprint, rest], default=str)

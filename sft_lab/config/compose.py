@@ -36,7 +36,8 @@ from sft_lab.config.serialize import build
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.core.option_files import shipped
 from sft_lab.core.text import is_unicode
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from sft_lab.core import plugins
 from sft_lab.core.errors import ConfigError
 from sft_lab.dedup.embed import Embedder
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 GROUPS = (*SCHEMAS, "experiment")
 

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft_lab.config.compose import choices_of, compose_one, hydra
 from sft_lab.config.overrides import parse, texts_of
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 
 @dataclass(frozen=True)

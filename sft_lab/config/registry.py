@@ -18,7 +18,7 @@ from sft_lab.data.filters import Filter
 from sft_lab.data.load import Dataset
 from sft_lab.data.split import Split
 from sft_lab.dedup.exact import Dedup
-from sft_lab.run.config import SCHEMAS
+from sft_lab.run.schemas import SCHEMAS
 
 # What a plug-in may add to: the stages that work on rows. What trains and measures is the same for everybody.
 BASES: dict[str, type] = {"dataset": Dataset, "split": Split, "filter": Filter, "dedup": Dedup, "template": Template}

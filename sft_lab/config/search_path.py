@@ -21,7 +21,8 @@ from sft_lab.core import plugins
 from sft_lab.core.io import refuse_alias_bomb
 from sft_lab.core.option_files import shipped
 from sft_lab.dedup.embed import Embedder
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 
 class _OptionSource(FileConfigSource):

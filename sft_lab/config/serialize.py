@@ -19,7 +19,8 @@ from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.core.io import FORMAT, read_text, refuse_alias_bomb
 from sft_lab.core.redaction import MAY_BE_SECRET, holds_secret, known_secrets
 from sft_lab.core.text import is_unicode
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Run:

@@ -15,7 +15,8 @@ from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 from omegaconf._utils import get_yaml_loader
 
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 KeyPath = tuple[str | int, ...]
 _READ_AS_NUMBER = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL)

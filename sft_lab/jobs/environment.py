@@ -14,6 +14,7 @@ from sft_lab.training.config import resolve_precision
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.run.config import Run
+from sft_lab.run.identity import plugin_origins
 
 UNCOMMITTED = "uncommitted changes"
 
@@ -55,8 +56,8 @@ def current(run: Run) -> dict[str, Any]:
     return {
         "git": manifest.git_state(),
         "packages": manifest.versions(),
-        "plugins": run.plugged(),
-        **inputs.here(run, run.store.open()),
+        "plugins": plugin_origins(run),
+        **inputs.current(run, run.store.open()),
         "hardware": manifest.hardware(),
         "threads": run.threads or torch.get_num_threads(),
         "precision": resolve_precision(run.trainer.precision),
@@ -77,7 +78,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
         old_part, new_part = part(old, name), part(new, name)
         compared += [Difference(f"{title}{key}", old_part.get(key), new_part.get(key)) for key in old_part]
 
-    compared += [Difference(name, *hashes) for name, hashes in inputs.changed(old, new).items()]
+    compared += [Difference(name, *hashes) for name, hashes in inputs.differences(old, new).items()]
     compared += [
         Difference(name, old[name], new[name]) for name in ("threads", "precision") if name in old and name in new
     ]

@@ -25,7 +25,8 @@ from sft_lab.core.run_dir import FINISHED, LOCK, PREPARE, RUN, SWEEP, FolderInUs
 from sft_lab.jobs.skip_finished import is_finished
 from sft_lab.jobs.worker import exec_command
 from sft_lab.run import inputs
-from sft_lab.run.config import NOT_IDENTITY, Run
+from sft_lab.run.config import Run
+from sft_lab.run.identity import NOT_IDENTITY
 
 MAX_NAME = 80  # characters of a job folder's name before its hash
 MAX_DIFFERENCES = 3  # that a message lists

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab import config as configs
+from sft_lab import pipeline
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.io import digest, flat, read_json
@@ -19,6 +20,7 @@ from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
 from sft_lab.run.config import Run
+from sft_lab.run.identity import training_key
 from sft_lab.tracking.manifest import template_date, versions
 from sft_lab.training.config import planned_steps
 
@@ -168,7 +170,7 @@ def _forecast(
         seconds=seconds,
         like=like,
         memory=footprints[shape],
-        trained_as=run.trained_as(prepared) if prepared else None,
+        trained_as=training_key(run, prepared) if prepared else None,
     )
 
 
@@ -183,7 +185,7 @@ def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredDat
         return tokenizers[tokenizer_key]
 
     context = StageContext(StoreView(run.store.open().root), tokenizer, template_date(job_folder.folder.manifest))
-    work = run.preparation(context)
+    work = pipeline.start(run, context)
     try:
         prepared = run.prepare(context, work)
         return StoredData(work.stages, None, prepared)

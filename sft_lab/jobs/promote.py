@@ -19,7 +19,8 @@ from sft_lab.core.run_dir import PREPARE, RunDir
 from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.data.mixture import Ingredient
 from sft_lab.jobs import environment
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 
 # What an experiment file does not carry: `rerun` is about a folder, and `choices` follow from what is chosen.
 _LEFT_OUT = ("choices", "rerun")

@@ -29,6 +29,7 @@ from sft_lab.jobs.result_numbers import (
 )
 from sft_lab.jobs.supervise import Failure
 from sft_lab.run.config import Run
+from sft_lab.run.identity import plugin_origins
 from sft_lab.tracking.manifest import template_date
 
 REPLAY = "replay.json"  # marks a folder as a replay's
@@ -106,7 +107,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     folder = None if source.is_file() else open_run_dir(source)
     config = folder.config if folder else source.resolve()  # the user's own, wherever it lies
     run = _load(config, overrides)
-    run.plugins = run.plugged()  # it runs with those of today, and notes which they were
+    run.plugins = plugin_origins(run)  # it runs with those of today, and notes which they were
     if problems := run.check():
         raise all_problems(problems)
     old = _read_old_run(folder, config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_lab import pipeline
 from sft_lab.core.io import read_json, write_json, write_text
 from sft_lab.core.text import On
 from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
@@ -228,7 +229,7 @@ def _contaminated(run: Run, data: Prepared, context: StageContext) -> list[dict[
     on = run.decontaminate.on
     text_of = {
         row_id: text
-        for measured in (run.benchmark_rows(context), data.sides.measured)
+        for measured in (pipeline.benchmark_rows(run, context), data.sides.measured)
         if measured is not None
         for row_id, text in zip(measured.column("id"), measured.texts(on), strict=True)
     }

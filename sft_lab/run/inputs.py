@@ -58,7 +58,7 @@ def _models(run: Run) -> dict[str, tuple[str, list[Path]]]:
 
 
 def _stages(run: Run) -> dict[str, Template | Filter]:
-    """Return the stages that may read a file whole, by their keys."""
+    """Return the stages that may hold the content of a file, by their keys."""
     stages: dict[str, Template | Filter] = {"template": run.template}
     for group, filters in (("filter", run.filter), ("split.filter", run.split.filter)):
         stages |= {f"{group}.{name}": keep for name, keep in filters.items()}
@@ -66,10 +66,10 @@ def _stages(run: Run) -> dict[str, Template | Filter]:
 
 
 def contents(run: Run) -> dict[Path, bytes]:
-    """Return what the run's stages have read whole: that counts, whatever has become of the file since."""
+    """Return the files that the run's stages hold in memory: what they have read counts, not what has followed."""
     read: dict[Path, bytes] = {}
     for stage in _stages(run).values():
-        with suppress(OSError, ConfigError):  # a file that is gone is told of where it is needed
+        with suppress(OSError, ConfigError):  # a missing file is reported by whoever needs it
             read |= stage.contents()
     return read
 
@@ -96,33 +96,51 @@ def hashes(run: Run, store: Store) -> dict[str, dict[str, str]]:
     return noted
 
 
-def here(run: Run, store: Store) -> dict[str, Any]:
+def data_fingerprint(run: Run, store: Store) -> str:
+    """Return a key of the content of all that the run reads.
+
+    That is the source, a held-out source, benchmarks, question sets, and files of filters such as a person's decisions.
+    """
+    keys = [run.dataset.fingerprint(store)]
+    if source := run.split.source():
+        keys.append(source.fingerprint(store))
+
+    filters = [*run.filter.values(), *run.split.filter.values()]
+    files = [*(file for row_filter in filters for file in row_filter.files()), *map(Path, run.decontaminate.against)]
+    files += [package_path(path) for path in run.evaluation.sets().values() if not path.startswith("package:")]
+    keys += [sha256(run, store, [file]) for file in files]
+    return keys[0] if len(keys) == 1 else digest(keys)
+
+
+def current(run: Run, store: Store) -> dict[str, Any]:
     """Return what a run of this config would note of its data now: ``inputs`` and ``dataset_fingerprint``."""
     try:
-        fingerprint = run.data_fingerprint(store)
+        fingerprint = data_fingerprint(run, store)
     except (SftLabError, OSError) as error:
         fingerprint = f"cannot be read: {error}"
     return {"inputs": hashes(run, store), "dataset_fingerprint": fingerprint}
 
 
-def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Compare what two manifests note of the data.
 
     Args:
-        then: a manifest; what it does not note, since it is of an older sft_lab or its run did not come so far, is
-            not compared.
-        now: another one, or what ``here`` returns.
+        old: a manifest; what it does not note is not compared, since it may be of an older sft_lab or of a run that
+            ended early.
+        new: another one, or what ``current`` returns.
 
     Returns:
-        The hashes then and now of what differs, by ``key=path``; by ``dataset fingerprint`` where no file does.
+        The old and the new hash of what differs, by ``key=path``; by ``dataset fingerprint`` where no file does.
     """
     differ: dict[str, tuple[Any, Any]] = {}
-    new = _noted(now)
-    for key, old in _noted(then).items():
-        current = new.get(key, {})
-        if "inputs" in now and old.get("sha256") != current.get("sha256"):
-            differ[f"{key}={current.get('path', old.get('path'))}"] = (old.get("sha256"), current.get("sha256"))
-    fingerprints = (then.get("dataset_fingerprint"), now.get("dataset_fingerprint"))
+    new_inputs = _noted_inputs(new)
+    for key, old_input in _noted_inputs(old).items():
+        new_input = new_inputs.get(key, {})
+        hashes_of_key = old_input.get("sha256"), new_input.get("sha256")
+        if "inputs" in new and hashes_of_key[0] != hashes_of_key[1]:
+            differ[f"{key}={new_input.get('path', old_input.get('path'))}"] = hashes_of_key
+
+    fingerprints = (old.get("dataset_fingerprint"), new.get("dataset_fingerprint"))
     if not differ and None not in fingerprints and fingerprints[0] != fingerprints[1]:
         differ["dataset fingerprint"] = fingerprints
     return differ
@@ -131,8 +149,8 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, A
 def changes(run: Run, manifest: dict[str, Any], store: Store | None = None) -> list[str]:
     """Return what has changed in the data since a run folder's manifest was written, for a message.
 
-    Each names a file by ``key=path``, or the data set as a whole; the list is empty where nothing changed or nothing
-    was noted.
+    Each names a file by ``key=path``, or the fingerprint of all data; the list is empty where nothing has changed or
+    nothing was noted.
 
     Args:
         run: of the folder's config.
@@ -141,12 +159,12 @@ def changes(run: Run, manifest: dict[str, Any], store: Store | None = None) -> l
     """
     if not ({"inputs", "dataset_fingerprint"} & manifest.keys()):
         return []
-    differ = changed(manifest, here(run, store or run.store.open()))
+    differ = differences(manifest, current(run, store or run.store.open()))
     return [f"{name} (was {_short(old)}, now {_short(new)})" for name, (old, new) in differ.items()]
 
 
 def copy(run: Run, folder: RunDir, store: Store) -> None:
-    """Put what is small of the named files into the run folder: ``inputs/<key>/<file>``, as the run has read it."""
+    """Copy the small ones of the named files into the run folder, as the run has read them: ``inputs/<key>/<file>``."""
     read = contents(run)
     for key, (_, files) in named_files(run).items():
         with suppress(OSError):  # gone since it was read
@@ -160,7 +178,7 @@ def copy(run: Run, folder: RunDir, store: Store) -> None:
 
 
 def _unchanged(file: Path, store: Store) -> bytes | None:
-    """Return a file's bytes if they are those whose hash the run goes by."""
+    """Return a file's bytes, or None where it has changed since the run read it."""
     with suppress(OSError):
         data = file.read_bytes()
         if hashlib.sha256(data).hexdigest() == store.sha256(file):
@@ -168,9 +186,12 @@ def _unchanged(file: Path, store: Store) -> bytes | None:
     return None
 
 
-def _noted(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _noted_inputs(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return ``inputs`` of a manifest, which may be hostile: a stranger can have written it."""
     inputs = manifest.get("inputs")
-    return {key: one for key, one in inputs.items() if isinstance(one, dict)} if isinstance(inputs, dict) else {}
+    if not isinstance(inputs, dict):
+        return {}
+    return {key: entry for key, entry in inputs.items() if isinstance(entry, dict)}
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The world fails a run: no disk, no memory, another process gone. Said in one message, with what to do."""
+"""Errors for want of disk, memory or another process become one message that says what to do."""
 
 from __future__ import annotations
 
@@ -16,49 +16,50 @@ if TYPE_CHECKING:
 
     from sft_lab.run.config import Run
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, larger than a file may be
-# Writers in Rust and C++ have errors of their own, whose words are all they tell; the last two are torch.save's.
-_FULL_WORDS = (
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, larger than a file may be
+# Writers in Rust and C++ have errors of their own, known by their text alone; the last two are torch.save's.
+_DISK_TEXTS = (
     "No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc", "iostream error",
 )  # fmt: skip
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
+_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
 _LOST_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch.distributed's
+MAX_CHARACTERS = 300  # of a library's own message
 LOST = "the connection to the other processes of the training broke"
 
 
 @contextmanager
-def told(run: Run, folder: Path) -> Iterator[None]:
+def explained(run: Run, folder: Path) -> Iterator[None]:
     """Turn an error for want of disk, memory or another process into one that says what to do; all others pass.
 
     Args:
-        run: whose knobs are named.
+        run: whose config keys are named.
         folder: of the run.
 
     Raises:
-        JobError: in such an error's stead.
+        JobError: instead of such an error.
     """
     try:
         yield
     except SftLabError:
         raise
     except Exception as error:
-        if (isinstance(error, OSError) and error.errno in FULL) or _says(error, _FULL_WORDS):
+        if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or _mentions(error, _DISK_TEXTS):
             raise JobError(_no_space(error, run, folder)) from error
-        if isinstance(error, MemoryError) or _says(error, _MEMORY_WORDS):
+        if isinstance(error, MemoryError) or _mentions(error, _MEMORY_TEXTS):
             raise JobError(_no_memory(error, run)) from error
-        if rank() is not None and _is_lost(error):
-            raise JobError(_lost(error)) from error
+        if rank() is not None and _is_lost_connection(error):
+            raise JobError(_lost_connection(error)) from error
         raise
 
 
-def _says(error: Exception, words: tuple[str, ...]) -> bool:
-    return any(word in str(error) for word in words)
+def _mentions(error: Exception, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)
 
 
 def _no_space(error: Exception, run: Run, folder: Path) -> str:
     store = run.store.open().root
     return (
-        f"no space left in {folder} or in the store {store} ({_words(error)}); make room, then the same "
+        f"no space left in {folder} or in the store {store} ({_summary(error)}); make room, and the same "
         "command goes on from what is finished (sft-lab store prune removes results that were not used for a while)"
     )
 
@@ -66,8 +67,8 @@ def _no_space(error: Exception, run: Run, folder: Path) -> str:
 def _no_memory(error: Exception, run: Run) -> str:
     stage = getattr(error, "stage", "")
     name = {"base": "measuring", "base_answers": "measuring"}.get(stage, stage)
-    said = f"out of memory in {name} ({_words(error)})" if name else f"out of memory ({_words(error)})"
-    return f"{said}; {_memory_remedy(name, run)}"
+    stage_part = f" in {name}" if name else ""
+    return f"out of memory{stage_part} ({_summary(error)}); {_memory_remedy(name, run)}"
 
 
 def _memory_remedy(stage: str, run: Run) -> str:
@@ -94,20 +95,22 @@ def _memory_remedy(stage: str, run: Run) -> str:
     return "lower dataset.limit, or give the process more memory"
 
 
-def _is_lost(error: Exception) -> bool:
-    """Whether a process that trains along did not answer: NCCL and torch's store have errors for it, gloo has none."""
+def _is_lost_connection(error: Exception) -> bool:
+    """Return whether another process did not answer; NCCL and torch's store have error classes for it, gloo none."""
     return type(error).__name__ in _LOST_ERRORS or "/gloo/" in str(error)
 
 
-def _lost(error: Exception) -> str:
-    # Without the place in gloo's source, and without its advice.
-    said = re.sub(r"^\[\S*/gloo/\S+\] ", "", str(error)).partition(". ")[0]
+def _lost_connection(error: Exception) -> str:
+    # Without the line of gloo's source, and without its advice.
+    message = re.sub(r"^\[\S*/gloo/\S+\] ", "", str(error)).partition(". ")[0]
     return (
-        f"{LOST} ({' '.join(said.split())[:300]}): one of them died, or its machine or network did; the same command "
-        "goes on from the last checkpoint"
+        f"{LOST} ({' '.join(message.split())[:MAX_CHARACTERS]}): one of them died, or its machine or network did; the "
+        "same command goes on from the last checkpoint"
     )
 
 
-def _words(error: Exception) -> str:
-    said = str(error) if not isinstance(error, OSError) or not error.filename else f"{error.strerror}: {error.filename}"
-    return " ".join(said.split())[:300] or type(error).__name__
+def _summary(error: Exception) -> str:
+    """Return the beginning of the error's message, on one line."""
+    has_file = isinstance(error, OSError) and error.filename
+    message = f"{error.strerror}: {error.filename}" if has_file else str(error)  # type: ignore[attr-defined]
+    return " ".join(message.split())[:MAX_CHARACTERS] or type(error).__name__

@@ -39,12 +39,10 @@ class Session:
         self._manifest: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        """Set seed and threads, here and nowhere else, and open the log."""
+        """Set seed and threads, note what the run starts with, and open the log."""
         if not self.folder.config.exists():  # from Python; a launcher has written it before
             write_text(self.folder.config, self.run.to_yaml())
-        if self.run.threads:
-            torch.set_num_threads(self.run.threads)
-        transformers.set_seed(self.run.seed)
+        self.set_seed_and_threads()
         self._manifest |= self.folder.noted_data()  # of a checkpoint, until this session has read its data
         self._note(
             {
@@ -74,6 +72,12 @@ class Session:
             self._mirror.finish(None)
         logging.getLogger("sft_lab").removeHandler(self._handler)
         self._handler.close()
+
+    def set_seed_and_threads(self) -> None:
+        """Set what arithmetic depends on; done here and nowhere else."""
+        if self.run.threads:
+            torch.set_num_threads(self.run.threads)
+        transformers.set_seed(self.run.seed)
 
     def begin(self, data: Prepared) -> None:
         """Write what the data stages did, and start tracking."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-import transformers
 
+from sft_lab import pipeline
 from sft_lab.core import parquet
 from sft_lab.core.errors import ConfigError, FolderError, during
 from sft_lab.core.hardware import rank
@@ -48,8 +48,8 @@ class TrainingSession(Session):
         self._last: tuple[int, Scores, Scores | None] | None = None  # step, held-out rows, probe
         self._measuring = Measuring(run, self.context, self._loaded_model)
         self._clock = Stopwatch()  # of measuring before and after training
-        self.record: Record | Unwritten
-        self._samples: Lines | Unwritten
+        self.record: Record | Unwritten = Unwritten()
+        self._samples: Lines | Unwritten = Unwritten()
 
     def __enter__(self) -> Self:
         """Open the session, unless the trainer's knobs are refused: better now than after the data stages."""
@@ -59,6 +59,11 @@ class TrainingSession(Session):
         super().__enter__()
         self._note({"precision": resolve_precision(self.run.trainer.precision)})
         return self
+
+    def set_up_training(self) -> None:
+        """Set up a process that trains with the one that writes; it opens no file."""
+        build_sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
+        self.set_seed_and_threads()
 
     def begin(self, data: Prepared) -> None:
         """Write what the data stages did, start tracking and open the metrics.
@@ -188,8 +193,8 @@ class TrainingSession(Session):
 
     def score_test(self) -> dict[str, Any]:
         """Score base and saved model on the test side; the session need not be open."""
-        work = self.run.preparation(self.context)
-        rows = self.run.prepare(self.context, work).sides.test
+        work = pipeline.start(self.run, self.context)
+        rows = pipeline.prepare(self.run, self.context, work).sides.test
         if not len(rows):
             raise FolderError(f"{self.folder.path}: none of its rows lies on the test side; raise split.test_share")
         ready = work.held_out_as(self.run.template, rows)
@@ -275,22 +280,6 @@ class TrainingSession(Session):
             {"prompt": prompt, **{name: found[index] for name, found in answers.items()}}
             for index, prompt in enumerate(self.run.evaluation.prompts)
         ]
-
-
-class AssistingSession(TrainingSession):
-    """A session of another process of the same training: it does every step with the first, and writes nothing."""
-
-    def __enter__(self) -> Self:
-        """Join the others."""
-        build_sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
-        if self.run.threads:
-            torch.set_num_threads(self.run.threads)
-        transformers.set_seed(self.run.seed)
-        self.record = self._samples = Unwritten()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
 
 
 def _output_rows(base: Base, tuned: Measured) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def test_the_stage_and_what_helps_it(
     def compute(_: Path) -> None:
         raise MemoryError("Unable to allocate 64.0 GiB")
 
-    with pytest.raises(JobError) as error, resource_errors.told(run, tmp_path):
+    with pytest.raises(JobError) as error, resource_errors.explained(run, tmp_path):
         StageContext(Store(tmp_path / "store")).stage(stage, {"version": 1}, compute)
     for words in named:
         assert words in str(error.value)

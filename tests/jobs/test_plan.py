@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab import compose, config
+from sft_lab import compose, config, pipeline
 from sft_lab.cli.main import main
 from sft_lab.core.context import StageContext
 from sft_lab.core.io import read_json
@@ -42,7 +42,7 @@ def test_before_anything_is_stored_nothing_is_known_and_nothing_is_written(here:
 def test_what_is_stored_is_known_to_the_row(here: Path, overrides: list[str]) -> None:
     run = compose(overrides)
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
-    work = run.preparation(context)
+    work = pipeline.start(run, context)
     data = run.prepare(context, work)
     before = everything(here)
     (outlook,) = forecast(overrides, "trainer.max_steps=-1", "trainer.num_train_epochs=3")

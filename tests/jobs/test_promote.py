@@ -17,7 +17,8 @@ from sft_lab import config
 from sft_lab.core.errors import ConfigError, FolderError, UserError
 from sft_lab.core.run_dir import RunDir
 from sft_lab.jobs.promote import _not_the_same, _option_of, promote
-from sft_lab.run.config import SCHEMAS, Run
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
 from sft_lab.training.config import OWN_FIELDS
 
 SUMMARY = {"eval/loss": 2.5, "base/eval_loss": 3.25, "verdict": "healthy"}

@@ -21,7 +21,8 @@ from sft_lab.config.compose import compose_config
 from sft_lab.config.serialize import from_saved, load
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import digest
-from sft_lab.run.config import NOT_IDENTITY, Run
+from sft_lab.run.config import Run
+from sft_lab.run.identity import NOT_IDENTITY
 
 WORDS = ["model=tiny_random", "filter=[answered,pattern,length]", "filter.pattern.drop=[spam]",
          "split.filter=[answered]"]  # fmt: skip

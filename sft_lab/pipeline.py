@@ -1,0 +1,88 @@
+"""The data stages in order, from a data set to the tokens that a model is trained on.
+
+    load → split → filter → decontaminate → dedup → template → tokenize
+
+Each stage is an option of the config and can be called alone: ``compose([]).dedup(rows)``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from sft_lab.core.errors import during
+from sft_lab.data.mixture import Benchmarks
+
+if TYPE_CHECKING:
+    from sft_lab.core.context import StageContext
+    from sft_lab.core.rows import Rows
+    from sft_lab.data.chat_template import Template
+    from sft_lab.data.filters import Filter
+    from sft_lab.data.load import Dataset
+    from sft_lab.data.preparation import Preparation, Prepared
+    from sft_lab.data.split import Split
+    from sft_lab.dedup.decontaminate import Decontaminate
+    from sft_lab.dedup.exact import Dedup
+    from sft_lab.training.config import Full
+
+
+class DataConfig(Protocol):
+    """The part of a run's config that the data stages need."""
+
+    dataset: Dataset
+    split: Split
+    filter: dict[str, Filter]
+    decontaminate: Decontaminate
+    dedup: Dedup
+    template: Template
+    trainer: Full  # whose length and loss decide about the tokens
+
+    @property
+    def dedup_kind(self) -> str:
+        """What the waterfall calls the dedup."""
+
+
+def prepare(config: DataConfig, context: StageContext, work: Preparation | None = None) -> Prepared:
+    """Carry out the data stages.
+
+    Args:
+        config: the stages.
+        context: the tools they work with.
+        work: to read afterwards, where a stage may end the pipeline with an error; None: a new one.
+
+    Raises:
+        UserError: if the data set cannot be read, or no row of it can be used.
+        JobError: if no training row is left.
+    """
+    work = work or start(config, context)
+
+    with during("load"):
+        loaded = config.dataset(context, held_out=config.split.source())
+
+    sides = work.split(loaded, config.split, config.dataset.surplus)
+
+    train = sides.train
+    for name, row_filter in config.filter.items():
+        train = work.filter(name, row_filter, train)
+
+    benchmarks = benchmark_rows(config, context)
+    decontaminated = config.decontaminate(train, sides.measured, context, benchmarks)
+    train = work.step("decontaminate", train, decontaminated)
+
+    required_ids = set[str]().union(*(row_filter.insists_on() for row_filter in config.filter.values()))
+    deduplicated = config.dedup(train, context).bring_back(required_ids)
+    train = work.step(f"dedup.{config.dedup_kind}", train, deduplicated)
+
+    return work.finish(config.template, train, sides.held_out)  # template and tokenize, of both sides
+
+
+def start(config: DataConfig, context: StageContext) -> Preparation:
+    """Return a preparation that has seen no rows yet; it takes them from stage to stage and counts them."""
+    from sft_lab.data.preparation import Preparation
+
+    return Preparation(context, config.trainer.max_length, loss_on_all=config.trainer.loss_on.name == "all")
+
+
+def benchmark_rows(config: DataConfig, context: StageContext) -> Rows | None:
+    """Return the rows of ``decontaminate.against``, None without any."""
+    files = config.decontaminate.against
+    return Benchmarks.of(files)(context).rows if files else None

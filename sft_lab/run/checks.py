@@ -1,0 +1,51 @@
+"""Check what a run needs of this machine before any work: files, packages, folders. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from sft_lab.run.identity import plugin_origins
+
+if TYPE_CHECKING:
+    from sft_lab.run.config import Run
+
+THREADS_PER_CORE = 4  # at most
+
+
+def check(run: Run) -> list[str]:
+    """Return every problem, naming key or file; none when the run can start."""
+    problems = [*_check_threads(run), *_check_starter(run)]
+    problems += [*run.dataset.check(), *run.split.check(), *run.template.check(), *run.model.check()]
+    for row_filter in run.filter.values():
+        problems += row_filter.check()
+    problems += [*run.decontaminate.check(), *run.trainer.check(), *run.evaluation.check()]
+    problems += [*run.tracking.check(), *run.launch.check()]
+    problems += run.store.open().check(several_machines=run.launch.several_machines)
+    for key, embedder in run.embedders().items():
+        problems += embedder.check(key)
+    return [*problems, *_check_plugins(run)]
+
+
+def _check_threads(run: Run) -> list[str]:
+    limit = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if (run.threads or 0) <= limit or run.launch.is_remote:
+        return []
+    return [f"threads={run.threads}: must be at most {limit}, four for each core; or null, one for each"]
+
+
+def _check_starter(run: Run) -> list[str]:
+    path = str(getattr(run.dataset, "path", ""))
+    if run.choices.get("dataset") != "starter" or path.startswith("package:"):
+        return []
+    return [f"dataset.path={path}: dataset=starter is the bundled rows; for yours write dataset=file"]
+
+
+def _check_plugins(run: Run) -> list[str]:
+    saved, current = run.plugins, plugin_origins(run)
+    return [
+        f"plugins.{name}: this run was made with {saved.get(name, 'none')}, but {current.get(name, 'none')} is "
+        "installed; install the former again, or let sft-lab replay run it with the latter"
+        for name in {**saved, **current}
+        if saved.get(name) != current.get(name)
+    ]

@@ -1,0 +1,121 @@
+"""Carry out a run in its folder: all of it, its data stages alone, or a last measurement on the test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab import pipeline
+from sft_lab.core import heavy_imports
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
+from sft_lab.core.hardware import rank, world
+from sft_lab.core.run_dir import PREPARE, RUN, RunDir
+from sft_lab.run import inputs, resource_errors
+from sft_lab.tracking.manifest import template_date
+
+if TYPE_CHECKING:
+    from sft_lab.core.store import Store
+    from sft_lab.run.config import Run
+
+
+def execute(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
+    """Carry out the whole run and return its summary; empty in a process that only assists in training."""
+    with heavy_imports.imports():
+        from sft_lab.run.training_session import TrainingSession
+
+    folder = _open_folder(run, path)
+    _refuse_other_world(run, folder)
+    if rank():
+        return _assist(run, folder)
+
+    with _working_in(folder, run), TrainingSession(run, folder) as session:
+        data = pipeline.prepare(run, session.context)
+        session.begin(data)
+        base = session.measure_base(data)
+        trained = session.train(data)
+        tuned = session.measure_tuned(data, trained)
+        return session.finish(data, base, trained, tuned)
+
+
+def _assist(run: Run, folder: RunDir) -> dict[str, Any]:
+    """Train with the process of rank 0: the same steps, but it alone measures before and after, and writes."""
+    from sft_lab.run.training_session import TrainingSession
+
+    with resource_errors.explained(run, folder.path):
+        session = TrainingSession(run, folder)
+        session.set_up_training()
+        data = pipeline.prepare(run, session.context)
+        folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest, session.context.store))
+        session.train(data)
+    return {}
+
+
+def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
+    """Carry out the data stages, and write their report and the rows."""
+    with heavy_imports.imports():
+        from sft_lab.run.session import Session
+
+    folder = _open_folder(run, path)
+    with _working_in(folder, run, PREPARE), Session(run, folder) as session:
+        data = pipeline.prepare(run, session.context)
+        session.begin(data)
+        session.write_dataset(data)
+        return session.report(data)
+
+
+def fill_store(run: Run, path: RunDir | Path | str | None = None) -> None:
+    """Carry out the data stages and leave their results in the store."""
+    with heavy_imports.imports():
+        from sft_lab.run.session import Session
+
+    folder = _open_folder(run, path)
+    with _working_in(folder, run, PREPARE), Session(run, folder) as session:
+        pipeline.prepare(run, session.context)
+        session.note_inputs()
+
+
+def score_test(run: Run, folder: RunDir) -> dict[str, Any]:
+    """Score the base model and the saved weights on the test side."""
+    from sft_lab.run.training_session import TrainingSession
+
+    return TrainingSession(run, folder).score_test()
+
+
+def create_context(run: Run, store: Store | None = None, folder: RunDir | None = None) -> StageContext:
+    """Return the tools that the run's stages work with."""
+    context = StageContext(
+        store or run.store.open(),
+        lambda: run.model.tokenizer(context, run.template.special_tokens),
+        template_date(folder.manifest) if folder else None,
+    )
+    return context
+
+
+def _open_folder(run: Run, path: RunDir | Path | str | None) -> RunDir:
+    if isinstance(path, RunDir):
+        return path
+    if path is None:
+        return RunDir.new()[0]
+    folder = RunDir(Path(path))
+    folder.refuse_other_job(run.hash)
+    return folder
+
+
+def _refuse_other_world(run: Run, folder: RunDir) -> None:
+    if world() != run.launch.num_processes:
+        raise ConfigError(
+            f"launch.num_processes={run.launch.num_processes}: the number of processes that train here is {world()}, "
+            f"and another number makes other steps; `sft-lab exec {folder.path}` starts as many as the config says"
+        )
+
+
+@contextmanager
+def _working_in(folder: RunDir, run: Run, work: str = RUN) -> Iterator[None]:
+    """Keep other processes out of the folder, and refuse data other than that which its work began with."""
+    with folder.claimed():
+        folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest))
+        with folder.running(work), resource_errors.explained(run, folder.path):
+            yield

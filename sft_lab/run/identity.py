@@ -1,0 +1,99 @@
+"""What a run is saved as, and what makes two runs the same job."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core.io import FORMAT, digest
+from sft_lab.core.params import plain
+from sft_lab.core.plugins import origin
+from sft_lab.run.schemas import SCHEMAS, kind_of
+
+if TYPE_CHECKING:
+    from sft_lab.data.preparation import Prepared
+    from sft_lab.run.config import Run
+
+# Fields that change no result, and so are no part of a job's identity.
+NOT_IDENTITY = {"tracking", "launch", "store", "threads", "rerun", "choices", "format"}
+# Stages that select among the training rows and do nothing else.
+SELECTING_STAGES = ("filter", "decontaminate", "dedup")
+
+
+def saved_config(run: Run) -> dict[str, Any]:
+    """Return the run as plain data, each stage with its ``kind``: the content of ``config.yaml``."""
+    content = {field.name: _saved_field(field.name, getattr(run, field.name)) for field in fields(run)}
+    if not run.plugins:
+        del content["plugins"]
+    return {"format": FORMAT, **content}
+
+
+def _saved_field(name: str, value: Any) -> Any:
+    if name == "filter":
+        return {key: _saved_stage("filter", stage) for key, stage in value.items()}
+    if name == "split":
+        return {**_saved_stage("split", value), "filter": _saved_field("filter", value.filter)}
+    if name in SCHEMAS:
+        return _saved_stage(name, value)
+    return plain(value, every_knob=True)
+
+
+def _saved_stage(group: str, stage: Any) -> dict[str, Any]:
+    return {"kind": kind_of(group, stage), **plain(stage, every_knob=True)}
+
+
+def to_yaml(run: Run) -> str:
+    """Return the text of ``config.yaml``."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(saved_config(run)))
+
+
+def job_identity(run: Run) -> dict[str, Any]:
+    """Return everything of the saved config that changes the result."""
+    identity = {name: value for name, value in saved_config(run).items() if name not in NOT_IDENTITY}
+    identity["dataset"] = {name: value for name, value in identity["dataset"].items() if name != "max_record_mb"}
+
+    # A step takes as many batches as there are processes; how they share the work changes no result.
+    if run.launch.num_processes > 1:
+        identity["num_processes"] = run.launch.num_processes
+    return identity
+
+
+def job_hash(run: Run) -> str:
+    """Return a key of everything that changes the job's result, 12 hex digits."""
+    return digest(_with_order(job_identity(run)))[:12]
+
+
+def _with_order(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return filters and sources as lists: their order counts, and a digest sorts the keys of a mapping."""
+    split = {**identity["split"], "filter": list(identity["split"]["filter"].items())}
+    dataset = {**identity["dataset"]}
+    if "sources" in dataset:
+        dataset["sources"] = list(dataset["sources"].items())
+    return {**identity, "filter": list(identity["filter"].items()), "split": split, "dataset": dataset}
+
+
+def training_key(run: Run, data: Prepared) -> str:
+    """Return a key of the training rows and of all that is done with them.
+
+    It is equal for two jobs whose filters and thresholds keep the same rows.
+    """
+    identity = {name: value for name, value in job_identity(run).items() if name not in SELECTING_STAGES}
+    return digest([data.train_fingerprint, identity])
+
+
+def plugin_origins(run: Run) -> dict[str, str]:
+    """Return the package or module of each stage that comes from a plug-in, by ``group.kind``."""
+    stages = [
+        ("dataset", run.dataset),
+        ("split", run.split),
+        *(("filter", stage) for stage in [*run.filter.values(), *run.split.filter.values()]),
+        ("dedup", run.dedup),
+        ("template", run.template),
+    ]
+    origins = {}
+    for group, stage in stages:
+        if plugin := origin(type(stage)):
+            origins[f"{group}.{kind_of(group, stage)}"] = plugin
+    return origins
