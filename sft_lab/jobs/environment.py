@@ -6,13 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core import records
 from sft_lab.run import inputs
 from sft_lab.tracking import manifest
 from sft_lab.training.config import resolve_precision
 
 if TYPE_CHECKING:
-    from sft_lab.core.run_dir import RunDir
     from sft_lab.run.config import Run
 from sft_lab.run.identity import plugin_origins
 
@@ -38,15 +36,6 @@ class Difference:
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text  # hashes
-
-
-def read_manifest(folder: RunDir) -> dict[str, Any] | None:
-    """Return a run's ``manifest.json``, None where the run never began.
-
-    Raises:
-        FolderError: if it cannot be read.
-    """
-    return records.read(folder.manifest) if folder.manifest.exists() else None
 
 
 def current(run: Run) -> dict[str, Any]:

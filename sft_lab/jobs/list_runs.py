@@ -79,7 +79,6 @@ def _line(folder: RunDir, installed: dict[str, str]) -> RunLine:
     status = records.read(folder.status, problems)
     is_broken = bool(problems)
     summary, content = (records.read(file, problems) for file in (folder.summary, folder.manifest))
-    packages = content.get("packages") or {}
     state = BROKEN if is_broken else _state(status)
     return RunLine(
         folder.path,
@@ -91,9 +90,15 @@ def _line(folder: RunDir, installed: dict[str, str]) -> RunLine:
         gap=summary.get("gap"),
         rows=summary.get("train_rows"),
         time=str(status.get("time", "")),
-        other_versions=[f"{name} {version}" for name, version in packages.items() if installed.get(name) != version],
+        other_versions=[f"{name} {version}" for name, version in other_versions(content, installed).items()],
         problems=problems,
     )
+
+
+def other_versions(content: dict[str, Any], installed: dict[str, str]) -> dict[str, str]:
+    """Return the packages of a manifest that are not installed in the same version, with that version."""
+    packages = content.get("packages") or {}
+    return {name: version for name, version in packages.items() if installed.get(name) != version}
 
 
 def _state(status: dict[str, Any]) -> str:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab import config as configs
 from sft_lab import pipeline
+from sft_lab.core import records
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.io import digest, flat, read_json
@@ -19,6 +20,7 @@ from sft_lab.core.run_dir import FINISHED
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
+from sft_lab.jobs.list_runs import other_versions
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
 from sft_lab.tracking.manifest import template_date, versions
@@ -68,28 +70,16 @@ class Outlook:
     trained_as: str | None
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """A finished run whose time tells that of another.
-
-    Attributes:
-        shape: what decides the cost of its steps.
-        summary: its ``summary.json``.
-    """
+class FinishedRun(NamedTuple):
+    """A finished run: its folder, what decides the cost of its steps, and its ``summary.json``."""
 
     path: Path
     shape: dict[str, Any]
     summary: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class StoredData:
-    """What the store holds of a job's data.
-
-    Attributes:
-        stages: as in ``Outlook``, and below.
-        prepared: the rows that all stages leave; None where one is missing.
-    """
+class StoredData(NamedTuple):
+    """A job's data as far as it is stored: ``stages`` and ``missing`` as in ``Outlook``, and the rows if all are."""
 
     stages: list[dict[str, Any]]
     missing: tuple[str, str] | None
@@ -158,9 +148,10 @@ def _forecast(
     if shape not in footprints:
         footprints[shape] = _memory(run)
     seconds, like = _time(run, steps, finished_runs)
+    is_finished = job_folder.progress is JobProgress.FINISHED
     return Outlook(
         job_folder=job_folder,
-        other_versions=_other_versions(job_folder),
+        other_versions=other_versions(records.read(job_folder.folder.manifest), versions()) if is_finished else {},
         stages=data.stages,
         missing=data.missing,
         rows=rows,
@@ -225,13 +216,6 @@ def _steps(run: Run, prepared: Prepared | None) -> int | None:
 
 def _planned_steps(run: Run, rows: int) -> int:
     return planned_steps(rows, run.trainer, run.launch.num_processes)
-
-
-def _other_versions(job_folder: JobFolder) -> dict[str, str]:
-    if job_folder.progress is not JobProgress.FINISHED:
-        return {}
-    old, new = read_json(job_folder.folder.manifest).get("packages", {}), versions()
-    return {name: version for name, version in old.items() if new.get(name) != version}
 
 
 def _finished_runs(parent: Path) -> Iterator[FinishedRun]:
