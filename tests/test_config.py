@@ -322,7 +322,7 @@ def test_broken_yaml_in_an_own_option_names_the_file():
     Path("conf/dedup").mkdir(parents=True)
     Path("conf/dedup/mine.yaml").write_text("keep: [first\n")
     message = refused(["dedup=mine"])
-    assert "conf/dedup/mine.yaml, line" in message
+    assert "conf/dedup/mine.yaml: not YAML (line" in message
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------

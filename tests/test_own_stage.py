@@ -51,7 +51,7 @@ def _alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.path[:] = path
     for name in [name for name in set(sys.modules) - before if name.startswith(("my_stages", "sft_lab_wordy", "odd"))]:
         del sys.modules[name]
-    registry.register()
+    registry.register_plugins()
     assert not any(plugins.origin(schema) for kinds in SCHEMAS.values() for schema in kinds.values())
 
 
@@ -144,7 +144,7 @@ def test_an_installed_package_needs_no_variable(here: Path, monkeypatch: pytest.
     file.write_text(run.to_yaml())
     sys.path.remove(str(site))
     with pytest.raises(ConfigError, match=r"this run used filter.wordy of sft-lab-wordy 1.0 \(source \w+\), which is "
-                       "not here; install it, or set SFT_LAB_STAGES to its module"):  # fmt: skip
+                       "not found; install it, or set SFT_LAB_STAGES to its module"):  # fmt: skip
         config.load(file)
     assert refused([CHOSEN]).startswith("filter=wordy: no such option; there are answered")
 
@@ -177,12 +177,12 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
         "lacks a module": ("import no_such_module", "No module named 'no_such_module'.*take it out of SFT_LAB_STAGES"),
         "no group": ("class A(Filter): ...\nSTAGES = {'polite': A}", r"STAGES\['polite'\]: must be a group, a dot"),
         "no group of it": ("class A(Filter): ...\nSTAGES = {'trainer.mine': A}", "groups are dataset, split, filter"),
-        "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab; call it"),
+        "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab already; rename it"),
         "a class of ours": ("STAGES = {'filter.mine': filter_schemas()['length']}", "Length has a kind already"),
         "no dataclass": (f"{WHOLE[11:]}STAGES = {{'filter.a': A}}", "A must be a @dataclass below"),
         "of another group": (f"{WHOLE}STAGES = {{'dedup.a': A}}", "a @dataclass below sft_lab.dedup.exact.Dedup"),
         "unfinished": ("@dataclass\nclass A(Filter):\n  x: int = 1\nSTAGES = {'filter.a': A}", "must have select too"),
-        "a field of code": (f"{WHOLE}  f: type(abs) = abs\nSTAGES = {{'filter.a': A}}", "the type of a field cannot"),
+        "a field of code": (f"{WHOLE}  f: type(abs) = abs\nSTAGES = {{'filter.a': A}}", "a field has a type that a config cannot hold"),
     }.values(),
 )  # fmt: skip
 def test_a_plug_in_that_cannot_be_used_is_told(
@@ -212,7 +212,7 @@ def test_a_config_brings_no_code_in(here: Path) -> None:
     write(here / "my_stages.py", "open('ran', 'w').close()")
     saved = config.compose(["model=tiny_random"]).saved()
     for noted in ({"filter.wordy": "my_stages"}, {"my_stages.Wordy": "module my_stages"}, ["my_stages"]):
-        with pytest.raises(ConfigError, match=r"which is not here|must be a mapping"):
+        with pytest.raises(ConfigError, match=r"which was not found|must be a mapping"):
             config.from_saved({**saved, "plugins": noted}, "config.yaml")
     assert not Path("ran").exists()
 
@@ -254,7 +254,7 @@ def test_the_page_followed(
         assert main(command) == 2
         assert "this run used filter.wordy of module my_stages" in capsys.readouterr().err
     assert main(words) == 2
-    assert "an option is of kind wordy, which neither sft_lab nor a plug-in has here" in capsys.readouterr().err
+    assert "an option is of kind wordy, which neither sft_lab nor a plug-in found here has" in capsys.readouterr().err
     assert main(["runs"]) == 0
     assert main(["compare", "one", "two"]) == 0
 

@@ -81,7 +81,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.core.run_dir import RUN
     from sft_lab.jobs import launch
 
-    if config.is_driven(overrides):
+    if config.is_driven_by_hydra(overrides):
         return _driven(arguments, overrides)
     plan, jobs, failures = _launch(arguments, overrides, RUN)
     if plan.swept:
@@ -99,7 +99,7 @@ def _driven(arguments: Arguments, overrides: list[str]) -> int:
     if not arguments.multirun:
         raise UserError("hydra/sweeper and hydra/launcher are for sweeps; put -m before the overrides")
     try:
-        config.drive(overrides, objective_of, arguments.config_dir)
+        config.run_hydra_sweep(overrides, objective_of, arguments.config_dir)
     except SftLabError:
         raise
     except Exception as error:  # Hydra's plugins raise what they like
@@ -268,7 +268,7 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab import config
 
     if arguments.info:
-        sys.stdout.write(f"{config.environment_note()}\n")
+        sys.stdout.write(f"{config.describe_search_path()}\n")
         return 0
     shown: Any = config.compose_config(overrides, config_dir=arguments.config_dir)
     for part in filter(None, (arguments.package or "").split(".")):

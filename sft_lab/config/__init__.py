@@ -1,14 +1,14 @@
 """Configs: Hydra's composition made strict, and saved YAML to Run and back. Nothing else imports Hydra.
 
-User input is composed once, here: the sweep is expanded, every job composed, walked for unknown keys, built and
+User input is composed once, here: the sweep is expanded, every job composed, searched for unknown keys, built and
 checked before anything starts, and all problems come in one error.
 """
 
 from __future__ import annotations
 
-from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, environment_note
-from sft_lab.config.hydra_sweepers import drive, is_driven
-from sft_lab.config.registry import register
+from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, describe_search_path
+from sft_lab.config.hydra_sweepers import is_driven_by_hydra, run_hydra_sweep
+from sft_lab.config.registry import register_plugins
 from sft_lab.config.serialize import build, from_saved, load
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "compose",
     "compose_config",
     "compose_jobs",
-    "drive",
-    "environment_note",
+    "describe_search_path",
     "from_saved",
-    "is_driven",
+    "is_driven_by_hydra",
     "load",
-    "register",
+    "register_plugins",
+    "run_hydra_sweep",
 ]

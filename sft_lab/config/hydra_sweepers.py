@@ -1,4 +1,4 @@
-"""Hydra drives: a sweeper or launcher the user chose gets the sweep, and each of its tasks a job folder of ours."""
+"""A sweeper or launcher of Hydra's that the user chose runs the sweep; each of its tasks gets a job folder of ours."""
 
 from __future__ import annotations
 
@@ -14,61 +14,71 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_lab.config.compose import Plan, compose_one, hydra, job_of, refuse_hydra_settings
+from sft_lab.config.compose import Plan, build_job, compose_raw
 from sft_lab.config.error_messages import explain
-from sft_lab.config.overrides import experiment_name, key_of, of_submitit, parse, texts_of
+from sft_lab.config.overrides import experiment_name, key_of, parse, texts_of, translate_submitit
+from sft_lab.config.search_path import hydra_session
+from sft_lab.config.validation import refuse_hydra_settings
 from sft_lab.core.errors import ConfigError
 
 CHOOSERS = ("hydra/sweeper", "hydra/launcher")
-# What Hydra would write beside our job folders, and the logging it would set up over ours.
-_OURS = ["hydra.output_subdir=null", "hydra.sweep.subdir=.", "+hydra/job_logging=none", "+hydra/hydra_logging=none"]
+# Hydra would write files of its own beside our job folders, and set up its logging over ours.
+_NO_OUTPUT = [
+    "hydra.output_subdir=null",
+    "hydra.sweep.subdir=.",
+    "+hydra/job_logging=none",
+    "+hydra/hydra_logging=none",
+]
 
 
-def is_driven(overrides: list[str]) -> bool:
-    """Whether the command line chooses a sweeper or launcher of Hydra's; the one for submitit is spelled as ours."""
-    return any(key_of(word) in CHOOSERS for word in of_submitit(overrides))
+def is_driven_by_hydra(overrides: list[str]) -> bool:
+    """Return whether the command line chooses a sweeper or launcher of Hydra's; submitit's becomes ours instead."""
+    return any(key_of(text) in CHOOSERS for text in translate_submitit(overrides))
 
 
-def drive(overrides: list[str], work: Callable[[Plan], float], config_dir: str | None = None) -> Any:
-    """Let Hydra sweep.
+def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], config_dir: str | None = None) -> Any:
+    """Let Hydra run a sweep.
 
     Args:
-        overrides: the command line's; they choose the sweeper, the launcher or both.
-        work: places and executes a job, given as a plan of one, and answers its objective.
+        overrides: of the command line; they choose the sweeper, the launcher or both.
+        run_job: makes the folder of a job, given as a plan of one, runs it and returns its objective.
         config_dir: a further folder of options.
 
     Returns:
-        What the sweeper answers.
+        What the sweeper returns.
 
     Raises:
         ConfigError: for what Hydra refuses.
     """
-    with hydra(config_dir):
-        words = parse(overrides)
-        fixed = [text for text in texts_of(words) if text not in texts_of(words, swept=True)]
-        refuse_hydra_settings(compose_one([text for text in fixed if not re.match("hydra[./]", key_of(text))]))
-        task = partial(_task, work, experiment_name(fixed), frozenset(fixed))
-        # Hydra writes its own record, multirun.yaml, into its sweep folder, even where no job of it lies.
-        place = [] if _sweep_dir(fixed) else ["hydra.sweep.dir=multirun/hydra"]
-        main = GlobalHydra.instance().hydra
-        assert main is not None
+    with hydra_session(config_dir):
+        parsed = parse(overrides)
+        swept = texts_of(parsed, only_swept=True)
+        fixed = [text for text in texts_of(parsed) if text not in swept]
+        refuse_hydra_settings(compose_raw([text for text in fixed if not re.match("hydra[./]", key_of(text))]))
+
+        task = partial(_run_task, run_job, experiment_name(fixed), frozenset(fixed))
+        # Hydra writes its own record, multirun.yaml, into its sweep folder, even if none of its jobs is there.
+        sweep_dir = [] if _sets_sweep_dir(fixed) else ["hydra.sweep.dir=multirun/hydra"]
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        arguments = [*texts_of(parsed), *sweep_dir, *_NO_OUTPUT]
         try:
-            return main.multirun("config", task, [*texts_of(words), *place, *_OURS], with_log_configuration=False)
+            return hydra.multirun("config", task, arguments, with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
 
 
-def _task(work: Callable[[Plan], float], name: str | None, fixed: frozenset[str], config: DictConfig) -> float:
-    """One of Hydra's tasks: its config becomes a job of ours."""
-    own = HydraConfig.get()
+def _run_task(run_job: Callable[[Plan], float], name: str | None, fixed: frozenset[str], config: DictConfig) -> float:
+    """Make a job of ours of a task of Hydra's and run it."""
+    settings = HydraConfig.get()
     composed = copy.deepcopy(config)
     OmegaConf.set_readonly(composed, value=False)
     OmegaConf.set_struct(composed, value=False)
-    composed.hydra = {"runtime": {"choices": own.runtime.choices}}
-    values = [str(word) for word in own.overrides.task if str(word) not in fixed]
-    place = str(own.sweep.dir) if _sweep_dir(fixed) else None
-    return work(Plan([job_of(composed, sorted(fixed), values)], True, name, None, place))
+    composed.hydra = {"runtime": {"choices": settings.runtime.choices}}
+    overrides = [str(text) for text in settings.overrides.task if str(text) not in fixed]
+    sweep_dir = str(settings.sweep.dir) if _sets_sweep_dir(fixed) else None
+    return run_job(Plan([build_job(composed, sorted(fixed), overrides)], True, name, None, sweep_dir))
 
 
-def _sweep_dir(fixed: Iterable[str]) -> bool:
-    return any(key_of(text) == "hydra.sweep.dir" for text in fixed)
+def _sets_sweep_dir(overrides: Iterable[str]) -> bool:
+    return any(key_of(text) == "hydra.sweep.dir" for text in overrides)

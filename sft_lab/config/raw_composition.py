@@ -7,8 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft_lab.config.compose import choices_of, compose_one, hydra
+from sft_lab.config.compose import compose_raw
 from sft_lab.config.overrides import parse, texts_of
+from sft_lab.config.search_path import hydra_session
+from sft_lab.config.validation import choices_of
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 
@@ -34,8 +36,8 @@ def compose_bare(overrides: list[str]) -> Bare:
     Raises:
         ConfigError: if there is no such option.
     """
-    with hydra():
-        config = compose_one(texts_of(parse(overrides)))
+    with hydra_session():
+        config = compose_raw(texts_of(parse(overrides)))
         choices = {"split/filter": [], **choices_of(config)}
         OmegaConf.set_struct(config, False)
         config.pop("hydra")

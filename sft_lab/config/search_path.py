@@ -1,139 +1,179 @@
-"""Where Hydra finds options: conf/, the working folder's own, the experiments and the schemas."""
+"""Where Hydra finds options: conf/ and experiments/, the working folder's own, those of plug-ins, and the schemas."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra import initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from sft_lab.config.error_messages import BARE_WORD, all_keys, not_yaml, refuse_none_beside, resolvers
+from sft_lab.config.error_messages import (
+    UNQUOTED_WORD,
+    all_keys,
+    refuse_none_with_filters,
+    refused_interpolations,
+    yaml_problem,
+)
+from sft_lab.config.registry import register_plugins
 from sft_lab.config.text_fields import read_yaml
 from sft_lab.core import plugins
+from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import refuse_alias_bomb
 from sft_lab.core.option_files import shipped
+from sft_lab.core.text import is_unicode
 from sft_lab.dedup.embed import Embedder
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 
+# Hydra reads the package of an option file from the comments at its top.
+_PACKAGE = re.compile(r"(?:\s*#[^\n]*\n|\s*\n)*?\s*#\s*@package\s+(\S+)")
+_STANDALONE_SCHEMAS: dict[str, type] = {"run": Run, "embedder": Embedder}  # schemas that belong to no group
 
-class _OptionSource(FileConfigSource):
-    """Folders of options as Hydra reads them, but for fields that are text: those keep the letters of the file."""
+
+@contextmanager
+def hydra_session(config_dir: str | None = None) -> Iterator[None]:
+    """Initialize Hydra on our conf/, and leave it as it was before: the caller may use Hydra too.
+
+    Args:
+        config_dir: a further folder of options.
+
+    Raises:
+        ConfigError: if there is no such folder, or the working folder cannot be named in UTF-8.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder; give a folder of options, laid out like conf/")
+    if not is_unicode(folder := str(Path.cwd())):
+        raise ConfigError(
+            f"{folder.encode(errors='backslashreplace').decode()}: the name of this folder is not UTF-8, but records "
+            "and reports have to name it; rename the folder, or work in another"
+        )
+    register_plugins()
+    previous = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    settings = OptionSearchPath.is_active, OptionSearchPath.config_dir
+    OptionSearchPath.is_active, OptionSearchPath.config_dir = True, config_dir
+    # Hydra's own config without its logging, help and output folders, which only hydra.main reads: composing a job
+    # takes a third less time.
+    _store_hydra_config(HydraConf(defaults=["_self_", {"launcher": "basic"}, {"sweeper": "basic"}]))
+    try:
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            yield
+    finally:
+        OptionSearchPath.is_active, OptionSearchPath.config_dir = settings
+        if not OptionSearchPath.is_active:  # a run that a sweeper of Hydra's started may compose, too
+            _store_hydra_config(HydraConf())
+        GlobalHydra.instance().hydra = previous
+
+
+def _store_hydra_config(node: HydraConf) -> None:
+    ConfigStore.instance().store(group="hydra", name="config", node=node, provider="hydra")
+
+
+class OptionSearchPath(SearchPathPlugin):
+    """The working folder's own conf/ and experiments/ come first, then what is shipped, then what plug-ins bring."""
+
+    is_active: ClassVar[bool] = False  # Hydra asks every plugin, also for the composition of others
+    config_dir: ClassVar[str | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if not self.is_active:
+            return
+        own_conf, own_experiments = Path.cwd() / "conf", Path.cwd() / "experiments"
+        if own_conf.is_dir() and own_conf.resolve() != shipped("conf").resolve():
+            search_path.prepend("working-folder", f"file://{own_conf}")
+        if self.config_dir:
+            search_path.prepend("config-dir", f"file://{Path(self.config_dir).absolute()}")
+
+        if own_experiments.is_dir():
+            search_path.append("working-folder", f"experiments://{own_experiments}")
+        search_path.append("sft_lab", f"experiments://{shipped('experiments')}")
+        for plugin in plugins.named():
+            if conf := plugin.conf():
+                search_path.append(f"sft_lab-{plugin.module}", f"file://{conf}")
+        search_path.append("sft_lab", "schemas://")
+
+        for entry in search_path.get_path():
+            if entry.path.startswith("file://"):
+                entry.path = f"options://{entry.path.removeprefix('file://')}"
+
+
+class OptionSource(ConfigSource):
+    """A folder of option files, a folder in it for each group; fields that are text keep the letters of the file."""
 
     @staticmethod
     def scheme() -> str:
         return "options"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        with (Path(self.path) / self._normalize_file_name(config_path)).open(encoding="utf-8") as file:
-            text = file.read()
-            refuse_alias_bomb(text)
-            header = self._get_header_dict(text[:512])
-            package = header.get("package") or config_path.rpartition("/")[0].replace("/", ".")
-            below = () if package == "_global_" else tuple(filter(None, package.split(".")))
-            file.seek(0)
-            loaded = read_yaml(file, below)
-        config = OmegaConf.create({} if loaded is None else loaded)
-        return ConfigResult(config=config, path=f"options://{self.path}", provider=self.provider, header=header)
-
-
-class _ExperimentSource(ConfigSource):
-    """Group ``experiment`` over flat folders of YAML files; Hydra's own sources want a folder per group."""
-
-    @staticmethod
-    def scheme() -> str:
-        return "experiments"
-
-    def _file(self, config_path: str) -> Path:
-        name = config_path.removeprefix("experiment/").removesuffix(".yaml")
-        return Path(self.path) / f"{name}.yaml"
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        if not self.is_config(config_path):
-            raise ConfigLoadError(f"no experiment {self._file(config_path)}")
-        loaded, package = read_experiment(self._file(config_path))
-        where = f"{self.scheme()}://{self.path}"
-        return ConfigResult(config=loaded, path=where, provider=self.provider, header={"package": package})
+        group = config_path.rpartition("/")[0].replace("/", ".")
+        content, package = read_option_file(self._file(config_path), group)
+        return ConfigResult(
+            config=content,
+            path=f"{self.scheme()}://{self.path}",
+            provider=self.provider,
+            header={"package": package},
+        )
 
     def available(self) -> bool:
         return Path(self.path).is_dir()
 
     def is_group(self, config_path: str) -> bool:
+        return (Path(self.path) / config_path).is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        return self._file(config_path).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        paths = list((Path(self.path) / config_path).iterdir())
+        groups = [] if results_filter is ObjectType.CONFIG else [path.name for path in paths if path.is_dir()]
+        configs = [] if results_filter is ObjectType.GROUP else [path.stem for path in paths if path.suffix == ".yaml"]
+        return sorted({*groups, *configs})
+
+    def _file(self, config_path: str) -> Path:
+        return Path(self.path) / f"{config_path.removesuffix('.yaml')}.yaml"
+
+
+class ExperimentSource(OptionSource):
+    """The group ``experiment`` over a flat folder of files."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "experiments"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        content, package = read_experiment(self._file(config_path))
+        path = f"{self.scheme()}://{self.path}"
+        return ConfigResult(config=content, path=path, provider=self.provider, header={"package": package})
+
+    def is_group(self, config_path: str) -> bool:
         return config_path.strip("/") in ("", "experiment")
 
     def is_config(self, config_path: str) -> bool:
-        return config_path.startswith("experiment/") and self._file(config_path).is_file()
+        return config_path.startswith("experiment/") and super().is_config(config_path)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path.strip("/") == "":
-            return ["experiment"] if results_filter in (None, ObjectType.GROUP) else []
-        if results_filter is ObjectType.GROUP:
-            return []
-        return sorted(file.stem for file in Path(self.path).glob("*.yaml") if file.is_file())
+            return [] if results_filter is ObjectType.CONFIG else ["experiment"]
+        return super().list("", ObjectType.CONFIG) if results_filter is not ObjectType.GROUP else []
+
+    def _file(self, config_path: str) -> Path:
+        return super()._file(config_path.removeprefix("experiment/"))
 
 
-def read_experiment(file: Path) -> tuple[DictConfig, str]:
-    """Read an experiment file and its package, ``_global_`` where it names none; refuse what Hydra would misread."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigLoadError(f"{file}: cannot be read ({error}); save it as a file in UTF-8") from error
-    try:
-        refuse_alias_bomb(text)
-        loaded = OmegaConf.create(read_yaml(text) or {})
-    except Exception as error:  # PyYAML's errors share no base with OmegaConf's
-        raise ConfigLoadError(f"{file}: {not_yaml(error)}") from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigLoadError(f"{file}: must hold keys and values, not a list")
-    plain = OmegaConf.to_container(loaded)
-    assert isinstance(plain, dict)
-    if bare := next((path for path, key in all_keys(plain) if isinstance(key, bool)), None):
-        raise ConfigLoadError(f"{file}: {bare}: {BARE_WORD}")
-    if asked := next(resolvers(plain), None):
-        raise ConfigLoadError(f"{file}: {asked}")
-    for entry in plain.get("defaults") or []:
-        for group, chosen in entry.items() if isinstance(entry, dict) else ():
-            if isinstance(chosen, bool):
-                raise ConfigLoadError(f"{file}: {group}: {BARE_WORD}")
-            if group.removeprefix("override ").strip("/ ") == "filter":
-                refuse_none_beside(chosen, f"{file}: filter")
-    found = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
-    return loaded, found.group(1) if found else "_global_"
-
-
-class SearchPath(SearchPathPlugin):
-    """The working folder's own conf/ and experiments/ come first, then what is shipped, then what plug-ins bring."""
-
-    further: ClassVar[str | None] = None  # --config-dir
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        here = Path.cwd()
-        if (here / "conf").is_dir() and (here / "conf").resolve() != shipped("conf").resolve():
-            search_path.prepend("sft_lab-here", f"file://{here / 'conf'}")
-        if self.further:
-            search_path.prepend("sft_lab-config-dir", f"file://{Path(self.further).absolute()}")
-        if (here / "experiments").is_dir():
-            search_path.append("sft_lab-here", f"experiments://{here / 'experiments'}")
-        search_path.append("sft_lab", f"experiments://{shipped('experiments')}")
-        for plugin in plugins.named():
-            if conf := plugin.conf():
-                search_path.append(f"sft_lab-{plugin.module}", f"file://{conf}")
-        search_path.append("sft_lab", "schemas://")
-        for entry in search_path.get_path():
-            if entry.path.startswith("file://"):
-                entry.path = f"options://{entry.path.removeprefix('file://')}"
-
-
-class _SchemaSource(ConfigSource):
-    """Group ``schema``: a stage's dataclass becomes a config when an option names it; ConfigStore makes all at once."""
+class SchemaSource(ConfigSource):
+    """The group ``schema``: a dataclass becomes a config when an option names it; ConfigStore would build them all."""
 
     @staticmethod
     def scheme() -> str:
@@ -158,24 +198,60 @@ class _SchemaSource(ConfigSource):
 
 
 def _schema_at(path: str) -> type | None:
-    """Give the schema that option files call ``schema/<group>/<kind>``, a plug-in's too; None where there is none."""
+    """Return the schema that option files call ``schema/<group>/<kind>``, a plug-in's too; None if there is none."""
     root, _, name = path.removesuffix(".yaml").partition("/")
     if root != "schema":
         return None
     group, _, kind = name.partition("/")
-    return SCHEMAS.get(group, {}).get(kind) if kind else _WHOLE.get(group)
+    return SCHEMAS.get(group, {}).get(kind) if kind else _STANDALONE_SCHEMAS.get(group)
 
 
-_WHOLE: dict[str, type] = {"run": Run, "embedder": Embedder}  # schemas that belong to no group
+def read_experiment(file: Path) -> tuple[DictConfig, str]:
+    """Return the content of an experiment file and its package, ``_global_`` unless it names one."""
+    return read_option_file(file, "_global_")
 
 
-def _register() -> None:
-    # Hydra's own config without its logging, help and output folders, which hydra.main alone reads: composing a job
-    # takes two thirds of the time.
-    own = ConfigStore.instance().repo["hydra"]["config.yaml"].node
-    own.defaults = ["_self_", {"launcher": "basic"}, {"sweeper": "basic"}]
-    for plugin in (_OptionSource, _ExperimentSource, _SchemaSource, SearchPath):
-        Plugins.instance().register(plugin)
+def read_option_file(file: Path, default_package: str) -> tuple[DictConfig, str]:
+    """Return the content of an option file and the package it belongs to; refuse what Hydra would misread.
+
+    Raises:
+        ConfigLoadError: naming the file and what is wrong.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigLoadError(f"{file}: cannot be read ({error}); save it as a file in UTF-8") from error
+    match = _PACKAGE.match(text)
+    package = match.group(1) if match else default_package
+    path = () if package == "_global_" else tuple(filter(None, package.split(".")))
+    try:
+        refuse_alias_bomb(text)
+        content = OmegaConf.create(read_yaml(text, path) or {})
+    except Exception as error:  # PyYAML's errors share no base class with OmegaConf's
+        raise ConfigLoadError(f"{file}: {yaml_problem(error)}") from error
+    if not isinstance(content, DictConfig):
+        raise ConfigLoadError(f"{file}: must hold keys and values, not a list")
+    _refuse_misread(file, content)
+    return content, package
 
 
-_register()
+def _refuse_misread(file: Path, content: DictConfig) -> None:
+    """Refuse unquoted words that YAML reads as booleans, interpolations that compute, and ``none`` beside filters."""
+    plain = OmegaConf.to_container(content)
+    assert isinstance(plain, dict)
+    if unquoted := next((path for path, key in all_keys(plain) if isinstance(key, bool)), None):
+        raise ConfigLoadError(f"{file}: {unquoted}: {UNQUOTED_WORD}")
+    if problem := next(refused_interpolations(plain), None):
+        raise ConfigLoadError(f"{file}: {problem}")
+    for entry in plain.get("defaults") or []:
+        if isinstance(entry, bool):
+            raise ConfigLoadError(f"{file}: defaults: {UNQUOTED_WORD}")
+        for group, choice in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(choice, bool):
+                raise ConfigLoadError(f"{file}: {group}: {UNQUOTED_WORD}")
+            if group.removeprefix("override ").strip("/ ") == "filter":
+                refuse_none_with_filters(choice, f"{file}: filter")
+
+
+for _plugin in (OptionSource, ExperimentSource, SchemaSource, OptionSearchPath):
+    Plugins.instance().register(_plugin)

@@ -1,19 +1,27 @@
-"""Data to Run and back: ``config.yaml``, without Hydra and without code."""
+"""A saved ``config.yaml`` becomes a run again, without Hydra and without code; and the checks of every build."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_lab.config.error_messages import all_keys, first_line, lines_of, not_yaml, plain_data, unknown_key
-from sft_lab.config.registry import register
-from sft_lab.config.text_fields import read_yaml
+from sft_lab.config.error_messages import (
+    all_keys,
+    field_names,
+    first_line,
+    plain_data,
+    problems_in,
+    unknown_key,
+    yaml_problem,
+)
+from sft_lab.config.registry import register_plugins
+from sft_lab.config.text_fields import is_text, read_yaml
 from sft_lab.core import plugins
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.core.io import FORMAT, read_text, refuse_alias_bomb
@@ -22,9 +30,11 @@ from sft_lab.core.text import is_unicode
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 
+_REMEDY = "give a config.yaml as a run wrote it"
+
 
 def load(path: Path, overrides: list[str] | None = None) -> Run:
-    """Build a run from a saved config, without Hydra: data only, never code.
+    """Return the run of a saved config: data only, never code.
 
     Args:
         path: of ``config.yaml``.
@@ -33,178 +43,191 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
     Raises:
         ConfigError: for a file that is not a saved config of this format.
     """
+    overrides = overrides or []
+    content: Any
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a config.yaml as a run wrote it") from error
-    for where, content in [(str(path), text), *((word, word) for word in overrides or [])]:
-        if "${" in content:
+        raise ConfigError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+    for subject, source in [(str(path), text), *((override, override) for override in overrides)]:
+        if "${" in source:
             raise ConfigError(
-                f"{where}: holds an interpolation (${{...}}); a saved config is resolved data; write the value"
+                f"{subject}: holds an interpolation (${{...}}); a saved config is resolved data; write the value"
             )
     try:
         refuse_alias_bomb(text)
-        register()
+        register_plugins()
         saved = OmegaConf.create(read_yaml(text) or {})
-        for word in overrides or [] if isinstance(saved, DictConfig) else []:
-            key, _, value = word.partition("=")
+        for override in overrides if isinstance(saved, DictConfig) else []:
+            key, _, value = override.partition("=")
             OmegaConf.update(saved, key, read_yaml(value, tuple(key.split("."))))
-        plain = OmegaConf.to_container(saved)
+        content = OmegaConf.to_container(saved)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
-    except Exception as error:  # PyYAML's errors share no base with OmegaConf's
-        raise ConfigError(f"{path}: {not_yaml(error)}; give a config.yaml as a run wrote it") from error
-    return from_saved(plain, str(path))
+    except Exception as error:  # PyYAML's errors share no base class with OmegaConf's
+        raise ConfigError(f"{path}: {yaml_problem(error)}; {_REMEDY}") from error
+    return from_saved(content, str(path))
 
 
-def from_saved(saved: Any, where: str) -> Run:
-    """Build a run from the plain data that ``Run.saved`` gives.
+def from_saved(saved: Any, source: str) -> Run:
+    """Return the run that the plain data of ``Run.saved`` describe.
+
+    Args:
+        saved: the data.
+        source: where they are from; error messages begin with it.
 
     Raises:
         ConfigError: for an unknown format, kind or key.
     """
     if not isinstance(saved, dict):
-        raise ConfigError(f"{where}: must hold keys and values, holds a {type(saved).__name__}")
-    if problems := [*_not_plain(saved)]:  # first of all, so that nothing in a stranger's file is resolved
-        raise ConfigError(f"{where}: {all_problems(problems)}")
+        raise ConfigError(f"{source}: must hold keys and values, holds a {type(saved).__name__}")
+    if problems := [*_not_storable(saved)]:  # first of all, so that nothing in a stranger's file is resolved
+        raise ConfigError(f"{source}: {all_problems(problems)}")
     if saved.get("format") != FORMAT:
         raise ConfigError(
-            f"{where}: format={saved.get('format')}: this version of sft_lab reads format {FORMAT}; give a config.yaml "
-            "as a run of it wrote it"
+            f"{source}: format={saved.get('format')}: this version of sft_lab reads format {FORMAT}; give "
+            "a config.yaml that a run of this version wrote"
         )
     if target := next((path for path, key in all_keys(saved) if key == "_target_"), None):
-        raise ConfigError(f"{where}: {target}: a saved config is data and names no code to run; remove it")
-    known = [found.name for found in fields(Run)]
+        raise ConfigError(f"{source}: {target}: a saved config is data and names no code to run; remove it")
+    known = field_names(Run)
     if unknown := [str(name) for name in saved if name not in [*known, "format"]]:
-        raise ConfigError(f"{where}: " + "; ".join(unknown_key(name, known) for name in unknown))
-    _refuse_absent(saved.get("plugins") or {}, where)
+        raise ConfigError(f"{source}: " + "; ".join(unknown_key(name, known) for name in unknown))
+    _refuse_missing_plugins(saved.get("plugins") or {}, source)
+
     config = OmegaConf.structured(Run)
-    for name in known:
-        if name in saved:
-            _put(config, name, saved[name], f"{where}: {name}")
+    for name in (name for name in known if name in saved):
+        _set_field(config, name, saved[name], f"{source}: {name}")
     if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(f"{where}: missing {', '.join(missing)}; give a config.yaml as a run wrote it")
+        raise ConfigError(f"{source}: missing {', '.join(missing)}; {_REMEDY}")
     try:
         return build(config)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
 
 
-def _refuse_absent(noted: Any, where: str) -> None:
-    """Refuse a run whose stages came from plug-ins that are not here."""
-    register()
-    if not isinstance(noted, dict):
-        raise ConfigError(f"{where}: plugins={noted}: must be a mapping of stages to where they are from")
-    names = [(str(name), *str(name).partition(".")[::2]) for name in noted]
-    if absent := [name for name, group, kind in names if kind not in SCHEMAS.get(group, {})]:
-        used = all_problems(f"this run used {name} of {noted[name]}, which is not here" for name in absent)
-        raise ConfigError(f"{where}: {used}; install it, or set {plugins.VARIABLE} to its module")
+def _refuse_missing_plugins(recorded: Any, source: str) -> None:
+    """Refuse a run with stages of plug-ins that are not found."""
+    register_plugins()
+    if not isinstance(recorded, dict):
+        raise ConfigError(f"{source}: plugins={recorded}: must be a mapping of stages to where they are from")
+    names = [(str(name), *str(name).partition(".")[::2]) for name in recorded]
+    if missing := [name for name, group, kind in names if kind not in SCHEMAS.get(group, {})]:
+        problem = all_problems(f"this run used {name} of {recorded[name]}, which was not found" for name in missing)
+        raise ConfigError(f"{source}: {problem}; install it, or set {plugins.VARIABLE} to its module")
 
 
-def _put(config: DictConfig, name: str, node: Any, where: str) -> None:
+def _set_field(config: DictConfig, name: str, content: Any, subject: str) -> None:
+    """Set a field of the run to saved data, each stage by its kind."""
     if name == "filter":
-        _put_filters(config, node, where)
-    elif name == "split" and isinstance(node, dict):
-        config[name] = _typed(name, {key: value for key, value in node.items() if key != "filter"}, where)
-        _put_filters(config.split, node.get("filter", {}), f"{where}.filter")
+        _set_filters(config, content, subject)
+    elif name == "split" and isinstance(content, dict):
+        knobs = {key: value for key, value in content.items() if key != "filter"}
+        config[name] = _typed_stage(name, knobs, subject)
+        _set_filters(config.split, content.get("filter", {}), f"{subject}.filter")
     elif name in SCHEMAS:
-        config[name] = _typed(name, node, where)
+        config[name] = _typed_stage(name, content, subject)
     else:
         try:
-            config.merge_with({name: node})
+            config.merge_with({name: content})
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{where}={node}: {first_line(error)}") from error
+            raise ConfigError(f"{subject}={content}: {first_line(error)}") from error
 
 
-def _put_filters(config: DictConfig, node: Any, where: str) -> None:
-    if not isinstance(node, dict):
-        raise ConfigError(f"{where}={node}: must be a mapping of names to filters")
-    for key, child in node.items():
-        config.filter[str(key)] = _typed("filter", child, f"{where}.{key}")
+def _set_filters(config: DictConfig, content: Any, subject: str) -> None:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{subject}={content}: must be a mapping of names to filters")
+    for name, knobs in content.items():
+        config.filter[str(name)] = _typed_stage("filter", knobs, f"{subject}.{name}")
 
 
-def _typed(group: str, node: Any, where: str) -> DictConfig:
-    kind = node.get("kind") if isinstance(node, dict) else None
+def _typed_stage(group: str, content: Any, subject: str) -> DictConfig:
+    """Return saved data of a stage as a config of its kind's schema."""
+    kind = content.get("kind") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in SCHEMAS[group]:
-        raise ConfigError(f"{where}.kind={kind}: must be one of {', '.join(SCHEMAS[group])}")
-    schema = SCHEMAS[group][kind]
-    values = {key: value for key, value in node.items() if key != "kind"}
+        raise ConfigError(f"{subject}.kind={kind}: must be one of {', '.join(SCHEMAS[group])}")
+    knobs = {key: value for key, value in content.items() if key != "kind"}
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(schema), values)
+        stage = OmegaConf.merge(OmegaConf.structured(SCHEMAS[group][kind]), knobs)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise ConfigError(f"{where}{f'.{key}' if key else ''}: {first_line(error)}") from error
-    assert isinstance(typed, DictConfig)
-    return typed
+        raise ConfigError(f"{subject}{f'.{key}' if key else ''}: {first_line(error)}") from error
+    assert isinstance(stage, DictConfig)
+    return stage
+
+
+# --- from a config to the run object -----------------------------------------------------------------------------
 
 
 def build(config: DictConfig) -> Run:
-    """Turn a strict config into the run object; every stage's refusals come at once, each with its key.
+    """Return the run of a valid config; the problems of all stages are raised at once, each with its key.
 
     Raises:
         ConfigError: naming key, value and limit.
     """
-    # A limit says nothing of a number that is none, so these come first.
-    if problems := [*_not_plain(plain_data(config)), *_misplaced(config)] or _refusals(config):
+    # Limits make sense for numbers only, so these checks come first.
+    content = plain_data(config)
+    if problems := [*_not_storable(content), *_not_texts(content)] or _stage_problems(config):
         raise all_problems(problems)
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
-    if problems := list(_not_plain(run.saved())):  # of paths, which are absolute only now
-        remedy = "it stands in the name of a folder: rename that, or work in another"
+    if problems := list(_not_storable(run.saved())):  # of paths, which have become absolute
+        remedy = "it is in the name of a folder: rename the folder, or work in another"
         raise all_problems(f"{problem.partition(';')[0]}; {remedy}" for problem in problems)
     return run
 
 
-def _refusals(node: DictConfig, path: str = "") -> list[str]:
-    """What the stages' ``__post_init__`` refuse; inner nodes are built first, so that a refusal names its whole key."""
+def _stage_problems(node: DictConfig, path: str = "") -> list[str]:
+    """Return what the stages' ``__post_init__`` refuse; inner nodes come first, so that each message has its key."""
     problems = []
-    for key in node:
-        child = node._get_node(key)  # noqa: SLF001 - node[key] is ten times slower
-        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):  # noqa: SLF001
-            problems += _refusals(child, f"{path}.{key!s}".lstrip("."))
+    for key, child in node.items_ex(resolve=False) if len(node) else ():
+        if isinstance(child, DictConfig):
+            problems += _stage_problems(child, f"{path}.{key!s}".lstrip("."))
     if problems or not path or not is_dataclass(OmegaConf.get_type(node)):
         return problems
     try:
         OmegaConf.to_object(node)
     except ConfigError as error:
-        return [f"{path}.{line}" for line in lines_of(error)]
+        return [f"{path}.{problem}" for problem in problems_in(error)]
     except OmegaConfBaseException as error:
         return [f"{path}: {first_line(error)}"]
     return []
 
 
-def _misplaced(node: Any, path: str = "") -> Iterator[str]:
-    """Lists and mappings where a text belongs: OmegaConf lets them into a list of texts."""
-    if node._is_none() or node._is_missing():  # noqa: SLF001
-        return
-    for key in node if isinstance(node, DictConfig) else range(len(node)):
-        child = node._get_node(key)  # noqa: SLF001
-        here = f"{path}.{key!s}".lstrip(".")
-        if not isinstance(child, DictConfig | ListConfig):
-            continue
-        if node._metadata.element_type is str:  # noqa: SLF001
-            yield f"{here}={OmegaConf.to_container(child)}: must be a text"
-        else:
-            yield from _misplaced(child, here)
+def _not_texts(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[str]:
+    """Yield a message for each list or mapping in place of a text: OmegaConf lets them into a list of texts."""
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(child, dict | list):
+            inner = (*path, key)
+            if is_text(inner):
+                yield f"{'.'.join(map(str, inner))}={child}: must be a text"
+            else:
+                yield from _not_texts(child, inner)
 
 
-def _not_plain(node: Any, path: str = "", known: Sequence[str] | None = None) -> Iterator[str]:
-    """Values that JSON, or a saved config, cannot hold; ``known``: secrets of this environment, asked for once."""
-    known = known_secrets() if known is None else known
+def _not_storable(node: Any, path: str = "", secrets: Sequence[str] | None = None) -> Iterator[str]:
+    """Yield a message for each value that JSON or a saved config cannot hold, or must not.
+
+    Args:
+        node: plain data.
+        path: of the node.
+        secrets: of this environment, looked up once.
+    """
+    secrets = known_secrets() if secrets is None else secrets
     if isinstance(node, dict | list):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            here = f"{path}.{key}" if path else str(key)
-            yield from _not_plain(str(key), f"{here} (a key)", known)
-            yield from _not_plain(child, here, known)
+            inner = f"{path}.{key}" if path else str(key)
+            yield from _not_storable(str(key), f"{inner} (a key)", secrets)
+            yield from _not_storable(child, inner, secrets)
     elif isinstance(node, float) and not math.isfinite(node):
         yield f"{path}={node}: must be a finite number"
-    elif isinstance(node, str) and holds_secret(f"{path}={node}", known):
-        yield f"{path}: holds {MAY_BE_SECRET}, which a config would keep; use `hf auth login` or `wandb login`"
     elif isinstance(node, int) and abs(node) >= 2**63:
         yield f"{path}={node}: must be below 2**63"
+    elif isinstance(node, str) and holds_secret(f"{path}={node}", secrets):
+        yield f"{path}: holds {MAY_BE_SECRET}, which a config would keep; use `hf auth login` or `wandb login`"
     elif isinstance(node, str) and "${" in node:
         yield f"{path}: must not hold ${{, which a saved config would read as an interpolation"
     elif isinstance(node, str) and not is_unicode(node):
         yield f"{path}={node.encode(errors='backslashreplace').decode()}: is not UTF-8"
     elif isinstance(node, str) and "\x85" in node:
-        yield f"{path}: must not hold U+0085 (next line), which YAML does not give back; write a line break"
+        yield f"{path}: must not hold U+0085 (next line), which YAML does not preserve; write a line break"

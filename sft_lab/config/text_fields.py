@@ -1,4 +1,4 @@
-"""Fields that are text keep the user's letters: the revision 1.10 is not the number 1.1, the tag true not True."""
+"""Fields that are text keep what the user wrote: the revision 1.10 is not the number 1.1, nor the tag true True."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import IO, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from antlr4 import CommonTokenStream, InputStream
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
-from omegaconf._utils import get_yaml_loader
 
+from sft_lab.config.private_names import get_yaml_loader
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 
 KeyPath = tuple[str | int, ...]
-_READ_AS_NUMBER = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL)
-_YAML_READS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))
-_SWEEPS_OVER = ("choice", "sort", "shuffle", "tag")  # functions whose arguments are the field's own values
+_LITERALS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL)
+_YAML_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))
+_SWEEP_FUNCTIONS = ("choice", "sort", "shuffle", "tag")  # functions whose arguments are the field's own values
 _PARAMS = ("hydra", "sweeper", "params")  # of a sweep file: values in the grammar of overrides
 
 
@@ -32,7 +32,7 @@ def is_text(path: KeyPath) -> bool:
 
 
 def _hints_at(hint: Any, path: KeyPath) -> Iterator[Any]:
-    """Yield the types that a path below a type leads to: several where a group has several kinds."""
+    """Yield the types that a path below a type leads to: several if a group has several kinds."""
     if get_origin(hint) in (Union, UnionType):
         for option in get_args(hint):
             if option is not NoneType:
@@ -56,7 +56,7 @@ def _hints_of(schema: Any) -> dict[str | int, Any]:
 
 
 def quote_text(override: str) -> str:
-    """Put quotes around what Hydra's grammar would read as a number or truth value in a field that is text."""
+    """Return an override with quotes around what Hydra would read as a number or boolean in a field that is text."""
     key, _, value = override.partition("=")
     path = tuple(re.split(r"[./]", key.lstrip("+~")))
     if not value or not re.search(r"\d|true|false|inf|nan", value, re.IGNORECASE):
@@ -64,7 +64,7 @@ def quote_text(override: str) -> str:
     lexer = OverrideLexer(InputStream(override))
     parser = OverrideParser(CommonTokenStream(lexer))
     for recognizer in (lexer, parser):
-        recognizer.removeErrorListeners()  # Hydra's own reading tells of what is no override
+        recognizer.removeErrorListeners()  # syntax errors are reported when Hydra itself parses it
     tree = parser.override()
     for token in sorted(_numbers_in(tree.value(), path), key=lambda token: -token.start):
         override = f"{override[: token.start]}'{token.text}'{override[token.stop + 1 :]}"
@@ -72,45 +72,45 @@ def quote_text(override: str) -> str:
 
 
 def _numbers_in(node: Any, path: KeyPath) -> Iterator[Any]:
-    """Yield the tokens below a node of the grammar that stand alone, read as numbers, where the schema has text."""
+    """Yield the tokens below a grammar node that are read as a number or boolean though the schema has text there."""
     if isinstance(node, OverrideParser.PrimitiveContext):
         tokens = [child.symbol for child in node.getChildren() if child.symbol.type != OverrideLexer.WS]
-        if len(tokens) == 1 and tokens[0].type in _READ_AS_NUMBER and is_text(path):
+        if len(tokens) == 1 and tokens[0].type in _LITERALS and is_text(path):
             yield tokens[0]
     elif isinstance(node, OverrideParser.ListContainerContext):
         for index, child in enumerate(node.element()):
             yield from _numbers_in(child, (*path, index))
     elif isinstance(node, OverrideParser.DictKeyValuePairContext):
         yield from _numbers_in(node.element(), (*path, node.dictKey().getText().strip()))
-    elif not isinstance(node, OverrideParser.FunctionContext) or node.getChild(0).getText() in _SWEEPS_OVER:
+    elif not isinstance(node, OverrideParser.FunctionContext) or node.getChild(0).getText() in _SWEEP_FUNCTIONS:
         for child in getattr(node, "children", None) or ():
             yield from _numbers_in(child, path)
 
 
-def read_yaml(text: str | IO[str], path: KeyPath = ()) -> Any:
-    """Read YAML as OmegaConf does, fields that are text by their letters.
+def read_yaml(text: str, path: KeyPath = ()) -> Any:
+    """Return the content of YAML as OmegaConf reads it, but fields that are text as they are written.
 
     Args:
-        text: or an open file, which errors then name.
-        path: of the key that the file's content belongs below.
+        text: the YAML.
+        path: of the key below which the content belongs.
     """
     loader = get_yaml_loader()(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
-        _read_letters(node, path)
+        _keep_text(node, path)
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _read_letters(node: Any, path: KeyPath) -> None:
+def _keep_text(node: Any, path: KeyPath) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            _read_letters(value, (*path, *str(key.value).split(".")))
+            _keep_text(value, (*path, *str(key.value).split(".")))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _read_letters(value, (*path, index))
-    elif node.tag in _YAML_READS and node.style is None and (path[:3] == _PARAMS or is_text(path)):
+            _keep_text(value, (*path, index))
+    elif node.tag in _YAML_TAGS and node.style is None and (path[:3] == _PARAMS or is_text(path)):
         node.tag = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG

@@ -383,7 +383,7 @@ def check_plugins() -> Iterator[Diagnosis]:
     for plugin in plugins.named():
         try:
             stages, _ = plugin.load()
-            configs.register()
+            configs.register_plugins()
         except ConfigError as error:
             yield _problem("plug-in", str(error))
         else:

@@ -127,7 +127,7 @@ def test_ray_hydra_and_submitit_want_one_cloudpickle() -> None:
     assert {name: str(one) for name, one in asked.items() if has not in one.specifier} == {}
     # Ray brings one of its own, inside its package, and asks for none.
     assert "ray" not in asked
-    assert config.is_driven(["hydra/launcher=ray"])  # Hydra's plugin of that name is not ours
+    assert config.is_driven_by_hydra(["hydra/launcher=ray"])  # Hydra's plugin of that name is not ours
 
 
 @pytest.mark.faults

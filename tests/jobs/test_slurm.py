@@ -167,14 +167,14 @@ def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str)
 def test_the_spelling_of_hydras_plugin_is_understood(tiny: list[str]) -> None:
     words = [*tiny, "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "+hydra.launcher.nodes=2",
              "launch.num_processes=2"]  # fmt: skip
-    assert not config.is_driven(words)
+    assert not config.is_driven_by_hydra(words)
     launch = compose(words).launch
     assert isinstance(launch, Slurm)
     assert (launch.partition, launch.num_machines, launch.cluster.name) == ("gpu", 2, "slurm")
     local = compose([*tiny, "hydra/launcher=submitit_local"]).launch
     assert isinstance(local, Slurm)
     assert local.cluster.name == "local"
-    assert config.is_driven(["hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
+    assert config.is_driven_by_hydra(["hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
     with pytest.raises(
         ConfigError, match=r"hydra.launcher.tasks_per_node: launch=slurm has no such key; it has .*partition"
     ):

@@ -1,0 +1,139 @@
+"""Checks of a composed config that Hydra does not make: unknown keys, missing values, code and settings in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.conf import HydraConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_lab.config.error_messages import (
+    explain,
+    field_names,
+    first_line,
+    plain_data,
+    refused_interpolations,
+    unknown_key,
+)
+from sft_lab.core.errors import ConfigError, all_problems
+from sft_lab.run.config import Run
+from sft_lab.run.schemas import SCHEMAS
+
+# What a file may set below hydra, beside mode, run.dir, sweep.dir and the values of a sweep: what Hydra sets itself.
+_HYDRA_NODES = {"mode", "run", "sweep", "launcher", "sweeper", "job", "runtime", "overrides"}
+_BASIC_KEYS = {"launcher": {"_target_"}, "sweeper": {"_target_", "max_batch_size", "params"}}
+
+
+def refuse_hydra_settings(composed: DictConfig) -> None:
+    """Refuse what a file sets of Hydra beyond mode, folders and sweep values.
+
+    A sweeper or launcher of Hydra's is handed the whole command line, so it must be known before anything is
+    composed; callbacks and ``_target_`` name code to run, and ``job.env_set`` changes the environment.
+
+    Args:
+        composed: a config with Hydra's node, composed without the ``hydra.*`` of the command line.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for group in ("hydra/sweeper", "hydra/launcher"):
+        choice = composed.hydra.runtime.choices.get(group)
+        if choice not in (None, "basic"):
+            raise ConfigError(f"{group}={choice}: chosen in a file; write it on the command line, -m {group}={choice}")
+
+    settings = plain_data(composed.hydra)
+    defaults = plain_data(OmegaConf.structured(HydraConf))
+    refused = [f"{node}.{key}" for node, known in _BASIC_KEYS.items() for key in set(settings[node]) - known]
+    refused += [
+        f"job.{key}" for key in ("chdir", "env_set", "env_copy") if settings["job"][key] != defaults["job"][key]
+    ]
+    refused += [key for key in settings if key not in _HYDRA_NODES and settings[key] != defaults.get(key)]
+    if refused:
+        raise ConfigError(
+            f"hydra.{sorted(refused)[0]}: set in a file, which may only set hydra.mode, run.dir, sweep.dir and "
+            "sweeper.params, since a config is data; take it out, or write it on the command line"
+        )
+
+
+def choices_of(composed: DictConfig) -> dict[str, Any]:
+    """Return the option chosen in each group.
+
+    Args:
+        composed: a config with Hydra's node.
+    """
+    recorded = composed.hydra.runtime.choices
+    choices = {name: recorded[name] for name in SCHEMAS if name in recorded}
+    # Hydra leaves out groups chosen as lists.
+    choices["filter"] = list(composed.get("filter") or {}) or ["none"]
+    if not OmegaConf.is_missing(composed, "split") and composed.split.get("filter"):
+        choices["split/filter"] = list(composed.split.filter)
+    choices |= {str(name): recorded[name] for name in recorded if str(name).startswith("dedup/")}
+    return {str(name): value for name, value in choices.items()}
+
+
+def validate(composed: DictConfig) -> dict[str, Any]:
+    """Take Hydra's node out of a composed config, resolve it, refuse unknown and missing keys; return the choices.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
+    choices = choices_of(composed)
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra")
+    if problems := list(refused_interpolations(plain_data(composed))):
+        raise all_problems(problems)
+
+    problems = [unknown_key(path, known, composed, choices) for path, known in _unknown_keys(composed)]
+    removed = [field.name for field in fields(Run) if field.name not in composed]
+    problems += [f"{name}: cannot be removed; give it another value" for name in removed]
+    problems += _broken_references(composed)
+    if problems:
+        raise all_problems(problems)
+
+    try:
+        OmegaConf.resolve(composed)
+        missing = sorted(OmegaConf.missing_keys(composed))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    if missing:
+        raise all_problems(f"{key}: no value; give one, {key}=..." for key in missing)
+
+    if composed.choices:
+        problems.append("choices: a record of what was chosen, not to be set; choose with dedup=exact and the like")
+    if composed.plugins:
+        problems.append("plugins: a record of where stages are from, not to be set; install a package to change it")
+    if problems:
+        raise all_problems(problems)
+    return choices
+
+
+def children(node: DictConfig) -> list[tuple[Any, Any]]:
+    """Return keys and unresolved values of a node; none for a node that is null, missing or a reference."""
+    return node.items_ex(resolve=False) if len(node) else []
+
+
+def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield keys that no schema has, with the names allowed there: OmegaConf lets those pass that ``+`` adds."""
+    schema = OmegaConf.get_type(node)
+    known = field_names(schema)
+    for key, child in children(node):
+        if is_dataclass(schema) and key not in known:
+            yield f"{path}{key!s}", known
+        elif isinstance(child, DictConfig):
+            yield from _unknown_keys(child, f"{path}{key!s}.")
+
+
+def _broken_references(node: DictConfig, path: str = "") -> Iterator[str]:
+    """Yield a message for each interpolation that leads nowhere; OmegaConf's own error may name no key."""
+    for key, child in children(node):
+        if not OmegaConf.is_interpolation(node, key):
+            yield from _broken_references(child, f"{path}{key!s}.") if isinstance(child, DictConfig) else ()
+            continue
+        try:
+            node[key]
+        except (OmegaConfBaseException, RecursionError) as error:
+            text = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
+            yield f"{path}{key!s}={text}: {first_line(error)}; write the value itself"
