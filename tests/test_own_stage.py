@@ -143,7 +143,7 @@ def test_an_installed_package_needs_no_variable(here: Path, monkeypatch: pytest.
     file = here / "config.yaml"
     file.write_text(run.to_yaml())
     sys.path.remove(str(site))
-    with pytest.raises(ConfigError, match=r"this run used filter.wordy of sft-lab-wordy 1.0 \(source \w+\), which is "
+    with pytest.raises(ConfigError, match=r"this run used filter.wordy of sft-lab-wordy 1.0 \(source \w+\), which was "
                        "not found; install it, or set SFT_LAB_STAGES to its module"):  # fmt: skip
         config.load(file)
     assert refused([CHOSEN]).startswith("filter=wordy: no such option; there are answered")
