@@ -175,7 +175,7 @@ def test_info_searchpath(capsys):
         (["--cfg", "hydra"], "job"),
         (["exec"], "JOB_DIR"),
         (["exec", "nowhere"], "nowhere"),
-        (["exec", "nowhere", "seed=1"], "unknown words seed=1"),
+        (["exec", "nowhere", "seed=1"], "unknown arguments seed=1"),
         (["store"], "list"),
         (["store", "list", "seed=1"], "seed=1"),
         (["store", "prune", "--older-than", "-1"], "0 or more days"),

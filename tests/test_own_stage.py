@@ -177,12 +177,12 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
         "lacks a module": ("import no_such_module", "No module named 'no_such_module'.*take it out of SFT_LAB_STAGES"),
         "no group": ("class A(Filter): ...\nSTAGES = {'polite': A}", r"STAGES\['polite'\]: must be a group, a dot"),
         "no group of it": ("class A(Filter): ...\nSTAGES = {'trainer.mine': A}", "groups are dataset, split, filter"),
-        "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab already; rename it"),
+        "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab already"),
         "a class of ours": ("STAGES = {'filter.mine': filter_schemas()['length']}", "Length has a kind already"),
         "no dataclass": (f"{WHOLE[11:]}STAGES = {{'filter.a': A}}", "A must be a @dataclass below"),
         "of another group": (f"{WHOLE}STAGES = {{'dedup.a': A}}", "a @dataclass below sft_lab.dedup.exact.Dedup"),
         "unfinished": ("@dataclass\nclass A(Filter):\n  x: int = 1\nSTAGES = {'filter.a': A}", "must have select too"),
-        "a field of code": (f"{WHOLE}  f: type(abs) = abs\nSTAGES = {{'filter.a': A}}", "a field has a type that a config cannot hold"),
+        "a field of code": (f"{WHOLE}  f: type(abs) = abs\nSTAGES = {{'filter.a': A}}", "that a config cannot hold"),
     }.values(),
 )  # fmt: skip
 def test_a_plug_in_that_cannot_be_used_is_told(

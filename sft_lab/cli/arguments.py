@@ -1,4 +1,4 @@
-"""The words of the command line: what each command takes, and its help."""
+"""The arguments of each command, and its help."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from sft_lab.core.redaction import printable, redact
 
-# What each command does in the list of commands, what in its own help, and examples of it.
+# For each command: its line in the list of commands, the first line of its own help, and examples.
 ABOUT: dict[str, tuple[str, str, str]] = {
     "train": (
         "one run or a sweep; the default: `sft-lab x=y` is `sft-lab train x=y`",
@@ -31,26 +31,26 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 """,
     ),
     "plan": (
-        "what would run, what of it is stored; writes nothing",
-        "Look ahead: jobs, folders, stored data stages, rows, steps, time.",
+        "what would run and what is stored already; writes nothing",
+        "Show jobs, folders, stored data stages, rows, steps and time before anything runs.",
         """\
   sft-lab plan                                        the main job: rows, tokens, steps
-  sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: what is finished, what is shared
+  sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: what is finished, what jobs share
 """,
     ),
     "exec": (
-        "run the saved config of a job folder; what every launcher starts",
-        "Run the config.yaml of a job folder, and leave the results beside it.",
+        "run the saved config of a job folder; every launcher starts this",
+        "Run the config.yaml of a job folder and write the results beside it.",
         """\
-  sft-lab exec multirun/sweep-1a2b3c4d/seed=1-0123456789ab   go on with a job of a sweep
-  sft-lab exec outputs/2026-11-21/10-30-00                   a folder with a config.yaml, or cut off
+  sft-lab exec multirun/sweep-1a2b3c4d/seed=1-0123456789ab   resume a job of a sweep
+  sft-lab exec outputs/2026-11-21/10-30-00                   a folder with a config.yaml, new or interrupted
 """,
     ),
     "runs": (
-        "a line per run folder: state, verdict, losses",
-        "List the run folders below DIR, from their small files alone.",
+        "one line per run folder: state, verdict, losses",
+        "List the run folders below DIR, from their status and summary files.",
         """\
-  sft-lab runs                    a line for each run folder in outputs/ and multirun/
+  sft-lab runs                    one line for each run folder in outputs/ and multirun/
   sft-lab runs multirun/sweep-1a2b3c4d
 """,
     ),
@@ -59,36 +59,36 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "Compare the jobs of a sweep, or any runs. Needs no network.",
         """\
   sft-lab compare multirun/sweep-1a2b3c4d        table; compare.html and compare.json in its folder
-  sft-lab compare outputs/*/* --out comparison   any runs, wherever they lie
+  sft-lab compare outputs/*/* --out comparison   any runs, wherever they are
 """,
     ),
     "replay": (
         "run a saved config again and report every difference",
-        "First how the world differs, then the run, then how its result differs.",
+        "Report how the environment differs, run, and report how the result differs.",
         """\
-  sft-lab replay outputs/2026-11-22/10-30-00          again in a new folder; differences are told
-  sft-lab replay outputs/2026-11-22/10-30-00 seed=7   with keys of the saved config changed
+  sft-lab replay outputs/2026-11-22/10-30-00          again in a new folder; reports differences
+  sft-lab replay outputs/2026-11-22/10-30-00 seed=7   with a key of the saved config changed
 """,
     ),
     "promote": (
         "keep a run's config as ./experiments/NAME.yaml",
-        "Write what differs from the defaults as an experiment, proved to give the same config.",
+        "Write what differs from the defaults as an experiment, checked to give the same config.",
         """\
   sft-lab promote multirun/sweep-1a2b3c4d/seed=1-0123456789ab best   writes experiments/best.yaml
-  sft-lab promote outputs/2026-11-22/10-30-00 best --force           over an experiment of this name
+  sft-lab promote outputs/2026-11-22/10-30-00 best --force           replaces an experiment of this name
 """,
     ),
     "generate": (
-        "try the model of a run, the base model beside it",
-        "Answer a prompt with the model of a finished run, on standard output; greedy unless sampled.",
+        "try the model of a run, beside the base model if wanted",
+        "Print the answer of a finished run's model to a prompt; greedy decoding unless a temperature is set.",
         """\
   sft-lab generate outputs/2026-11-22/11-00-00 "What is the capital of Norway?" --base
   sft-lab generate outputs/2026-11-22/11-00-00 - --temperature 0.7 --top-p 0.9 < prompt.txt
 """,
     ),
     "merge": (
-        "an adapter put into the weights of its base model",
-        "Write a run's model as one that Transformers loads alone: weights, tokenizer, template, card.",
+        "merge an adapter into the weights of its base model",
+        "Write a run's model so that Transformers alone can load it: weights, tokenizer, template, card.",
         """\
   sft-lab merge outputs/2026-11-22/11-00-00                  into merged/ in the run folder
   sft-lab merge outputs/2026-11-22/11-00-00 --out my-model
@@ -98,35 +98,35 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "publish a run's model or prepared data on the Hugging Face Hub",
         "Publish on the Hub: private unless --public. Needs HF_TOKEN or a login.",
         """\
-  sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   what `sft-lab prepare` left
+  sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   the data that `sft-lab prepare` wrote
   sft-lab push outputs/2026-11-22/11-00-00 me/my-model                 a run's adapter or model
-  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        what `sft-lab merge` made
+  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        the model that `sft-lab merge` wrote
 """,
     ),
     "doctor": (
         "what this machine has and lacks; what changed since a run",
-        "Look at versions, devices, store, logins and known clashes, or at what changed since a run.",
+        "Check versions, devices, store, logins and known conflicts, or show what changed since a run.",
         """\
-  sft-lab doctor                                a line each: ok, note, or problem with its remedy
+  sft-lab doctor                                one line each: ok, note, or problem with its remedy
   sft-lab doctor outputs/2026-11-22/10-30-00    what changed since this run
   sft-lab doctor --train                        ten steps of each trainer on each device: a minute
   sft-lab doctor --train --model smollm2_135m   the same with another option of model=
 """,
     ),
     "store": (
-        "what the stage store holds; make room",
-        "Results of stages are kept and shared by all runs. See them, or remove what is no longer used.",
+        "list the stage store, or free space in it",
+        "All runs share the stored results of stages. List them, or remove those no longer used.",
         """\
   sft-lab store list                             stage, key, size and last use of each result
-  sft-lab store prune --older-than 7             remove what no run has used for a week
+  sft-lab store prune --older-than 7             remove results that no run has used for a week
   sft-lab store prune --older-than 0 --stage embed
 """,
     ),
 }
 
 
-# Options of hydra.main's, and what does the same here.
-_OF_HYDRA = {
+# Options of hydra.main, and what does the same here.
+_HYDRA_OPTIONS = {
     "--config-path": "--config-dir DIR, a further folder of options",
     "-cp": "--config-dir DIR, a further folder of options",
     "--config-name": "+experiment=NAME, a file of experiments/",
@@ -140,48 +140,56 @@ _OF_HYDRA = {
 }
 
 
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Read a command's words; options may stand before or behind the overrides.
+def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse a command line; options may be before or after the overrides.
 
     Returns:
         The options, and the overrides.
     """
-    arguments, rest = _parser().parse_known_args(words)
-    if unknown := [word for word in rest if word.startswith("-")]:
-        here = _OF_HYDRA.get(unknown[0].partition("=")[0])
-        refuse(f"unknown option {unknown[0]}; {f'here it is {here}' if here else 'sft-lab --help lists what there is'}")
+    arguments, rest = _parser().parse_known_args(command_line)
+    if unknown := [text for text in rest if text.startswith("-")]:
+        equivalent = _HYDRA_OPTIONS.get(unknown[0].partition("=")[0])
+        hint = f"here it is {equivalent}" if equivalent else "sft-lab --help lists the options"
+        refuse(f"unknown option {unknown[0]}; {hint}")
     return arguments, [*getattr(arguments, "overrides", []), *rest]
 
 
 def refuse(message: str) -> None:
-    """Say how the program is called and what is wrong, and end with 2."""
+    """Print the usage and what is wrong, and exit with 2."""
     _parser().error(message)
 
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="sft-lab", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"examples:\n{ABOUT['train'][2]}",
+        prog="sft-lab",
         description="A lab bench for supervised fine-tuning: conversations in, a tuned, judged, documented model out.",
-    )  # fmt: skip
+        epilog=f"examples:\n{ABOUT['train'][2]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.lists_options = True
-    parser.add_argument("--version", action=_Version, nargs=0, help="versions of sft_lab and what it stands on")
-    added = parser.add_subparsers(dest="command", metavar="command", required=True)
+    parser.add_argument("--version", action=_Version, nargs=0, help="versions of sft_lab and of the libraries it uses")
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     commands = {
-        name: added.add_parser(
-            name, help=listed, description=about, epilog=f"examples:\n{examples}",
+        name: subparsers.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        for name, (listed, about, examples) in ABOUT.items()
-    }  # fmt: skip
+        for name, (summary, description, examples) in ABOUT.items()
+    }
     for name in ("train", "prepare", "plan"):
         _add_overrides(commands[name])
     for name in ("train", "prepare", "plan", "exec", "replay", "generate", "merge", "push"):
-        commands[name].add_argument("-v", "--verbose", action="store_true", help="show what the libraries say too")
+        commands[name].add_argument(
+            "-v", "--verbose", action="store_true", help="show the output of the libraries, too"
+        )
 
     train = commands["train"]
     train.add_argument("--cfg", choices=["job"], help="show the composed config and run nothing")
     train.add_argument("-p", "--package", metavar="KEY", help="with --cfg: show this part only")
-    train.add_argument("--info", choices=["searchpath"], help="show where options are looked for")
+    train.add_argument("--info", choices=["searchpath"], help="show the folders that options are read from")
 
     execute = commands["exec"]
     execute.add_argument("folder", type=Path, metavar="JOB_DIR")
@@ -193,7 +201,7 @@ def _parser() -> _Parser:
 
     compare = commands["compare"]
     compare.add_argument("folders", nargs="+", type=Path, metavar="SWEEP_DIR|RUN_DIR")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="where compare.html and compare.json go")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="folder for compare.html and compare.json")
     compare.add_argument("--test", action="store_true", help="score the best job on its test rows (split.test_share)")
 
     replay = commands["replay"]
@@ -204,35 +212,41 @@ def _parser() -> _Parser:
     promote = commands["promote"]
     promote.add_argument("folder", type=Path, metavar="RUN_DIR")
     promote.add_argument("name", metavar="NAME")
-    promote.add_argument("--force", action="store_true", help="put it over an experiment of this name")
+    promote.add_argument("--force", action="store_true", help="put it replaces an experiment of this name")
 
     _add_to_model_commands(commands)
 
     doctor = commands["doctor"]
-    doctor.add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="what changed since it")
+    doctor.add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="show what changed since this run")
     doctor.add_argument("--train", action="store_true", help="ten steps of each trainer on each device, in a table")
     doctor.add_argument("--model", default="tiny_random", metavar="OPTION", help="with --train; default tiny_random")
 
     store = commands["store"]
     store.add_argument("action", choices=["list", "prune"])
     store.add_argument("--path", type=Path, metavar="DIR", help="default $SFT_LAB_STORE or the user's cache")
-    store.add_argument("--older-than", type=float, default=30, metavar="DAYS", help="prune what was unused so long; 30")
+    store.add_argument(
+        "--older-than", type=float, default=30, metavar="DAYS", help="prune: unused for this long; default 30"
+    )
     store.add_argument("--stage", metavar="NAME", help="prune this stage only")
     return parser
 
 
 def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
-    """What is done with the model of a finished run."""
+    """Add the arguments of the commands that use the model of a finished run."""
     generate = commands["generate"]
     generate.add_argument("folder", type=Path, metavar="RUN_DIR")
-    generate.add_argument("prompt", metavar="PROMPT", help="the user's words; -: read from standard input")
-    generate.add_argument("--base", action="store_true", help="the base model's answer too")
-    generate.add_argument("--system", default="", metavar="TEXT", help="a system turn before the prompt")
+    generate.add_argument("prompt", metavar="PROMPT", help="the user's message; -: read from standard input")
+    generate.add_argument("--base", action="store_true", help="print the base model's answer, too")
+    generate.add_argument("--system", default="", metavar="TEXT", help="a system message before the prompt")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer; default 256")
-    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: always the likeliest")
-    generate.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that make up this share")
-    generate.add_argument("--top-k", type=int, metavar="K", help="draw from as many of the likeliest")
-    generate.add_argument("--seed", type=int, metavar="N", help="of what is drawn; default: the run's")
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="default 0: always the likeliest token"
+    )
+    generate.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens that have this share"
+    )
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample from this many of the likeliest tokens")
+    generate.add_argument("--seed", type=int, metavar="N", help="of the sampling; default: the run's")
 
     merge = commands["merge"]
     merge.add_argument("folder", type=Path, metavar="RUN_DIR")
@@ -242,8 +256,10 @@ def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
     push.add_argument("folder", type=Path, metavar="RUN_DIR")
     push.add_argument("repo", metavar="REPO", help="owner/name")
     push.add_argument("--what", choices=["model", "dataset"], default="model", help="default: model")
-    push.add_argument("--merged", action="store_true", help="the model that `sft-lab merge` made, not the adapter")
-    push.add_argument("--public", action="store_true", help="let everybody see it")
+    push.add_argument(
+        "--merged", action="store_true", help="push the model that `sft-lab merge` wrote, not the adapter"
+    )
+    push.add_argument("--public", action="store_true", help="make the repository public")
 
 
 def _add_overrides(parser: _Parser) -> None:
@@ -254,7 +270,7 @@ def _add_overrides(parser: _Parser) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Adds the options by group to the help, read from the option files only when help is printed."""
+    """Prints the options by group in its help; the option files are read only then."""
 
     lists_options = False
 
@@ -264,7 +280,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + (listing() if self.lists_options else "")
 
     def error(self, message: str) -> NoReturn:
-        """Refuse what was typed, and repeat of it no secret and no control character."""
+        """Refuse the command line; the message repeats no secret and no control character."""
         super().error(printable(redact(message)))
 
 

@@ -1,4 +1,4 @@
-"""The doors: one function for each command. What they say is decided elsewhere."""
+"""The commands: one function each, which calls the module that does the work and returns the exit code."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ Arguments = argparse.Namespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit code: 0 done, 1 a job failed, 2 the input was wrong."""
+    """Run a command and return its exit code: 0 done, 1 a job failed, 2 the input was wrong."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed; the next file that is opened would be taken for it
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+        if getattr(sys, name) is None:  # closed: the next file opened would take its descriptor
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the end
     with output.guarded(), interrupt.twice_ends_at_once():
         try:
             code = _main(argv)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            output.tell("sft-lab: interrupted")
+            output.print_message("sft-lab: interrupted")
             return 130
-        except BrokenPipeError:  # whoever read has had enough, as `| head` has
+        except BrokenPipeError:  # the reader has stopped, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except Exception as error:  # noqa: BLE001 - a fault of ours: told here, where secrets are taken out
+        except Exception as error:  # noqa: BLE001 - a bug of ours, printed here, where secrets are removed
             if isinstance(error, OSError) and error.filename is None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                output.tell(f"sft-lab: standard output: cannot be written ({error.strerror}); write it elsewhere")
+                output.print_message(
+                    f"sft-lab: standard output: cannot be written ({error.strerror}); redirect it to another file"
+                )
             else:
                 traceback.print_exc()
             return 1
@@ -50,27 +52,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0].isalpha() and words[0] not in COMMANDS:
-        refuse(f"{words[0]}: no such command, and no override (key=value); there are {', '.join(COMMANDS)}")
-    if not words or words[0] not in {*COMMANDS, "-h", "--help", "--version"}:
-        words = ["train", *words]
-    arguments, rest = parse(words)
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    first = command_line[0] if command_line else ""
+    if first.isalpha() and first not in COMMANDS:
+        refuse(f"{first}: no such command, and no override (key=value); commands are {', '.join(COMMANDS)}")
+    if first not in {*COMMANDS, "-h", "--help", "--version"}:
+        command_line = ["train", *command_line]
+    arguments, rest = parse(command_line)
     console.prepare(verbose=getattr(arguments, "verbose", False))
     try:
         home.ensure()
         return int(COMMANDS[arguments.command](arguments, rest))
     except UserError as error:
-        output.tell(f"sft-lab: {error}")
+        output.print_message(f"sft-lab: {error}")
         return 2
     except SftLabError as error:
-        output.tell(f"sft-lab: {error}")
+        output.print_message(f"sft-lab: {error}")
         return 1
 
 
 def _train(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.cfg or arguments.info:
-        gc.disable()  # composing makes many small objects, and looking for cycles in them an eighth of the time
+        gc.disable()  # composing makes many small objects; searching them for cycles takes an eighth of the time
         try:
             return _show(arguments, overrides)
         finally:
@@ -82,17 +85,17 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import launch
 
     if config.is_driven_by_hydra(overrides):
-        return _driven(arguments, overrides)
+        return _hydra_sweep(arguments, overrides)
     plan, jobs, failures = _launch(arguments, overrides, RUN)
     if plan.swept:
         output.show_sweep([(job.folder, job.job.axes) for job in jobs])
     elif not failures and (summary := launch.read_summary(jobs[0].folder)):
         output.show_summary(jobs[0].folder, summary)
-    return _tell(failures)
+    return _report(failures)
 
 
-def _driven(arguments: Arguments, overrides: list[str]) -> int:
-    """Hand the sweep to the sweeper or launcher of Hydra's that the command line chooses."""
+def _hydra_sweep(arguments: Arguments, overrides: list[str]) -> int:
+    """Run a sweep with the sweeper or launcher of Hydra's that the command line chooses."""
     from sft_lab import config
     from sft_lab.jobs.launch import objective_of
 
@@ -102,7 +105,7 @@ def _driven(arguments: Arguments, overrides: list[str]) -> int:
         config.run_hydra_sweep(overrides, objective_of, arguments.config_dir)
     except SftLabError:
         raise
-    except Exception as error:  # Hydra's plugins raise what they like
+    except Exception as error:  # plugins of Hydra's raise errors of any type
         raise JobError(f"{type(error).__name__}: {error}") from error
     return 0
 
@@ -115,7 +118,7 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
         output.show_prepared_sweep([(job.folder, job.job.axes) for job in jobs])
     elif not failures:
         output.show_prepared(jobs[0].folder)
-    return _tell(failures)
+    return _report(failures)
 
 
 def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[JobFolder], list[Failure]]:
@@ -124,9 +127,9 @@ def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan
 
     plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
     jobs = layout.create_job_folders(plan, work)
-    output.tell(output.choices_line(plan.jobs[0].run))
+    output.print_message(output.choices_line(plan.jobs[0].run))
     path = jobs[0].folder.path
-    output.tell(f"{len(jobs)} jobs in {path.parent}" if plan.swept else f"run folder {path}")
+    output.print_message(f"{len(jobs)} jobs in {path.parent}" if plan.swept else f"run folder {path}")
     return plan, jobs, launch.launch(jobs, work)
 
 
@@ -160,7 +163,7 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
         from sft_lab.tools.test_score import print_test_score, score_test
 
         if comparison.best is None:
-            raise UserError("compare --test: no job can be called best, so there is none to score on the test rows")
+            raise UserError("compare --test: none of the jobs is the best, so there is none to score on the test rows")
         print_test_score(score_test(comparison.best.folder))
     return 0
 
@@ -168,9 +171,9 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
 def _replay(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import replay
 
-    done = replay.replay(arguments.source, overrides, arguments.out)
-    replay.show(done)
-    return done.exit_code
+    result = replay.replay(arguments.source, overrides, arguments.out)
+    replay.show(result)
+    return result.exit_code
 
 
 def _promote(arguments: Arguments, rest: list[str]) -> int:
@@ -184,7 +187,7 @@ def _promote(arguments: Arguments, rest: list[str]) -> int:
 
 def _refuse_rest(command: str, rest: list[str]) -> None:
     if rest:
-        raise UserError(f"{command}: unknown words {' '.join(rest)}; sft-lab {command} --help says what it takes")
+        raise UserError(f"{command}: unknown arguments {' '.join(rest)}; sft-lab {command} --help lists its arguments")
 
 
 def _generate(arguments: Arguments, rest: list[str]) -> int:
@@ -248,21 +251,22 @@ def _exec(arguments: Arguments, rest: list[str]) -> int:
 
     _refuse_rest("exec", rest)
     failure = execute(RunDir(arguments.folder.absolute()), arguments.work)
-    return _tell([failure] if failure else [])
+    return _report([failure] if failure else [])
 
 
-def _tell(failures: list[Any]) -> int:
+def _report(failures: list[Failure]) -> int:
+    """Print why jobs failed and return the exit code."""
     for failure in failures:
-        # A single run's folder is named above already.
+        # The folder of a single run is printed above already.
         job = f"{failure.folder.path.name}: " if failure.folder.sweep else ""
-        output.tell(f"sft-lab: {job}{failure.message}")
+        output.print_message(f"sft-lab: {job}{failure.message}")
     if not failures:
         return 0
     return 2 if all(failure.by_input for failure in failures) else 1
 
 
 def _show(arguments: Arguments, overrides: list[str]) -> int:
-    """``--cfg job`` and ``--info searchpath``, from one composition."""
+    """Print the composed config for ``--cfg job``, or the folders of options for ``--info searchpath``."""
     from omegaconf import OmegaConf
 
     from sft_lab import config
@@ -270,13 +274,13 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.info:
         sys.stdout.write(f"{config.describe_search_path()}\n")
         return 0
-    shown: Any = config.compose_config(overrides, config_dir=arguments.config_dir)
+    node: Any = config.compose_config(overrides, config_dir=arguments.config_dir)
     for part in filter(None, (arguments.package or "").split(".")):
-        if not OmegaConf.is_dict(shown) or part not in shown:
-            there = ", ".join(shown) if OmegaConf.is_dict(shown) else "no parts below a value"
-            raise UserError(f"--package {arguments.package}: no such part of the config; there are {there}")
-        shown = shown[part]
-    sys.stdout.write(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else f"{shown}\n")
+        if not OmegaConf.is_dict(node) or part not in node:
+            names = ", ".join(node) if OmegaConf.is_dict(node) else "no parts below a value"
+            raise UserError(f"--package {arguments.package}: no such part of the config; there are {names}")
+        node = node[part]
+    sys.stdout.write(OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n")
     return 0
 
 
@@ -286,7 +290,7 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
     _refuse_rest("store", rest)
     store = Store(arguments.path.expanduser().absolute() if arguments.path else default_root())
     if not store.root.is_dir() and (arguments.path or store.root.exists()):
-        raise UserError(f"{store.root}: no folder, so no store; give one with --path or SFT_LAB_STORE")
+        raise UserError(f"{store.root}: no such folder; give a store with --path or SFT_LAB_STORE")
     if arguments.action == "list":
         output.show_store(store)
     else:

@@ -1,4 +1,4 @@
-"""What a user sees while a run works: one line per stage, and nothing from the libraries."""
+"""What the commands print: streams without secrets, results of runs and sweeps, plans, the store."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class _Guarded:
 
     def write(self, text: str) -> int:
         parts = self._COLOR.split(redact(text)) if self._stream.isatty() else [redact(text)]
-        # split gives what matched at the odd places
-        self._stream.write("".join(part if at % 2 else printable(part) for at, part in enumerate(parts)))
+        # The parts with an odd index are the colors.
+        self._stream.write("".join(part if index % 2 else printable(part) for index, part in enumerate(parts)))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -49,22 +49,22 @@ class _Redacted(_Guarded):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    r"""Guard what is printed: paths, names and texts of a folder may be a stranger's, a word of ours a secret.
+    r"""Keep control characters and secrets off the terminal: texts of a folder may be a stranger's.
 
-    What the encoding of a stream lacks is written as ``\u2026``: a result must not be lost for a letter.
+    Characters that a stream's encoding lacks are written as ``\u2026``, so that no result is lost over one.
     """
-    before = sys.stdout, sys.stderr
-    for stream in before:
+    streams = sys.stdout, sys.stderr
+    for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = cast("TextIO", _Guarded(before[0])), cast("TextIO", _Redacted(before[1]))
+    sys.stdout, sys.stderr = cast("TextIO", _Guarded(streams[0])), cast("TextIO", _Redacted(streams[1]))
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = streams
 
 
-def tell(text: str) -> None:
+def print_message(text: str) -> None:
     """Write a line on standard error, without control characters and secrets."""
     sys.stderr.write(f"{printable(redact(text))}\n")
 
@@ -77,7 +77,7 @@ def choices_line(run: Run) -> str:
 
 
 def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
-    """Print what a finished run came to: waterfall, losses, verdict, samples, report."""
+    """Print the result of a finished run: waterfall, losses, verdict, samples, report."""
     from rich.text import Text
 
     out = console()
@@ -95,7 +95,7 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
 
 
 def show_prepared(folder: RunDir) -> None:
-    """Print what the data stages left: waterfall, what to look at next."""
+    """Print the result of the data stages: waterfall, and the files to open next."""
     from sft_lab.core.io import read_json
 
     out = console()
@@ -122,20 +122,20 @@ def _waterfall(folder: RunDir) -> Table:
 
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
-    """Say losses and verdict in a few lines."""
+    """Return losses, verdict, advice and speed in a few lines."""
     lines = []
-    before, after = summary["base/eval_loss"], summary["eval/loss"]
-    if before and after is not None:
+    base, tuned = summary["base/eval_loss"], summary["eval/loss"]
+    if base and tuned is not None:
         prompted = summary.get("prompted/eval_bits_per_byte")
         lines.append(
-            f"Held-out loss: {before:.4f} base -> {after:.4f} tuned ({after / before - 1:+.1%}); "
+            f"Held-out loss: {base:.4f} base -> {tuned:.4f} tuned ({tuned / base - 1:+.1%}); "
             f"bits per byte {summary['base/eval_bits_per_byte']:.4f} -> {summary['eval/bits_per_byte']:.4f}; "
             f"{summary['eval_rows']} rows" + (f"; base model prompted {prompted:.4f}" if prompted else "")
         )
-    elif before:
-        lines.append(f"Held-out loss: {before:.4f} base -> not a number")
-    says = summary["evidence"][-1]["says"] if summary["evidence"] else ""
-    lines.append(f"Verdict: {summary['verdict']} (by held-out loss: {says})")
+    elif base:
+        lines.append(f"Held-out loss: {base:.4f} base -> not a number")
+    evidence = summary["evidence"][-1]["says"] if summary["evidence"] else ""
+    lines.append(f"Verdict: {summary['verdict']} (by held-out loss: {evidence})")
     if advice := summary.get("advice"):
         lines.append(f"Next: {advice['says']} Try {advice['override']}")
     speed = summary["tokens_per_second"] or 0
@@ -157,40 +157,40 @@ def _samples(folder: RunDir) -> list[dict[str, str]]:
 
 
 def show_prepared_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
-    """Print the jobs of a sweep over data side by side: what differs, what is left."""
+    """Print the jobs of a sweep over data side by side: axes, state, rows left."""
     from rich import box
     from rich.table import Table
 
     from sft_lab.core.io import read_json
 
-    axes = list(dict.fromkeys(key for _, found in jobs for key in found))
+    axes = list(dict.fromkeys(key for _, values in jobs for key in values))
     table = Table(*axes, "state", "rows", "tokens", "report", box=box.SIMPLE_HEAD)
-    for folder, found in jobs:
+    for folder, values in jobs:
         last = read_json(folder.waterfall)["stages"][-1] if folder.waterfall.exists() else {}
         numbers = [f"{last[name]:,}" if last else "" for name in ("rows_kept", "tokens_kept")]
         report = str(folder.report) if folder.report.exists() else ""
-        table.add_row(*(found.get(key, "") for key in axes), folder.state() or "", *numbers, report)
+        table.add_row(*(values.get(key, "") for key in axes), folder.state() or "", *numbers, report)
     console(160).print(table)
 
 
 def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
-    """Print a sweep's jobs side by side: what differs, state, losses, verdict."""
+    """Print the jobs of a sweep side by side: axes, state, losses, verdict."""
     from rich import box
     from rich.table import Table
 
     from sft_lab.core.io import read_json
 
-    axes = list(dict.fromkeys(key for _, found in jobs for key in found))
+    axes = list(dict.fromkeys(key for _, values in jobs for key in values))
     leaves = [axis.rpartition(".")[2] for axis in axes]
     names = leaves if len(set(leaves)) == len(axes) else axes
     table = Table(*names, "state", "rows", "loss", "bits/byte", "gap", "verdict", box=box.SIMPLE_HEAD)
     table.title, table.title_justify = "Jobs (loss: held-out, by the weights that were saved)", "left"
-    for folder, found in jobs:
+    for folder, values in jobs:
         summary = read_json(folder.summary) if folder.summary.exists() else {}
         numbers = [_number(summary.get(name)) for name in ("eval/loss", "eval/bits_per_byte", "gap")]
         rows = str(summary.get("train_rows", ""))
         state = folder.state() or ""
-        table.add_row(*(found.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
+        table.add_row(*(values.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
     console(160).print(table)
 
 
@@ -199,72 +199,80 @@ def _number(value: float | None) -> str:
 
 
 def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows: list[str]) -> None:
-    """Print what a command would do: jobs, what of their data is known, steps, time.
+    """Print what a command would do: jobs, what is known of their data, steps, time.
 
     Args:
         outlooks: of the jobs.
         shared: data stages with the number of jobs that wait for each.
-        same_rows: jobs that differ in nothing but how they came to the same rows.
+        same_rows: jobs that differ in nothing but the way to the same rows.
     """
-    from rich import box
-    from rich.table import Table
-
     out = console(160)
-    axes = list(dict.fromkeys(key for one in outlooks for key in one.job_folder.job.axes))
-    table = Table(*axes, "state", "rows", "tokens", "steps", "epochs", "about", "data", box=box.SIMPLE_HEAD)
-    table.title, table.title_justify = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run", "left"
-    for one in outlooks:
-        values = (one.job_folder.job.axes.get(key, "") for key in axes)
-        numbers = ["?" if value is None else f"{value:,}" for value in (one.rows, one.tokens, one.steps)]
-        epochs = "?" if one.epochs is None else f"{one.epochs:.3g}"
-        about = (
-            ""
-            if one.seconds is None
-            else f"{one.seconds / 60:.0f} min"
-            if one.seconds >= 90
-            else f"{one.seconds:.0f} s"
-        )
-        data = "stored" if one.missing is None else f"from {one.missing[0]} on to be computed"
-        state = f"{one.job_folder.progress}{' (other versions)' if one.other_versions else ''}"
-        table.add_row(*values, state, *numbers, epochs, about, data)
-    out.print(table)
-    request = outlooks[0].job_folder.job.run.launch.cluster_request()
-    lines = [f"{stage}: computed once for {jobs} jobs, or so far as they agree" for stage, jobs in shared if jobs > 1]
-    for one in outlooks[:1]:
-        lines += _known_stages(one)
-    if not any(one.memory for one in outlooks):
-        lines.append("Memory: not known before the model is here; its file in conf/model/ says what it takes")
-    for memory in dict.fromkeys(one.memory for one in outlooks if one.memory):
-        held = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
-        sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in held.items() if size is not None)
-        counts = (
-            f"{memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million of them trained"
-        )
-        lines.append(f"Memory: {counts}; {sizes}, and activations")
-    changed = {f"{name} {then}": None for one in outlooks for name, then in one.other_versions.items()}
-    if changed:
+    out.print(_plan_table(outlooks))
+    lines = [f"{stage}: computed once for up to {jobs} jobs" for stage, jobs in shared if jobs > 1]
+    lines.append(_known_rows(outlooks[0]))
+    lines += _memory_lines(outlooks)
+    versions = {f"{name} {old}": None for outlook in outlooks for name, old in outlook.other_versions.items()}
+    if versions:
         lines.append(
-            f"Finished jobs marked (other versions) were made with {', '.join(changed)}; rerun=true runs again"
+            f"Finished jobs marked (other versions) were made with {', '.join(versions)}; rerun=true runs again"
         )
-    if likes := {str(one.like): None for one in outlooks if one.like}:
-        lines.append(
-            f"Times are those of {', '.join(likes)}, by its seconds for a step; without such a run none is given"
-        )
-    lines += [f"Same training rows: {told}; one of them would do" for told in same_rows]
-    if request:
-        lines.append(f"Asked of the cluster for each job: {request}")
-    path = outlooks[0].job_folder.folder.path
+    if sources := {str(outlook.like): None for outlook in outlooks if outlook.like}:
+        lines.append(f"Times follow from the seconds per step of {', '.join(sources)}; jobs unlike them have none")
+    lines += [f"Same training rows: {jobs}; one of them would do" for jobs in same_rows]
+
+    job_folder = outlooks[0].job_folder
+    if request := job_folder.job.run.launch.cluster_request():
+        lines.append(f"Requested from the cluster for each job: {request}")
+    path = job_folder.folder.path
     lines.append(f"Folder: {path.parent if len(outlooks) > 1 else path}")
     for line in lines:
         out.print(line, soft_wrap=True)
 
 
-def _known_stages(one: Outlook) -> list[str]:
-    known = ", ".join(f"{stage['stage']} {stage['rows_kept']:,}" for stage in one.stages)
-    more = f"; {one.missing[0]} and what follows it: not known before it is computed" if one.missing else ""
-    return [
-        f"Rows after each stage{' of the first job' if one.job_folder.job.axes else ''}: {known or 'none known'}{more}"
-    ]
+def _plan_table(outlooks: list[Outlook]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    axes = list(dict.fromkeys(key for outlook in outlooks for key in outlook.job_folder.job.axes))
+    table = Table(*axes, "state", "rows", "tokens", "steps", "epochs", "about", "data", box=box.SIMPLE_HEAD)
+    table.title, table.title_justify = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run", "left"
+    for outlook in outlooks:
+        values = (outlook.job_folder.job.axes.get(key, "") for key in axes)
+        state = f"{outlook.job_folder.progress}{' (other versions)' if outlook.other_versions else ''}"
+        counts = (outlook.rows, outlook.tokens, outlook.steps)
+        numbers = ["?" if count is None else f"{count:,}" for count in counts]
+        epochs = "?" if outlook.epochs is None else f"{outlook.epochs:.3g}"
+        data = "stored" if outlook.missing is None else f"computed from {outlook.missing[0]} on"
+        table.add_row(*values, state, *numbers, epochs, _duration(outlook.seconds), data)
+    return table
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _memory_lines(outlooks: list[Outlook]) -> list[str]:
+    footprints = dict.fromkeys(outlook.memory for outlook in outlooks if outlook.memory)
+    if not footprints:
+        return ["Memory: unknown until the model is downloaded; its file in conf/model/ has an estimate"]
+    lines = []
+    for memory in footprints:
+        parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+        sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in parts.items() if size is not None)
+        lines.append(
+            f"Memory: {memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million of them "
+            f"trained; {sizes}, and activations"
+        )
+    return lines
+
+
+def _known_rows(outlook: Outlook) -> str:
+    counts = ", ".join(f"{stage['stage']} {stage['rows_kept']:,}" for stage in outlook.stages)
+    rest = f"; unknown from {outlook.missing[0]} on until that is computed" if outlook.missing else ""
+    subject = "Rows after each stage" + (" of the first job" if outlook.job_folder.job.axes else "")
+    return f"{subject}: {counts or 'none known'}{rest}"
 
 
 def show_store(store: Store) -> None:

@@ -104,7 +104,7 @@ def test_what_a_cluster_is_asked_for(here: Path, overrides: list[str], capsys: p
     output = capsys.readouterr().out
     assert "nodes=1, gpus-per-node=4, cpus-per-task=4, mem=64GB, time=240 min, partition=gpu" in output
     assert main(["plan", *overrides]) == 0
-    assert "Asked of the cluster" not in capsys.readouterr().out
+    assert "Requested from the cluster" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_finished_jobs_and_times_like_theirs(here: Path, overrides: list[str]) -
 def test_the_command_tells_it(here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-m", *overrides, "seed=1,2"]) == 0
     output = capsys.readouterr().out
-    assert "from load on to be computed" in output
+    assert "computed from load on" in output
     assert "computed once for 2 jobs" in output
     assert main(["plan", *overrides, "dedup=nope"]) == 2
     assert list(here.iterdir()) == []
