@@ -147,6 +147,7 @@ def _run_folders(path: Path) -> list[Path]:
         raise FolderError(f"{path}: no such folder; compare takes sweep folders and run folders")
     if (path / "config.yaml").exists():
         return [path]
+    # Not find_run_dirs, which follows no links: jobs may be collected for a comparison by links to their folders.
     for pattern in ("*/config.yaml", "*/*/config.yaml"):
         folders = sorted(file.parent for file in path.glob(pattern))
         if folders := [folder for folder in folders if not _REPLACED.search(folder.name)]:
