@@ -98,12 +98,9 @@ def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeyp
     assert not [message for message in messages if message.startswith("joblib ") or "no-such-package" in message]
 
 
-def test_two_builds_of_faiss_are_a_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_build_of_faiss_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path / "site", "faiss-gpu-cu12", "1.15")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    (builds,) = [diagnosis for diagnosis in doctor.check_conflicts() if "faiss" in diagnosis.message]
-    assert builds.severity == PROBLEM
-    assert builds.message.startswith("faiss-cpu and faiss-gpu-cu12 write into the same folder; pip uninstall")
     (fine,) = doctor.check_packages(["faiss-cpu<2,>=1.15"])
     assert fine.severity == OK
 

@@ -110,11 +110,12 @@ def _render(name: str, label: str, draw: Callable[[], Chart]) -> Markup:
 
     def label_mark(match: re.Match[str]) -> str:
         classes, title = groups[int(match["number"])]
-        # Without a style of its own, a mark takes that of its classes. The wide twin is for the pointer.
+        # Without a style of its own, a mark takes that of its classes.
         body = re.sub(r' style="[^"]*"', "", match["body"])
         body = re.sub(r"(\d\.\d)\d+", r"\1", body)
         if classes.startswith("curve"):
-            body = re.sub(r"^ *<path (.*?/>)", r'<path class="wide" \1\n\g<0>', body, count=1, flags=re.DOTALL)
+            path = f"{name}-curve-{match['number']}"  # drawn once more, wide and invisible, for the pointer
+            body = f'<use class="wide" href="#{path}"/>\n' + body.replace("<path ", f'<path id="{path}" ', 1)
         return Markup('<g class="{}"><title>{}</title>\n').format(classes, title) + Markup(body) + Markup("</g>")  # noqa: S704
 
     svg: str = inline_svg(render_svg(name, draw_figure), name)

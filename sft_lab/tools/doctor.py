@@ -182,7 +182,7 @@ def check_packages(requirements: list[str]) -> Iterator[Diagnosis]:
 
 
 def check_conflicts() -> Iterator[Diagnosis]:
-    """Yield packages that do not fit together: those that ``pip check`` names, and builds it does not look at."""
+    """Yield packages that do not fit together: those that ``pip check`` names, and builds of PyTorch."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
     report = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if report.returncode and not report.stdout:
@@ -202,14 +202,6 @@ def check_conflicts() -> Iterator[Diagnosis]:
                 f"{name} {version} and torch {torch} are of two builds, which fails on import; install both from one "
                 f"index, see https://pytorch.org/get-started, or pip uninstall {name}",
             )
-
-    faiss = [name for name in FAISS_BUILDS if _version(name)]
-    if len(faiss) > 1:
-        yield _problem(
-            "clash",
-            f"{' and '.join(faiss)} write into the same folder; pip uninstall {' '.join(faiss)}, then install one of "
-            "them",
-        )
 
 
 def check_variables() -> Iterator[Diagnosis]:
