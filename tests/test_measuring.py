@@ -13,7 +13,8 @@ from sft_lab.cli.main import main
 from sft_lab.core.context import StageContext
 from sft_lab.core.types import IGNORED
 from sft_lab.evaluation.advice import advise
-from sft_lab.run.evaluator import Measuring, _with_head, _without_first
+from sft_lab.run.evaluator import Evaluator
+from sft_lab.run.few_shot import few_shot_prefix, with_prefix, without_first_answers
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,28 +29,45 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_labels_of_the_examples_are_left_out() -> None:
     gap, *labels = IGNORED, 1, 2, 3, 4
     one, two, three, four = labels
-    assert _without_first([gap, one, two, gap, gap, three, gap, four], 0) == [gap, one, two, gap, gap, three, gap, four]
-    assert _without_first([gap, one, two, gap, gap, three, gap, four], 1) == [gap, gap, gap, gap, gap, three, gap, four]
-    assert _without_first([gap, one, two, gap, gap, three, gap, four], 2) == [gap] * 7 + [four]
+    assert without_first_answers([gap, one, two, gap, gap, three, gap, four], 0) == [
+        gap,
+        one,
+        two,
+        gap,
+        gap,
+        three,
+        gap,
+        four,
+    ]
+    assert without_first_answers([gap, one, two, gap, gap, three, gap, four], 1) == [
+        gap,
+        gap,
+        gap,
+        gap,
+        gap,
+        three,
+        gap,
+        four,
+    ]
+    assert without_first_answers([gap, one, two, gap, gap, three, gap, four], 2) == [gap] * 7 + [four]
 
 
 def test_two_system_turns_become_one() -> None:
     head = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
     asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "b"}]
-    assert [turn["content"] for turn in _with_head(head, asked)] == ["Be brief.\n\nBe kind.", "a", "b"]
-    assert [turn["content"] for turn in _with_head(head, asked[1:])] == ["Be brief.", "a", "b"]
-    assert [turn["content"] for turn in _with_head(head[1:], asked)] == ["Be kind.", "a", "b"]
-    assert _with_head(head, []) == []  # plain text
+    assert [turn["content"] for turn in with_prefix(head, asked)] == ["Be brief.\n\nBe kind.", "a", "b"]
+    assert [turn["content"] for turn in with_prefix(head, asked[1:])] == ["Be brief.", "a", "b"]
+    assert [turn["content"] for turn in with_prefix(head[1:], asked)] == ["Be kind.", "a", "b"]
+    assert with_prefix(head, []) == []  # plain text
 
 
 def test_a_prompted_row_scores_the_same_answer_behind_prompt_and_examples(here: Path, tiny: list[str]) -> None:
     run = compose([*tiny, "evaluation.baseline.examples=2"])
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
     data = run.prepare(context)
-    measuring = Measuring(run, context, lambda: None)
-    head = measuring._prompted_head(data)
+    head = few_shot_prefix(run.evaluation.baseline, data.sides)
     assert [turn["role"] for turn in head] == ["system", "user", "assistant", "user", "assistant"]
-    prompted = measuring._prompted(run.template, head, data.held_out)
+    prompted = Evaluator(run, context, lambda: None).prompted(run.template, head, data.held_out)
     assert len(prompted.rows) == len(data.held_out.rows)
     for alone, behind in zip(data.held_out.tokens, prompted.tokens, strict=True):
         asked, given = ([label for label in row["labels"] if label != IGNORED] for row in (alone, behind))
@@ -63,7 +81,7 @@ def test_examples_do_not_depend_on_filters_or_thresholds(here: Path, tiny: list[
     for words in ([], ["dedup=none"], ["filter.length.max_tokens=60"]):
         run = compose([*tiny, *words])
         context = StageContext(run.store.open(), lambda run=run: run.model.tokenizer(StageContext()))
-        heads.append(Measuring(run, context, lambda: None)._prompted_head(run.prepare(context)))
+        heads.append(few_shot_prefix(run.evaluation.baseline, run.prepare(context).sides))
     assert heads[0] == heads[1] == heads[2]
 
 
@@ -143,8 +161,8 @@ def test_a_template_without_system_turns_is_prompted_in_the_user_turn(here: Path
     run = compose(words)
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
     data = run.prepare(context)
-    measuring = Measuring(run, context, lambda: None)
-    prompted = measuring._prompted(run.template, measuring._prompted_head(data), data.held_out)
+    head = few_shot_prefix(run.evaluation.baseline, data.sides)
+    prompted = Evaluator(run, context, lambda: None).prompted(run.template, head, data.held_out)
     assert len(prompted.rows) == len(data.held_out.rows)
     first = context.tokenizer.decode(prompted.tokens[0]["input_ids"])
     assert first.startswith("<|im_start|>user\nAnswer correctly and briefly.\n\n")
@@ -167,7 +185,7 @@ def test_examples_differ_and_hold_no_held_out_answer(here: Path, tiny: list[str]
                    "evaluation.baseline.examples=30"])  # fmt: skip
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
     data = run.prepare(context)
-    head = Measuring(run, context, lambda: None)._prompted_head(data)
+    head = few_shot_prefix(run.evaluation.baseline, data.sides)
     answers = [turn["content"] for turn in head if turn["role"] == "assistant"]
     prompts = [turn["content"] for turn in head if turn["role"] == "user"]
     assert len(answers) == 30
@@ -196,9 +214,9 @@ def test_the_base_model_is_asked_under_a_template_it_knows_by_what_is_written(
     Path("refuses.jinja").write_text(many + Path("same.jinja").read_text())
     run = compose([*tiny, *words])
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
-    assert Measuring(run, context, lambda: None)._knows(run.template) is known
+    assert Evaluator(run, context, lambda: None).knows(run.template) is known
     context.tokenizer.eos_token = None
-    assert Measuring(run, context, lambda: None)._knows(run.template)  # under `plain` it could not be asked
+    assert Evaluator(run, context, lambda: None).knows(run.template)  # under `plain` it could not be asked
 
 
 @pytest.mark.slow

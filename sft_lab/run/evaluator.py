@@ -1,15 +1,14 @@
-"""What a run asks of a model, of the base model and of the tuned one alike: rows, questions, prompts.
+"""What a run measures of a model, of the base model and of the tuned one alike: losses, answers, questions.
 
-What the base model answers is stored: it is the same for every job of a sweep.
+What the base model scores and answers is stored: it is the same for every job of a sweep.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 
@@ -18,18 +17,16 @@ from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.params import plain
 from sft_lab.core.positions import learned_positions, within_positions
 from sft_lab.core.rows import Rows
-from sft_lab.core.text import normalize
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Template
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
-from sft_lab.data.split import group_hash
 from sft_lab.data.tokenization import prompt_ids
-from sft_lab.evaluation import answers as outputs
-from sft_lab.evaluation import generation as samples
 from sft_lab.evaluation import heldout
-from sft_lab.evaluation.generation import Answer
+from sft_lab.evaluation.answers import contains_expected, measure_answers
+from sft_lab.evaluation.generation import Answer, generate
 from sft_lab.evaluation.heldout import Ending, Scores
+from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -37,32 +34,48 @@ if TYPE_CHECKING:
     from sft_lab.run.config import Run
 
 PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
-EXAMPLE_CHARACTERS = 200  # of an example's prompt, and of its answer, at most: examples cost context
 
-Messages = list[dict[str, str]]
+# Two exchanges, to see what a template writes. No system message: some templates add their own, others refuse one.
+_SAMPLE_MESSAGES = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
+
+
+class Question(NamedTuple):
+    """A prompt whose answer is known; ``ids``: its tokens, up to the answer."""
+
+    prompt: str
+    reference: str
+    ids: list[int]
+
+
+class Output(NamedTuple):
+    """A model's answer to a question."""
+
+    prompt: str
+    reference: str
+    answer: Answer
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a model was measured to do.
+class Measurement:
+    """What was measured of a model.
 
     Attributes:
         ids: of the held-out rows.
         held_out: their scores, None without any.
-        answers: to the fixed prompts, by the way they were asked.
-        outputs: prompt, reference and answer of some held-out rows.
+        answers: to the fixed prompts: of ``tuned``, of ``base`` and of ``prompted_base``.
+        outputs: answers to some held-out prompts.
         numbers: what goes into the summary.
     """
 
     ids: list[str]
     held_out: Scores | None
     answers: dict[str, list[str]]
-    outputs: list[tuple[str, str, Answer]]
+    outputs: list[Output]
     numbers: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Base(Measured):
+class BaseMeasurement(Measurement):
     """The base model, measured under its own template, or ``plain`` where the run's is new to it.
 
     Attributes:
@@ -74,241 +87,208 @@ class Base(Measured):
     prompted: Scores | None = None
 
 
-class Measuring:
+class Evaluator:
     """Measures models on one run's data.
 
     Args:
-        run: whose stages and knobs are used.
-        context: its tools.
-        load_model: gives the base model.
+        run: its stages and options are used.
+        context: the tools of its stages.
+        load_model: returns the base model; called when something is not stored yet.
     """
 
     def __init__(self, run: Run, context: StageContext, load_model: Callable[[], Any]) -> None:
-        self._run, self._bench, self._load_model = run, context, load_model
+        self._run = run
+        self._context = context
+        self._load_model = load_model
         self._options = run.evaluation
 
-    def base(self, data: Prepared) -> Base:
-        """Measure the base model, or find what it was measured to do."""
-        own = self._knows(self._run.template)
-        template = self._run.template if own else PLAIN
-        held_out = data.held_out if own else self._as(template, data.held_out.rows)
-        probe = data.probe if own else self._as(template, data.probe.rows)
-        head = self._prompted_head(data)
-        asked = _asked(held_out, self._options.outputs)
-        answers = {
-            "base": self._stored_answers(self._prompts(template, []), template),
-            "prompted_base": self._stored_answers(self._prompts(template, head), template),
+    def measure_base(self, data: Prepared) -> BaseMeasurement:
+        """Measure the base model, or read what was measured before."""
+        is_known = self.knows(self._run.template)
+        template = self._run.template if is_known else PLAIN
+        held_out = data.held_out if is_known else self._templated(template, data.held_out.rows)
+        probe = data.probe if is_known else self._templated(template, data.probe.rows)
+        prefix = few_shot_prefix(self._options.baseline, data.sides)
+        fixed_answers = {
+            "base": self._stored_answers(self._fixed_prompts(template, []), template),
+            "prompted_base": self._stored_answers(self._fixed_prompts(template, prefix), template),
         }
-        replies = self._stored_answers([ids for _, _, ids in asked], template)
-        questions = self._questions(template)
-        found = self._measured(
+        measured = self._measure(
             held_out,
-            self._stored_scores(held_out, template) if len(held_out.rows) else None,
-            self._stored_scores(probe, template),
-            {name: self._stored_scores(ready, template) for name, ready in questions.items()},
-            {way: [reply.text for reply in found] for way, found in answers.items()},
-            [(prompt, reference, reply) for (prompt, reference, _), reply in zip(asked, replies, strict=True)],
-            self._domain_answers(questions, lambda prompts: self._stored_answers(prompts, template)),
+            probe,
+            template,
+            {name: [answer.text for answer in answers] for name, answers in fixed_answers.items()},
             data,
-        )
-        return Base(
-            **vars(found),
-            untrained=found.held_out if own else self._untrained(data.held_out),
-            prompted=self._stored_scores(self._prompted(template, head, held_out), template) if head else None,
+            score=lambda ready: self._stored_scores(ready, template),
+            generate_answers=lambda prompts: self._stored_answers(prompts, template),
         )
 
-    def _untrained(self, held_out: Ready) -> Scores | None:
-        return self._stored_scores(held_out, self._run.template) if len(held_out.rows) else None
+        untrained = measured.held_out
+        if not is_known and len(data.held_out.rows):
+            untrained = self._stored_scores(data.held_out, self._run.template)
+        prompted = None
+        if prefix:
+            prompted = self._stored_scores(self.prompted(template, prefix, held_out), template)
+        return BaseMeasurement(**vars(measured), untrained=untrained, prompted=prompted)
 
-    def tuned(self, model: Any, data: Prepared, held_out: Scores | None, probe: Scores | None) -> Measured:
+    def measure_tuned(
+        self, model: Any, data: Prepared, held_out_scores: Scores | None, probe_scores: Scores | None
+    ) -> Measurement:
         """Measure a trained model.
 
         Args:
             model: with the weights that will be saved.
-            data: what it was trained on and is judged by.
-            held_out: its held-out scores, None without held-out rows.
-            probe: its scores of the probe where they are known already.
+            data: the training rows and the held-out rows.
+            held_out_scores: of these weights, None without held-out rows.
+            probe_scores: of these weights where they are known already.
         """
         template = self._run.template
-        asked = _asked(data.held_out, self._options.outputs)
-        replies = self._answer(model, [ids for _, _, ids in asked], template)
-        questions = self._questions(template)
-        return self._measured(
+        return self._measure(
             data.held_out,
-            held_out,
-            probe or self.score(model, data.probe),
-            {name: self.score(model, ready) for name, ready in questions.items()},
-            {"tuned": self.samples(model)},
-            [(prompt, reference, reply) for (prompt, reference, _), reply in zip(asked, replies, strict=True)],
-            self._domain_answers(questions, lambda prompts: self._answer(model, prompts, template)),
+            data.probe,
+            template,
+            {"tuned": self.answer_fixed_prompts(model)},
             data,
+            score=lambda ready: self.score(model, ready),
+            generate_answers=lambda prompts: self._generate(model, prompts, template),
+            held_out_scores=held_out_scores,
+            probe_scores=probe_scores,
         )
 
+    def _measure(
+        self,
+        held_out: Ready,
+        probe: Ready,
+        template: Template,
+        fixed_answers: dict[str, list[str]],
+        data: Prepared,
+        *,
+        score: Callable[[Ready], Scores],
+        generate_answers: Callable[[list[list[int]]], list[Answer]],
+        held_out_scores: Scores | None = None,
+        probe_scores: Scores | None = None,
+    ) -> Measurement:
+        outputs = _answered(_easiest_questions(held_out, self._options.outputs), generate_answers)
+        question_sets = self._question_sets(template)
+        if held_out_scores is None and len(held_out.rows):
+            held_out_scores = score(held_out)
+        probe_scores = probe_scores or score(probe)
+
+        numbers = {**_held_out_numbers(held_out_scores, probe_scores)}
+        if outputs:
+            prompts, references, answers = zip(*outputs, strict=True)
+            metrics = measure_answers(answers, prompts, references, data.train.rows.column("answer"))
+            numbers |= {f"outputs/{name}": value for name, value in metrics.items()}
+        numbers |= {f"{name}/loss": score(ready).loss for name, ready in question_sets.items()}
+        if "domain" in question_sets:
+            numbers |= _domain_numbers(question_sets["domain"], generate_answers)
+        return Measurement(held_out.rows.column("id"), held_out_scores, fixed_answers, outputs, numbers)
+
     def score(self, model: Any, ready: Ready, template: Template | None = None) -> Scores:
-        """Score rows by the one measure; ``template``: theirs, None for the run's."""
+        """Return the held-out scores of rows; ``template``: theirs, None for the run's."""
         ending = self._ending(template or self._run.template)
         return heldout.score(model, ready.tokens, ready.answer_bytes, ending, batch_tokens=self._options.batch_tokens)
 
-    def _ending(self, template: Template) -> Ending:
-        renderer, tokenizer = template.bind(self._bench), self._bench.tokenizer
-        closing = tokenizer(renderer.closing.lstrip(), add_special_tokens=False)["input_ids"]
-        foreign = closing[0] if renderer.foreign else None
-        return Ending(frozenset(renderer.end_ids), max(1, len(closing)), foreign)
-
-    def samples(self, model: Any) -> list[str]:
-        """Answer the fixed prompts under the run's template."""
-        return [reply.text for reply in self._answer(model, self._prompts(self._run.template, []), self._run.template)]
+    def answer_fixed_prompts(self, model: Any) -> list[str]:
+        """Return a model's answers to ``evaluation.prompts`` under the run's template."""
+        template = self._run.template
+        return [answer.text for answer in self._generate(model, self._fixed_prompts(template, []), template)]
 
     def base_key(self) -> str:
-        """A key of the base model's weights as they are held."""
-        held = ["nf4"] if self._run.trainer.four_bit else []
+        """Return a key of the base model's weights as they are held."""
         model = self._run.model
-        how = plain(model.arithmetic())
-        return digest([model.key(self._bench, self._run.seed), how, self._bench.new_tokens, *held])
+        quantization = ["nf4"] if self._run.trainer.four_bit else []
+        weights = model.key(self._context, self._run.seed)
+        return digest([weights, plain(model.arithmetic()), self._context.new_tokens, *quantization])
 
-    def _measured(
-        self,
-        ready: Ready,
-        held_out: Scores | None,
-        probe: Scores,
-        sets: dict[str, Scores],
-        answers: dict[str, list[str]],
-        replies: list[tuple[str, str, Answer]],
-        domain: list[bool],
-        data: Prepared,
-    ) -> Measured:
-        numbers: dict[str, Any] = {}
-        for side, scores in (("eval", held_out), ("train", probe)):
-            if scores is not None:
-                numbers[f"{side}/recalled_share"] = scores.recalled_share
-        if held_out is not None:
-            numbers |= {
-                "eval/loss": held_out.loss,
-                "eval/bits_per_byte": held_out.bits_per_byte,
-                "eval/token_accuracy": held_out.accuracy,
-                "eval/stop_probability": held_out.stop_probability,
-                "eval/foreign_probability": held_out.foreign_probability,
-            }
-        numbers["train/probe_loss"] = probe.loss
-        if replies:
-            prompts, references, given = zip(*replies, strict=True)
-            looked = outputs.measure_answers(given, prompts, references, data.train.rows.column("answer"))
-            numbers |= {f"outputs/{name}": value for name, value in looked.items()}
-        numbers |= {f"{name}/loss": scores.loss for name, scores in sets.items()}
-        if domain:
-            numbers["domain/right_share"] = sum(domain) / len(domain)
-        return Measured(ready.rows.column("id"), held_out, answers, replies, numbers)
+    def knows(self, template: Template) -> bool:
+        """Return whether a template writes what the model's own does.
 
-    def _knows(self, template: Template) -> bool:
-        """Whether a template writes what the model's own does; without an end of text no other could be asked."""
-        tokenizer = self._bench.tokenizer
+        So does every template where there is no end of text, since the model could be measured under no other.
+        """
+        tokenizer = self._context.tokenizer
         if isinstance(template, Auto) or not tokenizer.eos_token:
             return True
         if not tokenizer.chat_template:
             return False
         try:
-            own, asked = (one.bind(self._bench).conversation(_PROBE).text for one in (Auto(), template))
+            own = Auto().bind(self._context).conversation(_SAMPLE_MESSAGES).text
+            return own == template.bind(self._context).conversation(_SAMPLE_MESSAGES).text
         except (ModelError, CannotRender):
             return False
-        return own == asked
 
-    def _as(self, template: Template, rows: Rows, longest: int | None = None) -> Ready:
-        """Give rows under a template, outside the waterfall."""
-        work = Preparation(self._bench, longest or self._run.trainer.max_length, loss_on_all=False)
+    def prompted(self, template: Template, prefix: Messages, ready: Ready) -> Ready:
+        """Return held-out rows with the prefix before each; the answers of its examples are not scored."""
+        columns = {name: ready.rows.column(name) for name in ("id", "prompt", "answer", "messages")}
+        takes_system = self._takes_system(template)
+        columns["messages"] = [
+            with_prefix(prefix, messages, takes_system=takes_system) for messages in columns["messages"]
+        ]
+        rows = Rows.of(datasets.Dataset.from_dict(columns))
+        longest = self._run.trainer.max_length + self._count_tokens(prefix)
+        longest = min(longest, self._context.tokenizer.model_max_length)
+        longest = within_positions(longest, self._run.model.config(self._context))
+        templated = self._templated(template, rows, longest)
+
+        examples = count_answers(prefix)
+        skipped = [0 if is_text else examples for is_text in templated.rows.is_text]
+        labels = [*map(without_first_answers, templated.tokens["labels"], skipped)]
+        tokens = datasets.Dataset.from_dict({**templated.tokens[:], "labels": labels})
+        return type(templated)(templated.rows, tokens, templated.rendered)
+
+    def _templated(self, template: Template, rows: Rows, longest: int | None = None) -> Ready:
+        """Return rows under a template, outside the waterfall."""
+        work = Preparation(self._context, longest or self._run.trainer.max_length, loss_on_all=False)
         return work.held_out_as(template, rows)
 
-    def _questions(self, template: Template) -> dict[str, Ready]:
-        """Give the sets of questions under a template."""
+    def _question_sets(self, template: Template) -> dict[str, Ready]:
+        """Return the sets of questions, general and domain, under a template."""
         return {
-            name: self._as(template, File(path=path)(self._bench).rows) for name, path in self._options.sets().items()
+            name: self._templated(template, File(path=path)(self._context).rows)
+            for name, path in self._options.sets().items()
         }
 
-    def _domain_answers(
-        self, questions: dict[str, Ready], answer: Callable[[list[list[int]]], list[Answer]]
-    ) -> list[bool]:
-        """Whether each question of the domain set is answered with what was expected."""
-        if "domain" not in questions:
-            return []
-        asked = _asked(questions["domain"], len(questions["domain"].rows))
-        replies = answer([ids for _, _, ids in asked])
-        return [
-            outputs.contains_expected(reply.text, expected)
-            for (_, expected, _), reply in zip(asked, replies, strict=True)
-        ]
-
-    def _prompted_head(self, data: Prepared) -> Messages:
-        """Give what stands before each prompt for the prompted base model: system prompt, examples.
-
-        Examples are single exchanges, chosen by hash from the training side as it was loaded, so that they are the same
-        for every filter and threshold; none has a held-out row's answer.
-        """
-        baseline, rows = self._options.baseline, data.sides.train
-        head = [{"role": "system", "content": baseline.system_prompt}] if baseline.system_prompt else []
-        if not baseline.examples:
-            return head
-        known = set(map(normalize, data.sides.held_out_rows.column("answer")))
-        found = {
-            (group_hash(f"example:{row_id.split('-', 1)[-1]}"), prompt, answer)
-            for row_id, prompt, answer, messages in zip(
-                *map(rows.column, ("id", "prompt", "answer", "messages")), strict=True
-            )
-            if sum(turn["role"] == "assistant" for turn in messages) == 1
-            and 0 < len(prompt) <= EXAMPLE_CHARACTERS
-            and 0 < len(answer) <= EXAMPLE_CHARACTERS
-            and normalize(answer) not in known
-        }
-        for _, prompt, answer in sorted(found)[: baseline.examples]:
-            head += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        return head
-
-    def _prompted(self, template: Template, head: Messages, ready: Ready) -> Ready:
-        """Give held-out rows with the head before each; the answers of its examples are not scored."""
-        names = ("id", "prompt", "answer", "messages")
-        found = {name: ready.rows.column(name) for name in names}
-        takes_system = self._takes_system(template)
-        found["messages"] = [_with_head(head, messages, takes_system) for messages in found["messages"]]
-        rows = Rows.of(datasets.Dataset.from_dict(found))
-        longest = min(self._run.trainer.max_length + self._tokens(head), self._bench.tokenizer.model_max_length)
-        asked = self._as(template, rows, within_positions(longest, self._run.model.config(self._bench)))
-        examples = sum(message["role"] == "assistant" for message in head)
-        skipped = [0 if text else examples for text in asked.rows.is_text]
-        tokens = {**asked.tokens[:], "labels": [*map(_without_first, asked.tokens["labels"], skipped)]}
-        return type(asked)(asked.rows, datasets.Dataset.from_dict(tokens), asked.rendered)
+    def _ending(self, template: Template) -> Ending:
+        renderer, tokenizer = template.bind(self._context), self._context.tokenizer
+        closing = tokenizer(renderer.closing.lstrip(), add_special_tokens=False)["input_ids"]
+        foreign = closing[0] if renderer.foreign else None
+        return Ending(frozenset(renderer.end_ids), max(1, len(closing)), foreign)
 
     def _takes_system(self, template: Template) -> bool:
-        """Whether a template takes a system turn; some refuse one."""
-        turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        """Return whether a template takes a system message; some refuse one."""
+        messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
         try:
-            template.bind(self._bench).prompt(turns)
+            template.bind(self._context).prompt(messages)
         except CannotRender:
             return False
         return True
 
-    def _tokens(self, messages: Messages) -> int:
+    def _count_tokens(self, messages: Messages) -> int:
+        """Return an upper bound of what messages take under a template, which may write 16 tokens around each."""
         texts = [message["content"] for message in messages]
-        return sum(map(len, self._bench.tokenizer(texts, verbose=False)["input_ids"])) + 16 * len(messages)
+        ids = self._context.tokenizer(texts, verbose=False)["input_ids"]
+        return sum(map(len, ids)) + 16 * len(messages)
 
-    def _prompts(self, template: Template, head: Messages) -> list[list[int]]:
-        """Give the fixed prompts as tokens."""
-        renderer = template.bind(self._bench)
+    def _fixed_prompts(self, template: Template, prefix: Messages) -> list[list[int]]:
+        """Return ``evaluation.prompts`` as tokens."""
+        renderer = template.bind(self._context)
         takes_system = self._takes_system(template)
-        asked = (_with_head(head, [{"role": "user", "content": text}], takes_system) for text in self._options.prompts)
-        return [prompt_ids(renderer.prompt(messages), self._bench.tokenizer) for messages in asked]
+        prompts = []
+        for text in self._options.prompts:
+            messages = with_prefix(prefix, [{"role": "user", "content": text}], takes_system=takes_system)
+            prompts.append(prompt_ids(renderer.prompt(messages), self._context.tokenizer))
+        return prompts
 
-    def _answer(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
+    def _generate(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
+        max_new_tokens = self._options.max_new_tokens
         limit, longest = learned_positions(model), max(map(len, prompts), default=0)
-        if limit and longest + self._options.max_new_tokens > limit:
-            self._bench.notice(
-                f"evaluation.max_new_tokens={self._options.max_new_tokens}: the model has learned {limit:,} positions, "
+        if limit and longest + max_new_tokens > limit:
+            self._context.notice(
+                f"evaluation.max_new_tokens={max_new_tokens}: the model has learned {limit:,} positions, "
                 f"and the longest prompt takes {longest:,}: its answer is cut at {max(limit - longest, 0):,} tokens"
             )
-        return samples.generate(
-            model,
-            self._bench.tokenizer,
-            prompts,
-            end_ids=sorted(self._ending(template).stops),
-            max_new_tokens=self._options.max_new_tokens,
-        )
+        end_ids = sorted(self._ending(template).stops)
+        return generate(model, self._context.tokenizer, prompts, end_ids=end_ids, max_new_tokens=max_new_tokens)
 
     def _stored_scores(self, ready: Ready, template: Template) -> Scores:
         ending = self._ending(template)
@@ -323,64 +303,67 @@ class Measuring:
         def compute(folder: Path) -> None:
             self.score(self._load_model(), ready, template).save(folder)
 
-        return Scores.load(self._bench.stage("base", recipe, compute).path)
+        return Scores.load(self._context.stage("base", recipe, compute).path)
 
     def _stored_answers(self, prompts: list[list[int]], template: Template) -> list[Answer]:
         if not prompts:
             return []
 
         def compute(folder: Path) -> None:
-            found = self._answer(self._load_model(), prompts, template)
-            write_json(folder / "answers.json", {"answers": [vars(answer) for answer in found]})
+            answers = self._generate(self._load_model(), prompts, template)
+            write_json(folder / "answers.json", {"answers": [vars(answer) for answer in answers]})
 
         params = {"max_new_tokens": self._options.max_new_tokens}
         recipe = {"version": 2, "params": params, "model": self.base_key(), "input": digest(prompts)}
-        path = self._bench.stage("base_answers", recipe, compute).path
-        return [Answer(**found) for found in read_json(path / "answers.json")["answers"]]
+        path = self._context.stage("base_answers", recipe, compute).path
+        return [Answer(**fields) for fields in read_json(path / "answers.json")["answers"]]
 
 
-def _asked(ready: Ready, count: int) -> list[tuple[str, str, list[int]]]:
-    """Give prompt, expected answer and the prompt's tokens of the ``count`` conversations with the shortest answers."""
-    columns = (ready.rows.column("prompt"), ready.rows.column("messages"), *map(ready.tokens.__getitem__, _TOKENS))
-    found = []
+def _held_out_numbers(held_out: Scores | None, probe: Scores) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    if held_out is not None:
+        numbers["eval/recalled_share"] = held_out.recalled_share
+    numbers["train/recalled_share"] = probe.recalled_share
+    if held_out is not None:
+        numbers |= {
+            "eval/loss": held_out.loss,
+            "eval/bits_per_byte": held_out.bits_per_byte,
+            "eval/token_accuracy": held_out.accuracy,
+            "eval/stop_probability": held_out.stop_probability,
+            "eval/foreign_probability": held_out.foreign_probability,
+        }
+    return {**numbers, "train/probe_loss": probe.loss}
+
+
+def _domain_numbers(ready: Ready, generate_answers: Callable[[list[list[int]]], list[Answer]]) -> dict[str, float]:
+    """Return the share of the domain questions that are answered with what was expected."""
+    outputs = _answered(_easiest_questions(ready, len(ready.rows)), generate_answers)
+    if not outputs:
+        return {}
+    right = sum(contains_expected(answer.text, expected) for _, expected, answer in outputs)
+    return {"domain/right_share": right / len(outputs)}
+
+
+def _answered(questions: list[Question], generate_answers: Callable[[list[list[int]]], list[Answer]]) -> list[Output]:
+    answers = generate_answers([question.ids for question in questions])
+    return [
+        Output(question.prompt, question.reference, answer) for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def _easiest_questions(ready: Ready, count: int) -> list[Question]:
+    """Return the first questions of the ``count`` conversations with the shortest answers, in their order."""
+    columns = (
+        ready.rows.column("prompt"),
+        ready.rows.column("messages"),
+        ready.tokens["input_ids"],
+        ready.tokens["labels"],
+    )
+    questions = []
     for prompt, messages, ids, labels in zip(*columns, strict=True):
-        expected = next((turn["content"] for turn in messages if turn["role"] == "assistant"), None)
-        if expected is not None:
-            begin = next(place for place, label in enumerate(labels) if label != IGNORED)
-            found.append((prompt, expected, list(ids[:begin])))
-    order = sorted(range(len(found)), key=lambda place: len(found[place][1]))[:count]
-    return [found[place] for place in sorted(order)]
-
-
-_TOKENS = ("input_ids", "labels")
-# Without a system turn: some templates put in one of their own, others refuse it.
-_PROBE = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
-
-
-def _with_head(head: Messages, messages: Messages, takes_system: bool = True) -> Messages:
-    """Put the head before a conversation.
-
-    Two system turns become one, since many templates know one only; where a template takes none, its text goes before
-    the first user turn's.
-    """
-    if not messages:  # plain text
-        return []
-    if not takes_system and head and head[0]["role"] == "system":
-        first, *rest = [*head[1:], *messages]
-        return [{**first, "content": f"{head[0]['content']}\n\n{first['content']}"}, *rest]
-    if head and head[0]["role"] == "system" and messages[0]["role"] == "system":
-        both = f"{head[0]['content']}\n\n{messages[0]['content']}"
-        return [{"role": "system", "content": both}, *head[1:], *messages[1:]]
-    if messages[0]["role"] == "system":
-        return [messages[0], *head, *messages[1:]]
-    return [*head, *messages]
-
-
-def _without_first(labels: list[int], runs: int) -> list[int]:
-    """Leave out the first ``runs`` stretches of labels: the answers of the examples."""
-    kept: list[int] = []
-    for number, (_, stretch) in enumerate(itertools.groupby(labels, key=lambda label: label != IGNORED)):
-        values = list(stretch)
-        # Stretches take turns, the first one unlabelled.
-        kept += [IGNORED] * len(values) if number < 2 * runs else values
-    return kept
+        reference = next((message["content"] for message in messages if message["role"] == "assistant"), None)
+        if reference is not None:
+            start = next(index for index, label in enumerate(labels) if label != IGNORED)
+            questions.append(Question(prompt, reference, list(ids[:start])))
+    order = sorted(range(len(questions)), key=lambda index: len(questions[index].reference))
+    return [questions[index] for index in sorted(order[:count])]

@@ -1,4 +1,4 @@
-"""A run folder at work: log, manifest, tracking, and what the data stages leave in it."""
+"""A session: what a run keeps open and writes while it works in its folder: log, manifest, tracking, data report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A run's tools and records, open for as long as it works. This one prepares data."""
+    """A run's context and records, open for as long as it works. This one prepares data.
+
+    Args:
+        run: to carry out.
+        folder: that this process has claimed.
+    """
 
     def __init__(self, run: Run, folder: RunDir) -> None:
         self.run = run
@@ -60,7 +65,7 @@ class Session:
         )
         if not logging.getLogger("sft_lab").level:  # a notebook has not set any, and the log would hold warnings alone
             logging.getLogger("sft_lab").setLevel(logging.INFO)
-        # Last: whoever fails to enter is not left, and the next job's lines would stand in this log too.
+        # Last: ``__exit__`` is not called where entering fails, and the log would get the next job's lines too.
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
         self._handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("sft_lab").addHandler(self._handler)
@@ -95,7 +100,7 @@ class Session:
         self._mirror = self.run.tracking.start(self.folder, self._run_id(), self.run.saved())
 
     def note_inputs(self) -> None:
-        """Note what the data stages have read, and keep copies of what is small of it."""
+        """Note what the data stages have read, and copy the small files."""
         inputs.copy(self.run, self.folder, self.context.store)
         self._note(
             {
@@ -116,20 +121,26 @@ class Session:
         html_report.write_report(self.folder)
         self._mirror_data(data)
         stages = data.train_flow.stages
-        return self._end({"rows": stages[0]["rows_in"], "train_rows": len(data.train.rows),
-                          "eval_rows": len(data.held_out.rows), "train_tokens": stages[-1]["tokens_kept"]})  # fmt: skip
+        return self._end(
+            {
+                "rows": stages[0]["rows_in"],
+                "train_rows": len(data.train.rows),
+                "eval_rows": len(data.held_out.rows),
+                "train_tokens": stages[-1]["tokens_kept"],
+            }
+        )
 
     def _end(self, summary: dict[str, Any]) -> dict[str, Any]:
-        if where := self._mirror.finish(summary):
-            log.info("%s", where)
+        if address := self._mirror.finish(summary):
+            log.info("%s", address)
         return summary
 
     def _run_id(self) -> str:
-        """W&B's id: the job's hash in a sweep, so that a job that goes on stays one run."""
+        """Return W&B's id: the job's hash in a sweep, so that a resumed job stays one run."""
         name = f"{self.run.hash}{self._suffix}"
         return name if self.folder.sweep else f"{name}-{digest(str(self.folder.path.absolute()))[:4]}"
 
-    _suffix = "-data"  # preparing is another run in W&B than the training that may follow
+    _suffix = "-data"  # in W&B, preparing is a run of its own beside the training that may follow
 
     def _note(self, facts: dict[str, Any]) -> None:
         self._manifest |= facts
@@ -146,7 +157,7 @@ class Session:
             self._mirror.table(name, [*columns, "dropped"], rows)
         for name, columns, rows in data_report.tables(self.folder):
             self._mirror.table(name, columns, rows)
-        for name in figures.FIGURE_NAMES:  # what others drew stays here: in W&B's page it could act
+        for name in figures.FIGURE_NAMES:  # no other file, since an SVG of a stranger could run code in W&B's page
             if (file := self.folder.figures / f"{name}.svg").exists():
                 self._mirror.picture(name, file)
 

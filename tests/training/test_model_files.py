@@ -11,7 +11,7 @@ from sft_lab import compose
 from sft_lab.core.context import StageContext
 from sft_lab.core.model_files import loaded_files
 from sft_lab.core.store import Store
-from sft_lab.run.evaluator import Measuring
+from sft_lab.run.evaluator import Evaluator
 from sft_lab.training.models import Pretrained
 
 READ = [
@@ -80,7 +80,7 @@ def test_a_moved_folder_has_the_same_key(folder: Path, tmp_path: Path) -> None:
 def test_how_weights_are_held_enters_the_key_of_base_scores(tiny: list[str]) -> None:
     def base_key(*words: str) -> str:
         run = compose([*tiny, *words])
-        return Measuring(run, run.context(), lambda: None).base_key()
+        return Evaluator(run, run.context(), lambda: None).base_key()
 
     ways = [
         ["model.dtype=float32"], ["model.dtype=bfloat16"], ["model.attn_implementation=eager"],
