@@ -119,10 +119,11 @@ class SupervisedJob:
     def _failure_message(self, ending: Ending) -> str:
         """Return what the status of this attempt says, else why the process ended, which the status then says too."""
         status = read_status(self.folder)
-        if status.get("state") == FAILED and status != self.status_before:
+        state = status.get("state") if status != self.status_before else None
+        if state == FAILED:
             return str(status.get("error"))
         # Another process may be at work in the folder, for which this one has waited.
-        if (ending.was_killed or status.get("state") == RUNNING) and not self.folder.is_held():
+        if (ending.was_killed or state == RUNNING) and not self.folder.is_held():
             self.folder.mark_failed(ending.reason)
         return ending.reason
 
