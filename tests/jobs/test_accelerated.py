@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import interrupted_sweep
 import pytest
-import taken
 
 from sft_lab import compose
 from sft_lab.cli.main import main
@@ -60,7 +60,7 @@ def test_two_processes_give_the_losses_of_one_and_leave_one_run_folder(one: Path
     assert curve(two, "train/num_tokens") == curve(one, "train/num_tokens")
     assert files(two) == files(one) | {accelerate_launch.OUTPUT}
     assert read_json(two / "status.json")["state"] == "finished"
-    assert taken.ranks(RunDir(two)) == {}
+    assert interrupted_sweep.find_ranks(RunDir(two)) == {}
 
 
 @pytest.mark.slow
@@ -81,14 +81,14 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     command = subprocess.Popen([sys.executable, "-m", "sft_lab", *words], stderr=subprocess.PIPE, text=True)
     while command.poll() is None and not list(two.glob("checkpoints/checkpoint-4/trainer_state.json")):
         time.sleep(0.01)
-    killed = taken.ranks(RunDir(two))[dies]
+    killed = interrupted_sweep.find_ranks(RunDir(two))[dies]
     os.kill(killed, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 1
     assert f"process {dies} of the training was killed by SIGKILL" in said, (two / accelerate_launch.OUTPUT).read_text()
     assert "Traceback" not in said
     assert RunDir(two).state() == "failed"
-    assert taken.ranks(RunDir(two)) == {}
+    assert interrupted_sweep.find_ranks(RunDir(two)) == {}
     assert main(words) == 0
     assert "goes on from checkpoint-4" in (two / "run.log").read_text()
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
@@ -106,7 +106,7 @@ def test_a_signal_stops_all_processes_at_one_step_with_a_checkpoint(one: Path, h
     assert command.returncode == 143, text
     assert "Traceback" not in text
     assert RunDir(two).state() == "interrupted"
-    assert taken.ranks(RunDir(two)) == {}
+    assert interrupted_sweep.find_ranks(RunDir(two)) == {}
     assert main(words) == 0
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
 

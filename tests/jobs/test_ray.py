@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import interrupted_sweep
 import machines
 import pytest
-import taken
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -30,20 +30,20 @@ RAY = ["launch=ray", "launch.num_cpus=1"]
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a cluster of one core has one worker")
 def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str]) -> None:
-    sweep = taken.start([*tiny, *RAY, "seed=1,2,3"])
-    one = taken.training("seed=*")
-    first = taken.process(one)
+    sweep = interrupted_sweep.start([*tiny, *RAY, "seed=1,2,3"])
+    one = interrupted_sweep.wait_for_training("seed=*")
+    first = interrupted_sweep.process_id(one)
     assert Path(f"/proc/{first}/cmdline").read_bytes().startswith(b"ray::")  # the job is Ray's worker itself
     os.kill(first, signal.SIGKILL)
-    told = taken.told(sweep, 0)
-    assert taken.goes_on(one) == 1
-    assert taken.steps(one) == taken.STEPS
+    told = interrupted_sweep.wait_for_output(sweep, 0)
+    assert interrupted_sweep.count_resumes(one) == 1
+    assert interrupted_sweep.steps(one) == interrupted_sweep.STEPS
     assert told.count(f"{one.path.name}: started on ") == 2
     assert told.count(": started on ") == 4
     assert len(re.findall(r": finished in \d+ s", told)) == 3
-    found = taken.losses(here / "sweep")
+    found = interrupted_sweep.losses(here / "sweep")
     assert len(found) == 3
-    for name, loss in taken.undisturbed(tiny, "1,2").items():
+    for name, loss in interrupted_sweep.run_undisturbed(tiny, "1,2").items():
         assert found[name] == loss
     others = [folder.parent for folder in here.glob("sweep/*/summary.json") if folder.parent != one.path]
     assert all("goes on from" not in (folder / "run.log").read_text() for folder in others)
@@ -52,17 +52,17 @@ def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str
 @pytest.mark.faults
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a cluster of one core has one worker")
 def test_a_sweep_that_loses_a_worker_for_good_and_is_stopped(here: Path, tiny: list[str]) -> None:
-    sweep = taken.start([*tiny, *RAY, "launch.max_retries=0", "seed=1,2"])
-    one = taken.training("seed=1-*")
-    os.kill(taken.process(one), signal.SIGKILL)
-    taken.wait(lambda: taken.state(one) == "failed")
+    sweep = interrupted_sweep.start([*tiny, *RAY, "launch.max_retries=0", "seed=1,2"])
+    one = interrupted_sweep.wait_for_training("seed=1-*")
+    os.kill(interrupted_sweep.process_id(one), signal.SIGKILL)
+    interrupted_sweep.wait_until(lambda: interrupted_sweep.state(one) == "failed")
     assert "its process died, and was not started again by Ray (WorkerCrashedError" in read_json(one.status)["error"]
-    two = taken.training("seed=2-*")
-    worker = taken.process(two)
+    two = interrupted_sweep.wait_for_training("seed=2-*")
+    worker = interrupted_sweep.process_id(two)
     sweep.terminate()
-    assert re.search(r"seed=1-\w+: failed: its process died", taken.told(sweep, None))
-    assert taken.state(two) == "interrupted"
-    taken.wait(lambda: not Path(f"/proc/{worker}").exists(), 20)
+    assert re.search(r"seed=1-\w+: failed: its process died", interrupted_sweep.wait_for_output(sweep, None))
+    assert interrupted_sweep.state(two) == "interrupted"
+    interrupted_sweep.wait_until(lambda: not Path(f"/proc/{worker}").exists(), 20)
 
 
 @pytest.mark.slow
@@ -151,12 +151,12 @@ def test_on_a_ray_of_two_machines(
     with machines.two(root) as (first, second), tempfile.TemporaryDirectory() as short:
         first.do(*begin, f"--node-ip-address={first.address}", f"--temp-dir={short}/1")
         second.do(*words, f"--address={head}", f"--node-ip-address={second.address}")
-        sweep = taken.start([*tiny, *RAY, f"launch.address={head}", "seed=1,2"], first.on)
-        jobs = [taken.training(f"seed={seed}-*") for seed in (1, 2)]
+        sweep = interrupted_sweep.start([*tiny, *RAY, f"launch.address={head}", "seed=1,2"], first.on)
+        jobs = [interrupted_sweep.wait_for_training(f"seed={seed}-*") for seed in (1, 2)]
         (lost,) = [job for job in jobs if read_json(job.status)["host"] == second.name]
         second.end()
-        told = taken.told(sweep, 0)
+        told = interrupted_sweep.wait_for_output(sweep, 0)
         assert f"{lost.path.name}: started on {first.name}" in told
         assert f"{lost.path.name}: started on {second.name}" in told
-        assert taken.goes_on(lost) == 1
-    assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")
+        assert interrupted_sweep.count_resumes(lost) == 1
+    assert interrupted_sweep.losses(here / "sweep") == interrupted_sweep.run_undisturbed(tiny, "1,2")

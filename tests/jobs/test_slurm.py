@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import interrupted_sweep
 import machines
 import pytest
 import slurm_cluster
-import taken
 
 from sft_lab import compose, config
 from sft_lab.cli.main import main
@@ -66,7 +66,9 @@ def options(script: Path) -> dict[str, str]:
 def test_the_batch_script_asks_for_what_the_config_says(
     stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["-m", *tiny, "launch=slurm", *FULL, "seed=1,2,3", taken.SWEEP]) == 1  # nothing starts these jobs
+    assert (
+        main(["-m", *tiny, "launch=slurm", *FULL, "seed=1,2,3", interrupted_sweep.SWEEP]) == 1
+    )  # nothing starts these jobs
     asked = options(stand_ins / "script")
     said = {"partition": "gpu", "account": "lab", "qos": "long", "constraint": "a100", "time": "90", "nodes": "2",
             "ntasks-per-node": "1", "gpus-per-node": "4", "cpus-per-task": "16", "mem": "64GB", "array": "0-2%2",
@@ -87,7 +89,7 @@ def test_the_batch_script_asks_for_what_the_config_says(
 def test_a_job_in_the_queue_is_not_submitted_again(
     stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["-m", *tiny, "launch=slurm", "seed=1,2", taken.SWEEP]
+    words = ["-m", *tiny, "launch=slurm", "seed=1,2", interrupted_sweep.SWEEP]
     (stand_ins / "queue").write_text("12_0 PENDING\n12_1 PENDING\n")
     (stand_ins / "then").write_text("kill -INT $PPID\n")  # Ctrl-C while the command waits
     assert main(words) == 130
@@ -112,7 +114,7 @@ def test_why_jobs_wait_is_told_once(stand_ins: Path, tiny: list[str], capsys: py
         f"12_0 PENDING PartitionTimeLimit\n12_1 PENDING {down}\n12_2 PENDING PartitionTimeLimit\n12_3 PENDING None\n"
     )
     (stand_ins / "then").write_text(f"[ $(wc -l < {stand_ins}/asked) -gt 3 ] && kill -INT $PPID\n")
-    assert main(["-m", *tiny, "launch=slurm", "seed=1,2,3,4", taken.SWEEP]) == 130
+    assert main(["-m", *tiny, "launch=slurm", "seed=1,2,3,4", interrupted_sweep.SWEEP]) == 130
     told = [line for line in capsys.readouterr().err.splitlines() if "in the queue" in line]
     assert told == [
         "2 jobs wait in the queue, says Slurm: PartitionTimeLimit",
@@ -131,7 +133,7 @@ def test_what_the_cluster_refuses_is_told_and_leaves_no_folder(
 
 @pytest.mark.slow
 def test_a_note_of_a_stranger_starts_nothing(stand_ins: Path, tiny: list[str]) -> None:
-    plan = config.compose_jobs([*tiny, "launch=slurm", "seed=1,2", taken.SWEEP], multirun=True)
+    plan = config.compose_jobs([*tiny, "launch=slurm", "seed=1,2", interrupted_sweep.SWEEP], multirun=True)
     (one, _) = create_job_folders(plan)
     write_json(one.folder.queued, {"cluster": "slurm", "job_id": "12; touch harm", "work": "run", "logs": "/"})
     slurm.launch([("", one.folder)], one.job.run.launch, "run")
@@ -197,31 +199,31 @@ def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
     """One is pre-empted, one killed, the command itself ended: the same command comes to what nothing disturbs."""
     # To submitit a job of less than ten minutes has always run out of time, which it grants only where it may go on.
     words = [*tiny, *LOCAL, "launch.timeout_min=9", "seed=1,2"]
-    sweep = taken.start(words)
-    one = taken.training("seed=1-*")
-    first = taken.process(one)
+    sweep = interrupted_sweep.start(words)
+    one = interrupted_sweep.wait_for_training("seed=1-*")
+    first = interrupted_sweep.process_id(one)
     os.kill(first, signal.SIGUSR2)  # as Slurm does before it takes the machine away, or time is over
-    two = taken.training("seed=2-*")
-    os.kill(taken.process(two), signal.SIGKILL)
-    taken.wait(lambda: taken.state(two) == "failed")
+    two = interrupted_sweep.wait_for_training("seed=2-*")
+    os.kill(interrupted_sweep.process_id(two), signal.SIGKILL)
+    interrupted_sweep.wait_until(lambda: interrupted_sweep.state(two) == "failed")
     assert re.search(r"job \d+ ended \(gone from the queue\); see .*log.out", read_json(two.status)["error"])
-    taken.training("seed=1-*", but=first)  # started again by submitit, after the signal
+    interrupted_sweep.wait_for_training("seed=1-*", but=first)  # started again by submitit, after the signal
     sweep.terminate()
-    told = taken.told(sweep, None)
+    told = interrupted_sweep.wait_for_output(sweep, None)
     assert "interrupted\n" in told
     assert "the same command waits for them again" in told
     assert "the jobs go on, unless Ctrl-C in a terminal reached them" in told
-    assert taken.state(one) == "running"
+    assert interrupted_sweep.state(one) == "running"
 
-    sweep = taken.start(words)
-    told = taken.told(sweep, 0)
+    sweep = interrupted_sweep.start(words)
+    told = interrupted_sweep.wait_for_output(sweep, 0)
     assert re.search(r"seed=1-\w+: job \d+ is in the queue or at work; waiting for it", told)
     assert re.search(r"seed=2-\w+: submitted as job", told)
     assert len(list(here.glob("sweep/.submitit/*_submitted.pkl"))) == 3
-    assert (taken.goes_on(one), taken.goes_on(two)) == (1, 1)
-    assert taken.steps(one) == taken.steps(two) == taken.STEPS
-    assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")
-    assert main(["-m", *words, *taken.LONG, taken.SWEEP]) == 0
+    assert (interrupted_sweep.count_resumes(one), interrupted_sweep.count_resumes(two)) == (1, 1)
+    assert interrupted_sweep.steps(one) == interrupted_sweep.steps(two) == interrupted_sweep.STEPS
+    assert interrupted_sweep.losses(here / "sweep") == interrupted_sweep.run_undisturbed(tiny, "1,2")
+    assert main(["-m", *words, *interrupted_sweep.LONG, interrupted_sweep.SWEEP]) == 0
     assert len(list(here.glob("sweep/.submitit/*_submitted.pkl"))) == 3
 
 
@@ -246,24 +248,26 @@ def test_on_a_real_slurm(
         for key in ("PATH", "SLURM_CONF"):
             monkeypatch.setenv(key, environment[key])
         words = [*tiny, *CPU]
-        sweep = taken.start([*words, "seed=1,2"])
-        one = taken.training("seed=1-*")
+        sweep = interrupted_sweep.start([*words, "seed=1,2"])
+        one = interrupted_sweep.wait_for_training("seed=1-*")
         assert read_json(one.queued)["job_id"] == "1_0"
         subprocess.check_call(["scontrol", "requeue", "1_0"])
-        two = taken.training("seed=2-*")
+        two = interrupted_sweep.wait_for_training("seed=2-*")
         subprocess.check_call(["scancel", "--signal=USR2", "1_1"])
-        told = taken.told(sweep, 0)
+        told = interrupted_sweep.wait_for_output(sweep, 0)
         assert told.count(": interrupted\n") == 2
         assert told.count(": started on ") == 4
-        assert (taken.goes_on(one), taken.goes_on(two)) == (1, 1)
+        assert (interrupted_sweep.count_resumes(one), interrupted_sweep.count_resumes(two)) == (1, 1)
 
-        sweep = taken.start([*words, "seed=3"])
-        three = taken.training("[!s]*")  # named by its hash alone, since nothing else differs in this sweep
+        sweep = interrupted_sweep.start([*words, "seed=3"])
+        three = interrupted_sweep.wait_for_training(
+            "[!s]*"
+        )  # named by its hash alone, since nothing else differs in this sweep
         subprocess.check_call(["scancel", read_json(three.queued)["job_id"]])
-        told = taken.told(sweep, 1)
+        told = interrupted_sweep.wait_for_output(sweep, 1)
         assert re.search(r"failed: job 3 ended \(CANCELLED\)", told)
         assert not RunDir(three.path).is_held()
-    assert taken.losses(here / "sweep") == taken.undisturbed(tiny, "1,2")
+    assert interrupted_sweep.losses(here / "sweep") == interrupted_sweep.run_undisturbed(tiny, "1,2")
 
 
 @pytest.mark.faults
@@ -277,29 +281,41 @@ def test_on_a_slurm_of_two_machines(
     with machines.two(root) as (first, second), slurm_cluster.running(root, (first, second)) as environment:
         for key in ("PATH", "SLURM_CONF"):
             monkeypatch.setenv(key, environment[key])
-        assert "finished" in taken.told(taken.start([*tiny, *CPU, "seed=1,2"], first.on), 0)
+        assert "finished" in interrupted_sweep.wait_for_output(
+            interrupted_sweep.start([*tiny, *CPU, "seed=1,2"], first.on), 0
+        )
         assert {read_json(status)["host"] for status in here.glob("sweep/*/status.json")} == {"node1", "node2"}
 
         two = [*tiny, *CPU, "launch.num_machines=2", "launch.num_processes=2"]
-        sweep = taken.start([*two, "seed=3"], first.on)
-        job = taken.training("[!s]*")
+        sweep = interrupted_sweep.start([*two, "seed=3"], first.on)
+        job = interrupted_sweep.wait_for_training("[!s]*")
         second.unplug()
-        taken.wait(lambda: "1 job waits in the queue, says Slurm: Nodes required for job are DOWN" in taken.so_far())
+        interrupted_sweep.wait_until(
+            lambda: (
+                "1 job waits in the queue, says Slurm: Nodes required for job are DOWN"
+                in interrupted_sweep.read_output()
+            )
+        )
         second.plug_in()
-        assert "prepares its data on node1" in taken.told(sweep, 0)
-        assert taken.goes_on(job) == 1
-        assert taken.steps(job) == taken.STEPS
+        assert "prepares its data on node1" in interrupted_sweep.wait_for_output(sweep, 0)
+        assert interrupted_sweep.count_resumes(job) == 1
+        assert interrupted_sweep.steps(job) == interrupted_sweep.STEPS
 
-        sweep = taken.start([*two, "seed=4"], first.on)
-        job = taken.training("[!s]*")
-        os.kill(taken.ranks(job)[1], signal.SIGKILL)
-        assert "failed: the connection to the other processes of the training broke" in taken.told(sweep, 1)
-        assert taken.state(job) == "failed"
-        taken.told(taken.start([*two, "seed=4"], first.on), 0)
-        assert taken.goes_on(job) == 1
-    found = taken.losses(here / "sweep")
-    alone = taken.undisturbed(tiny, "1,2")
+        sweep = interrupted_sweep.start([*two, "seed=4"], first.on)
+        job = interrupted_sweep.wait_for_training("[!s]*")
+        os.kill(interrupted_sweep.find_ranks(job)[1], signal.SIGKILL)
+        assert (
+            "failed: the connection to the other processes of the training broke"
+            in interrupted_sweep.wait_for_output(sweep, 1)
+        )
+        assert interrupted_sweep.state(job) == "failed"
+        interrupted_sweep.wait_for_output(interrupted_sweep.start([*two, "seed=4"], first.on), 0)
+        assert interrupted_sweep.count_resumes(job) == 1
+    found = interrupted_sweep.losses(here / "sweep")
+    alone = interrupted_sweep.run_undisturbed(tiny, "1,2")
     assert {name: found.pop(name) for name in alone} == alone
     # Two processes of this machine do the same steps.
-    assert main(["-m", *tiny, *taken.LONG, "launch.num_processes=2", "seed=3,4", "hydra.sweep.dir=both"]) == 0
-    assert sorted(found.values()) == pytest.approx(sorted(taken.losses(here / "both").values()), abs=1e-5)
+    assert (
+        main(["-m", *tiny, *interrupted_sweep.LONG, "launch.num_processes=2", "seed=3,4", "hydra.sweep.dir=both"]) == 0
+    )
+    assert sorted(found.values()) == pytest.approx(sorted(interrupted_sweep.losses(here / "both").values()), abs=1e-5)

@@ -18,10 +18,11 @@ from sft_lab.training.checkpoints import last_checkpoint
 LONG = ["trainer.max_steps=80", "trainer.save_steps=10", "trainer.eval_steps=80", "trainer.logging_steps=20"]
 STEPS = [20, 40, 60, 80]  # that are logged
 SWEEP = "hydra.sweep.dir=sweep"
+OUTPUT = Path("sweep_output")  # in the working folder
 
 
-def undisturbed(tiny: list[str], seeds: str) -> dict[str, float]:
-    """Give the final loss of each job, by the name of its folder, of the same sweep one job after another."""
+def run_undisturbed(tiny: list[str], seeds: str) -> dict[str, float]:
+    """Return the final loss of each job, by the name of its folder, of the same sweep one job after another."""
     assert main(["-m", *tiny, *LONG, f"seed={seeds}", "hydra.sweep.dir=whole"]) == 0
     return losses(Path("whole"))
 
@@ -31,85 +32,84 @@ def losses(sweep: Path) -> dict[str, float]:
 
 
 def start(words: list[str], on: Callable[..., list[str]] = lambda *words: list(words)) -> subprocess.Popen[bytes]:
-    """Start the sweep; what it tells goes into a file, since a pipe would be held open by its jobs too.
+    """Start the sweep; its output goes into a file, since a pipe would be held open by its jobs too.
 
     Args:
         words: of the command line.
         on: makes a command one that is given on another machine.
     """
     command = on(sys.executable, "-m", "sft_lab", "-m", *words, *LONG, SWEEP)
-    with Path("told").open("wb") as told:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
+    with OUTPUT.open("wb") as output:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)
 
 
-def told(sweep: subprocess.Popen[bytes], code: int | None, seconds: float = 240) -> str:
-    """Wait for the command's end with an exit code, None for any but 0, and give what it told."""
+def wait_for_output(sweep: subprocess.Popen[bytes], code: int | None, seconds: float = 240) -> str:
+    """Wait for the command's end with an exit code, None for any but 0, and return what it printed."""
     ended = sweep.wait(seconds)
-    text = so_far()
+    text = read_output()
     assert ended == code if code is not None else ended, text
     return text
 
 
-def so_far() -> str:
-    return Path("told").read_text()
+def read_output() -> str:
+    return OUTPUT.read_text()
 
 
-def training(pattern: str, but: int | None = None) -> RunDir:
-    """Give the job's folder once it trains and has a whole checkpoint, from which another can go on.
+def wait_for_training(pattern: str, but: int | None = None) -> RunDir:
+    """Return the job's folder once it trains and has a complete checkpoint, from which another can go on.
 
     Args:
         pattern: of the folder's name.
         but: a process that is not meant: the one that trained there before.
     """
-    found: list[Path] = []
+    folders: list[RunDir] = []
 
     def trains() -> bool:
-        found[:] = [path.parent for path in Path("sweep").glob(f"{pattern}/checkpoints") if last_checkpoint(path)]
-        return bool(found) and state(RunDir(found[0])) == "running" and process(RunDir(found[0])) != but
+        folders[:] = [
+            RunDir(path.parent) for path in Path("sweep").glob(f"{pattern}/checkpoints") if last_checkpoint(path)
+        ]
+        return bool(folders) and state(folders[0]) == "running" and process_id(folders[0]) != but
 
-    wait(trains)
-    return RunDir(found[0].absolute())
+    wait_until(trains)
+    return RunDir(folders[0].path.absolute())
 
 
-def process(folder: RunDir) -> int:
+def process_id(folder: RunDir) -> int:
     return int(read_json(folder.status)["pid"])
 
 
-def ranks(folder: RunDir) -> dict[int, int]:
+def find_ranks(folder: RunDir) -> dict[int, int]:
     """Process ids of those that execute a folder, by rank."""
-    found = {}
+    processes = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes().decode().split("\0")
-            told = dict(one.split("=", 1) for one in (process / "environ").read_bytes().decode().split("\0") if one)
+            command = (process / "cmdline").read_bytes().decode().split("\0")
+            variables = (process / "environ").read_bytes().decode().split("\0")
+            environment = dict(variable.split("=", 1) for variable in variables if variable)
         except (OSError, UnicodeDecodeError, ValueError):
             continue
-        if (
-            str(folder.path) in words
-            and "exec" in words
-            and "RANK" in told
-            and "accelerate.commands.launch" not in words
-        ):
-            found[int(told["RANK"])] = int(process.name)
-    return found
+        executes = str(folder.path) in command and "exec" in command and "RANK" in environment
+        if executes and "accelerate.commands.launch" not in command:
+            processes[int(environment["RANK"])] = int(process.name)
+    return processes
 
 
 def state(folder: RunDir) -> str:
     return str(read_json(folder.status)["state"])
 
 
-def goes_on(folder: RunDir) -> int:
+def count_resumes(folder: RunDir) -> int:
     """Count how often training went on from a checkpoint."""
     return folder.log.read_text().count("train: goes on from checkpoint-")
 
 
 def steps(folder: RunDir) -> list[int]:
-    """Give the steps at which the training loss was logged."""
+    """Return the steps at which the training loss was logged."""
     events = map(json.loads, folder.metrics.read_text().splitlines())
     return [event["step"] for event in events if "train/loss" in event]
 
 
-def wait(holds: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
