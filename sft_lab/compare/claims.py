@@ -26,7 +26,7 @@ CLAIM_TEXTS = {
     Claim.OVER_SEEDS: "differs over seeds",
     Claim.BEYOND_SPREAD: "differs by more than the seed spread",
     Claim.ON_ROWS: "differs on these rows only",
-    Claim.NONE: "not told apart",
+    Claim.NONE: "cannot be distinguished",
 }
 OBSTACLE_TEXTS = {
     Obstacle.OTHER_ROWS: "Not all jobs were scored on the same held-out rows, so no winner is named",
@@ -133,7 +133,9 @@ def _certainty(comparison: Comparison) -> list[str]:
 
     names = short_names(comparison.axes)
     rival_names = _join([describe_axes(setting.axes, names) for setting, _ in rivals], "; ")
-    sentences = [f"As a setting it is not told apart from {rival_names}: other seeds or rows may reverse the order."]
+    sentences = [
+        f"As a setting it cannot be distinguished from {rival_names}: other seeds or rows may reverse the order."
+    ]
     on_rows = sum(claim == Claim.ON_ROWS for _, claim in rivals)
     if on_rows:
         subject = "one of them differs" if on_rows == 1 else f"{on_rows} of them differ"

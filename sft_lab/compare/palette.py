@@ -16,7 +16,7 @@ class Color(NamedTuple):
     dark: str
 
 
-# They can be told apart without red and green (after Okabe and Ito).
+# They can be distinguished without red and green (after Okabe and Ito).
 NAMED_LIGHT = ("#0173b2", "#d55e00", "#029e73", "#a3539b", "#8a6d3b", "#3b3b98", "#b8860b", "#555d66")
 NAMED_DARK = ("#5db0e6", "#f08a4b", "#3fc79a", "#dc94d6", "#cbb088", "#9d9df0", "#e8c15a", "#aab2bb")
 RAMP = "viridis"  # of numbers; a light page takes its darker part, a dark page its lighter one

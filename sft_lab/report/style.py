@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# They can be told apart without red and green (after Okabe and Ito). Each has one meaning, so that a page
+# They can be distinguished without red and green (after Okabe and Ito). Each has one meaning, so that a page
 # can replace it in dark mode.
 COLORS = {
     "ink": "#2a2e33",

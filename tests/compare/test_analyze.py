@@ -54,11 +54,11 @@ def test_a_grid_of_twelve_jobs(grid):
 
 
 def test_two_equal_settings_in_front_have_no_winner(grid):
-    """dedup changes nothing in the grid, so its two options with the best rate are not told apart."""
+    """dedup changes nothing in the grid, so its two options with the best rate cannot be distinguished."""
     comparison = analyze_folders(grid)
     assert comparison.winner is None
     assert claims.headline(comparison).badge == "no clear winner"
-    assert "not told apart from dedup=" in text_of(comparison)
+    assert "cannot be distinguished from dedup=" in text_of(comparison)
     assert "learning_rate mattered most" in text_of(comparison)
     assert "chosen on the held-out rows it is judged on" in text_of(comparison)
 
