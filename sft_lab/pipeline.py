@@ -76,9 +76,14 @@ def prepare(config: DataConfig, context: StageContext, work: Preparation | None 
 
 
 def start(config: DataConfig, context: StageContext) -> Preparation:
-    """Return a preparation that has seen no rows yet; it takes them from stage to stage and counts them."""
+    """Return a preparation that has seen no rows yet; it takes them from stage to stage and counts them.
+
+    From now on the context counts tokens by the config's template, in the pass that encodes the rows.
+    """
+    from sft_lab.data.encoding import encode
     from sft_lab.data.preparation import Preparation
 
+    context.encode = lambda rows: encode(rows, config.template, context)
     return Preparation(context, config.trainer.max_length, loss_on_all=config.trainer.loss_on.name == "all")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
+    from sft_lab.core.blocks import LocalEngine
     from sft_lab.core.rows import Rows
 
 NOTICES = "notices.json"  # in a stored result: the notices that computing it gave
@@ -28,8 +29,10 @@ class StageContext:
 
     Args:
         store: where results are kept; None means the user's own store.
-        load_tokenizer: returns the tokenizer of the model to be tuned; called when first needed.
-        template_date: the date that a chat template reads; None means today, fixed for the life of the process.
+        load_tokenizer: gives the tokenizer of the model to be tuned, called when first needed.
+        template_date: what a chat template that asks for the date is told; None: the day this process first asked.
+        engine: where blocks of rows are worked on; None: in this process alone.
+        encode: gives texts and tokens of rows by the run's template; None: tokens are counted without one.
     """
 
     def __init__(
@@ -37,12 +40,16 @@ class StageContext:
         store: Store | None = None,
         load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
         template_date: datetime.date | None = None,
+        engine: LocalEngine | None = None,
+        encode: Callable[[Rows], Any] | None = None,
     ) -> None:
         self.store = store or Store(default_root())
         self.template_date = template_date or today()
         self.entries: list[Entry] = []
         self.notices: list[str] = []
-        self._logged = 0  # entries that ``take_new_entries`` has returned
+        self.engine = engine
+        self._encode = encode
+        self._told = 0
         self._load_tokenizer = load_tokenizer
 
     @cached_property
@@ -99,8 +106,15 @@ class StageContext:
         return entries
 
     def token_counts(self, rows: Rows) -> np.ndarray:
-        """Return the tokens of prompt and answer, without template tokens: int32, shape (rows, 2)."""
+        """Tokens of prompt and of answer, without those of a template: int32, shape (rows, 2)."""
         import numpy as np
+
+        from sft_lab.core.rows import Rows
+
+        if self._encode:
+            loaded = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)  # at once, for every stage and job
+            encoded_counts: np.ndarray = self._encode(loaded).counts(rows)
+            return encoded_counts
 
         def count(folder: Path) -> None:
             counts = np.zeros((len(rows.table), 2), np.int32)

@@ -21,12 +21,13 @@ _SCORES = {"nll": "float64", "tokens": "int64", "bytes": "int64"}  # of a held-o
 EVAL = {"id": "string"} | {f"{model}/{part}": kind for model in ("base", "tuned") for part, kind in _SCORES.items()}
 
 
-def write(path: Path, columns: Mapping[str, Any], schema: Schema) -> None:
-    """Write columns of equal length. The types come from the schema, since an empty column has none to infer."""
+def write(path: Path, columns: Mapping[str, Any] | pa.Table, schema: Schema) -> None:
+    """Write columns of one length. A type taken from the values would be none at all where there is no value."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(dict(columns), schema=_arrow(schema)), path)
+    table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns), schema=arrow_schema(schema))
+    pq.write_table(table, path)
 
 
 def read(path: Path, schema: Schema) -> pa.Table:
@@ -38,10 +39,11 @@ def read(path: Path, schema: Schema) -> pa.Table:
     import pyarrow.parquet as pq
 
     with open_file(path) as file:
-        return pq.read_table(file, columns=list(schema)).select(list(schema)).cast(_arrow(schema))
+        return pq.read_table(file, columns=list(schema)).select(list(schema)).cast(arrow_schema(schema))
 
 
-def _arrow(schema: Schema) -> pa.Schema:
+def arrow_schema(schema: Schema) -> pa.Schema:
+    """Return the Arrow schema of a file's columns."""
     import pyarrow as pa
 
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in schema.items()])

@@ -7,11 +7,13 @@ every row whether it is kept, or the reason why it is dropped. Only template and
 from __future__ import annotations
 
 import hashlib
+import itertools
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from sft_lab.core.errors import SourceError
 from sft_lab.core.text import On, content_group
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 BATCH = 1024  # rows whose texts are in memory at once
@@ -59,13 +62,20 @@ class Rows:
         """A hash of table and positions: equal views have equal keys, however they came about."""
         return hashlib.sha256(self.table_key.encode() + self.positions.astype("<i8").tobytes()).hexdigest()
 
-    def column(self, name: str) -> list[Any]:
-        """Return one column's values for the rows in view."""
-        import pyarrow as pa
+    @property
+    def ids(self) -> RowIds:
+        """The rows' ids."""
+        return RowIds(self.table.data.column("id"), self.positions)
 
+    def column(self, name: str) -> list[Any]:
+        """Give one column's values for the rows in view."""
         # Not by datasets' select, whose fingerprint of the selection takes longer than the values.
-        values: list[Any] = self.table.data.column(name).take(pa.array(self.positions)).to_pylist()
+        values: list[Any] = self.arrow(name).to_pylist()
         return values
+
+    def arrow(self, name: str) -> pa.ChunkedArray:
+        """Return one column's values for the rows in view, as they are in the table."""
+        return gather(self.table.data.column(name), self.positions)
 
     def texts(self, on: On) -> list[str]:
         """Return the text of each row that is judged or compared."""
@@ -77,9 +87,8 @@ class Rows:
         """Yield the values of some columns, ``size`` rows at a time, for texts that do not fit into memory together."""
         columns = [self.table.data.column(name) for name in names]
         for start in range(0, len(self), size):
-            positions = self.positions[start : start + size].tolist()
-            # Value by value: ``take`` from a column of many chunks joins all of them first (pyarrow 26).
-            yield tuple([column[position].as_py() for position in positions] for column in columns)
+            positions = self.positions[start : start + size]
+            yield tuple(gather(column, positions).to_pylist() for column in columns)
 
     def text_batches(self, on: On, size: int = BATCH) -> Iterator[list[str]]:
         """Yield the text of each row that is judged or compared, ``size`` rows at a time."""
@@ -92,8 +101,19 @@ class Rows:
 
     @property
     def is_text(self) -> list[bool]:
-        """For each row whether it is plain text and no conversation."""
-        return [not messages for messages in self.column("messages")]
+        """True for each row of plain text, which is no conversation and asks nothing: as many as there are rows."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        messages = self.arrow("messages")
+        if pa.types.is_null(messages.type):  # of a set without any message
+            return [True] * len(messages)
+        return [not length for length in pc.list_value_length(messages).to_pylist()]
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether no row is a conversation."""
+        return all(self.is_text)
 
     def take(self, kept: np.ndarray) -> Rows:
         """Return the view of the rows for which ``kept`` (bool, shape (rows,)) is true."""
@@ -143,14 +163,80 @@ def _messages(system: str, prompt: str, answer: str) -> list[dict[str, str]]:
     return [*head, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def save_table(columns: dict[str, list[Any]], features: Any, folder: Path) -> None:
-    """Write columns as ``table.arrow``, a file that can be memory-mapped; it may hold no rows."""
-    import datasets
+def gather(column: pa.ChunkedArray, positions: np.ndarray) -> pa.ChunkedArray:
+    """Return a column's values at some positions: int64, shape (values,).
+
+    Chunk by chunk, since ``take`` joins all chunks of a column first (pyarrow 26).
+    """
     import pyarrow as pa
 
-    table = datasets.Dataset.from_dict(columns, features=features).data.table
-    with pa.OSFile(str(folder / "table.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    if not len(positions) or not len(ends):
+        return pa.chunked_array([], column.type)
+    chunk_of = np.searchsorted(ends, positions, side="right")
+    borders = [0, *(np.flatnonzero(np.diff(chunk_of)) + 1).tolist(), len(positions)]
+    chunks = []
+    for begin, end in itertools.pairwise(borders):
+        number = int(chunk_of[begin])
+        chunk = column.chunk(number)
+        local = positions[begin:end] - (ends[number] - len(chunk))
+        is_stretch = local[-1] - local[0] == len(local) - 1 and bool((np.diff(local) == 1).all())
+        chunks.append(chunk.slice(int(local[0]), len(local)) if is_stretch else chunk.take(pa.array(local)))
+    return pa.chunked_array(chunks, column.type)
+
+
+class TableWriter:
+    """Writes ``table.arrow`` some rows at a time: one memory-mappable file, which may also hold no rows.
+
+    Rows are regrouped into batches of one size, so that the bytes do not depend on how they come.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        import pyarrow as pa
+
+        self._schema = schema
+        self._sink = pa.OSFile(str(folder / "table.arrow"), "wb")
+        self._writer = pa.ipc.new_stream(self._sink, schema)
+        self._pending: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        for batch in table.select(self._schema.names).cast(self._schema).to_batches():
+            self._pending.append(batch)
+            self._rows += batch.num_rows
+        while self._rows >= BATCH:
+            self._flush(BATCH)
+
+    def _flush(self, rows: int) -> None:
+        import pyarrow as pa
+
+        table = pa.Table.from_batches(self._pending, self._schema)
+        for batch in table.slice(0, rows).combine_chunks().to_batches():
+            self._writer.write_batch(_compact(batch))
+        self._pending = table.slice(rows).to_batches()
+        self._rows -= rows
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._rows:
+            self._flush(self._rows)
+        self._writer.close()
+        self._sink.close()
+
+
+def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose buffers begin at its own first row: equal rows are equal bytes."""
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_arrays([pa.concat_arrays([column]) for column in batch.columns], schema=batch.schema)
+
+
+def save_table(table: pa.Table, folder: Path) -> None:
+    """Write ``table.arrow``."""
+    writer = TableWriter(folder, table.schema)
+    writer.write(table)
+    writer.close()
 
 
 def load_table(folder: Path) -> Dataset:
@@ -162,21 +248,71 @@ def load_table(folder: Path) -> Dataset:
     return datasets.Dataset(MemoryMappedTable.from_file(str(folder / "table.arrow")), fingerprint=folder.name[:64])
 
 
+class RowIds(Sequence[str]):
+    """Ids of rows, read from their column when somebody asks: a million of them are no list."""
+
+    def __init__(self, column: pa.ChunkedArray, positions: np.ndarray | None = None) -> None:
+        self._column = column
+        self._positions = np.arange(len(column)) if positions is None else positions
+
+    @classmethod
+    def of(cls, ids: Sequence[str]) -> RowIds:
+        """Hold ids that are at hand."""
+        import pyarrow as pa
+
+        return ids if isinstance(ids, cls) else cls(pa.chunked_array([pa.array(ids, pa.string())]))
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            ids: list[str] = gather(self._column, self._positions[index]).to_pylist()
+            return ids
+        return str(self._column[int(self._positions[index])].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), BATCH):
+            yield from self[start : start + BATCH]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __hash__(self) -> int:
+        return hash((len(self), id(self._column)))
+
+    def select(self, indices: np.ndarray) -> RowIds:
+        """Return some of the ids: int64 or bool, shape (those rows,)."""
+        return RowIds(self._column, self._positions[indices])
+
+    def array(self) -> pa.ChunkedArray:
+        """Return all ids as Arrow strings."""
+        return gather(self._column, self._positions)
+
+
 @dataclass(frozen=True)
 class Selection:
     """What a stage decided about the rows it saw, in their order.
 
     Attributes:
         ids: row ids.
-        reason: ``""`` for a kept row, else why it was dropped.
-        score: float32, shape (rows,): what the decision rests on (tokens, cosine), NaN where it rests on no number.
+        reason: ``""`` for a kept row, else why it was dropped; equal reasons are one string in memory.
+        score: float32, shape (rows,): the number behind the decision (tokens, cosine), NaN where there is none.
         nearest: the id of the nearest kept row, ``""`` where there is none.
     """
 
-    ids: list[str]
+    ids: RowIds
     reason: list[str]
     score: np.ndarray
     nearest: list[str]
+
+    def __post_init__(self) -> None:
+        """Take a plain list of ids too."""
+        object.__setattr__(self, "ids", RowIds.of(self.ids))
 
     @classmethod
     def of(
@@ -189,7 +325,7 @@ class Selection:
         """Return a selection of ``rows``; score and nearest may be left out."""
         size = len(rows)
         values = np.full(size, np.nan, np.float32) if score is None else np.asarray(score, np.float32)
-        return cls(rows.column("id"), reason, values, nearest or [""] * size)
+        return cls(rows.ids, reason, values, nearest or [""] * size)
 
     @property
     def kept(self) -> np.ndarray:
@@ -202,32 +338,48 @@ class Selection:
         return dict(Counter(reason for reason in self.reason if reason).most_common())
 
     def take(self, indices: np.ndarray) -> Selection:
-        """Return the decisions about the rows at ``indices``: int64, shape (rows taken,)."""
+        """Return what was decided about some of the rows: int64, shape (those rows,)."""
         return Selection(
-            [self.ids[index] for index in indices],
+            self.ids.select(indices),
             [self.reason[index] for index in indices],
             self.score[indices],
             [self.nearest[index] for index in indices],
         )
 
     def bring_back(self, ids: set[str]) -> Selection:
-        """Return the selection with these rows kept whatever was decided; score and nearest stay."""
-        reasons = ["" if name in ids else reason for name, reason in zip(self.ids, self.reason, strict=True)]
+        """Keep these rows whatever was decided about them; score and nearest stay, to be looked at."""
+        if not ids:
+            return self
+        reasons = ["" if row_id in ids else reason for row_id, reason in zip(self.ids, self.reason, strict=True)]
         return Selection(self.ids, reasons, self.score, self.nearest)
 
     def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
         """Return the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""
-        indices = [index for index, other in enumerate(self.reason) if other == reason][:n]
-        return [{"id": self.ids[i], "score": float(self.score[i]), "nearest": self.nearest[i]} for i in indices]
+        dropped = [index for index, given in enumerate(self.reason) if given == reason][:n]
+        return [{"id": self.ids[i], "score": float(self.score[i]), "nearest": self.nearest[i]} for i in dropped]
 
     def save(self, folder: Path) -> None:
         """Write ``selection.parquet``."""
-        columns = {"id": self.ids, "reason": self.reason, "score": self.score, "nearest": self.nearest}
+        columns = {"id": self.ids.array(), "reason": self.reason, "score": self.score, "nearest": self.nearest}
         parquet.write(folder / "selection.parquet", columns, parquet.SELECTION)
 
     @classmethod
-    def load(cls, folder: Path) -> Selection:
-        """Read what ``save`` wrote."""
-        table = parquet.read(folder / "selection.parquet", parquet.SELECTION)
-        lists = {name: table[name].to_pylist() for name in ("id", "reason", "nearest")}
-        return cls(lists["id"], lists["reason"], table["score"].to_numpy(), lists["nearest"])
+    def load(cls, folder: Path, ids: RowIds | None = None) -> Selection:
+        """Read what ``save`` wrote.
+
+        Args:
+            folder: of the stored result.
+            ids: of the rows, where they are at hand; None: as they were saved.
+        """
+        names = [name for name in parquet.SELECTION if name != "id" or ids is None]
+        table = parquet.read(folder / "selection.parquet", {name: parquet.SELECTION[name] for name in names})
+        ids = RowIds(table["id"]) if ids is None else ids
+        score = table["score"].to_numpy()
+        return cls(ids, shared_strings(table["reason"]), score, shared_strings(table["nearest"]))
+
+
+def shared_strings(column: pa.ChunkedArray) -> list[str]:
+    """Return a column's strings as a list in which equal ones are one object."""
+    values: dict[str, str] = {}
+    return [values.setdefault(text, text) for chunk in column.chunks for start in range(0, len(chunk), BATCH)
+            for text in chunk.slice(start, BATCH).to_pylist()]  # fmt: skip

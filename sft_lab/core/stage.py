@@ -49,4 +49,4 @@ class Selector(Bounded, abc.ABC):
             recipe,
             lambda folder: self.select(view, context).save(folder),
         )
-        return Selection.load(entry.path)
+        return Selection.load(entry.path, view.ids)

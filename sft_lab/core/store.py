@@ -28,7 +28,7 @@ from sft_lab.core.locks import distrust, file_lock, holding
 
 RECIPE = "recipe.json"
 log = logging.getLogger("sft_lab")
-_LEFTOVER = re.compile(r"\.[^.]+\.(?:[0-9a-f]{8}|pruned)")  # an entry in the making, or on its way out
+_LEFTOVER = re.compile(r"\.[^.]+\.(?:[0-9a-f]{8}|blocks|pruned)")  # an entry in the making, or on its way out
 FRESH = 2.0  # seconds; a file may change once more within its time stamp's resolution, 2 s on old file systems
 
 
@@ -97,6 +97,7 @@ class Store:
                 compute(temporary)
                 write_json(temporary / RECIPE, {**recipe, "files": _contents(temporary)})
                 self._replace(place, temporary)
+                shutil.rmtree(temporary.with_name(f".{key}.blocks"), ignore_errors=True)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -126,6 +127,7 @@ class Store:
             temporary = self._begin(stage, name)
             try:
                 compute(temporary)
+                shutil.rmtree(temporary.with_name(f".{name}.blocks"), ignore_errors=True)
                 # Known by now, and of the bytes that were read, whatever has become of the file since.
                 if (known := recipe()) is None:
                     raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
@@ -137,7 +139,8 @@ class Store:
     def _begin(self, stage: str, name: str) -> Path:
         """Make a folder to write in, under the lock; whoever left another one has died."""
         for dead in (self.root / stage).glob(f".{name}.*"):
-            shutil.rmtree(dead, ignore_errors=True)
+            if dead.suffix != ".blocks":  # what it had finished of a long piece of work goes on
+                shutil.rmtree(dead, ignore_errors=True)
         temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
         self._make(temporary)
         return temporary

@@ -16,17 +16,16 @@ import abc
 import datetime
 import io
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext, today
 from sft_lab.core.errors import ModelError
-from sft_lab.core.io import digest
 from sft_lab.core.packages import package_path, saved_path
-from sft_lab.core.plugins import version_of
 from sft_lab.core.text import CONTROL_TOKENS
 from sft_lab.data import clock
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sft_lab.core.rows import Rows, Selection
+    from sft_lab.data.encoding import Encoded
 
 Message = dict[str, str]
 
@@ -47,15 +47,83 @@ class Rendered:
         text: without a generation prompt.
         spans: the characters of each answer, end-of-turn token included.
         cuts: places no token may lie across, since a message's own words would else become a control token.
+        contents: the characters of each message's own text, where they are known.
     """
 
     text: str
     spans: list[tuple[int, int]]
     cuts: list[int]
+    contents: list[tuple[int, int]] = field(default_factory=list)
 
 
 class CannotRender(Exception):
     """The template refuses this conversation."""
+
+
+_STRIPS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a template writes conversations whose messages have certain roles: what stands around their contents.
+
+    Found out once by rendering contents that occur nowhere else; then each row's text is held against it.
+
+    Attributes:
+        pieces: before, between and behind the contents.
+        strips: what the template takes off each content's ends.
+        answers: index of each answer, and how many characters before and behind it are trained with it.
+    """
+
+    pieces: list[str]
+    strips: list[Callable[[str], str]]
+    answers: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, conversation: Callable[[list[Message]], Rendered], roles: tuple[str, ...]) -> Layout | None:
+        """Find the layout by rendering; None where a template writes more or less than the contents, in their order."""
+        contents = _PRIVATE_USE[2 : 2 + len(roles)]
+        if len(contents) < len(roles):
+            return None
+        try:
+            bare, padded = (
+                conversation([{"role": role, "content": around.format(content)}
+                              for role, content in zip(roles, contents, strict=True)])
+                for around in ("{}", " \n{} \n")
+            )  # fmt: skip
+        except CannotRender:
+            return None
+        pieces = re.split("|".join(contents), bare.text)
+        if "".join(character for character in bare.text if character in contents) != "".join(contents):
+            return None
+        strips = []
+        for content in contents:
+            written = [strip for strip in _STRIPS if strip(f" \n{content} \n") in padded.text]
+            if not written:
+                return None
+            strips.append(written[0])
+        answers = []
+        indices = [index for index, role in enumerate(roles) if role == "assistant"]
+        for index, (start, end) in zip(indices, bare.spans, strict=True):
+            position = bare.text.index(contents[index])
+            answers.append((index, position - start, end - position - 1))
+        return cls(pieces, strips, answers)
+
+    def place(self, text: str, messages: list[Message]) -> Rendered | None:
+        """Return where answers and contents are in a conversation's text; None if it is not written by this layout."""
+        contents = [strip(message["content"]) for strip, message in zip(self.strips, messages, strict=True)]
+        position = 0
+        spans = []
+        for piece, content in zip(self.pieces, contents, strict=False):
+            if not text.startswith(piece + content, position):
+                return None
+            position += len(piece)
+            spans.append((position, position + len(content)))
+            position += len(content)
+        if text[position:] != self.pieces[-1]:
+            return None
+        answers = [(spans[index][0] - before, spans[index][1] + behind) for index, before, behind in self.answers]
+        return Rendered(text, answers, [], spans)
 
 
 class Renderer:
@@ -84,9 +152,12 @@ class Renderer:
         self._special = sorted(special)
         self._control = {"assistant": _broken(special)}
         self._control["user"] = self._control["system"] = _broken(special | written)
+        self._tokens = (sorted(special | written), sorted(special))  # of users and systems, of the assistant
         ids = tokenizer("a")["input_ids"]
         starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
         self._bos = str(tokenizer.bos_token) if starts_with_bos else ""
+        self._layouts: dict[tuple[str, ...], Layout | None] = {}
+        self._literals = _literals(jinja)
         self.end_of_turn, self.closing = self._find_closing()
         self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.end_of_turn))
 
@@ -115,10 +186,33 @@ class Renderer:
     def conversation(self, messages: list[Message]) -> Rendered:
         """Render a conversation that ends with the assistant.
 
+        Once, where the template writes conversations of these roles as its layout says (``Layout``); else as often as
+        it takes to find each answer.
+
         Raises:
             CannotRender: if the template refuses it, leaves out or changes what is said (but for white space at the
                 ends), or does not write each answer after what it gives the model to answer, with an end of turn.
         """
+        layout = self._layout(tuple(message["role"] for message in messages))
+        if layout and not any(map(self._is_special, messages)):
+            text = self._render(messages)
+            if rendered := layout.place(text, messages):
+                return rendered
+        return self._conversation(messages)
+
+    def _layout(self, roles: tuple[str, ...]) -> Layout | None:
+        if roles not in self._layouts:
+            self._layouts[roles] = Layout.of(self._conversation, roles)
+        return self._layouts[roles]
+
+    def _is_special(self, message: Message) -> bool:
+        """Whether the template may treat a message by what it says, or a control token in it must be broken."""
+        content = message["content"]
+        return any(literal in content for literal in self._literals) or any(
+            token in content for token in self._tokens[message["role"] == "assistant"]
+        )
+
+    def _conversation(self, messages: list[Message]) -> Rendered:
         mark, blank = _unused_characters(messages)
         marked = [self._marked(message, mark) for message in messages]
         text = self._render(marked)
@@ -144,7 +238,9 @@ class Renderer:
         mark, _ = _unused_characters([{"role": "text", "content": text}])
         marked = self._marked({"role": "text", "content": text}, mark)["content"]
         whole = f"{self._bos}{marked}{self.tokenizer.eos_token}"
-        return _unmarked(whole, [(0, len(whole))], mark)
+        rendered = _unmarked(whole, [(0, len(whole))], mark)
+        start = len(self._bos)
+        return rendered if rendered.cuts else replace(rendered, contents=[(start, start + len(text))])
 
     def _place(self, text: str, messages: list[Message], index: int, blank: str) -> tuple[int, int, str]:
         """Find the answer of one turn: where training begins, where the answer's own text ends, and what follows."""
@@ -209,6 +305,25 @@ class Renderer:
         return token, after[: place + len(token)]
 
 
+def _literals(jinja: str) -> list[str]:
+    """Return the texts that a template may look for in a message: those that are compared, searched for or split by."""
+    import jinja2
+    from jinja2 import nodes
+
+    try:
+        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - nothing is rendered
+        tree = environment.parse(_GENERATION.sub("", jinja))
+    except jinja2.TemplateError:
+        return []  # rendering says what is wrong with it
+    literals: set[str] = set()
+    for asking in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
+        literals |= {node.value for node in asking.find_all(nodes.Const) if isinstance(node.value, str)}
+    keys = {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
+    return sorted(text for text in literals - keys - _ROLES if text.strip())
+
+
+_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a statement of Transformers' own
+_ROLES = {"system", "user", "assistant", "tool"}  # compared with a message's role
 _PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters that stand for nothing
 _BLANK = _PRIVATE_USE[0]
 
@@ -242,7 +357,7 @@ class Template(Bounded, abc.ABC):
         special_tokens: it needs; those the tokenizer lacks are added, and trained with the rest.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     special_tokens: list[str] = field(default_factory=list)
 
@@ -280,54 +395,18 @@ class Template(Bounded, abc.ABC):
             )
         return renderer
 
-    def __call__(self, rows: Rows | datasets.Dataset, context: StageContext) -> tuple[Selection, Path]:
-        """Render every row, or find the stored texts.
+    def __call__(self, rows: Rows | datasets.Dataset, context: StageContext) -> tuple[Selection, Encoded]:
+        """Render and encode every row, or find the stored result.
 
         Returns:
-            The selection (dropped: conversations the template refuses) and the folder whose ``table`` holds the
-            kept rows' ``id``, ``text``, ``spans`` and ``cuts``.
+            The selection (dropped: conversations the template refuses), and texts and tokens of the rows.
         """
         from sft_lab.core.rows import Rows, Selection
+        from sft_lab.data.encoding import encode
 
         view = Rows.of(rows)
-        renderer = self.bind(context)  # what is wrong with the template is said for stored texts too
-        date = {"date": renderer.date.isoformat()} if renderer.date else {}
-        if renderer.date:
-            context.notice(
-                f"template: writes the date into every conversation, here that of {renderer.date}; a run that goes on "
-                "and its replay keep it, and a new run on another day trains on other texts"
-            )
-        recipe = {
-            "version": version_of(self),
-            "params": {"jinja": digest(renderer.jinja), **date},
-            "tokenizer": context.tokenizer_key,
-            "input": view.key,
-        }
-        entry = context.stage("template", recipe, lambda folder: self._render_all(view, renderer, folder))
-        return Selection.load(entry.path), entry.path
-
-    def _render_all(self, rows: Rows, renderer: Renderer, folder: Path) -> None:
-        import datasets
-
-        from sft_lab.core.rows import Selection, save_table
-
-        reasons: list[str] = []
-        rendered: dict[str, list[Any]] = {"id": [], "text": [], "spans": [], "cuts": []}
-        for row_id, messages, answer in zip(*map(rows.column, ("id", "messages", "answer")), strict=True):
-            try:
-                conversation = renderer.conversation(messages) if messages else renderer.plain_text(answer)
-            except CannotRender as error:
-                reasons.append(str(error))
-                continue
-            reasons.append("")
-            rendered["id"].append(row_id)
-            rendered["text"].append(conversation.text)
-            rendered["spans"].append([list(span) for span in conversation.spans])
-            rendered["cuts"].append(conversation.cuts)
-        text, places = datasets.Value("string"), [datasets.Value("int32")]
-        features = datasets.Features({"id": text, "text": text, "spans": [places], "cuts": places})
-        save_table(rendered, features, folder)
-        Selection.of(rows, reasons).save(folder)
+        encoded = encode(view, self, context)
+        return Selection.of(view, encoded.refused(view)), encoded
 
 
 @dataclass

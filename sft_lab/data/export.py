@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_lab.core.rows import load_table
+from sft_lab.core.rows import BATCH, TableWriter, gather, load_table
 
 if TYPE_CHECKING:
     import datasets
@@ -26,22 +27,31 @@ def write(data: Prepared, folder: Path) -> None:
     import datasets
 
     splits = {"train": data.train, "test": data.held_out}
-    tables = {name: _table(ready) for name, ready in splits.items() if len(ready.rows)}
-    datasets.DatasetDict(tables).save_to_disk(folder)
-    (folder / "parquet").mkdir()
-    for name, table in tables.items():
-        table.to_parquet(folder / "parquet" / f"{name}.parquet")
+    folder.mkdir()
+    with tempfile.TemporaryDirectory(dir=folder) as written:
+        tables = {name: _table(ready, Path(written) / name) for name, ready in splits.items() if len(ready.rows)}
+        datasets.DatasetDict(tables).save_to_disk(folder)
+        (folder / "parquet").mkdir()
+        for name, table in tables.items():
+            table.to_parquet(folder / "parquet" / f"{name}.parquet")
 
 
-def _table(ready: Ready) -> datasets.Dataset:
-    import datasets
+def _table(ready: Ready, folder: Path) -> datasets.Dataset:
+    """Write the rows some at a time, and return them memory-mapped."""
     import pyarrow as pa
 
-    rendered = load_table(ready.rendered)
-    text_of = dict(zip(rendered["id"][:], rendered["text"][:], strict=True))
-    rows = ready.rows
-    labels = ["source"] if any(rows.column("source")) else []
-    wanted = ["id", *labels, *([] if all(rows.is_text) else ["messages"])]
-    # Not by datasets' select: to write what it selected takes time with the square of the rows.
-    found = rows.table.data.table.select(wanted).take(pa.array(rows.positions))
-    return datasets.Dataset(found).add_column("text", [text_of[row_id] for row_id in rows.column("id")])
+    columns = ready.rows.table.data
+    texts = ready.encoded.table.data.column("text")
+    positions, indices = ready.rows.positions, ready.encoded.indices(ready.rows)
+    names = ["id", *(["source"] if any(ready.rows.arrow("source").unique().to_pylist()) else [])]
+    if not ready.rows.is_plain_text:
+        names.append("messages")
+    schema = pa.schema([*(pa.field(name, columns.column(name).type) for name in names), ("text", pa.string())])
+    folder.mkdir()
+    writer = TableWriter(folder, schema)
+    for start in range(0, len(positions), BATCH):
+        part = slice(start, start + BATCH)
+        values = [gather(columns.column(name), positions[part]) for name in names]
+        writer.write(pa.table([*values, gather(texts, indices[part])], schema=schema))
+    writer.close()
+    return load_table(folder)

@@ -108,7 +108,9 @@ class Mixture(Dataset):
         """Return true for each training-side row beyond its source's part of the mixture: bool, shape (rows,)."""
         import numpy as np
 
-        name_of_row = np.array(train.column("source"), dtype=object)
+        from sft_lab.core.rows import shared_strings
+
+        name_of_row = np.array(shared_strings(train.arrow("source")), dtype=object)
         over = np.ones(len(train), bool)
         for name, quota in self._quotas({name: int((name_of_row == name).sum()) for name in self.sources}).items():
             over[np.flatnonzero(name_of_row == name)[:quota]] = False

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from sft_lab.core.io import digest
 from sft_lab.core.log import log
 from sft_lab.core.ratio import share
 from sft_lab.core.rows import Rows, Selection
+from sft_lab.data.encoding import Encoded, encode, tokenize
 from sft_lab.data.split import Sides, Split, group_hash
-from sft_lab.data.tokenization import tokenize
-from sft_lab.data.waterfall import Waterfall
+from sft_lab.data.waterfall import Sources, Waterfall
 
 if TYPE_CHECKING:
     import datasets
@@ -37,12 +36,12 @@ class Ready:
     Attributes:
         rows: the rows as loaded.
         tokens: ``id``, ``input_ids`` and ``labels``, row by row the same.
-        rendered: the folder of the template stage, whose table holds the text of each row by ``id``.
+        encoded: the rows' texts, among those of others.
     """
 
     rows: Rows
     tokens: datasets.Dataset
-    rendered: Path
+    encoded: Encoded
 
     @property
     def answer_bytes(self) -> np.ndarray:
@@ -77,7 +76,7 @@ class Prepared:
     @property
     def train_fingerprint(self) -> str:
         """A key of which rows are trained, by their ids in order."""
-        return digest(self.train.rows.column("id"))
+        return digest([*self.train.rows.ids])
 
 
 class Preparation:
@@ -90,11 +89,11 @@ class Preparation:
     """
 
     def __init__(self, context: StageContext, max_length: int, *, loss_on_all: bool) -> None:
-        self._bench = context
+        self._context = context
         self._max_length = max_length
         self._loss_on_all = loss_on_all
         self._steps: dict[str, tuple[Rows, Selection]] = {}
-        self.flow = Waterfall(context, {}, {})
+        self.flow = Waterfall(context, np.zeros(0, np.int32), Sources([], np.zeros(0, np.int16)))
 
     def split(self, loaded: Loaded, split: Split, surplus: Callable[[Rows], np.ndarray] | None = None) -> Sides:
         """Put each loaded row on its side.
@@ -108,22 +107,24 @@ class Preparation:
                 f"dataset: none of its {len(loaded.selection.ids)} records can be used ({why}); "
                 "docs/data.md has the row formats"
             )
-        counts = self._bench.token_counts(loaded.rows).sum(axis=1)
-        ids = loaded.rows.column("id")
-        tokens = dict(zip(ids, map(int, counts), strict=True))
-        sources = {row_id: name for row_id, name in zip(ids, loaded.rows.column("source"), strict=True) if name}
-        self.flow = Waterfall(self._bench, tokens, sources)
-        self.held_out_flow = Waterfall(self._bench, tokens, sources, side="held out")
+        self._loaded = loaded.rows
+        tokens = self._context.token_counts(loaded.rows).sum(axis=1)
+        sources = Sources.of(loaded.rows)
+        self.flow = Waterfall(self._context, tokens, sources)
+        self.held_out_flow = Waterfall(self._context, tokens, sources, side="held out")
         self.grouped_by = loaded.grouped_by
-        self.sides = sides = split(loaded.rows, self._bench, surplus)
-        self.flow.record("load", _with_limit(loaded.selection, sides.side))
+        self.sides = sides = split(loaded.rows, self._context, surplus)
+        position_of_record = np.full(len(loaded.selection.ids), -1)
+        position_of_record[loaded.record_of_row] = np.arange(len(loaded.rows))
+        self.flow.record("load", _with_limit(loaded, sides.side), position_of_record)
         log.info("load: %d groups by %s", loaded.groups, loaded.grouped_by)
-        self.flow.record("split", _without_limit(sides.side))
-        self.held_out_flow.record("split", sides.held_out_selection)
+        within_limit = np.flatnonzero(np.array(sides.side.reason, object) != "over_limit")
+        self.flow.record("split", sides.side.take(within_limit), within_limit)
+        self.held_out_flow.record("split", sides.held_out_selection, sides.held_out_rows.positions)
         if begun := loaded.selection.dropped.get("begins_with_assistant", 0):
             part = share(begun, len(loaded.selection.ids))
             if part > 0.1:
-                self._bench.notice(
+                self._context.notice(
                     f"load: {part:.0%} of the rows begin with the assistant and are dropped; "
                     "dataset.leading_assistant=cut keeps what follows the first user turn"
                 )
@@ -136,21 +137,21 @@ class Preparation:
 
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
         """Filter the training side; the held-out side stays, and it is said when the two grow apart."""
-        stays = self.step(f"filter.{name}", rows, keep(rows, self._bench))
+        stays = self.step(f"filter.{name}", rows, keep(rows, self._context))
         lost = 1 - share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
         lost_rows = 1 - share(len(stays), len(rows))
         if lost > MANY_TOKENS and lost > 2 * lost_rows:
-            self._bench.notice(
+            self._context.notice(
                 f"filter.{name} drops {lost_rows:.0%} of the rows and with them {lost:.0%} of the tokens: the long "
                 f"conversations go; loosen filter.{name} if the model is to learn from them"
             )
         if keep.judges_by_id:
             return stays
         held_out = self.sides.held_out
-        missed = share(len(held_out) - int(keep(held_out, self._bench).kept.sum()), len(held_out))
-        self._bench.take_new_entries()
+        missed = share(len(held_out) - int(keep(held_out, self._context).kept.sum()), len(held_out))
+        self._context.take_news()
         if missed > MANY_HELD_OUT:
-            self._bench.notice(
+            self._context.notice(
                 f"filter.{name} would drop {missed:.0%} of the held-out rows too: the model is judged on rows unlike "
                 f"those it is trained on; if it is not for such rows, say so with split.filter=[{name}]"
             )
@@ -168,9 +169,7 @@ class Preparation:
             JobError: if no training row is left.
         """
         ready_held_out = self._ready(template, held_out, self.held_out_flow, loss_on_all=False)
-        # Rendered before dedup decides, so that every threshold of a sweep finds the texts and tokens.
-        whole = self._steps["dedup"][0] if "dedup" in self._steps else train
-        ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all, whole=whole)
+        ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all)
         if not len(ready.rows):
             went = "; ".join(
                 f"{stage['stage']} dropped "
@@ -182,7 +181,7 @@ class Preparation:
             remedy = "choose another template with template=..." if most == "template" else "loosen what took most"
             raise JobError(f"no training row is left ({went}); {remedy}, or give more rows")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
-        probe = self._ready(template, probe_rows, None, loss_on_all=False, whole=None if self._loss_on_all else whole)
+        probe = self._ready(template, probe_rows, None, loss_on_all=False)
         return Prepared(
             ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by,
             self._steps,
@@ -190,31 +189,22 @@ class Preparation:
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:
         """Give held-out rows under another template, outside the waterfall."""
-        return self._ready(template, rows, None, loss_on_all=False)
+        return self._as_tokens(encode(rows, template, self._context), rows, None, loss_on_all=False)
 
-    def _ready(
-        self, template: Template, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool, whole: Rows | None = None
-    ) -> Ready:
-        """Template and tokenize rows; ``whole``: a wider view of their table that is worked on in their stead."""
-        whole = rows if whole is None else whole
-        rendering, rendered = template(whole, self._bench)
-        rows = self._narrowed("template", whole, rendering, rows, flow)
-        whole = whole.take(rendering.kept)
-        fitting, tokens = tokenize(
-            whole, rendered, template, self._bench, max_length=self._max_length, loss_on_all=loss_on_all
-        )
-        rows = self._narrowed("tokenize", whole, fitting, rows, flow)
-        whole = whole.take(fitting.kept)
-        if len(rows) < len(whole):
-            places = np.searchsorted(whole.positions, rows.positions)
-            tokens = tokens.select(places, new_fingerprint=digest([tokens._fingerprint, rows.key]))  # noqa: SLF001
-        return Ready(rows, tokens, rendered)
+    def _ready(self, template: Template, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
+        """Template and tokenize some of the loaded rows, all of which are encoded at once, for every job of a sweep."""
+        return self._as_tokens(encode(self._loaded, template, self._context), rows, flow, loss_on_all=loss_on_all)
 
-    def _narrowed(self, stage: str, whole: Rows, decided: Selection, rows: Rows, flow: Waterfall | None) -> Rows:
-        """Record what was decided about ``rows`` among the ``whole``, and give those that stay."""
-        selection = decided.take(np.searchsorted(whole.positions, rows.positions))  # both are in source order
+    def _as_tokens(self, encoded: Encoded, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
+        rows = self._narrowed("template", rows, Selection.of(rows, encoded.refused(rows)), flow)
+        fitting, tokens = tokenize(rows, encoded, max_length=self._max_length, loss_on_all=loss_on_all)
+        rows = self._narrowed("tokenize", rows, fitting, flow)
+        return Ready(rows, tokens, encoded)
+
+    def _narrowed(self, stage: str, rows: Rows, selection: Selection, flow: Waterfall | None) -> Rows:
+        """Record what was decided about rows, and return those that stay."""
         if flow:
-            flow.record(stage, selection)
+            flow.record(stage, selection, rows.positions)
             if over := selection.dropped.get("over_max_length"):
                 log.warning(
                     "tokenize: %d rows are longer than trainer.max_length=%d and dropped", over, self._max_length
@@ -222,23 +212,18 @@ class Preparation:
         return rows.take(selection.kept)
 
 
-def _with_limit(load: Selection, side: Selection) -> Selection:
-    """Give what load decided, with the rows that ``dataset.limit`` leaves out."""
-    late = {row_id for row_id, reason in zip(side.ids, side.reason, strict=True) if reason == "over_limit"}
-    reasons = [
-        reason or ("over_limit" if row_id in late else "") for row_id, reason in zip(load.ids, load.reason, strict=True)
-    ]
-    return Selection(load.ids, reasons, load.score, load.nearest)
-
-
-def _without_limit(side: Selection) -> Selection:
-    kept = [index for index, reason in enumerate(side.reason) if reason != "over_limit"]
-    return side.take(np.array(kept, np.int64))
+def _with_limit(loaded: Loaded, side: Selection) -> Selection:
+    """Return what load decided, with the rows that ``dataset.limit`` leaves out."""
+    reasons = list(loaded.selection.reason)
+    for row, reason in enumerate(side.reason):
+        if reason == "over_limit":
+            reasons[loaded.record_of_row[row]] = reason
+    return replace(loaded.selection, reason=reasons)
 
 
 def _probe(rows: Rows, size: int) -> Rows:
     """Choose training rows by hash, so that the probe is the same in every job that trains on them."""
-    places = [group_hash(f"probe:{row_id.split('-', 1)[-1]}") for row_id in rows.column("id")]
+    places = [group_hash(f"probe:{row_id.split('-', 1)[-1]}") for row_id in rows.ids]
     chosen = np.zeros(len(rows), bool)
     chosen[np.argsort(places, kind="stable")[:size]] = True
     return rows.take(chosen)

@@ -72,7 +72,7 @@ class Sides:
     @property
     def fingerprint(self) -> str:
         """A key of the held-out rows in use, by content: the id of a row holds its content's hash."""
-        return digest(sorted(row_id.split("-", 1)[-1] for row_id in self.held_out.column("id")))
+        return digest(sorted(row_id.split("-", 1)[-1] for row_id in self.held_out.ids))
 
 
 def group_hash(group: str) -> float:
@@ -182,27 +182,23 @@ class Split(Bounded, abc.ABC):
         if not len(rows):
             return Selection.of(rows, [])
         tokens = context.token_counts(rows).sum(axis=1)
-        texts = zip(rows.column("prompt"), rows.column("answer"), rows.is_text, tokens, strict=True)
-        reasons = [
-            "unanswered"
-            if not (answer.strip() and (prompt.strip() or is_text))
-            else "over_max_eval_tokens"
-            if size > self.max_eval_tokens
-            else ""
-            for prompt, answer, is_text, size in texts
+        unanswered = [
+            not (answer.strip() and (prompt.strip() or not messages))  # plain text asks nothing
+            for batch in rows.batches("prompt", "answer", "messages")
+            for prompt, answer, messages in zip(*batch, strict=True)
         ]
+        reasons = np.select(
+            [np.array(unanswered, bool), tokens > self.max_eval_tokens], ["unanswered", "over_max_eval_tokens"], ""
+        ).tolist()
         for keep in self.filter.values():
             reasons = [reason or found for reason, found in zip(reasons, keep(rows, context).reason, strict=True)]
         # The rows with the smallest hash are used, not the first ones: row order must not enter.
-        places = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in _named(rows)]
+        names = (named for batch in rows.batches("group", "id") for named in zip(*batch, strict=True))
+        places = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in names]
         usable = sorted((place, index) for index, place in enumerate(places) if not reasons[index])
         for _, index in usable[self.max_eval_rows :]:
             reasons[index] = "over_max_eval_rows"
         return Selection.of(rows, reasons, np.asarray(tokens, np.float32))
-
-
-def _named(rows: Rows) -> zip[tuple[str, str]]:
-    return zip(rows.column("group"), rows.column("id"), strict=True)
 
 
 @dataclass
@@ -248,8 +244,8 @@ def _places(rows: Rows) -> np.ndarray:
     """Where the hash of each row's group lies in [0, 1): float64, shape (rows,)."""
     import numpy as np
 
-    place_of = {group: group_hash(group) for group in dict.fromkeys(rows.column("group"))}
-    return np.fromiter((place_of[group] for group in rows.column("group")), np.float64, len(rows))
+    groups = (group for (groups,) in rows.batches("group") for group in groups)
+    return np.fromiter(map(group_hash, groups), np.float64, len(rows))
 
 
 @dataclass
@@ -264,7 +260,9 @@ class Source(Split):
         """
         import numpy as np
 
-        splits = rows.column("source_split")
+        from sft_lab.core.rows import shared_strings
+
+        splits = shared_strings(rows.arrow("source_split"))
         if len(set(splits)) < 2:
             raise ConfigError("split=source: this source has no test split of its own; use split=hash")
         return np.fromiter((split != splits[0] for split in splits), bool, len(rows))
@@ -299,4 +297,7 @@ class FromFile(Split):
         """A row is held out iff it comes from the file."""
         import numpy as np
 
-        return np.fromiter((split == HELD_OUT for split in rows.column("source_split")), bool, len(rows))
+        from sft_lab.core.rows import shared_strings
+
+        splits = shared_strings(rows.arrow("source_split"))
+        return np.fromiter((split == HELD_OUT for split in splits), bool, len(rows))

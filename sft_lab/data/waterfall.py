@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
 
 from sft_lab.core import parquet
 from sft_lab.core.context import StageContext
@@ -16,6 +20,28 @@ if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Which source of a mixture each row of the table is of.
+
+    Attributes:
+        names: of the sources; empty for a source alone.
+        of_row: the number of each row's source: int16, shape (rows of the table,).
+    """
+
+    names: list[str]
+    of_row: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Rows) -> Sources:
+        """Read the sources of all rows of a table."""
+        numbers: dict[str, int] = {}
+        of_row = np.fromiter(
+            (numbers.setdefault(name, len(numbers)) for (names,) in rows.batches("source") for name in names), np.int16
+        )
+        return cls(list(numbers) if any(numbers) else [], of_row)
+
+
 class Waterfall:
     """Follows one side of the split through the stages.
 
@@ -24,55 +50,65 @@ class Waterfall:
 
     Args:
         context: its list of stored results says whether a stage was computed.
-        tokens: of each loaded row, by row id.
-        sources: of each loaded row of a mixture, by row id; empty for a source alone.
+        tokens: of each loaded row: int32, shape (rows of the table,).
+        sources: the source of each loaded row of a mixture: int16, shape (rows of the table,), and the names by
+            number; empty for a source alone.
         side: named in the log where it is not the training side.
     """
 
-    def __init__(self, context: StageContext, tokens: dict[str, int], sources: dict[str, str], side: str = "") -> None:
+    def __init__(self, context: StageContext, tokens: np.ndarray, sources: Sources, side: str = "") -> None:
         self.stages: list[dict[str, Any]] = []
         self._bench = context
         self._tokens = tokens
         self._sources = sources
         self._side = side
-        self._dropped: dict[str, list[Any]] = {name: [] for name in parquet.DROPPED}
+        self._dropped: list[pa.Table] = []
 
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record what a stage decided about ``rows`` and give the rows that stay."""
-        self.record(stage, selection)
+        self.record(stage, selection, rows.positions)
         return rows.take(selection.kept)
 
-    def record(self, stage: str, selection: Selection) -> None:
-        """Record a stage's selection and log its line."""
-        tokens = [self._tokens.get(row_id, 0) for row_id in selection.ids]
+    def record(self, stage: str, selection: Selection, positions: np.ndarray) -> None:
+        """Record a stage's selection and log its line.
+
+        Args:
+            stage: its name.
+            selection: what it decided.
+            positions: of those rows in the table: int64, shape (rows,); -1 for a record that load could not use.
+        """
+        is_row = positions >= 0
+        tokens = np.where(is_row, self._tokens[positions], 0) if len(self._tokens) else np.zeros(len(positions), int)
         kept = selection.kept
         self.stages.append(
             {
                 "stage": stage,
                 "rows_in": len(kept),
                 "rows_kept": int(kept.sum()),
-                "tokens_in": sum(tokens),
-                "tokens_kept": sum(count for count, stays in zip(tokens, kept, strict=True) if stays),
+                "tokens_in": int(tokens.sum()),
+                "tokens_kept": int(tokens[kept].sum()),
                 "dropped": selection.dropped,
-                **self._by_source(selection),
+                **self._by_source(positions[is_row], kept[is_row]),
             }
         )
-        for index, reason in enumerate(selection.reason):
-            if reason:
-                found = (selection.ids[index], stage, reason, float(selection.score[index]), selection.nearest[index])
-                for column, value in zip(self._dropped.values(), found, strict=True):
-                    column.append(value)
+        self._dropped.append(_dropped(stage, selection))
         self._log(stage, selection)
 
-    def _by_source(self, selection: Selection) -> dict[str, Any]:
+    def _by_source(self, positions: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
         """Rows of each source in a mixture; a record that load could not use is of none."""
-        found: dict[str, dict[str, int]] = {}
-        for row_id, reason in zip(selection.ids, selection.reason, strict=True) if self._sources else ():
-            if name := self._sources.get(row_id):
-                rows = found.setdefault(name, {"rows_in": 0, "rows_kept": 0})
-                rows["rows_in"] += 1
-                rows["rows_kept"] += not reason
-        return {"sources": found} if found else {}
+        if not self._sources.names:
+            return {}
+        sources = self._sources.of_row[positions]
+        size = len(self._sources.names)
+        seen, stay = np.bincount(sources, minlength=size), np.bincount(sources[kept], minlength=size)
+        _, first = np.unique(sources, return_index=True)
+        in_order = sources[np.sort(first)]
+        rows = {
+            self._sources.names[source]: {"rows_in": int(seen[source]), "rows_kept": int(stay[source])}
+            for source in in_order
+            if self._sources.names[source]
+        }
+        return {"sources": rows} if rows else {}
 
     def _log(self, stage: str, selection: Selection) -> None:
         new = self._bench.take_new_entries()
@@ -86,14 +122,26 @@ class Waterfall:
         # Where several processes train, the stages were told by the one that filled the store.
         log.log(logging.INFO if rank() is None else logging.DEBUG, "%s", line.rstrip())
 
-    def dropped(self) -> dict[str, list[Any]]:
-        """Every dropped row, as columns."""
-        return self._dropped
+    def dropped(self) -> pa.Table:
+        """Return every dropped row, stage by stage, with the columns of ``dropped.parquet``."""
+        return pa.concat_tables([parquet.arrow_schema(parquet.DROPPED).empty_table(), *self._dropped])
+
+
+def _dropped(stage: str, selection: Selection) -> pa.Table:
+    """Return the rows that a stage dropped, with the columns of ``dropped.parquet``."""
+    gone = np.flatnonzero(~selection.kept)
+    columns = {
+        "id": selection.ids.select(gone).array(),
+        "stage": [stage] * len(gone),
+        "reason": [selection.reason[index] for index in gone],
+        "score": selection.score[gone],
+        "nearest": [selection.nearest[index] for index in gone],
+    }
+    return pa.table(columns, schema=parquet.arrow_schema(parquet.DROPPED))
 
 
 def write(folder: RunDir, train: Waterfall, held_out: Waterfall) -> None:
     """Write ``waterfall.json`` and ``dropped.parquet`` of both sides."""
     write_json(folder.waterfall, {"stages": train.stages, "held_out": held_out.stages})
     # A row dropped as held out is no loss of the training side's own; it is listed all the same, with its reason.
-    columns = {name: train.dropped()[name] + held_out.dropped()[name] for name in train.dropped()}
-    parquet.write(folder.dropped, columns, parquet.DROPPED)
+    parquet.write(folder.dropped, pa.concat_tables([train.dropped(), held_out.dropped()]), parquet.DROPPED)

@@ -21,7 +21,7 @@ from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Template
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
-from sft_lab.data.tokenization import prompt_ids
+from sft_lab.data.encoding import prompt_ids
 from sft_lab.evaluation import heldout
 from sft_lab.evaluation.answers import contains_expected, measure_answers
 from sft_lab.evaluation.generation import Answer, generate
@@ -234,7 +234,7 @@ class Evaluator:
         skipped = [0 if is_text else examples for is_text in templated.rows.is_text]
         labels = [*map(without_first_answers, templated.tokens["labels"], skipped)]
         tokens = datasets.Dataset.from_dict({**templated.tokens[:], "labels": labels})
-        return type(templated)(templated.rows, tokens, templated.rendered)
+        return type(templated)(templated.rows, tokens, templated.encoded)
 
     def _templated(self, template: Template, rows: Rows, longest: int | None = None) -> Ready:
         """Return rows under a template, outside the waterfall."""

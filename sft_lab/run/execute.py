@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab import pipeline
+from sft_lab.core.blocks import LocalEngine
 from sft_lab.core import heavy_imports
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
@@ -90,6 +91,7 @@ def create_context(run: Run, store: Store | None = None, folder: RunDir | None =
         store or run.store.open(),
         lambda: run.model.tokenizer(context, run.template.special_tokens),
         template_date(folder.manifest) if folder else None,
+        LocalEngine(),
     )
     return context
 

@@ -168,7 +168,7 @@ def _plain_renderer(finished: FinishedRun) -> Renderer:
 def _render_prompt(renderer: Renderer, prompt: str, options: GenerationOptions, tokenizer: Any) -> list[int]:
     """Return the tokens of the prompt as the model was trained to read it."""
     from sft_lab.data.chat_template import CannotRender
-    from sft_lab.data.tokenization import prompt_ids
+    from sft_lab.data.encoding import prompt_ids
 
     remedy = "put the text into the prompt"
     system = [{"role": "system", "content": options.system}] if options.system.strip() else []

@@ -13,7 +13,6 @@ import pytest
 from sft_lab.cli.main import main
 from sft_lab.core.context import StageContext
 from sft_lab.core.io import read_json
-from sft_lab.core.rows import load_table
 from sft_lab.core.store import Store
 from sft_lab.data import clock
 from sft_lab.data.chat_template import Auto, Jinja, Renderer, Template
@@ -44,8 +43,8 @@ def template(tmp_path: Path) -> Path:
 
 
 def first_text(template: Template, rows: Path, context: StageContext) -> str:
-    _, folder = template(File(path=str(rows))(context).rows, context)
-    return str(load_table(folder)["text"][0])
+    _, encoded = template(File(path=str(rows))(context).rows, context)
+    return str(encoded.table["text"][0])
 
 
 def test_the_day_is_told_and_enters_the_key(tmp_path: Path, tiny: Any, rows: Path, template: Path) -> None:
@@ -74,7 +73,7 @@ def test_a_template_that_does_not_ask_is_the_same_on_every_day(tmp_path: Path, t
         keys, notices = set(), []
         for date in (LEAP_DAY, OTHER_DAY):
             context = StageContext(Store(tmp_path / "store"), lambda: tiny, date)
-            keys.add(one(File(path=str(rows))(context).rows, context)[1].name)
+            keys.add(one(File(path=str(rows))(context).rows, context)[1].path.name)
             notices += context.notices
         assert (len(keys), notices) == (1, [])
 
@@ -112,7 +111,7 @@ def test_a_run_that_goes_on_and_its_replay_keep_the_day(
     assert read_json(Path("again/manifest.json"))["template_date"] == "2024-02-29"
     assert (done.result, done.exit_code) == ([], 0)
     keys = [
-        {one["key"] for one in read_json(Path(name, "manifest.json"))["stages"] if one["stage"] == "template"}
+        {one["key"] for one in read_json(Path(name, "manifest.json"))["stages"] if one["stage"] == "encode"}
         for name in ("run", "again")
     ]
     assert keys[0] == keys[1] != set()

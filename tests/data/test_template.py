@@ -10,11 +10,10 @@ import pytest
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
-from sft_lab.core.rows import load_table
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Renderer, Template
+from sft_lab.data.encoding import tokenize
 from sft_lab.data.sources import File
-from sft_lab.data.tokenization import tokenize
 
 CHATML, MISTRAL, PLAIN, QUESTION_ANSWER, ALPACA, TAGGED, WRONG_END = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")
@@ -110,9 +109,9 @@ def test_a_row_with_context_goes_through_whole(template: Jinja, context: StageCo
     """From a file of questions to labels: context and question are read, the answer and its end are trained."""
     file = write({"question": "Who swam?", "answer": "Sara.", "context": "Sara swam, Omar ran."})
     rows = File(path=str(file))(context).rows
-    selection, folder = template(rows, context)
+    selection, encoded = template(rows, context)
     assert selection.reason == [""]
-    _, ready = tokenize(rows, folder, template, context, max_length=200, loss_on_all=False)
+    _, ready = tokenize(rows, encoded, max_length=200, loss_on_all=False)
     ids, labels = ready["input_ids"][0], ready["labels"][0]
     trained = [token for token in labels if token != IGNORED]
     assert context.tokenizer.decode(trained).strip() == f"Sara.{context.tokenizer.eos_token}"
@@ -291,14 +290,16 @@ def test_the_stage_keeps_what_it_can_and_says_why_not(context: StageContext, tmp
         {"id": ["a", "b"], "prompt": ["Hi?"] * 2, "answer": ["Hello."] * 2, "system": ["", "Be kind."]}
     )
     template: Template = Jinja(path=str(path))
-    selection, folder = template(rows, context)
+    selection, encoded = template(rows, context)
     assert selection.reason == ["", "template_refused"]
-    assert load_table(folder)["id"][:] == ["a"]
-    assert template(rows, context)[1] == folder
+    assert [bool(text) for text in encoded.table["text"]] == [not reason for reason in selection.reason]
+    assert template(rows, context)[1].path == encoded.path
     assert [entry.hit for entry in context.entries] == [False, True]
     path.write_text(NO_SYSTEM + " ", encoding="utf-8")
-    assert template(rows, context)[1] == folder  # read once: what is trained, asked and saved has one template
-    assert Jinja(path=str(path))(rows, context)[1] != folder
+    assert (
+        template(rows, context)[1].path == encoded.path
+    )  # read once: what is trained, asked and saved has one template
+    assert Jinja(path=str(path))(rows, context)[1].path != encoded.path
 
 
 def test_plain_text_goes_past_the_template_and_is_trained_whole(tiny: Any, with_bos: Any) -> None:

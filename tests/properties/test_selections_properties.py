@@ -20,7 +20,7 @@ from sft_lab.data.filters.language import Language
 from sft_lab.data.filters.length import Length
 from sft_lab.data.filters.pattern import Pattern
 from sft_lab.data.split import Hash
-from sft_lab.data.waterfall import Waterfall
+from sft_lab.data.waterfall import Sources, Waterfall
 
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), max_size=8)
 FILTERS = st.one_of(
@@ -80,21 +80,22 @@ def test_who_asks_more_never_keeps_more(pairs: list[PAIR], data: st.DataObject) 
 @given(PAIRS, st.lists(FILTERS, max_size=3), st.data())
 def test_the_waterfall_loses_nobody(pairs: list[PAIR], filters: list[Filter], data: st.DataObject) -> None:
     rows = start = rows_of(pairs)
-    tokens = {row_id: data.draw(st.integers(0, 10**12)) for row_id in rows.column("id")}
-    sources = {row_id: data.draw(st.sampled_from(["a", "b"])) for row_id in data.draw(st.sampled_from([{}, tokens]))}
+    tokens = np.array([data.draw(st.integers(0, 10**12)) for _ in pairs], np.int64)
+    names = data.draw(st.sampled_from([[], ["a", "b"]]))
+    sources = Sources(names, np.array([data.draw(st.integers(0, 1)) for _ in pairs], np.int16))
     flow = Waterfall(context(), tokens, sources)
     for number, keep in enumerate(filters):
         rows = flow.step(f"filter.{number}", rows, keep.select(rows, context()))
-    rows_in, tokens_in = len(start), sum(tokens.values())
+    rows_in, tokens_in = len(start), sum(tokens.tolist())
     for stage in flow.stages:
         assert (stage["rows_in"], stage["tokens_in"]) == (rows_in, tokens_in)
         assert stage["rows_kept"] + sum(stage["dropped"].values()) == rows_in
         for name in ("rows_in", "rows_kept"):
-            assert sum(one[name] for one in stage.get("sources", {}).values()) == (stage[name] if sources else 0)
+            assert sum(one[name] for one in stage.get("sources", {}).values()) == (stage[name] if names else 0)
         rows_in, tokens_in = stage["rows_kept"], stage["tokens_kept"]
-    gone = flow.dropped()
+    gone = flow.dropped().to_pydict()
     assert sorted([*gone["id"], *rows.column("id")]) == sorted(start.column("id"))
-    assert tokens_in == sum(tokens[row_id] for row_id in rows.column("id")) or not flow.stages
+    assert tokens_in == sum(tokens[rows.positions].tolist()) or not flow.stages
     assert len({len(column) for column in gone.values()}) == 1
 
 

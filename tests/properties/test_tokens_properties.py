@@ -20,7 +20,7 @@ from sft_lab.core.rows import Rows
 from sft_lab.core.store import Store
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Renderer, Template
-from sft_lab.data.tokenization import prompt_ids, tokenize
+from sft_lab.data.encoding import prompt_ids, tokenize
 
 CHATML, MISTRAL, PLAIN, ALPACA, TAGGED = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")
@@ -84,7 +84,7 @@ def tokens_of(make: Any, template: Template, talks: list[list[str]], max_length:
         rows = Rows.of(table)
         rendering, rendered = template(rows, context)
         rows = rows.take(rendering.kept)
-        fitting, tokens = tokenize(rows, rendered, template, context, max_length=max_length, loss_on_all=on_all)
+        fitting, tokens = tokenize(rows, rendered, max_length=max_length, loss_on_all=on_all)
         return {row["id"]: row for row in tokens.to_list()}, rendering, fitting
 
 

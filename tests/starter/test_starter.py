@@ -58,7 +58,7 @@ def test_the_note_counts_right() -> None:
 
 def test_every_fault_is_caught_for_its_reason_and_nothing_else_is_dropped(prepared) -> None:
     names = [row["id"] for row in conversations()]
-    dropped = prepared.train_flow.dropped()
+    dropped = prepared.train_flow.dropped().to_pydict()
     got = {
         names[int(row_id.partition("-")[0])]: (stage, reason)
         for row_id, stage, reason in zip(dropped["id"], dropped["stage"], dropped["reason"], strict=True)
@@ -69,7 +69,7 @@ def test_every_fault_is_caught_for_its_reason_and_nothing_else_is_dropped(prepar
 
 def test_near_rows_name_the_row_they_copy(prepared) -> None:
     rows = conversations()
-    dropped = prepared.train_flow.dropped()
+    dropped = prepared.train_flow.dropped().to_pydict()
     for stage, row_id, nearest in zip(dropped["stage"], dropped["id"], dropped["nearest"], strict=True):
         if stage in ("decontaminate", "dedup.semantic"):
             copy, kept = (rows[int(name.partition("-")[0])]["id"] for name in (row_id, nearest))

@@ -32,9 +32,10 @@ class Answered(Filter):
         from sft_lab.core.rows import Selection
 
         reasons, scores = [], []
-        for prompt, answer, is_text in zip(rows.column("prompt"), rows.column("answer"), rows.is_text, strict=True):
+        columns = rows.batches("prompt", "answer", "messages")
+        for prompt, answer, messages in (row for batch in columns for row in zip(*batch, strict=True)):
             asked, answered = _size(prompt), _size(answer)
-            if asked < self.min_prompt_chars and not is_text:
+            if asked < self.min_prompt_chars and messages:
                 reasons.append("short_prompt" if asked else "empty_prompt")
                 scores.append(float(asked))
             elif answered < self.min_answer_chars:

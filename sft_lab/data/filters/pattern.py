@@ -64,7 +64,8 @@ class Pattern(Filter):
         keep, drop = self._compiled("keep"), self._compiled("drop")
         reasons, scores = [], []
         matched: Counter[str] = Counter()
-        for row_id, text in zip(rows.column("id"), rows.texts(self.on), strict=True):
+        texts = (text for batch in rows.text_batches(self.on) for text in batch)
+        for row_id, text in zip(rows.ids, texts, strict=True):
             wanted = self._first(keep, text, row_id)
             unwanted = self._first(drop, text, row_id) if wanted or not keep else None
             match = unwanted or wanted

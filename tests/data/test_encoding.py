@@ -19,7 +19,7 @@ from sft_lab.core.rows import Rows, Selection
 from sft_lab.core.store import Store
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template
-from sft_lab.data.tokenization import prompt_ids, tokenize
+from sft_lab.data.encoding import prompt_ids, tokenize
 
 CHATML, MISTRAL, PLAIN = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja") for name in ("chatml", "mistral", "plain")
@@ -46,7 +46,7 @@ def tokenized(
     rows = Rows.of(table(*talks))
     selection, rendered = template(rows, context)
     rows = rows.take(selection.kept)
-    selection, tokens = tokenize(rows, rendered, template, context, max_length=max_length, loss_on_all=on_all)
+    selection, tokens = tokenize(rows, rendered, max_length=max_length, loss_on_all=on_all)
     return selection, tokens.to_list()
 
 
@@ -185,10 +185,8 @@ def test_no_row_fits_or_none_is_there(tmp_path: Path, tiny: Any) -> None:
     assert (selection.dropped, rows) == ({"over_max_length": len(TALKS)}, [])
     context = StageContext(Store(tmp_path), lambda: tiny)
     nothing = Rows.of(table(*TALKS)).take(selection.kept)
-    assert (
-        tokenize(nothing, CHATML(nothing, context)[1], CHATML, context, max_length=3, loss_on_all=False)[1].to_list()
-        == []
-    )
+    encoded = CHATML(nothing, context)[1]
+    assert tokenize(nothing, encoded, max_length=3, loss_on_all=False)[1].to_list() == []
 
 
 def test_an_end_that_is_not_one_token_is_an_error(tmp_path: Path, tiny: Any) -> None:

@@ -1,0 +1,372 @@
+"""Raw records become one immutable table, block by block.
+
+A record is turned into messages, a prompt and an answer; one that cannot be used is dropped with a reason. Which
+reader fits, and what makes a group, depends on all records: both are guessed from the first ones, so that a source is
+read once, and done again where the guess was wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sft_lab.core.blocks import BLOCK, Block, blocks_folder, run_blocks
+from sft_lab.core.errors import SourceError
+from sft_lab.core.io import digest, write_json
+from sft_lab.core.rows import BATCH, RowIds, Selection, TableWriter, load_table, shared_strings
+from sft_lab.core.text import content_group
+from sft_lab.data import formats
+from sft_lab.data.formats import TEXT, Format, Reader, Turn, Unreadable, Watched, find_reader, without_surrogates
+from sft_lab.data.load import HELD_OUT, Dataset, LeadingAssistant, Record, Turns
+
+if TYPE_CHECKING:
+    from sft_lab.core.context import StageContext
+
+Batch = list[tuple[str, Record | None]]  # split and record; None: a record that cannot be read
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+COLUMNS = ("id", "source_id", "system", "prompt", "answer", "messages", "group", "source", "source_split")
+SCHEMA = pa.schema([(name, MESSAGES if name == "messages" else pa.string()) for name in COLUMNS])
+BLOCK_SCHEMA = SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("group_value", pa.string()))
+_NUMBERED = re.compile(r"^(.+)_\d+$", re.DOTALL)
+
+
+def write_table(dataset: Dataset, held_out: Dataset | None, context: StageContext, folder: Path) -> None:
+    """Read every part of a source and write the table, the selection and what is to be known of both.
+
+    Args:
+        dataset: the source.
+        held_out: another one whose rows are all held out, put behind those of the first.
+        context: for the store and the workers.
+        folder: of the result.
+    """
+    writer = TableWriter(folder, SCHEMA)
+    loaded = _Loaded()
+    parts: list[tuple[str, Dataset, str | None]] = [(name, part, None) for name, part in dataset.parts().items()]
+    if held_out is not None:
+        parts.append(("", held_out, HELD_OUT))
+    rules = [_Part(name, part, dataset, split, len(loaded.reasons)).write(context, folder, writer, loaded)
+             for name, part, split in parts]  # fmt: skip
+    writer.close()
+    record_of_row = np.flatnonzero(np.fromiter((not reason for reason in loaded.reasons), bool, len(loaded.reasons)))
+    if dataset.shuffle_seed is not None:
+        order = np.random.default_rng(dataset.shuffle_seed).permutation(len(record_of_row))
+        record_of_row = record_of_row[order]
+        _reorder(folder, order)
+    np.save(folder / "records.npy", record_of_row)
+    size = len(loaded.reasons)
+    ids = RowIds(pa.chunked_array(loaded.ids, pa.string()))
+    Selection(ids, loaded.reasons, np.full(size, np.nan, np.float32), [""] * size).save(folder)
+    content = {
+        "grouped_by": "+".join(dict.fromkeys(rule for rule in rules if rule)),
+        "groups": len(np.unique(np.concatenate(loaded.groups))) if loaded.groups else 0,
+        "unread": dict(loaded.unread),
+    }
+    write_json(folder / "load.json", content)
+
+
+def _reorder(folder: Path, order: np.ndarray) -> None:
+    """Write the table again in another order."""
+    table = load_table(folder).data.table
+    reordered = folder / "reordered"
+    reordered.mkdir()
+    writer = TableWriter(reordered, SCHEMA)
+    for start in range(0, len(order), BATCH):
+        writer.write(table.take(pa.array(order[start : start + BATCH])))
+    writer.close()
+    (reordered / "table.arrow").replace(folder / "table.arrow")
+    reordered.rmdir()
+
+
+@dataclass
+class _Loaded:
+    """What is kept in memory of all records.
+
+    Attributes:
+        ids: of the records, in order.
+        reasons: why each is no row; empty where it is one.
+        groups: a hash of each row's group: uint64.
+        unread: how many rows have something in a field that is not read, by field.
+    """
+
+    ids: list[pa.Array] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    groups: list[np.ndarray] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+
+
+class _Part:
+    """One source's records on their way to rows.
+
+    Args:
+        name: of the source in a mixture; ``""`` for a source alone.
+        part: gives the records, and how they are read.
+        mixture: what the rows of every part have in common.
+        split: put on every row, whatever the source says.
+        first: the position of its first record among those of all parts.
+    """
+
+    def __init__(self, name: str, part: Dataset, mixture: Dataset, split: str | None, first: int) -> None:
+        self._name, self._part, self._mixture, self._split, self._first = name, part, mixture, split, first
+        self._group = mixture.group if split is None else "content"
+
+    def write(self, context: StageContext, folder: Path, writer: TableWriter, loaded: _Loaded) -> str:
+        """Append the rows to the table; return the rule that made their groups, empty where there is no row."""
+        batches = self._batches(context)
+        beginning = next(batches, None)
+        if beginning is None:
+            raise SourceError(f"{self._part.named()}: holds no record; give a source with rows")
+        columns, rule = self._guess(context, beginning)
+        blocks = self._convert(context, folder, columns, rule, itertools.chain([beginning], batches))
+        every_column = _union(columns, *(block.notes["columns"] for block in blocks))
+        if self._form(every_column) != self._form(columns):
+            blocks = self._convert(context, folder, every_column, rule, self._batches(context))
+        self._reader(every_column)
+        if self._group not in ("auto", "id_prefix", "content", *every_column):
+            raise SourceError(
+                f"dataset.group={self._group}: must be auto, id_prefix, content or a column of the source; it has "
+                f"{every_column}"
+            )
+        right_rule = self._rule(blocks)
+        rows = 0
+        for block in blocks:
+            table = block.read()
+            loaded.unread.update(block.notes["unread"])
+            loaded.ids += table["id"].chunks
+            loaded.reasons += shared_strings(table["reason"])
+            table = table.filter(pc.equal(table["reason"], ""))
+            if right_rule != rule:
+                groups = pa.array(_groups(table, right_rule, self._name), pa.string())
+                table = table.set_column(table.schema.get_field_index("group"), "group", groups)
+            loaded.groups.append(hashes(table["group"].to_pylist()))
+            rows += table.num_rows
+            writer.write(table)
+        return right_rule if rows else ""
+
+    def _guess(self, context: StageContext, beginning: Batch) -> tuple[list[str], str]:
+        """Return the columns that tell how the records are read, and the rule that makes their groups, most likely.
+
+        Raises:
+            SourceError: if no format fits the columns.
+        """
+        columns = _union(*(record for _, record in beginning if record))
+        try:
+            self._reader(columns)
+        except SourceError:  # what is missing may come later
+            count = 0
+            for batch in self._batches(context):
+                count += len(batch)
+                columns = _union(columns, *(record for _, record in batch if record))
+            if not columns:
+                raise SourceError(
+                    f"{self._part.named()}: none of its {count} records has columns; a record is a JSON object, or a "
+                    "line of a table with as many fields as the header"
+                ) from None
+            self._reader(columns)
+        if self._group not in ("auto", "id_prefix"):
+            return columns, self._group
+        ids = [_as_text(record.get("id")) for _, record in beginning if record]
+        return columns, "id_prefix" if ids and all(map(_NUMBERED.match, ids)) else "content"
+
+    def _batches(self, context: StageContext) -> Iterator[Batch]:
+        records = self._part.records(context.store)
+        while batch := list(itertools.islice(records, BLOCK)):
+            yield batch
+
+    def _reader(self, columns: list[str]) -> Reader:
+        return find_reader(self._part.format, self._part.columns, columns, needs_answers=self._mixture.needs_answers)
+
+    def _form(self, columns: list[str]) -> str:
+        """Name what ``_reader`` chooses."""
+        if self._part.columns or self._part.format is not Format.auto:
+            return self._part.format.name
+        known = set(columns)
+        fitting = (
+            form.name for form, needed in formats.COLUMNS_OF.items() if any(set(keys) <= known for keys in needed)
+        )
+        return next(fitting, "") or next(filter(known.__contains__, formats.PROMPT_COLUMNS), "")
+
+    def _convert(
+        self, context: StageContext, folder: Path, columns: list[str], rule: str, batches: Iterable[Batch]
+    ) -> list[Block]:
+        """Turn all records into rows, and return the blocks that hold them."""
+        converter = _Converter(self._reader(columns), self._mixture, self._name, self._split, self._group, rule)
+        mixture = self._mixture
+        choices = [mixture.version, mixture.turns.name, mixture.leading_assistant.name, self._part.columns]
+        version = digest([*choices, self._form(columns), rule, self._name, self._split, self._group])
+
+        def payloads() -> Iterator[tuple[int, Any]]:
+            start = self._first
+            for batch in batches:
+                yield len(batch), (version, start, batch)
+                start += len(batch)
+
+        return list(run_blocks(converter, payloads(), blocks_folder(folder), "load", context.engine))
+
+    def _rule(self, blocks: list[Block]) -> str:
+        """Return the rule that makes the groups which must stay on one side of the split.
+
+        ``auto`` trusts numbered ids only where every row has one and no conversation holds more than a tenth of the
+        rows: ``identity_0`` to ``identity_999`` are a thousand rows, not one.
+        """
+        if self._group not in ("auto", "id_prefix"):
+            return self._group
+        prefixes = []
+        for block in blocks:
+            table = block.read()
+            for source_id in table["source_id"].filter(pc.equal(table["reason"], "")).to_pylist():
+                if not (match := _NUMBERED.match(source_id)):
+                    return self._not_numbered()
+                prefixes.append(match.group(1))
+        if not prefixes:
+            return self._not_numbered()
+        _, counts = np.unique(hashes(prefixes), return_counts=True)
+        if self._group == "id_prefix" or counts.max() <= len(prefixes) / 10:
+            return "id_prefix"
+        return "content"
+
+    def _not_numbered(self) -> str:
+        if self._group == "id_prefix":
+            raise SourceError("dataset.group=id_prefix: not every id of the source ends in _<number>; use content")
+        return "content"
+
+
+class _Converter:
+    """Turns a block of records into a table: a row for each, also for one that is dropped, and why."""
+
+    def __init__(self, reader: Reader, mixture: Dataset, source: str, split: str | None, group: str, rule: str) -> None:
+        self._reader, self._turns, self._leading = reader, mixture.turns, mixture.leading_assistant
+        self._source, self._split, self._group, self._rule = source, split, group, rule
+
+    def __call__(self, payload: tuple[str, int, Batch]) -> pa.Table:
+        _, first, batch = payload
+        unread = Counter[str]()
+        rows = []
+        for position, (split, record) in enumerate(batch, start=first):
+            watched = Watched(record) if record else None
+            turns, reason = _read_turns(self._reader, watched)
+            if watched and not reason:
+                unread.update(watched.unread() - {"id", self._group})
+            # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
+            row_id = f"{position}-{reason or digest(turns)[:12]}"
+            try:
+                system, messages = _exchange(turns, self._turns, self._leading)
+            except _Unusable as error:
+                rows.append({"id": row_id, "reason": reason or error.reason})
+                continue
+            value = _as_text(record.get(self._group)) if record and self._group not in _RULES else ""
+            sources = {"source": self._source, "source_split": self._split or split, "group_value": value}
+            rows.append(_row(row_id, record or {}, system, messages) | sources)
+        table = pa.Table.from_pylist(rows, BLOCK_SCHEMA)
+        groups = pa.array(_groups(table, self._rule, self._source), pa.string())
+        table = table.set_column(BLOCK_SCHEMA.get_field_index("group"), "group", groups)
+        notes = {"columns": _union(*(record for _, record in batch if record)), "unread": dict(unread)}
+        return Block.with_notes(table, notes)
+
+
+_RULES = ("auto", "id_prefix", "content")
+
+
+def _groups(table: pa.Table, rule: str, source: str) -> list[str | None]:
+    """Return the group of each row: what must stay on one side of the split; None where a record is no row."""
+    within = f"{source}:" if source else ""
+    names = ("reason", "source_id", "prompt", "answer", "group_value")
+    groups: list[str | None] = []
+    for reason, source_id, prompt, answer, value in zip(*(table[name].to_pylist() for name in names), strict=True):
+        if reason:
+            groups.append(None)
+        elif rule == "id_prefix" and (match := _NUMBERED.match(source_id)):
+            groups.append(f"id_prefix:{within}{match.group(1)}")
+        elif rule not in _RULES and value:
+            groups.append(f"{rule}:{within}{value}")
+        else:  # rows whose column is empty do not belong together: each is grouped by what it says
+            groups.append(content_group(prompt, answer))
+    return groups
+
+
+def hashes(texts: Iterable[str]) -> np.ndarray:
+    """Return a hash of each text: uint64, shape (texts,); of a million texts two share one once in 40 million times."""
+    import xxhash
+
+    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) for text in texts), np.uint64)
+
+
+def _union(*columns: Iterable[str]) -> list[str]:
+    """Return every name once, in the order in which they first come."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(columns)))
+
+
+class _Unusable(Exception):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _read_turns(reader: Reader, record: Record | None) -> tuple[list[Turn], str]:
+    """Return a record's turns, or none and the reason."""
+    try:
+        return (reader(record), "") if record else ([], "unreadable")
+    except Unreadable as error:
+        return [], error.reason
+    except KeyError:
+        return [], "unreadable"
+
+
+def _exchange(turns: list[Turn], wanted: Turns, leading: LeadingAssistant) -> tuple[str, list[dict[str, str]]]:
+    """Cut a conversation to what is trained: optional system text, and messages that end with the assistant.
+
+    Turns of one role in a row are joined by a blank line, since no chat template knows two of them. Plain text is one
+    message of the role ``text``.
+    """
+    if not turns:
+        raise _Unusable("empty")
+    if turns[0][0] == TEXT:
+        return "", [{"role": TEXT, "content": turns[0][1]}]
+    joined = [
+        {"role": role, "content": "\n\n".join(text for _, text in run if text)}
+        for role, run in itertools.groupby(turns, key=itemgetter(0))
+    ]
+    system = joined.pop(0)["content"] if joined[0]["role"] == "system" else ""
+    if joined and joined[0]["role"] == "assistant":
+        if leading is LeadingAssistant.drop:
+            raise _Unusable("begins_with_assistant")
+        joined = joined[1:]
+    if len(joined) < 2:
+        raise _Unusable("no_answer")
+    joined = joined[: 2 if wanted is Turns.first else len(joined) - len(joined) % 2]
+    if any(message["role"] == "system" for message in joined):
+        raise _Unusable("unreadable")  # an order given in the middle of a conversation belongs to no row form we know
+    return system, joined
+
+
+def _row(row_id: str, record: Record, system: str, messages: list[dict[str, str]]) -> Record:
+    """Return a table's row, its group and source left open; plain text answers nothing and is no conversation."""
+    by_role = {
+        role: "\n".join(message["content"] for message in messages if message["role"] == role)
+        for role in ("user", "assistant", TEXT)
+    }
+    if by_role[TEXT]:
+        messages = []
+    head = [{"role": "system", "content": system}] if system.strip() else []
+    return {
+        "id": row_id,
+        "source_id": _as_text(record.get("id")),
+        "system": system,
+        "prompt": by_role["user"],
+        "answer": by_role["assistant"] or by_role[TEXT],
+        "messages": head + messages,
+        "reason": "",
+    }
+
+
+def _as_text(value: Any) -> str:
+    return "" if value is None else without_surrogates(str(value))
