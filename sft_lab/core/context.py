@@ -32,7 +32,9 @@ class StageContext:
         load_tokenizer: gives the tokenizer of the model to be tuned, called when first needed.
         template_date: what a chat template that asks for the date is told; None: the day this process first asked.
         engine: where blocks of rows are worked on; None: in this process alone.
-        encode: gives texts and tokens of rows by the run's template; None: tokens are counted without one.
+
+    Attributes:
+        encode: returns texts and tokens of rows by the run's template; None: tokens are counted without one.
     """
 
     def __init__(
@@ -41,15 +43,14 @@ class StageContext:
         load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
         template_date: datetime.date | None = None,
         engine: LocalEngine | None = None,
-        encode: Callable[[Rows], Any] | None = None,
     ) -> None:
         self.store = store or Store(default_root())
         self.template_date = template_date or today()
         self.entries: list[Entry] = []
         self.notices: list[str] = []
         self.engine = engine
-        self._encode = encode
-        self._told = 0
+        self.encode: Callable[[Rows], Any] | None = None
+        self._logged = 0  # entries that ``take_new_entries`` has returned
         self._load_tokenizer = load_tokenizer
 
     @cached_property
@@ -111,9 +112,9 @@ class StageContext:
 
         from sft_lab.core.rows import Rows
 
-        if self._encode:
+        if self.encode:
             loaded = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)  # at once, for every stage and job
-            encoded_counts: np.ndarray = self._encode(loaded).counts(rows)
+            encoded_counts: np.ndarray = self.encode(loaded).counts(rows)
             return encoded_counts
 
         def count(folder: Path) -> None:

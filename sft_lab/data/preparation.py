@@ -149,7 +149,7 @@ class Preparation:
             return stays
         held_out = self.sides.held_out
         missed = share(len(held_out) - int(keep(held_out, self._context).kept.sum()), len(held_out))
-        self._context.take_news()
+        self._context.take_new_entries()
         if missed > MANY_HELD_OUT:
             self._context.notice(
                 f"filter.{name} would drop {missed:.0%} of the held-out rows too: the model is judged on rows unlike "
