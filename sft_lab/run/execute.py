@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab import pipeline
-from sft_lab.core.blocks import LocalEngine
 from sft_lab.core import heavy_imports
+from sft_lab.core.blocks import LocalEngine
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import rank, world
