@@ -30,10 +30,10 @@ PROMPTS = (
 
 @dataclass
 class Baseline(Bounded):
-    """How the base model is prompted to do without tuning: would a good prompt have been enough?
+    """The prompted base model: would a good prompt have been enough, without tuning?
 
     Attributes:
-        system_prompt: what it is told; null: nothing.
+        system_prompt: its system prompt; null: none.
         examples: training rows shown to it as earlier turns.
     """
 
@@ -43,18 +43,18 @@ class Baseline(Bounded):
 
 @dataclass
 class Evaluation(Bounded):
-    """What is measured, and where the verdict's rules cut.
+    """What is measured beside training, and the limits of the verdict.
 
     Attributes:
         objective: the summary key a sweep compares jobs by; lower is better.
         prompts: answered by base, prompted base and tuned model.
-        outputs: held-out prompts that base and tuned model answer too, those with the shortest answers.
-        max_new_tokens: of one answer.
+        outputs: held-out prompts that base and tuned model answer too, those with the shortest reference answers.
+        max_new_tokens: of an answer.
         samples_every: optimizer steps between answers to the prompts during training; 0: none.
-        watch_probe: measure the training probe, too, at each held-out measurement.
+        watch_probe: measure a sample of the training rows, too, at each held-out measurement.
         baseline: the prompted base model.
         domain: a file of your own questions with expected answers; null: none.
-        general: a file of general questions, whose loss before and after shows what was forgotten; null: none.
+        general: a file of general questions, whose loss before and after training shows forgetting; null: none.
         batch_tokens: tokens of a held-out batch, padding included.
     """
 

@@ -1,29 +1,8 @@
-"""Verdicts: one judgement per run, by held-out loss and its companions, with the numbers and the rule behind it.
+"""Verdicts: one judgment per run, with the numbers and the rule behind it.
 
-The rules, in order; the first that holds is the verdict (``docs/verdicts.md`` has the reasons):
-
-1. ``diverged``: a loss that is no number.
-2. ``not_judged``: no held-out loss, none of the base model that is a number, or fewer measurements than
-   ``min_evaluations``.
-3. ``diverged``: held-out loss ends ``diverged_rise`` above the base model's or above its own best, and so does what is
-   trained on.
-4. ``template_not_learned``: ``stray_share`` of the answers to held-out prompts hold control tokens, and fewer of the
-   base model's; or the template writes another model family's end token as text before its own, and behind an answer
-   that is likelier than an end.
-5. ``memorizing``: ``recalled_share`` more of the training rows than of held-out rows, and than by the base model, are
-   continued word for word (Carlini et al., ICLR 2023).
-6. ``overfitting``: held-out loss ends ``overfitting_rise`` above its best while training loss went on falling
-   (generalization loss of Prechelt, "Early stopping, but when?", LNCS 1524); two fifths of that are enough where
-   training brought the loss on training rows ``overfitting_gap`` below that on held-out rows.
-7. ``underfitting``: the best held-out loss is less than ``underfitting_gain`` below the base model's.
-8. ``undertrained``: the last third of training, by learning rate spent, brought ``undertrained_share`` of all that was
-   gained; a third of it would be a straight line.
-9. ``template_not_learned``: neither an own answer nor the end of a true one ends its turn with a chance of
-   ``ended_share``, in a model that predicts ``able_accuracy`` of the held-out tokens correctly.
-10. ``healthy``.
-
-Held-out loss is not everything (InstructGPT's labelers preferred models that had overfitted by this measure), so read
-the samples too.
+``RULES`` has the rules in order; the first that holds is the verdict. ``docs/verdicts.md`` has the reasons. Held-out
+loss is not everything (InstructGPT's labelers preferred models that had overfitted by this measure), so read the
+samples too.
 """
 
 from __future__ import annotations
@@ -150,6 +129,7 @@ def judge(observed: Observed, limits: Limits) -> Judgment:
 
 
 def _not_a_number(observed: Observed, _: Limits) -> Finding | None:
+    """``diverged``: a loss or gradient is not a finite number."""
     losses = [loss for _, loss in (*observed.held_out, *observed.train)]
     losses += [observed.tuned.get(name) or 0.0 for name in ("eval/loss", "train/probe_loss")]
     broken = not observed.all_finite or not all(map(math.isfinite, losses))
@@ -157,6 +137,7 @@ def _not_a_number(observed: Observed, _: Limits) -> Finding | None:
 
 
 def _too_little(observed: Observed, limits: Limits) -> Finding | None:
+    """``not_judged``: no finite held-out loss of the base model, or fewer than ``min_evaluations`` measurements."""
     known, needed, base = len(observed.held_out), limits.min_evaluations, observed.base.get("eval/loss")
     if base is not None and not math.isfinite(base):
         return Finding(Verdict.NOT_JUDGED, True, None, None, "the base model's held-out loss is not a number")
@@ -168,6 +149,7 @@ def _too_little(observed: Observed, limits: Limits) -> Finding | None:
 
 
 def _above_base(observed: Observed, limits: Limits) -> Finding:
+    """``diverged``: held-out loss ends ``diverged_rise`` above the base model's, and training rows got worse too."""
     rise = _rise(observed.last, observed.base["eval/loss"])
     before, after = (metrics.get("train/probe_loss") for metrics in (observed.base, observed.tuned))
     worse = before is None or after is None or after > before  # a run that overfits gets better on its training rows
@@ -178,6 +160,7 @@ def _above_base(observed: Observed, limits: Limits) -> Finding:
 
 
 def _broke_down(observed: Observed, limits: Limits) -> Finding | None:
+    """``diverged``: held-out and training loss both end ``diverged_rise`` above their own lowest."""
     rise = _train_rise(observed.train)
     if rise < limits.diverged_rise or observed.rise_from_best < limits.diverged_rise:
         return None
@@ -186,6 +169,7 @@ def _broke_down(observed: Observed, limits: Limits) -> Finding | None:
 
 
 def _stray_tokens(observed: Observed, limits: Limits) -> Finding | None:
+    """``template_not_learned``: ``stray_share`` more answers than of the base model's hold control tokens."""
     after = observed.tuned.get("outputs/stray_share")
     if after is None:
         return None
@@ -195,6 +179,7 @@ def _stray_tokens(observed: Observed, limits: Limits) -> Finding | None:
 
 
 def _foreign_end(observed: Observed, limits: Limits) -> Finding | None:
+    """``template_not_learned``: another model family's end token, written as text, is likelier than an end."""
     foreign, stop = (observed.tuned.get(f"eval/{name}_probability") or 0.0 for name in ("foreign", "stop"))
     if not foreign:
         return None
@@ -204,6 +189,10 @@ def _foreign_end(observed: Observed, limits: Limits) -> Finding | None:
 
 
 def _recalled(observed: Observed, limits: Limits) -> Finding | None:
+    """``memorizing``: ``recalled_share`` more training rows than held-out rows are continued word for word.
+
+    The measure of Carlini et al., "Quantifying memorization across neural language models", ICLR 2023.
+    """
     recalled = observed.tuned.get("train/recalled_share")
     if recalled is None:
         return None
@@ -216,7 +205,11 @@ def _recalled(observed: Observed, limits: Limits) -> Finding | None:
 
 
 def _rose_again(observed: Observed, limits: Limits) -> Finding:
-    # A wide gap to the training rows makes a smaller rise count.
+    """``overfitting``: held-out loss ends ``overfitting_rise`` above its best while training loss kept falling.
+
+    Generalization loss of Prechelt, "Early stopping, but when?", LNCS 1524. Two fifths of the rise are enough where
+    training brought the loss on training rows ``overfitting_gap`` below that on held-out rows.
+    """
     limit = limits.overfitting_rise * (0.4 if observed.gap_share >= limits.overfitting_gap else 1)
     holds = observed.rise_from_best >= limit and _still_falls(observed.held_out, observed.train)
     message = f"held-out loss ended {_from_best(observed)}"
@@ -226,12 +219,14 @@ def _rose_again(observed: Observed, limits: Limits) -> Finding:
 
 
 def _hardly_improved(observed: Observed, limits: Limits) -> Finding:
+    """``underfitting``: the best held-out loss is less than ``underfitting_gain`` below the base model's."""
     gain = -_rise(observed.best, observed.base["eval/loss"])
     message = f"the best held-out loss is {_change(-gain)} the base model's"
     return Finding(Verdict.UNDERFITTING, gain < limits.underfitting_gain, gain, limits.underfitting_gain, message)
 
 
 def _still_improving(observed: Observed, limits: Limits) -> Finding:
+    """``undertrained``: ``undertrained_share`` of the gain came in the last third; 1/3 would be a straight line."""
     base = observed.base["eval/loss"]
     late = _at([(0, base), *observed.held_out], _last_third(observed.rates, observed.held_out[-1][0]))
     share = (late - observed.last) / (base - observed.best)  # above 0: `underfitting` came first
@@ -240,6 +235,7 @@ def _still_improving(observed: Observed, limits: Limits) -> Finding:
 
 
 def _never_ends(observed: Observed, limits: Limits) -> Finding | None:
+    """``template_not_learned``: neither own answers nor true ones are ended with a chance of ``ended_share``."""
     stop, accuracy = (observed.tuned.get(f"eval/{name}") for name in ("stop_probability", "token_accuracy"))
     # A model that predicts hardly any token cannot be expected to predict the end of a turn.
     if stop is None or accuracy is None or accuracy < limits.able_accuracy:

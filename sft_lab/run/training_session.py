@@ -73,7 +73,7 @@ class TrainingSession(Session):
         if not self.run.trainer.packing:
             refuse_no_step(len(data.train.rows), self.run.trainer, self.run.launch.num_processes)
         warn_of_long_rows(data.train.tokens, self.run.model, self.run.trainer, self.context)
-        if self.run.trainer.chooses and not len(data.held_out.rows):
+        if self.run.trainer.uses_held_out_loss and not len(data.held_out.rows):
             raise ConfigError(
                 "trainer.load_best_model_at_end, trainer.early_stopping_patience: choose by the held-out loss, and no "
                 "row is held out; raise split.eval_share, or set them to false and null"

@@ -139,7 +139,7 @@ class Full(Bounded):
             )
 
     @property
-    def chooses(self) -> bool:
+    def uses_held_out_loss(self) -> bool:
         """Whether training itself needs the held-out loss, to stop or to keep the best weights."""
         return self.load_best_model_at_end or bool(self.early_stopping_patience)
 

@@ -91,14 +91,20 @@ class Gguf(Model):
                 f"{file}: SHA-256 is {actual}, must be {self.sha256}; reinstall the package it came from, or for a "
                 "file of your own set its hash as model.sha256"
             )
-        source = {"gguf_file": file.name, "trust_remote_code": False}
-
         # Without dequantize the weights stay packed: no gradient reaches them and they cannot be saved.
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, quantization_config=transformers.GgufConfig(dequantize=True), dtype="float32", **source
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            dtype="float32",
+            trust_remote_code=False,
         )
         if getattr(model.config, "quantization_config", None) is not None:
             del model.config.quantization_config
         model.save_pretrained(folder)
         follow_mask(folder)
-        transformers.AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
+        tokenizer.save_pretrained(folder)

@@ -267,7 +267,12 @@ class Pretrained(Model):
         """
         import transformers
 
-        tokenizer: PreTrainedTokenizerBase = self._load("tokenizer", transformers.AutoTokenizer.from_pretrained)
+        tokenizer: PreTrainedTokenizerBase = self._load(
+            "tokenizer",
+            lambda: transformers.AutoTokenizer.from_pretrained(
+                self.name_or_path, revision=self.revision, **self.trust()
+            ),
+        )
         if not tokenizer.is_fast:
             raise ModelError(
                 f"model.name_or_path={self.name_or_path}: only a slow tokenizer, which cannot locate answers"
@@ -278,24 +283,31 @@ class Pretrained(Model):
         """Load the config of the folder or hub model."""
         import transformers
 
-        config: PretrainedConfig = self._load("config", transformers.AutoConfig.from_pretrained)
+        config: PretrainedConfig = self._load(
+            "config",
+            lambda: transformers.AutoConfig.from_pretrained(self.name_or_path, revision=self.revision, **self.trust()),
+        )
         return config
 
     def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
         """Load safetensors weights; a checkpoint of pickles is refused, since it could run code."""
         import transformers
 
-        def load(name: str, **kwargs: Any) -> PreTrainedModel:
-            refuse_other_adapters_of(name, self.revision, self.init_kwargs)
-            model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, **kwargs, **self._kwargs(four_bit=four_bit)
-            )
-            return model
+        self._load("adapter", lambda: refuse_other_adapters_of(self.name_or_path, self.revision, self.init_kwargs))
+        model: PreTrainedModel = self._load(
+            "model",
+            lambda: transformers.AutoModelForCausalLM.from_pretrained(
+                self.name_or_path,
+                revision=self.revision,
+                use_safetensors=True,
+                **self.trust(),
+                **self._kwargs(four_bit=four_bit),
+            ),
+        )
+        return model
 
-        return self._load("model", load)
-
-    def _load(self, part: str, load: Callable[..., Any]) -> Any:
-        """Call a ``from_pretrained`` for this model.
+    def _load(self, part: str, load: Callable[[], Any]) -> Any:
+        """Return what ``load`` loads.
 
         Raises:
             ModelError: for whatever it raises.
@@ -303,7 +315,7 @@ class Pretrained(Model):
         if not self._is_folder:
             fall_back_on_cache()
         try:
-            return load(self.name_or_path, revision=self.revision, **self.trust())
+            return load()
         except Exception as error:  # a broken folder makes the library raise anything
             if "trust_remote_code" in str(error):
                 reason = "it needs Python code of its own"

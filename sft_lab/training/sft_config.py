@@ -71,7 +71,7 @@ def _steps(options: Full, known: set[str]) -> dict[str, float]:
 
 def _fixed_values(options: Full, *, watched: bool) -> dict[str, Any]:
     """Return the fields that follow from other options, from the hardware, or from how sft_lab uses TRL."""
-    chooses = watched and options.chooses
+    selects = watched and options.uses_held_out_loss
     return {
         "gradient_checkpointing": None,  # the old name of activation_checkpointing, on by default in TRL
         "bf16": resolve_precision(options.precision) == "bf16",
@@ -84,8 +84,8 @@ def _fixed_values(options: Full, *, watched: bool) -> dict[str, Any]:
         "eval_strategy": "steps" if watched else "no",
         "save_strategy": "steps",
         "save_total_limit": 2 if options.load_best_model_at_end else 1,
-        "metric_for_best_model": "eval_loss" if chooses else None,
-        "greater_is_better": False if chooses else None,
+        "metric_for_best_model": "eval_loss" if selects else None,
+        "greater_is_better": False if selects else None,
         "logging_nan_inf_filter": False,
         "restore_callback_states_from_checkpoint": True,  # early stopping continues its count
         "report_to": "none",

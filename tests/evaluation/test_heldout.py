@@ -44,9 +44,9 @@ def by_hand(model: torch.nn.Module, rows: datasets.Dataset) -> list[float]:
         log_probs = logits.log_softmax(-1)
         nats.append(
             -sum(
-                log_probs[place - 1, label].item()
-                for place, label in enumerate(row["labels"])
-                if place > 0 and label != IGNORED
+                log_probs[position - 1, label].item()
+                for position, label in enumerate(row["labels"])
+                if position > 0 and label != IGNORED
             )
         )
     return nats
@@ -80,7 +80,7 @@ def test_mode_is_given_back(model: torch.nn.Module, rows: datasets.Dataset) -> N
 
 def test_word_for_word_is_what_greedy_decoding_writes(model: torch.nn.Module, rows: datasets.Dataset) -> None:
     """Rows whose second half the model wrote itself are recalled; as soon as one token differs they are not."""
-    made = []
+    records = []
     for length, changed in ((24, False), (24, True), (6, False)):
         ids = rows[1]["input_ids"][:10]
         for _ in range(length):
@@ -88,9 +88,9 @@ def test_word_for_word_is_what_greedy_decoding_writes(model: torch.nn.Module, ro
                 ids = [*ids, int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
         if changed:
             ids[-2] = (ids[-2] + 1) % 4000
-        made.append({"input_ids": ids, "labels": [IGNORED] * 10 + ids[10:]})
-    last = Ending(frozenset({made[0]["input_ids"][-1]}))
-    scores = score(model, datasets.Dataset.from_list(made), np.array([9, 9, 9]), last)
+        records.append({"input_ids": ids, "labels": [IGNORED] * 10 + ids[10:]})
+    last = Ending(frozenset({records[0]["input_ids"][-1]}))
+    scores = score(model, datasets.Dataset.from_list(records), np.array([9, 9, 9]), last)
     assert scores.recalled.tolist() == [1, 0, -1]  # the last is too short to say
     assert scores.recalled_share == 0.5
     assert scores.correct.tolist()[0] == 24

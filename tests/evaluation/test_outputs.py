@@ -30,9 +30,9 @@ def model_and_tokenizer() -> tuple[Any, Any]:
 def test_prompts_of_all_lengths_are_answered_together_as_alone(model_and_tokenizer: tuple[Any, Any]) -> None:
     model, tokenizer = model_and_tokenizer
     prompts = [[*range(10, 10 + size)] for size in (3, 17, 1, 40, 8, 9, 2, 5, 30, 4)]
-    how: dict[str, Any] = {"end_ids": [tokenizer.eos_token_id], "max_new_tokens": 6}
-    together = generate(model, tokenizer, prompts, **how)
-    assert together == [generate(model, tokenizer, [prompt], **how)[0] for prompt in prompts]
+    options: dict[str, Any] = {"end_ids": [tokenizer.eos_token_id], "max_new_tokens": 6}
+    together = generate(model, tokenizer, prompts, **options)
+    assert together == [generate(model, tokenizer, [prompt], **options)[0] for prompt in prompts]
     assert not any(answer.ended for answer in together)  # cut at six tokens
 
 
@@ -53,12 +53,16 @@ def test_sampling_differs_from_greedy_and_not_from_itself(model_and_tokenizer: t
     import transformers
 
     model, tokenizer = model_and_tokenizer
-    how: dict[str, Any] = {"end_ids": [tokenizer.eos_token_id], "max_new_tokens": 8, "sampling": {"temperature": 2.0}}
-    found = []
+    options: dict[str, Any] = {
+        "end_ids": [tokenizer.eos_token_id],
+        "max_new_tokens": 8,
+        "sampling": {"temperature": 2.0},
+    }
+    texts = []
     for seed in (1, 1, 2):
         transformers.set_seed(seed)
-        found.append(generate(model, tokenizer, [[10, 11, 12]], **how)[0].text)
-    assert found[0] == found[1] != found[2]
+        texts.append(generate(model, tokenizer, [[10, 11, 12]], **options)[0].text)
+    assert texts[0] == texts[1] != texts[2]
 
 
 def answers(*texts: str, ended: bool = True, stray: tuple[str, ...] = ()) -> list[Answer]:
@@ -67,23 +71,23 @@ def answers(*texts: str, ended: bool = True, stray: tuple[str, ...] = ()) -> lis
 
 def test_shares() -> None:
     given = [*answers("Paris", '{"a": 1}'), *answers("x </s> y", ended=False, stray=("</s>",))]
-    found = measure_answers(
+    metrics = measure_answers(
         given, ["PARIS ", "give JSON", "x"],
         ["paris.", '{"a": 2}', "a reference that is far too long to be given word for word by anybody"], []
     )  # fmt: skip
-    assert found["ended_share"] == pytest.approx(2 / 3)
-    assert found["stray_share"] == pytest.approx(1 / 3)
-    assert found["echoed_share"] == pytest.approx(1 / 3)  # "Paris" was the question
-    assert found["json_share"] == 1.0  # of the one reference that is JSON
-    assert found["exact_share"] == 0.0  # "paris." has a full stop
+    assert metrics["ended_share"] == pytest.approx(2 / 3)
+    assert metrics["stray_share"] == pytest.approx(1 / 3)
+    assert metrics["echoed_share"] == pytest.approx(1 / 3)  # "Paris" was the question
+    assert metrics["json_share"] == 1.0  # of the one reference that is JSON
+    assert metrics["exact_share"] == 0.0  # "paris." has a full stop
     assert measure_answers(answers(" PARIS"), ["Where?"], ["Paris"], [])["exact_share"] == 1.0
 
 
 def test_nothing_to_measure_is_none() -> None:
-    found = measure_answers(
+    metrics = measure_answers(
         answers(""), ["?"], ["no JSON and no short answer, so that nothing at all can be said of this one"], []
     )
-    assert (found["json_share"], found["exact_share"], found["distinct_2"], found["likeness"]) == (None,) * 4
+    assert (metrics["json_share"], metrics["exact_share"], metrics["distinct_2"], metrics["likeness"]) == (None,) * 4
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_memorizing_is_what_is_known_word_for_word_and_was_not_before(
     recalled: float | None, unseen: float | None, base: float | None, name: str
 ) -> None:
     before = {"train/recalled_share": base}
-    found = judged(GOOD, before=before, train__recalled_share=recalled, eval__recalled_share=unseen)
-    assert found.name == name
+    judgment = judged(GOOD, before=before, train__recalled_share=recalled, eval__recalled_share=unseen)
+    assert judgment.name == name
 
 
 def test_memorizing_says_more_than_overfitting() -> None:
@@ -104,8 +104,10 @@ def test_memorizing_says_more_than_overfitting() -> None:
     ],
 )
 def test_control_tokens_inside_answers(after: float, before: float | None, name: str) -> None:
-    found = judged(GOOD, before={"outputs/stray_share": before}, outputs__stray_share=after, outputs__ended_share=1.0)
-    assert found.name == name
+    judgment = judged(
+        GOOD, before={"outputs/stray_share": before}, outputs__stray_share=after, outputs__ended_share=1.0
+    )
+    assert judgment.name == name
 
 
 @pytest.mark.parametrize(
@@ -148,10 +150,10 @@ def test_every_verdict_but_healthy_says_what_to_try() -> None:
     assert parrot
     assert "only repeat the question" in parrot["says"]
     for name in VERDICTS.keys() - {"healthy"}:
-        found = advise(name, run)
-        assert found is not None
-        assert found["says"].endswith(".")
-        assert "=" in found["override"]
+        advice = advise(name, run)
+        assert advice is not None
+        assert advice["says"].endswith(".")
+        assert "=" in advice["override"]
     assert advise("undertrained", run)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
     trainer.max_steps = 100
     assert advise("undertrained", run)["override"] == "trainer.max_steps=200"  # type: ignore[index]

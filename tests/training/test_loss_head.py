@@ -20,11 +20,11 @@ pytestmark = pytest.mark.slow
 STEPS = 4
 
 
-def told(
-    model, context: StageContext, rows, folder: Path, head: LossHead, kind: type[Full] = Full, **more
+def train_with(
+    model, context: StageContext, rows, folder: Path, head: LossHead, kind: type[Full] = Full, **options
 ) -> list[dict]:
     options = kind(
-        **{"max_steps": STEPS, "per_device_train_batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 0, **more},
+        **{"max_steps": STEPS, "per_device_train_batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 0, **options},
         logging_steps=1, save_steps=100, precision=Precision.fp32, loss_head=head,
     )  # fmt: skip
     events: list[dict[str, float]] = []
@@ -35,11 +35,11 @@ def told(
 def assert_same(plain: list[dict], theirs: list[dict]) -> None:
     assert len(plain) == STEPS
     assert len({round(event["train/loss"], 4) for event in plain}) > 1  # it learns, so that a wrong gradient shows
-    for mine, its in zip(plain, theirs, strict=True):
-        del mine["tokens_per_second"], its["tokens_per_second"]
-        assert mine.keys() == its.keys() >= {"train/loss", "train/entropy", "train/mean_token_accuracy", "grad_norm"}
-        assert mine == pytest.approx(its, abs=1e-5, rel=1e-4)
-        assert mine["train/loss"] == pytest.approx(its["train/loss"], abs=1e-5)
+    for ours, trl in zip(plain, theirs, strict=True):
+        del ours["tokens_per_second"], trl["tokens_per_second"]
+        assert ours.keys() == trl.keys() >= {"train/loss", "train/entropy", "train/mean_token_accuracy", "grad_norm"}
+        assert ours == pytest.approx(trl, abs=1e-5, rel=1e-4)
+        assert ours["train/loss"] == pytest.approx(trl["train/loss"], abs=1e-5)
 
 
 # packing, gradient_accumulation_steps, trainer, every token trained
@@ -53,21 +53,21 @@ CASES = [
 def test_every_step_as_trl(packing, accumulation, kind, every_token, run, context, rows, tmp_path) -> None:
     if every_token:
         rows = rows.remove_columns("labels").add_column("labels", rows["input_ids"])
-    more = {"packing": packing, "gradient_accumulation_steps": accumulation, "max_length": 256 if packing else 1280}
-    found = [
-        told(run.model.load(context, seed=3), context, rows, tmp_path / head.name, head, kind, **more)
+    options = {"packing": packing, "gradient_accumulation_steps": accumulation, "max_length": 256 if packing else 1280}
+    events = [
+        train_with(run.model.load(context, seed=3), context, rows, tmp_path / head.name, head, kind, **options)
         for head in (LossHead.plain, LossHead.trl)
     ]
-    assert_same(*found)
+    assert_same(*events)
 
 
-def small(family: str, **more) -> transformers.PreTrainedModel:
+def small(family: str, **options) -> transformers.PreTrainedModel:
     names = {
         "vocab_size": 4100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
     }  # fmt: skip
     transformers.set_seed(5)
-    config = transformers.AutoConfig.for_model(family, **{**names, **more})
+    config = transformers.AutoConfig.for_model(family, **{**names, **options})
     config.pad_token_id = 0
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
@@ -84,12 +84,12 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_that_do_something_to_their_logits(family, context, rows, tmp_path) -> None:
-    found = []
+    events = []
     for head in (LossHead.plain, LossHead.trl):
         model = small(family, **FAMILIES[family])
         assert loss_head.is_supported(model)
-        found.append(told(model, context, rows, tmp_path / head.name, head))
-    assert_same(*found)
+        events.append(train_with(model, context, rows, tmp_path / head.name, head))
+    assert_same(*events)
 
 
 def test_a_second_loss_is_left_to_trl(context, rows, tmp_path, caplog) -> None:
@@ -97,15 +97,15 @@ def test_a_second_loss_is_left_to_trl(context, rows, tmp_path, caplog) -> None:
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True}
     model = small("mixtral", **experts)
     with caplog.at_level(logging.INFO, "sft_lab"):
-        told(model, context, rows.select(range(6)), tmp_path, LossHead.plain, max_steps=1)
+        train_with(model, context, rows.select(range(6)), tmp_path, LossHead.plain, max_steps=1)
     assert "loss_head=trl, since a mixture of experts has a second loss" in caplog.text
 
 
 class Shifted(transformers.LlamaForCausalLM):
     """A head that looks at the place before as well, so it cannot be run at some places alone."""
 
-    def forward(self, input_ids=None, attention_mask=None, **given):
-        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **given)
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         output.logits = output.logits + output.logits.roll(1, dims=1)
         return output
 
@@ -122,11 +122,11 @@ def test_score_counts_by_hand(run, context) -> None:
     model = run.model.load(context, seed=3)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
     labels = torch.tensor([[-100, -100, 7, 8], [9, 10, -100, -100]])  # the first position is nobody's target
-    told = loss_head.compute_token_sums(model, labels, input_ids=ids, attention_mask=(ids > 0).long())
+    sums = loss_head.compute_token_sums(model, labels, input_ids=ids, attention_mask=(ids > 0).long())
     logs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-    assert told.tokens == 3
-    assert told.loss.item() == pytest.approx(-(logs[0, 1, 7] + logs[0, 2, 8] + logs[1, 0, 10]).item(), rel=1e-5)
-    assert told.entropy.item() == pytest.approx(3 * torch.tensor(float(logs.shape[-1])).log().item(), rel=0.01)
+    assert sums.tokens == 3
+    assert sums.loss.item() == pytest.approx(-(logs[0, 1, 7] + logs[0, 2, 8] + logs[1, 0, 10]).item(), rel=1e-5)
+    assert sums.entropy.item() == pytest.approx(3 * torch.tensor(float(logs.shape[-1])).log().item(), rel=0.01)
     nothing = loss_head.compute_token_sums(model, torch.full_like(ids, -100), input_ids=ids)
     assert nothing.loss == 0
     nothing.loss.backward()  # a batch of nothing to train still has a gradient, of 0

@@ -78,17 +78,17 @@ def test_a_moved_folder_has_the_same_key(folder: Path, tmp_path: Path) -> None:
 
 
 def test_how_weights_are_held_enters_the_key_of_base_scores(tiny: list[str]) -> None:
-    def base_key(*words: str) -> str:
-        run = compose([*tiny, *words])
+    def base_key(*overrides: str) -> str:
+        run = compose([*tiny, *overrides])
         return Evaluator(run, run.context(), lambda: None).base_key()
 
-    ways = [
+    variants = [
         ["model.dtype=float32"], ["model.dtype=bfloat16"], ["model.attn_implementation=eager"],
         ["+model.init_kwargs.subfolder=inner"], ["+model.init_kwargs.subfolder=other"],
         ["+model.init_kwargs.rope_theta=5"], ["seed=7"], ["model.hidden_size=32"],
         ["template=chatml", "template.special_tokens=['<|new|>']"],
     ]  # fmt: skip
-    assert len({base_key(*words) for words in ways}) == len(ways)
+    assert len({base_key(*overrides) for overrides in variants}) == len(variants)
 
 
 def test_auto_is_the_dtype_that_it_comes_to_here(tiny: list[str]) -> None:

@@ -100,10 +100,10 @@ def test_the_adapter_carries_the_new_rows(family, spare, tmp_path, caplog) -> No
         plain.resize_token_embeddings(len(tokenizer))  # with random rows, which the adapter replaces
     again = peft.PeftModel.from_pretrained(plain, out)
     assert score(again, data.held_out.tokens, data.held_out.answer_bytes).loss == pytest.approx(tuned.loss, abs=1e-6)
-    whole = again.merge_and_unload()
-    assert score(whole, data.held_out.tokens, data.held_out.answer_bytes).loss == pytest.approx(tuned.loss, abs=1e-5)
-    for layer in (whole.get_input_embeddings(), whole.get_output_embeddings()):
-        moved = (layer.weight[:size] - old[layer is whole.get_output_embeddings()][:size]).abs().amax(dim=1) > 1e-6
+    merged = again.merge_and_unload()
+    assert score(merged, data.held_out.tokens, data.held_out.answer_bytes).loss == pytest.approx(tuned.loss, abs=1e-5)
+    for layer in (merged.get_input_embeddings(), merged.get_output_embeddings()):
+        moved = (layer.weight[:size] - old[layer is merged.get_output_embeddings()][:size]).abs().amax(dim=1) > 1e-6
         assert moved.nonzero().flatten().tolist() == new  # these rows were trained, and no others
 
 

@@ -61,7 +61,7 @@ def test_a_cut_off_training_goes_on_as_if_nothing_had_been(
 ) -> None:
     """Stopped after step 12, resumed from the checkpoint of step 8: the losses of the whole training, to the digit."""
     rows = prepared.train.tokens
-    whole = ours(run, context, rows, tmp_path / "whole", save_steps=8)
+    uninterrupted = ours(run, context, rows, tmp_path / "whole", save_steps=8)
     options = Full(**OPTIONS, logging_steps=1, save_steps=8, precision=run.trainer.precision.__class__.fp32)
 
     def stop_at_12(event: dict[str, float]) -> None:
@@ -72,7 +72,7 @@ def test_a_cut_off_training_goes_on_as_if_nothing_had_been(
     with pytest.raises(KeyboardInterrupt):
         train(model, context.tokenizer, rows, options, folder=tmp_path / "cut", seed=3, watch=Watch(None, stop_at_12))
     assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-8"]
-    assert ours(run, context, rows, tmp_path / "cut", save_steps=8) == whole[8:]
+    assert ours(run, context, rows, tmp_path / "cut", save_steps=8) == uninterrupted[8:]
 
 
 def test_a_training_cut_off_after_its_last_step_is_not_trained_further(
@@ -88,7 +88,7 @@ def test_a_training_cut_off_after_its_last_step_is_not_trained_further(
         assert trained.steps == STEPS
         weights.append([value.clone() for value in trained.model.state_dict().values()])
     assert events == []
-    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(*weights, strict=True))
 
 
 def test_packed_rows_do_not_see_each_other(run: Run, context: StageContext, prepared) -> None:
@@ -114,10 +114,10 @@ def test_packed_training_has_the_loss_of_separate_rows(
 ) -> None:
     """One step over the same rows: packed into blocks or padded side by side, the loss is the same."""
     rows = prepared.train.tokens.select(range(8))
-    one = {"max_steps": 1, "learning_rate": 1e-9}
-    apart = Full(**{**OPTIONS, **one, "per_device_train_batch_size": 8}, logging_steps=1, sft_config={})
+    one_step = {"max_steps": 1, "learning_rate": 1e-9}
+    apart = Full(**{**OPTIONS, **one_step, "per_device_train_batch_size": 8}, logging_steps=1, sft_config={})
     packed = Full(
-        **{**OPTIONS, **one, "per_device_train_batch_size": 4}, logging_steps=1, packing=True, max_length=1280
+        **{**OPTIONS, **one_step, "per_device_train_batch_size": 4}, logging_steps=1, packing=True, max_length=1280
     )
     losses = []
     for name, options in (("apart", apart), ("packed", packed)):

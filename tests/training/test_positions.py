@@ -47,12 +47,12 @@ def test_a_table_that_ends_before_the_rows_is_refused(gpt2: Path, capsys: pytest
 @pytest.mark.slow
 def test_answers_end_with_the_table(gpt2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Samples, outputs and the prompted base model ask for more than a table has; so does generate by default."""
-    words = [f"trainer.max_length={POSITIONS}", f"split.max_eval_tokens={POSITIONS}",
+    overrides = [f"trainer.max_length={POSITIONS}", f"split.max_eval_tokens={POSITIONS}",
              f"filter.length.max_tokens={POSITIONS}", "evaluation.max_new_tokens=150", "evaluation.samples_every=2",
              "trainer.max_steps=4"]  # fmt: skip
-    assert main.main([*SMALL, *words]) == 0, capsys.readouterr().err
-    said = capsys.readouterr().err
-    assert f"evaluation.max_new_tokens=150: the model has learned {POSITIONS} positions" in said, said
+    assert main.main([*SMALL, *overrides]) == 0, capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"evaluation.max_new_tokens=150: the model has learned {POSITIONS} positions" in err, err
     assert main.main(["generate", "run", "Hi", "--base"]) == 0
     assert "with the prompt that is all the model was made for" in capsys.readouterr().err
     assert main.main(["generate", "run", "word " * POSITIONS]) == 2
@@ -62,6 +62,6 @@ def test_answers_end_with_the_table(gpt2: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.slow
 def test_rotary_models_and_long_warm_ups_are_noticed(rotary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([*SMALL, "trainer.max_steps=3", "trainer.warmup_steps=3"]) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().err
-    assert shown.count("it is trained past its limit; trainer.max_length=48 drops longer rows") == 1, shown
-    assert "warm-up takes 3 of 3 steps; lower trainer.warmup_steps" in shown
+    output = capsys.readouterr().err
+    assert output.count("it is trained past its limit; trainer.max_length=48 drops longer rows") == 1, output
+    assert "warm-up takes 3 of 3 steps; lower trainer.warmup_steps" in output

@@ -22,7 +22,7 @@ SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"lr_scheduler_type": "warmup_stable_decay"}, r"lr_scheduler_kwargs=\{num_decay_steps: \.\.\."),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_kwargs=.*min_lr"),
@@ -32,8 +32,8 @@ SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
         ({"sft_config": {"save_only_model": True}}, "save_only_model=true: .* without its optimizer"),
     ],
 )
-def test_what_training_would_refuse(options: dict, says: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_what_training_would_refuse(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
         rehearse(build_sft_config(Full(**options), tmp_path, 1, watched=True))
 
 
@@ -57,7 +57,7 @@ def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "message"),
     [
         (["trainer.peft.target_modules=[q_proj,v_porj]"], r"\['v_porj'\]: .* did you mean v_proj"),
         (["trainer.lr_scheduler_type=warmup_stable_decay"], "num_decay_steps"),
@@ -69,10 +69,12 @@ def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: py
         (["evaluation.max_new_tokens=1000000"], "evaluation.max_new_tokens=1000000: must be from 1 to 131,072"),
     ],
 )
-def test_told_on_the_command_line(words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main([*SMALL, "tracking=local", "dataset.limit=60", "hydra.run.dir=run", *words]) == 2
-    said = capsys.readouterr().err
-    assert re.search(says, said), said
+def test_told_on_the_command_line(
+    overrides: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([*SMALL, "tracking=local", "dataset.limit=60", "hydra.run.dir=run", *overrides]) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err), err
     assert not (here / "run" / "model").exists()
 
 

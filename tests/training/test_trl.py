@@ -50,12 +50,12 @@ def test_a_cut_off_training_ends_with_the_weights_of_a_whole_one(kind, head, run
         if event["step"] == 5:
             raise KeyboardInterrupt
 
-    whole = trained(run, context, rows, options(), tmp_path / "whole").model.state_dict()
+    uninterrupted = trained(run, context, rows, options(), tmp_path / "whole").model.state_dict()
     with pytest.raises(KeyboardInterrupt):
         trained(run, context, rows, options(), tmp_path / "cut", watch=Watch(None, stop_at_5))
-    went_on = trained(run, context, rows, options(), tmp_path / "cut").model.state_dict()
-    assert whole.keys() == went_on.keys()
-    assert all(torch.equal(value, went_on[name]) for name, value in whole.items())
+    resumed = trained(run, context, rows, options(), tmp_path / "cut").model.state_dict()
+    assert uninterrupted.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in uninterrupted.items())
 
 
 def test_budget_steps_counts_the_rows_before_filters(run, context, rows, tmp_path, caplog) -> None:
@@ -69,9 +69,9 @@ def test_budget_steps_counts_the_rows_before_filters(run, context, rows, tmp_pat
             assert done.steps == steps
         options = Full(budget=Budget.steps, max_steps=1)
         assert trained(run, context, rows, options, tmp_path / "max", reference_rows=12).steps == 1
-    said = [record.getMessage() for record in caplog.records if "optimizer steps" in record.getMessage()]
-    assert said[0] == "train: 6 rows, 3 optimizer steps, which is 1.5 epochs, loss_head=plain"
-    assert said[2] == "train: 6 rows, 2 optimizer steps, loss_head=plain"
+    messages = [record.getMessage() for record in caplog.records if "optimizer steps" in record.getMessage()]
+    assert messages[0] == "train: 6 rows, 3 optimizer steps, which is 1.5 epochs, loss_head=plain"
+    assert messages[2] == "train: 6 rows, 2 optimizer steps, loss_head=plain"
 
 
 def test_packing_with_max_steps_says_the_epochs(run, context, rows, tmp_path, caplog) -> None:
