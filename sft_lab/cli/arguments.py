@@ -43,14 +43,14 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "Run the config.yaml of a job folder and write the results beside it.",
         """\
   sft-lab exec multirun/sweep-1a2b3c4d/seed=1-0123456789ab   resume a job of a sweep
-  sft-lab exec outputs/2026-11-21/10-30-00                   a folder with a config.yaml, new or interrupted
+  sft-lab exec outputs/2026-11-21/10-30-00                   a folder with a config.yaml
 """,
     ),
     "runs": (
         "one line per run folder: state, verdict, losses",
         "List the run folders below DIR, from their status and summary files.",
         """\
-  sft-lab runs                    one line for each run folder in outputs/ and multirun/
+  sft-lab runs                    one line per run folder
   sft-lab runs multirun/sweep-1a2b3c4d
 """,
     ),
@@ -75,7 +75,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "Write what differs from the defaults as an experiment, checked to give the same config.",
         """\
   sft-lab promote multirun/sweep-1a2b3c4d/seed=1-0123456789ab best   writes experiments/best.yaml
-  sft-lab promote outputs/2026-11-22/10-30-00 best --force           replaces an experiment of this name
+  sft-lab promote outputs/2026-11-22/10-30-00 best --force           replaces that file
 """,
     ),
     "generate": (
@@ -98,9 +98,9 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "publish a run's model or prepared data on the Hugging Face Hub",
         "Publish on the Hub: private unless --public. Needs HF_TOKEN or a login.",
         """\
-  sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   the data that `sft-lab prepare` wrote
+  sft-lab push outputs/2026-11-22/10-30-00 me/my-data --what dataset   what `sft-lab prepare` wrote
   sft-lab push outputs/2026-11-22/11-00-00 me/my-model                 a run's adapter or model
-  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        the model that `sft-lab merge` wrote
+  sft-lab push outputs/2026-11-22/11-00-00 me/my-model --merged        what `sft-lab merge` wrote
 """,
     ),
     "doctor": (

@@ -73,8 +73,10 @@ def _put(target: Path, text: str, run: Run) -> None:
     try:
         try:
             write_text(trial, text)
-            if said := _not_the_same(run, trial.stem):
-                raise ConfigError(f"{target}: not written, since running it would not give the run's config: {said}")
+            if difference := difference_from(run, trial.stem):
+                raise ConfigError(
+                    f"{target}: not written, since running it would not give the run's config: {difference}"
+                )
             trial.replace(target)
         finally:
             trial.unlink(missing_ok=True)
@@ -86,7 +88,7 @@ def _put(target: Path, text: str, run: Run) -> None:
                 folder.rmdir()
 
 
-def _not_the_same(run: Run, name: str) -> str:
+def difference_from(run: Run, name: str) -> str:
     """Compose the experiment and say how its config differs from the run's; empty when it does not.
 
     The order of mappings counts too: filters work, and sources follow one another, in the order they are written.
@@ -171,7 +173,7 @@ class _Experiment:
         gone = [group for group in SCHEMAS if group != "filter"
                 and (group in stuck or found.kinds.get(group) != self.run.kinds[group]
                      or (group in chosen and not _is_there(group, chosen[group])))]  # fmt: skip
-        self.words |= {group: _option_of(group, self.run.kinds[group]) for group in gone}
+        self.words |= {group: option_of_kind(group, self.run.kinds[group]) for group in gone}
         return compose_bare(self._overrides()) if gone or self.written else found
 
     def _overrides(self) -> list[str]:
@@ -187,7 +189,7 @@ def _is_there(group: str, option: Any) -> bool:
     return all(any((root / f"{name}.yaml").is_file() for root in roots) for name in names)
 
 
-def _option_of(group: str, kind: str) -> str:
+def option_of_kind(group: str, kind: str) -> str:
     """Give an option of a kind, that of the same name if there is one."""
     found = (file for root in option_roots() for file in (root / group).glob("*.yaml"))
     files = sorted(found, key=lambda file: (file.stem != kind, file.stem))
@@ -228,7 +230,7 @@ def _thin(values: dict[str, Any], found: dict[str, Any]) -> None:
 
 def _header(folder: RunDir, name: str) -> str:
     """Say where the file comes from and how to run it."""
-    made_by, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
+    manifest, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
     prepared = status.get("work") == PREPARE
     base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))
     if isinstance(loss, float):
@@ -238,14 +240,14 @@ def _header(folder: RunDir, name: str) -> str:
         numbers = "data prepared, nothing trained"
     else:
         numbers = f"verdict {verdict}" if verdict else f"{status.get('state', 'not started')}, no result"
-    git = environment.part(made_by, "git")
+    git = environment.part(manifest, "git")
     commit = f"commit {str(git['commit'])[:12]}" if git.get("commit") else "no commit known"
     dirty = " with uncommitted changes" if git.get("dirty") else ""
     lines = [
         "@package _global_",
         f"Kept from the run {folder.path.name}: {numbers}.",
         f"Run it: sft-lab {'prepare ' if prepared else ''}+experiment={name}",
-        f"From {folder.path}, {made_by.get('started', 'date unknown')}, {commit}{dirty}.",
+        f"From {folder.path}, {manifest.get('started', 'date unknown')}, {commit}{dirty}.",
         "Only what differs from the defaults stands here.",
     ]
     return "".join(f"# {_one_line(line)}\n" for line in lines)

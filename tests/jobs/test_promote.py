@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sft_lab import config
 from sft_lab.core.errors import ConfigError, FolderError, UserError
 from sft_lab.core.run_dir import RunDir
-from sft_lab.jobs.promote import _not_the_same, _option_of, promote
+from sft_lab.jobs.promote import difference_from, option_of_kind, promote
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 from sft_lab.training.config import OWN_FIELDS
@@ -265,7 +265,7 @@ def test_own_options_that_have_changed(here: Path) -> None:
 def test_every_kind_has_a_shipped_option() -> None:
     for group, kinds in SCHEMAS.items():
         for kind in kinds if group != "filter" else ():
-            assert _option_of(group, kind), f"{group}={kind}"
+            assert option_of_kind(group, kind), f"{group}={kind}"
 
 
 def test_a_run_made_in_python_has_no_choices(here: Path, tiny: list[str]) -> None:
@@ -392,12 +392,12 @@ def test_the_proof_finds_what_would_come_out_otherwise(here: Path, tiny: list[st
     Path("experiments").mkdir()
     run = composed(*tiny)
     file = promote(folder_of(run).path, "mine")
-    assert _not_the_same(run, "mine") == ""
+    assert difference_from(run, "mine") == ""
     text = file.read_text()
     file.write_text(text.replace("threads: 1", "threads: 2"))
-    assert _not_the_same(run, "mine") == "threads was 1, would be 2"
+    assert difference_from(run, "mine") == "threads was 1, would be 2"
     file.write_text(text.replace("defaults:\n", "defaults:\n- override /filter: [length, answered]\n"))
-    assert _not_the_same(run, "mine") == "the same keys in another order"
+    assert difference_from(run, "mine") == "the same keys in another order"
 
 
 @pytest.mark.parametrize(
