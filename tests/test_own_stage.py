@@ -19,7 +19,8 @@ from sft_lab.cli.main import main
 from sft_lab.config import registry
 from sft_lab.core import option_files, plugins
 from sft_lab.core.errors import ConfigError
-from sft_lab.core.run_dir import PREPARE, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import Work
 from sft_lab.jobs import processes
 from sft_lab.run.launch_config import Processes
 from sft_lab.run.schemas import SCHEMAS
@@ -336,7 +337,7 @@ def test_every_group_that_can_be_plugged(here: Path, monkeypatch: pytest.MonkeyP
 def test_a_process_of_a_sweep_finds_a_local_module(local: Path, tiny: list[str]) -> None:
     folder = RunDir(local / "job")
     write(folder.config, config.compose([*tiny, CHOSEN, "filter.wordy.max_words=20"]).to_yaml())
-    assert processes.launch([("job", folder)], Processes(at_once=1), PREPARE) == []
+    assert processes.launch([("job", folder)], Processes(at_once=1), Work.PREPARE) == []
     (wordy,) = [one for one in json.loads(folder.waterfall.read_text())["stages"] if one["stage"] == "filter.wordy"]
     assert 0 < wordy["rows_kept"] < wordy["rows_in"]
 

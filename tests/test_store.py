@@ -262,7 +262,7 @@ def test_what_a_result_had_to_say_is_said_again(tmp_path: Path) -> None:
 def test_who_waits_for_another_process_says_for_which(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(locks, "TELL_AFTER", 0.1)
+    monkeypatch.setattr(locks, "LOG_AFTER", 0.1)
     code = ("import sys, time; from pathlib import Path; from sft_lab.core.store import Store\n"
             "with Store(Path(sys.argv[1])).lock('tokenize-0123456789abcdef'):\n"
             "    print('held', flush=True); sys.stdin.read()")  # fmt: skip

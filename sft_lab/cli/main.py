@@ -81,12 +81,12 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.package:
         raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg job")
     from sft_lab import config
-    from sft_lab.core.run_dir import RUN
+    from sft_lab.core.types import Work
     from sft_lab.jobs import launch
 
     if config.is_driven_by_hydra(overrides):
         return _hydra_sweep(arguments, overrides)
-    plan, jobs, failures = _launch(arguments, overrides, RUN)
+    plan, jobs, failures = _launch(arguments, overrides, Work.RUN)
     if plan.swept:
         output.show_sweep([(job.folder, job.job.axes) for job in jobs])
     elif not failures and (summary := launch.read_summary(jobs[0].folder)):
@@ -111,9 +111,9 @@ def _hydra_sweep(arguments: Arguments, overrides: list[str]) -> int:
 
 
 def _prepare(arguments: Arguments, overrides: list[str]) -> int:
-    from sft_lab.core.run_dir import PREPARE
+    from sft_lab.core.types import Work
 
-    plan, jobs, failures = _launch(arguments, overrides, PREPARE)
+    plan, jobs, failures = _launch(arguments, overrides, Work.PREPARE)
     if plan.swept:
         output.show_prepared_sweep([(job.folder, job.job.axes) for job in jobs])
     elif not failures:

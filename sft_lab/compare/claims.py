@@ -11,8 +11,8 @@ from sft_lab.compare.collect import has_diverged
 from sft_lab.compare.scores import Measure, Obstacle
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Interval, LossDifference
 from sft_lab.core.io import is_number
-from sft_lab.core.run_dir import FINISHED
 from sft_lab.core.text import count_of
+from sft_lab.core.types import RunState
 from sft_lab.report.formatting import with_minus
 from sft_lab.run.identity import SELECTING_STAGES
 
@@ -54,7 +54,7 @@ def headline(comparison: Comparison) -> Headline:
     if comparison.obstacle:
         return Headline("not comparable", "bad", alarms(comparison))
     if comparison.best is None:
-        finished = sum(job.state == FINISHED for job in comparison.jobs)
+        finished = sum(job.state == RunState.FINISHED for job in comparison.jobs)
         total = count_of(len(comparison.jobs), "job")
         sentence = f"{finished} of {total} finished, none with a held-out loss."
         return Headline("nothing to compare yet", "none", [sentence])
@@ -247,7 +247,9 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
     """Return the notes on jobs that are left out, and on what they started from."""
     sentences = []
     states = [
-        job.state if job.state != FINISHED else "no held-out loss" for job in comparison.jobs if not job.is_judged
+        job.state if job.state != RunState.FINISHED else "no held-out loss"
+        for job in comparison.jobs
+        if not job.is_judged
     ]
     if states and comparison.settings:
         listed = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

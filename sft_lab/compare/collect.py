@@ -15,8 +15,8 @@ from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
 from sft_lab.core.records import read, read_config, read_lines
-from sft_lab.core.run_dir import FINISHED, PREPARE, RunDir
-from sft_lab.core.types import Curve, Verdict
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import Curve, RunState, Verdict, Work
 from sft_lab.report.figures import extract_curve
 
 _REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # runs that rerun=true keeps beside the new one
@@ -85,7 +85,7 @@ class ComparedJob:
     @property
     def is_judged(self) -> bool:
         """Whether the run has finished and has a held-out loss."""
-        return self.state == FINISHED and is_number(self.summary.get("eval/loss"))
+        return self.state == RunState.FINISHED and is_number(self.summary.get("eval/loss"))
 
     def curve(self, name: str) -> Curve:
         """Return (step, value) of every event that has the metric; NaN where it is not a finite number."""
@@ -166,9 +166,11 @@ def _read(folder: RunDir, name: str) -> ComparedJob:
         job.events = read_lines(folder.metrics)
         job.samples = read_lines(folder.samples)
         state = str(status.get("state", NOT_STARTED))
-        job.summary = read(folder.summary) if state == FINISHED else {}  # an older one may lie beside a new start
+        job.summary = (
+            read(folder.summary) if state == RunState.FINISHED else {}
+        )  # an older one may lie beside a new start
         job.numbers = {**_so_far(folder, job), **job.summary}
-        if state == FINISHED and not job.summary and status.get("work") == PREPARE:
+        if state == RunState.FINISHED and not job.summary and status.get("work") == Work.PREPARE:
             state = PREPARED
         if job.summary:
             job.tuned, job.base = (_row_losses(folder.eval, model) for model in ("tuned", "base"))

@@ -23,8 +23,8 @@ class Bound:
     """What the value of a field must be.
 
     Attributes:
-        holds: tells whether a value, never None, is within the bound.
-        limit: the bound in words, as it follows "must be".
+        holds: returns whether a value, never None, is within the bound.
+        limit: the bound as text that follows "must be".
     """
 
     holds: Callable[[Any], bool]
@@ -52,8 +52,8 @@ def bounded(
         at_most: the upper end, included.
         below: the upper end, excluded.
         choices: the values that are allowed.
-        holds: a test of its own; needs ``limit``.
-        limit: the bound in words, where those made from the numbers do not say enough.
+        holds: another test; needs ``limit``.
+        limit: the bound as text, in place of one made from the numbers.
         metadata: more of the field's metadata, such as ``changes_result=False``.
     """
 
@@ -68,7 +68,7 @@ def bounded(
         )
 
     if not limit:
-        limit = _in_words(at_least, above, at_most, below, choices) + (", or null" if default is None else "")
+        limit = _describe(at_least, above, at_most, below, choices) + (", or null" if default is None else "")
     metadata["bound"] = Bound(is_within, limit)
     if isinstance(default, list | dict):
         copy: Callable[[], Any] = default.copy
@@ -77,7 +77,7 @@ def bounded(
     return field(default=default, metadata=metadata)
 
 
-def _in_words(
+def _describe(
     at_least: float | None,
     above: float | None,
     at_most: float | None,

@@ -1,4 +1,4 @@
-"""Our log on standard error, and the libraries' talk kept off it; the console for what is printed."""
+"""The log on standard error, without the output of libraries, and the console for standard output."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _LIBRARIES = (
     ("TRANSFORMERS_VERBOSITY", "error"),
     ("DATASETS_VERBOSITY", "error"),
     ("WANDB_SILENT", "true"),
-    # Threads that wait by spinning take the cores from one another as soon as anything else runs on the machine:
-    # a forward pass on two busy cores did 33 tokens/s so, 185 with this (docs/decisions.md).
+    # Threads that wait by spinning slow each other down as soon as anything else runs on the machine: a forward
+    # pass on two busy cores did 33 tokens/s so, 185 with this (docs/decisions.md).
     ("OMP_WAIT_POLICY", "passive"),
 )
 
 
 def prepare(*, verbose: bool = False) -> None:
-    """Set up our log on the terminal, and keep the libraries' talk off it.
+    """Set up the log on the terminal, and silence the libraries.
 
-    Called before anything heavy is imported; what the user has set in the environment stays.
+    To be called before they are imported. What the user has set in the environment stays.
     """
-    logging.raiseExceptions = False  # a log that cannot be written (the disk is full) is no second error to tell
+    logging.raiseExceptions = False  # a log that cannot be written (full disk) must not print a second error
     own = logging.getLogger("sft_lab")
     own.setLevel(logging.DEBUG if verbose else logging.INFO)
     own.propagate = False
@@ -49,10 +49,10 @@ def prepare(*, verbose: bool = False) -> None:
 
 
 def console(width: int | None = None) -> Console:
-    """What prints our tables and lines on standard output: they are data, so no bracket is markup, no number a color.
+    """Return the console for standard output. What it prints is data: brackets are no markup, numbers no colors.
 
     Args:
-        width: characters where the output is a file: rather a long line than a cut-off number.
+        width: characters where the output is a file, so that no number is cut off.
     """
     from rich.console import Console
 
@@ -60,7 +60,7 @@ def console(width: int | None = None) -> Console:
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what ``sys.stderr`` is now, not to what it was when the handler was made."""
+    """Writes to the current ``sys.stderr``, not to that of when the handler was made."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

@@ -8,7 +8,7 @@
     │   └── FolderError              a run folder or store that cannot be used
     └── JobError (RuntimeError)      a job failed after its input was accepted: exit code 1
 
-A message says where (file, line or key), the value found, the limit, and the remedy.
+A message names file, line or key, the value, the limit and the remedy.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ModelError(UserError):
 
 
 class FolderError(UserError):
-    """A run folder or the store cannot be used as asked."""
+    """A run folder or the store cannot be used."""
 
 
 class JobError(SftLabError, RuntimeError):
@@ -53,7 +53,7 @@ class JobError(SftLabError, RuntimeError):
 
 @contextmanager
 def during(stage: str) -> Iterator[None]:
-    """Note on an error which stage it came from, the innermost one: running out of memory has each its own remedy."""
+    """Set ``stage`` on an error that passes, unless an inner stage has: the remedy depends on it."""
     try:
         yield
     except Exception as error:
@@ -62,18 +62,18 @@ def during(stage: str) -> Iterator[None]:
 
 
 def all_problems(problems: Iterable[str]) -> ConfigError:
-    """One error that names every problem, one a line."""
-    found = list(dict.fromkeys(problems))
-    if len(found) == 1:
-        return ConfigError(found[0])
-    return ConfigError(f"{len(found)} problems:\n" + "\n".join(f"  - {line}" for line in found))
+    """Return an error that lists every problem once, each on its own line."""
+    lines = list(dict.fromkeys(problems))
+    if len(lines) == 1:
+        return ConfigError(lines[0])
+    return ConfigError(f"{len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines))
 
 
 def require(holds: bool, field: str, value: object, limit: str) -> None:
-    """Refuse a field's value in ``__post_init__``; the config layer puts the stage's name before it.
+    """Refuse a field's value in ``__post_init__``; the config layer prefixes the name of the stage.
 
     Raises:
-        ConfigError: if ``holds`` is false, saying field, value and limit.
+        ConfigError: if ``holds`` is false, naming field, value and limit.
     """
     if not holds:
         raise ConfigError(f"{field}={value}: must be {limit}")

@@ -1,4 +1,4 @@
-"""A home folder and a name for a user id that has neither, as in a container started with an id of its own."""
+"""A home folder and a name for a user id without an account, as in a container started with ``--user``."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ log = logging.getLogger("sft_lab")
 
 
 def ensure() -> None:
-    """Set what our libraries ask the system for, where it knows nothing of this user id.
+    """Set LOGNAME and HOME for a user id that the system has no account for.
 
-    Without it ``~`` is a folder of this name to some of them, and an error to others.
+    Without them some libraries raise, and others make a folder named ``~``.
 
     Raises:
-        UserError: if there is no folder to be had that is this user's alone.
+        UserError: if no private folder can be made.
     """
     user = os.getuid()
     try:
         pwd.getpwuid(user)
     except KeyError:
-        os.environ.setdefault("LOGNAME", f"uid{user}")  # getpass.getuser looks here first
+        os.environ.setdefault("LOGNAME", f"uid{user}")  # which getpass.getuser reads first
         if not os.environ.get("HOME"):
             folder = os.environ["HOME"] = str(_temporary(user))
-            log.info("user id %d has no home folder: caches go to %s; set HOME for another", user, folder)
+            log.info("user id %d has no home folder: caches go to %s; set HOME to choose another folder", user, folder)
 
 
 def _temporary(user: int) -> Path:
-    """Make a folder of this user's alone, the same each time: logins and the store would lie in it."""
+    """Return a private folder, the same each time: logins and the store may be kept in it."""
     folder = Path(tempfile.gettempdir(), f"sft_lab-{user}")
     problem = ""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        about = folder.lstat()
-        if about.st_uid != user or about.st_mode & 0o022 or folder.is_symlink():
+        status = folder.lstat()
+        if status.st_uid != user or status.st_mode & 0o022 or folder.is_symlink():
             problem = "is not this user's alone"
     except OSError as error:
         problem = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first is obeyed in good order, a second Ctrl-C at once."""
+"""Ctrl-C and SIGTERM: the first ends the work cleanly, a second Ctrl-C at once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-_SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
+_SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
 @contextmanager
 def twice_ends_at_once() -> Iterator[None]:
-    """Let the first Ctrl-C raise ``KeyboardInterrupt``, as ever, and a second end the process without a traceback.
+    """Let the first Ctrl-C raise ``KeyboardInterrupt`` as usual, and a second one end the process without a traceback.
 
-    What the first begins (clean-up, and the interpreter's own end) is covered too, so its handler stays.
+    That holds during the clean-up and the interpreter's exit too, so the second handler is not removed.
     """
     if not _may_handle() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # a shell's background job ignores Ctrl-C; a notebook has a way of its own
+        yield  # a shell's background job ignores Ctrl-C; a notebook handles it itself
         return
     signal.signal(signal.SIGINT, _first)
     try:
@@ -32,7 +32,7 @@ def twice_ends_at_once() -> Iterator[None]:
 
 
 class Request:
-    """Whether somebody has asked the work to stop, and by which signal."""
+    """Whether a signal has asked the work to stop, and which."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -41,7 +41,7 @@ class Request:
         return self.number != 0
 
     def obey(self) -> NoReturn:
-        """End the work the way the signal does where nothing is in the way."""
+        """End the process the way the signal would by default."""
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
         sys.exit(128 + (self.number or signal.SIGTERM))
@@ -49,10 +49,10 @@ class Request:
 
 @contextmanager
 def noted(notice: str) -> Iterator[Request]:
-    """Note Ctrl-C and SIGTERM in place of raising them, for work that stops by itself at its next good moment.
+    """Record Ctrl-C and SIGTERM instead of raising, for work that stops by itself at its next safe point.
 
     Args:
-        notice: what is said then.
+        notice: written to standard error when the first signal comes.
     """
     request = Request()
     if not _may_handle():
@@ -93,6 +93,6 @@ def _second(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _write(line: str) -> None:
-    """Write to standard error past Python's buffers, which the interrupted code may be in the middle of."""
+    """Write to standard error without Python's buffers, which the interrupted code may be writing to."""
     with suppress(OSError):
         os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + f"{line}\n".encode())

@@ -1,4 +1,4 @@
-"""Small durable files: written whole or not at all."""
+"""Small files: written atomically, and read with limits, since a file may be a stranger's; hashes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any, BinaryIO, TypeGuard
 from sft_lab.core.errors import FolderError
 
 FORMAT = 1  # of every json file sft_lab writes
-TEMPORARY = ".part"  # how the names of half-written files end
-MOST_DIGITS = 300  # of a whole number in JSON; a float holds 308
+TEMPORARY = ".part"  # suffix of half-written files
+MOST_DIGITS = 300  # of an integer in JSON; a float holds 308
 MOST_VALUES = 10_000  # of a YAML file with aliases
-SMALL = 64 * 2**20  # bytes; json and YAML files are held in memory, several times over
-LONG = 2**30  # bytes; logs and files of one JSON object a line
+SMALL = 64 * 2**20  # bytes; JSON and YAML files are held in memory, several times over
+LONG = 2**30  # bytes; logs and JSON lines
 ANYWHERE = Path("/")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` through a temporary file and a rename, so a reader never sees half of it."""
+    """Write ``text`` to ``path`` through a temporary file and a rename, so that no reader sees half of it."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -35,7 +35,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
-        # Not by tempfile, whose files are private: this one follows the user's mask, as its neighbors do.
+        # Not by tempfile, whose files are private: this file's mode follows the user's umask.
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
@@ -47,7 +47,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Have a folder with all below it on the disk, where a power cut cannot take it back."""
+    """Flush a folder with everything below it to the disk, so that it survives a power cut."""
     for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -57,33 +57,33 @@ def sync(folder: Path) -> None:
 
 
 def clear_temporary(folder: Path, older_than: float = 0.0) -> None:
-    """Remove what ``write_text`` left in a folder and below when it was killed before the rename.
+    """Remove the temporary files below a folder that a killed ``write_text`` left.
 
     Args:
-        folder: where nobody else writes, or ...
-        older_than: seconds in which a writer at work would have come to its end.
+        folder: where they are; with ``older_than=0`` nobody else may be writing there.
+        older_than: seconds since a file's last change, longer than any write takes.
     """
-    for found in folder.rglob(f".*{TEMPORARY}"):
+    for file in folder.rglob(f".*{TEMPORARY}"):
         with suppress(FileNotFoundError):
-            if time.time() - found.stat().st_mtime >= older_than:
-                found.unlink()
+            if time.time() - file.stat().st_mtime >= older_than:
+                file.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` with ``"format": 1`` first; NaN and infinity become null, since JSON has neither."""
     text = json.dumps(finite({"format": FORMAT, **content}), ensure_ascii=False, indent=2, allow_nan=False)
-    # A file name that is not UTF-8 comes as lone surrogates; what stands for one here is JSON's own escape.
+    # A file name that is not UTF-8 holds lone surrogates, which are written as JSON's escapes.
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
+    """Write JSON lines."""
     lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
     write_text(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace").decode("utf-8"))
 
 
 def finite(content: Any) -> Any:
-    """Replace every NaN and infinity inside ``content`` by None."""
+    """Return ``content`` with every NaN and infinity replaced by None."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):
@@ -94,12 +94,12 @@ def finite(content: Any) -> Any:
 
 
 def open_file(path: Path, most: int | None = None, inside: Path | None = None) -> BinaryIO:
-    """Open a file of a run folder or of the store, which may be a stranger's: a pipe would hang whoever opens it.
+    """Open a file of a run folder or of the store, which may be a stranger's: opening a pipe would hang.
 
     Args:
-        path: of the file; the folder that it is named in may itself be reached through a link.
-        most: bytes that it may hold; None for files that are not read into memory at once.
-        inside: the folder that links must not lead out of; None for the file's own.
+        path: of the file; its folder may itself be reached through a link.
+        most: limit of its size in bytes; None for files that are not read into memory at once.
+        inside: the folder that links must not lead out of; None for the folder of the file.
 
     Raises:
         FolderError: if it is a pipe or a device, too big, or a link to somewhere else.
@@ -108,7 +108,7 @@ def open_file(path: Path, most: int | None = None, inside: Path | None = None) -
     root = (inside or path.parent).resolve()
     if not (target := path.resolve(strict=True)).is_relative_to(root):
         raise FolderError(f"{path}: is a link out of its folder (to {target}); put a copy of the file in its place")
-    if not target.is_file() and not target.is_dir():  # looked at first, since to open a device may do something
+    if not target.is_file() and not target.is_dir():  # tested first, since opening a device may have an effect
         raise FolderError(f"{path}: is a pipe, a socket or a device; remove it, or put the file in its place")
     file = open(os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
     state = os.fstat(file.fileno())
@@ -120,28 +120,28 @@ def open_file(path: Path, most: int | None = None, inside: Path | None = None) -
 
 
 def read_bytes(path: Path, most: int = SMALL, inside: Path | None = None) -> bytes:
-    """Return what a file holds that ``open_file`` opens."""
+    """Return the bytes of a file, with the checks of ``open_file``."""
     with open_file(path, most, inside) as file:
         return file.read(most + 1)
 
 
 def read_text(path: Path, most: int = SMALL, inside: Path | None = None, errors: str = "strict") -> str:
-    """Return the text of a file that ``open_file`` opens, with plain line ends."""
+    """Return the text of a file, every line ended by a line feed, with the checks of ``open_file``."""
     text = read_bytes(path, most, inside).decode("utf-8", errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, inside: Path | None = None) -> dict[str, Any]:
-    """Read a json file that holds one object, as ``open_file`` opens it."""
+    """Return the object in a JSON file, with the checks of ``open_file``."""
     content: dict[str, Any] = parse_json(read_text(path, inside=inside))
     return content
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON that may be a stranger's.
+    """Parse JSON that may be a stranger's.
 
     Raises:
-        ValueError: if it is none, or nested too deep to be read.
+        ValueError: if it is not JSON, or nested too deep.
     """
     try:
         return json.loads(text, parse_int=_integer)
@@ -150,12 +150,12 @@ def parse_json(text: str) -> Any:
 
 
 def _integer(digits: str) -> int | float:
-    """Give infinity for what no float can hold: arithmetic with it would raise an error wherever it is done."""
+    """Return an int, or infinity if no float could hold it, which would make later arithmetic raise."""
     return int(digits) if len(digits) < MOST_DIGITS else float(digits)
 
 
 def follow_mask(folder: Path) -> None:
-    """Give weights the mode of the ``*config.json`` beside them: safetensors makes them private, whatever the mask."""
+    """Give weights the mode of the ``*config.json`` beside them: safetensors makes them private whatever the umask."""
     mode = next(folder.glob("*config.json")).stat().st_mode
     for file in folder.glob("*.safetensors"):
         file.chmod(mode & 0o777)
@@ -165,44 +165,34 @@ def refuse_alias_bomb(text: str) -> None:
     """Refuse YAML whose aliases, written out, would fill the memory: nine lines can make a billion values.
 
     Raises:
-        ValueError: if they come to more than ``MOST_VALUES``, or one has no end.
+        ValueError: if they come to more than ``MOST_VALUES``, as one that contains itself does.
+        yaml.YAMLError: if it is not YAML.
     """
     if "&" not in text:
         return
     import yaml
 
-    sizes, open_nodes = dict[str, int](), [(0, "")]
-    for event in yaml.parse(text):
-        anchor = getattr(event, "anchor", None) or ""
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((1, anchor))
-            continue
-        if isinstance(event, yaml.AliasEvent):
-            if anchor not in sizes:
-                raise ValueError(f"*{anchor} stands inside of what it names, or before it")
-            size, anchor = sizes[anchor], ""
-        elif isinstance(event, yaml.ScalarEvent):
-            size = 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            size, anchor = open_nodes.pop()
-        else:
-            continue
-        if anchor:
-            sizes[anchor] = size
-        total, outer = open_nodes.pop()
-        open_nodes.append((total + size, outer))
-        if total + size > MOST_VALUES:
+    values, nodes = 0, [yaml.compose(text)]
+    while nodes:
+        node = nodes.pop()
+        values += 1
+        if values > MOST_VALUES:
             raise ValueError(f"its aliases (&, *) come to more than {MOST_VALUES:,} values; write them out")
+
+        if isinstance(node, yaml.MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """Return SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class HashingReader(io.RawIOBase):
-    """Reads a file from its beginning and hashes what goes by, so that a big file is read once for both."""
+    """Reads a file and hashes it on the way, so that a big file is read only once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -219,24 +209,24 @@ class HashingReader(io.RawIOBase):
         return size
 
     def sha256(self) -> str:
-        """Read what is left, and give SHA-256 of all, as 64 hex digits."""
+        """Read the rest of the file and return SHA-256 of all of it, as 64 hex digits."""
         while self.read(2**20):
             pass
         return self._hash.hexdigest()
 
     def rewound(self) -> io.FileIO:
-        """Read what is left, and return the same opened file from its beginning, to be read in any order."""
+        """Read the rest of the file and return the open file, rewound and seekable."""
         self.sha256()
         self._file.seek(0)
         return self._file
 
     def is_unchanged(self) -> bool:
-        """Whether the file is what it was when it was opened, and the path still leads to it."""
+        """Return whether the file is unchanged since it was opened, and the path still leads to it."""
         try:
-            now = (os.fstat(self._file.fileno()), self._path.stat())
+            states = (os.fstat(self._file.fileno()), self._path.stat())
         except OSError:
             return False
-        return all(_state(state) == _state(self.opened_as) for state in now)
+        return all(_state(state) == _state(self.opened_as) for state in states)
 
     def close(self) -> None:
         self._file.close()
@@ -248,22 +238,22 @@ def _state(state: os.stat_result) -> tuple[int, ...]:
 
 
 def digest(content: object) -> str:
-    """SHA-256 of ``content`` as canonical JSON (sorted keys, no white space), as 64 hex digits."""
+    """Return SHA-256 of ``content`` as canonical JSON (sorted keys, no white space), as 64 hex digits."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give a nested config with dotted keys (``trainer.learning_rate``), lists as they are."""
-    found: dict[str, Any] = {}
+    """Return a nested config with dotted keys (``trainer.learning_rate``); lists stay as they are."""
+    flattened: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{name}.")
+            flattened |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            flattened[f"{prefix}{name}"] = value
+    return flattened
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value from a JSON file is a finite number; true and false are none."""
+    """Return whether a value from a JSON file is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""File locks, on which the store and the run folders rest: who holds one, and whether a file system keeps them."""
+"""File locks for the store and the run folders: taking them, who holds one, and whether a file system keeps them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 MOUNTS = Path("/proc/self/mounts")
 # Mount options under which a lock holds on one machine alone: of NFS, Lustre, OCFS2, SMB and AFS.
 LOCAL = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "localflocks", "nobrl", "flock=local"}
-# File systems that leave flock to the kernel of each machine (two mounts of the first two gave one lock to two holders;
+# File systems whose flock is local to each machine (two mounts of the first two gave one lock to two holders;
 # https://github.com/openssh/openssh-portable/pull/66, https://github.com/s3fs-fuse/s3fs-fuse/issues/2137).
 LOCAL_KINDS = {"fuse.sshfs", "fuse.rclone", "fuse.s3fs"}
 
-TELL_AFTER = 2.0  # seconds of waiting for another process's lock, after which the log says for whom
+LOG_AFTER = 2.0  # seconds of waiting for a lock, after which the log names its holder
 log = logging.getLogger("sft_lab")
 
 
 class Holder(NamedTuple):
-    """The process that holds a lock, as it has written into the lock's file."""
+    """The process that holds a lock, as written into the lock's file."""
 
     host: str
     pid: int
@@ -42,8 +42,8 @@ class Holder(NamedTuple):
 
 
 def file_lock(file: Path) -> BaseFileLock:
-    """Return a lock between processes: whoever holds it is named in its file, and its death frees it."""
-    # A soft lock, which filelock takes where there is no flock, outlives a killed holder.
+    """Return a lock between processes. Its file names the holder, and the holder's death frees it."""
+    # filelock's soft lock, its fallback where there is no flock, would outlive a killed holder.
     return _lock_class()(file, fallback_to_soft=False, on_acquired=_sign)
 
 
@@ -52,7 +52,7 @@ def _lock_class() -> type[BaseFileLock]:
     from filelock import FileLock
 
     class Lock(FileLock):
-        """A lock whose file, where it is there and cannot be opened, is named with its owner."""
+        """A lock whose error names the owner of a file that cannot be opened."""
 
         def _acquire(self) -> None:
             try:
@@ -79,13 +79,13 @@ def _owner(file: Path) -> str:
 
 
 def _sign(handle: int) -> None:
-    with suppress(OSError):  # a full disk takes no name, and keeps locks all the same
+    with suppress(OSError):  # on a full disk the name is not written, but the lock holds
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
 
 
 def holder(file: Path) -> Holder | None:
-    """Return who holds a lock that cannot be had; None where its file does not say."""
+    """Return the holder of a lock that is taken; None where its file does not name it."""
     try:
         host, pid = file.read_text(encoding="utf-8", errors="replace").split()
         return Holder(host, int(pid))
@@ -95,17 +95,17 @@ def holder(file: Path) -> Holder | None:
 
 @contextmanager
 def holding(file: Path, title: str) -> Iterator[None]:
-    """Hold a lock; while another process has it, wait, and say for whom.
+    """Hold a lock; while another process has it, wait, and log its name.
 
     Args:
         file: of the lock.
-        title: what it guards.
+        title: what the lock guards.
     """
     from filelock import Timeout
 
     lock = file_lock(file)
     try:
-        lock.acquire(timeout=TELL_AFTER)
+        lock.acquire(timeout=LOG_AFTER)
     except Timeout:
         log.info("%s: waiting for %s, which is at work on it", title, holder(file) or "another process")
         lock.acquire()
@@ -116,33 +116,33 @@ def holding(file: Path, title: str) -> Iterator[None]:
 
 
 def distrust(folder: Path, *, several_machines: bool) -> str:
-    """Say why locks in a folder cannot be trusted; nothing when they can.
+    """Return why locks in a folder cannot be trusted; empty if they can.
 
     Args:
-        folder: it need not exist; what counts is the file system it is or would be on.
-        several_machines: whether the lock must hold between machines too.
+        folder: need not exist; what counts is the file system it is or would be on.
+        several_machines: whether the locks must hold between machines too.
     """
     while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 - False where no such path can be
         folder = folder.parent
-    if several_machines and (said := _local(folder.resolve())):
-        return said
-    return _refused(folder)
+    if several_machines and (problem := _local_mount(folder.resolve())):
+        return problem
+    return _test_locks(folder)
 
 
 @lru_cache
-def _refused(folder: Path) -> str:
-    """Take one lock twice, through two open files: the second must be refused."""
-    # A store in use has files for it; looking at that one, as a plan does, leaves no trace.
+def _test_locks(folder: Path) -> str:
+    """Return what happens when one lock is taken twice through two open files, unless the second is refused."""
+    # A store in use has lock files; with one of those, a plan leaves no trace.
     used = next((file for file in folder.glob("*.lock") if not file.name.startswith(".")), None)
     file = used or folder / f".sft_lab-{uuid.uuid4().hex[:8]}.lock"
     handles = []
     try:
         handles.append(os.open(file, os.O_RDWR if used else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         handles.append(os.open(file, os.O_RDWR))
-    except OSError:  # not to be written: that is told by whoever wants to write
+    except OSError:  # not writable: whoever writes there will report it
         return ""
     else:
-        return _of_two(folder, *handles)
+        return _lock_twice(folder, *handles)
     finally:
         for handle in handles:
             os.close(handle)
@@ -150,7 +150,7 @@ def _refused(folder: Path) -> str:
             file.unlink(missing_ok=True)
 
 
-def _of_two(folder: Path, first: int, second: int) -> str:
+def _lock_twice(folder: Path, first: int, second: int) -> str:
     try:
         for handle in (first, second):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,17 +161,20 @@ def _of_two(folder: Path, first: int, second: int) -> str:
     return f"the file system of {folder} gives one lock to two processes at once"
 
 
-def _local(folder: Path) -> str:
-    """Look at how the folder's file system is mounted."""
-    place, kind, options = Path("/"), "", set[str]()
+def _local_mount(folder: Path) -> str:
+    """Return why the locks of the folder's file system hold on one machine alone; empty if they do not."""
+    mount, file_system, options = Path("/"), "", set[str]()
     for line in MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        _, point, found, words, *_ = line.split(" ")
-        # A blank in a path stands there as \040. What is mounted later lies above what was there.
-        at = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point))
-        if folder.is_relative_to(at) and at.is_relative_to(place):
-            place, kind, options = at, found, set(words.split(","))
-    wrong = sorted(options & LOCAL)
-    if not wrong and kind not in LOCAL_KINDS:
+        _, escaped_path, line_system, line_options, *_ = line.split(" ")
+        # A blank in a path is written as \040. Of two mounts on one path the later one counts.
+        path = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), escaped_path))
+        if folder.is_relative_to(path) and path.is_relative_to(mount):
+            mount, file_system, options = path, line_system, set(line_options.split(","))
+
+    if local_options := sorted(options & LOCAL):
+        cause = f"{mount} ({file_system}) is mounted with {local_options[0]}"
+    elif file_system in LOCAL_KINDS:
+        cause = f"{mount} is mounted by {file_system.partition('.')[2]}"
+    else:
         return ""
-    how = f"{place} ({kind}) is mounted with {wrong[0]}" if wrong else f"{place} is mounted by {kind.partition('.')[2]}"
-    return f"{how}: its locks hold on one machine alone, and jobs run on others"
+    return f"{cause}: its locks hold on one machine alone, and jobs run on others"

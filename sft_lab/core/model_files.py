@@ -1,4 +1,4 @@
-"""The files of a model's folder: those that loading it may read, and those that are not read."""
+"""The files of a model's folder that loading it may read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sft_lab.core.io import ANYWHERE, read_json
 
-# What no loader here opens: notes, and weights that are pickles or of other frameworks.
+# Files that no loader here opens: notes, and weights that are pickles or for other frameworks.
 NOT_LOADED = {".md", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".tflite"}
 
 
@@ -15,9 +15,9 @@ def loaded_files(root: Path, subfolder: str = "", *, deep: bool = False) -> list
     """Return the files of a model's folder that loading it may read, sorted.
 
     Args:
-        root: the folder; an adapter's in it leads to the folder of its base model.
+        root: the folder; that of an adapter adds the folder of its base model.
         subfolder: of the weights.
-        deep: with all folders below: the parts of a sentence-transformers model, some in ``pytorch_model.bin``.
+        deep: whether to include all folders below, which hold the parts of a sentence-transformers model.
     """
     folders = [root, root / subfolder]
     with suppress(OSError, ValueError, AttributeError, TypeError):
@@ -26,7 +26,7 @@ def loaded_files(root: Path, subfolder: str = "", *, deep: bool = False) -> list
     folders += [folder / "additional_chat_templates" for folder in folders]
     below = [folder for folder in root.rglob("*") if folder.is_dir() and not _is_hidden(folder, root)] if deep else []
     files = {file for folder in [*folders, *below] if folder.is_dir() for file in folder.iterdir() if file.is_file()}
-    parts = {folder / "pytorch_model.bin" for folder in below}  # of tensors alone: torch.load reads nothing else of it
+    parts = {folder / "pytorch_model.bin" for folder in below}  # torch.load reads only tensors of it
     loaded = (file for file in files if file.suffix not in NOT_LOADED or file in parts)
     return sorted(file for file in loaded if not file.name.startswith("."))
 
@@ -35,9 +35,15 @@ def _is_hidden(folder: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in folder.relative_to(root).parts)
 
 
-def pickled(where: str, folder: Path) -> list[str]:
-    """Refuse a folder whose weights are pickles alone: to read one is to run what it says."""
-    if any(folder.glob("*.safetensors")) or not (found := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])):
+def pickled_weights(key: str, folder: Path) -> list[str]:
+    """Return a problem where a folder's only weights are pickles: loading a pickle may run code.
+
+    Args:
+        key: of the config that names the folder, for the message.
+        folder: of the model.
+    """
+    pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])
+    if any(folder.glob("*.safetensors")) or not pickles:
         return []
-    said = f"{where}: its weights are a pickle ({found[0].name}), which can run code; only safetensors are read"
-    return [f"{said}; have who made them save them with save_pretrained(safe_serialization=True)"]
+    problem = f"{key}: its weights are a pickle ({pickles[0].name}), which can run code; only safetensors are read"
+    return [f"{problem}; have its authors save it with save_pretrained(safe_serialization=True)"]

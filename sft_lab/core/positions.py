@@ -1,4 +1,4 @@
-"""How many tokens a model can read at once, and whether there is anything beyond."""
+"""How many tokens a model can read at once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from sft_lab.core.log import log
 
 
 def positions_of(config: Any) -> int | None:
-    """Return how many tokens a model was made to read at once, None where its config does not tell."""
+    """Return how many tokens a model was trained to read at once, None where its config does not say."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def learned_positions(model: Any) -> int | None:
-    """Return the rows of a model's table of positions, None for one without, as rotary models are.
+    """Return the size of a model's table of position embeddings, None without one, as in rotary models.
 
-    GPT-2 and OPT look positions up: a token past the table ends in an IndexError.
+    In GPT-2 and OPT a token past the end of the table raises an IndexError.
     """
     import torch
 
@@ -29,7 +29,7 @@ def learned_positions(model: Any) -> int | None:
 
 
 def within_positions(length: int, config: Any) -> int:
-    """Return a length in tokens, or what the model's table of positions has where that is less."""
+    """Return a length in tokens, limited to the model's table of position embeddings."""
     positions = positions_of(config)
     if positions is None or length <= positions or (model := empty_model(config)) is None:
         return length
@@ -37,13 +37,13 @@ def within_positions(length: int, config: Any) -> int:
 
 
 def empty_model(config: Any) -> Any | None:
-    """Return a model's modules without weights, None where its own code cannot make them so."""
+    """Return a model without weights (on the meta device), None where its code cannot be built so."""
     import torch
     import transformers
 
     try:
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - code of a model's own raises what it likes; loading it will tell
+    except Exception as error:  # noqa: BLE001 - a model's code may raise anything; loading it will report it
         log.debug("an empty model cannot be made: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""Progress and time: bars on a terminal only, so that a log file stays readable; a stopwatch."""
+"""Progress bars, on a terminal only so that log files stay readable, and a stopwatch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def track(steps: Sequence[T], description: str) -> Iterable[T]:
-    """Go through ``steps`` with a bar that goes away when it is done."""
+    """Yield the steps while a progress bar is shown."""
     with progress(description, len(steps), "steps") as done:
         for step in steps:
             yield step
@@ -21,12 +21,12 @@ def track(steps: Sequence[T], description: str) -> Iterable[T]:
 
 @contextmanager
 def progress(description: str, total: int, unit: str = "rows") -> Iterator[Callable[[int], object]]:
-    """Give a function that is told how many more are done: a bar with how many are done, how many a second, time left.
+    """Show a progress bar with rate and time left, and yield the function that advances it.
 
-    The bar goes away at the end. Without a terminal nothing is shown.
+    The bar disappears at the end. Without a terminal nothing is shown.
     """
     if not sys.stderr.isatty():
-        yield lambda more: None  # noqa: ARG005
+        yield lambda count: None  # noqa: ARG005
         return
     from rich.console import Console
     from rich.progress import (
@@ -41,7 +41,7 @@ def progress(description: str, total: int, unit: str = "rows") -> Iterator[Calla
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """How many a second, over the last half minute."""
+        """Steps a second over the last half minute."""
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
@@ -50,18 +50,18 @@ def progress(description: str, total: int, unit: str = "rows") -> Iterator[Calla
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda more: bar.advance(task, more)
+        yield lambda count: bar.advance(task, count)
 
 
 class Stopwatch:
-    """Adds up the time of what runs under it, in ``seconds``."""
+    """Adds up the time spent in ``running``, in ``seconds``."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time inside."""
+        """Add the time of the block."""
         began = time.monotonic()
         try:
             yield

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
-def share(part: Sequence[Any] | int, whole: Sequence[Any] | int) -> float:
-    """``part / whole`` of counts or lengths, 0 when there is nothing."""
-    top, bottom = (value if isinstance(value, int) else len(value) for value in (part, whole))
+def share(part: Sequence[Any] | int, total: Sequence[Any] | int) -> float:
+    """Return ``part / total`` of counts or lengths; 0 if the total is 0."""
+    top, bottom = (value if isinstance(value, int) else len(value) for value in (part, total))
     return top / bottom if bottom else 0.0

@@ -1,7 +1,4 @@
-"""The run folder: where each file of a run is, and how its state is kept.
-
-Whatever reads or writes a run folder goes through here, so this is the one list of its files.
-"""
+"""The run folder: the path of each of its files, the state of its run, and the lock that guards it."""
 
 from __future__ import annotations
 
@@ -22,17 +19,16 @@ from sft_lab.core.errors import FolderError
 from sft_lab.core.io import clear_temporary, write_json
 from sft_lab.core.locks import Holder, file_lock, holder
 from sft_lab.core.redaction import redact
+from sft_lab.core.types import RunState, Work
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-LOCK = ".lock"  # in a run folder: held while a process works there
+LOCK = ".lock"  # in a run folder: held while a process works in it
 log = logging.getLogger("sft_lab")
-PATIENCE = 0.5  # seconds; somebody may only look whether the lock can be had
-SWEEP = "sweep.json"  # marks a folder as a sweep's; its run folders lie in it
-RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
-DATA = ("dataset_fingerprint", "inputs")  # what a manifest notes of the data that was read
-RUN, PREPARE = "run", "prepare"  # what a folder is worked on for
+PATIENCE = 0.5  # seconds to wait for the lock: another process may only be testing whether it is free
+SWEEP = "sweep.json"  # marks a folder that holds the run folders of a sweep
+DATA = ("dataset_fingerprint", "inputs")  # fields of a manifest about the data that was read
 
 
 class FolderInUse(FolderError):
@@ -65,9 +61,9 @@ class RunDir:
         self.inputs = path / "inputs"  # copies of the small files that the config names
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
-        self.queued = path / "queued.json"  # where the job lies in another's queue
-        self.output = path / "output.log"  # what a process of its own printed
-        self.wandb = path / "wandb"  # W&B's own files; it puts links to its log elsewhere among them
+        self.queued = path / "queued.json"  # the job's number in the queue of Slurm
+        self.output = path / "output.log"  # what the run printed as a process of its own
+        self.wandb = path / "wandb"  # W&B's own files, among them links to logs elsewhere
         self._lock = path / LOCK
         self._claimed: BaseFileLock | None = None
 
@@ -81,101 +77,104 @@ class RunDir:
         """Make ``outputs/<date>/<time>``, with a counter where that is taken.
 
         Returns:
-            The run folder, and what ``make_folders`` made for it.
+            The run folder, and the folders that ``make_folders`` made for it.
         """
-        path = cls.timestamped()
-        attempt, counter, made = path, 1, make_folders(path)
-        while attempt not in made:
-            counter += 1
-            attempt = path.with_name(f"{path.name}-{counter}")
-            made = [*make_folders(attempt), *made]
-        return cls(attempt), made
+        timestamped = cls.timestamped()
+        path, created = timestamped, make_folders(timestamped)
+        while path not in created:  # another run took the name
+            path = free_path(timestamped)
+            created = [*make_folders(path), *created]
+        return cls(path), created
 
     @property
     def sweep(self) -> Path | None:
-        """The sweep folder this run is a job of, if it is one."""
+        """The folder of the sweep that this run is a job of, None for a single run."""
         return self.path.parent if (self.path.parent / SWEEP).exists() else None
 
     def state(self) -> str | None:
-        """What ``status.json`` says, or None in a folder without one."""
-        return str(self._said()["state"]) if self.status.exists() else None
+        """Return the state in ``status.json``, one of ``RunState``; None in a folder without one."""
+        return str(self._read_status()["state"]) if self.status.exists() else None
 
     def work(self) -> str:
-        """What the folder was last worked on for: a run, or preparing data alone."""
-        return str(self._said().get("work", RUN)) if self.status.exists() else RUN
+        """Return what was last done in the folder, one of ``Work``."""
+        return str(self._read_status().get("work", Work.RUN)) if self.status.exists() else Work.RUN
 
-    def _said(self) -> dict[str, Any]:
-        """Give what ``status.json`` holds.
+    def _read_status(self) -> dict[str, Any]:
+        """Return what ``status.json`` holds.
 
         Raises:
-            FolderError: if it is nonsense, which a run never writes.
+            FolderError: if it is not as a run writes it.
         """
         problems: list[str] = []
         content = records.read(self.status, problems)
         if content.get("state"):
             return content
-        why = (problems or ["must hold an object with a state"])[0].removeprefix(f"{self.status.name}: ")
-        raise FolderError(f"{self.status}: {why}; remove it, and sft-lab exec goes on with the run")
 
-    def _mark(self, state: str, **more: Any) -> None:
+        problem = (problems or ["must hold an object with a state"])[0].removeprefix(f"{self.status.name}: ")
+        raise FolderError(f"{self.status}: {problem}; remove it, and sft-lab exec goes on with the run")
+
+    def _mark(self, state: RunState, **details: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        where = {"host": socket.gethostname(), "pid": os.getpid()}
-        write_json(self.status, {"state": state, "time": now, **where, **more})
+        process = {"host": socket.gethostname(), "pid": os.getpid()}
+        write_json(self.status, {"state": state, "time": now, **process, **details})
 
-    def _mark_in_need(self, state: str, **more: Any) -> None:
-        """Mark, in the old file's block where there is no room for another file."""
+    def _mark_on_full_disk(self, state: RunState, **details: Any) -> None:
+        """Mark the state; where there is no room for another file, in the disk block of the old one."""
         try:
-            self._mark(state, **more)
+            self._mark(state, **details)
         except OSError:
             with suppress(OSError, ValueError), self.status.open("r+", encoding="utf-8") as file:
-                told = {**json.load(file), "state": state, **more}
-                told.pop("traceback", None)  # too long for that block
+                content = {**json.load(file), "state": state, **details}
+                content.pop("traceback", None)  # too long for the block
                 file.seek(0)
-                file.write(json.dumps(told))
+                file.write(json.dumps(content))
                 file.truncate()
 
     def mark_failed(self, error: str) -> None:
-        """Say so of a job that could not say it itself."""
-        self._mark(FAILED, work=self.work(), error=redact(error))
+        """Mark the run as failed, for a process that was killed before it could."""
+        self._mark(RunState.FAILED, work=self.work(), error=redact(error))
 
     @contextmanager
-    def running(self, work: str = RUN) -> Iterator[None]:
-        """Hold ``status.json`` true around the work: running, then finished, failed or interrupted.
+    def running(self, work: str = Work.RUN) -> Iterator[None]:
+        """Keep ``status.json`` up to date around the work: running, then finished, failed or interrupted.
 
-        A process killed without warning leaves ``running``; whoever finds that treats it as cut off.
+        A process that is killed leaves ``running`` behind without holding the lock.
         """
         with self.claimed():
             try:
                 clear_temporary(self.path)
-                self._mark(RUNNING, work=work)
+                self._mark(RunState.RUNNING, work=work)
             except OSError as error:
                 raise self._unwritable(error) from error
             try:
                 yield
             except Exception as error:
-                said = f"{type(error).__name__}: {error}"
-                self._mark_in_need(FAILED, work=work, error=redact(said), traceback=redact(traceback.format_exc()))
+                message = f"{type(error).__name__}: {error}"
+                self._mark_on_full_disk(
+                    RunState.FAILED, work=work, error=redact(message), traceback=redact(traceback.format_exc())
+                )
                 raise
             except BaseException:  # Ctrl-C, SIGTERM turned into SystemExit
-                self._mark_in_need(INTERRUPTED, work=work)
+                self._mark_on_full_disk(RunState.INTERRUPTED, work=work)
                 raise
-            self._mark(FINISHED, work=work)
-            if work == RUN:
-                # Last, since a run that is cut off before it is finished goes on from them.
+
+            self._mark(RunState.FINISHED, work=work)
+            if work == Work.RUN:
+                # Removed last: a run that is killed before it has finished goes on from them.
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what a kill behind the last word left in a finished run's folder: lock and checkpoints."""
+        """Remove the lock and checkpoints of a finished run that was killed before it could."""
         if not self.is_held():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def refuse_links(self) -> None:
-        """Refuse to work where a link would lead reading or writing out of the folder: a stranger's, anywhere.
+        """Refuse a folder in which a link would lead reading or writing out of it.
 
-        Only the paths of a run are looked at. What a user or W&B has put beside or below them is not ours to judge.
+        Only the paths of a run are checked, not what a user or W&B has put beside them.
 
         Raises:
-            FolderError: naming the link and where it leads.
+            FolderError: naming the link and its target.
         """
         root = self.path.resolve()
         trees = [self.figures, self.model, self.merged, self.dataset, self.checkpoints]
@@ -188,7 +187,7 @@ class RunDir:
                 )
 
     def is_held(self) -> bool:
-        """Whether a process works in the folder at this moment."""
+        """Return whether a process works in the folder at this moment."""
         from filelock import Timeout
 
         if not self._lock.exists():
@@ -198,17 +197,17 @@ class RunDir:
                 self._lock.unlink(missing_ok=True)
         except Timeout:
             return True
-        except (OSError, FolderError):  # not ours to write
+        except (OSError, FolderError):  # a folder that this user cannot write
             return False
         return False
 
     def holder(self) -> Holder | None:
-        """Return who works in a folder that is held."""
+        """Return the process that works in the folder, None where the lock does not name it."""
         return holder(self._lock)
 
     @contextmanager
     def claimed(self, *, wait: bool = False) -> Iterator[None]:
-        """``claim`` for as long as the block runs."""
+        """Claim the folder for as long as the block runs."""
         self.claim(wait=wait)
         try:
             yield
@@ -218,10 +217,10 @@ class RunDir:
     def claim(self, *, wait: bool = False) -> None:
         """Keep other processes out until ``release``: two trainings in one folder would write each other's files.
 
-        Claims of one ``RunDir`` nest; death frees them all.
+        Claims of one ``RunDir`` nest. They end with the process, however it ends.
 
         Args:
-            wait: for whoever works here; else that is refused.
+            wait: whether to wait for another process that works here; otherwise it is an error.
 
         Raises:
             FolderInUse: if another process works here.
@@ -236,22 +235,24 @@ class RunDir:
             try:
                 lock.acquire(timeout=PATIENCE)
             except Timeout as error:
-                who = self.holder()
-                if not wait:
-                    at = f" ({who})" if who else ""
-                    raise FolderInUse(
-                        f"{self.path}: another process works here{at}; wait until it has ended"
-                    ) from error
-                log.info("%s: is being worked on by %s; waiting for it", self.path.name, who or "another process")
+                self._refuse_or_announce(error, wait=wait)
                 lock.acquire()
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _refuse_or_announce(self, error: Exception, *, wait: bool) -> None:
+        """Raise that another process works here or, with ``wait``, log which one is waited for."""
+        process = self.holder()
+        if not wait:
+            named = f" ({process})" if process else ""
+            raise FolderInUse(f"{self.path}: another process works here{named}; wait until it has ended") from error
+        log.info("%s: is being worked on by %s; waiting for it", self.path.name, process or "another process")
 
     def release(self, *, wholly: bool = False) -> None:
         """End a claim.
 
         Args:
-            wholly: all that are nested, since another process is to work here now.
+            wholly: end all nested claims, so that another process can work here.
         """
         lock = self._claimed
         if lock is None or not lock.is_locked:
@@ -260,11 +261,11 @@ class RunDir:
             self._lock.unlink(missing_ok=True)
         lock.release(force=wholly)
 
-    def discard(self, made: Sequence[Path]) -> None:
-        """Remove all that lies in the folder, and the folders that this command made if they are empty then.
+    def discard(self, created: Sequence[Path]) -> None:
+        """Remove everything in the folder, and those of the folders that this command made that are empty afterwards.
 
         Args:
-            made: the deepest first.
+            created: the folders that this command made, the deepest first.
         """
         with self.claimed():
             for path in self.path.iterdir():
@@ -274,27 +275,27 @@ class RunDir:
                     path.unlink(missing_ok=True)
             self.release(wholly=True)
         with suppress(OSError):  # another command may have put something there
-            for path in made:
+            for path in created:
                 path.rmdir()
 
     def move_aside(self, target: Path) -> None:
-        """Rename the folder, which this process has claimed, so that a new one can be made in its place."""
+        """Rename the folder, which this process has claimed, to make room for a new one."""
         self.path.rename(target)
         (target / LOCK).unlink(missing_ok=True)
         if self._claimed is not None:
             self._claimed.release(force=True)
 
     def refuse_other_data(self, changes: Callable[[dict[str, Any]], list[str]]) -> None:
-        """Refuse to go on where the data is another than that which the folder's work began with.
+        """Refuse to go on with other data than the folder's run began with.
 
         Args:
-            changes: returns what is not as a manifest's ``DATA`` says; called where the folder notes some.
+            changes: returns how the data differs from the fields ``DATA`` of a manifest.
 
         Raises:
             FolderError: naming the changes, or if the manifest cannot be read.
         """
-        then = self.noted_data()
-        if then and (changed := changes(then)):
+        recorded = self.noted_data()
+        if recorded and (changed := changes(recorded)):
             raise FolderError(
                 f"{self.path}: the data has changed since this run: {'; '.join(changed)}; put the old data back, "
                 "choose another folder (sft-lab replay makes a new one), or give "
@@ -302,29 +303,30 @@ class RunDir:
             )
 
     def refuse_other_job(self, job: str) -> None:
-        """Refuse a folder that a run with another config has worked in.
+        """Refuse a folder that holds a run with another config.
 
         Args:
-            job: the hash of this one's config.
+            job: the hash of this run's config.
 
         Raises:
-            FolderError: if the folder's differs.
+            FolderError: if the hash in the folder differs.
         """
-        if (then := self.noted("job")) not in (None, job):
-            raise FolderError(f"{self.path}: holds a run with another config (job {then}, not {job}); "
-                              "choose another folder")  # fmt: skip
+        if (recorded := self._noted("job")) not in (None, job):
+            raise FolderError(
+                f"{self.path}: holds a run with another config (job {recorded}, not {job}); choose another folder"
+            )
 
     def noted_data(self) -> dict[str, Any]:
-        """Return what the manifest notes of the data that the folder's work began with."""
-        return {name: value for name in DATA if (value := self.noted(name)) is not None}
+        """Return the manifest's fields about the data that the folder's run began with."""
+        return {name: value for name in DATA if (value := self._noted(name)) is not None}
 
-    def noted(self, name: str) -> Any:
-        """Return what the manifest notes, None where there is nothing yet."""
+    def _noted(self, name: str) -> Any:
+        """Return a field of the manifest, None where there is none yet."""
         problems: list[str] = []
         content = records.read(self.manifest, problems)
         if problems:
-            why = problems[0].removeprefix(f"{self.manifest.name}: ")
-            raise FolderError(f"{self.manifest}: {why}; rerun=true runs it again")
+            problem = problems[0].removeprefix(f"{self.manifest.name}: ")
+            raise FolderError(f"{self.manifest}: {problem}; rerun=true runs it again")
         return content.get(name)
 
     def _unwritable(self, error: OSError) -> FolderError:
@@ -335,27 +337,36 @@ class RunDir:
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Make a folder, and those above it that are missing.
+    """Make a folder, and the parents that are missing.
 
-    Several commands may do so at the same moment; each folder is made by one of them.
+    Several commands may do so at the same moment; each folder is made by only one of them.
 
     Returns:
-        Those that this call made, the deepest first: no others are this command's to remove.
+        The folders that this call made, the deepest first: this command may remove these and no others.
 
     Raises:
         FolderError: if one cannot be made.
     """
-    made: list[Path] = []
+    created: list[Path] = []
     for attempt in range(100):
         try:
             for folder in reversed([path, *path.parents]):
                 if not folder.exists():
                     folder.mkdir()
-                    made.insert(0, folder)
+                    created.insert(0, folder)
         except OSError as error:
-            # Another command may have made one, or removed one of its own.
+            # Another command may have made a folder, or removed one of its own, in between.
             if attempt == 99 or not isinstance(error, FileExistsError | FileNotFoundError):
                 raise FolderError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         else:
             break
-    return made
+    return created
+
+
+def free_path(path: Path) -> Path:
+    """Return a path, with a counter where it is taken."""
+    candidate, counter = path, 1
+    while candidate.exists():
+        counter += 1
+        candidate = path.with_name(f"{path.name}-{counter}")
+    return candidate

@@ -15,7 +15,7 @@ def open_run_dir(path: Path) -> RunDir:
     """Return the run folder at a path.
 
     Raises:
-        FolderError: if it is none, saying what it is.
+        FolderError: if there is none.
     """
     folder = RunDir(path.absolute())
     if folder.config.exists():

@@ -1,4 +1,4 @@
-"""What texts are looked at by: normal form, script, control tokens. Nothing here is ever written to a data set."""
+"""Properties of texts: normal form, script, control tokens. Nothing here changes what a data set holds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from functools import cache
 _ARABIC_MARKS = re.compile("[\u0640\u0610-\u061a\u064b-\u065f\u0670]")
 _ALEF_FORMS = str.maketrans({"\u0622": "\u0627", "\u0623": "\u0627", "\u0625": "\u0627", "\u0671": "\u0627"})
 
-# How model families write the ends of turns and texts. What a model should end with, and then writes out as words,
-# shows a template that was not learned.
+# How model families mark the ends of turns and texts. A model that spells one out as ordinary text has not learned its
+# template.
 CONTROL_TOKENS = (
     "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<|eot_id|>", "<|end_of_text|>",
     "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|assistant|>", "<|user|>", "<｜end▁of▁sentence｜>",
@@ -30,25 +30,25 @@ class On(Enum):
 
 
 def normalize(text: str) -> str:
-    """Give the form in which equal texts are equal.
+    """Return the form by which texts are compared.
 
-    Unicode NFKC, case folded, white space collapsed; in Arabic also without tatweel and vowel marks and with one
+    Unicode NFKC, case folded, white space collapsed; in Arabic also without tatweel and vowel marks, and with one
     form of alef.
     """
-    # NFKC comes first, so that a letter and its hamza mark are the one letter they are elsewhere; and last, since
-    # what stood on two sides of a removed mark, and what case folding writes, may compose.
+    # NFKC comes first, so that a letter and its hamza mark become one letter, and again last, since what was on both
+    # sides of a removed mark, or comes from case folding, may compose.
     bare = _ARABIC_MARKS.sub("", unicodedata.normalize("NFKC", text)).translate(_ALEF_FORMS)
     return " ".join(unicodedata.normalize("NFKC", bare.casefold()).split())
 
 
 def content_group(prompt: str, answer: str) -> str:
-    """Name the group of the rows that say the same."""
+    """Return the name of the group of rows with this content."""
     content = normalize(f"{prompt}\n{answer}")
     return f"content:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def scripts(text: str) -> dict[str, float]:
-    """Share of each script among the letters of ``text`` (``{"LATIN": 0.9, "GREEK": 0.1}``); empty without letters."""
+    """Return the share of each script among a text's letters (``{"LATIN": 0.9, "GREEK": 0.1}``); empty without any."""
     letters: Counter[str] = Counter()
     for character, count in Counter(text).items():
         if script := _script(character):
@@ -59,14 +59,14 @@ def scripts(text: str) -> dict[str, float]:
 
 @cache
 def _script(character: str) -> str:
-    """First word of a letter's Unicode name, which is its script for every script a chat set is likely to have."""
+    """Return the first word of a letter's Unicode name, which is its script for all common scripts; else empty."""
     if not character.isalpha():
         return ""
     return unicodedata.name(character, "UNKNOWN").split()[0].removesuffix("-1")
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: the name of a file may hold bytes that are none."""
+    """Return whether a text can be written as UTF-8: the name of a file may not."""
     try:
         text.encode()
     except UnicodeEncodeError:

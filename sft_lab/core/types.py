@@ -9,6 +9,22 @@ Curve = list[tuple[float, float]]  # (step or epoch, value); NaN where the value
 IGNORED = -100  # the label of a token that is neither trained nor scored: PyTorch's cross entropy leaves it out
 
 
+class RunState(StrEnum):
+    """How far the work in a run folder came, as ``status.json`` has it."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class Work(StrEnum):
+    """What is done in a run folder: a whole run, or preparing its data alone."""
+
+    RUN = "run"
+    PREPARE = "prepare"
+
+
 class Verdict(StrEnum):
     """The judgement of a run, as ``summary.json`` has it; ``evaluation/verdict.py`` has the rules."""
 

@@ -17,7 +17,7 @@ from sft_lab.core.errors import JobError
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import LONG, open_file, read_text
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import FAILED, FINISHED, RUN
+from sft_lab.core.types import RunState, Work
 from sft_lab.jobs.supervise import (
     POLL_SECONDS,
     Backend,
@@ -95,7 +95,7 @@ def execute(run: Run, folder: RunDir) -> None:
             command(run, folder, machine), env=_environment(run), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     job = AccelerateJob(title="", folder=folder, process=process, machine=machine, log_position=position)
-    for failure in supervise(AccelerateLauncher(job), RUN):
+    for failure in supervise(AccelerateLauncher(job), Work.RUN):
         raise JobError(failure.message)
 
 
@@ -156,7 +156,7 @@ class AccelerateJob(SupervisedJob):
     def conclude(self, work: str, ending: Ending) -> Failure | None:  # noqa: ARG002 - always a run
         """Return the job's failure if it failed; ``worker.attempt``, which has called, logs it."""
         is_first = self.machine.rank == 0
-        if self.process.returncode == 0 and (not is_first or self.folder.state() == FINISHED):
+        if self.process.returncode == 0 and (not is_first or self.folder.state() == RunState.FINISHED):
             return None
         error = str(read_status(self.folder).get("error"))
         if is_first and not error.endswith(ending.reason) and not self.folder.is_held():
@@ -178,7 +178,7 @@ class AccelerateJob(SupervisedJob):
 
         errors = re.findall(rf"^sft-lab: (?:{re.escape(self.folder.path.name)}: )?(.*)", output, re.MULTILINE)
         status = read_status(self.folder)
-        if status.get("state") == FAILED:
+        if status.get("state") == RunState.FAILED:
             errors.append(str(status["error"]))
         errors.sort(key=lambda error: resource_errors.LOST in error)  # last: what follows from another one's end
         return errors[0] if errors else f"a process of the training failed; see {file}"

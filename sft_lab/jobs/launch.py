@@ -9,7 +9,8 @@ from sft_lab.config import Plan
 from sft_lab.core import records
 from sft_lab.core.errors import FolderError, JobError, UserError
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import RUN, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import Work
 from sft_lab.jobs import processes, ray, slurm
 from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders
 from sft_lab.jobs.skip_finished import skip_if_finished
@@ -18,7 +19,7 @@ from sft_lab.jobs.worker import attempt, interruption_message
 from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
 
 
-def launch(job_folders: list[JobFolder], work: str = RUN) -> list[Failure]:
+def launch(job_folders: list[JobFolder], work: str = Work.RUN) -> list[Failure]:
     """Execute, or prepare, each job that is not finished; one that fails does not stop the others.
 
     Raises:

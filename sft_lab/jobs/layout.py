@@ -21,7 +21,8 @@ from sft_lab.config import Job, Plan
 from sft_lab.core.errors import FolderError, SftLabError, all_problems
 from sft_lab.core.io import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
 from sft_lab.core.locks import distrust
-from sft_lab.core.run_dir import FINISHED, LOCK, PREPARE, RUN, SWEEP, FolderInUse, RunDir, make_folders
+from sft_lab.core.run_dir import LOCK, SWEEP, FolderInUse, RunDir, free_path, make_folders
+from sft_lab.core.types import RunState, Work
 from sft_lab.jobs.skip_finished import is_finished
 from sft_lab.jobs.worker import exec_command
 from sft_lab.run import inputs
@@ -60,7 +61,7 @@ class JobFolder:
 # --- the folders of a command --------------------------------------------------------------------------------------
 
 
-def create_job_folders(plan: Plan, work: str = RUN) -> list[JobFolder]:
+def create_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
     """Find or make the folder of every job, and write its config.
 
     A single run's folder that is to be worked in is claimed, and stays so until ``RunDir.release``; the jobs of a
@@ -87,7 +88,7 @@ def create_job_folders(plan: Plan, work: str = RUN) -> list[JobFolder]:
     return [_create_single(job_folder, work, is_named=plan.run_dir is not None)]
 
 
-def find_job_folders(plan: Plan, work: str = RUN) -> list[JobFolder]:
+def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
     """Find the folder of every job and how far its work has come; nothing is written.
 
     Raises:
@@ -99,7 +100,7 @@ def find_job_folders(plan: Plan, work: str = RUN) -> list[JobFolder]:
         _sweep_marker(sweep, plan)
         folders = [RunDir(_job_path(sweep, job)) for job in plan.jobs]
     else:
-        folders = [RunDir(Path(plan.run_dir or _free(RunDir.timestamped())).absolute())]
+        folders = [RunDir(Path(plan.run_dir or free_path(RunDir.timestamped())).absolute())]
     if problems := plan.jobs[0].run.launch.missing_requirements():
         raise all_problems(problems)
     try:
@@ -119,21 +120,12 @@ def _refuse_without_locks(folder: Path, plan: Plan) -> None:
         raise FolderError(f"{folder}: {problem}; choose a folder elsewhere with {key}")
 
 
-def _free(path: Path) -> Path:
-    """Return a path, with a counter where it is taken."""
-    candidate, counter = path, 1
-    while candidate.exists():
-        counter += 1
-        candidate = path.with_name(f"{path.name}-{counter}")
-    return candidate
-
-
 # --- sweeps --------------------------------------------------------------------------------------------------------
 
 
-def sweep_name(plan: Plan, work: str = RUN) -> str:
+def sweep_name(plan: Plan, work: str = Work.RUN) -> str:
     """Return the experiment's name or ``sweep``, and a hash of what no axis changes."""
-    kind = "-data" if work == PREPARE else ""
+    kind = "-data" if work == Work.PREPARE else ""
     return f"{_safe(plan.name or 'sweep')}{kind}-{digest(_base_identity(plan))[:8]}"
 
 
@@ -224,13 +216,13 @@ def _progress(run: Run, folder: RunDir, work: str) -> JobProgress:
     _refuse_other_config(run, folder)
     try:
         is_done = is_finished(folder, work)
-        holds_run = folder.state() == FINISHED and folder.work() == RUN
+        holds_run = folder.state() == RunState.FINISHED and folder.work() == Work.RUN
     except (FolderError, OSError, ValueError, LookupError) as error:
         raise FolderError(
             f"{folder.path}: its status.json cannot be read ({error}); rerun=true runs it again"
         ) from error
     folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest))
-    if holds_run and work == PREPARE:
+    if holds_run and work == Work.PREPARE:
         raise FolderError(f"{folder.path}: holds a finished run; prepare its data in another folder, hydra.run.dir=...")
     return JobProgress.FINISHED if is_done else JobProgress.UNFINISHED
 
@@ -344,7 +336,7 @@ def _begin(run: Run, folder: RunDir, work: str, created: list[Path]) -> JobProgr
     progress = _progress(run, folder, work)
     if run.rerun and folder.config.exists():
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name, in local time
-        folder.move_aside(_free(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
+        folder.move_aside(free_path(folder.path.with_name(f"{folder.path.name}.old-{stamp}")))
         created += make_folders(folder.path)
         folder.claim()
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core import records
 from sft_lab.core.console import console
 from sft_lab.core.errors import FolderError
-from sft_lab.core.run_dir import RUN, RUNNING, RunDir
+from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import find_run_dirs
+from sft_lab.core.types import RunState, Work
 from sft_lab.tracking import manifest
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _line(folder: RunDir, installed: dict[str, str]) -> RunLine:
     return RunLine(
         folder.path,
         QUEUED if state == NOT_STARTED and folder.queued.exists() else state,
-        work=str(status.get("work", RUN)) if status else "",
+        work=str(status.get("work", Work.RUN)) if status else "",
         verdict=summary.get("verdict") or "",
         base_loss=summary.get("base/eval_loss"),
         loss=summary.get("eval/loss"),
@@ -105,11 +106,11 @@ def _state(status: dict[str, Any]) -> str:
     if not status:
         return NOT_STARTED
     state, host = str(status.get("state", BROKEN)), status.get("host")
-    if state != RUNNING or host is None:
+    if state != RunState.RUNNING or host is None:
         return state
     if host != socket.gethostname():
-        return f"{RUNNING} on {host}"
-    return RUNNING if _is_alive(status.get("pid"), str(status.get("time", ""))) else CUT_OFF
+        return f"{RunState.RUNNING} on {host}"
+    return RunState.RUNNING if _is_alive(status.get("pid"), str(status.get("time", ""))) else CUT_OFF
 
 
 def _is_alive(pid: object, since: str) -> bool:

@@ -16,9 +16,9 @@ from sft_lab.core import records
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.io import digest, flat, read_json
-from sft_lab.core.run_dir import FINISHED
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
+from sft_lab.core.types import RunState
 from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
 from sft_lab.run.config import Run
@@ -231,7 +231,7 @@ def _finished_runs(parent: Path) -> Iterator[FinishedRun]:
     newest = sorted(folders.values(), key=lambda folder: folder.summary.stat().st_mtime, reverse=True)
     for folder in newest[:MAX_FINISHED_RUNS]:
         try:
-            if folder.state() == FINISHED:
+            if folder.state() == RunState.FINISHED:
                 shape = _cost_shape(configs.load(folder.config))
                 yield FinishedRun(folder.path, shape, read_json(folder.summary))
         except (OSError, ValueError, LookupError):

@@ -15,8 +15,9 @@ from sft_lab.core.errors import ConfigError, FolderError, UserError
 from sft_lab.core.io import flat, write_text
 from sft_lab.core.option_files import option_roots, shipped
 from sft_lab.core.params import plain
-from sft_lab.core.run_dir import PREPARE, RunDir
+from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import open_run_dir
+from sft_lab.core.types import Work
 from sft_lab.data.mixture import Ingredient
 from sft_lab.jobs import environment
 from sft_lab.run.config import Run
@@ -231,7 +232,7 @@ def _thin(values: dict[str, Any], found: dict[str, Any]) -> None:
 def _header(folder: RunDir, name: str) -> str:
     """Say where the file comes from and how to run it."""
     manifest, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
-    prepared = status.get("work") == PREPARE
+    prepared = status.get("work") == Work.PREPARE
     base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))
     if isinstance(loss, float):
         before = f"{base:.4f} base -> " if isinstance(base, float) else ""

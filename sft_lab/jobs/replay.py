@@ -14,8 +14,9 @@ from sft_lab.core.console import console
 from sft_lab.core.errors import ConfigError, FolderError, all_problems
 from sft_lab.core.io import read_json, write_json
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import FINISHED, RUN, RunDir
+from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import open_run_dir
+from sft_lab.core.types import RunState, Work
 from sft_lab.jobs import environment
 from sft_lab.jobs.environment import Difference
 from sft_lab.jobs.launch import launch
@@ -148,13 +149,13 @@ def _load(config: Path, overrides: list[str]) -> Run:
 def _read_old_run(folder: RunDir | None, config: Path) -> OldRun:
     job = _load(config, []).hash
     if folder is None:
-        return OldRun(None, job, None, None, RUN, None)
+        return OldRun(None, job, None, None, Work.RUN, None)
     manifest = records.read(folder.manifest) or None
     try:
         state, work = folder.state(), folder.work()
     except FolderError as error:
         raise FolderError(f"{error}, or replay its config.yaml alone") from error
-    result = read_result(folder, work) if state == FINISHED else None
+    result = read_result(folder, work) if state == RunState.FINISHED else None
     return OldRun(folder, job, manifest, state, work, result)
 
 
@@ -227,7 +228,7 @@ def _why_not_compared(old: OldRun) -> str:
             "A config alone: there is no old environment and no old result to compare with; give the run folder "
             "for that."
         )
-    kind = "run" if old.work == RUN else "preparation"
+    kind = "run" if old.work == Work.RUN else "preparation"
     return f"The old {kind} is not finished ({old.state or 'not started'}): there is nothing to compare with."
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import LONG, flat, is_number, parse_json, read_json, read_text
-from sft_lab.core.run_dir import RUN
+from sft_lab.core.types import Work
 from sft_lab.jobs.environment import Difference
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def read_result(folder: RunDir, work: str) -> Numbers:
     """
     try:
         numbers = _data_numbers(folder)
-        return numbers | _training_numbers(folder) if work == RUN else numbers
+        return numbers | _training_numbers(folder) if work == Work.RUN else numbers
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise FolderError(
             f"{folder.path}: its result cannot be read ({type(error).__name__}: {error}); replay its config.yaml alone"

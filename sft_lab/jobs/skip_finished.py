@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import FINISHED, RUN
+from sft_lab.core.types import RunState, Work
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
@@ -17,7 +17,7 @@ def is_finished(folder: RunDir, work: str) -> bool:
     Raises:
         FolderError: if ``status.json`` cannot be read.
     """
-    return folder.state() == FINISHED and folder.work() in (RUN, work)
+    return folder.state() == RunState.FINISHED and folder.work() in (Work.RUN, work)
 
 
 def skip_if_finished(folder: RunDir, work: str, title: str = "") -> bool:

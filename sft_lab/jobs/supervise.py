@@ -21,7 +21,8 @@ from sft_lab.core import records
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import FAILED, FINISHED, PREPARE, RUNNING, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import RunState, Work
 from sft_lab.jobs.skip_finished import is_finished
 
 POLL_SECONDS = 0.2  # between two checks of a child process
@@ -88,11 +89,11 @@ class SupervisedJob:
         if status == self.last_status:
             return
         self.last_status = status
-        if status.get("state") == RUNNING:
+        if status.get("state") == RunState.RUNNING:
             # Several processes begin with the data stages in one, and then train.
-            event = "prepares its data" if status.get("work") == PREPARE else "started"
+            event = "prepares its data" if status.get("work") == Work.PREPARE else "started"
             log.info("%s: %s on %s", self.title, event, status.get("host"))
-        elif status.get("state") not in (FINISHED, FAILED):
+        elif status.get("state") not in (RunState.FINISHED, RunState.FAILED):
             log.info("%s: %s", self.title, status.get("state"))
 
     def conclude(self, work: str, ending: Ending) -> Failure | None:
@@ -120,10 +121,10 @@ class SupervisedJob:
         """Return what the status of this attempt says, else why the process ended, which the status then says too."""
         status = read_status(self.folder)
         state = status.get("state") if status != self.status_before else None
-        if state == FAILED:
+        if state == RunState.FAILED:
             return str(status.get("error"))
         # Another process may be at work in the folder, for which this one has waited.
-        if (ending.was_killed or state == RUNNING) and not self.folder.is_held():
+        if (ending.was_killed or state == RunState.RUNNING) and not self.folder.is_held():
             self.folder.mark_failed(ending.reason)
         return ending.reason
 

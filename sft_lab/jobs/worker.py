@@ -13,8 +13,9 @@ from sft_lab.core import console
 from sft_lab.core.errors import SftLabError, UserError
 from sft_lab.core.hardware import rank
 from sft_lab.core.log import log
-from sft_lab.core.run_dir import PREPARE, RUN, RunDir
+from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import open_run_dir
+from sft_lab.core.types import Work
 from sft_lab.jobs import accelerate_launch
 from sft_lab.jobs.skip_finished import skip_if_finished
 from sft_lab.jobs.supervise import Failure, sigterm_exits
@@ -22,7 +23,7 @@ from sft_lab.run.config import Run
 from sft_lab.training.checkpoints import last_checkpoint
 
 
-def execute(folder: RunDir, work: str = RUN) -> Failure | None:
+def execute(folder: RunDir, work: str = Work.RUN) -> Failure | None:
     """Run the saved config of a job folder.
 
     Args:
@@ -74,7 +75,7 @@ def attempt(folder: RunDir, run: Run, work: str) -> Failure | None:
 
 
 def _do_work(folder: RunDir, run: Run, work: str) -> None:
-    if work == PREPARE:
+    if work == Work.PREPARE:
         run.prepare_only(folder)
     elif run.launch.distributed and rank() is None:
         accelerate_launch.execute(run, folder)
@@ -104,7 +105,7 @@ def execute_on_cluster(path: str, work: str, environment: dict[str, str]) -> dic
 
 def exec_command(folder: RunDir, work: str) -> str:
     """Return the command that does what ``execute`` does."""
-    return f"sft-lab exec {shlex.quote(str(folder.path))}" + ("" if work == RUN else f" --work {work}")
+    return f"sft-lab exec {shlex.quote(str(folder.path))}" + ("" if work == Work.RUN else f" --work {work}")
 
 
 def interruption_message(folder: RunDir, resume_command: str) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sft_lab.core import parquet
 from sft_lab.core.io import is_number, read_text
 from sft_lab.core.records import read, read_config, read_lines
-from sft_lab.core.run_dir import FINISHED, PREPARE, RUNNING
-from sft_lab.core.types import Verdict
+from sft_lab.core.types import RunState, Verdict, Work
 from sft_lab.report.figures import draw_figures
 from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, with_minus
 from sft_lab.report.pages import template_environment, write_page
@@ -106,7 +105,7 @@ def _content(folder: RunDir) -> dict[str, Any]:
         "summary": summary,
         "tone": tone,
         "meaning": meaning,
-        "state": _state_to_show(status, has_result=bool(summary) or status.get("work") == PREPARE),
+        "state": _state_to_show(status, has_result=bool(summary) or status.get("work") == Work.PREPARE),
         "error": status.get("error"),
         "numbers": _key_numbers(summary),
         "stages": waterfall.get("stages") or [],
@@ -146,7 +145,7 @@ def _describe_choices(folder: RunDir) -> str:
 def _state_to_show(status: dict[str, Any], *, has_result: bool) -> str | None:
     """Return the run's state unless its verdict says it all; the page is written while the run still works."""
     state = status.get("state")
-    return None if state == FINISHED or (state == RUNNING and has_result) else state
+    return None if state == RunState.FINISHED or (state == RunState.RUNNING and has_result) else state
 
 
 def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:

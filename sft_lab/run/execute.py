@@ -13,7 +13,8 @@ from sft_lab.core.blocks import LocalEngine
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import rank, world
-from sft_lab.core.run_dir import PREPARE, RUN, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import Work
 from sft_lab.run import inputs, resource_errors
 from sft_lab.tracking.manifest import template_date
 
@@ -60,7 +61,7 @@ def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str,
         from sft_lab.run.session import Session
 
     folder = _open_folder(run, path)
-    with _working_in(folder, run, PREPARE), Session(run, folder) as session:
+    with _working_in(folder, run, Work.PREPARE), Session(run, folder) as session:
         data = pipeline.prepare(run, session.context)
         session.begin(data)
         session.write_dataset(data)
@@ -73,7 +74,7 @@ def fill_store(run: Run, path: RunDir | Path | str | None = None) -> None:
         from sft_lab.run.session import Session
 
     folder = _open_folder(run, path)
-    with _working_in(folder, run, PREPARE), Session(run, folder) as session:
+    with _working_in(folder, run, Work.PREPARE), Session(run, folder) as session:
         pipeline.prepare(run, session.context)
         session.note_inputs()
 
@@ -115,7 +116,7 @@ def _refuse_other_world(run: Run, folder: RunDir) -> None:
 
 
 @contextmanager
-def _working_in(folder: RunDir, run: Run, work: str = RUN) -> Iterator[None]:
+def _working_in(folder: RunDir, run: Run, work: str = Work.RUN) -> Iterator[None]:
     """Keep other processes out of the folder, and refuse data other than that which its work began with."""
     with folder.claimed():
         folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest))

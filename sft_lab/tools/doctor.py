@@ -20,7 +20,7 @@ from sft_lab import config as configs
 from sft_lab.core import plugins, records
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import fast_bf16
-from sft_lab.core.hub import silence
+from sft_lab.core.hub import unreachable_hub
 from sft_lab.core.packages import INSTALL
 from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.core.store import Store, default_root
@@ -324,7 +324,7 @@ def check_network() -> Iterator[Diagnosis]:
     """Yield a note where the Hub does not answer; in offline mode it is not contacted."""
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE and (reason := silence()):
+    if not constants.HF_HUB_OFFLINE and (reason := unreachable_hub()):
         remedy = "check the network and its proxy, or set HF_ENDPOINT to a mirror"
         yield _note("hub", f"{reason}: only what was downloaded before; {remedy}")
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sft_lab import config as configs
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import FolderError, all_problems
-from sft_lab.core.run_dir import FINISHED, RUN, RunDir
+from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.core.text import one_line
+from sft_lab.core.types import RunState, Work
 from sft_lab.run.config import Run
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def open_run(path: Path) -> FinishedRun:
     """
     folder = open_run_dir(path)
     state, work = folder.state(), folder.work()
-    if state != FINISHED:
+    if state != RunState.FINISHED:
         raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} continues it")
-    if work != RUN:
+    if work != Work.RUN:
         raise FolderError(f"{path}: holds prepared data and no model; give the folder of a run that trained")
     if not any((folder.model / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise FolderError(f"{folder.model}: holds no weights; sft-lab replay {path} trains them again")

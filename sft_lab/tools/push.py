@@ -9,8 +9,9 @@ from pathlib import Path
 from sft_lab.core.errors import FolderError, JobError, UserError, all_problems
 from sft_lab.core.log import log
 from sft_lab.core.redaction import hub_token, redact
-from sft_lab.core.run_dir import FINISHED, RunDir
+from sft_lab.core.run_dir import RunDir
 from sft_lab.core.text import one_line
+from sft_lab.core.types import RunState
 
 # What can be published, and the command that writes it.
 REPO_TYPES = {"model": "`sft-lab ...`", "dataset": "`sft-lab prepare ...`"}
@@ -81,7 +82,7 @@ def check_push(folder: RunDir, repo: str, repo_type: str, *, merged: bool = Fals
 
 def _check_folder(folder: RunDir, repo_type: str, *, merged: bool) -> list[str]:
     """Return what is missing of the files to send."""
-    if (state := folder.state()) != FINISHED:
+    if (state := folder.state()) != RunState.FINISHED:
         reason = f"its status.json says {state}" if state else "it has no status.json"
         return [f"{folder.path}: no finished run folder ({reason}); give the folder of a finished run"]
     source = _source_folder(folder, repo_type, merged=merged)

@@ -16,7 +16,7 @@ from sft_lab.core.errors import ConfigError, ModelError
 from sft_lab.core.hub import fall_back_on_cache
 from sft_lab.core.io import digest
 from sft_lab.core.log import log
-from sft_lab.core.model_files import loaded_files, pickled
+from sft_lab.core.model_files import loaded_files, pickled_weights
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
 from sft_lab.training.peft_config import refuse_other_adapters_of
@@ -229,7 +229,7 @@ class Pretrained(Model):
         if self._is_folder:
             if not (Path(self.name_or_path) / "config.json").is_file():
                 return [f"{key}: the folder has no config.json"]
-            return pickled(key, Path(self.name_or_path))
+            return pickled_weights(key, Path(self.name_or_path))
         looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
         return [f"{key}: no such folder; give a folder or a hub name owner/name"] if looks_local else []
 

@@ -16,7 +16,8 @@ from sft_lab import compose, config
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
-from sft_lab.core.run_dir import PREPARE, RUN, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import Work
 from sft_lab.jobs import processes
 from sft_lab.jobs.replay import replay
 from sft_lab.jobs.worker import execute, execute_on_cluster
@@ -70,10 +71,10 @@ def test_a_killed_run_whose_data_changed_goes_on_nowhere(
     text = capsys.readouterr().err
     assert all(text.count(remedy) == 2 for remedy in REMEDY), text
     # What processes, Slurm and Ray start.
-    (failure,) = processes.launch([("one", folder)], Processes(at_once=1), RUN)
+    (failure,) = processes.launch([("one", folder)], Processes(at_once=1), Work.RUN)
     assert failure.by_input
     assert all(remedy in failure.message for remedy in REMEDY)
-    for work in (RUN, PREPARE):
+    for work in (Work.RUN, Work.PREPARE):
         record = execute_on_cluster(str(folder.path), work, {"SFT_LAB_STORE": os.environ["SFT_LAB_STORE"]})
         assert record is not None
         assert record["by_input"]

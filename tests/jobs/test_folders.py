@@ -12,7 +12,8 @@ import pytest
 
 from sft_lab import config
 from sft_lab.core.errors import FolderError
-from sft_lab.core.run_dir import FAILED, FINISHED, INTERRUPTED, RUNNING, SWEEP
+from sft_lab.core.run_dir import SWEEP
+from sft_lab.core.types import RunState
 from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders, sweep_name
 
 SMALL = ["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "tracking=local"]
@@ -76,7 +77,7 @@ def test_an_empty_folder_is_a_new_one():
     assert (job_folder.progress, bool(job_folder.created)) == (JobProgress.NEW, False)
 
 
-@pytest.mark.parametrize("state", [None, RUNNING, FAILED, INTERRUPTED])
+@pytest.mark.parametrize("state", [None, RunState.RUNNING, RunState.FAILED, RunState.INTERRUPTED])
 def test_an_unfinished_run_goes_on(state):
     first = create()
     if state:
@@ -86,19 +87,19 @@ def test_an_unfinished_run_goes_on(state):
 
 
 def test_a_finished_run_is_left_untouched():
-    mark(create(), FINISHED)
+    mark(create(), RunState.FINISHED)
     before = content(Path("run"))
     assert create().progress is JobProgress.FINISHED
     assert content(Path("run")) == before
 
 
 def test_what_changes_no_result_is_no_other_config():
-    mark(create(), FINISHED)
+    mark(create(), RunState.FINISHED)
     assert create("threads=3", "tracking=wandb", "store.path=elsewhere").progress is JobProgress.FINISHED
 
 
 def test_another_config_is_refused_with_the_first_differences():
-    mark(create(), FINISHED)
+    mark(create(), RunState.FINISHED)
     before = content(Path("run"))
     with pytest.raises(FolderError) as caught:
         create("seed=7", "trainer.learning_rate=1e-5", "dedup.keep=longest", "trainer.max_steps=3")
@@ -111,14 +112,14 @@ def test_another_config_is_refused_with_the_first_differences():
 
 
 def test_changed_data_are_refused():
-    mark(create("dataset=file", "dataset.path=rows.jsonl"), FINISHED)
+    mark(create("dataset=file", "dataset.path=rows.jsonl"), RunState.FINISHED)
     Path("rows.jsonl").write_text('{"prompt": "a", "answer": "c"}\n')
     with pytest.raises(FolderError, match=r"the data has changed .* rerun=true"):
         create("dataset=file", "dataset.path=rows.jsonl")
 
 
 def test_changed_data_of_an_unfinished_run_are_refused_too():
-    mark(create("dataset=file", "dataset.path=rows.jsonl"), INTERRUPTED)
+    mark(create("dataset=file", "dataset.path=rows.jsonl"), RunState.INTERRUPTED)
     Path("rows.jsonl").write_text('{"prompt": "a", "answer": "c"}\n')
     with pytest.raises(FolderError, match="the data has changed"):
         create("dataset=file", "dataset.path=rows.jsonl")
@@ -126,7 +127,7 @@ def test_changed_data_of_an_unfinished_run_are_refused_too():
 
 @pytest.mark.parametrize("other", [[], ["seed=7"]])
 def test_rerun_keeps_the_old_folder_beside(other):
-    mark(create(), FINISHED)
+    mark(create(), RunState.FINISHED)
     before = content(Path("run"))
     job_folder = create("rerun=true", *other)
     assert (job_folder.progress, bool(job_folder.created)) == (JobProgress.NEW, True)
@@ -138,7 +139,7 @@ def test_rerun_keeps_the_old_folder_beside(other):
 
 def test_two_reruns_in_one_second_keep_both():
     for _ in range(3):
-        mark(create("rerun=true"), FINISHED)
+        mark(create("rerun=true"), RunState.FINISHED)
     assert len(list(Path.cwd().glob("run.old-*"))) == 2
 
 
@@ -170,7 +171,7 @@ def test_a_file_in_the_way(path):
     [("config.yaml", "format: 9\n"), ("status.json", "{"), ("status.json", "{}"), ("manifest.json", "[]")],
 )
 def test_a_broken_file_of_the_folder_is_named_and_rerun_helps(name, text):
-    mark(create(), FINISHED)
+    mark(create(), RunState.FINISHED)
     Path("run", name).write_text(text)
     with pytest.raises(FolderError, match=rf"{re.escape(name)}.* (cannot be read|must hold an object).*rerun=true"):
         create()
@@ -232,7 +233,7 @@ def test_an_experiment_gives_its_name_to_the_sweep():
 def test_the_same_jobs_find_their_folders_in_another_grid(overrides):
     first = create_sweep("seed=1,2", "trainer.learning_rate=1e-4,1e-3")
     for job_folder in first:
-        mark(job_folder, FINISHED)
+        mark(job_folder, RunState.FINISHED)
     again = create_sweep(*overrides)
     assert names(first).items() <= names(again).items()
     finished = {job_folder.job.run.hash for job_folder in again if job_folder.progress is JobProgress.FINISHED}
@@ -252,7 +253,7 @@ def test_another_base_config_is_another_sweep():
 
 def test_a_job_is_found_by_its_hash_alone():
     first = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
-    mark(first[0], FINISHED)
+    mark(first[0], RunState.FINISHED)
     renamed = first[0].folder.path.rename(Path("sweep").absolute() / f"the-good-one-{first[0].job.run.hash}")
     again = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
     assert again[0].folder.path == renamed
@@ -261,7 +262,7 @@ def test_a_job_is_found_by_its_hash_alone():
 
 def test_rerun_of_a_sweep_keeps_the_old_jobs_and_does_not_find_them():
     for job_folder in create_sweep("seed=1,2", "hydra.sweep.dir=sweep"):
-        mark(job_folder, FINISHED)
+        mark(job_folder, RunState.FINISHED)
     again = create_sweep("seed=1,2", "hydra.sweep.dir=sweep", "rerun=true")
     assert [job_folder.progress for job_folder in again] == [JobProgress.NEW, JobProgress.NEW]
     assert len(list(Path("sweep").glob("*.old-*"))) == 2

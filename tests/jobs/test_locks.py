@@ -81,7 +81,7 @@ def test_a_lock_is_never_replaced_by_a_softer_one(tmp_path: Path, flock) -> None
 
 
 def test_a_file_system_with_locks_is_trusted_and_left_as_it_was(tmp_path: Path) -> None:
-    locks._refused.cache_clear()
+    locks._test_locks.cache_clear()
     assert locks.distrust(tmp_path / "not" / "yet", several_machines=True) == ""
     assert list(tmp_path.iterdir()) == []
     assert locks.distrust(Path("/proc/sft_lab"), several_machines=False) == ""  # not to be written is told elsewhere

@@ -15,7 +15,8 @@ import pytest
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
-from sft_lab.core.run_dir import RUN, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import Work
 from sft_lab.jobs import processes
 from sft_lab.run.launch_config import Processes, visible_gpus
 
@@ -196,7 +197,7 @@ def test_a_job_that_leaves_no_status_is_told_by_its_last_line(here: Path) -> Non
     job = RunDir(here / "sweep" / "seed=1-0123")
     job.path.mkdir(parents=True)
     job.config.write_text("format: 99\n")
-    (failure,) = processes.launch([("job", job)], Processes(at_once=1), RUN)
+    (failure,) = processes.launch([("job", job)], Processes(at_once=1), Work.RUN)
     assert failure.by_input
     assert failure.message.startswith(f"{job.config}: ")  # the whole sentence
     assert not job.status.exists()

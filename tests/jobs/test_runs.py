@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from sft_lab.core.errors import FolderError
-from sft_lab.core.run_dir import FAILED, FINISHED, INTERRUPTED, RUNNING, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import RunState
 from sft_lab.jobs import list_runs
 from sft_lab.tracking import manifest
 
@@ -28,7 +29,7 @@ def make_run(path: str, *, summary: Any = SUMMARY, packages: Any = INSTALLED, **
     """Make a run folder by hand: the three files that the listing reads."""
     folder = RunDir(Path(path))
     folder.path.mkdir(parents=True)
-    status = {"state": FINISHED, "time": "2026-11-22T05:15:44+00:00", "work": "run", **status}
+    status = {"state": RunState.FINISHED, "time": "2026-11-22T05:15:44+00:00", "work": "run", **status}
     for file, content in (
         (folder.status, status),
         (folder.summary, summary),
@@ -87,7 +88,7 @@ def test_a_root_that_is_no_folder(here: Path, root: str) -> None:
         list_runs.list_runs(Path(root))
 
 
-@pytest.mark.parametrize("state", [FINISHED, FAILED, INTERRUPTED])
+@pytest.mark.parametrize("state", [RunState.FINISHED, RunState.FAILED, RunState.INTERRUPTED])
 def test_states_are_told_as_they_are(here: Path, state: str) -> None:
     make_run("outputs/a", state=state, summary=None, host=socket.gethostname(), pid=2**22 + 1)
     assert (only().state, only().loss, only().verdict) == (state, None, "")
@@ -100,7 +101,9 @@ def test_a_prepared_folder(here: Path) -> None:
 
 def test_running_by_a_process_that_lives(here: Path) -> None:
     with process() as alive:
-        make_run("outputs/a", state=RUNNING, summary=None, host=socket.gethostname(), pid=alive.pid, time=now())
+        make_run(
+            "outputs/a", state=RunState.RUNNING, summary=None, host=socket.gethostname(), pid=alive.pid, time=now()
+        )
         assert only().state == "running"
         alive.kill()
         alive.wait()
@@ -109,7 +112,9 @@ def test_running_by_a_process_that_lives(here: Path) -> None:
 
 def test_a_killed_process_that_nobody_has_buried_is_dead(here: Path) -> None:
     with process() as zombie:
-        make_run("outputs/a", state=RUNNING, summary=None, host=socket.gethostname(), pid=zombie.pid, time=now())
+        make_run(
+            "outputs/a", state=RunState.RUNNING, summary=None, host=socket.gethostname(), pid=zombie.pid, time=now()
+        )
         zombie.kill()
         os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # dead, and left in the table
         assert only().state == "cut off"
@@ -118,24 +123,30 @@ def test_a_killed_process_that_nobody_has_buried_is_dead(here: Path) -> None:
 def test_another_process_with_the_same_number_is_not_the_run(here: Path) -> None:
     """After a restart of the machine a number is used again; that process began after the run said running."""
     with process() as other:
-        make_run("outputs/a", state=RUNNING, host=socket.gethostname(), pid=other.pid, time="2020-01-01T00:00:00+00:00")
+        make_run(
+            "outputs/a",
+            state=RunState.RUNNING,
+            host=socket.gethostname(),
+            pid=other.pid,
+            time="2020-01-01T00:00:00+00:00",
+        )
         assert only().state == "cut off"
         other.kill()
 
 
 def test_running_on_another_machine_cannot_be_known(here: Path) -> None:
-    make_run("outputs/a", state=RUNNING, host="elsewhere", pid=1)
+    make_run("outputs/a", state=RunState.RUNNING, host="elsewhere", pid=1)
     assert only().state == "running on elsewhere"
 
 
 @pytest.mark.parametrize("pid", [None, "x", -1, 10**30, "../self", 1.5])
 def test_a_strange_process_number_is_no_process(here: Path, pid: object) -> None:
-    make_run("outputs/a", state=RUNNING, host=socket.gethostname(), pid=pid)
+    make_run("outputs/a", state=RunState.RUNNING, host=socket.gethostname(), pid=pid)
     assert only().state == "cut off"
 
 
 def test_a_status_of_an_older_sft_lab_without_host(here: Path) -> None:
-    make_run("outputs/a", state=RUNNING)
+    make_run("outputs/a", state=RunState.RUNNING)
     assert only().state == "running"
 
 
@@ -208,7 +219,7 @@ def test_a_narrow_terminal_and_a_file_hold_whole_paths(here: Path, capsys: pytes
     list_runs.show(list_runs.list_runs())
     assert "No runs here yet" in capsys.readouterr().out
     name = "outputs/dedup=semantic-threshold=0.95-learning_rate=1e-05-num_train_epochs=3-0123456789ab"
-    make_run(name, state=FAILED)
+    make_run(name, state=RunState.FAILED)
     list_runs.show(list_runs.list_runs())
     assert name in capsys.readouterr().out
     console = Console(width=90, file=io.StringIO(), record=True)

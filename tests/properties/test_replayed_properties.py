@@ -10,7 +10,8 @@ import pytest
 
 from sft_lab import compose
 from sft_lab.core.io import read_json
-from sft_lab.core.run_dir import RUN, RunDir
+from sft_lab.core.run_dir import RunDir
+from sft_lab.core.types import Work
 from sft_lab.jobs.replay import replay
 from sft_lab.jobs.result_numbers import read_result
 
@@ -24,7 +25,7 @@ def told(folder: RunDir) -> dict[str, Any]:
     return {
         "config": folder.config.read_bytes(),
         "job": read_json(folder.manifest)["job"],
-        "result": read_result(folder, RUN),
+        "result": read_result(folder, Work.RUN),
         "samples": folder.samples.read_bytes(),
         "outputs": folder.outputs.read_bytes(),
         **{name: read_json(folder.summary)[name] for name in ("verdict", "evidence", "advice")},
