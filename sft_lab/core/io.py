@@ -177,7 +177,9 @@ def refuse_alias_bomb(text: str) -> None:
         node = nodes.pop()
         values += 1
         if values > MOST_VALUES:
-            raise ValueError(f"its aliases (&, *) come to more than {MOST_VALUES:,} values; write them out")
+            raise ValueError(
+                f"its aliases (&, *) come to more than {MOST_VALUES:,} values or refer to themselves; write them out"
+            )
 
         if isinstance(node, yaml.MappingNode):
             nodes += [part for pair in node.value for part in pair]

@@ -53,7 +53,7 @@ CONFIGS = {
     "python name": (lambda: f"{saved()}evil: !!python/name:os.system\n", "could not determine a constructor"),
     "python module": (lambda: f"{saved()}evil: !!python/module:antigravity\n", "could not determine a constructor"),
     "a billion laughs": (lambda: f"{saved()}{BOMB}", "its aliases (&, *) come to more than"),
-    "inside itself": (lambda: f"{saved()}evil: &evil [*evil]\n", "*evil stands inside of what it names"),
+    "inside itself": (lambda: f"{saved()}evil: &evil [*evil]\n", "or refer to themselves"),
     "deep": (lambda: f"{saved()}evil: {'[' * 500}{']' * 500}\n", "not YAML"),
     "remote code": (lambda: changed("model/trust_remote_code", True), "trust_remote_code"),
     "class as a kind": (lambda: changed("dedup/kind", "subprocess.Popen"), "must be one of none, exact"),
