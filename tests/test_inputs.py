@@ -131,7 +131,7 @@ def test_a_file_that_changes_after_the_first_look_is_refused(here: Path) -> None
     store = Store(here / "store")
     store.sha256(file)
     talks(file, ["b"])
-    with pytest.raises(SourceError, match=r"rows\.jsonl: has changed since this run looked at it first"):
+    with pytest.raises(SourceError, match=r"rows\.jsonl: has changed since this run first read it"):
         store.remember_sha256(file, HashingReader(file))
 
 

@@ -174,7 +174,7 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
     ("text", "says"),
     {
         "no STAGES": ("", r"odd.py has no STAGES = {'filter.<kind>': <class>, ...}; docs/own_stage.md shows one"),
-        "broken": ("1 / 0", r"plug-in module odd: cannot be imported \(ZeroDivisionError: division by zero\); mend it"),
+        "broken": ("1 / 0", r"plug-in module odd: cannot be imported \(ZeroDivisionError: division by zero\); fix it"),
         "lacks a module": ("import no_such_module", "No module named 'no_such_module'.*take it out of SFT_LAB_STAGES"),
         "no group": ("class A(Filter): ...\nSTAGES = {'polite': A}", r"STAGES\['polite'\]: must be a group, a dot"),
         "no group of it": ("class A(Filter): ...\nSTAGES = {'trainer.mine': A}", "groups are dataset, split, filter"),

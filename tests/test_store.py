@@ -157,7 +157,7 @@ def test_a_damaged_entry_is_said_and_made_anew(
     list(Store(tmp_path).listing())
     assert not caplog.messages
     assert not Store(tmp_path).entry("filter", RECIPE_OF, compute).hit
-    assert caplog.messages == [f"store: {place}: {said}; computed anew"]
+    assert caplog.messages == [f"store: {place}: {said}; it is computed again"]
     again = Store(tmp_path)
     assert again.entry("filter", RECIPE_OF, never).hit
     flip(place / "one.txt")

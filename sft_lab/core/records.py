@@ -1,6 +1,7 @@
-"""What the files of a run folder and of a store entry hold: the types of their fields, and the one reader of them.
+"""The fields of the files of run folders and store entries, with their types, and the readers of these files.
 
-Such a folder may be a stranger's, of another version, or damaged. A field that is no more than null stands for nothing.
+A folder may be a stranger's, of another version, or damaged: readers report problems. A field may be null unless its
+type ends in "!".
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import LONG, is_number, parse_json, read_json, read_text, refuse_alias_bomb
 
-# A name of a type, a list of one schema, or fields with theirs; "*" are the fields that have no line of their own.
+# The name of a type, a list with the schema of its items, or schemas by field; "*" stands for all other fields.
 Schema = str | list[Any] | Mapping[str, Any]
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
@@ -74,14 +75,14 @@ SCHEMAS: dict[str, Schema] = {
 
 
 def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
-    """Return the fields of a json file that are as its schema says; nothing where there is no file.
+    """Return the fields of a JSON file that match its schema; nothing if there is no file.
 
     Args:
-        path: of the file, whose name says which schema is its own.
-        problems: takes what cannot be read, a line each, and the rest is returned.
+        path: of the file, whose name decides the schema.
+        problems: collects what cannot be read, one line each; the rest is returned.
 
     Raises:
-        FolderError: for the first problem, where nothing takes it.
+        FolderError: for the first problem, if ``problems`` is None.
     """
     try:
         content: Any = read_json(path)
@@ -97,10 +98,10 @@ def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return what a saved config holds, as plain data; nothing where there is no file.
+    """Return a saved config as plain data; nothing if there is no file.
 
     Raises:
-        FolderError: if it is no saved config.
+        FolderError: if it is not a saved config.
     """
     import yaml
 
@@ -122,14 +123,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the objects of a file that holds one a line, as ``read`` does. A last line cut off by a kill is left out.
+    """Return the objects of JSON lines, as ``read`` does, without a last line that a kill cut off.
 
     Raises:
         FolderError: as ``read``.
     """
     rows: list[dict[str, Any]] = []
     try:
-        # Not splitlines: a line of JSON may hold U+2028, which is no line end here.
+        # Not splitlines, which also splits at U+2028; a JSON string may hold that.
         lines = read_text(path, LONG).split("\n")
     except FileNotFoundError:
         return []
@@ -170,7 +171,7 @@ def _refused(path: Path, text: str, problems: list[str] | None, at: str = "") ->
 
 
 def _misfits(content: dict[str, Any], fields: Any, inside: str) -> Iterator[tuple[str, str]]:
-    """Yield each field that does not fit, and what is wrong with it."""
+    """Yield each field that does not match its schema, and the problem."""
     for key in fields:
         if str(fields[key])[-1:] == "!" and key != "*" and key not in content:
             yield key, f"{inside}{key} is missing"
@@ -180,7 +181,7 @@ def _misfits(content: dict[str, Any], fields: Any, inside: str) -> Iterator[tupl
 
 
 def _misfit(value: Any, schema: Schema, name: str) -> str:
-    """Return what is wrong with a value; nothing where it fits."""
+    """Return what is wrong with a value; empty if it matches."""
     if isinstance(schema, str):
         kind = schema.removesuffix("!")
         if (value is None and kind == schema) or _CHECKS[kind](value):

@@ -1,4 +1,4 @@
-"""What may be shown and kept: text without secrets, and without control characters that a terminal would obey."""
+"""Text that may be shown and kept: without secrets, and without control characters that a terminal would obey."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 REDACTED = "<redacted>"
 MAY_BE_SECRET = "a token, a password or the 40 digits of a W&B key (of a commit give 12)"  # noqa: S105 - no password
-_LEAST = 8  # characters; a shorter value of a variable called X_TOKEN is a switch, no secret
+_MIN_LENGTH = 8  # characters; a shorter value of a variable X_TOKEN is a switch, not a secret
 _NAMES = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|SECRET(?:_ACCESS_KEY)?|PASSWORD)$")
 # By their shape: tokens of the Hub, W&B, GitHub, OpenAI and its like, AWS; and what stands before the @ of a URL: up to
 # the last @ of its host, or, behind a user and a colon that begins no port, of all: a password may hold / and @.
@@ -32,35 +32,35 @@ _LABEL = re.compile(r"""([\w.-]+)(?:=\s*|['"]\s*:\s*|:)['"]?(?:[\[(][^\])]*|[^\s
 _OF_COMMIT = re.compile(
     r"(?i)(?:revision|commit|version|sha1?|hash|digest|checksum|fingerprint|(?<![a-z])(?:ref|rev))s?(?:\.\d+)?$"
 )
-_FAR = 200  # characters back in which the name of a value is looked for
+_LABEL_REACH = 200  # characters before a value that are searched for its name
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 
 def redact(text: str) -> str:
-    """Take out every secret that is known here, looks like one, or is called one."""
+    """Return a text without the secrets of this environment, and without what looks like a secret or is named so."""
     for secret in known_secrets():
         text = text.replace(secret, REDACTED)
     text = _KEY_OR_COMMIT.sub(lambda match: REDACTED if _is_key(match) else match[0], _SHAPES.sub(REDACTED, text))
     return _NAMED.sub(rf"\g<1>{REDACTED}", text)
 
 
-def redact_command(words: Sequence[str]) -> str:
-    """Return a command line without secrets: even a word that only may be a key is taken out."""
-    shown = (re.sub(r"(?<=key=)\S+", REDACTED, word) for word in words)
-    return redact(" ".join(REDACTED if _KEY_OR_COMMIT.fullmatch(word) else word for word in shown))
+def redact_command(arguments: Sequence[str]) -> str:
+    """Return a command line without secrets, nor arguments that may be a key."""
+    without_keys = (re.sub(r"(?<=key=)\S+", REDACTED, argument) for argument in arguments)
+    return redact(" ".join(REDACTED if _KEY_OR_COMMIT.fullmatch(text) else text for text in without_keys))
 
 
 def _is_key(match: re.Match[str]) -> bool:
-    label = _LABEL.search(match.string[max(0, match.start() - _FAR) : match.start()])
+    label = _LABEL.search(match.string[max(0, match.start() - _LABEL_REACH) : match.start()])
     return label is not None and not _OF_COMMIT.search(label[1])
 
 
 def holds_secret(text: str, known: Sequence[str] | None = None) -> bool:
-    """Whether a secret that is known here, or looks like one, is in a text.
+    """Return whether a text holds a secret of this environment, or what looks like one.
 
     Args:
-        text: to be looked through; a value stands behind its key, ``key=value``, since that says what it is.
-        known: what ``known_secrets`` gives, for whoever asks of many texts; None: asked anew.
+        text: to be searched; ``key=value`` for the value of a key, since its name counts too.
+        known: the result of ``known_secrets``, for callers with many texts; None calls it.
     """
     return (
         bool(_SHAPES.search(text))
@@ -70,28 +70,28 @@ def holds_secret(text: str, known: Sequence[str] | None = None) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""Write control characters as ``\x1b``: what strangers wrote must not move cursors or change titles."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    r"""Return text with control characters as ``\x1b``: a stranger's text must not move the cursor or set titles."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 class Formatter(logging.Formatter):
-    """Log lines that may be shown and kept."""
+    """Formats log lines so that they may be shown and kept."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line without secrets and control characters."""
+        """Return the line without secrets and control characters."""
         return printable(redact(super().format(record)))
 
 
 def hub_token() -> str:
-    """Find the token where the Hub's own client looks for it; empty when there is none.
+    """Return the token that the Hub's client would use; empty if there is none.
 
     Raises:
         OSError: if its file cannot be read.
     """
     if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
-    place = _hub_token_file()
-    return place.read_text(encoding="utf-8", errors="replace").strip() if place.is_file() else ""
+    file = _hub_token_file()
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
 
 def _hub_token_file() -> Path:
@@ -101,25 +101,25 @@ def _hub_token_file() -> Path:
 
 
 def netrc_file() -> Path:
-    """Where the W&B client looks for a login."""
+    """Return the file where the W&B client looks for a login."""
     return _of_user(os.environ.get("NETRC", "~/.netrc"))
 
 
 def _of_user(path: str) -> Path:
-    """Return a path below the user's home; ``Path.expanduser`` raises where there is none, and that is to be told."""
+    """Return a path with ``~`` expanded; ``Path.expanduser`` would raise where the user has no home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def known_secrets() -> list[str]:
-    """The secrets of this environment and its logins, the longest first: one may be a part of another."""
-    found = {value.strip() for name, value in os.environ.items() if _NAMES.search(name)}
-    found |= _in_files(_hub_token_file(), netrc_file())
-    return sorted((secret for secret in found if len(secret) >= _LEAST), key=len, reverse=True)
+    """Return the secrets of this environment and its logins, the longest first: one may be a part of another."""
+    secrets = {value.strip() for name, value in os.environ.items() if _NAMES.search(name)}
+    secrets |= _in_files(_hub_token_file(), netrc_file())
+    return sorted((secret for secret in secrets if len(secret) >= _MIN_LENGTH), key=len, reverse=True)
 
 
 @cache
 def _in_files(token_file: Path, netrc: Path) -> frozenset[str]:
-    """Secrets in the files of the logins; a file that cannot be read gives none to anybody."""
+    """Return the secrets in the files of the logins; none of a file that cannot be read."""
     texts = {}
     for file in (token_file, netrc):
         try:

@@ -1,4 +1,4 @@
-"""A view of the stage store for commands that look ahead: nothing is computed, written or marked as used."""
+"""A read-only view of the stage store, for commands that plan."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sft_lab.core.store import RECIPE, Entry, Store
 
 
 class NotStored(Exception):
-    """What was looked for is not in the store.
+    """An entry is not in the store.
 
     Attributes:
-        stage, key: of the entry; ``""`` where the key depends on a file that nobody has read yet.
+        stage, key: of the entry; for the input of ``entry_once_read``, its name in place of the key.
     """
 
     def __init__(self, stage: str, key: str) -> None:
@@ -23,25 +23,25 @@ class NotStored(Exception):
 
 
 class StoreView(Store):
-    """A store that is only looked into: nothing is computed, written or marked as used."""
+    """A store in which nothing is computed, written or marked as used."""
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:  # noqa: ARG002
-        """Find the entry of ``recipe``.
+        """Return the entry of ``recipe``.
 
         Raises:
             NotStored: if it is not there.
         """
-        if found := self._found(stage, recipe):
-            return found
+        if entry := self._lookup(stage, recipe):
+            return entry
         raise NotStored(stage, digest({"stage": stage, **recipe})[:32])
 
     def entry_once_read(
         self, stage: str, name: str, recipe: Callable[[], dict[str, Any] | None], compute: Callable[[Path], None]
     ) -> Entry:
-        """Find the entry, if its recipe is known.
+        """Return the entry, if its recipe is known.
 
         Raises:
-            NotStored: if it is not there, or nobody has read its input yet.
+            NotStored: if it is not there, or its input has not been read yet.
         """
         known = recipe()
         if known is None:
@@ -51,5 +51,5 @@ class StoreView(Store):
     def keep_sha256(self, files: Sequence[Path]) -> None:
         """Write nothing."""
 
-    def _present(self, place: Path) -> bool:
-        return (place / RECIPE).exists()
+    def _is_present(self, path: Path) -> bool:
+        return (path / RECIPE).exists()

@@ -1,4 +1,4 @@
-"""Tracking options. Every run writes its record into its folder; these say whether W&B gets a copy."""
+"""Options of tracking: every run has a record in its folder, and may be mirrored to W&B."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 
 
 class Mirror:
-    """Takes a run's events. This one does nothing: the record in the run folder is enough."""
+    """Receives a run's events. This base class ignores them, for runs with a local record only."""
 
     def log(self, event: dict[str, float]) -> None:
-        """Take a logging event (``step`` and metrics)."""
+        """Log an event (``step`` and metrics)."""
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Take a table."""
+        """Log a table."""
 
     def picture(self, name: str, file: Path) -> None:
-        """Take a figure, an SVG file."""
+        """Log a figure, an SVG file."""
 
     def finish(self, summary: dict[str, Any] | None) -> str | None:  # noqa: ARG002
-        """End with the run's summary, None when it failed; say where to look, or None."""
+        """End with the run's summary, None if it failed; return a line about where to see the run, or None."""
         return None
 
 
 @dataclass
 class Tracking(abc.ABC):
-    """What every tracking option has."""
+    """Base of the tracking options."""
 
     @abc.abstractmethod
     def start(self, folder: RunDir, run_id: str, config: dict[str, Any]) -> Mirror:
-        """Open the mirror of a run."""
+        """Return the mirror of a run."""
 
     def check(self) -> list[str]:
-        """Say what is wrong with the world as this option needs it."""
+        """Return the problems of this option with its environment."""
         return []
 
 
@@ -50,7 +50,7 @@ class Local(Tracking):
     """The record in the run folder, nothing else."""
 
     def start(self, folder: RunDir, run_id: str, config: dict[str, Any]) -> Mirror:  # noqa: ARG002
-        """No mirror."""
+        """Return a mirror that ignores everything."""
         return Mirror()
 
 
@@ -63,7 +63,7 @@ class Mode(Enum):
     disabled = "disabled"
 
 
-# W&B's own rules: its client refuses a run that breaks them only when the run starts.
+# W&B's own rules, which its client checks only when a run starts.
 MOST_PROJECT, MOST_TAG = 128, 64
 _PROJECT = f"a name of at most {MOST_PROJECT} characters without / \\ # ? % :"
 
@@ -91,9 +91,9 @@ class Wandb(Tracking):
     tags: list[str] = field(default_factory=list)
 
     def check(self) -> list[str]:
-        """WANDB_MODE is a mode, where it decides: a misspelt offline must not go online; no file names a server.
+        """Return problems with names, WANDB_MODE (a misspelt "offline" must not go online) and settings files.
 
-        W&B's rules for names are asked here, so that a run that was saved before them can still be looked at.
+        Names are not checked in ``__post_init__``, so that older saved runs can still be read.
         """
         names = [
             f"tracking.tags={tag!r}: must be texts of 1 to {MOST_TAG} characters"
@@ -107,14 +107,14 @@ class Wandb(Tracking):
         project = os.environ.get("WANDB_PROJECT")
         if self.project is None and project and not _is_project(project):
             return [f"WANDB_PROJECT={project}: must be {_PROJECT}; set another, or tracking.project"]
-        asked = os.environ.get("WANDB_MODE", "").strip().lower()
+        mode = os.environ.get("WANDB_MODE", "").strip().lower()
         modes = [known.name for known in Mode if known is not Mode.auto]
-        if self.mode is not Mode.auto or not asked or asked in modes:
+        if self.mode is not Mode.auto or not mode or mode in modes:
             return [] if self.resolved_mode() == "disabled" else strange_settings(Path.cwd())
-        return [f"WANDB_MODE={asked}: must be one of {', '.join(modes)}; set one, or tracking.mode, or unset it"]
+        return [f"WANDB_MODE={mode}: must be one of {', '.join(modes)}; set one, or tracking.mode, or unset it"]
 
     def start(self, folder: RunDir, run_id: str, config: dict[str, Any]) -> Mirror:
-        """Start a W&B run, or none with ``mode=disabled``."""
+        """Start a W&B run and return its mirror; with ``mode=disabled`` one that ignores everything."""
         mode = self.resolved_mode()
         if mode not in ("online", "offline"):
             return Mirror()
@@ -124,18 +124,18 @@ class Wandb(Tracking):
         return WandbMirror(folder, run_id, config, mode=mode, project=project, entity=self.entity, tags=self.tags)
 
     def resolved_mode(self) -> Literal["online", "offline", "disabled"]:
-        """Config beats WANDB_MODE beats "logged in" beats offline."""
-        asked = self.mode.name if self.mode is not Mode.auto else os.environ.get("WANDB_MODE", "").strip().lower()
+        """Return the mode: of the config, else WANDB_MODE, else online if logged in, else offline."""
+        name = self.mode.name if self.mode is not Mode.auto else os.environ.get("WANDB_MODE", "").strip().lower()
         for mode in ("online", "offline", "disabled"):
-            if asked == mode:
+            if name == mode:
                 return mode
         return "online" if _logged_in() else "offline"
 
 
 def strange_settings(folder: Path) -> list[str]:
-    """Say what a ``wandb/settings`` in the working folder sets that is not a stranger's to set.
+    """Return problems of a ``wandb/settings`` in the working folder that sets more than names and the mode.
 
-    W&B's client reads that file by itself, and would send the user's key to the server it names.
+    W&B's client reads that file, and would send the user's key to the server it names.
     """
     import configparser
 
@@ -157,7 +157,7 @@ def strange_settings(folder: Path) -> list[str]:
 
 
 def _logged_in() -> bool:
-    """Look where the W&B client looks: environment, netrc."""
+    """Return whether the W&B client would find a login: in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     import netrc

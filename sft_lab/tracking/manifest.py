@@ -1,4 +1,4 @@
-"""``manifest.json``: what a run ran on and from what."""
+"""The parts of ``manifest.json`` about the environment of a run: packages, commit, hardware, command."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ PACKAGES = (
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def command_line() -> str:
-    """How this process was called, with anything that looks like a secret taken out."""
+    """Return the command line of this process, without secrets."""
     return redact_command([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of the packages that decide a result, of those installed."""
-    found = {}
+    """Return the versions of the installed packages that affect a result."""
+    packages = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found | {"python": platform.python_version()}
+    return packages | {"python": platform.python_version()}
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the sft_lab checkout that ran; nulls outside a checkout."""
+    """Return commit and dirty flag of the checkout of sft_lab; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
@@ -56,9 +56,9 @@ def git_state() -> dict[str, Any]:
 
 
 def template_date(file: Path) -> datetime.date | None:
-    """Return the day that a run's chat template was told, by its manifest; None where the run has not begun.
+    """Return the date that a run's chat template read, from its manifest; None if the run has not begun.
 
-    A run that noted none told its template the day it started on.
+    In manifests without the field it is the day on which the run started.
     """
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         noted = read_json(file)
@@ -68,13 +68,13 @@ def template_date(file: Path) -> datetime.date | None:
     return None
 
 
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10)
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, and GPUs if there are any."""
+    """Return processor, cores, GPUs and platform."""
     import torch
 
     model = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""The local record: ``metrics.jsonl``, a line per logging event, written as it happens."""
+"""The local record: ``metrics.jsonl``, one line for each logging event, written at once."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sft_lab.tracking.config import Mirror
 
 
 class Lines:
-    """A file of JSON lines, each with its ``step``, written as things happen.
+    """A file of JSON lines, each with its ``step``, written at once.
 
     Args:
         path: of the file.
-        from_step: a run that goes on from a checkpoint keeps the lines up to it, so that no step is told twice.
+        from_step: of the checkpoint that a run resumes from; later lines are removed, so that no step is logged twice.
     """
 
     def __init__(self, path: Path, from_step: int = 0) -> None:
         self._path = path
         old = read_text(path, LONG).splitlines(keepends=True) if from_step and path.exists() else []
-        # A line cut off by a kill has no line end and tells of a step after the checkpoint.
+        # A line that a kill cut off has no line end, and belongs to a step after the checkpoint.
         kept = [line for line in old if line.endswith("\n") and json.loads(line)["step"] <= from_step]
         self.kept: list[dict[str, Any]] = [json.loads(line) for line in kept]
         write_text(path, "".join(kept))
@@ -35,23 +35,23 @@ class Lines:
 
 
 class Unwritten:
-    """In the place of a record where another process writes it."""
+    """Takes the place of a record in a process that does not write it."""
 
     events: tuple[dict[str, float], ...] = ()
 
     def __call__(self, event: dict[str, float]) -> None:
-        """Take one event."""
+        """Ignore an event."""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Take one line."""
+        """Ignore a line."""
 
     def curve(self, _: str) -> Curve:
-        """Know of no event."""
+        """Return no points."""
         return []
 
 
 class Record(Lines):
-    """Takes each logging event, keeps it, writes it, and hands it to the mirror."""
+    """Keeps each logging event, writes it, and passes it to the mirror."""
 
     def __init__(self, path: Path, mirror: Mirror, from_step: int = 0) -> None:
         super().__init__(path, from_step)
@@ -61,11 +61,11 @@ class Record(Lines):
         ]
 
     def __call__(self, event: dict[str, float]) -> None:
-        """Take one event."""
+        """Ignore an event."""
         self.events.append(event)
         self.write(event)
         self._mirror.log(event)
 
     def curve(self, name: str) -> Curve:
-        """Give (step, value) of every event that has the metric."""
+        """Return (step, value) of every event that has the metric."""
         return [(int(event["step"]), event[name]) for event in self.events if name in event]

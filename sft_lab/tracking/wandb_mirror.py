@@ -1,4 +1,4 @@
-"""The one adapter to Weights & Biases: mirrors a run's events, tables and summary."""
+"""The adapter to Weights & Biases: mirrors a run's events, tables, figures and summary."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ STEP = "train/global_step"
 
 
 class WandbMirror(Mirror):
-    """A W&B run of its own, whatever else this process has logged before.
+    """A W&B run, separate from any other run of this process.
 
-    Its client is called in a thread of its own: some calls ask the server and wait, and training must not.
+    The client is called in a thread: some calls wait for the server, and training must not.
     """
 
     def __init__(
@@ -38,20 +38,20 @@ class WandbMirror(Mirror):
         tags: list[str],
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        # W&B's own times are 90 seconds at the start and for ever at the end; who wants others sets these.
+        # W&B's defaults are 90 seconds at the start and no limit at the end.
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
         import wandb
 
         self._wandb, self._mode, self._failed = wandb, mode, False
-        # In a sweep all runs lie in one wandb folder, so that they can be viewed together.
-        place = folder.sweep or folder.path
-        place.mkdir(parents=True, exist_ok=True)
-        refuse_strange_folders(place)
+        # The runs of a sweep share one wandb folder, so that they can be synced together.
+        root = folder.sweep or folder.path
+        root.mkdir(parents=True, exist_ok=True)
+        refuse_strange_folders(root)
         settings = wandb.Settings(console="off", disable_code=True, x_disable_stats=True, finish_timeout_raises=True)
         options: dict[str, Any] = {
             "settings": settings,
-            "dir": place,
+            "dir": root,
             "id": run_id,
             "project": project,
             "entity": entity,
@@ -59,16 +59,16 @@ class WandbMirror(Mirror):
             "name": folder.path.name.rpartition("-")[0] or folder.path.name if folder.sweep else folder.path.name,
             "tags": tags or None,
             "config": flat(config),
-            # The default hands the second job of a sweep the first one's run.
+            # By default the second job of a sweep would log to the first one's run.
             "reinit": "finish_previous",
         }
         if mode == "online":
             try:
                 self._run = wandb.init(**options, mode=mode, resume="allow")
             except wandb.Error as error:
-                log.warning("W&B cannot be reached or refuses (%s); this run is recorded offline", _first_line(error))
+                log.warning("W&B cannot be reached or refuses the run (%s); it is recorded offline", _first_line(error))
                 self._mode = "offline"
-                wandb.teardown()  # its service keeps the run's name from being taken again
+                wandb.teardown()  # its service would not accept the run's id a second time
         if self._mode == "offline":
             self._run = wandb.init(**options, mode="offline")
         self._run.define_metric(STEP)
@@ -80,23 +80,24 @@ class WandbMirror(Mirror):
     def log(self, event: dict[str, float]) -> None:
         """Log metrics against ``train/global_step``."""
         metrics = {name: value for name, value in event.items() if name not in ("step", "epoch")}
-        whole = {STEP: int(event["step"]), "train/epoch": event.get("epoch", 0.0), **metrics}
-        self._send(lambda: self._run.log(whole))
+        row = {STEP: int(event["step"]), "train/epoch": event.get("epoch", 0.0), **metrics}
+        self._send(lambda: self._run.log(row))
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Log a table."""
         self._send(lambda: self._run.log({name: self._wandb.Table(columns=columns, data=rows)}))
 
     def picture(self, name: str, file: Path) -> None:
-        """Log a figure as it is: W&B shows SVG inside a page, sharp at any size."""
+        """Log a figure as SVG inside a page, which W&B shows sharp at any size."""
         svg = file.read_text(encoding="utf-8")
         page = svg[svg.index("<svg") :]
         self._send(lambda: self._run.log({f"figures/{name}": self._wandb.Html(page, inject=False)}))
 
     def finish(self, summary: dict[str, Any] | None) -> str | None:
-        """End the run; a run that has no summary failed. Says where to look, or what is still to be sent."""
-        values = {name: str(value) if isinstance(value, list | dict) else value
-                  for name, value in flat(summary or {}).items()}  # fmt: skip
+        """End the run, as failed without a summary. Returns its URL, or the command that uploads the rest."""
+        values = {
+            name: str(value) if isinstance(value, list | dict) else value for name, value in flat(summary or {}).items()
+        }
         self._send(lambda: self._run.summary.update(values))
         self._send(lambda: self._run.finish(exit_code=0 if summary is not None else 1))
         self._actions.put(None)
@@ -104,25 +105,27 @@ class WandbMirror(Mirror):
         self._thread.join(settings.finish_timeout + 1)
         if self._mode == "offline":
             return f"W&B (offline): wandb sync {settings.sync_dir}"
-        sent = not self._thread.is_alive() and not self._failed and not _tells_of_errors(Path(settings.log_internal))
+        sent = not self._thread.is_alive() and not self._failed and not _has_errors(Path(settings.log_internal))
         return f"W&B: {self._run.url}" if sent else f"W&B (not all was sent): wandb sync {settings.sync_dir}"
 
     def _send(self, action: Callable[[], object]) -> None:
         self._actions.put(action)
 
     def _work(self) -> None:
-        """Do one action after another; what goes wrong ends the mirror and not the training."""
+        """Run the actions in order; an error ends the mirror, not the training."""
         while action := self._actions.get():
             try:
                 action()
             except Exception as error:  # noqa: BLE001 - whatever the client raises
                 self._failed = True
-                log.warning("W&B takes no more (%s); the record in the run folder goes on", _first_line(error))
+                log.warning(
+                    "W&B failed (%s) and gets no more events; the record in the run folder goes on", _first_line(error)
+                )
                 return
 
 
 def refuse_strange_folders(folder: Path) -> None:
-    """Refuse a link where W&B would write, and a settings file that would lead the login to another server.
+    """Refuse a link where W&B would write, and a settings file that could send the login to another server.
 
     Raises:
         FolderError: naming it.
@@ -138,8 +141,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _tells_of_errors(client_log: Path) -> bool:
-    """Whether W&B's client wrote of errors: it retries and gives up without a word to the process it serves."""
+def _has_errors(client_log: Path) -> bool:
+    """Return whether W&B's client logged errors: it retries and gives up without telling its caller."""
     try:
         return '"level":"ERROR' in client_log.read_text(encoding="utf-8", errors="replace")
     except OSError:

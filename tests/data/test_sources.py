@@ -358,7 +358,7 @@ def test_a_file_read_twice_by_a_run_has_one_content(context: StageContext, tmp_p
     path = save(QUESTIONS, tmp_path / "a.parquet")
     load(context, path)
     save(QUESTIONS[:3], path)
-    with pytest.raises(SourceError, match="changed since this run looked at it first"):
+    with pytest.raises(SourceError, match="changed since this run first read it"):
         load(context, path, turns=Turns.all)
 
 
