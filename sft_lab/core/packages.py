@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -14,13 +15,23 @@ INSTALL = {
 }
 
 
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL of something that is not a file of this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None and not path.startswith("file://")
+
+
+def absolute_path(path: str) -> str:
+    """Return a path as an absolute one, without ``package:``; a URL stays."""
+    return path if is_url(path) else str(package_path(path))
+
+
 def package_path(path: str) -> Path:
     """Resolve ``package:<module>/<path>`` to a file inside an installed package, anything else to a path.
 
     The package is not imported. Of one that is not installed the path does not exist.
     """
     if not path.startswith("package:"):
-        return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - keeps glob characters
+        return Path(os.path.expanduser(path.removeprefix("file://"))).absolute()  # noqa: PTH111 - keeps glob characters
     module, _, rest = path.removeprefix("package:").partition("/")
     spec = _spec(module)
     root = Path(spec.origin).parent if spec and spec.origin else Path(f"<package {module} is not installed>")
@@ -28,14 +39,14 @@ def package_path(path: str) -> Path:
 
 
 def saved_path(path: str, *, or_hub_name: bool = False) -> str:
-    """Return a path as a saved config keeps it: absolute, or ``package:``, so that it means the same in any folder.
+    """Return a path as a saved config keeps it: absolute, ``package:`` or a URL, so that it is valid in any folder.
 
     Args:
         path: as the user wrote it.
         or_hub_name: whether it may be a name on the Hub, which is kept if there is no such folder.
     """
     is_name = or_hub_name and not path.startswith((".", "/", "~")) and not package_path(path).is_dir()
-    return path if is_name or path.startswith("package:") else str(package_path(path))
+    return path if is_name or path.startswith("package:") else absolute_path(path)
 
 
 def _spec(module: str) -> ModuleSpec | None:

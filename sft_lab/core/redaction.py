@@ -13,11 +13,13 @@ REDACTED = "<redacted>"
 MAY_BE_SECRET = "a token, a password or the 40 digits of a W&B key (of a commit give 12)"  # noqa: S105 - no password
 _MIN_LENGTH = 8  # characters; a shorter value of a variable X_TOKEN is a switch, not a secret
 _NAMES = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|SECRET(?:_ACCESS_KEY)?|PASSWORD)$")
-# By their shape: tokens of the Hub, W&B, GitHub, OpenAI and its like, AWS; and what stands before the @ of a URL: up to
-# the last @ of its host, or, behind a user and a colon that begins no port, of all: a password may hold / and @.
+# By their shape: tokens of the Hub, W&B, GitHub, OpenAI and its like, AWS; the signatures and tokens in a URL's query;
+# and what stands before the @ of a URL: up to the last @ of its host, or, behind a user and a colon that begins no
+# port, of all: a password may hold / and @.
 _SHAPES = re.compile(
     r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{20,}|wandb_v\d+_\w{20,}|gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{22,}"
     r"|(?<![\w-])sk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_]{20,}|(?<![A-Z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Z0-9])"
+    r"|(?<=[?&])(?i:(?:x-(?:amz|goog)-)?(?:signature|credential|security-token)|sig|sas|(?:access_)?token)=[^\s&'\"]{8,}"
     r"|(?<=://)(?:[^\s/:'\"]{1,200}:(?!\d{1,5}/)[^\s'\"]{1,300}|[^\s/'\"]{1,300})(?=@)"
 )
 # By the name before them.

@@ -1,14 +1,64 @@
-"""Paths: the files that a path or a glob names, each real file once."""
+"""Paths: the files that a path, a URL or a glob names, each real file once."""
 
 from __future__ import annotations
 
 import fnmatch
 import glob
+import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from sft_lab.core import remote
+from sft_lab.core.errors import SourceError
+from sft_lab.core.packages import is_url, package_path
+
+
+def files_of(path: str) -> list[Path] | list[str]:
+    """Return the files, or their URLs, that a path, a URL or a glob names, in the order in which they are read.
+
+    A folder that ``datasets.save_to_disk`` wrote stands for its Arrow files.
+
+    Raises:
+        SourceError: if a URL cannot be listed, or a folder holds several splits.
+    """
+    if is_url(path):
+        may_be_folder = not Path(remote.file_name(path)).suffix and not glob.has_magic(path)
+        names = _saved_files(path, remote.read_small) if may_be_folder else []
+        return [f"{path.rstrip('/')}/{name}" for name in names] or remote.expand(path)
+    files: list[Path] = []
+    for file in expand(str(package_path(path))):
+        names = _saved_files(str(file), _read_small) if file.is_dir() else []
+        files += [file / name for name in names] or [file]
+    return files
+
+
+def _read_small(path: str) -> bytes | None:
+    file = Path(path)
+    return file.read_bytes() if file.is_file() else None
+
+
+def _saved_files(folder: str, read: Callable[[str], bytes | None]) -> list[str]:
+    """Return the names of the Arrow files in a folder that ``datasets.save_to_disk`` wrote; none of any other folder.
+
+    Args:
+        folder: its path or URL.
+        read: returns the content of a small file, None where there is none.
+    """
+    folder = folder.rstrip("/")
+    try:
+        if state := read(f"{folder}/state.json"):
+            return [Path(str(file["filename"])).name for file in json.loads(state)["_data_files"]]
+        splits = json.loads(read(f"{folder}/dataset_dict.json") or b"{}").get("splits")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{folder}: not as datasets.save_to_disk writes a folder ({error}); save it again") from error
+    if splits:
+        raise SourceError(
+            f"{folder}: holds the splits {', '.join(splits)}; give the path of a single one, {folder}/{splits[0]}"
+        )
+    return []
 
 
 def expand(pattern: str) -> list[Path]:

@@ -1,4 +1,7 @@
-"""Readers: how a file of each kind becomes records, and what is said of a broken place in it."""
+"""Readers: how a file of each kind becomes records, and what is reported of a broken part of it.
+
+All of them read in pieces, so memory grows with the longest record and not with the file.
+"""
 
 from __future__ import annotations
 
@@ -15,58 +18,89 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sft_lab.core.errors import JobError, SourceError
+from sft_lab.core.errors import SourceError
 from sft_lab.core.io import HashingReader
+from sft_lab.data.json_array import read_array, unique_fields
 from sft_lab.data.load import Record
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sft_lab.core.store import Store
+
+KINDS = ".jsonl, .json, .csv or .arrow (also with .gz, .bz2, .xz or .zst) or .parquet"
+BATCH_BYTES = 16 * 2**20  # of a Parquet file, decoded at a time
+
+
+def _unpacked_zstd(stream: IO[bytes]) -> IO[bytes]:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(stream, "zstd"), 2**20)
+
+
+# How a packed file begins, by what its name must end in, and what unpacks it.
+_PACKINGS: dict[str, tuple[bytes, Any]] = {
+    ".gz": (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
+    ".bz2": (b"BZh", bz2.BZ2File),
+    ".xz": (b"\xfd7zXZ\x00", lzma.LZMAFile),
+    ".zst": (b"\x28\xb5\x2f\xfd", _unpacked_zstd),
+}
+
+
+def name_problem(name: str) -> str:
+    """Return what is wrong with a file of this name; empty if its kind can be read."""
+    kind, packing = _kind(name)
+    return "" if kind in _READERS or (kind == ".parquet" and not packing) else "of another kind"
 
 
 def problem_with(file: Path) -> str:
-    """Say why a path cannot hold rows: a device or a pipe would be read without end."""
+    """Return why a path cannot hold rows: reading a device or a pipe might never end; empty if it can."""
     if file.is_dir():
         return "a folder"
     if not file.exists():
         return "a link to nowhere"
     if not file.is_file():
         return "a device or a pipe"
-    kind, packing = _kind(file)
-    return "" if kind in _READERS or (kind == ".parquet" and not packing) else "of another kind"
+    return name_problem(file.name)
 
 
-KINDS = ".jsonl, .json, .csv (also with .gz, .bz2 or .xz) or .parquet"
-# How a packed file begins, what its name must end in, and what unpacks it.
-_PACKINGS: dict[str, tuple[bytes, Any]] = {
-    ".gz": (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
-    ".bz2": (b"BZh", bz2.BZ2File),
-    ".xz": (b"\xfd7zXZ\x00", lzma.LZMAFile),
-}
+def _kind(name: str) -> tuple[str, str]:
+    """Return the ending of a name that tells the file's kind, and that of its packing, empty if it is not packed."""
+    path = Path(name.lower())
+    return (Path(path.stem).suffix, path.suffix) if path.suffix in _PACKINGS else (path.suffix, "")
 
 
-def _kind(file: Path) -> tuple[str, str]:
-    """Return the ending that names a file's kind, and the one of its packing, empty where it is not packed."""
-    name = Path(file.name.lower())
-    return (Path(name.stem).suffix, name.suffix) if name.suffix in _PACKINGS else (name.suffix, "")
+# What a reader yields: a record, None for a value that is no mapping of columns, or an error that says what is broken
+# and where. After an error, a reader goes on where it can.
+Outcome = Record | None | SourceError
 
 
-# What a reader yields: a record, None for one that is no mapping of columns, or what is broken and where. After the
-# last, a reader goes on where it can.
-Found = Record | None | SourceError
+def read(file: Path, name: str, store: Store, max_record_mb: float) -> Iterator[Outcome]:
+    """Yield every record of a file; its hash and its records come from the same opened file.
 
-
-def read(file: Path, store: Store, max_record_mb: float) -> Iterator[Found]:
-    """Yield every record of a file; its hash and its rows come from one opened file."""
-    kind, _ = _kind(file)
+    Args:
+        file: to read.
+        name: of the file in messages: its path, or the URL that it is a copy of.
+        store: remembers the hash.
+        max_record_mb: the longest record, in MiB.
+    """
+    kind, packing = _kind(file.name)
     try:
         with _opened(file, store) as raw:
-            buffered = io.BufferedReader(raw, 2**20)  # held here: it closes the file when it goes
+            buffered = _Buffered(raw, 2**20)
             if kind == ".parquet":
-                yield from _read_parquet(file, raw)
+                yield from _read_parquet(name, raw)
             else:
-                yield from _READERS[kind](file, _unpacked(file, buffered), max_record_mb)
+                yield from _READERS[kind](name, _unpacked(name, packing, buffered), max_record_mb)
     except _CUT_SHORT as error:
-        yield SourceError(f"{file}: cannot be read to its end ({error}); copy or download it again")
+        yield SourceError(f"{name}: cannot be read to its end ({error}); copy or download it again")
+
+
+class _Buffered(io.BufferedReader):
+    """A buffer that does not close its file, whatever becomes of the readers that were stacked on it."""
+
+    def close(self) -> None:
+        """Leave that to whoever opened the file."""
 
 
 @contextmanager
@@ -74,88 +108,87 @@ def _opened(file: Path, store: Store) -> Iterator[HashingReader]:
     """Open a file for reading; its hash is known when it has been read.
 
     Raises:
-        SourceError: if it was written to or replaced meanwhile, or since this run first read it.
+        SourceError: if it was written to or replaced in the meantime, or since this run first read it.
     """
     with HashingReader(file) as raw:
         try:
             yield raw
-        finally:  # also behind a broken place: what is left out is part of the file
+        finally:  # also after a broken part: what is left out belongs to the file
             store.remember_sha256(file, raw)
 
 
-def _unpacked(file: Path, buffered: io.BufferedReader[Any]) -> IO[bytes]:
-    """Return the content of a file as its name says it is packed.
+def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[bytes]:
+    """Return the content of a file that is packed as its name says.
 
     Raises:
         SourceError: if it is packed in another way.
     """
-    begins = buffered.peek(6)[:6]
-    _, packing = _kind(file)
-    for name, (magic, _) in _PACKINGS.items():
-        if begins.startswith(magic) and name != packing:
-            raise SourceError(f"{file}: is packed as {name}; call it {file.name.removesuffix(packing)}{name}")
-    for magic, name in ((b"PK\x03\x04", "a zip archive"), (b"\x28\xb5\x2f\xfd", "packed with zstd")):
-        if begins.startswith(magic):
-            raise SourceError(f"{file}: is {name}; unpack it and give what is in it")
+    beginning = buffered.peek(6)[:6]
+    for suffix, (magic, _) in _PACKINGS.items():
+        if beginning.startswith(magic) and suffix != packing:
+            right_name = Path(name.removesuffix(packing)).name + suffix
+            raise SourceError(f"{name}: is packed as {suffix}; rename it to {right_name}")
+    if beginning.startswith(b"PK\x03\x04"):
+        raise SourceError(f"{name}: is a zip archive; unpack it and give what is in it")
 
     unpacked: IO[bytes] = _PACKINGS[packing][1](buffered) if packing else buffered
     return unpacked
 
 
 class _TooLong(SourceError):
-    """A line is longer than any record may be; the next one can be read."""
+    """A line is longer than any record may be; the next line can be read."""
 
 
 class _Lines:
-    """The lines of a stream as text, counted; goes on behind a line that is too long or not UTF-8."""
+    """The lines of a stream as text, counted; goes on after a line that is too long or not UTF-8."""
 
-    def __init__(self, file: Path, stream: IO[bytes], max_record_mb: float) -> None:
-        self._file, self._stream, self._max_mb = file, stream, max_record_mb
-        self._most = int(max_record_mb * 2**20)
+    def __init__(self, name: str, stream: IO[bytes], max_record_mb: float) -> None:
+        self._name, self._stream, self._max_mb = name, stream, max_record_mb
+        self._max_bytes = int(max_record_mb * 2**20)
         self.number = 0
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline(self._most + 1)
+        line = self._stream.readline(self._max_bytes + 1)
         if not line:
             raise StopIteration
         self.number += 1
-        if len(line) > self._most:
+        if len(line) > self._max_bytes:
             while line and not line.endswith(b"\n"):
                 line = self._stream.readline(2**20)
             raise _TooLong(
-                f"{self._file}, line {self.number}: longer than dataset.max_record_mb={self._max_mb:g} allows; "
-                "is a line break missing? Mend or remove the line, or raise dataset.max_record_mb"
+                f"{self._name}, line {self.number}: longer than dataset.max_record_mb={self._max_mb:g} allows; "
+                "is a line break missing? Fix or remove the line, or raise dataset.max_record_mb"
             )
         return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
 
 
-def _not_utf8(where: str, error: UnicodeDecodeError) -> SourceError:
-    return SourceError(f"{where}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8")
+def _not_utf8(location: str, error: UnicodeDecodeError) -> SourceError:
+    return SourceError(f"{location}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8")
 
 
-def _read_csv(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator[Found]:
+def _read_csv(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:
     csv.field_size_limit(int(max_record_mb * 2**20))
-    lines = _Lines(file, stream, max_record_mb)
-    # Strict: a quote that is never closed would else swallow the rest of the file as one field.
+    lines = _Lines(name, stream, max_record_mb)
+    # Strict: otherwise a quote that is never closed swallows the rest of the file as a single field.
     reader = csv.DictReader(lines, strict=True)
     try:
-        known = reader.fieldnames is not None
+        has_header = reader.fieldnames is not None
     except (UnicodeDecodeError, csv.Error) as error:
-        yield SourceError(f"{file}, line 1: no header of a CSV file in UTF-8 ({error}); save it as one")
+        yield SourceError(f"{name}, line 1: no header of a CSV file in UTF-8 ({error}); save it as CSV in UTF-8")
         return
-    _refuse_duplicates(file, reader.fieldnames or ())
-    while known:
+    _refuse_duplicates(name, reader.fieldnames or ())
+    while has_header:
         try:
             record = next(reader, None)
         except _TooLong as error:
             yield error
         except UnicodeDecodeError as error:
-            yield _not_utf8(f"{file}, line {lines.number}", error)
+            yield _not_utf8(f"{name}, line {lines.number}", error)
         except csv.Error as error:
-            yield SourceError(f"{file}, line {lines.number}: not CSV ({error}); mend the line")
+            yield SourceError(f"{name}, line {lines.number}: not CSV ({error}); fix the line")
         except _CUT_SHORT as error:
             raise _cut_short(error, lines.number) from error
         else:
@@ -164,34 +197,25 @@ def _read_csv(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator[F
             yield None if None in record else record  # more fields than columns: an unquoted comma cut a text
 
 
-def _read_lines(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator[Found]:
-    lines = _Lines(file, stream, max_record_mb)
+def _read_lines(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:
+    lines = _Lines(name, stream, max_record_mb)
     while True:
         try:
             line = next(lines, None)
             if line is None:
                 return
-            record = json.loads(line, object_pairs_hook=_fields) if line.strip() else ...
+            record = json.loads(line, object_pairs_hook=unique_fields) if line.strip() else ...
         except _TooLong as error:
             yield error
         except UnicodeDecodeError as error:
-            yield _not_utf8(f"{file}, line {lines.number}", error)
+            yield _not_utf8(f"{name}, line {lines.number}", error)
         except _CUT_SHORT as error:
             raise _cut_short(error, lines.number) from error
         except (ValueError, RecursionError) as error:
-            yield SourceError(f"{file}, line {lines.number}: not JSON ({error}); mend or remove the line")
+            yield SourceError(f"{name}, line {lines.number}: not JSON ({error}); fix or remove the line")
         else:
             if record is not ...:
                 yield record if isinstance(record, dict) else None
-
-
-def _fields(pairs: list[tuple[str, Any]]) -> Record:
-    """Return the fields of a JSON object; of two with one name only the last could be read."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        raise ValueError(f"more than one field named {', '.join(twice)}")
-    return fields
 
 
 _CUT_SHORT = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -201,53 +225,71 @@ def _cut_short(error: Exception, line: int) -> OSError:
     return OSError(f"after line {line}: {error}")
 
 
-def _read_array(file: Path, stream: IO[bytes], max_record_mb: float) -> Iterator[Found]:  # noqa: ARG001 - in memory at once
-    try:
-        content = json.loads(stream.read().decode("utf-8-sig"), object_pairs_hook=_fields)
-    except MemoryError as error:
-        raise JobError(f"{file}: out of memory, as a .json array is read whole; save it as .jsonl") from error
-    except UnicodeDecodeError as error:
-        yield _not_utf8(str(file), error)
-        return
-    except (ValueError, RecursionError) as error:
-        yield SourceError(f"{file}: not JSON ({error}); one object a line belongs into a .jsonl file")
-        return
-    if not isinstance(content, list):
-        yield SourceError(f"{file}: must hold a list of records, holds {type(content).__name__}; mend it")
-        return
-    yield from (record if isinstance(record, dict) else None for record in content)
-
-
-def _read_parquet(file: Path, raw: HashingReader) -> Iterator[Found]:
+def _read_arrow(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:  # noqa: ARG001 - it is framed
+    """Read Arrow's IPC stream, or its file format, which is a stream behind eight bytes, with an index at its end."""
     import pyarrow as pa
+
+    if stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]  # every stream of ours has it
+        stream.read(8)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with pa.ipc.open_stream(stream) as opened:
+            _refuse_duplicates(name, opened.schema.names)
+            yield from opened
+
+    yield from _records_of(name, batches(), "an Arrow file")
+
+
+def _read_parquet(name: str, raw: HashingReader) -> Iterator[Outcome]:
     import pyarrow.parquet as pq
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        # Hashed first, since it is read by the index at its end; a column's pages are read some at a time.
+        file = pq.ParquetFile(raw.rewound(), buffer_size=2**20, pre_buffer=False)
+        _refuse_duplicates(name, file.schema_arrow.names)
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups)
+        yield from file.iter_batches(max(1, min(1024, BATCH_BYTES * file.metadata.num_rows // max(1, size))))
+
+    yield from _records_of(name, batches(), "a Parquet file")
+
+
+def _records_of(name: str, batches: Iterator[pa.RecordBatch], kind: str) -> Iterator[Outcome]:
+    """Yield the rows of a table's batches as records.
+
+    Args:
+        name: of the file.
+        batches: which may raise Arrow's errors.
+        kind: what the file should be: ``a Parquet file``.
+    """
+    import pyarrow as pa
 
     rows = 0
     try:
-        table = pq.ParquetFile(raw.rewound())  # hashed first, since it is read by its own index
-        _refuse_duplicates(file, table.schema_arrow.names)
-        for batch in table.iter_batches():
-            yield from batch.to_pylist()
+        for batch in batches:
+            for start in range(0, batch.num_rows, 1024):
+                yield from batch.slice(start, 1024).to_pylist()
             rows += batch.num_rows
     except MemoryError:  # Arrow's own is both
         raise
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
-        yield SourceError(f"{file}, after row {rows}: not a parquet file ({said}); copy or download it again")
+    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = " ".join(str(error).split())
+        yield SourceError(f"{name}, after row {rows}: not {kind} ({reason}); copy or download it again")
     except SourceError:
         raise
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond the year 9999
-        yield SourceError(f"{file}, after row {rows}: a value that cannot be read ({error}); write the file again")
+        yield SourceError(f"{name}, after row {rows}: a value that cannot be read ({error}); write the file again")
 
 
-def _refuse_duplicates(file: Path, columns: Sequence[str]) -> None:
-    """Refuse a table in which two columns have one name: only one of them could be read."""
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise SourceError(f"{file}: has more than one column named {', '.join(twice)}; rename or remove one")
+def _refuse_duplicates(name: str, columns: Sequence[str]) -> None:
+    """Refuse a table in which two columns have the same name: only the last of them could be read."""
+    if duplicates := [column for column, count in Counter(columns).items() if count > 1]:
+        raise SourceError(f"{name}: has more than one column named {', '.join(duplicates)}; rename or remove one")
 
 
-_READERS: dict[str, Callable[[Path, IO[bytes], float], Iterator[Found]]] = {
+_READERS: dict[str, Callable[[str, IO[bytes], float], Iterator[Outcome]]] = {
     ".jsonl": _read_lines,
-    ".json": _read_array,
+    ".json": read_array,
     ".csv": _read_csv,
+    ".arrow": _read_arrow,
 }

@@ -1,4 +1,4 @@
-"""Sources: where raw records come from. A dataset option is one of these classes."""
+"""Sources: where raw records come from. Each of these classes is a dataset option."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from sft_lab.core.errors import SourceError
 from sft_lab.core.hub import fall_back_on_cache
 from sft_lab.core.io import digest
 from sft_lab.core.log import log
-from sft_lab.core.packages import package_path, saved_path
+from sft_lab.core.packages import saved_path
+from sft_lab.core.remote import file_name, local_path
+from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.data.load import Dataset, OnError, Record
-from sft_lab.data.paths import expand
-from sft_lab.data.readers import KINDS, problem_with, read
+from sft_lab.data.paths import files_of
+from sft_lab.data.readers import KINDS, name_problem, problem_with, read
 
 if TYPE_CHECKING:
     from sft_lab.core.store import Store
 
-TOLD = 3  # broken places of a source that are named in the log; all are counted
+BATCH = 512  # records of a hub set
+LOGGED = 3  # broken parts of a source that are named in the log; all are counted
 
 
 @dataclass
 class File(Dataset):
-    """Local files: .jsonl, .json and .csv, plain or as .gz, .bz2 or .xz, and .parquet; a path or a glob."""
+    """Files: a path, a URL that fsspec reads, or a glob of either.
+
+    They are .jsonl, .json, .csv or .arrow, plain or as .gz, .bz2, .xz or .zst, .parquet, or a folder that
+    ``datasets.save_to_disk`` wrote.
+    """
 
     path: str = field(default="???", metadata={"changes_result": False})  # the bytes do: see fingerprint
 
@@ -36,65 +43,86 @@ class File(Dataset):
         self.path = saved_path(self.path)
 
     def named(self) -> str:
-        """The path as given."""
+        """Return the path as given."""
         return f"dataset.path={self.path}"
 
-    def files(self) -> list[Path]:
-        """Every file that is read, in order."""
-        return expand(str(package_path(self.path)))
-
     def check(self) -> list[str]:
-        """Every file is there and of a kind that can be read."""
-        return file_problems(self.named(), self.files())
+        """Return what is missing, or of a kind that cannot be read."""
+        return file_problems(self.named(), self.path)
 
     def is_known(self, store: Store) -> bool:
-        """Whether every file was read before and not touched since."""
-        return store.know_sha256(self._listed(store))
+        """Return whether every file was read before and not touched since; nothing is downloaded."""
+        try:
+            return store.know_sha256(self.local_files(store, StoreView(store.root)))
+        except NotStored:
+            return False
 
     def fingerprint(self, store: Store) -> str:
-        """SHA-256 over the files' bytes, in the order they are read."""
-        return digest(store.sha256_of(self._listed(store)))
+        """Return a hash of the files' bytes, in the order in which they are read."""
+        return digest(store.sha256_of(self.local_files(store)))
 
-    def _listed(self, store: Store) -> list[Path]:
-        """List the files once in a run, so that rows and fingerprint are of the same ones."""
-        files: list[Path] = store.once(f"files of {self.path}", self.files)
+    def local_files(self, store: Store, view: Store | None = None) -> list[Path]:
+        """Return the files, in order; of remote ones the copies in the store.
+
+        Args:
+            store: where copies are made.
+            view: of the store, to look for copies and make none.
+
+        Raises:
+            SourceError: if there are none, or they cannot be copied.
+            NotStored: if there is no copy in the view.
+        """
+        return [local_path(str(file), store, view) for file in self._listed(store)]
+
+    def _listed(self, store: Store) -> list[Path] | list[str]:
+        """List the files once in a run, so that records and fingerprint are of the same ones."""
+        files: list[Path] | list[str] = store.once(f"files of {self.path}", lambda: files_of(self.path))
         if not files:
             raise SourceError(self.check()[0])
         return files
 
     def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
-        """Every record of every file, in order; None for one that cannot be read.
+        """Yield every record of every file, in order; None for one that cannot be read.
 
         Raises:
             SourceError: naming file and line where a file is broken, unless ``on_error=skip``.
         """
-        files = self._listed(store)
-        for file in files:
+        files = self.local_files(store)
+        for file, name in zip(files, map(str, self._listed(store)), strict=True):
             broken = 0
-            for found in read(file, store, self.max_record_mb):
-                if not isinstance(found, SourceError):
-                    yield "", found
+            for outcome in read(file, name, store, self.max_record_mb):
+                if not isinstance(outcome, SourceError):
+                    yield "", outcome
                     continue
                 if self.on_error is OnError.fail:
-                    raise SourceError(f"{found}, or leave out what is broken with dataset.on_error=skip") from found
+                    raise SourceError(f"{outcome}, or leave out what is broken with dataset.on_error=skip") from outcome
                 broken += 1
-                if broken <= TOLD:
-                    log.warning("load: left out: %s", found)
+                if broken <= LOGGED:
+                    log.warning("load: left out: %s", outcome)
                 yield "", None
-            if broken > TOLD:
-                log.warning("load: left out: %d more places of %s", broken - TOLD, file)
+            if broken > LOGGED:
+                log.warning("load: left out: %d more parts of %s", broken - LOGGED, name)
         store.keep_sha256(files)
 
 
-def file_problems(where: str, files: list[Path]) -> list[str]:
-    """Say what is wrong with the files that a key names; empty when all can be read."""
+def file_problems(key: str, path: str) -> list[str]:
+    """Return what is wrong with the files that a path, a URL or a glob names; empty when all can be read.
+
+    Args:
+        key: of the path, with its value, for the messages.
+        path: the value.
+    """
+    remedy = f"give the path or the URL of a {KINDS} file, a glob of them, or a folder of datasets.save_to_disk"
+    try:
+        files = files_of(path)
+    except SourceError as error:
+        return [f"{key}: {str(error).removeprefix(f'{path}: ')}"]
     if not files:
-        return [f"{where}: no such file; give the path of a {KINDS} file, or a glob of them"]
-    return [
-        f"{where}: {file} is {problem}; give the path of a {KINDS} file, or a glob of them"
-        for file in files
-        if (problem := problem_with(file))
+        return [f"{key}: no such file; {remedy}"]
+    problems = [
+        (file, problem_with(file) if isinstance(file, Path) else name_problem(file_name(file))) for file in files
     ]
+    return [f"{key}: {file} is {problem}; {remedy}" for file, problem in problems if problem]
 
 
 def _is_hub_name(name: str) -> bool:
@@ -112,15 +140,15 @@ class Hub(Dataset):
     revision: str = "main"
 
     def named(self) -> str:
-        """The hub's name."""
+        """Return the name on the Hub."""
         return f"dataset.name={self.name}"
 
     def fingerprint(self, store: Store) -> str:
-        """Repository, resolved commit and split: what the hub holds under a branch name is not content."""
+        """Return a key of repository, commit and split; a branch name does not identify content."""
         return digest(["hub", self.name, self._commit_once(store), self.config, self.split, self.eval_split])
 
     def _commit_once(self, store: Store) -> str:
-        """Resolve the revision once in a run: a branch that moves meanwhile must not part rows from fingerprint."""
+        """Resolve the revision once in a run, so that records and fingerprint are of the same commit."""
         commit: str = store.once(f"commit of {self.name}@{self.revision}", self._commit)
         return commit
 
@@ -132,25 +160,27 @@ class Hub(Dataset):
         fall_back_on_cache()
         try:
             return str(HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha)
-        except Exception as error:  # of the client or of what it talks through; all mean: no rows
+        except Exception as error:  # of the client or the libraries below it; all mean: no rows
             raise SourceError(f"{self.named()}: {_hub_remedy(error)}") from error
 
     def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
-        """Every record of the split, then of the source's own test split where one is named; of the very commit."""
+        """Yield every record of the split, then of ``eval_split`` if it is set; both of the same commit."""
         import datasets
         from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
         if self.name in _PACKAGED_DATASETS_MODULES:
-            raise SourceError(f"{self.named()}: names a kind of file and no repository of the Hub; write owner/name")
+            raise SourceError(f"{self.named()}: is a kind of file and not a repository of the Hub; write owner/name")
         commit = self._commit_once(store)
         fall_back_on_cache()
         for split in filter(None, (self.split, self.eval_split)):
             try:
-                # With its scheme, since a bare name would be a local folder of that name before it is a repository.
+                # With its scheme, since a bare name would mean a local folder of that name, if there is one.
                 rows = datasets.load_dataset(f"hf://datasets/{self.name}", self.config, split=split, revision=commit)
             except Exception as error:  # the hub's client raises dozens of types, all mean: no rows
                 raise SourceError(f"{self.named()}, split {split}: {_hub_remedy(error)}") from error
-            yield from ((split, dict(record)) for record in rows)
+            for batch in rows.iter(BATCH):  # memory-mapped; only a batch becomes Python objects
+                for values in zip(*batch.values(), strict=True):
+                    yield split, dict(zip(batch, values, strict=True))
 
 
 def _hub_remedy(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import ConfigError, require
 from sft_lab.core.io import digest
-from sft_lab.core.packages import package_path
+from sft_lab.core.packages import absolute_path
 from sft_lab.data.filters import Filter
 from sft_lab.data.formats import Format
 from sft_lab.data.load import HELD_OUT, Dataset
@@ -279,7 +279,7 @@ class FromFile(Split):
     def __post_init__(self) -> None:
         """Make the path absolute, so that a saved config runs from any folder."""
         super().__post_init__()
-        self.path = str(package_path(self.path))
+        self.path = absolute_path(self.path)
 
     def source(self) -> File:
         """The file."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import JobError
-from sft_lab.core.packages import package_path
+from sft_lab.core.packages import absolute_path
 from sft_lab.core.params import result_params
+from sft_lab.core.remote import missing_file
 from sft_lab.core.text import On
 from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, NGRAM, NUM_PERM
@@ -68,12 +68,14 @@ class Decontaminate(Bounded):
     def __post_init__(self) -> None:
         """Make paths absolute, so that a saved config runs from any folder."""
         super().__post_init__()
-        self.against = [str(package_path(path)) for path in self.against]
+        self.against = [absolute_path(path) for path in self.against]
 
     def check(self) -> list[str]:
         """Return an error for each benchmark file that is missing."""
-        missing = [path for path in self.against if not Path(path).is_file()]
-        return [f"decontaminate.against={path}: no such file; give the paths of benchmark files" for path in missing]
+        problems = [(path, problem) for path in self.against if (problem := missing_file(path))]
+        return [
+            f"decontaminate.against={path}: {problem}; give the paths of benchmark files" for path, problem in problems
+        ]
 
     def __call__(self, train: Rows, held_out: Rows, context: StageContext, against: Rows | None = None) -> Selection:
         """Return the stored selection of the training rows, or compute it.

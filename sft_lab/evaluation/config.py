@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import require
-from sft_lab.core.packages import missing_package, package_path, saved_path
+from sft_lab.core.packages import missing_package, saved_path
+from sft_lab.core.remote import missing_file
 from sft_lab.evaluation.verdict import Limits
 
 MOST_NEW_TOKENS = 131_072  # of an answer: no model is made to write longer ones
@@ -90,8 +91,8 @@ class Evaluation(Bounded):
         """Return an error for each question file that is missing."""
         problems = []
         for name, path in self.sets().items():
-            if missing := missing_package(path):
-                problems.append(f"evaluation.{name}={path}: {missing}")
-            elif not package_path(path).is_file():
-                problems.append(f"evaluation.{name}={path}: no such file; give questions with answers, or null")
+            if problem := missing_package(path):
+                problems.append(f"evaluation.{name}={path}: {problem}")
+            elif problem := missing_file(path):
+                problems.append(f"evaluation.{name}={path}: {problem}; give questions with answers, or null")
         return problems

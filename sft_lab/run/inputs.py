@@ -8,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core.errors import ConfigError, SftLabError
+from sft_lab.core.errors import ConfigError, SftLabError, SourceError
 from sft_lab.core.io import digest, write_bytes
 from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import package_path
+from sft_lab.core.remote import local_path
 from sft_lab.data.sources import File
 from sft_lab.run.launch_config import ACCELERATE_CONFIGS
 
@@ -25,25 +26,33 @@ if TYPE_CHECKING:
 SMALL = 2**20  # bytes of all files of one key; as much is copied into the run folder
 
 
-def named_files(run: Run) -> dict[str, tuple[str, list[Path]]]:
+def named_files(run: Run, store: Store) -> dict[str, tuple[str, list[Path]]]:
     """Return the value of each key that names files, and those files; what installed packages bring is left out."""
     named: dict[str, tuple[str, list[Path]]] = {}
     for name, part in run.dataset.parts().items():
         if isinstance(part, File):
-            named[f"dataset.sources.{name}.path" if name else "dataset.path"] = (part.path, part.files())
+            named[f"dataset.sources.{name}.path" if name else "dataset.path"] = (part.path, _available(part, store))
     if isinstance(held_out := run.split.source(), File):
-        named["split.path"] = (held_out.path, held_out.files())
+        named["split.path"] = (held_out.path, _available(held_out, store))
     for key, stage in _stages(run).items():
         if files := stage.files():
             named[f"{key}.path"] = (", ".join(map(str, files)), files)
     for number, path in enumerate(run.decontaminate.against):
-        named[f"decontaminate.against.{number}"] = (path, [Path(path)])
+        named[f"decontaminate.against.{number}"] = (path, _available(path, store))
     for name, path in run.evaluation.sets().items():
-        named[f"evaluation.{name}"] = (path, [package_path(path)])
+        named[f"evaluation.{name}"] = (path, _available(path, store))
     named |= _models(run)
     if run.launch.config_file and (config_file := run.launch.accelerate_config()).parent != ACCELERATE_CONFIGS:
         named["launch.config_file"] = (str(config_file), [config_file])
     return {key: named[key] for key in named if not named[key][0].startswith("package:")}
+
+
+def _available(source: File | str, store: Store) -> list[Path]:
+    """Return the files of a source or a path, remote ones as copied; none where that is impossible."""
+    try:
+        return source.local_files(store) if isinstance(source, File) else [local_path(source, store)]
+    except SourceError:
+        return []
 
 
 def _models(run: Run) -> dict[str, tuple[str, list[Path]]]:
@@ -88,7 +97,7 @@ def sha256(run: Run, store: Store, files: list[Path]) -> str:
 def hashes(run: Run, store: Store) -> dict[str, dict[str, str]]:
     """Return what ``inputs`` in the manifest holds: path and hash by config key."""
     noted = {}
-    for key, (value, files) in named_files(run).items():
+    for key, (value, files) in named_files(run, store).items():
         try:
             noted[key] = {"path": value, "sha256": sha256(run, store, files)}
         except OSError as error:
@@ -106,8 +115,9 @@ def data_fingerprint(run: Run, store: Store) -> str:
         keys.append(source.fingerprint(store))
 
     filters = [*run.filter.values(), *run.split.filter.values()]
-    files = [*(file for row_filter in filters for file in row_filter.files()), *map(Path, run.decontaminate.against)]
-    files += [package_path(path) for path in run.evaluation.sets().values() if not path.startswith("package:")]
+    files = [file for row_filter in filters for file in row_filter.files()]
+    sets = [path for path in run.evaluation.sets().values() if not path.startswith("package:")]
+    files += [local_path(path, store) for path in (*run.decontaminate.against, *sets)]
     keys += [sha256(run, store, [file]) for file in files]
     return keys[0] if len(keys) == 1 else digest(keys)
 
@@ -166,7 +176,7 @@ def changes(run: Run, manifest: dict[str, Any], store: Store | None = None) -> l
 def copy(run: Run, folder: RunDir, store: Store) -> None:
     """Copy the small ones of the named files into the run folder, as the run has read them: ``inputs/<key>/<file>``."""
     read = contents(run)
-    for key, (_, files) in named_files(run).items():
+    for key, (_, files) in named_files(run, store).items():
         with suppress(OSError):  # gone since it was read
             if not files or sum(file.stat().st_size for file in files) > SMALL:
                 continue

@@ -304,7 +304,7 @@ def test_behind_a_broken_line_reading_goes_on(context: StageContext, tmp_path: P
     path.write_bytes(b"\n".join([good[0], b"{", good[1], b"\xff", good[2], b"}", b"{{", b"nope", good[3]]))
     loaded = load(context, path, on_error=OnError.skip)
     assert outcomes(loaded) == ["kept", "unreadable"] * 3 + ["unreadable", "unreadable", "kept"]
-    for words in ("line 2", "line 4: not UTF-8", "2 more places"):
+    for words in ("line 2", "line 4: not UTF-8", "2 more parts"):
         assert words in caplog.text
     assert "line 7" not in caplog.text
 
@@ -422,7 +422,7 @@ def test_packed_files(context: StageContext, tmp_path: Path, name: str) -> None:
         load(StageContext(Store(context.store.root)), tmp_path / name)
     misnamed = tmp_path / "b.jsonl"
     misnamed.write_bytes(pack(plain))
-    with pytest.raises(SourceError, match=rf"packed as \.{name.rpartition('.')[2]}; call it b\.jsonl\."):
+    with pytest.raises(SourceError, match=rf"packed as \.{name.rpartition('.')[2]}; rename it to b\.jsonl\."):
         load(context, misnamed)
 
 
