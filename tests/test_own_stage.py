@@ -119,7 +119,7 @@ def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
         plan = config.compose_jobs([word for word in words if word != "-m"], multirun="-m" in words)
         assert all("filter.wordy" in job.run.plugins for job in plan.jobs)
     assert "wordy" in option_files.listing()
-    assert [one.message for one in doctor.plug_ins()] == ["module my_stages: filter.wordy"]
+    assert [one.message for one in doctor.check_plugins()] == ["module my_stages: filter.wordy"]
 
 
 def test_the_working_folder_takes_no_module_s_place(local: Path) -> None:
@@ -175,7 +175,7 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
     {
         "no STAGES": ("", r"odd.py has no STAGES = {'filter.<kind>': <class>, ...}; docs/own_stage.md shows one"),
         "broken": ("1 / 0", r"plug-in module odd: cannot be imported \(ZeroDivisionError: division by zero\); fix it"),
-        "lacks a module": ("import no_such_module", "No module named 'no_such_module'.*take it out of SFT_LAB_STAGES"),
+        "lacks a module": ("import no_such_module", "No module named 'no_such_module'.*remove it from SFT_LAB_STAGES"),
         "no group": ("class A(Filter): ...\nSTAGES = {'polite': A}", r"STAGES\['polite'\]: must be a group, a dot"),
         "no group of it": ("class A(Filter): ...\nSTAGES = {'trainer.mine': A}", "groups are dataset, split, filter"),
         "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab already"),
@@ -193,7 +193,7 @@ def test_a_plug_in_that_cannot_be_used_is_told(
     monkeypatch.setenv(plugins.VARIABLE, "odd")
     assert re.search(says, refused([]))
     assert re.search(says, refused([]))  # and again: nothing of it stays behind
-    assert [one.state for one in doctor.plug_ins()] == [doctor.PROBLEM]
+    assert [one.state for one in doctor.check_plugins()] == [doctor.PROBLEM]
 
 
 def test_names_are_taken_once(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
