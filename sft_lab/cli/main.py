@@ -290,7 +290,7 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
     _refuse_rest("store", rest)
     store = Store(arguments.path.expanduser().absolute() if arguments.path else default_root())
     if not store.root.is_dir() and (arguments.path or store.root.exists()):
-        raise UserError(f"{store.root}: no such folder; give a store with --path or SFT_LAB_STORE")
+        raise UserError(f"{store.root}: no store folder; give one with --path or SFT_LAB_STORE")
     if arguments.action == "list":
         output.show_store(store)
     else:

@@ -208,7 +208,7 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
     """
     out = console(160)
     out.print(_plan_table(outlooks))
-    lines = [f"{stage}: computed once for up to {jobs} jobs" for stage, jobs in shared if jobs > 1]
+    lines = [f"{stage}: computed once for {jobs} jobs" for stage, jobs in shared if jobs > 1]
     lines.append(_known_rows(outlooks[0]))
     lines += _memory_lines(outlooks)
     versions = {f"{name} {old}": None for outlook in outlooks for name, old in outlook.other_versions.items()}
