@@ -119,7 +119,7 @@ def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
         plan = config.compose_jobs([word for word in words if word != "-m"], multirun="-m" in words)
         assert all("filter.wordy" in job.run.plugins for job in plan.jobs)
     assert "wordy" in option_files.listing()
-    assert [one.message for one in doctor.check_plugins()] == ["module my_stages: filter.wordy"]
+    assert [diagnosis.message for diagnosis in doctor.check_plugins()] == ["module my_stages: filter.wordy"]
 
 
 def test_the_working_folder_takes_no_module_s_place(local: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_plug_in_that_cannot_be_used_is_told(
     monkeypatch.setenv(plugins.VARIABLE, "odd")
     assert re.search(says, refused([]))
     assert re.search(says, refused([]))  # and again: nothing of it stays behind
-    assert [one.state for one in doctor.check_plugins()] == [doctor.PROBLEM]
+    assert [diagnosis.severity for diagnosis in doctor.check_plugins()] == [doctor.Severity.PROBLEM]
 
 
 def test_names_are_taken_once(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
