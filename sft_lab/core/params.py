@@ -24,6 +24,10 @@ def plain(value: Any, *, every_knob: bool = False) -> Any:
         return value.name
     if is_dataclass(value) and not isinstance(value, type):
         knobs = [knob for knob in fields(value) if every_knob or knob.metadata.get("changes_result", True)]
+        # A key added later (metadata ``added=True``) is absent at its default: hashes of old configs stay.
+        knobs = [
+            knob for knob in knobs if not (knob.metadata.get("added") and getattr(value, knob.name) == knob.default)
+        ]
         return {knob.name: plain(getattr(value, knob.name), every_knob=every_knob) for knob in knobs}
     if isinstance(value, dict):
         return {str(key): plain(item, every_knob=every_knob) for key, item in value.items()}

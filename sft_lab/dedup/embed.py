@@ -41,6 +41,7 @@ SMALL = 2**30  # bytes of weights; a larger embedder is not copied for a second 
 LARGE = 2**20  # bytes; the hash of a larger file is kept, since each stage that compares texts needs it
 BLOCK = 2048  # texts; the most work a killed run loses
 VERSION = 2
+STATIC_VERSION = 1  # of a distillation and its encoding
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Embedder(Bounded):
         prompt: text put before each text, as some embedders want it.
         sha256: of model.safetensors; another file is refused.
         batch_tokens: most tokens in a batch, padding included; a longer text is a batch of its own.
+        distill: dimensions of the static embedder that is distilled from the model and used in its place: 50 times as
+            fast or more, and a coarser judge; null: the model itself.
     """
 
     name_or_path: str = "???"
@@ -63,6 +66,7 @@ class Embedder(Bounded):
     prompt: str = ""
     sha256: str | None = None
     batch_tokens: int = bounded(2048, at_least=1, changes_result=False)
+    distill: int | None = bounded(None, at_least=8, at_most=4096, added=True)
 
     def __post_init__(self) -> None:
         """Write scripts in capitals, as Unicode does, and a folder as a saved path."""
@@ -91,10 +95,15 @@ class Embedder(Bounded):
         return not self.scripts or not shares or sum(shares.get(script, 0.0) for script in self.scripts) >= 0.5
 
     def key(self) -> str:
-        """Return a key of what decides the vectors: the files by content or commit, prompt, precision."""
+        """Return a key of what decides the vectors: the model, prompt, and precision or distillation."""
+        precision = ["static", STATIC_VERSION, self.distill] if self.distill else _precision()
+        return digest([VERSION, self._content(), self.prompt, precision])
+
+    def _content(self) -> str | dict[str, str]:
+        """Return the hash of each file of a folder, or the commit of a model on the Hub."""
         path = package_path(self.name_or_path)
         if not path.is_dir():
-            return digest([VERSION, f"{self.name_or_path}@{self._commit()}", self.prompt, _precision()])
+            return f"{self.name_or_path}@{self._commit()}"
         files = {file.relative_to(path).as_posix(): _sha256(file) for file in loaded_files(path, deep=True)}
         weights = files.get("model.safetensors")
         if self.sha256 and weights != self.sha256:
@@ -102,7 +111,7 @@ class Embedder(Bounded):
                 f"{path / 'model.safetensors'}: SHA-256 is {weights}, must be {self.sha256}; "
                 "reinstall the package it came from"
             )
-        return digest([VERSION, files, self.prompt, _precision()])
+        return files
 
     def _commit(self) -> str:
         from huggingface_hub import HfApi, snapshot_download
@@ -144,8 +153,18 @@ class Embedder(Bounded):
             log.info("embedder %s: no tokenizer, so unknown tokens are not counted (%s)", self.name_or_path, error)
             return None
 
-    def load(self) -> Any:
-        """Return the loaded model."""
+    def load(self, context: StageContext) -> Any:
+        """Return the loaded model; a static one is distilled first if the store does not have it."""
+        if not self.distill:
+            return self._load()
+        from sft_lab.dedup import static
+
+        dim = self.distill
+        recipe = {"version": STATIC_VERSION, "params": {"dim": dim}, "input": digest(self._content())}
+        entry = context.stage("distill", recipe, lambda folder: static.distill(self._load(), dim, folder))
+        return static.load(entry.path)
+
+    def _load(self) -> Any:
         import torch
         from sentence_transformers import SentenceTransformer
 
@@ -192,7 +211,8 @@ def embed(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray
         stored = _stored(context, key, hashes)
         missing = stored.block < 0
         if missing.any():
-            log.info("embed: %d of %d texts are new, embedding them in %s", missing.sum(), len(texts), _precision())
+            method = "with a static embedder" if embedder.distill else f"in {_precision()}"
+            log.info("embed: %d of %d texts are new, embedding them %s", missing.sum(), len(texts), method)
             _embed_blocks(texts.take(first[missing]), embedder, key, context)
             stored = _stored(context, key, hashes)
         return _gathered(stored, index, context.store.root)
@@ -261,7 +281,7 @@ def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageCont
     from sft_lab.core.progress import progress
     from sft_lab.dedup.texts import hex_names
 
-    model = embedder.load()
+    model = embedder.load(context)
     lengths = _lengths(model, texts, embedder.prompt)
     # Sorted by length, since every text of a batch is padded to the longest.
     order = np.argsort(-lengths, kind="stable")
@@ -313,6 +333,22 @@ def _encode(
     model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
 ) -> np.ndarray:
     """Return the unit vectors of texts sorted by descending length: float32, shape (texts, dim)."""
+    import numpy as np
+
+    from sft_lab.dedup import static
+
+    if module := static.static_module(model):
+        vectors = static.encode(module, texts, embedder.prompt)
+        done(len(texts))
+    else:
+        vectors = _encode_in_batches(model, texts, lengths, embedder, done)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def _encode_in_batches(
+    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
+) -> np.ndarray:
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
@@ -342,8 +378,6 @@ def _encode(
     batches = _batches(lengths, embedder.batch_tokens)
     try:
         with ThreadPoolExecutor(2 if share else 1) as pool:
-            vectors = np.concatenate(list(pool.map(encode, batches)))
+            return np.concatenate(list(pool.map(encode, batches)))
     finally:
         torch.set_num_threads(threads)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,33 @@ from sft_lab.core.io import read_json, write_json
 
 ARRAYS = ("left", "right", "score")
 HIGHEST_RAISE = 0.99  # the highest floor set for max_edges; at 1.00 rounding would decide
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How many pairs of a sample of the texts an approximate search has found.
+
+    Attributes:
+        texts: the texts whose neighbors were searched exactly.
+        pairs: their pairs by score: those from 0.00, 0.01, ... to below the next hundredth; 101 counts.
+        hits: those of the pairs that the graph has; 101 counts.
+    """
+
+    texts: int
+    pairs: list[int]
+    hits: list[int]
+
+    @classmethod
+    def of(cls, texts: int, scores: np.ndarray, present: np.ndarray) -> Sample:
+        """Count pairs by their scores; present: bool, which of them the graph has."""
+        hundredths = np.floor(scores.astype(np.float64) * 100 + 1e-9).astype(np.int64)
+        pairs, hits = (np.bincount(part, minlength=101).tolist() for part in (hundredths, hundredths[present]))
+        return cls(texts, pairs, hits)
+
+    def at(self, threshold: float) -> tuple[int, int]:
+        """Return the pairs at or above a threshold, rounded up to a hundredth, and how many of them the graph has."""
+        first = math.ceil(threshold * 100 - 1e-9)
+        return sum(self.pairs[first:]), sum(self.hits[first:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +58,7 @@ class NeighborGraph:
         score: float32, shape (edges,): cosine or Jaccard, at most 1.
         fixed: bool, shape (edges,): edges of another measure, already cut at their own threshold and not cut
             again; None: no such edge. They are never stored.
+        sample: how much of the graph an approximate search has found; None: the search was exact.
     """
 
     nodes: int
@@ -39,6 +67,7 @@ class NeighborGraph:
     right: np.ndarray
     score: np.ndarray
     fixed: np.ndarray | None = None
+    sample: Sample | None = None
 
     def at(self, threshold: float) -> NeighborGraph:
         """Return the edges at or above ``threshold``, as a graph built with that floor has them, and the fixed edges.
@@ -68,20 +97,22 @@ class NeighborGraph:
         fixed = np.repeat([False, True], [len(self.left), len(other.left)])
         order = np.lexsort(parts[:2])
         left, right, score = (part[order] for part in parts)
-        return NeighborGraph(self.nodes, self.floor, left, right, score, fixed[order])
+        return NeighborGraph(self.nodes, self.floor, left, right, score, fixed[order], self.sample)
 
     def save(self, folder: Path) -> None:
         """Write ``left.npy``, ``right.npy``, ``score.npy`` and ``graph.json``."""
         for name in ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        write_json(folder / "graph.json", {"nodes": self.nodes, "floor": self.floor})
+        sample = {"sample": asdict(self.sample)} if self.sample else {}
+        write_json(folder / "graph.json", {"nodes": self.nodes, "floor": self.floor, **sample})
 
     @classmethod
     def load(cls, folder: Path) -> NeighborGraph:
         """Return the graph that ``save`` wrote; the arrays are memory-mapped."""
         about = read_json(folder / "graph.json")
-        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS)
-        return cls(about["nodes"], about["floor"], *arrays)
+        left, right, score = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS)
+        sample = Sample(**about["sample"]) if "sample" in about else None
+        return cls(about["nodes"], about["floor"], left, right, score, sample=sample)
 
     @classmethod
     def empty(cls, nodes: int) -> NeighborGraph:
@@ -91,7 +122,8 @@ class NeighborGraph:
     def renumbered(self, numbers: np.ndarray, nodes: int) -> NeighborGraph:
         """Return the same edges among ``nodes`` nodes, node i as ``numbers[i]``; numbers: int, ascending, (nodes,)."""
         numbers = numbers.astype(np.int32)
-        return NeighborGraph(nodes, self.floor, numbers[self.left], numbers[self.right], self.score, self.fixed)
+        left, right = numbers[self.left], numbers[self.right]
+        return NeighborGraph(nodes, self.floor, left, right, self.score, self.fixed, self.sample)
 
 
 class Edges:

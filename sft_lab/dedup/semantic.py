@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sft_lab.dedup.texts import Texts
 
 
+IVF_VERSION = 1  # of the edges that index=ivf finds
 MANY_UNKNOWN = 0.01  # share of unknown texts from which the report has a notice
 
 
@@ -52,8 +53,8 @@ class Semantic(GraphDedup):
     fallback_threshold: float = bounded(0.8, at_least=LOWEST_JACCARD, at_most=1, limit=JACCARD_LIMIT)
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
-        """Return the key of the embedder's weights, which its name does not pin."""
-        return {"embedder": self.embedder.key()}
+        """Return the key of the embedder's weights, which its name does not pin, and an index that is approximate."""
+        return {"embedder": self.embedder.key(), **({"index": "ivf"} if self.index is Index.ivf else {})}
 
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, Texts]:
         """Return the graph of cosines, with fixed edges if ``fallback=minhash``; see ``GraphDedup.graph``.
@@ -81,8 +82,17 @@ class Semantic(GraphDedup):
 
             return build(embed(texts, self.embedder, context), floor, self.max_edges, self.index)
 
-        recipe = {"embedder": self.embedder.key(), "input": texts.key}
-        return stored_graph(recipe, self.threshold, self.max_edges, search, context)
+        recipe: dict[str, Any] = {"embedder": self.embedder.key(), "input": texts.key}
+        if self.index is Index.ivf:
+            recipe["params"] = {"index": "ivf", "version": IVF_VERSION}
+        graph = stored_graph(recipe, self.threshold, self.max_edges, search, context)
+        if graph.sample:
+            pairs, hits = graph.sample.at(self.threshold)
+            context.notice(
+                f"dedup.index=ivf: an exact search for {graph.sample.texts} of the texts finds {pairs} pairs at or "
+                f"above {self.threshold}; {hits} of them are in the graph" + (f" ({hits / pairs:.2%})" if pairs else "")
+            )
+        return graph
 
 
 def known_nodes(texts: Texts, embedder: Embedder, fallback: Fallback, stage: str, context: StageContext) -> np.ndarray:

@@ -6,10 +6,12 @@ so that all of them return the same edges, bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,9 +52,9 @@ def build(
         floor: from 0.1 to 1. When more than ``max_edges`` pairs reach it, the graph's floor is the lowest whole
             hundredth above it that few enough reach: a function of the vectors alone.
         max_edges: the most edges to keep, 12 bytes each; while searching, a few times as much is in memory.
-        index: the search for candidates; it does not change the result.
-        bf16: whether ``Index.exact`` multiplies in bf16; None: where the processor does it fast. It does not change
-            the result.
+        index: the search for candidates; ``ivf`` may miss pairs, the others do not change the result.
+        bf16: whether ``Index.exact`` multiplies in bf16; None: where the processor does it fast. It changes no
+            score.
 
     Raises:
         ConfigError: if floor or max_edges is impossible, or the edges do not fit at a floor of 0.99.
@@ -63,9 +65,15 @@ def build(
     require(max_edges > 0, "max_edges", max_edges, "positive")
     vectors = _checked(vectors)
     edges = Edges(len(vectors), lambda left, right: cosine(vectors, left, right), floor, max_edges)
-    for left, right in _exact(vectors, edges, bf16) if index is Index.exact else _flat(vectors, edges):
+    search = {Index.exact: _exact, Index.flat: _flat, Index.ivf: _ivf}[index]
+    for left, right in search(vectors, edges, bf16):
         edges.add(left, right)
-    return edges.graph()
+    graph = edges.graph()
+    if index is Index.ivf:
+        from sft_lab.dedup import ivf
+
+        return replace(graph, sample=ivf.measured(vectors, graph, edges.score))
+    return graph
 
 
 def cosine(vectors: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -118,20 +126,34 @@ def _limit(floor: float, dim: int) -> float:
 
 def _exact(vectors: np.ndarray, edges: Edges, bf16: bool | None) -> Pairs:
     """Yield candidates from a blocked product of the rows with all rows before them."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = fast_bf16(device) if bf16 is None else bf16
-    height, width = CUDA_BLOCK if device == "cuda" else CPU_BLOCK
-    product = _Product(vectors, device, bf16, min(height, len(vectors)), min(width, len(vectors)))
+    product = _Product(vectors, bf16)
+    height, width = product.height, product.width
     for top in range(0, len(vectors), height):
         bottom = min(top + height, len(vectors))
         for start in range(0, bottom, width):
             stop = min(start + width, bottom)
-            right, left = _at_least(*product.block(top, bottom, start, stop, edges.floor))
+            right, left = _at_least(*product.block(slice(top, bottom), slice(start, stop), edges.floor))
             right, left = right + top, left + start
             once = left < right
             yield left[once], right[once]
+
+
+def _ivf(vectors: np.ndarray, edges: Edges, bf16: bool | None) -> Pairs:  # noqa: ARG001
+    """Yield candidates from an inverted file: products of the rows that probe a list with its members."""
+    import torch
+
+    from sft_lab.dedup import ivf
+
+    # Not in bf16: blocks have many shapes, and oneDNN prepares a product anew for each.
+    product = _Product(vectors, bf16=False)
+    nearest = ivf.probes(product.table) if len(vectors) else np.empty((0, 1), np.int64)
+    for rows, members in ivf.blocks(nearest):
+        for top, start in itertools.product(range(0, len(rows), product.height), range(0, len(members), product.width)):
+            row, member = rows[top : top + product.height], members[start : start + product.width]
+            hit, near = _at_least(*product.block(torch.from_numpy(row), torch.from_numpy(member), edges.floor))
+            row, member = row[hit], member[near]
+            kept = ivf.once(row, member, nearest)
+            yield np.minimum(row, member)[kept], np.maximum(row, member)[kept]
 
 
 def _at_least(block: torch.Tensor, limit: float) -> tuple[np.ndarray, np.ndarray]:
@@ -157,30 +179,37 @@ def _nonzero(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class _Product:
     """Products of rows with rows, one block at a time, in a buffer that is reused."""
 
-    def __init__(self, vectors: np.ndarray, device: str, bf16: bool, height: int, width: int) -> None:
+    def __init__(self, vectors: np.ndarray, bf16: bool | None) -> None:
         import torch
 
-        kind = torch.bfloat16 if bf16 else torch.float32
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        kind = torch.bfloat16 if (fast_bf16(device) if bf16 is None else bf16) else torch.float32
+        self.height, self.width = (
+            max(1, min(size, len(vectors))) for size in (CUDA_BLOCK if device == "cuda" else CPU_BLOCK)
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is never written
             # Shares memory where neither device nor type changes.
             self.table = torch.from_numpy(vectors).to(device, kind)
-        self.buffer = torch.empty(math.ceil(height / GROUP) * GROUP * width, dtype=kind, device=device)
+        size = math.ceil(self.height / GROUP) * GROUP * self.width
+        self.buffer = torch.empty(size, dtype=kind, device=device)
 
-    def block(self, top: int, bottom: int, start: int, stop: int, floor: float) -> tuple[torch.Tensor, float]:
-        """Return the products of rows top:bottom with rows start:stop, and the limit to compare them with.
+    def block(
+        self, rows: slice | torch.Tensor, columns: slice | torch.Tensor, floor: float
+    ) -> tuple[torch.Tensor, float]:
+        """Return the products of some rows with others, and the limit to compare them with.
 
         Rows are padded to a multiple of GROUP with numbers below any limit. Products in bf16 are returned as the
         int16 of the same bits, which has the same order among positive numbers and is compared much faster.
         """
         import torch
 
-        rows, columns = bottom - top, stop - start
-        padded = math.ceil(rows / GROUP) * GROUP
-        block = self.buffer[: padded * columns].view(padded, columns)
-        block[rows:].fill_(-1)
+        upper, lower = self.table[rows], self.table[columns]
+        padded = math.ceil(len(upper) / GROUP) * GROUP
+        block = self.buffer[: padded * len(lower)].view(padded, len(lower))
+        block[len(upper) :].fill_(-1)
         with _float32_sums(self.table.device.type):
-            torch.mm(self.table[top:bottom], self.table[start:stop].T, out=block[:rows])
+            torch.mm(upper, lower.T, out=block[: len(upper)])
         limit = _limit(floor, self.table.shape[1])
         if block.dtype == torch.bfloat16:
             return block.view(torch.int16), int(np.float32(limit).view(np.int32)) >> 16
@@ -204,7 +233,7 @@ def _float32_sums(device: str) -> Iterator[None]:
         settings.allow_bf16_reduced_precision_reduction = before
 
 
-def _flat(vectors: np.ndarray, edges: Edges) -> Pairs:
+def _flat(vectors: np.ndarray, edges: Edges, bf16: bool | None) -> Pairs:  # noqa: ARG001
     """Yield candidates from FAISS, each block of rows searched among itself and the rows before it."""
     import faiss
 

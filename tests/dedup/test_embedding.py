@@ -101,7 +101,7 @@ def test_vectors_are_near_those_of_fp32(context: StageContext) -> None:
     texts = [*answers[::6], *TEXTS]
     assert len(texts) > 40
     ours = embed(texts, MINILM, context)
-    theirs = MINILM.load().encode(texts, normalize_embeddings=True)
+    theirs = MINILM.load(context).encode(texts, normalize_embeddings=True)
     cosines = (ours * theirs).sum(axis=1)
     assert cosines.min() >= 0.999
     assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)

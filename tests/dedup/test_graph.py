@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sft_lab.core.errors import ConfigError, ModelError
 from sft_lab.dedup import graph as graphs
-from sft_lab.dedup import vector_search
+from sft_lab.dedup import ivf, vector_search
 from sft_lab.dedup.graph import NeighborGraph
 from sft_lab.dedup.graph_dedup import Index
 from sft_lab.dedup.vector_search import build
@@ -271,3 +271,37 @@ def test_what_is_refused_says_why() -> None:
     for threshold in (0.69, math.nan):
         with pytest.raises(ConfigError, match=r"threshold=.*floor, 0\.7"):
             graph.at(threshold)
+
+
+@quick
+@given(vector_sets(), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([True, False]))
+def test_an_inverted_file_finds_edges_of_the_exact_graph(vectors: np.ndarray, floor: float, bf16: bool) -> None:
+    exact = build(vectors, floor, MANY)
+    with blocks(8, 16, 5), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ivf, "PROBES", 3)
+        graph = build(vectors, floor, MANY, Index.ivf, bf16=bf16)
+        patch.setattr(ivf, "PROBES", len(vectors) + 1)
+        patch.setattr(ivf, "MARGIN", 3)
+        same(build(vectors, floor, MANY, Index.ivf, bf16=bf16), exact)
+    edges, subset = (set(zip(part.left.tolist(), part.right.tolist(), strict=True)) for part in (exact, graph))
+    assert subset <= edges
+    assert len(subset) == len(graph.left), "an edge is there twice"
+    assert graph.sample is not None
+    assert graph.sample.at(floor) == (len(edges), len(subset))  # fewer rows than a sample: all are searched exactly
+    assert exact.sample is None
+
+
+def test_an_inverted_file_finds_nearly_all_near_pairs(tmp_path: Path) -> None:
+    """20,000 rows about 300 topics, a tenth of them near copies: of the pairs at 0.9 at least 99.9% are found."""
+    rng = np.random.default_rng(5)
+    topics = unit(rng.standard_normal((300, 96)))
+    rows = unit(topics[rng.integers(300, size=20_000)] + rng.standard_normal((20_000, 96)) * 0.09)
+    copies = rng.permutation(20_000)[:2_000]
+    rows[copies] = unit(rows[(copies + 1) % 20_000] + rng.standard_normal((2_000, 96)) * 0.03)
+    exact, graph = build(rows, 0.7, MANY), build(rows, 0.7, MANY, Index.ivf)
+    assert len(graph.at(0.9).left) >= 0.999 * len(exact.at(0.9).left) > 1_500
+    assert graph.sample is not None
+    pairs, hits = graph.sample.at(0.7)
+    assert abs(hits / pairs - len(graph.left) / len(exact.left)) < 0.02
+    graph.save(tmp_path)
+    assert NeighborGraph.load(tmp_path).renumbered(np.arange(20_000), 20_000).sample == graph.sample
