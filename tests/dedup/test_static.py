@@ -47,7 +47,7 @@ def vectors(texts: list[str], embedder: Embedder, context: StageContext) -> np.n
 
 
 def work(context: StageContext) -> list[str]:
-    return [entry.stage for entry in context.take_news() if not entry.hit]
+    return [entry.stage for entry in context.take_new_entries() if not entry.hit]
 
 
 def test_vectors_are_those_of_the_method(teacher: Embedder, context: StageContext) -> None:
