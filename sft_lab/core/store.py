@@ -225,7 +225,9 @@ class Store:
         if not all(file in self._read_as for file in files):
             return
         states = [self._read_as[file] for file in files]
-        if time.time() - max(max(state.st_mtime, state.st_ctime) for state in states) > FRESH:
+        # What lies in the store never changes.
+        outside = [state for file, state in zip(files, states, strict=True) if not file.is_relative_to(self.root)]
+        if time.time() - max((max(state.st_mtime, state.st_ctime) for state in outside), default=0.0) > FRESH:
             text = "\n".join(self._hashes[file] for file in files)
             self.entry("file", _recipe_of_files(files, states), lambda folder: write_text(folder / "sha256", text))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft_lab import compose
-from sft_lab.core import remote, store
+from sft_lab.core import remote
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SourceError
 from sft_lab.core.store import Store
@@ -28,7 +29,8 @@ from sft_lab.core.store_view import StoreView
 from sft_lab.data.json_array import read_array
 from sft_lab.data.load import OnError
 from sft_lab.data.mixture import Ingredient, Mixture
-from sft_lab.data.sources import File
+from sft_lab.data.sources import File, Hub
+from sft_lab.run import inputs
 
 ROWS = [{"question": f"What is {n} + 1?", "answer": f"It is {n + 1}."} for n in range(30)]
 LINES = "".join(f"{json.dumps(row)}\n" for row in ROWS).encode()
@@ -180,8 +182,7 @@ def test_a_folder_of_save_to_disk(context: StageContext, memory: Any, tmp_path: 
 # URLs
 
 
-def test_a_url_is_read_once_and_again_when_it_changes(context: StageContext, server: Server, monkeypatch: Any) -> None:
-    monkeypatch.setattr(store, "FRESH", -1.0)
+def test_a_url_is_read_once_and_again_when_it_changes(context: StageContext, server: Server) -> None:
     (server.folder / "a.jsonl").write_bytes(LINES)
     source = File(path=f"{server.url}/a.jsonl?download=true")
     assert source.check() == []
@@ -292,6 +293,38 @@ def test_a_url_that_is_a_credential_is_refused(query: str) -> None:
     with pytest.raises(ConfigError) as raised:
         compose(["dataset=file", f"dataset.path='https://host/a.jsonl?{query}'"])
     assert "0123456789" not in str(raised.value)
+
+
+def test_a_hub_set_is_read_in_batches(context: StageContext, monkeypatch: Any) -> None:
+    """The Hub's own client is left out: what it returns is memory-mapped Arrow."""
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    records = [{"id": str(n), "messages": turns[: n % 3], "score": None, "tags": ["a"] * (n % 2)} for n in range(20)]
+    loaded: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, config: str | None, split: str, revision: str) -> datasets.Dataset:
+        loaded.append((name, config, split, revision))
+        return datasets.Dataset.from_list(records)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("sft_lab.data.sources.BATCH", 7)
+    source = Hub(name="me/set", revision="a" * 40, eval_split="test")
+    assert list(source.records(context.store)) == [(split, row) for split in ("train", "test") for row in records]
+    assert loaded == [("hf://datasets/me/set", None, split, "a" * 40) for split in ("train", "test")]
+
+
+def test_benchmarks_and_question_sets_may_be_urls(memory: Any, tmp_path: Path) -> None:
+    memory.pipe_file("/a.jsonl", LINES)
+    words = ["decontaminate.against=[memory://a.jsonl]", "evaluation.domain=memory://a.jsonl", f"store.path={tmp_path}"]
+    run = compose([*words, "split=file", "split.path=memory://a.jsonl", "model=tiny_random"])
+    assert run.decontaminate.check() == run.evaluation.check() == run.split.check() == []
+    noted = inputs.hashes(run, run.store.open())
+    sha256 = hashlib.sha256(LINES).hexdigest()
+    for key in ("decontaminate.against.0", "evaluation.domain", "split.path"):
+        assert noted[key] == {"path": "memory://a.jsonl", "sha256": sha256}
+    memory.rm("/a.jsonl")
+    for stage, key in ((run.decontaminate, "decontaminate.against"), (run.evaluation, "evaluation.domain")):
+        (problem,) = stage.check()
+        assert problem.startswith(f"{key}=memory://a.jsonl: no such file; give ")
 
 
 # In pieces
