@@ -49,8 +49,8 @@ def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[d
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         yield SourceError(
-            f"{name}, line {text.line_of(error)}: not JSON ({reason}); fix it and what follows is read; "
-            "one object a line belongs into a .jsonl file"
+            f"{name}, line {text.line_of(error)}: not JSON ({reason}); fix it, or name the file .jsonl "
+            "if it holds one object a line"
         )
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sft_lab.core.store import Store
 
-KINDS = ".jsonl, .json, .csv or .arrow (also with .gz, .bz2, .xz or .zst) or .parquet"
+KINDS = ".jsonl, .json, .csv, .arrow (plain, .gz, .bz2, .xz or .zst) or .parquet"
 BATCH_BYTES = 16 * 2**20  # of a Parquet file, decoded at a time
 
 

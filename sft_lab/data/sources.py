@@ -112,7 +112,7 @@ def file_problems(key: str, path: str) -> list[str]:
         key: of the path, with its value, for the messages.
         path: the value.
     """
-    remedy = f"give the path or the URL of a {KINDS} file, a glob of them, or a folder of datasets.save_to_disk"
+    remedy = f"give the path, URL or glob of {KINDS} files, or a folder of datasets.save_to_disk"
     try:
         files = files_of(path)
     except SourceError as error:

@@ -75,6 +75,24 @@ def parquet(change: Callable[[bytes], bytes] = bytes, **columns: list[Any]) -> C
     return make
 
 
+def arrow(end: int) -> Callable[[Path], None]:
+    def make(here: Path) -> None:
+        import pyarrow as pa
+
+        stream = io.BytesIO()
+        table = pa.table(PAIRS)
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        (here / "data.arrow").write_bytes(stream.getvalue()[:end])
+
+    return make
+
+
+def several_splits(here: Path) -> None:
+    (here / "saved").mkdir()
+    (here / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+
+
 def conversation(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": text} for role, text in turns]}
 
@@ -99,6 +117,13 @@ CASES = [
     file("that the system cannot read", "data.jsonl", linked("/proc/self/mem")),
     file("empty", "data.jsonl", ""),
     file("an empty list", "data.json", "[]"),
+    file("behind a URL whose package is not installed", "sftp://host/rows.jsonl", lambda _: None),
+    file("behind a URL of a scheme that nobody knows", "nosuch://host/rows.jsonl", lambda _: None),
+    file("behind a URL with a signature", "'https://host/rows.jsonl?X-Amz-Signature=0123456789abcdef'", lambda _: None),
+    file("a folder of save_to_disk with several splits", "saved", several_splits),
+    file("arrow cut off", "data.arrow", arrow(-200)),
+    file("arrow in name alone", "data.arrow", "prompt,completion\na,b\n"),
+    file("a list with a broken record", "data.json", json.dumps(ENOUGH, indent=1)[:-300] + "]"),
     file("a header alone", "data.csv", "prompt,completion\n"),
     file("gzip cut off", "data.jsonl.gz", gzip.compress(GOOD.encode(), 0, mtime=0)[:2000]),
     file("gzip in name alone", "data.jsonl.gz", GOOD),
@@ -106,7 +131,8 @@ CASES = [
     file("bz2 cut off", "data.jsonl.bz2", bz2.compress(GOOD.encode())[:500]),
     file("bz2 named as if it were none", "data.jsonl", bz2.compress(GOOD.encode())),
     file("xz named as if it were none", "data.csv", lzma.compress(GOOD.encode())),
-    file("zstd", "data.jsonl", b"\x28\xb5\x2f\xfd" + b"\0" * 300),
+    file("zstd named as if it were none", "data.jsonl", b"\x28\xb5\x2f\xfd" + b"\0" * 300),
+    file("zstd with other bytes inside", "data.jsonl.zst", b"\x28\xb5\x2f\xfd" + b"\0" * 300),
     file("a line longer than any record may be", "data.jsonl", GOOD + "x" * 5000, "dataset.max_record_mb=0.002"),
     file("two columns of one name", "data.csv", "prompt,completion,prompt\n" + "a,b,c\n" * 30),
     file("two fields of one name in a turn", "data.jsonl",

@@ -252,7 +252,7 @@ def broken(tmp_path: Path, name: str) -> Path:
         ("damaged.jsonl.gz", "cannot be read to its end"),
         ("not.jsonl.gz", "cannot be read to its end"),
         ("object.json", "must hold a list of records, holds dict"),
-        ("lines.json", "belongs into a .jsonl file"),
+        ("lines.json", "or name the file .jsonl"),
         ("quote.csv", "line 3: not CSV"),
         ("not.parquet", "not a parquet file"),
         ("empty.jsonl", "holds no record"),
