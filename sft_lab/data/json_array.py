@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import codecs
 import json
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from sft_lab.core.errors import SourceError
 
-_CHUNK = 2**20  # characters
+_CHUNK = 2**20  # bytes
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -45,7 +45,7 @@ def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[d
             text.expect("")
             yield SourceError(f"{name}: must hold a list of records, holds {type(value).__name__}; make it a list")
     except UnicodeDecodeError as error:
-        yield SourceError(f"{name}, after line {text.line}: not UTF-8 ({error.reason}); save it as UTF-8")
+        yield SourceError(f"{name}, line {text.line_of(error)}: not UTF-8 ({error.reason}); save it as UTF-8")
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         yield SourceError(
@@ -75,7 +75,7 @@ class _Text:
     """
 
     def __init__(self, stream: IO[bytes], max_length: int) -> None:
-        self._stream = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        self._stream, self._utf8 = stream, codecs.getincrementaldecoder("utf-8-sig")()
         self._decoder = json.JSONDecoder(object_pairs_hook=unique_fields)
         self._max_length = max_length
         self._text, self._position, self.line = "", 0, 1
@@ -124,14 +124,19 @@ class _Text:
 
     def line_of(self, error: Exception) -> int:
         """Return the number of the line at which an error was raised."""
+        if isinstance(error, UnicodeDecodeError):  # in what was about to be appended
+            return self.line + self._text.count("\n") + error.object.count(b"\n", 0, error.start)
         end = error.pos if isinstance(error, json.JSONDecodeError) else self._position
         return self.line + self._text.count("\n", 0, end)
 
     def _read_more(self) -> bool:
         """Drop what was consumed, and append at least as much as is left; return false at the end of the stream."""
-        chunk = self._stream.read(max(_CHUNK, len(self._text) - self._position))
-        if not chunk:
-            return False
+        while not (chunk := self._utf8.decode(data := self._read(), final=not data)):
+            if not data:
+                return False
         self.line += self._text.count("\n", 0, self._position)
         self._text, self._position = self._text[self._position :] + chunk, 0
         return True
+
+    def _read(self) -> bytes:
+        return self._stream.read(max(_CHUNK, len(self._text) - self._position))

@@ -370,6 +370,16 @@ def test_a_broken_array_is_read_up_to_its_fault(
     assert words in error
 
 
+@pytest.mark.parametrize("size", [1, 2, 5, 2**20])
+def test_an_array_that_is_not_utf8_is_named_with_its_line(size: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sft_lab.data.json_array._CHUNK", size)
+    data = '[{"a": "ü"},\n{"a":\n"Où"}]'
+    assert list(read_array("a.json", io.BytesIO(b"\xef\xbb\xbf" + data.encode()), 64)) == [{"a": "ü"}, {"a": "Où"}]
+    for cut in (data.encode().replace(b"\xc3\xb9", b"\xf9"), data.encode()[:-4]):
+        *_, error = read_array("a.json", io.BytesIO(cut), 64)
+        assert "a.json, line 3: not UTF-8 (" in str(error)
+
+
 def test_long_rows_and_broken_lines_at_any_place(context: StageContext, tmp_path: Path) -> None:
     long = json.dumps({"question": "Long?", "answer": "x " * 5 * 2**20}).encode() + b"\n"
     lines = LINES.splitlines(keepends=True)
