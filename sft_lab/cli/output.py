@@ -210,6 +210,7 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
     out.print(_plan_table(outlooks))
     lines = [f"{stage}: computed once for {jobs} jobs" for stage, jobs in shared if jobs > 1]
     lines.append(_known_rows(outlooks[0]))
+    lines += dict.fromkeys(outlook.dedup for outlook in outlooks if outlook.dedup)
     lines += _memory_lines(outlooks)
     versions = {f"{name} {old}": None for outlook in outlooks for name, old in outlook.other_versions.items()}
     if versions:

