@@ -96,8 +96,10 @@ def local_path(path: str, store: Store, view: Store | None = None) -> Path:
 
 def _copy(url: str, store: Store) -> Path:
     filesystem, path = _filesystem(url)
-    version = _version(filesystem, url, path)
-    name = file_name(url)
+    info = _info(filesystem, url, path)
+    if info is None:
+        raise SourceError(f"{url}: no such file; check the URL")
+    version, size, name = _version(info), info.get("size"), file_name(url)
     hashes: list[str] = []
 
     def recipe() -> dict[str, Any] | None:
@@ -106,30 +108,23 @@ def _copy(url: str, store: Store) -> Path:
         return {"version": 1, "url": url, "sha256": hashes[0]} if hashes else None  # known when it has been copied
 
     def compute(folder: Path) -> None:
-        log.info("load: copying %s into the store", url)
-        _download(filesystem, url, path, folder / name)
-        if _version(filesystem, url, path) != version:
+        log.info("load: copying %s into the store%s", url, f" ({size / 1e6:,.1f} MB)" if size else "")
+        try:
+            filesystem.get_file(path, str(folder / name))
+        except Exception as error:  # as in expand
+            raise _unreadable(url, error) from error
+        if _version(_info(filesystem, url, path) or {}) != version:
             raise SourceError(f"{url}: changed while it was read; start again when nothing writes to it")
+        copied = (folder / name).stat().st_size
+        if size is not None and copied != size:
+            raise SourceError(f"{url}: ended after {copied:,} of {size:,} bytes; start again")
         hashes.append(sha256_file(folder / name))
 
     return store.entry_once_read("remote", digest(url)[:32], recipe, compute).path / name
 
 
-def _download(filesystem: Any, url: str, path: str, target: Path) -> None:
-    size = (_info(filesystem, url, path) or {}).get("size")
-    try:
-        filesystem.get_file(path, str(target))
-    except Exception as error:  # as in expand
-        raise _unreadable(url, error) from error
-    if size is not None and target.stat().st_size != size:
-        raise SourceError(f"{url}: ended after {target.stat().st_size:,} of {size:,} bytes; start again")
-
-
-def _version(filesystem: Any, url: str, path: str) -> dict[str, str]:
+def _version(info: dict[str, Any]) -> dict[str, str]:
     """Return what identifies the content of a file as its server has it; empty where the server does not say."""
-    info = _info(filesystem, url, path)
-    if info is None:
-        raise SourceError(f"{url}: no such file; check the URL")
     key = next((key for key in _VERSION_KEYS if info.get(key)), None)
     return {"size": str(info.get("size")), key: str(info[key])} if key else {}
 
