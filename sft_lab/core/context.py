@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_lab.core.blocks import Engine, LocalEngine
 from sft_lab.core.errors import ModelError, during
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.io import digest, read_json, write_json
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from sft_lab.core.blocks import LocalEngine
     from sft_lab.core.rows import Rows
 
 NOTICES = "notices.json"  # in a stored result: the notices that computing it gave
@@ -42,13 +42,13 @@ class StageContext:
         store: Store | None = None,
         load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
         template_date: datetime.date | None = None,
-        engine: LocalEngine | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.store = store or Store(default_root())
         self.template_date = template_date or today()
         self.entries: list[Entry] = []
         self.notices: list[str] = []
-        self.engine = engine
+        self.engine = engine or LocalEngine(workers=1)
         self.encode: Callable[[Rows], Any] | None = None
         self._logged = 0  # entries that ``take_new_entries`` has returned
         self._load_tokenizer = load_tokenizer

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from sft_lab.core.blocks import BLOCK, blocks_folder, run_blocks
+from sft_lab.core.blocks import blocks_folder, run_blocks
 from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.io import digest, read_json, write_json
@@ -163,12 +163,11 @@ def prompt_ids(prompt: Rendered, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 def _write(rows: Rows, renderer: Renderer, context: StageContext, folder: Path) -> None:
     work = _Encoder(rows, renderer)
-    payloads = ((min(BLOCK, len(rows) - start), start) for start in range(0, len(rows), BLOCK))
     writer = TableWriter(folder, SCHEMA)
     numbers = np.zeros((len(rows), 5), np.int32)
     codes = {"": 0}
     start = 0
-    for block in run_blocks(work, payloads, blocks_folder(folder), "encode", context.engine):
+    for block in run_blocks(work, context.engine.ranges(len(rows)), blocks_folder(folder), "encode", context.engine):
         table = block.read()
         writer.write(table)
         stop = start + table.num_rows
@@ -191,8 +190,9 @@ class _Encoder:
         self._tokenizer = renderer.tokenizer
         self._ends = renderer.end_ids  # of a turn, and of plain text
 
-    def __call__(self, start: int) -> pa.Table:
-        rows = Rows(self._rows.table, self._rows.positions[start : start + BLOCK], self._rows.table_key)
+    def __call__(self, block: range) -> pa.Table:
+        positions = self._rows.positions[block.start : block.stop]
+        rows = Rows(self._rows.table, positions, self._rows.table_key)
         ids, conversations, prompts, answers = (rows.column(name) for name in ("id", "messages", "prompt", "answer"))
         rendered: list[Rendered] = []
         refused: list[str] = []

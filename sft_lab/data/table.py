@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_lab.core.blocks import BLOCK, Block, blocks_folder, run_blocks
+from sft_lab.core.blocks import Block, blocks_folder, run_blocks
 from sft_lab.core.errors import SourceError
 from sft_lab.core.io import digest, write_json
 from sft_lab.core.rows import BATCH, RowIds, Selection, TableWriter, load_table, shared_strings
@@ -179,7 +179,7 @@ class _Part:
 
     def _batches(self, context: StageContext) -> Iterator[Batch]:
         records = self._part.records(context.store)
-        while batch := list(itertools.islice(records, BLOCK)):
+        while batch := list(itertools.islice(records, context.engine.block)):
             yield batch
 
     def _reader(self, columns: list[str]) -> Reader:

@@ -20,7 +20,7 @@ def check(run: Run) -> list[str]:
     for row_filter in run.filter.values():
         problems += row_filter.check()
     problems += [*run.decontaminate.check(), *run.trainer.check(), *run.evaluation.check()]
-    problems += [*run.tracking.check(), *run.launch.check()]
+    problems += [*run.tracking.check(), *run.launch.check(), *run.engine.check()]
     problems += run.store.open().check(several_machines=run.launch.several_machines)
     for key, embedder in run.embedders().items():
         problems += embedder.check(key)

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from sft_lab import pipeline
 from sft_lab.core.io import read_json, write_json, write_text
+from sft_lab.core.rows import Rows, shared_strings
 from sft_lab.core.text import On
-from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
+from sft_lab.data.languages import LANGUAGE_NAMES, detect
 from sft_lab.dedup import graph_stats
 from sft_lab.dedup.graph_dedup import GraphDedup
 from sft_lab.dedup.known import known_texts
@@ -21,7 +23,7 @@ from sft_lab.dedup.semantic import Semantic
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Selection
     from sft_lab.core.run_dir import RunDir
     from sft_lab.data.preparation import Prepared
     from sft_lab.dedup.graph import NeighborGraph
@@ -35,6 +37,8 @@ MAX_CONTAMINATED = 20
 MAX_EXAMPLES = 3  # dropped rows, for each reason
 EXAMPLE_CHARACTERS = 200  # of each of them
 MAX_EXTREMES = 5  # longest and shortest rows
+MAX_LANGUAGE_ROWS = 2000  # whose language is told, and by how many characters of each text
+LANGUAGE_CHARACTERS = 400
 MAX_CHARACTERS = 2000  # of any other text; a page with complete answers would be too heavy to open
 
 
@@ -45,9 +49,9 @@ def write(folder: RunDir, run: Run, data: Prepared, context: StageContext) -> No
     near = _near_duplicates(run, data, context)
     content = {
         "notices": context.notices,
-        "sources": _compared("source", before.column("source"), after.column("source")),
+        "sources": _compared("source", *(shared_strings(rows.arrow("source")) for rows in (before, after))),
         "tokens": _tokens(before, after, context, max_tokens),
-        "languages": _languages(before, after, context),
+        "languages": _languages(before, after),
         **near,
         "dropped": _dropped(data),
         "contaminated": _contaminated(run, data, context),
@@ -115,8 +119,18 @@ def _histogram(values: np.ndarray, edges: list[int]) -> dict[str, Any]:
     return {"counts": counts, "mean": float(values.mean()), "median": median, "p90": p90, "max": int(values.max())}
 
 
-def _languages(before: Rows, after: Rows, context: StageContext) -> list[dict[str, Any]]:
-    codes_before, codes_after = (languages_of(rows, context, On.both)[0] for rows in (before, after))
+def _languages(before: Rows, after: Rows) -> list[dict[str, Any]]:
+    """Return the languages of the rows, of a large set those of rows at even distances, by how they begin."""
+    chosen = np.unique(np.linspace(0, len(before) - 1, min(len(before), MAX_LANGUAGE_ROWS)).astype(np.int64))
+    sample = Rows(before.table, before.positions[chosen], before.table_key)
+    beginnings = (
+        f"{prompt[:LANGUAGE_CHARACTERS]}\n{answer[:LANGUAGE_CHARACTERS]}"
+        for batch in sample.batches("prompt", "answer")
+        for prompt, answer in zip(*batch, strict=True)
+    )
+    codes_before = [code for code, _ in detect([*beginnings])]
+    is_kept = np.isin(sample.positions, after.positions)
+    codes_after = [code for code, kept in zip(codes_before, is_kept, strict=True) if kept]
     return [
         {"code": record["code"], "language": LANGUAGE_NAMES.get(record["code"], "nothing to judge by"), **record}
         for record in _compared("code", codes_before, codes_after)
@@ -130,7 +144,7 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
     if not isinstance(dedup, GraphDedup) or not len(rows):
         return nothing
     graph, node_of_row, texts = dedup.graph(rows, context)
-    lengths = np.fromiter(map(len, rows.column("answer")), np.int64, len(rows))
+    lengths = pc.utf8_length(rows.arrow("answer")).to_numpy().astype(np.int64)
     curve = graph_stats.threshold_curve(graph, node_of_row, lengths, dedup.keep, dedup.threshold)
     thresholds = {
         "measure": dedup.measure,
@@ -174,22 +188,30 @@ def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: Texts, context: 
 def _pairs(
     dedup: GraphDedup, rows: Rows, selection: Selection, graph: NeighborGraph, node_of_row: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
-    texts = rows.texts(dedup.on)
-    index_of = {row_id: index for index, row_id in enumerate(selection.ids)}
-    dropped = [
-        (row, index_of[selection.nearest[row]], selection.score[row])
-        for row in graph_stats.pairs_above(selection, MAX_DROPPED_PAIRS)
-    ]
+    above = graph_stats.pairs_above(selection, MAX_DROPPED_PAIRS)
+    index_of = _indices(selection.ids, {selection.nearest[row] for row in above})
+    dropped = [(row, index_of[selection.nearest[row]], selection.score[row]) for row in above]
     kept = graph_stats.pairs_below(graph, node_of_row, selection.kept, dedup.threshold, MAX_KEPT_PAIRS)
 
     def to_records(pairs: Iterable[tuple[int, int, float]]) -> list[dict[str, Any]]:
         return [
-            _pair(selection.ids[row], selection.ids[other], float(score), texts[row], texts[other])
+            _pair(selection.ids[row], selection.ids[other], float(score), *_texts(rows, dedup.on, [row, other]))
             for row, other, score in pairs
         ]
 
     # Of a kept pair, the later row is the one that a lower threshold would drop.
     return {"dropped": to_records(dropped), "kept": to_records((later, row, score) for row, later, score in kept)}
+
+
+def _texts(rows: Rows, on: On, indices: list[int]) -> list[str]:
+    """Return the texts of a few rows."""
+    (texts,) = Rows(rows.table, rows.positions[indices], rows.table_key).text_batches(on)
+    return texts
+
+
+def _indices(ids: Iterable[str], wanted: set[str]) -> dict[str, int]:
+    """Return where some ids are."""
+    return {row_id: index for index, row_id in enumerate(ids) if row_id in wanted}
 
 
 def _pair(row_id: str, nearest: str, score: float, text: str, nearest_text: str) -> dict[str, Any]:
@@ -230,30 +252,29 @@ def _contaminated(run: Run, data: Prepared, context: StageContext) -> list[dict[
         return []
 
     on = run.decontaminate.on
-    text_of = {
-        row_id: text
-        for measured in (pipeline.benchmark_rows(run, context), data.sides.measured)
-        if measured is not None
-        for row_id, text in zip(measured.column("id"), measured.texts(on), strict=True)
-    }
-    texts = rows.texts(on)
+    text_of: dict[str, str] = {}
+    for measured in (pipeline.benchmark_rows(run, context), data.sides.measured):
+        if measured is not None:
+            index_of = _indices(measured.ids, {selection.nearest[index] for index in matches})
+            text_of |= {name: _texts(measured, on, [index])[0] for name, index in index_of.items()}
     records = []
     for index in matches:
         nearest, score = selection.nearest[index], float(selection.score[index])
-        pair = _pair(selection.ids[index], nearest, score, texts[index], text_of[nearest])
+        (text,) = _texts(rows, on, [index])
+        pair = _pair(selection.ids[index], nearest, score, text, text_of[nearest])
         records.append({"reason": selection.reason[index] or "reported", **pair})
     return records
 
 
 def _extremes(rows: Rows, context: StageContext) -> dict[str, list[dict[str, Any]]]:
     sizes = context.token_counts(rows).sum(axis=1)
-    columns = [rows.column(name) for name in ("id", "prompt", "answer")]
     order = np.argsort(sizes, kind="stable")
 
     def to_records(indices: np.ndarray) -> list[dict[str, Any]]:
         records = []
         for index in indices.tolist():
-            row_id, prompt, answer = (column[index] for column in columns)
+            row = Rows(rows.table, rows.positions[[index]], rows.table_key)
+            row_id, prompt, answer = (row.column(name)[0] for name in ("id", "prompt", "answer"))
             texts = {"prompt": prompt[:MAX_CHARACTERS], "answer": answer[:MAX_CHARACTERS]}
             records.append({"id": row_id, "tokens": int(sizes[index]), **texts})
         return records

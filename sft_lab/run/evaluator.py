@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
 
 # Two exchanges, to see what a template writes. No system message: some templates add their own, others refuse one.
+MAX_TRAINING_ANSWERS = 20_000  # with which the model's are compared
+
 _SAMPLE_MESSAGES = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
 
 
@@ -177,7 +179,7 @@ class Evaluator:
         numbers = {**_held_out_numbers(held_out_scores, probe_scores)}
         if outputs:
             prompts, references, answers = zip(*outputs, strict=True)
-            metrics = measure_answers(answers, prompts, references, data.train.rows.column("answer"))
+            metrics = measure_answers(answers, prompts, references, _sampled_answers(data.train.rows))
             numbers |= {f"outputs/{name}": value for name, value in metrics.items()}
         numbers |= {f"{name}/loss": score(ready).loss for name, ready in question_sets.items()}
         if "domain" in question_sets:
@@ -367,3 +369,11 @@ def _easiest_questions(ready: Ready, count: int) -> list[Question]:
             questions.append(Question(prompt, reference, list(ids[:start])))
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].reference))
     return [questions[index] for index in sorted(order[:count])]
+
+
+def _sampled_answers(rows: Rows) -> list[str]:
+    """Return the rows' answers, of a large set those of rows at even distances."""
+    every = -(-len(rows) // MAX_TRAINING_ANSWERS) or 1
+    positions = rows.positions[::every]
+    answers: list[str] = Rows(rows.table, positions, rows.table_key).column("answer")
+    return answers

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab import pipeline
 from sft_lab.core import heavy_imports
-from sft_lab.core.blocks import LocalEngine
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import rank, world
@@ -92,7 +91,7 @@ def create_context(run: Run, store: Store | None = None, folder: RunDir | None =
         store or run.store.open(),
         lambda: run.model.tokenizer(context, run.template.special_tokens),
         template_date(folder.manifest) if folder else None,
-        LocalEngine(),
+        run.engine,
     )
     return context
 

@@ -5,6 +5,7 @@ The messages before the prompt are called its prefix.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sft_lab.evaluation.config import Baseline
 
 MAX_EXAMPLE_CHARACTERS = 200  # of an example's prompt, and of its answer: examples cost context
+MAX_EQUAL = 1000  # rows that say the same as an example
 
 Messages = list[dict[str, str]]
 
@@ -32,17 +34,19 @@ def few_shot_prefix(baseline: Baseline, sides: Sides) -> Messages:
     if not baseline.examples:
         return prefix
 
-    held_out_answers = set(map(normalize, sides.held_out_rows.column("answer")))
-    columns = [rows.column(name) for name in ("id", "prompt", "answer", "messages")]
-    candidates = {
+    held_out_answers = {normalize(answer) for (answers,) in sides.held_out_rows.batches("answer") for answer in answers}
+    candidates = (
         (group_hash(f"example:{row_id.split('-', 1)[-1]}"), prompt, answer)
-        for row_id, prompt, answer, messages in zip(*columns, strict=True)
+        for batch in rows.batches("id", "prompt", "answer", "messages")
+        for row_id, prompt, answer, messages in zip(*batch, strict=True)
         if count_answers(messages) == 1
         and 0 < len(prompt) <= MAX_EXAMPLE_CHARACTERS
         and 0 < len(answer) <= MAX_EXAMPLE_CHARACTERS
         and normalize(answer) not in held_out_answers
-    }
-    for _, prompt, answer in sorted(candidates)[: baseline.examples]:
+    )
+    # Equal rows are one example.
+    distinct = (row for row, _ in itertools.groupby(heapq.nsmallest(MAX_EQUAL * baseline.examples, candidates)))
+    for _, prompt, answer in itertools.islice(distinct, baseline.examples):
         prefix += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return prefix
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sft_lab.core.blocks import LocalEngine, RayEngine
 from sft_lab.data.chat_template import Auto, Jinja
 from sft_lab.data.filters import filter_schemas
 from sft_lab.data.mixture import Mixture
@@ -31,6 +32,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "trainer": {"full": Full, "lora": Lora},
     "evaluation": {"evaluation": Evaluation},
     "tracking": {"local": Local, "wandb": Wandb},
+    "engine": {"local": LocalEngine, "ray": RayEngine},
     "launch": {"serial": Serial, "processes": Processes, "slurm": Slurm, "ray": Ray},
 }
 
