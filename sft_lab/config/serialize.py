@@ -96,6 +96,7 @@ def from_saved(saved: Any, source: str) -> Run:
     _refuse_missing_plugins(saved.get("plugins") or {}, source)
 
     config = OmegaConf.structured(Run)
+    saved = {**_ADDED, **saved}
     for name in (name for name in known if name in saved):
         _set_field(config, name, saved[name], f"{source}: {name}")
     if missing := sorted(OmegaConf.missing_keys(config)):
@@ -104,6 +105,9 @@ def from_saved(saved: Any, source: str) -> Run:
         return build(config)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+_ADDED = {"engine": {"kind": "local"}}  # groups that a config lacks which an older version wrote
 
 
 def _refuse_missing_plugins(recorded: Any, source: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.core import records
-from sft_lab.core.errors import FolderError, SourceError
+from sft_lab.core.errors import FolderError, SourceError, UserError
 from sft_lab.core.io import HashingReader, digest, open_file, read_text, write_json, write_text
 from sft_lab.core.locks import distrust, file_lock, holding
 
@@ -100,8 +100,9 @@ class Store:
                 write_json(temporary / RECIPE, {**recipe, "files": _contents(temporary)})
                 self._replace(path, temporary)
                 shutil.rmtree(temporary.with_name(f".{key}.blocks"), ignore_errors=True)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(temporary, ignore_errors=True)
+                self._forget_blocks(stage, key, error)
                 raise
 
         self._verified.add(path)
@@ -137,9 +138,17 @@ class Store:
                 if (known := recipe()) is None:
                     raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
                 entry = self.entry(stage, known, lambda folder: _move_all(temporary, folder))
+            except BaseException as error:
+                self._forget_blocks(stage, name, error)
+                raise
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return replace(entry, seconds=time.monotonic() - began)
+
+    def _forget_blocks(self, stage: str, name: str, error: BaseException) -> None:
+        """Remove the blocks of a result that wrong input has ended: after another end, they go on."""
+        if isinstance(error, UserError):
+            shutil.rmtree(self.root / stage / f".{name}.blocks", ignore_errors=True)
 
     def _begin(self, stage: str, name: str) -> Path:
         """Make a folder to write in, and remove those of dead processes; called under the lock."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab import pipeline
-from sft_lab.core.blocks import Engine, LocalEngine
+from sft_lab.core.blocks import Engine
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.store import Store, default_root
@@ -75,7 +75,7 @@ class Run(Bounded):
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = "???"  # type: ignore[assignment]
     launch: Launcher = "???"  # type: ignore[assignment]
-    engine: Engine = field(default_factory=LocalEngine)
+    engine: Engine = "???"  # type: ignore[assignment]
     store: StoreConfig = field(default_factory=StoreConfig)
     seed: int = bounded(42, at_least=0, below=2**32, limit=f"from 0 to {2**32 - 1}, as numpy requires")
     threads: int | None = bounded(None, at_least=1, limit="at least 1, or null for one per core")
