@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,12 +42,25 @@ def compose_bare(overrides: list[str]) -> Bare:
         OmegaConf.set_struct(config, False)
         config.pop("hydra")
         values: Any = OmegaConf.to_container(config, enum_to_str=True)
+        _drop_added(config, values)
         kinds = {group: kind for group in SCHEMAS if (kind := _kind(group, config, group))}
         for path in ("filter", "split.filter"):
             kinds |= {f"{path}.{name}": _kind("filter", config, f"{path}.{name}") for name in _names(config, path)}
         return Bare(
             kinds, {name: value for name, value in values.items() if name not in ("choices", "plugins")}, choices
         )
+
+
+def _drop_added(node: Any, values: Any) -> None:
+    """Take out what a saved config leaves out: fields added later, at their defaults (see ``params.plain``)."""
+    if not isinstance(node, DictConfig) or not isinstance(values, dict):
+        return
+    schema = OmegaConf.get_type(node)
+    for field in fields(schema) if is_dataclass(schema) else ():
+        if field.metadata.get("added") and values.get(field.name) == field.default:
+            del values[field.name]
+    for name in values:
+        _drop_added(None if OmegaConf.is_missing(node, name) else node[name], values[name])
 
 
 def bare_of(run: Run) -> Bare:

@@ -135,8 +135,7 @@ class Store:
                 compute(temporary)
                 shutil.rmtree(temporary.with_name(f".{name}.blocks"), ignore_errors=True)
                 # Known by now, for the bytes that were read, even if the file has changed since.
-                if (known := recipe()) is None:
-                    raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
+                known = _required(recipe(), stage)
                 entry = self.entry(stage, known, lambda folder: _move_all(temporary, folder))
             except BaseException as error:
                 self._forget_blocks(stage, name, error)
@@ -389,6 +388,12 @@ def _file_recipe(file: Path, state: os.stat_result) -> dict[str, Any]:
 def _recipe_of_files(files: Sequence[Path], states: Iterable[os.stat_result]) -> dict[str, Any]:
     recipes = [_file_recipe(file, state) for file, state in zip(files, states, strict=True)]
     return recipes[0] if len(recipes) == 1 else {"files": digest(recipes)}
+
+
+def _required(recipe: dict[str, Any] | None, stage: str) -> dict[str, Any]:
+    if recipe is None:
+        raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
+    return recipe
 
 
 def _move_all(source: Path, target: Path) -> None:
