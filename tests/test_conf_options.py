@@ -23,7 +23,8 @@ CONF, EXPERIMENTS = shipped("conf"), shipped("experiments")
 
 # How many options there are at least. Deleting one is a decision, made here too.
 COUNTS = {
-    "dataset": 6, "decontaminate": 1, "dedup": 4, "dedup/embedder": 7, "evaluation": 1, "filter": 6, "launch": 4, "engine": 2,
+    "dataset": 6, "decontaminate": 1, "dedup": 4, "dedup/embedder": 7, "evaluation": 1, "filter": 6, "launch": 4,
+    "engine": 2,
     "model": 7, "split": 3, "split/filter": 4, "template": 8, "tracking": 2, "trainer": 5, "experiment": 6,
 }  # fmt: skip
 
