@@ -35,7 +35,8 @@ from common import MINILM, STARTER, Goals, answers, machine, measure
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.store import Store
-from sft_lab.dedup.embed import _precision, embed
+from sft_lab.dedup.embed import embed
+from sft_lab.dedup.encode import precision
 from sft_lab.dedup.select import Keep, representatives
 from sft_lab.dedup.texts import Texts, nodes_of
 from sft_lab.dedup.vector_search import build
@@ -114,7 +115,7 @@ def main() -> None:
             del contenders["encode"]
         seconds = measure(contenders, arguments.rounds, warm_up=False)
 
-    print(f"{len(texts)} answers, {len(set(texts))} different; ours in {_precision()}")
+    print(f"{len(texts)} answers, {len(set(texts))} different; ours in {precision()}")
     for name, times in seconds.items():
         rates = sorted(len(texts) / time for time in times)
         print(f"  {name:7} {statistics.median(rates):6.1f} texts/s, from {rates[0]:.1f} to {rates[-1]:.1f}")

@@ -159,7 +159,7 @@ def check(vectors: np.ndarray, floor: float, index: faiss.IndexFlatIP) -> tuple[
 def recall(exact: NeighborGraph, approximate: NeighborGraph, size: int, goals: Goals) -> None:
     """Hold the share of the exact pairs that the inverted file has against its goal."""
     assert approximate.sample is not None
-    for threshold in (exact.floor, 0.8, 0.9, 0.95):
+    for threshold in sorted({exact.floor, 0.8, 0.9, 0.95}):
         pairs, hits = approximate.sample.at(threshold)
         share = len(approximate.at(threshold).left) / max(1, len(exact.at(threshold).left))
         print(

@@ -110,7 +110,7 @@ class Decontaminate(Bounded):
         entry = context.stage(
             "decontaminate", recipe, lambda folder: self._compare(train, held_out, against, context).save(folder)
         )
-        selection = Selection.load(entry.path)
+        selection = Selection.load(entry.path, train.ids)
         near = len(selection.reason) - int(selection.kept.sum())
         if near and self.action is Action.fail:
             reasons = ("near_held_out", "equals_held_out", "near_benchmark", "equals_benchmark")
@@ -138,9 +138,8 @@ class Decontaminate(Bounded):
             if self.method is Method.none or not len(rows) or not size:
                 continue
             best, match, equal = self._nearest(Texts.of(train, on), Texts.of(rows, on), context)
-            ids = rows.column("id")
             for index in np.flatnonzero(best > 0).tolist():
-                score[index], nearest[index] = best[index], ids[match[index]]
+                score[index], nearest[index] = best[index], rows.ids[int(match[index])]
                 reasons[index] = f"{'equals' if equal[index] else 'near'}_{side}"
         return Selection.of(train, reasons, score, nearest)
 

@@ -7,13 +7,10 @@ vectors. A stage gets them gathered into a memory-mapped file.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
-import queue
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,13 +28,13 @@ from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import missing_package, package_path, saved_path
 from sft_lab.core.store import RECIPE
 from sft_lab.core.text import scripts
+from sft_lab.dedup.encode import encode_texts, precision
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sft_lab.dedup.texts import Texts
 
-SMALL = 2**30  # bytes of weights; a larger embedder is not copied for a second thread
 LARGE = 2**20  # bytes; the hash of a larger file is kept, since each stage that compares texts needs it
 BLOCK = 2048  # texts; the most work a killed run loses
 VERSION = 2
@@ -96,8 +93,8 @@ class Embedder(Bounded):
 
     def key(self) -> str:
         """Return a key of what decides the vectors: the model, prompt, and precision or distillation."""
-        precision = ["static", STATIC_VERSION, self.distill] if self.distill else _precision()
-        return digest([VERSION, self._content(), self.prompt, precision])
+        method = ["static", STATIC_VERSION, self.distill] if self.distill else precision()
+        return digest([VERSION, self._content(), self.prompt, method])
 
     def _content(self) -> str | dict[str, str]:
         """Return the hash of each file of a folder, or the commit of a model on the Hub."""
@@ -189,14 +186,6 @@ def _sha256_of_large(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG0
     return sha256_file(file)
 
 
-def _precision() -> str:
-    import torch
-
-    from sft_lab.core.hardware import fast_bf16
-
-    return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
-
-
 def embed(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray:
     """Return the unit vector of each text: float32, shape (texts, dim), memory-mapped; zero for a text without tokens.
 
@@ -211,7 +200,7 @@ def embed(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray
         stored = _stored(context, key, hashes)
         missing = stored.block < 0
         if missing.any():
-            method = "with a static embedder" if embedder.distill else f"in {_precision()}"
+            method = "with a static embedder" if embedder.distill else f"in {precision()}"
             log.info("embed: %d of %d texts are new, embedding them %s", missing.sum(), len(texts), method)
             _embed_blocks(texts.take(first[missing]), embedder, key, context)
             stored = _stored(context, key, hashes)
@@ -242,9 +231,9 @@ def _stored(context: StageContext, key: str, hashes: np.ndarray) -> _Stored:
         if read_json(recipe)["params"]["embedder"] != key or not len(hashes):
             continue
         names = np.frombuffer(bytes.fromhex((recipe.parent / "hashes.txt").read_text()), hashes.dtype)
-        place = np.searchsorted(hashes, names).clip(max=len(hashes) - 1)
-        row = np.flatnonzero(hashes[place] == names)
-        stored.block[place[row]], stored.row[place[row]] = len(stored.blocks), row
+        index = np.searchsorted(hashes, names).clip(max=len(hashes) - 1)
+        row = np.flatnonzero(hashes[index] == names)
+        stored.block[index[row]], stored.row[index[row]] = len(stored.blocks), row
         stored.blocks.append(recipe.parent)
     return stored
 
@@ -292,7 +281,7 @@ def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageCont
             names = hex_names(part.hashes)
 
             def compute(folder: Path, part: Texts = part, block: np.ndarray = block, names: list[str] = names) -> None:
-                vectors = _encode(model, list(part), lengths[block].tolist(), embedder, done)
+                vectors = encode_texts(model, list(part), lengths[block].tolist(), embedder, done)
                 np.save(folder / "vectors.npy", vectors)
                 (folder / "hashes.txt").write_text("\n".join(names))
 
@@ -317,67 +306,3 @@ def _lengths(model: Any, texts: Texts, prompt: str) -> np.ndarray:
     if cut:
         log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(lengths), limit)
     return np.minimum(lengths, limit).astype(np.int64)
-
-
-def _batches(lengths: list[int], budget: int) -> list[slice]:
-    """Split descending lengths into batches that fit the token budget, padding included; at least one text each."""
-    batches, start = [], 0
-    while start < len(lengths):
-        stop = start + max(1, budget // max(1, lengths[start]))
-        batches.append(slice(start, min(stop, len(lengths))))
-        start = stop
-    return batches
-
-
-def _encode(
-    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
-) -> np.ndarray:
-    """Return the unit vectors of texts sorted by descending length: float32, shape (texts, dim)."""
-    import numpy as np
-
-    from sft_lab.dedup import static
-
-    if module := static.static_module(model):
-        vectors = static.encode(module, texts, embedder.prompt)
-        done(len(texts))
-    else:
-        vectors = _encode_in_batches(model, texts, lengths, embedder, done)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
-
-
-def _encode_in_batches(
-    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
-) -> np.ndarray:
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-    import torch
-
-    # The matrices of a small embedder are too small to split over two cores: on a CPU, two threads encode a batch
-    # each. Each thread has its own copy of the model, since a tokenizer must not be used by two threads at once.
-    threads = torch.get_num_threads()
-    share = model.device.type == "cpu" and threads > 1 and sum(p.nbytes for p in model.parameters()) < SMALL
-    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for copied in (model, copy.deepcopy(model)) if share else (model,):
-        free.put(copied)
-
-    def encode(batch: slice) -> np.ndarray:
-        own, some = free.get(), texts[batch]
-        try:
-            if share:
-                torch.set_num_threads(max(1, threads // 2))
-            with torch.autocast(own.device.type, torch.bfloat16, enabled=_precision() == "bf16"):
-                # The model's own encode, which applies its prompts, pooling and other modules.
-                raw = own.encode(some, prompt=embedder.prompt or None, batch_size=len(some), show_progress_bar=False)
-        finally:
-            free.put(own)
-        done(len(some))
-        return np.asarray(raw, np.float32)
-
-    batches = _batches(lengths, embedder.batch_tokens)
-    try:
-        with ThreadPoolExecutor(2 if share else 1) as pool:
-            return np.concatenate(list(pool.map(encode, batches)))
-    finally:
-        torch.set_num_threads(threads)

@@ -29,9 +29,11 @@ def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: K
     lengths = np.fromiter(map(len, answers), np.int64, len(rows))
     kept, nearest, score = representatives(graph, node_of_row, lengths, keep)
     same = node_of_row == node_of_row[nearest]  # -1 indexes the last row, and is not used
-    reason = np.where(kept, "", np.where(same, "duplicate", "near_duplicate")).tolist()
-    ids = rows.column("id")
-    return Selection.of(rows, reason, score, ["" if row < 0 else ids[row] for row in nearest.tolist()])
+    code = np.where(kept, 0, np.where(same, 1, 2))
+    reason = np.array(["", "duplicate", "near_duplicate"], object)[code].tolist()
+    nearest_ids = np.full(len(rows), "", object)
+    nearest_ids[~kept] = list(rows.ids.select(nearest[~kept]))
+    return Selection.of(rows, reason, score, nearest_ids.tolist())
 
 
 def representatives(

@@ -103,7 +103,7 @@ def static_module(model: Any) -> StaticEmbedding | None:
     return model[0] if isinstance(model[0], StaticEmbedding) else None
 
 
-def encode(module: StaticEmbedding, texts: list[str], prompt: str) -> np.ndarray:
+def mean_vectors(module: StaticEmbedding, texts: list[str], prompt: str) -> np.ndarray:
     """Return the mean of the vectors of each text's tokens: float32, shape (texts, dim); zero without a token.
 
     What ``SentenceTransformer.encode`` does, without sorting, small batches and the offsets of tokens.

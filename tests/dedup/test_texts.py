@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lab.core.context import StageContext
@@ -31,6 +31,7 @@ def rows_of(answers: list[str]) -> Rows:
     return Rows.of(datasets.Dataset.from_dict({"prompt": prompts, "answer": answers}, features))
 
 
+@settings(deadline=None)
 @given(ANSWERS, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_batches_are_the_texts_in_order(answers: list[str], size: int, random: object) -> None:
     rows = rows_of(answers)
@@ -45,6 +46,7 @@ def test_batches_are_the_texts_in_order(answers: list[str], size: int, random: o
     assert (view.take(kept).hashes == view.hashes[kept]).all()
 
 
+@settings(deadline=None)
 @given(ANSWERS)
 def test_a_node_is_what_is_equal_when_normalized(answers: list[str]) -> None:
     distinct, node_of_text = nodes_of(Texts.of_list(answers))

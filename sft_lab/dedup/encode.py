@@ -1,0 +1,87 @@
+"""Encoding: the texts of a block through an embedder."""
+
+from __future__ import annotations
+
+import copy
+import queue
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core.hardware import fast_bf16
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sft_lab.dedup.embed import Embedder
+
+SMALL = 2**30  # bytes of weights; a larger embedder is not copied for a second thread
+
+
+def precision() -> str:
+    """Return the precision that an embedder works in on this machine: bf16 where the hardware is fast at it."""
+    import torch
+
+    return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
+
+
+def batches(lengths: list[int], budget: int) -> list[slice]:
+    """Split descending lengths into batches that fit the token budget, padding included; at least one text each."""
+    slices, start = [], 0
+    while start < len(lengths):
+        stop = start + max(1, budget // max(1, lengths[start]))
+        slices.append(slice(start, min(stop, len(lengths))))
+        start = stop
+    return slices
+
+
+def encode_texts(
+    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
+) -> np.ndarray:
+    """Return the unit vectors of texts sorted by descending length: float32, shape (texts, dim)."""
+    import numpy as np
+
+    from sft_lab.dedup import static
+
+    if module := static.static_module(model):
+        vectors = static.mean_vectors(module, texts, embedder.prompt)
+        done(len(texts))
+    else:
+        vectors = _encode_in_batches(model, texts, lengths, embedder, done)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def _encode_in_batches(
+    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
+) -> np.ndarray:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    import torch
+
+    # The matrices of a small embedder are too small to split over two cores: on a CPU, two threads encode a batch
+    # each. Each thread has its own copy of the model, since a tokenizer must not be used by two threads at once.
+    threads = torch.get_num_threads()
+    share = model.device.type == "cpu" and threads > 1 and sum(p.nbytes for p in model.parameters()) < SMALL
+    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for copied in (model, copy.deepcopy(model)) if share else (model,):
+        free.put(copied)
+
+    def encode(batch: slice) -> np.ndarray:
+        own, some = free.get(), texts[batch]
+        try:
+            if share:
+                torch.set_num_threads(max(1, threads // 2))
+            with torch.autocast(own.device.type, torch.bfloat16, enabled=precision() == "bf16"):
+                # The model's own encode, which applies its prompts, pooling and other modules.
+                raw = own.encode(some, prompt=embedder.prompt or None, batch_size=len(some), show_progress_bar=False)
+        finally:
+            free.put(own)
+        done(len(some))
+        return np.asarray(raw, np.float32)
+
+    try:
+        with ThreadPoolExecutor(2 if share else 1) as pool:
+            return np.concatenate(list(pool.map(encode, batches(lengths, embedder.batch_tokens))))
+    finally:
+        torch.set_num_threads(threads)
