@@ -19,6 +19,7 @@ import numpy as np
 
 from sft_lab.core import parquet
 from sft_lab.core.errors import SourceError
+from sft_lab.core.mapped import release, rows_between_releases
 from sft_lab.core.text import On, content_group
 
 if TYPE_CHECKING:
@@ -85,10 +86,7 @@ class Rows:
 
     def batches(self, *names: str, size: int = BATCH) -> Iterator[tuple[list[Any], ...]]:
         """Yield the values of some columns, ``size`` rows at a time, for texts that do not fit into memory together."""
-        columns = [self.table.data.column(name) for name in names]
-        for start in range(0, len(self), size):
-            positions = self.positions[start : start + size]
-            yield tuple(gather(column, positions).to_pylist() for column in columns)
+        yield from value_batches([self.table.data.column(name) for name in names], self.positions, size)
 
     def text_batches(self, on: On, size: int = BATCH) -> Iterator[list[str]]:
         """Yield the text of each row that is judged or compared, ``size`` rows at a time."""
@@ -118,6 +116,20 @@ class Rows:
     def take(self, kept: np.ndarray) -> Rows:
         """Return the view of the rows for which ``kept`` (bool, shape (rows,)) is true."""
         return Rows(self.table, self.positions[kept], self.table_key)
+
+
+def value_batches(
+    columns: Sequence[pa.ChunkedArray], positions: np.ndarray, size: int
+) -> Iterator[tuple[list[Any], ...]]:
+    """Yield the values of some columns, ``size`` positions at a time; little of a mapped table stays resident."""
+    pause, read = rows_between_releases(columns), 0
+    for start in range(0, len(positions), size):
+        part = positions[start : start + size]
+        yield tuple(gather(column, part).to_pylist() for column in columns)
+        read += len(part)
+        if read >= pause:
+            release(columns)
+            read = 0
 
 
 def _completed(source: Dataset) -> Dataset:

@@ -104,6 +104,7 @@ class _Candidates:
         """Return the shingles of at least these nodes; those of earlier calls are kept while they fit."""
         if sum(hashes.nbytes for hashes in self._sets.values()) > KEPT_BYTES:
             self._sets.clear()
+            self._texts.release()
         missing = np.array([node for node in nodes.tolist() if node not in self._sets], np.int64)
         for node, text in zip(missing.tolist(), self._texts.take(missing), strict=True):
             self._sets[node] = shingles(text, self._ngram)

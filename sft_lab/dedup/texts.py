@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_lab.core.mapped import release
+from sft_lab.core.rows import value_batches
 from sft_lab.core.text import On, normalize
 
 if TYPE_CHECKING:
@@ -69,11 +71,12 @@ class Texts:
     def batches(self, size: int | None = None) -> Iterator[list[str]]:
         """Yield the texts, ``size`` at a time; None: ``BATCH``."""
         size = size or BATCH
-        for start in range(0, len(self), size):
-            positions = self._positions[start : start + size].tolist()
-            # Value by value: ``take`` from a column of many chunks joins all of them first (pyarrow 26).
-            values = [[column[position].as_py() for position in positions] for column in self._columns]
+        for values in value_batches(self._columns, self._positions, size):
             yield values[0] if len(values) == 1 else ["\n".join(parts) for parts in zip(*values, strict=True)]
+
+    def release(self) -> None:
+        """Give back the memory of texts that were read from a mapped file."""
+        release(self._columns)
 
     @cached_property
     def hashes(self) -> np.ndarray:
