@@ -122,7 +122,9 @@ def value_batches(
     columns: Sequence[pa.ChunkedArray], positions: np.ndarray, size: int
 ) -> Iterator[tuple[list[Any], ...]]:
     """Yield the values of some columns, ``size`` positions at a time; little of a mapped table stays resident."""
-    pause, read = rows_between_releases(columns), 0
+    # A single batch is not worth the sum over all chunks.
+    pause = rows_between_releases(columns) if len(positions) > size else size + 1
+    read = 0
     for start in range(0, len(positions), size):
         part = positions[start : start + size]
         yield tuple(gather(column, part).to_pylist() for column in columns)

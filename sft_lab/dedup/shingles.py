@@ -78,6 +78,7 @@ class _Candidates:
         # The count of agreeing numbers is binomial; a minimum removes most of the chance candidates.
         self._agreeing = math.ceil(floor * num_perm - DEVIATIONS * math.sqrt(floor * (1 - floor) * num_perm))
         self._sets: dict[int, np.ndarray] = {}
+        self._kept_bytes = 0
 
     def pairs(self) -> Pairs:
         """Yield left and right nodes, left the lower of the two."""
@@ -102,12 +103,14 @@ class _Candidates:
 
     def _sets_of(self, nodes: np.ndarray) -> dict[int, np.ndarray]:
         """Return the shingles of at least these nodes; those of earlier calls are kept while they fit."""
-        if sum(hashes.nbytes for hashes in self._sets.values()) > KEPT_BYTES:
+        if self._kept_bytes > KEPT_BYTES:
             self._sets.clear()
+            self._kept_bytes = 0
             self._texts.release()
         missing = np.array([node for node in nodes.tolist() if node not in self._sets], np.int64)
         for node, text in zip(missing.tolist(), self._texts.take(missing), strict=True):
             self._sets[node] = shingles(text, self._ngram)
+            self._kept_bytes += self._sets[node].nbytes
         return self._sets
 
 
