@@ -73,8 +73,8 @@ class _Candidates:
 
     def __init__(self, texts: Texts, ngram: int, num_perm: int, floor: float, first: int | None = None) -> None:
         self._texts, self._ngram, self._first = texts, ngram, first
-        self._signatures = _signatures(texts, ngram, num_perm)
-        self._keys = _band_keys(self._signatures, band_rows(num_perm, floor))
+        self._signatures = signatures_of(texts, ngram, num_perm)
+        self._keys = band_keys(self._signatures, band_rows(num_perm, floor))
         # The count of agreeing numbers is binomial; a minimum removes most of the chance candidates.
         self._agreeing = math.ceil(floor * num_perm - DEVIATIONS * math.sqrt(floor * (1 - floor) * num_perm))
         self._sets: dict[int, np.ndarray] = {}
@@ -82,7 +82,7 @@ class _Candidates:
 
     def pairs(self) -> Pairs:
         """Yield left and right nodes, left the lower of the two."""
-        for all_left, all_right in _pairs_of(self._keys):
+        for all_left, all_right in pairs_of(self._keys):
             for start in range(0, len(all_left), LARGE_BLOCK):
                 left, right = all_left[start : start + LARGE_BLOCK], all_right[start : start + LARGE_BLOCK]
                 wanted = (self._signatures[left] == self._signatures[right]).sum(axis=1) >= self._agreeing
@@ -145,7 +145,7 @@ def _mixed(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _signatures(texts: Texts, ngram: int, num_perm: int) -> np.ndarray:
+def signatures_of(texts: Texts, ngram: int, num_perm: int) -> np.ndarray:
     """Return MinHash signatures: uint32, shape (texts, num_perm); P(two numbers agree) is the Jaccard similarity."""
     from rensa import RMinHash
 
@@ -160,7 +160,7 @@ def _signatures(texts: Texts, ngram: int, num_perm: int) -> np.ndarray:
     return signatures
 
 
-def _band_keys(signatures: np.ndarray, rows: int) -> np.ndarray:
+def band_keys(signatures: np.ndarray, rows: int) -> np.ndarray:
     """Return one key for each band of ``rows`` numbers of a signature: uint64, shape (texts, bands)."""
     bands = signatures.shape[1] // rows
     keys = np.zeros((len(signatures), bands), np.uint64)
@@ -171,7 +171,7 @@ def _band_keys(signatures: np.ndarray, rows: int) -> np.ndarray:
     return keys
 
 
-def _pairs_of(keys: np.ndarray) -> Pairs:
+def pairs_of(keys: np.ndarray) -> Pairs:
     """Yield the pairs with an equal key in some band, each in the first such band only; left is the lower node."""
     for band in range(keys.shape[1]):
         order = np.argsort(keys[:, band], kind="stable")

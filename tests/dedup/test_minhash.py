@@ -105,8 +105,8 @@ def test_pairs_near_the_floor_are_found_and_none_below() -> None:
 def test_the_chance_to_miss_a_pair_is_what_is_stated(rows_in_band: int) -> None:
     """Of 2,000 pairs with a Jaccard of 0.70 none, 7%, 37% and 86% share no band: the formula, within 4 deviations."""
     texts = made_pairs(2000, 0.8276)
-    keys = sets._band_keys(sets._signatures(Texts.of_list(texts), NGRAM, NUM_PERM), rows_in_band)
-    found = sum(int((right - left == 1).sum()) for left, right in sets._pairs_of(keys))
+    keys = sets.band_keys(sets.signatures_of(Texts.of_list(texts), NGRAM, NUM_PERM), rows_in_band)
+    found = sum(int((right - left == 1).sum()) for left, right in sets.pairs_of(keys))
     chance = missed(NUM_PERM, rows_in_band, 0.703)
     assert abs((2000 - found) / 2000 - chance) <= 4 * math.sqrt(chance * (1 - chance) / 2000) + 1 / 2000
 
@@ -119,7 +119,7 @@ def test_bands_are_as_wide_as_the_chance_to_miss_allows() -> None:
 
 def test_each_pair_is_a_candidate_once() -> None:
     keys = np.array([[1, 5, 0], [1, 5, 1], [2, 5, 1], [1, 6, 2]], np.uint64)
-    pairs = [pair for left, right in sets._pairs_of(keys) for pair in zip(left.tolist(), right.tolist(), strict=True)]
+    pairs = [pair for left, right in sets.pairs_of(keys) for pair in zip(left.tolist(), right.tolist(), strict=True)]
     assert sorted(pairs) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
 
 
