@@ -15,7 +15,7 @@ from sft_lab.core.ratio import share
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.data.encoding import Encoded, encode, tokenize
 from sft_lab.data.split import Sides, Split, group_hash
-from sft_lab.data.waterfall import Sources, Waterfall
+from sft_lab.data.waterfall import Sources, Waterfall, log_stage
 
 if TYPE_CHECKING:
     import datasets
@@ -108,7 +108,9 @@ class Preparation:
                 "docs/data.md has the row formats"
             )
         self._loaded = loaded.rows
+        loading = self._context.take_new_entries()
         tokens = self._context.token_counts(loaded.rows).sum(axis=1)
+        encoding = self._context.take_new_entries()
         sources = Sources.of(loaded.rows)
         self.flow = Waterfall(self._context, tokens, sources)
         self.held_out_flow = Waterfall(self._context, tokens, sources, side="held out")
@@ -116,8 +118,12 @@ class Preparation:
         self.sides = sides = split(loaded.rows, self._context, surplus)
         position_of_record = np.full(len(loaded.selection.ids), -1)
         position_of_record[loaded.record_of_row] = np.arange(len(loaded.rows))
-        self.flow.record("load", _with_limit(loaded, sides.side), position_of_record)
+        self.flow.record("load", _with_limit(loaded, sides.side), position_of_record, loading)
         log.info("load: %d groups by %s", loaded.groups, loaded.grouped_by)
+        for entry in encoding:
+            amount = f"{int(tokens.sum()):,} tokens" if entry.stage in ("encode", "tokens") else "converted"
+            if entry.stage != "model" or not entry.hit:
+                log_stage(entry.stage, [entry], amount)
         within_limit = np.flatnonzero(np.array(sides.side.reason, object) != "over_limit")
         self.flow.record("split", sides.side.take(within_limit), within_limit)
         self.held_out_flow.record("split", sides.held_out_selection, sides.held_out_rows.positions)

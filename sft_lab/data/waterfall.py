@@ -18,6 +18,7 @@ from sft_lab.core.log import log
 if TYPE_CHECKING:
     from sft_lab.core.rows import Rows, Selection
     from sft_lab.core.run_dir import RunDir
+    from sft_lab.core.store import Entry
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Waterfall:
 
     def __init__(self, context: StageContext, tokens: np.ndarray, sources: Sources, side: str = "") -> None:
         self.stages: list[dict[str, Any]] = []
-        self._bench = context
+        self._context = context
         self._tokens = tokens
         self._sources = sources
         self._side = side
@@ -69,13 +70,16 @@ class Waterfall:
         self.record(stage, selection, rows.positions)
         return rows.take(selection.kept)
 
-    def record(self, stage: str, selection: Selection, positions: np.ndarray) -> None:
+    def record(
+        self, stage: str, selection: Selection, positions: np.ndarray, entries: list[Entry] | None = None
+    ) -> None:
         """Record a stage's selection and log its line.
 
         Args:
             stage: its name.
             selection: what it decided.
             positions: of those rows in the table: int64, shape (rows,); -1 for a record that load could not use.
+            entries: the stored results it made or used; None: all that nobody has taken yet.
         """
         is_row = positions >= 0
         tokens = np.where(is_row, self._tokens[positions], 0) if len(self._tokens) else np.zeros(len(positions), int)
@@ -92,7 +96,7 @@ class Waterfall:
             }
         )
         self._dropped.append(_dropped(stage, selection))
-        self._log(stage, selection)
+        self._log(stage, selection, self._context.take_new_entries() if entries is None else entries)
 
     def _by_source(self, positions: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
         """Rows of each source in a mixture; a record that load could not use is of none."""
@@ -110,17 +114,11 @@ class Waterfall:
         }
         return {"sources": rows} if rows else {}
 
-    def _log(self, stage: str, selection: Selection) -> None:
-        new = self._bench.take_new_entries()
-        how = "" if not new else "stored" if all(entry.hit for entry in new) else "computed"
-        key = new[-1].key[:8] if new else ""
-        seconds = sum(entry.seconds for entry in new)
+    def _log(self, stage: str, selection: Selection, entries: list[Entry]) -> None:
         name = f"{stage} ({self._side})" if self._side else stage
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped.items())
         kept, seen = f"{int(selection.kept.sum()):,}", f"{len(selection.ids):,}"
-        line = f"{name:<24} {key:<8} {how:<8} kept {kept:>6} of {seen:>6}  {seconds:5.1f} s  {reasons}"
-        # Where several processes train, the stages were told by the one that filled the store.
-        log.log(logging.INFO if rank() is None else logging.DEBUG, "%s", line.rstrip())
+        log_stage(name, entries, f"kept {kept:>6} of {seen:>6}", reasons)
 
     def dropped(self) -> pa.Table:
         """Return every dropped row, stage by stage, with the columns of ``dropped.parquet``."""
@@ -138,6 +136,16 @@ def _dropped(stage: str, selection: Selection) -> pa.Table:
         "nearest": [selection.nearest[index] for index in gone],
     }
     return pa.table(columns, schema=parquet.arrow_schema(parquet.DROPPED))
+
+
+def log_stage(name: str, entries: list[Entry], amount: str, remark: str = "") -> None:
+    """Log a stage's line: whether its results were computed, what it did, how long it took."""
+    how = "" if not entries else "stored" if all(entry.hit for entry in entries) else "computed"
+    key = entries[-1].key[:8] if entries else ""
+    seconds = sum(entry.seconds for entry in entries)
+    line = f"{name:<24} {key:<8} {how:<8} {amount}  {seconds:5.1f} s  {remark}"
+    # Where several processes train, the one that filled the store has logged the stages.
+    log.log(logging.INFO if rank() is None else logging.DEBUG, "%s", line.rstrip())
 
 
 def write(folder: RunDir, train: Waterfall, held_out: Waterfall) -> None:

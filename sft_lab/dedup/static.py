@@ -93,7 +93,8 @@ def load(folder: Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-    return SentenceTransformer(modules=[StaticEmbedding.load(str(folder))], device="cpu")
+    module = StaticEmbedding.load(str(folder))
+    return SentenceTransformer(modules=[module], device="cpu", trust_remote_code=False)
 
 
 def static_module(model: Any) -> StaticEmbedding | None:
