@@ -112,7 +112,7 @@ def test_the_bundled_one_tells_topics_apart(context: StageContext) -> None:
              "The capital of France is Paris.", "Whisk one part vinegar into three parts oil."]  # fmt: skip
     cosines = vectors(texts, embedder, context) @ vectors(texts, embedder, context).T
     assert cosines[0, 1] > 0.6
-    assert cosines[0, 2:].max() < 0.3
+    assert cosines[0, 2:].max() < 0.4
 
 
 def test_store_keeps_its_recipe(teacher: Embedder, context: StageContext, tmp_path: Path) -> None:
