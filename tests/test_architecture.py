@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,6 +244,90 @@ def test_nothing_is_printed():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert calls == []
+
+
+# Names that say nothing of what they hold. A name says the noun: record, message, job, path, ids, matches.
+BANNED = """
+found told tell tells said say says saying asked ask asks asking shown given made went
+one ones others another mine whole word words
+place placed places where here there then look looks looked looking well effort
+few many more most least some what who whom whose why how
+"""
+# Each of these rooms has the options of its own part of a run, and its name says whose: ``training.config``.
+SHARED_MODULE_NAMES = {"config": ["evaluation.config", "run.config", "tracking.config", "training.config"]}
+# Private members of libraries that offer no public way; the reason stands beside each.
+PRIVATE_ACCESS = {"data.clock", "training.trl_trainer"}
+
+
+def bindings(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield every name that a module binds, with its line."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name, node.lineno
+            case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name, node.lineno
+            case ast.ClassDef(name=name) | ast.alias(asname=str(name)) | ast.ExceptHandler(name=str(name)):
+                yield name, node.lineno
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+                yield name, node.lineno
+
+
+def is_banned(name: str) -> bool:
+    return name.strip("_").lower() in BANNED.split()
+
+
+def test_a_name_says_what_it_holds():
+    wrong = [
+        f"{module}:{line} {name}"
+        for module, tree in MODULES.items()
+        for name, line in bindings(tree)
+        if is_banned(name)
+    ]
+    wrong += [module for module in MODULES if any(map(is_banned, module.split(".")))]
+    assert wrong == []
+
+
+def test_the_names_are_seen_wherever_they_are_bound():
+    """The walk sees each kind of binding, so that the test above can fail."""
+    source = """
+import json as found
+class Said: pass
+def told(asked, *ones, **words):
+    for whole in (place := asked): pass
+    with place as _where: pass
+    try: pass
+    except OSError as effort: pass
+    match asked:
+        case [well, *others]: pass
+        case {"a": look, **went}: pass
+    self.says = [shown for shown in ones]
+    return lambda given: given
+async def tell(): made: int = 1
+"""
+    expected = (
+        "found said told asked ones words whole place where effort well others look went says shown given tell made"
+    )
+    assert {name.strip("_").lower() for name, _ in bindings(ast.parse(source)) if is_banned(name)} == {
+        *expected.split()
+    }
+
+
+def test_no_two_things_share_a_name():
+    """Public classes, and modules by file name."""
+    names: dict[str, list[str]] = {}
+    for module, tree in MODULES.items():
+        if not (PACKAGE / Path(*module.split("."))).is_dir():
+            names.setdefault(module.rpartition(".")[2], []).append(module)
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                names.setdefault(node.name, []).append(module)
+    assert {name: holders for name, holders in names.items() if len(holders) > 1} == SHARED_MODULE_NAMES
+
+
+def test_private_members_of_libraries_are_used_in_few_files():
+    files = {file for file in PACKAGE.rglob("*.py") if "SLF001" in file.read_text(encoding="utf-8")}
+    assert {".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files} == PRIVATE_ACCESS
 
 
 def test_the_public_names():

@@ -6,7 +6,7 @@
 
 from sft_lab.compare.analyze import Comparison, analyze
 from sft_lab.compare.collect import collect_jobs
-from sft_lab.compare.table import print_comparison
+from sft_lab.compare.job_table import print_comparison
 from sft_lab.compare.write import write_comparison
 
 __all__ = ["Comparison", "analyze", "collect_jobs", "print_comparison", "write_comparison"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from sft_lab.compare import charts, claims, table
+from sft_lab.compare import charts, claims, job_table
 from sft_lab.compare.axes import SEED, format_value, short_names, sort_values
 from sft_lab.compare.charts import JobMark
 from sft_lab.compare.collect import ComparedJob
@@ -91,14 +91,14 @@ def _content(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "notes": claims.notes(comparison),
         "axes": axes,
         "first_axis": _axis_to_color_by(comparison),
-        "columns": list(table.COLUMNS),
+        "columns": list(job_table.COLUMNS),
         "rows": [
             {
                 "row": row,
                 "classes": marks.classes(row.job) if row.job else "",
                 "report": _report_link(row.job, folder) if row.job else "",
             }
-            for row in table.build_rows(comparison)
+            for row in job_table.build_rows(comparison)
         ],
         "tones": {name.replace("_", " "): tone for name, (tone, _) in VERDICTS.items()},
         "hovered_jobs": list(marks.keys.values()) if len(jobs) <= MAX_HOVERED else [],

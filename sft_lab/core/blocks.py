@@ -258,7 +258,7 @@ def run_blocks(
     """
     first = list(itertools.islice(payloads, 2))
     is_shared = engine.size > 1 and len(first) > 1
-    workers = engine.executor(work) if is_shared else nullcontext(_here(work))
+    workers = engine.executor(work) if is_shared else nullcontext(_submit_inline(work))
     ahead = 2 * engine.size if is_shared else 0
     progress = _Progress(label)
     waiting: deque[tuple[int, Path, Pending | None]] = deque()
@@ -268,7 +268,7 @@ def run_blocks(
                 name = _name(payload)
                 path = folder / f"{number:07d}-{name or os.getpid()}.arrow"
                 # Data nested too deeply to be named or sent stays in this process.
-                hand_over = submit if name else _here(work)
+                hand_over = submit if name else _submit_inline(work)
                 waiting.append((rows, path, None if name and path.exists() else hand_over(payload, path)))
                 if len(waiting) > ahead:
                     yield _finished(*waiting.popleft(), progress)
@@ -281,7 +281,7 @@ def run_blocks(
         ) from error
 
 
-def _here(work: Work) -> Submit:
+def _submit_inline(work: Work) -> Submit:
     def submit(payload: Any, path: Path) -> Pending:
         done: Future[None] = Future()
         write_block(work, payload, path)
@@ -313,13 +313,13 @@ class _Progress:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._began = self._said = time.monotonic()
+        self._began = self._last_logged = time.monotonic()
         self._rows = 0
 
     def add(self, rows: int) -> None:
         self._rows += rows
         now = time.monotonic()
-        if now - self._said >= TELL_EVERY:
-            self._said = now
+        if now - self._last_logged >= TELL_EVERY:
+            self._last_logged = now
             rate = self._rows / (now - self._began)
             log.info("%s: %s rows, %s rows/s", self._label, f"{self._rows:,}", f"{rate:,.0f}")

@@ -93,12 +93,12 @@ def finite(content: Any) -> Any:
     return content
 
 
-def open_file(path: Path, most: int | None = None, inside: Path | None = None) -> BinaryIO:
+def open_file(path: Path, max_bytes: int | None = None, inside: Path | None = None) -> BinaryIO:
     """Open a file of a run folder or of the store, which may be a stranger's: opening a pipe would hang.
 
     Args:
         path: of the file; its folder may itself be reached through a link.
-        most: limit of its size in bytes; None for files that are not read into memory at once.
+        max_bytes: limit of its size in bytes; None for files that are not read into memory at once.
         inside: the folder that links must not lead out of; None for the folder of the file.
 
     Raises:
@@ -112,22 +112,26 @@ def open_file(path: Path, most: int | None = None, inside: Path | None = None) -
         raise FolderError(f"{path}: is a pipe, a socket or a device; remove it, or put the file in its place")
     file = open(os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
     state = os.fstat(file.fileno())
-    if not stat.S_ISREG(state.st_mode) or (most is not None and state.st_size > most):
+    if not stat.S_ISREG(state.st_mode) or (max_bytes is not None and state.st_size > max_bytes):
         file.close()
-        limit = f"holds {state.st_size:,} bytes; the limit is {most:,}" if most else "has become a pipe or a device"
+        limit = (
+            f"holds {state.st_size:,} bytes; the limit is {max_bytes:,}"
+            if max_bytes
+            else "has become a pipe or a device"
+        )
         raise FolderError(f"{path}: {limit}; remove it, or put the right file in its place")
     return file
 
 
-def read_bytes(path: Path, most: int = SMALL, inside: Path | None = None) -> bytes:
+def read_bytes(path: Path, max_bytes: int = SMALL, inside: Path | None = None) -> bytes:
     """Return the bytes of a file, with the checks of ``open_file``."""
-    with open_file(path, most, inside) as file:
-        return file.read(most + 1)
+    with open_file(path, max_bytes, inside) as file:
+        return file.read(max_bytes + 1)
 
 
-def read_text(path: Path, most: int = SMALL, inside: Path | None = None, errors: str = "strict") -> str:
+def read_text(path: Path, max_bytes: int = SMALL, inside: Path | None = None, errors: str = "strict") -> str:
     """Return the text of a file, every line ended by a line feed, with the checks of ``open_file``."""
-    text = read_bytes(path, most, inside).decode("utf-8", errors)
+    text = read_bytes(path, max_bytes, inside).decode("utf-8", errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -369,7 +369,7 @@ class Selection:
 
     def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
         """Return the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""
-        dropped = [index for index, given in enumerate(self.reason) if given == reason][:n]
+        dropped = [index for index, row_reason in enumerate(self.reason) if row_reason == reason][:n]
         return [{"id": self.ids[i], "score": float(self.score[i]), "nearest": self.nearest[i]} for i in dropped]
 
     def save(self, folder: Path) -> None:

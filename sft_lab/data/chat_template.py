@@ -109,7 +109,7 @@ class Layout:
             answers.append((index, position - start, end - position - 1))
         return cls(pieces, strips, answers)
 
-    def place(self, text: str, messages: list[Message]) -> Rendered | None:
+    def locate(self, text: str, messages: list[Message]) -> Rendered | None:
         """Return where answers and contents are in a conversation's text; None if it is not written by this layout."""
         contents = [strip(message["content"]) for strip, message in zip(self.strips, messages, strict=True)]
         position = 0
@@ -168,9 +168,9 @@ class Renderer:
 
     @property
     def foreign(self) -> list[str]:
-        """Control tokens of other models that the template writes before its end of turn: words to this tokenizer."""
-        words = self.closing.removesuffix(self.end_of_turn)
-        return [token for token in CONTROL_TOKENS if token in words]
+        """Control tokens of other models that the template writes before its end of turn, plain text to this one."""
+        inside = self.closing.removesuffix(self.end_of_turn)
+        return [token for token in CONTROL_TOKENS if token in inside]
 
     def prompt(self, messages: list[Message]) -> Rendered:
         """Render what the model is given before it answers.
@@ -180,7 +180,7 @@ class Renderer:
         """
         mark, _ = _unused_characters(messages)
         return _unmarked(
-            self._render([self._marked(one, mark) for one in messages], add_generation_prompt=True), [], mark
+            self._render([self._marked(message, mark) for message in messages], add_generation_prompt=True), [], mark
         )
 
     def conversation(self, messages: list[Message]) -> Rendered:
@@ -196,7 +196,7 @@ class Renderer:
         layout = self._layout(tuple(message["role"] for message in messages))
         if layout and not any(map(self._is_special, messages)):
             text = self._render(messages)
-            if rendered := layout.place(text, messages):
+            if rendered := layout.locate(text, messages):
                 return rendered
         return self._conversation(messages)
 
@@ -221,7 +221,7 @@ class Renderer:
         spans = []
         for index, message in enumerate(marked):
             if message["role"] == "assistant":
-                start, end, after = self._place(text, marked, index, blank)
+                start, end, after = self._locate_answer(text, marked, index, blank)
                 if not after.startswith(self.closing):
                     raise CannotRender("no_end_of_turn")
                 spans.append((start, end + len(self.closing)))
@@ -237,22 +237,22 @@ class Renderer:
             raise CannotRender("no_end_of_text")
         mark, _ = _unused_characters([{"role": "text", "content": text}])
         marked = self._marked({"role": "text", "content": text}, mark)["content"]
-        whole = f"{self._bos}{marked}{self.tokenizer.eos_token}"
-        rendered = _unmarked(whole, [(0, len(whole))], mark)
+        marked_text = f"{self._bos}{marked}{self.tokenizer.eos_token}"
+        rendered = _unmarked(marked_text, [(0, len(marked_text))], mark)
         start = len(self._bos)
         return rendered if rendered.cuts else replace(rendered, contents=[(start, start + len(text))])
 
-    def _place(self, text: str, messages: list[Message], index: int, blank: str) -> tuple[int, int, str]:
+    def _locate_answer(self, text: str, messages: list[Message], index: int, blank: str) -> tuple[int, int, str]:
         """Find the answer of one turn: where training begins, where the answer's own text ends, and what follows."""
         hollow = [*messages[:index], {"role": "assistant", "content": blank}, *messages[index + 1 :]]
-        before, found, after = self._render(hollow).partition(blank)
+        before, separator, after = self._render(hollow).partition(blank)
         end = len(text) - len(after)
-        whole = text[len(before) : end].strip() == messages[index]["content"].strip()
-        if not (found and text.startswith(before) and text.endswith(after) and whole):
+        is_answer = text[len(before) : end].strip() == messages[index]["content"].strip()
+        if not (separator and text.startswith(before) and text.endswith(after) and is_answer):
             raise CannotRender("answer_not_rendered")
-        asked = self._render(messages[:index], add_generation_prompt=True)
-        if before.startswith(asked):
-            return len(asked), end, after
+        generation_prompt = self._render(messages[:index], add_generation_prompt=True)
+        if before.startswith(generation_prompt):
+            return len(generation_prompt), end, after
         # Reasoning templates open a thought in the generation prompt that a finished answer does not have, and others
         # end every text in some way. What counts is that all said so far stands there as it did then.
         hollow = [*messages[: index - 1], {**messages[index - 1], "content": blank}]
@@ -261,7 +261,7 @@ class Renderer:
         return len(before), end, after
 
     def _marked(self, message: Message, mark: str) -> Message:
-        """Put ``mark`` into every control token that the message's own words hold."""
+        """Put ``mark`` into every control token that the message's own text holds."""
         content, control = message["content"], self._control.get(message["role"], self._control["user"])
         return {**message, "content": control.sub(rf"\g<0>{mark}", content)} if control else message
 
@@ -275,7 +275,7 @@ class Renderer:
                 messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}; mend the line") from error
+            raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}; fix the line") from error
         except Exception as error:  # a template divides by zero, calls what is no function, recurses without end
             raise CannotRender("template_refused") from error
         rendered = str(text)
@@ -285,24 +285,24 @@ class Renderer:
         """Find the end-of-turn token, and what stands between an answer and its end, that token included."""
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            _, _, after = self._place(self._render(probe), probe, 1, _BLANK)
+            _, _, after = self._locate_answer(self._render(probe), probe, 1, _BLANK)
         except CannotRender as error:
             cause = error.__cause__
-            said = "calls itself without end" if isinstance(cause, RecursionError) else cause
-            why = f"{error}: {said}" if cause else str(error)
+            detail = "calls itself without end" if isinstance(cause, RecursionError) else cause
+            reason = f"{error}: {detail}" if cause else str(error)
             raise ModelError(
-                f"template: cannot render one question and its answer ({why}); it must write the content of each of "
+                f"template: cannot render one question and its answer ({reason}); it must write the content of each of "
                 "`messages` as it is"
             ) from error
-        ends = [(place, -len(token), token) for token in self._special if (place := after.find(token)) >= 0]
+        ends = [(start, -len(token), token) for token in self._special if (start := after.find(token)) >= 0]
         if not ends:
             raise ModelError(
                 "template: what it writes after an answer holds no special token of the tokenizer, so the model could "
                 "not learn to stop; use a template whose end-of-turn token the tokenizer knows (template=plain ends "
                 "with EOS)"
             )
-        place, _, token = min(ends)
-        return token, after[: place + len(token)]
+        start, _, token = min(ends)
+        return token, after[: start + len(token)]
 
 
 def _literals(jinja: str) -> list[str]:
@@ -316,8 +316,8 @@ def _literals(jinja: str) -> list[str]:
     except jinja2.TemplateError:
         return []  # rendering says what is wrong with it
     literals: set[str] = set()
-    for asking in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
-        literals |= {node.value for node in asking.find_all(nodes.Const) if isinstance(node.value, str)}
+    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
+        literals |= {const.value for const in node.find_all(nodes.Const) if isinstance(const.value, str)}
     keys = {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
     return sorted(text for text in literals - keys - _ROLES if text.strip())
 
@@ -341,10 +341,10 @@ def _broken(tokens: set[str]) -> re.Pattern[str] | None:
 
 
 def _unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
-    cuts = [found.start() - earlier for earlier, found in enumerate(re.finditer(mark, text))]
+    cuts = [match.start() - earlier for earlier, match in enumerate(re.finditer(mark, text))]
 
-    def moved(place: int) -> int:
-        return place - text.count(mark, 0, place)
+    def moved(position: int) -> int:
+        return position - text.count(mark, 0, position)
 
     return Rendered(text.replace(mark, ""), [(moved(start), moved(end)) for start, end in spans], cuts)
 

@@ -265,8 +265,8 @@ class _Encoder:
             yield index, (of_role["user"], of_role["assistant"])
         texts = [text for index in alone for text in (prompts[index], answers[index])]
         sizes = [len(encoding.ids) for encoding in _encodings(self._tokenizer, texts)]
-        for place, index in enumerate(alone):
-            yield index, (sizes[2 * place], sizes[2 * place + 1])
+        for position, index in enumerate(alone):
+            yield index, (sizes[2 * position], sizes[2 * position + 1])
 
 
 def _lists(values: list[np.ndarray]) -> pa.ListArray:

@@ -156,15 +156,15 @@ class Dataset(Bounded, abc.ABC):
         name = digest([source.named() for source in sources])[:32]
         entry = context.note(context.store.entry_once_read("load", name, recipe, compute))
         table = load_table(entry.path)
-        told = read_json(entry.path / "load.json")
-        if unread := told.get("unread"):  # a plug-in's version may be older than this notice
-            most = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-            named = ", ".join(f"`{name}` in {count:,} row{'s' * (count > 1)}" for name, count in most[:12])
-            named += f" and {len(most) - 12:,} more" if len(most) > 12 else ""
+        notes = read_json(entry.path / "load.json")
+        if unread := notes.get("unread"):  # a plug-in's version may be older than this notice
+            by_count = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
+            named = ", ".join(f"`{name}` in {count:,} row{'s' * (count > 1)}" for name, count in by_count[:12])
+            named += f" and {len(by_count) - 12:,} more" if len(by_count) > 12 else ""
             context.notice(f"load: not read: {named}; docs/data.md has what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)
         record_of_row = np.load(entry.path / "records.npy", mmap_mode="r")
-        return Loaded(rows, Selection.load(entry.path), told["grouped_by"], told["groups"], record_of_row)
+        return Loaded(rows, Selection.load(entry.path), notes["grouped_by"], notes["groups"], record_of_row)
 
 
 def refuse_columns(columns: dict[str, str]) -> None:

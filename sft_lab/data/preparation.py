@@ -102,9 +102,9 @@ class Preparation:
             SourceError: if load could use no row at all.
         """
         if not len(loaded.rows):
-            why = ", ".join(f"{count} {reason}" for reason, count in loaded.selection.dropped.items())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in loaded.selection.dropped.items())
             raise SourceError(
-                f"dataset: none of its {len(loaded.selection.ids)} records can be used ({why}); "
+                f"dataset: none of its {len(loaded.selection.ids)} records can be used ({reasons}); "
                 "docs/data.md has the row formats"
             )
         self._loaded = loaded.rows
@@ -177,15 +177,15 @@ class Preparation:
         ready_held_out = self._ready(template, held_out, self.held_out_flow, loss_on_all=False)
         ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all)
         if not len(ready.rows):
-            went = "; ".join(
+            losses = "; ".join(
                 f"{stage['stage']} dropped "
                 + ", ".join(f"{rows} {reason}" for reason, rows in stage["dropped"].items())
                 for stage in self.flow.stages
                 if stage["dropped"]
             )
-            most = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))["stage"]
-            remedy = "choose another template with template=..." if most == "template" else "loosen what took most"
-            raise JobError(f"no training row is left ({went}); {remedy}, or give more rows")
+            strictest = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))["stage"]
+            remedy = "choose another template with template=..." if strictest == "template" else "loosen what took most"
+            raise JobError(f"no training row is left ({losses}); {remedy}, or give more rows")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
         probe = self._ready(template, probe_rows, None, loss_on_all=False)
         return Prepared(
@@ -229,7 +229,7 @@ def _with_limit(loaded: Loaded, side: Selection) -> Selection:
 
 def _probe(rows: Rows, size: int) -> Rows:
     """Choose training rows by hash, so that the probe is the same in every job that trains on them."""
-    places = [group_hash(f"probe:{row_id.split('-', 1)[-1]}") for row_id in rows.ids]
+    hashes = [group_hash(f"probe:{row_id.split('-', 1)[-1]}") for row_id in rows.ids]
     chosen = np.zeros(len(rows), bool)
-    chosen[np.argsort(places, kind="stable")[:size]] = True
+    chosen[np.argsort(hashes, kind="stable")[:size]] = True
     return rows.take(chosen)

@@ -130,8 +130,8 @@ class Split(Bounded, abc.ABC):
 
     def check(self) -> list[str]:
         """Say what is wrong with the world as this split needs it."""
-        found = [problem for keep in self.filter.values() for problem in keep.check()]
-        return [f"split.{problem}" if problem.startswith("filter.") else problem for problem in found]
+        problems = [problem for keep in self.filter.values() for problem in keep.check()]
+        return [f"split.{problem}" if problem.startswith("filter.") else problem for problem in problems]
 
     def __call__(
         self, rows: Rows | datasets.Dataset, context: StageContext, surplus: Callable[[Rows], np.ndarray] | None = None
@@ -191,11 +191,11 @@ class Split(Bounded, abc.ABC):
             [np.array(unanswered, bool), tokens > self.max_eval_tokens], ["unanswered", "over_max_eval_tokens"], ""
         ).tolist()
         for keep in self.filter.values():
-            reasons = [reason or found for reason, found in zip(reasons, keep(rows, context).reason, strict=True)]
+            reasons = [reason or new for reason, new in zip(reasons, keep(rows, context).reason, strict=True)]
         # The rows with the smallest hash are used, not the first ones: row order must not enter.
         names = (named for batch in rows.batches("group", "id") for named in zip(*batch, strict=True))
-        places = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in names]
-        usable = sorted((place, index) for index, place in enumerate(places) if not reasons[index])
+        positions = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in names]
+        usable = sorted((position, index) for index, position in enumerate(positions) if not reasons[index])
         for _, index in usable[self.max_eval_rows :]:
             reasons[index] = "over_max_eval_rows"
         return Selection.of(rows, reasons, np.asarray(tokens, np.float32))
@@ -232,15 +232,15 @@ class Hash(Split):
 
     def is_held_out(self, rows: Rows) -> np.ndarray:
         """A row is held out iff its group's hash lies below the share."""
-        return _places(rows) < self.eval_share
+        return _positions(rows) < self.eval_share
 
     def is_test(self, rows: Rows) -> np.ndarray:
         """A row is of the test side iff its group's hash lies in the share above the held-out one."""
-        places = _places(rows)
-        return (places >= self.eval_share) & (places < self.eval_share + self.test_share)
+        positions = _positions(rows)
+        return (positions >= self.eval_share) & (positions < self.eval_share + self.test_share)
 
 
-def _places(rows: Rows) -> np.ndarray:
+def _positions(rows: Rows) -> np.ndarray:
     """Where the hash of each row's group lies in [0, 1): float64, shape (rows,)."""
     import numpy as np
 
@@ -287,7 +287,7 @@ class FromFile(Split):
 
     def check(self) -> list[str]:
         """The file is there and of a kind that can be read."""
-        return [*super().check(), *(f"split.{found.removeprefix('dataset.')}" for found in self.source().check())]
+        return [*super().check(), *(f"split.{problem.removeprefix('dataset.')}" for problem in self.source().check())]
 
     def remedy(self) -> str:
         """More rows in the file."""

@@ -68,16 +68,16 @@ def _encode_in_batches(
         free.put(copied)
 
     def encode(batch: slice) -> np.ndarray:
-        own, some = free.get(), texts[batch]
+        own, chunk = free.get(), texts[batch]
         try:
             if share:
                 torch.set_num_threads(max(1, threads // 2))
             with torch.autocast(own.device.type, torch.bfloat16, enabled=precision() == "bf16"):
                 # The model's own encode, which applies its prompts, pooling and other modules.
-                raw = own.encode(some, prompt=embedder.prompt or None, batch_size=len(some), show_progress_bar=False)
+                raw = own.encode(chunk, prompt=embedder.prompt or None, batch_size=len(chunk), show_progress_bar=False)
         finally:
             free.put(own)
-        done(len(some))
+        done(len(chunk))
         return np.asarray(raw, np.float32)
 
     try:

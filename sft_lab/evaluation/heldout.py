@@ -24,7 +24,7 @@ MIN_RECALLED_TOKENS = 8  # an answer with fewer tokens from its middle on says n
 
 
 @dataclass(frozen=True)
-class Ending:
+class AnswerEnding:
     """How a template ends an answer.
 
     Attributes:
@@ -38,7 +38,7 @@ class Ending:
     foreign: int | None = None
 
 
-UNKNOWN_ENDING = Ending(frozenset())
+UNKNOWN_ENDING = AnswerEnding(frozenset())
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def score(
     model: Any,
     rows: datasets.Dataset,
     answer_bytes: np.ndarray,
-    ending: Ending = UNKNOWN_ENDING,
+    ending: AnswerEnding = UNKNOWN_ENDING,
     *,
     batch_tokens: int = 4096,
 ) -> Scores:
@@ -156,7 +156,7 @@ def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
 
 
 def _score_batch(
-    model: Any, input_ids: list[list[int]], labels: list[list[int]], ending: Ending
+    model: Any, input_ids: list[list[int]], labels: list[list[int]], ending: AnswerEnding
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return nats, ``stops`` and ``foreign``, shape (3, rows), and the counts of each row, shape (3, rows)."""
     device = next(model.parameters()).device

@@ -73,7 +73,7 @@ class Outlook:
     dedup: str
 
 
-class FinishedRun(NamedTuple):
+class TimedRun(NamedTuple):
     """A finished run: its folder, what decides the cost of its steps, and its ``summary.json``."""
 
     path: Path
@@ -125,7 +125,7 @@ def same_rows(outlooks: list[Outlook]) -> list[str]:
 
 def _forecast(
     job_folder: JobFolder,
-    finished_runs: list[FinishedRun],
+    finished_runs: list[TimedRun],
     tokenizers: dict[str, Any],
     footprints: dict[str, Footprint | None],
 ) -> Outlook:
@@ -228,7 +228,7 @@ def _planned_steps(run: Run, rows: int) -> int:
     return planned_steps(rows, run.trainer, run.launch.num_processes)
 
 
-def _finished_runs(parent: Path) -> Iterator[FinishedRun]:
+def _finished_runs(parent: Path) -> Iterator[TimedRun]:
     """Yield finished runs, the newest first: in ``outputs``, in ``multirun`` and beside the jobs.
 
     Args:
@@ -243,7 +243,7 @@ def _finished_runs(parent: Path) -> Iterator[FinishedRun]:
         try:
             if folder.state() == RunState.FINISHED:
                 shape = _cost_shape(configs.load(folder.config))
-                yield FinishedRun(folder.path, shape, read_json(folder.summary))
+                yield TimedRun(folder.path, shape, read_json(folder.summary))
         except (OSError, ValueError, LookupError):
             continue
 
@@ -255,7 +255,7 @@ def _cost_shape(run: Run) -> dict[str, Any]:
     return {"model": saved["model"], "trainer": trainer, "template": saved["template"], "threads": saved["threads"]}
 
 
-def _time(run: Run, steps: int | None, finished_runs: list[FinishedRun]) -> tuple[float | None, Path | None]:
+def _time(run: Run, steps: int | None, finished_runs: list[TimedRun]) -> tuple[float | None, Path | None]:
     """Return the seconds of a job and the run they are taken from: the newest one whose steps cost the same.
 
     Both are None without such a run; a guess from nothing is no help.

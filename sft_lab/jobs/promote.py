@@ -25,7 +25,7 @@ from sft_lab.run.schemas import SCHEMAS
 
 # What an experiment file does not carry: `rerun` is about a folder, and `choices` follow from what is chosen.
 _LEFT_OUT = ("choices", "rerun")
-# Words that Hydra's command line reads as values of another type.
+# Names that Hydra's command line reads as values of another type.
 _NO_NAMES = ("true", "false", "null", "nan", "inf", "none")
 
 
@@ -49,8 +49,8 @@ def promote(source: Path, name: str, *, force: bool = False) -> Path:
     target = Path.cwd() / "experiments" / f"{name}.yaml"
     taken = [file for file in (target, shipped("experiments") / target.name) if file.exists()]
     if taken and not force:
-        whose = "exists" if taken[0] == target else "is shipped with sft_lab, and yours would be used in its place"
-        raise UserError(f"{taken[0]}: {whose}; choose another name, or --force")
+        problem = "exists" if taken[0] == target else "is shipped with sft_lab, and yours would be used in its place"
+        raise UserError(f"{taken[0]}: {problem}; choose another name, or --force")
     run = configs.load(folder.config)
     text = f"{_header(folder, name)}{_Experiment.of(run).to_yaml()}"
     _put(target, text, run)
@@ -69,7 +69,7 @@ def _checked_name(name: str) -> str:
 
 def _put(target: Path, text: str, run: Run) -> None:
     """Write the file under another name, prove it there, and only then put it in place."""
-    made = [folder for folder in (target.parent,) if not folder.exists()]
+    new_folders = [folder for folder in (target.parent,) if not folder.exists()]
     trial = target.with_name(f"{target.stem}-trial-{uuid4().hex[:8]}.yaml")
     try:
         try:
@@ -84,27 +84,29 @@ def _put(target: Path, text: str, run: Run) -> None:
     except OSError as error:
         raise FolderError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
-        for folder in made:
+        for folder in new_folders:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
 def difference_from(run: Run, name: str) -> str:
-    """Compose the experiment and say how its config differs from the run's; empty when it does not.
+    """Return how the config of the composed experiment differs from the run's; empty when it does not.
 
     The order of mappings counts too: filters work, and sources follow one another, in the order they are written.
     """
     try:
-        found = configs.build(configs.compose_config([f"experiment={name}"]))
+        composed = configs.build(configs.compose_config([f"experiment={name}"]))
     except ConfigError as error:
         return f"it cannot be composed here ({error})"
-    old, new = ({key: value for key, value in one.saved().items() if key not in _LEFT_OUT} for one in (run, found))
-    if found.hash == run.hash and repr(old) == repr(new):
+    old, new = (
+        {key: value for key, value in config.saved().items() if key not in _LEFT_OUT} for config in (run, composed)
+    )
+    if composed.hash == run.hash and repr(old) == repr(new):
         return ""
-    then, now = flat(old), flat(new)
-    differ = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    shown = [f"{key} was {then.get(key, 'absent')}, would be {now.get(key, 'absent')}" for key in differ[:3]]
-    return "; ".join(shown) or "the same keys in another order"
+    before, after = flat(old), flat(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    changes = [f"{key} was {before.get(key, 'absent')}, would be {after.get(key, 'absent')}" for key in keys[:3]]
+    return "; ".join(changes) or "the same keys in another order"
 
 
 @dataclass
@@ -113,28 +115,28 @@ class _Experiment:
 
     Attributes:
         run: taken apart: what has to come out.
-        words: the option to choose in each group.
+        choices: the option to choose in each group.
         written: paths of filters whose options are not to be had, so that all their knobs are written.
         values: the knobs to write.
     """
 
     run: Bare
-    words: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     values: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> _Experiment:
-        """Find the options and values that differ from the defaults."""
-        made = cls(bare_of(run))
-        found = made._replace(made._choose())
-        made.values, _ = _changes(found.values, made.run.values)
-        made.values.pop("rerun", None)
-        _thin(made.values, found.values)
-        return made
+        """Return the experiment of the options and values that differ from the defaults."""
+        experiment = cls(bare_of(run))
+        composed = experiment._replace(experiment._choose())
+        experiment.values, _ = _changes(composed.values, experiment.run.values)
+        experiment.values.pop("rerun", None)
+        _thin(experiment.values, composed.values)
+        return experiment
 
     def to_yaml(self) -> str:
-        """Give the file's text below its comments."""
+        """Return the file's text below its comments."""
         from omegaconf import OmegaConf
 
         defaults: list[Any] = []
@@ -143,44 +145,49 @@ class _Experiment:
             defaults += [f"/schema/filter/{kind}@{name}" for name, kind in kinds.items()]
         if defaults:
             defaults.append("_self_")  # the values below beat these schemas
-        defaults += [{f"override /{group}": option} for group, option in self.words.items()]  # last, as Hydra wants it
+        # Hydra wants overrides last.
+        defaults += [{f"override /{group}": option} for group, option in self.choices.items()]
         content = ({"defaults": defaults} if defaults else {}) | self.values
         return OmegaConf.to_yaml(OmegaConf.create(content))
 
     def _choose(self) -> Bare:
         """Choose the run's options as long as something comes out other than it chose: groups first, then in groups."""
         while True:
-            found = compose_bare(self._overrides())
-            more = {
+            composed = compose_bare(self._overrides())
+            missing = {
                 group: option
                 for group, option in self.run.choices.items()
-                if group not in self.words and found.choices.get(group, option) != option and _is_there(group, option)
+                if group not in self.choices
+                and composed.choices.get(group, option) != option
+                and _is_there(group, option)
             }
-            if not more:
-                return found
-            outer = {group: option for group, option in more.items() if "/" not in group or group == "split/filter"}
-            self.words |= outer or more
+            if not missing:
+                return composed
+            outer = {group: option for group, option in missing.items() if "/" not in group or group == "split/filter"}
+            self.choices |= outer or missing
 
-    def _replace(self, found: Bare) -> Bare:
-        """Where the run's option is gone, or is now another: one of the same kind, and all values written."""
+    def _replace(self, composed: Bare) -> Bare:
+        """Replace each option that is gone or is now another by one of the same kind, with all its values written."""
         for path in ("filter", "split.filter"):
-            now, then = ({key: kind for key, kind in one.kinds.items() if key.startswith(f"{path}.")}
-                         for one in (found, self.run))  # fmt: skip
-            if list(now.items()) != list(then.items()):
-                self.words[path.replace(".", "/")] = []
+            current, wanted = (
+                [item for item in bare.kinds.items() if item[0].startswith(f"{path}.")] for bare in (composed, self.run)
+            )
+            if current != wanted:
+                self.choices[path.replace(".", "/")] = []
                 self.written.add(path)
-        _, stuck = _changes(found.values, self.run.values)
+        _, stuck = _changes(composed.values, self.run.values)
         chosen = self.run.choices
         gone = [group for group in SCHEMAS if group != "filter"
-                and (group in stuck or found.kinds.get(group) != self.run.kinds[group]
+                and (group in stuck or composed.kinds.get(group) != self.run.kinds[group]
                      or (group in chosen and not _is_there(group, chosen[group])))]  # fmt: skip
-        self.words |= {group: option_of_kind(group, self.run.kinds[group]) for group in gone}
-        return compose_bare(self._overrides()) if gone or self.written else found
+        self.choices |= {group: option_of_kind(group, self.run.kinds[group]) for group in gone}
+        return compose_bare(self._overrides()) if gone or self.written else composed
 
     def _overrides(self) -> list[str]:
-        words = {group: ",".join(word) if isinstance(word, list) else word for group, word in self.words.items()}
-        return [f"{group}=[{words[group]}]" if isinstance(word, list) else f"{group}={word}"
-                for group, word in self.words.items()]  # fmt: skip
+        return [
+            f"{group}=[{','.join(choice)}]" if isinstance(choice, list) else f"{group}={choice}"
+            for group, choice in self.choices.items()
+        ]
 
 
 def _is_there(group: str, option: Any) -> bool:
@@ -191,46 +198,46 @@ def _is_there(group: str, option: Any) -> bool:
 
 
 def option_of_kind(group: str, kind: str) -> str:
-    """Give an option of a kind, that of the same name if there is one."""
-    found = (file for root in option_roots() for file in (root / group).glob("*.yaml"))
-    files = sorted(found, key=lambda file: (file.stem != kind, file.stem))
+    """Return an option of a kind, that of the same name if there is one."""
+    option_files = (file for root in option_roots() for file in (root / group).glob("*.yaml"))
+    files = sorted(option_files, key=lambda file: (file.stem != kind, file.stem))
     of_kind = [file.stem for file in files if f"/schema/{group}/{kind}@" in file.read_text(encoding="utf-8")]
     if not of_kind:
         raise ConfigError(f"{group}: no option of kind {kind} is here; give one in conf/{group}/")
     return of_kind[0]
 
 
-def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Give the values to write, nested, and the outermost keys below which something would have to be removed.
+def _changes(current: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return the values to write, nested, and the outermost keys below which something would have to be removed.
 
     An experiment adds and replaces; it cannot take a key out of a mapping.
     """
     values: dict[str, Any] = {}
-    stuck = {key for key in found if key not in wanted}
+    stuck = {key for key in current if key not in wanted}
     for key, value in wanted.items():
-        old = found.get(key)
+        old = current.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             inner, below = _changes(old, value)
             if inner:
                 values[key] = inner
             if below:
                 stuck.add(key)
-        elif key not in found or old != value or type(old) is not type(value):
+        elif key not in current or old != value or type(old) is not type(value):
             values[key] = value
     return values, stuck
 
 
-def _thin(values: dict[str, Any], found: dict[str, Any]) -> None:
-    """Leave out of a mixture's sources what they say by default."""
+def _thin(values: dict[str, Any], composed: dict[str, Any]) -> None:
+    """Leave the defaults out of a mixture's sources."""
     default = {**plain(Ingredient(path=""), every_knob=True), "path": None}
     sources = values.get("dataset", {}).get("sources", {})
     for name, source in sources.items():
-        if name not in found["dataset"].get("sources", {}):
+        if name not in composed["dataset"].get("sources", {}):
             sources[name] = {key: value for key, value in source.items() if value != default[key]}
 
 
 def _header(folder: RunDir, name: str) -> str:
-    """Say where the file comes from and how to run it."""
+    """Return comments: where the file comes from and how to run it."""
     manifest, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
     prepared = status.get("work") == Work.PREPARE
     base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))
@@ -251,8 +258,8 @@ def _header(folder: RunDir, name: str) -> str:
         f"From {folder.path}, {manifest.get('started', 'date unknown')}, {commit}{dirty}.",
         "Only what differs from the defaults stands here.",
     ]
-    return "".join(f"# {_one_line(line)}\n" for line in lines)
+    return "".join(f"# {_printable(line)}\n" for line in lines)
 
 
-def _one_line(text: str) -> str:
+def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)

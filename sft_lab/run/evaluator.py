@@ -25,7 +25,7 @@ from sft_lab.data.sources import File
 from sft_lab.evaluation import heldout
 from sft_lab.evaluation.answers import contains_expected, measure_answers
 from sft_lab.evaluation.generation import Answer, generate
-from sft_lab.evaluation.heldout import Ending, Scores
+from sft_lab.evaluation.heldout import AnswerEnding, Scores
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
 
 if TYPE_CHECKING:
@@ -250,11 +250,11 @@ class Evaluator:
             for name, path in self._options.sets().items()
         }
 
-    def _ending(self, template: Template) -> Ending:
+    def _ending(self, template: Template) -> AnswerEnding:
         renderer, tokenizer = template.bind(self._context), self._context.tokenizer
         closing = tokenizer(renderer.closing.lstrip(), add_special_tokens=False)["input_ids"]
         foreign = closing[0] if renderer.foreign else None
-        return Ending(frozenset(renderer.end_ids), max(1, len(closing)), foreign)
+        return AnswerEnding(frozenset(renderer.end_ids), max(1, len(closing)), foreign)
 
     def _takes_system(self, template: Template) -> bool:
         """Return whether a template takes a system message; some refuse one."""

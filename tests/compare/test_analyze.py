@@ -10,7 +10,7 @@ import pytest
 from job_folders import ROWS, TOKENS, nats_of, write_grid, write_job
 
 from sft_lab.cli.main import main
-from sft_lab.compare import Comparison, analyze, claims, collect_jobs, print_comparison, table, write_comparison
+from sft_lab.compare import Comparison, analyze, claims, collect_jobs, job_table, print_comparison, write_comparison
 from sft_lab.compare.json_record import to_json
 from sft_lab.compare.scores import Measure
 from sft_lab.compare.uncertainty import Claim
@@ -106,13 +106,13 @@ def test_an_unfinished_sweep(tmp_path):
     write_job(tmp_path / "broken", state="failed", error="JobError: out of memory\nsecond line", seed=4)
     write_text(tmp_path / "waiting" / "config.yaml", (tmp_path / "done" / "config.yaml").read_text())
     comparison = analyze_folders(tmp_path)
-    lines = {row.job.name if row.job else "base": row for row in table.build_rows(comparison)}
+    lines = {row.job.name if row.job else "base": row for row in job_table.build_rows(comparison)}
     assert {name: row.state for name, row in lines.items()} == {
         "base": "base model", "done": "finished", "at-work": "running", "stopped": "interrupted", "broken": "failed",
         "waiting": "not started",
     }  # fmt: skip
     assert lines["broken"].error == "JobError: out of memory"
-    columns = list(table.COLUMNS)
+    columns = list(job_table.COLUMNS)
     assert lines["at-work"].numbers[columns.index("final loss")] == "2.3000"  # what it has come to so far
     assert lines["at-work"].numbers[columns.index("rows")] == "90"
     assert lines["at-work"].numbers[columns.index("tokens")] == "500"
@@ -344,7 +344,7 @@ def test_the_table_on_the_terminal(grid, capsys):
 def test_many_base_models_are_one_line(tmp_path):
     for seed in range(5):
         write_job(tmp_path / str(seed), nats_of(seed=seed), seed=seed, summary={"base/eval_loss": 2.5 + seed / 10})
-    line = table.build_rows(analyze_folders(tmp_path))[0]
+    line = job_table.build_rows(analyze_folders(tmp_path))[0]
     assert line.state == "5 base models"
     assert "2.5000–2.9000" in line.numbers
 

@@ -13,7 +13,7 @@ import torch
 from sft_lab import compose
 from sft_lab.core.context import StageContext
 from sft_lab.core.types import IGNORED
-from sft_lab.evaluation.heldout import Ending, Scores, score
+from sft_lab.evaluation.heldout import AnswerEnding, Scores, score
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def rows() -> datasets.Dataset:
 
 
 BYTES = np.arange(1, 11) * 10
-ENDING = Ending(frozenset({2}))
+ENDING = AnswerEnding(frozenset({2}))
 
 
 def by_hand(model: torch.nn.Module, rows: datasets.Dataset) -> list[float]:
@@ -89,7 +89,7 @@ def test_word_for_word_is_what_greedy_decoding_writes(model: torch.nn.Module, ro
         if changed:
             ids[-2] = (ids[-2] + 1) % 4000
         records.append({"input_ids": ids, "labels": [IGNORED] * 10 + ids[10:]})
-    last = Ending(frozenset({records[0]["input_ids"][-1]}))
+    last = AnswerEnding(frozenset({records[0]["input_ids"][-1]}))
     scores = score(model, datasets.Dataset.from_list(records), np.array([9, 9, 9]), last)
     assert scores.recalled.tolist() == [1, 0, -1]  # the last is too short to say
     assert scores.recalled_share == 0.5

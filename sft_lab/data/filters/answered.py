@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answered(Filter):
-    """Drop rows whose prompt or answer is blank or shorter than asked for (characters, white space at ends off).
+    """Drop rows whose prompt or answer is blank or shorter than the limits (characters, white space at ends off).
 
     Blank is a text of nothing but white space and Unicode's format characters (category Cf: zero-width space, byte
     order mark, direction marks).
@@ -34,16 +34,16 @@ class Answered(Filter):
         reasons, scores = [], []
         columns = rows.batches("prompt", "answer", "messages")
         for prompt, answer, messages in (row for batch in columns for row in zip(*batch, strict=True)):
-            asked, answered = _size(prompt), _size(answer)
-            if asked < self.min_prompt_chars and messages:
-                reasons.append("short_prompt" if asked else "empty_prompt")
-                scores.append(float(asked))
-            elif answered < self.min_answer_chars:
-                reasons.append("short_answer" if answered else "empty_answer")
-                scores.append(float(answered))
+            prompt_size, answer_size = _size(prompt), _size(answer)
+            if prompt_size < self.min_prompt_chars and messages:
+                reasons.append("short_prompt" if prompt_size else "empty_prompt")
+                scores.append(float(prompt_size))
+            elif answer_size < self.min_answer_chars:
+                reasons.append("short_answer" if answer_size else "empty_answer")
+                scores.append(float(answer_size))
             else:
                 reasons.append("")
-                scores.append(float(answered))
+                scores.append(float(answer_size))
         return Selection.of(rows, reasons, scores)
 
 
