@@ -140,10 +140,10 @@ def _dropped(stage: str, selection: Selection) -> pa.Table:
 
 def log_stage(name: str, entries: list[Entry], amount: str, remark: str = "") -> None:
     """Log a stage's line: whether its results were computed, what it did, how long it took."""
-    how = "" if not entries else "stored" if all(entry.hit for entry in entries) else "computed"
+    origin = "" if not entries else "stored" if all(entry.hit for entry in entries) else "computed"
     key = entries[-1].key[:8] if entries else ""
     seconds = sum(entry.seconds for entry in entries)
-    line = f"{name:<24} {key:<8} {how:<8} {amount}  {seconds:5.1f} s  {remark}"
+    line = f"{name:<24} {key:<8} {origin:<8} {amount}  {seconds:5.1f} s  {remark}"
     # Where several processes train, the one that filled the store has logged the stages.
     log.log(logging.INFO if rank() is None else logging.DEBUG, "%s", line.rstrip())
 
