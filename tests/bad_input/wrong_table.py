@@ -5,11 +5,8 @@ python tests/bad_input/wrong_table.py    tries all of them and writes it anew
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import wrong_data
 import wrong_models

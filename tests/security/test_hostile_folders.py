@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import struct
-import sys
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -17,6 +16,7 @@ from typing import Any
 
 import peft
 import pytest
+from job_folders import nats_of, write_job
 from outside import TINY, Outside
 
 from sft_lab.cli.main import main
@@ -30,9 +30,6 @@ from sft_lab.tracking.wandb_mirror import refuse_strange_folders
 from sft_lab.training import model_io
 from sft_lab.training.models import TRUST, Pretrained
 from sft_lab.training.peft_config import refuse_other_adapters
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
-from job_folders import nats_of, write_job
 
 ESCAPES = "\x1b]0;title\x07\x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x1b\\\x1b[2J\x9b1A\r\x08"
 MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
