@@ -36,7 +36,7 @@ from common import MINILM, STARTER, Goals, answers, machine, measure
 from sft_lab.core.context import StageContext
 from sft_lab.core.store import Store
 from sft_lab.dedup.embed import embed
-from sft_lab.dedup.encode import precision
+from sft_lab.dedup.embed_batches import precision
 from sft_lab.dedup.select import Keep, representatives
 from sft_lab.dedup.texts import Texts, nodes_of
 from sft_lab.dedup.vector_search import build

