@@ -54,7 +54,7 @@ def test_answers_end_with_the_table(gpt2: Path, capsys: pytest.CaptureFixture[st
     err = capsys.readouterr().err
     assert f"evaluation.max_new_tokens=150: the model has learned {POSITIONS} positions" in err, err
     assert main.main(["generate", "run", "Hi", "--base"]) == 0
-    assert "with the prompt that is all the model was made for" in capsys.readouterr().err
+    assert "the model has no more positions after the prompt" in capsys.readouterr().err
     assert main.main(["generate", "run", "word " * POSITIONS]) == 2
     assert f"the model was made for {POSITIONS}; give a shorter one" in capsys.readouterr().err
 
