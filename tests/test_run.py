@@ -120,9 +120,7 @@ def test_a_second_run_computes_no_data_stage(here: Path, tiny: list[str]) -> Non
     words = [*tiny, "trainer.max_steps=1", f"store.path={here / 'store'}"]
     assert main([*words, "hydra.run.dir=a"]) == 0
     assert main([*words, "hydra.run.dir=b"]) == 0
-    assert {"load", "tokens", "filter.answered", "dedup.exact", "template", "tokenize", "base"} <= set(
-        computed(Path("a"))
-    )
+    assert {"load", "encode", "filter.answered", "dedup.exact", "base"} <= set(computed(Path("a")))
     assert computed(Path("b")) == []
     one, two = (read(Path(name) / "summary.json") for name in "ab")
     for key in ("eval/loss", "train/loss", "base/eval_loss", "train/probe_loss", "eval/bits_per_byte"):
@@ -253,7 +251,7 @@ def lines_so_far(path: Path) -> list[dict[str, Any]]:
 def test_packing_trains_and_is_measured_the_same_way(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "trainer.packing=true", "trainer.max_length=1280", "trainer.max_steps=2", "evaluation.prompts=[]"]
     assert main([*words, "store.path=store", "hydra.run.dir=packed"]) == 0
-    assert list((here / "store").glob("tokenize/*/table.arrow"))
+    assert list((here / "store").glob("encode/*/table.arrow"))
     assert not list((here / "store").glob("*/*/cache*"))  # blocks are this run's, and the store everybody's
     assert main([*words, "trainer.packing=false", "hydra.run.dir=apart"]) == 0
     packed, apart = (read(Path(name) / "summary.json") for name in ("packed", "apart"))

@@ -23,6 +23,7 @@ from sft_lab.core.blocks import blocks_folder, run_blocks
 from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.io import digest, read_json, write_json
+from sft_lab.core.mapped import release
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import Rows, Selection, TableWriter, load_table
 from sft_lab.core.types import IGNORED
@@ -193,7 +194,9 @@ class _Encoder:
     def __call__(self, block: range) -> pa.Table:
         positions = self._rows.positions[block.start : block.stop]
         rows = Rows(self._rows.table, positions, self._rows.table_key)
-        ids, conversations, prompts, answers = (rows.column(name) for name in ("id", "messages", "prompt", "answer"))
+        columns = [rows.arrow(name) for name in ("id", "messages", "prompt", "answer")]
+        ids, conversations, prompts, answers = (column.to_pylist() for column in columns)
+        release(columns)
         rendered: list[Rendered] = []
         refused: list[str] = []
         for messages, answer in zip(conversations, answers, strict=True):

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sft_lab.core.mapped import kept_small, release
 from sft_lab.core.rows import BATCH, TableWriter, gather, load_table
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ def write(data: Prepared, folder: Path) -> None:
     folder.mkdir()
     with tempfile.TemporaryDirectory(dir=folder) as written:
         tables = {name: _table(ready, Path(written) / name) for name, ready in splits.items() if len(ready.rows)}
-        datasets.DatasetDict(tables).save_to_disk(folder)
         (folder / "parquet").mkdir()
-        for name, table in tables.items():
-            table.to_parquet(folder / "parquet" / f"{name}.parquet")
+        with kept_small([column for table in tables.values() for column in table.data.columns]):
+            datasets.DatasetDict(tables).save_to_disk(folder)
+            for name, table in tables.items():
+                table.to_parquet(folder / "parquet" / f"{name}.parquet")
 
 
 def _table(ready: Ready, folder: Path) -> datasets.Dataset:
@@ -51,7 +53,8 @@ def _table(ready: Ready, folder: Path) -> datasets.Dataset:
     writer = TableWriter(folder, schema)
     for start in range(0, len(positions), BATCH):
         part = slice(start, start + BATCH)
-        values = [gather(columns.column(name), positions[part]) for name in names]
-        writer.write(pa.table([*values, gather(texts, indices[part])], schema=schema))
+        values = [*(gather(columns.column(name), positions[part]) for name in names), gather(texts, indices[part])]
+        writer.write(pa.table(values, schema=schema))
+        release(values)
     writer.close()
     return load_table(folder)

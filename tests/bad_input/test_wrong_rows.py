@@ -71,7 +71,7 @@ def test_every_strange_row_is_kept_as_it_is_or_dropped_with_its_reason(prepared)
         int(row_id.split("-")[0]): (prompt, answer)
         for row_id, prompt, answer in zip(*map(data.train.rows.column, ("id", "prompt", "answer")), strict=True)
     }
-    dropped = data.train_flow._dropped
+    dropped = data.train_flow.dropped().to_pydict()
     gone = {int(row_id.split("-")[0]): reason for row_id, reason in zip(dropped["id"], dropped["reason"], strict=True)}
     found = {what: kept.get(at) or gone.get(at) for at, what in enumerate(ROWS, start=20)}
     assert found == {what: expected for what, (_, expected) in ROWS.items()}

@@ -76,7 +76,7 @@ def test_a_run_goes_on_without_wandb(
         return
     assert sync
     assert list(Path(sync[1]).glob("*.wandb"))
-    assert ("this run is recorded offline" in said) == (at == "start")
+    assert ("it is recorded offline" in said) == (at == "start")
     assert ("W&B (not all was sent)" in said) == (at == "stream")
 
 
