@@ -109,6 +109,21 @@ class Layout:
             answers.append((index, position - start, end - position - 1))
         return cls(pieces, strips, answers)
 
+    def extended(self, exchanges: int, head: int) -> Layout:
+        """Return the layout of more exchanges than the three of this one: the second is repeated.
+
+        Args:
+            exchanges: how many there are, three or added.
+            head: messages before the first exchange.
+        """
+        added = exchanges - 3
+        second, third = slice(head + 2, head + 4), head + 4
+        pieces = [*self.pieces[:third], *self.pieces[second] * added, *self.pieces[third:]]
+        strips = [*self.strips[:third], *self.strips[second] * added, *self.strips[third:]]
+        around = [(before, behind) for _, before, behind in self.answers]
+        around = [*around[:2], *around[1:2] * added, *around[2:]]
+        return Layout(pieces, strips, [(head + 2 * i + 1, *trained) for i, trained in enumerate(around)])
+
     def locate(self, text: str, messages: list[Message]) -> Rendered | None:
         """Return where answers and contents are in a conversation's text; None if it is not written by this layout."""
         contents = [strip(message["content"]) for strip, message in zip(self.strips, messages, strict=True)]
@@ -202,8 +217,19 @@ class Renderer:
 
     def _layout(self, roles: tuple[str, ...]) -> Layout | None:
         if roles not in self._layouts:
-            self._layouts[roles] = Layout.of(self._conversation, roles)
+            self._layouts[roles] = self._find_layout(roles)
         return self._layouts[roles]
+
+    def _find_layout(self, roles: tuple[str, ...]) -> Layout | None:
+        head = roles[:1] if roles[0] == "system" else ()
+        exchanges = (len(roles) - len(head)) // 2
+        if roles != head + EXCHANGE * exchanges or exchanges <= 4:
+            return Layout.of(self._conversation, roles) if len(roles) <= MAX_SEARCHED else None
+        # What is written of three and of four exchanges tells what is written of more.
+        three, four = (self._layout(head + EXCHANGE * count) for count in (3, 4))
+        if three and four and three.extended(4, len(head)) == four:
+            return three.extended(exchanges, len(head))
+        return Layout.of(self._conversation, roles) if len(roles) <= MAX_SEARCHED else None
 
     def _is_special(self, message: Message) -> bool:
         """Whether the template may treat a message by what it says, or a control token in it must be broken."""
@@ -213,6 +239,8 @@ class Renderer:
         )
 
     def _conversation(self, messages: list[Message]) -> Rendered:
+        if len(messages) > MAX_SEARCHED:  # it would take as many renderings of as many turns
+            raise CannotRender("too_many_turns")
         mark, blank = _unused_characters(messages)
         marked = [self._marked(message, mark) for message in messages]
         text = self._render(marked)
@@ -324,6 +352,8 @@ def _literals(jinja: str) -> list[str]:
 
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a statement of Transformers' own
 _ROLES = {"system", "user", "assistant", "tool"}  # compared with a message's role
+EXCHANGE = ("user", "assistant")
+MAX_SEARCHED = 2000  # messages of a conversation whose answers are found by rendering it for each
 _PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters that stand for nothing
 _BLANK = _PRIVATE_USE[0]
 

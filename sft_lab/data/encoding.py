@@ -40,6 +40,7 @@ Offset = tuple[int, int]
 
 VERSION = 1
 IDS = pa.list_(pa.int32())
+MAX_LOOKED_UP = 64  # messages whose tokens are looked up one by one
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("input_ids", IDS), ("labels", IDS)])
 # The columns of a row's numbers: tokens of its prompt, of its answer, of its whole text; whether a token that ends a
 # turn or a text is labelled; why it cannot be rendered, 0 where it can.
@@ -230,7 +231,8 @@ class _Encoder:
     def _encoded(self, row: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, list[int] | None]:
         """Return tokens and labels of a row, and how many tokens each message's own text has, where that is known."""
         tokens = np.array(encoding.ids, np.int32)
-        ranges = None if row.cuts else _ranges(encoding, row.text, row.spans)
+        is_short = len(row.contents) <= MAX_LOOKED_UP  # each lookup goes through the tokens
+        ranges = _ranges(encoding, row.text, row.spans) if is_short and not row.cuts else None
         if ranges is None:
             return self._encoded_in_pieces(row, encoding)
         labels = np.full(len(tokens), IGNORED, np.int32)
@@ -245,11 +247,11 @@ class _Encoder:
             ids, offsets = _encode_in_pieces(self._tokenizer, row.text, boundaries)
         tokens = np.array(ids, np.int32)
         begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-        is_trained = np.zeros(len(tokens), bool)
-        for start, stop in row.spans:
-            is_trained |= (begins < stop) & (ends > start)
-        contents = [int(((begins < stop) & (ends > start)).sum()) for start, stop in row.contents]
-        return tokens, np.where(is_trained, tokens, IGNORED).astype(np.int32), contents
+        labels = np.full(len(tokens), IGNORED, np.int32)
+        for first, last in _token_ranges(begins, ends, row.spans):
+            labels[first:last] = tokens[first:last]
+        contents = [last - first for first, last in _token_ranges(begins, ends, row.contents)]
+        return tokens, labels, contents
 
     def _counts(
         self, conversations: list[Any], prompts: list[str], answers: list[str], rendered: list[Rendered],
@@ -276,6 +278,14 @@ def _lists(values: list[np.ndarray]) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in values])]).astype(np.int32)
     flat = np.concatenate(values) if values else np.zeros(0, np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(flat, pa.int32()))
+
+
+def _token_ranges(begins: np.ndarray, ends: np.ndarray, spans: list[Offset]) -> list[Offset]:
+    """Return the tokens that hold a character of each span, first and behind the last; offsets are in order."""
+    starts, stops = np.array(spans, np.int64).reshape(-1, 2).T
+    first = np.searchsorted(ends, starts, "right")
+    last = np.maximum(first, np.searchsorted(begins, stops, "left"))
+    return [*zip(first.tolist(), last.tolist(), strict=True)]
 
 
 def _ranges(encoding: Encoding, text: str, spans: list[Offset]) -> list[Offset] | None:
