@@ -113,7 +113,7 @@ class Layout:
         """Return the layout of more exchanges than the three of this one: the second is repeated.
 
         Args:
-            exchanges: how many there are, three or added.
+            exchanges: how many there are, three or more.
             head: messages before the first exchange.
         """
         added = exchanges - 3
