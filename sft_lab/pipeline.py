@@ -72,7 +72,7 @@ def prepare(config: DataConfig, context: StageContext, work: Preparation | None 
     deduplicated = config.dedup(train, context).bring_back(required_ids)
     train = work.step(f"dedup.{config.dedup_kind}", train, deduplicated)
 
-    return work.finish(config.template, train, sides.held_out)  # template and tokenize, of both sides
+    return work.finish(train, sides.held_out)  # template and tokenize, of both sides
 
 
 def start(config: DataConfig, context: StageContext) -> Preparation:

@@ -24,9 +24,10 @@ import pytest
 from sft_lab.core import locks
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import FolderError
+from sft_lab.core.integrity import RECIPE
 from sft_lab.core.io import digest, read_json
 from sft_lab.core.run_dir import LOCK, RunDir
-from sft_lab.core.store import RECIPE, Store, default_root
+from sft_lab.core.store import Store, default_root
 from sft_lab.core.store_view import NotStored, StoreView
 
 RECIPE_OF = {"version": 1, "params": {"a": 1}, "input": "x"}

@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core.blocks import Engine, LocalEngine
+from sft_lab.core.engine import Engine, LocalEngine
 from sft_lab.core.errors import ModelError, during
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.io import digest, read_json, write_json
@@ -50,6 +50,7 @@ class StageContext:
         self.notices: list[str] = []
         self.engine = engine or LocalEngine(workers=1)
         self.encode: Callable[[Rows], Any] | None = None
+        self._encoded: dict[str, Any] = {}  # by the key of the table
         self._logged = 0  # entries that ``take_new_entries`` has returned
         self._load_tokenizer = load_tokenizer
 
@@ -106,15 +107,24 @@ class StageContext:
         entries, self._logged = self.entries[self._logged :], len(self.entries)
         return entries
 
-    def token_counts(self, rows: Rows) -> np.ndarray:
-        """Tokens of prompt and of answer, without those of a template: int32, shape (rows, 2)."""
+    def encoded(self, rows: Rows) -> Any:
+        """Return texts and tokens of all rows of a table, which are encoded at once for every stage and job."""
         import numpy as np
 
         from sft_lab.core.rows import Rows
 
+        assert self.encode is not None
+        if rows.table_key not in self._encoded:
+            loaded = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)
+            self._encoded[rows.table_key] = self.encode(loaded)
+        return self._encoded[rows.table_key]
+
+    def token_counts(self, rows: Rows) -> np.ndarray:
+        """Return the tokens of prompt and of answer, without those of a template: int32, shape (rows, 2)."""
+        import numpy as np
+
         if self.encode:
-            loaded = Rows(rows.table, np.arange(len(rows.table)), rows.table_key)  # at once, for every stage and job
-            encoded_counts: np.ndarray = self.encode(loaded).counts(rows)
+            encoded_counts: np.ndarray = self.encoded(rows).counts(rows)
             return encoded_counts
 
         def count(folder: Path) -> None:

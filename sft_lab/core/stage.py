@@ -1,4 +1,4 @@
-"""The base of stages that keep or drop rows: filters and dedup."""
+"""The bases of stages: those that read files, and those that keep or drop rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,27 @@ from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import datasets
 
     from sft_lab.core.rows import Rows, Selection
+
+
+class ReadsFiles:
+    """What a stage says of the world it needs, and of the files that its config names."""
+
+    def check(self) -> list[str]:
+        """Return what it lacks on this machine, each naming key or file."""
+        return []
+
+    def files(self) -> list[Path]:
+        """Return the files it reads, whose content is part of the run's data."""
+        return []
+
+    def contents(self) -> dict[Path, bytes]:
+        """Return the content of those it has read fully, once: later changes to the file do not matter."""
+        return {}
 
 
 @dataclass

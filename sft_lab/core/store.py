@@ -16,17 +16,16 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sft_lab.core import records
 from sft_lab.core.errors import FolderError, SourceError, UserError
-from sft_lab.core.io import HashingReader, digest, open_file, read_text, write_json, write_text
+from sft_lab.core.integrity import RECIPE, contents, damage, recipe_of
+from sft_lab.core.io import HashingReader, digest, read_text, write_json, write_text
 from sft_lab.core.locks import distrust, file_lock, holding
 
-RECIPE = "recipe.json"
 log = logging.getLogger("sft_lab")
 _LEFTOVER = re.compile(r"\.[^.]+\.(?:[0-9a-f]{8}|blocks|pruned)")  # an entry in the making, or on its way out
 FRESH = 2.0  # seconds, the coarsest resolution of time stamps: a younger file may change and keep its time
@@ -38,6 +37,17 @@ def default_root() -> Path:
         return Path(root).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "sft_lab"
+
+
+def blocks_folder(temporary: Path) -> Path:
+    """Return where the blocks of a result lie that is being written into a folder of the store."""
+    folder = _blocks_path(temporary)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _blocks_path(temporary: Path) -> Path:
+    return temporary.with_suffix(".blocks")
 
 
 @dataclass(frozen=True)
@@ -92,18 +102,12 @@ class Store:
             if self._is_complete(path):
                 return Entry(stage, key, path, hit=True, seconds=time.monotonic() - began)
             if os.path.lexists(path):
-                log.warning("store: %s: %s; it is computed again", path, _damage(path))
+                log.warning("store: %s: %s; it is computed again", path, damage(path))
 
-            temporary = self._begin(stage, key)
-            try:
+            with self._writing(stage, key) as temporary:
                 compute(temporary)
-                write_json(temporary / RECIPE, {**recipe, "files": _contents(temporary)})
+                write_json(temporary / RECIPE, {**recipe, "files": contents(temporary)})
                 self._replace(path, temporary)
-                shutil.rmtree(temporary.with_name(f".{key}.blocks"), ignore_errors=True)
-            except BaseException as error:
-                shutil.rmtree(temporary, ignore_errors=True)
-                self._forget_blocks(stage, key, error)
-                raise
 
         self._verified.add(path)
         return Entry(stage, key, path, hit=False, seconds=time.monotonic() - began)
@@ -130,33 +134,34 @@ class Store:
             if entry := self._lookup(stage, recipe()):
                 return entry
 
-            temporary = self._begin(stage, name)
-            try:
+            with self._writing(stage, name) as temporary:
                 compute(temporary)
-                shutil.rmtree(temporary.with_name(f".{name}.blocks"), ignore_errors=True)
                 # Known by now, for the bytes that were read, even if the file has changed since.
-                known = _required(recipe(), stage)
+                if (known := recipe()) is None:
+                    raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
                 entry = self.entry(stage, known, lambda folder: _move_all(temporary, folder))
-            except BaseException as error:
-                self._forget_blocks(stage, name, error)
-                raise
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         return replace(entry, seconds=time.monotonic() - began)
 
-    def _forget_blocks(self, stage: str, name: str, error: BaseException) -> None:
-        """Remove the blocks of a result that wrong input has ended: after another end, they go on."""
-        if isinstance(error, UserError):
-            shutil.rmtree(self.root / stage / f".{name}.blocks", ignore_errors=True)
+    @contextmanager
+    def _writing(self, stage: str, name: str) -> Iterator[Path]:
+        """Make a folder to write in and remove it afterwards, as those of dead processes; called under the lock.
 
-    def _begin(self, stage: str, name: str) -> Path:
-        """Make a folder to write in, and remove those of dead processes; called under the lock."""
-        for dead in (self.root / stage).glob(f".{name}.*"):
-            if dead.suffix != ".blocks":  # the finished part of a long computation, which goes on from it
-                shutil.rmtree(dead, ignore_errors=True)
+        The finished blocks of a long computation stay if it is cut off, and it goes on from them; not if its input
+        is wrong.
+        """
         temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
+        for dead in (self.root / stage).glob(f".{name}.*"):
+            if dead != _blocks_path(temporary):
+                shutil.rmtree(dead, ignore_errors=True)
         self._make(temporary)
-        return temporary
+        try:
+            yield temporary
+        except UserError:
+            shutil.rmtree(_blocks_path(temporary), ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(_blocks_path(temporary), ignore_errors=True)
 
     def _replace(self, path: Path, temporary: Path) -> None:
         """Move an entry to its path, in place of a damaged one; a link there is removed, never followed."""
@@ -276,7 +281,7 @@ class Store:
     def _is_complete(self, path: Path) -> bool:
         if not self._is_present(path):
             return False
-        if path not in self._verified and not _damage(path):
+        if path not in self._verified and not damage(path):
             self._verified.add(path)
         return path in self._verified
 
@@ -295,7 +300,7 @@ class Store:
                 continue
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             idle = time.time() - recipe.stat().st_mtime
-            yield Listing(folder.parent.name, folder.name, folder, size, idle, _recipe(folder).get("params") or {})
+            yield Listing(folder.parent.name, folder.name, folder, size, idle, recipe_of(folder).get("params") or {})
 
     def prune(self, older_than: float, stage: str | None = None) -> list[Listing]:
         """Remove entries unused for ``older_than`` seconds, and half-written ones that a killed run left.
@@ -331,49 +336,6 @@ class Store:
         return removed
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    return records.read(path / RECIPE, [])
-
-
-def _contents(folder: Path) -> dict[str, list[int | str]]:
-    """Return size and hash of every file; xxHash, since it detects accidents and reads 20 GB/s."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): [file.stat().st_size, _xxh3(file)] for file in sorted(files)}
-
-
-def _damage(path: Path) -> str:
-    """Return what is wrong with an entry's files; empty if they are as they were written."""
-    files = _recipe(path).get("files")
-    if not isinstance(files, dict):
-        return f"its {RECIPE} does not say what its files hold"
-    for name, noted in files.items():
-        if not isinstance(noted, list) or len(noted) != 2:
-            return f"its {RECIPE} does not say what {name} holds"
-        size, content = noted
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        try:
-            same = _xxh3(file) == content
-        except FolderError as error:
-            return str(error)
-        if not same:
-            return f"{name} holds other bytes than were written"
-    return ""
-
-
-def _xxh3(file: Path) -> str:
-    import xxhash
-
-    content_hash = xxhash.xxh3_128()
-    with open_file(file) as opened:
-        while block := opened.read(2**20):
-            content_hash.update(block)
-    return str(content_hash.hexdigest())
-
-
 def _is_linked(folder: Path) -> bool:
     """Return whether an entry's folder, or its stage's, is a link, whose target the store must not remove."""
     return folder.is_symlink() or folder.parent.is_symlink()
@@ -388,12 +350,6 @@ def _file_recipe(file: Path, state: os.stat_result) -> dict[str, Any]:
 def _recipe_of_files(files: Sequence[Path], states: Iterable[os.stat_result]) -> dict[str, Any]:
     recipes = [_file_recipe(file, state) for file, state in zip(files, states, strict=True)]
     return recipes[0] if len(recipes) == 1 else {"files": digest(recipes)}
-
-
-def _required(recipe: dict[str, Any] | None, stage: str) -> dict[str, Any]:
-    if recipe is None:
-        raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
-    return recipe
 
 
 def _move_all(source: Path, target: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_lab.core.integrity import RECIPE
 from sft_lab.core.io import digest
-from sft_lab.core.store import RECIPE, Entry, Store
+from sft_lab.core.store import Entry, Store
 
 
 class NotStored(Exception):

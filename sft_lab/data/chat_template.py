@@ -1,33 +1,19 @@
-"""Chat templates: a conversation becomes text, and we know which characters of it are the answer.
-
-The text is rendered whole, so there is one BOS at most and no generation prompt in it. An answer's place is found by
-rendering the conversation once more with a character that occurs nowhere else in the answer's stead: what is new
-between the same beginning and the same end is the answer, whatever the template does to it and wherever else its words
-occur. What is trained begins where the generation prompt ends and goes through the end-of-turn token. No template needs
-special tags for that.
-
-A control token in a message's own words (a user writes ``<|im_end|>``) stays words, so that nobody can forge a turn:
-the places where tokenize must break the text are kept beside it.
-"""
+"""Chat template options: the model's own template, or a Jinja file."""
 
 from __future__ import annotations
 
 import abc
-import datetime
 import io
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
-from sft_lab.core.context import StageContext, today
+from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.packages import package_path, saved_path
-from sft_lab.core.text import CONTROL_TOKENS
-from sft_lab.data import clock
+from sft_lab.core.stage import ReadsFiles
 
 if TYPE_CHECKING:
     import datasets
@@ -35,352 +21,11 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows, Selection
     from sft_lab.data.encoding import Encoded
-
-Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One conversation as text.
-
-    Attributes:
-        text: without a generation prompt.
-        spans: the characters of each answer, end-of-turn token included.
-        cuts: places no token may lie across, since a message's own words would else become a control token.
-        contents: the characters of each message's own text, where they are known.
-    """
-
-    text: str
-    spans: list[tuple[int, int]]
-    cuts: list[int]
-    contents: list[tuple[int, int]] = field(default_factory=list)
-
-
-class CannotRender(Exception):
-    """The template refuses this conversation."""
-
-
-_STRIPS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a template writes conversations whose messages have certain roles: what stands around their contents.
-
-    Found out once by rendering contents that occur nowhere else; then each row's text is held against it.
-
-    Attributes:
-        pieces: before, between and behind the contents.
-        strips: what the template takes off each content's ends.
-        answers: index of each answer, and how many characters before and behind it are trained with it.
-    """
-
-    pieces: list[str]
-    strips: list[Callable[[str], str]]
-    answers: list[tuple[int, int, int]]
-
-    @classmethod
-    def of(cls, conversation: Callable[[list[Message]], Rendered], roles: tuple[str, ...]) -> Layout | None:
-        """Find the layout by rendering; None where a template writes more or less than the contents, in their order."""
-        contents = _PRIVATE_USE[2 : 2 + len(roles)]
-        if len(contents) < len(roles):
-            return None
-        try:
-            bare, padded = (
-                conversation([{"role": role, "content": around.format(content)}
-                              for role, content in zip(roles, contents, strict=True)])
-                for around in ("{}", " \n{} \n")
-            )  # fmt: skip
-        except CannotRender:
-            return None
-        pieces = re.split("|".join(contents), bare.text)
-        if "".join(character for character in bare.text if character in contents) != "".join(contents):
-            return None
-        strips = []
-        for content in contents:
-            written = [strip for strip in _STRIPS if strip(f" \n{content} \n") in padded.text]
-            if not written:
-                return None
-            strips.append(written[0])
-        answers = []
-        indices = [index for index, role in enumerate(roles) if role == "assistant"]
-        for index, (start, end) in zip(indices, bare.spans, strict=True):
-            position = bare.text.index(contents[index])
-            answers.append((index, position - start, end - position - 1))
-        return cls(pieces, strips, answers)
-
-    def extended(self, exchanges: int, head: int) -> Layout:
-        """Return the layout of more exchanges than the three of this one: the second is repeated.
-
-        Args:
-            exchanges: how many there are, three or more.
-            head: messages before the first exchange.
-        """
-        added = exchanges - 3
-        second, third = slice(head + 2, head + 4), head + 4
-        pieces = [*self.pieces[:third], *self.pieces[second] * added, *self.pieces[third:]]
-        strips = [*self.strips[:third], *self.strips[second] * added, *self.strips[third:]]
-        around = [(before, behind) for _, before, behind in self.answers]
-        around = [*around[:2], *around[1:2] * added, *around[2:]]
-        return Layout(pieces, strips, [(head + 2 * i + 1, *trained) for i, trained in enumerate(around)])
-
-    def locate(self, text: str, messages: list[Message]) -> Rendered | None:
-        """Return where answers and contents are in a conversation's text; None if it is not written by this layout."""
-        contents = [strip(message["content"]) for strip, message in zip(self.strips, messages, strict=True)]
-        position = 0
-        spans = []
-        for piece, content in zip(self.pieces, contents, strict=False):
-            if not text.startswith(piece + content, position):
-                return None
-            position += len(piece)
-            spans.append((position, position + len(content)))
-            position += len(content)
-        if text[position:] != self.pieces[-1]:
-            return None
-        answers = [(spans[index][0] - before, spans[index][1] + behind) for index, before, behind in self.answers]
-        return Rendered(text, answers, [], spans)
-
-
-class Renderer:
-    """A template bound to a tokenizer.
-
-    Args:
-        tokenizer: gives the special tokens and runs the Jinja text in its sandbox.
-        jinja: the template's text.
-        date: what a template that asks for the date is told; None: the current one.
-
-    Attributes:
-        date: that date; None for a template that does not ask.
-
-    Raises:
-        ModelError: if an end-of-turn token is not to be found in what the template writes.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, jinja: str, date: datetime.date | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.jinja = jinja
-        self.date = (date or today()) if clock.is_read(jinja) else None
-        added = tokenizer.added_tokens_decoder.values()
-        special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
-        # What a template writes marks turns, special or not; an answer may hold such tokens (<think>) rightfully.
-        written = {str(token) for token in added if str(token) in jinja and not str(token).isspace()}
-        self._special = sorted(special)
-        self._control = {"assistant": _broken(special)}
-        self._control["user"] = self._control["system"] = _broken(special | written)
-        self._tokens = (sorted(special | written), sorted(special))  # of users and systems, of the assistant
-        ids = tokenizer("a")["input_ids"]
-        starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
-        self._bos = str(tokenizer.bos_token) if starts_with_bos else ""
-        self._layouts: dict[tuple[str, ...], Layout | None] = {}
-        self._literals = _literals(jinja)
-        self.end_of_turn, self.closing = self._find_closing()
-        self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.end_of_turn))
-
-    @property
-    def end_ids(self) -> list[int]:
-        """The tokens that end an answer: the template's end of turn, and EOS where the tokenizer has one."""
-        return sorted({self.end_of_turn_id, self.tokenizer.eos_token_id} - {None})
-
-    @property
-    def foreign(self) -> list[str]:
-        """Control tokens of other models that the template writes before its end of turn, plain text to this one."""
-        inside = self.closing.removesuffix(self.end_of_turn)
-        return [token for token in CONTROL_TOKENS if token in inside]
-
-    def prompt(self, messages: list[Message]) -> Rendered:
-        """Render what the model is given before it answers.
-
-        Raises:
-            CannotRender: if the template refuses it.
-        """
-        mark, _ = _unused_characters(messages)
-        return _unmarked(
-            self._render([self._marked(message, mark) for message in messages], add_generation_prompt=True), [], mark
-        )
-
-    def conversation(self, messages: list[Message]) -> Rendered:
-        """Render a conversation that ends with the assistant.
-
-        Once, where the template writes conversations of these roles as its layout says (``Layout``); else as often as
-        it takes to find each answer.
-
-        Raises:
-            CannotRender: if the template refuses it, leaves out or changes what is said (but for white space at the
-                ends), or does not write each answer after what it gives the model to answer, with an end of turn.
-        """
-        layout = self._layout(tuple(message["role"] for message in messages))
-        if layout and not any(map(self._is_special, messages)):
-            text = self._render(messages)
-            if rendered := layout.locate(text, messages):
-                return rendered
-        return self._conversation(messages)
-
-    def _layout(self, roles: tuple[str, ...]) -> Layout | None:
-        if roles not in self._layouts:
-            self._layouts[roles] = self._find_layout(roles)
-        return self._layouts[roles]
-
-    def _find_layout(self, roles: tuple[str, ...]) -> Layout | None:
-        head = roles[:1] if roles[0] == "system" else ()
-        exchanges = (len(roles) - len(head)) // 2
-        if roles != head + EXCHANGE * exchanges or exchanges <= 4:
-            return Layout.of(self._conversation, roles) if len(roles) <= MAX_SEARCHED else None
-        # What is written of three and of four exchanges tells what is written of more.
-        three, four = (self._layout(head + EXCHANGE * count) for count in (3, 4))
-        if three and four and three.extended(4, len(head)) == four:
-            return three.extended(exchanges, len(head))
-        return Layout.of(self._conversation, roles) if len(roles) <= MAX_SEARCHED else None
-
-    def _is_special(self, message: Message) -> bool:
-        """Whether the template may treat a message by what it says, or a control token in it must be broken."""
-        content = message["content"]
-        return any(literal in content for literal in self._literals) or any(
-            token in content for token in self._tokens[message["role"] == "assistant"]
-        )
-
-    def _conversation(self, messages: list[Message]) -> Rendered:
-        if len(messages) > MAX_SEARCHED:  # it would take as many renderings of as many turns
-            raise CannotRender("too_many_turns")
-        mark, blank = _unused_characters(messages)
-        marked = [self._marked(message, mark) for message in messages]
-        text = self._render(marked)
-        if any(message["content"].strip() not in text for message in marked):
-            raise CannotRender("message_not_rendered")
-        spans = []
-        for index, message in enumerate(marked):
-            if message["role"] == "assistant":
-                start, end, after = self._locate_answer(text, marked, index, blank)
-                if not after.startswith(self.closing):
-                    raise CannotRender("no_end_of_turn")
-                spans.append((start, end + len(self.closing)))
-        return _unmarked(text, spans, mark)
-
-    def plain_text(self, text: str) -> Rendered:
-        """Give plain text between BOS, where the tokenizer puts one, and EOS: no template, and all of it is trained.
-
-        Raises:
-            CannotRender: if the tokenizer has no EOS, so that the model could not learn to stop.
-        """
-        if not self.tokenizer.eos_token:
-            raise CannotRender("no_end_of_text")
-        mark, _ = _unused_characters([{"role": "text", "content": text}])
-        marked = self._marked({"role": "text", "content": text}, mark)["content"]
-        marked_text = f"{self._bos}{marked}{self.tokenizer.eos_token}"
-        rendered = _unmarked(marked_text, [(0, len(marked_text))], mark)
-        start = len(self._bos)
-        return rendered if rendered.cuts else replace(rendered, contents=[(start, start + len(text))])
-
-    def _locate_answer(self, text: str, messages: list[Message], index: int, blank: str) -> tuple[int, int, str]:
-        """Find the answer of one turn: where training begins, where the answer's own text ends, and what follows."""
-        hollow = [*messages[:index], {"role": "assistant", "content": blank}, *messages[index + 1 :]]
-        before, separator, after = self._render(hollow).partition(blank)
-        end = len(text) - len(after)
-        is_answer = text[len(before) : end].strip() == messages[index]["content"].strip()
-        if not (separator and text.startswith(before) and text.endswith(after) and is_answer):
-            raise CannotRender("answer_not_rendered")
-        generation_prompt = self._render(messages[:index], add_generation_prompt=True)
-        if before.startswith(generation_prompt):
-            return len(generation_prompt), end, after
-        # Reasoning templates open a thought in the generation prompt that a finished answer does not have, and others
-        # end every text in some way. What counts is that all said so far stands there as it did then.
-        hollow = [*messages[: index - 1], {**messages[index - 1], "content": blank}]
-        if not before.startswith(self._render(hollow).partition(blank)[0]):
-            raise CannotRender("rewrites_history")
-        return len(before), end, after
-
-    def _marked(self, message: Message, mark: str) -> Message:
-        """Put ``mark`` into every control token that the message's own text holds."""
-        content, control = message["content"], self._control.get(message["role"], self._control["user"])
-        return {**message, "content": control.sub(rf"\g<0>{mark}", content)} if control else message
-
-    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        import jinja2
-
-        try:
-            if self.date:
-                clock.set_to(self.date, self.jinja)
-            text = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}; fix the line") from error
-        except Exception as error:  # a template divides by zero, calls what is no function, recurses without end
-            raise CannotRender("template_refused") from error
-        rendered = str(text)
-        return rendered if rendered.startswith(self._bos) else self._bos + rendered
-
-    def _find_closing(self) -> tuple[str, str]:
-        """Find the end-of-turn token, and what stands between an answer and its end, that token included."""
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        try:
-            _, _, after = self._locate_answer(self._render(probe), probe, 1, _BLANK)
-        except CannotRender as error:
-            cause = error.__cause__
-            detail = "calls itself without end" if isinstance(cause, RecursionError) else cause
-            reason = f"{error}: {detail}" if cause else str(error)
-            raise ModelError(
-                f"template: cannot render one question and its answer ({reason}); it must write the content of each of "
-                "`messages` as it is"
-            ) from error
-        ends = [(start, -len(token), token) for token in self._special if (start := after.find(token)) >= 0]
-        if not ends:
-            raise ModelError(
-                "template: what it writes after an answer holds no special token of the tokenizer, so the model could "
-                "not learn to stop; use a template whose end-of-turn token the tokenizer knows (template=plain ends "
-                "with EOS)"
-            )
-        start, _, token = min(ends)
-        return token, after[: start + len(token)]
-
-
-def _literals(jinja: str) -> list[str]:
-    """Return the texts that a template may look for in a message: those that are compared, searched for or split by."""
-    import jinja2
-    from jinja2 import nodes
-
-    try:
-        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - nothing is rendered
-        tree = environment.parse(_GENERATION.sub("", jinja))
-    except jinja2.TemplateError:
-        return []  # rendering says what is wrong with it
-    literals: set[str] = set()
-    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
-        literals |= {const.value for const in node.find_all(nodes.Const) if isinstance(const.value, str)}
-    keys = {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
-    return sorted(text for text in literals - keys - _ROLES if text.strip())
-
-
-_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a statement of Transformers' own
-_ROLES = {"system", "user", "assistant", "tool"}  # compared with a message's role
-EXCHANGE = ("user", "assistant")
-MAX_SEARCHED = 2000  # messages of a conversation whose answers are found by rendering it for each
-_PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters that stand for nothing
-_BLANK = _PRIVATE_USE[0]
-
-
-def _unused_characters(messages: list[Message]) -> tuple[str, str]:
-    used = {character for message in messages for character in message["content"]}
-    mark, blank, *_ = (character for character in _PRIVATE_USE if character not in used)
-    return mark, blank
-
-
-def _broken(tokens: set[str]) -> re.Pattern[str] | None:
-    """Match the first character of every control token, overlapping ones too: behind it the text is broken."""
-    longer = sorted(token for token in tokens if len(token) > 1)  # one character cannot be broken
-    return re.compile(f"(?={'|'.join(map(re.escape, longer))}).", re.DOTALL) if longer else None
-
-
-def _unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
-    cuts = [match.start() - earlier for earlier, match in enumerate(re.finditer(mark, text))]
-
-    def moved(position: int) -> int:
-        return position - text.count(mark, 0, position)
-
-    return Rendered(text.replace(mark, ""), [(moved(start), moved(end)) for start, end in spans], cuts)
+    from sft_lab.data.renderer import Renderer
 
 
 @dataclass
-class Template(Bounded, abc.ABC):
+class Template(Bounded, ReadsFiles, abc.ABC):
     """What every template option has: a Jinja text. Rows of plain text go past it.
 
     Attributes:
@@ -399,20 +44,10 @@ class Template(Bounded, abc.ABC):
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Give the Jinja text."""
 
-    def check(self) -> list[str]:
-        """Say what is wrong with the world as this template needs it."""
-        return []
-
-    def files(self) -> list[Path]:
-        """Return the files that its config names."""
-        return []
-
-    def contents(self) -> dict[Path, bytes]:
-        """Return what it has read of them whole, once: that is what it goes by."""
-        return {}
-
     def bind(self, context: StageContext) -> Renderer:
         """Bind the template to the run's tokenizer, and say so if it would teach the model wrong words."""
+        from sft_lab.data.renderer import Renderer
+
         try:
             renderer = Renderer(context.tokenizer, self.jinja(context.tokenizer), context.template_date)
         except ModelError as error:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from sft_lab.core.blocks import blocks_folder, run_blocks
+from sft_lab.core.blocks import run_blocks
 from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.io import digest, read_json, write_json
@@ -27,7 +27,9 @@ from sft_lab.core.mapped import release
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import Rows, Selection, TableWriter, load_table
 from sft_lab.core.types import IGNORED
-from sft_lab.data.chat_template import CannotRender, Rendered, Renderer, Template
+from sft_lab.data.chat_template import Template
+from sft_lab.data.renderer import Renderer
+from sft_lab.data.template_layout import CannotRender, Rendered
 
 if TYPE_CHECKING:
     import datasets
@@ -169,7 +171,7 @@ def _write(rows: Rows, renderer: Renderer, context: StageContext, folder: Path) 
     numbers = np.zeros((len(rows), 5), np.int32)
     codes = {"": 0}
     start = 0
-    for block in run_blocks(work, context.engine.ranges(len(rows)), blocks_folder(folder), "encode", context.engine):
+    for block in run_blocks(work, context.engine.ranges(len(rows)), folder, "encode", context.engine):
         table = block.read()
         writer.write(table)
         stop = start + table.num_rows
@@ -214,7 +216,7 @@ class _Encoder:
         numbers = np.zeros((len(ids), 4), np.int32)
         for index, (tokens, labels, _) in enumerate(encoded):
             numbers[index, [ALL, ENDS]] = len(tokens), np.isin(labels, self._ends).any()
-        for index, counts in self._counts(conversations, prompts, answers, rendered, encoded):
+        for index, counts in self._counts(conversations, prompts, answers, encoded):
             numbers[index, [PROMPT, ANSWER]] = counts
         return pa.table(
             {
@@ -228,8 +230,8 @@ class _Encoder:
             schema=BLOCK_SCHEMA,
         )
 
-    def _encoded(self, row: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, list[int] | None]:
-        """Return tokens and labels of a row, and how many tokens each message's own text has, where that is known."""
+    def _encoded(self, row: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Return tokens and labels of a row, and how many tokens each message's own text has; none if not known."""
         tokens = np.array(encoding.ids, np.int32)
         is_short = len(row.contents) <= MAX_LOOKED_UP  # each lookup goes through the tokens
         ranges = _ranges(encoding, row.text, row.spans) if is_short and not row.cuts else None
@@ -238,10 +240,11 @@ class _Encoder:
         labels = np.full(len(tokens), IGNORED, np.int32)
         for first, stop in ranges:
             labels[first:stop] = tokens[first:stop]
-        contents = [_tokens_of(encoding, begin, end) for begin, end in row.contents]
-        return tokens, labels, contents if None not in contents else None  # type: ignore[return-value]
+        contents = [tokens_of for begin, end in row.contents if (tokens_of := _tokens_of(encoding, begin, end))]
+        counts = [stop - first for first, stop in contents]
+        return tokens, labels, counts if len(counts) == len(row.contents) else []
 
-    def _encoded_in_pieces(self, row: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, list[int] | None]:
+    def _encoded_in_pieces(self, row: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, list[int]]:
         ids, offsets = encoding.ids, encoding.offsets
         if boundaries := sorted({*row.cuts, *_merged_starts(row.text, row.spans, offsets)}):
             ids, offsets = _encode_in_pieces(self._tokenizer, row.text, boundaries)
@@ -254,13 +257,13 @@ class _Encoder:
         return tokens, labels, contents
 
     def _counts(
-        self, conversations: list[Any], prompts: list[str], answers: list[str], rendered: list[Rendered],
-        encoded: list[tuple[np.ndarray, np.ndarray, list[int] | None]],
+        self, conversations: list[Any], prompts: list[str], answers: list[str],
+        encoded: list[tuple[np.ndarray, np.ndarray, list[int]]],
     ) -> Iterator[tuple[int, tuple[int, int]]]:  # fmt: skip
         """Yield the tokens of prompt and answer of each row, by its index."""
         alone: list[int] = []
-        for index, (messages, row, (_, _, contents)) in enumerate(zip(conversations, rendered, encoded, strict=True)):
-            if not contents or not row.contents:
+        for index, (messages, (_, _, contents)) in enumerate(zip(conversations, encoded, strict=True)):
+            if not contents:
                 alone.append(index)
                 continue
             roles = [message["role"] for message in messages] or ["assistant"]  # plain text answers nothing
@@ -297,27 +300,25 @@ def _ranges(encoding: Encoding, text: str, spans: list[Offset]) -> list[Offset] 
     for start, stop in spans:
         if start and text[start - 1].isspace() and text[start].isspace():
             return None
-        first, last = encoding.char_to_token(start), encoding.char_to_token(stop - 1)
-        if first is None or last is None or _begin(encoding, first) < start:
+        tokens = _tokens_of(encoding, start, stop)
+        if tokens is None or _begin(encoding, tokens[0]) < start:
             return None
-        if first and _end(encoding, first - 1) > start:
+        if tokens[0] and _end(encoding, tokens[0] - 1) > start:
             return None
-        while last + 1 < len(encoding) and _begin(encoding, last + 1) < stop:
-            last += 1
-        ranges.append((first, last + 1))
+        ranges.append(tokens)
     return ranges
 
 
-def _tokens_of(encoding: Encoding, start: int, stop: int) -> int | None:
-    """Return how many tokens hold a character of a stretch of text; None if its ends are in no token."""
+def _tokens_of(encoding: Encoding, start: int, stop: int) -> Offset | None:
+    """Return the tokens that hold a character of a stretch of text; None if its ends are in no token."""
     if start == stop:
-        return 0
+        return 0, 0
     first, last = encoding.char_to_token(start), encoding.char_to_token(stop - 1)
     if first is None or last is None:
         return None
     while last + 1 < len(encoding) and _begin(encoding, last + 1) < stop:
         last += 1
-    return last + 1 - first
+    return first, last + 1
 
 
 def _begin(encoding: Encoding, token: int) -> int:

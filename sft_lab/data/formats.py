@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -92,6 +93,8 @@ def find_reader(
 ) -> Reader:
     """Return the reader: own columns first, then the named format, then the first that fits the columns.
 
+    Readers that read alike are equal.
+
     Args:
         wanted: ``auto`` or a format by name.
         columns: own column names by part (``prompt``, ``answer``, ``context``, ``system``, or ``text`` alone); may be
@@ -106,7 +109,7 @@ def find_reader(
     if columns:
         if missing := [name for name in columns.values() if name not in present]:
             raise SourceError(f"dataset.columns={columns}: no column {missing} in the source; it has {present}")
-        return _own_columns(columns)
+        return OwnColumns(tuple(columns.items()))
     fitting = [name for name, needed in COLUMNS_OF.items() if any(set(keys) <= set(present) for keys in needed)]
     if wanted is not Format.auto:
         if present and wanted not in fitting:
@@ -115,7 +118,7 @@ def find_reader(
             )
         return READERS[wanted]
     if not fitting and not needs_answers and (prompt := next(filter(present.__contains__, PROMPT_COLUMNS), None)):
-        return lambda record: _single(_text(record.get(prompt)), "")
+        return PromptColumn(prompt)
     if not fitting:
         separator = "a CSV file's fields must be separated by commas; " if any(";" in name for name in present) else ""
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
@@ -261,16 +264,32 @@ def _only_text(text: str) -> list[Turn]:
     return [(TEXT, text)] if text.strip() else []
 
 
-def _own_columns(columns: dict[str, str]) -> Reader:
-    if TEXT in columns:
-        return lambda record: _only_text(_text(record.get(columns[TEXT])))
+@dataclass(frozen=True)
+class OwnColumns:
+    """Reads the columns that a config names: of a pair, or of plain text.
 
-    def read(record: dict[str, Any]) -> list[Turn]:
-        part = {name: _text(record.get(column)) for name, column in columns.items()}
+    Attributes:
+        columns: part and column.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+
+    def __call__(self, record: dict[str, Any]) -> list[Turn]:
+        part = {name: _text(record.get(column)) for name, column in self.columns}
+        if TEXT in part:
+            return _only_text(part[TEXT])
         prompt = "\n\n".join(text for text in (part.get("context", ""), part["prompt"]) if text)
         return _single(prompt, part["answer"], part.get("system", ""))
 
-    return read
+
+@dataclass(frozen=True)
+class PromptColumn:
+    """Reads a table of prompts alone."""
+
+    column: str
+
+    def __call__(self, record: dict[str, Any]) -> list[Turn]:
+        return _single(_text(record.get(self.column)), "")
 
 
 def _single(prompt: str, answer: str, system: str = "") -> list[Turn]:

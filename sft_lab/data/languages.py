@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core import parquet
-from sft_lab.core.blocks import blocks_folder, run_blocks
 from sft_lab.core.text import On
 
 if TYPE_CHECKING:
@@ -93,6 +92,7 @@ def languages_of(rows: Rows, context: StageContext, on: On) -> tuple[list[str], 
     import numpy as np
     import pyarrow as pa
 
+    from sft_lab.core.blocks import run_blocks
     from sft_lab.core.rows import Rows
 
     def compute(folder: Path) -> None:
@@ -102,9 +102,7 @@ def languages_of(rows: Rows, context: StageContext, on: On) -> tuple[list[str], 
             columns = {"language": languages, "confidence": confidences}
             return pa.table(columns, schema=parquet.arrow_schema(parquet.LANGUAGES))
 
-        blocks = run_blocks(
-            work, context.engine.ranges(len(rows.table)), blocks_folder(folder), "languages", context.engine
-        )
+        blocks = run_blocks(work, context.engine.ranges(len(rows.table)), folder, "languages", context.engine)
         empty = parquet.arrow_schema(parquet.LANGUAGES).empty_table()
         tables = pa.concat_tables([empty, *(block.read() for block in blocks)])
         parquet.write(folder / "languages.parquet", tables, parquet.LANGUAGES)

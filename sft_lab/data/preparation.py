@@ -107,7 +107,6 @@ class Preparation:
                 f"dataset: none of its {len(loaded.selection.ids)} records can be used ({reasons}); "
                 "docs/data.md has the row formats"
             )
-        self._loaded = loaded.rows
         loading = self._context.take_new_entries()
         tokens = self._context.token_counts(loaded.rows).sum(axis=1)
         encoding = self._context.take_new_entries()
@@ -168,14 +167,14 @@ class Preparation:
         self._steps[stage.partition(".")[0] if stage.startswith("dedup.") else stage] = (rows, selection)
         return self.flow.step(stage, rows, selection)
 
-    def finish(self, template: Template, train: Rows, held_out: Rows) -> Prepared:
+    def finish(self, train: Rows, held_out: Rows) -> Prepared:
         """Template and tokenize both sides.
 
         Raises:
             JobError: if no training row is left.
         """
-        ready_held_out = self._ready(template, held_out, self.held_out_flow, loss_on_all=False)
-        ready = self._ready(template, train, self.flow, loss_on_all=self._loss_on_all)
+        ready_held_out = self._ready(held_out, self.held_out_flow, loss_on_all=False)
+        ready = self._ready(train, self.flow, loss_on_all=self._loss_on_all)
         if not len(ready.rows):
             losses = "; ".join(
                 f"{stage['stage']} dropped "
@@ -187,7 +186,7 @@ class Preparation:
             remedy = "choose another template with template=..." if strictest == "template" else "loosen what took most"
             raise JobError(f"no training row is left ({losses}); {remedy}, or give more rows")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
-        probe = self._ready(template, probe_rows, None, loss_on_all=False)
+        probe = self._ready(probe_rows, None, loss_on_all=False)
         return Prepared(
             ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by,
             self._steps,
@@ -197,9 +196,9 @@ class Preparation:
         """Give held-out rows under another template, outside the waterfall."""
         return self._as_tokens(encode(rows, template, self._context), rows, None, loss_on_all=False)
 
-    def _ready(self, template: Template, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
-        """Template and tokenize some of the loaded rows, all of which are encoded at once, for every job of a sweep."""
-        return self._as_tokens(encode(self._loaded, template, self._context), rows, flow, loss_on_all=loss_on_all)
+    def _ready(self, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
+        """Template and tokenize some of the loaded rows."""
+        return self._as_tokens(self._context.encoded(rows), rows, flow, loss_on_all=loss_on_all)
 
     def _as_tokens(self, encoded: Encoded, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
         rows = self._narrowed("template", rows, Selection.of(rows, encoded.refused(rows)), flow)

@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_lab.core.blocks import Block, blocks_folder, run_blocks
+from sft_lab.core.blocks import Block, run_blocks
 from sft_lab.core.errors import SourceError
 from sft_lab.core.io import digest, write_json
+from sft_lab.core.params import result_params
+from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import BATCH, RowIds, Selection, TableWriter, load_table, shared_strings
 from sft_lab.core.text import content_group
-from sft_lab.data import formats
-from sft_lab.data.formats import TEXT, Format, Reader, Turn, Unreadable, Watched, find_reader, without_surrogates
+from sft_lab.data.formats import TEXT, Reader, Turn, Unreadable, Watched, find_reader, without_surrogates
 from sft_lab.data.load import HELD_OUT, Dataset, LeadingAssistant, Record, Turns
 
 if TYPE_CHECKING:
@@ -128,9 +129,8 @@ class _Part:
         columns, rule = self._guess(context, beginning)
         blocks = self._convert(context, folder, columns, rule, itertools.chain([beginning], batches))
         every_column = _union(columns, *(block.notes["columns"] for block in blocks))
-        if self._form(every_column) != self._form(columns):
+        if self._reader(every_column) != self._reader(columns):
             blocks = self._convert(context, folder, every_column, rule, self._batches(context))
-        self._reader(every_column)
         if self._group not in ("auto", "id_prefix", "content", *every_column):
             raise SourceError(
                 f"dataset.group={self._group}: must be auto, id_prefix, content or a column of the source; it has "
@@ -141,7 +141,7 @@ class _Part:
         for block in blocks:
             table = block.read()
             loaded.unread.update(block.notes["unread"])
-            loaded.ids += table["id"].chunks
+            loaded.ids.append(pa.concat_arrays(table["id"].chunks))  # a copy, for the block's file goes
             loaded.reasons += shared_strings(table["reason"])
             table = table.filter(pc.equal(table["reason"], ""))
             if right_rule != rule:
@@ -185,24 +185,13 @@ class _Part:
     def _reader(self, columns: list[str]) -> Reader:
         return find_reader(self._part.format, self._part.columns, columns, needs_answers=self._mixture.needs_answers)
 
-    def _form(self, columns: list[str]) -> str:
-        """Name what ``_reader`` chooses."""
-        if self._part.columns or self._part.format is not Format.auto:
-            return self._part.format.name
-        known = set(columns)
-        fitting = (
-            form.name for form, needed in formats.COLUMNS_OF.items() if any(set(keys) <= known for keys in needed)
-        )
-        return next(fitting, "") or next(filter(known.__contains__, formats.PROMPT_COLUMNS), "")
-
     def _convert(
         self, context: StageContext, folder: Path, columns: list[str], rule: str, batches: Iterable[Batch]
     ) -> list[Block]:
         """Turn all records into rows, and return the blocks that hold them."""
         converter = _Converter(self._reader(columns), self._mixture, self._name, self._split, self._group, rule)
-        mixture = self._mixture
-        choices = [mixture.version, mixture.turns.name, mixture.leading_assistant.name, self._part.columns]
-        version = digest([*choices, self._form(columns), rule, self._name, self._split, self._group])
+        choices = [self._part.format.name, self._part.columns, columns, rule, self._name, self._split, self._group]
+        version = digest([*choices, result_params(self._mixture), version_of(self._mixture)])
 
         def payloads() -> Iterator[tuple[int, Any]]:
             start = self._first
@@ -210,7 +199,7 @@ class _Part:
                 yield len(batch), (version, start, batch)
                 start += len(batch)
 
-        return list(run_blocks(converter, payloads(), blocks_folder(folder), "load", context.engine))
+        return list(run_blocks(converter, payloads(), folder, "load", context.engine))
 
     def _rule(self, blocks: list[Block]) -> str:
         """Return the rule that makes the groups which must stay on one side of the split.

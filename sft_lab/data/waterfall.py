@@ -36,11 +36,10 @@ class Sources:
     @classmethod
     def of(cls, rows: Rows) -> Sources:
         """Read the sources of all rows of a table."""
-        numbers: dict[str, int] = {}
-        of_row = np.fromiter(
-            (numbers.setdefault(name, len(numbers)) for (names,) in rows.batches("source") for name in names), np.int16
-        )
-        return cls(list(numbers) if any(numbers) else [], of_row)
+        sources = rows.arrow("source").dictionary_encode().unify_dictionaries()
+        names = sources.chunk(0).dictionary.to_pylist() if len(rows) else []
+        of_row = [chunk.indices.to_numpy().astype(np.int16) for chunk in sources.chunks]
+        return cls(names if any(names) else [], np.concatenate([np.zeros(0, np.int16), *of_row]))
 
 
 class Waterfall:

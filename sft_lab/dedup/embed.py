@@ -22,11 +22,11 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.hub import fall_back_on_cache
+from sft_lab.core.integrity import RECIPE
 from sft_lab.core.io import digest, read_json, sha256_file
 from sft_lab.core.log import log
 from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import missing_package, package_path, saved_path
-from sft_lab.core.store import RECIPE
 from sft_lab.core.text import scripts
 from sft_lab.dedup.embed_batches import encode_texts, precision
 

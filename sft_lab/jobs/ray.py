@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.errors import UserError
+from sft_lab.core.ray_cluster import connected
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.store import default_root
 from sft_lab.jobs.supervise import Backend, Ending, Failure, SupervisedJob, supervise
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 60.0  # that jobs at work have to end well when the sweep is stopped
 POLL_SECONDS = 1.0  # between two checks of the jobs
-OBJECT_STORE_BYTES = 80 * 2**20  # for objects that tasks share; ours share none, and Ray takes no less
 
 
 def launch(jobs: list[tuple[str, RunDir]], launcher: Ray, work: str) -> list[Failure]:
@@ -37,8 +33,7 @@ def launch(jobs: list[tuple[str, RunDir]], launcher: Ray, work: str) -> list[Fai
     """
     if not jobs:
         return []
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
-    with _connected(launcher):
+    with connected(launcher.address, "launch.address", len(visible_gpus())):
         return supervise(RayTasks(jobs, launcher, work), work)
 
 
@@ -93,52 +88,6 @@ def _ending(task: Any) -> Ending:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return Ending(f"its process died, and was not started again by Ray ({type(error).__name__}: {lines[0]})")
     return Ending("ended without an error", **(failure or {}))
-
-
-@contextmanager
-def _connected(launcher: Ray) -> Iterator[None]:
-    """Join the cluster, or start one on this machine and end it afterwards."""
-    import ray
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
-    try:
-        if launcher.address:
-            _require_answer(launcher.address)
-            ray.init(address=launcher.address, **quiet)
-        else:
-            # "local" even where $RAY_ADDRESS names another; reached from this machine alone, since who reaches a
-            # cluster of Ray's can run anything on it.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                num_gpus=len(visible_gpus()),
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"launch.address={launcher.address}: no Ray cluster answers there ({reason}); start one with "
-            "`ray start --head`, set RAY_AUTH_MODE=token if it requires a token, or leave the address out to use "
-            "this machine alone"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _require_answer(address: str) -> None:
-    """Connect to ``host:port`` once; Ray itself would try for minutes.
-
-    Raises:
-        OSError, ValueError: if nobody answers, or it is no such address.
-    """
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _gpus_per_job(launcher: Ray) -> int:

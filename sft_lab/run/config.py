@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab import pipeline
-from sft_lab.core.blocks import Engine
 from sft_lab.core.bounds import Bounded, bounded
+from sft_lab.core.engine import Engine
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.store import Store, default_root
 from sft_lab.data.chat_template import Template

@@ -18,10 +18,11 @@ from sft_lab.core.params import plain
 from sft_lab.core.positions import learned_positions, within_positions
 from sft_lab.core.rows import Rows
 from sft_lab.core.types import IGNORED
-from sft_lab.data.chat_template import Auto, CannotRender, Jinja, Template
+from sft_lab.data.chat_template import Auto, Jinja, Template
 from sft_lab.data.encoding import prompt_ids
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
+from sft_lab.data.template_layout import CannotRender
 from sft_lab.evaluation import heldout
 from sft_lab.evaluation.answers import contains_expected, measure_answers
 from sft_lab.evaluation.generation import Answer, generate

@@ -5,7 +5,7 @@ The messages before the prompt are called its prefix.
 
 from __future__ import annotations
 
-import heapq
+import bisect
 import itertools
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from sft_lab.evaluation.config import Baseline
 
 MAX_EXAMPLE_CHARACTERS = 200  # of an example's prompt, and of its answer: examples cost context
-MAX_EQUAL = 1000  # rows that say the same as an example
-
 Messages = list[dict[str, str]]
 
 
@@ -44,9 +42,12 @@ def few_shot_prefix(baseline: Baseline, sides: Sides) -> Messages:
         and 0 < len(answer) <= MAX_EXAMPLE_CHARACTERS
         and normalize(answer) not in held_out_answers
     )
-    # Equal rows are one example.
-    distinct = (row for row, _ in itertools.groupby(heapq.nsmallest(MAX_EQUAL * baseline.examples, candidates)))
-    for _, prompt, answer in itertools.islice(distinct, baseline.examples):
+    chosen: list[tuple[float, str, str]] = []  # the smallest so far, of equal ones the first
+    for candidate in candidates:
+        if candidate not in chosen:
+            bisect.insort(chosen, candidate)
+            del chosen[baseline.examples :]
+    for _, prompt, answer in chosen:
         prefix += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return prefix
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sft_lab.core.blocks import LocalEngine, RayEngine
+from sft_lab.core.engine import LocalEngine, RayEngine
 from sft_lab.data.chat_template import Auto, Jinja
 from sft_lab.data.filters import filter_schemas
 from sft_lab.data.mixture import Mixture

@@ -17,7 +17,7 @@ from sft_lab.core.types import RunState, Work
 from sft_lab.run.config import Run
 
 if TYPE_CHECKING:
-    from sft_lab.data.chat_template import Renderer
+    from sft_lab.data.renderer import Renderer
 
 MAX_ERROR = 200  # characters of a library's error in ours
 
@@ -59,7 +59,7 @@ class FinishedRun:
         Raises:
             FolderError: if it is missing or broken.
         """
-        from sft_lab.data.chat_template import Renderer
+        from sft_lab.data.renderer import Renderer
 
         try:
             return Renderer(self.tokenizer, str(self.tokenizer.get_chat_template()), self.context.template_date)

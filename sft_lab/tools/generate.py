@@ -13,7 +13,7 @@ from sft_lab.evaluation.config import MOST_NEW_TOKENS
 from sft_lab.tools.finished_run import FinishedRun, open_run
 
 if TYPE_CHECKING:
-    from sft_lab.data.chat_template import Renderer
+    from sft_lab.data.renderer import Renderer
     from sft_lab.evaluation.generation import Answer
 
 MAX_NEW_TOKENS = 256
@@ -159,7 +159,7 @@ def _limit_length(options: GenerationOptions, model: Any, prompt_tokens: int) ->
 
 
 def _plain_renderer(finished: FinishedRun) -> Renderer:
-    from sft_lab.data.chat_template import Renderer
+    from sft_lab.data.renderer import Renderer
     from sft_lab.run.evaluator import PLAIN
 
     return Renderer(finished.tokenizer, PLAIN.jinja(finished.tokenizer))
@@ -167,8 +167,8 @@ def _plain_renderer(finished: FinishedRun) -> Renderer:
 
 def _render_prompt(renderer: Renderer, prompt: str, options: GenerationOptions, tokenizer: Any) -> list[int]:
     """Return the tokens of the prompt as the model was trained to read it."""
-    from sft_lab.data.chat_template import CannotRender
     from sft_lab.data.encoding import prompt_ids
+    from sft_lab.data.template_layout import CannotRender
 
     remedy = "put the text into the prompt"
     system = [{"role": "system", "content": options.system}] if options.system.strip() else []

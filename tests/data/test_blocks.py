@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 
 from sft_lab import compose
-from sft_lab.core.blocks import Engine, LocalEngine, RayEngine, run_blocks
+from sft_lab.core.blocks import run_blocks
+from sft_lab.core.engine import Engine, LocalEngine, RayEngine
 from sft_lab.core.errors import JobError, SourceError
 from sft_lab.core.io import read_json
 from sft_lab.data.load import OnError
@@ -96,10 +97,10 @@ def test_a_killed_worker_is_told_and_its_block_alone_is_lost(here: Path) -> None
     engine = LocalEngine(workers=2, block=10)
     Path("kill_me").touch()
     with pytest.raises(JobError, match="a worker process was killed"):
-        values(here / "blocks", engine)
-    done = len(list((here / "blocks").glob("*.arrow")))
+        values(here / "result", engine)
+    done = len(list((here / "result.blocks").glob("*.arrow")))
     Path("computed").write_text("")
-    assert values(here / "blocks", engine) == [2 * number for number in range(100)]
+    assert values(here / "result", engine) == [2 * number for number in range(100)]
     assert len(Path("computed").read_text().split()) == 10 - done
 
 
@@ -109,7 +110,7 @@ def test_an_error_of_a_worker_is_that_error(here: Path) -> None:
 
     engine = LocalEngine(workers=2, block=10)
     with pytest.raises(SourceError, match="row 0 is wrong"):
-        list(run_blocks(fail, engine.ranges(30), here, "fail", engine))
+        list(run_blocks(fail, engine.ranges(30), here / "result", "fail", engine))
 
 
 @pytest.mark.slow
@@ -162,8 +163,8 @@ def test_ray_makes_the_same_bytes_though_a_worker_is_killed(here: Path) -> None:
         return pa.table({"value": [2 * number for number in numbers]})
 
     marker.touch()
-    (here / "blocks").mkdir()
-    blocks = run_blocks(work, engine.ranges(100), here / "blocks", "double", engine)
+    (here / "result").mkdir()
+    blocks = run_blocks(work, engine.ranges(100), here / "result", "double", engine)
     assert [value for block in blocks for value in block.read()["value"].to_pylist()] == [2 * n for n in range(100)]
     assert not marker.exists()
 

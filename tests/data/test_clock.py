@@ -15,7 +15,8 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.io import read_json
 from sft_lab.core.store import Store
 from sft_lab.data import clock
-from sft_lab.data.chat_template import Auto, Jinja, Renderer, Template
+from sft_lab.data.chat_template import Auto, Jinja, Template
+from sft_lab.data.renderer import Renderer
 from sft_lab.data.sources import File
 from sft_lab.jobs.replay import replay
 

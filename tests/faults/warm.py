@@ -166,14 +166,14 @@ def store_differences(whole: Path, resumed: Path) -> list[str]:
     """Say what in a store is not as the undisturbed run left it: entries, broken ones, locks, and what prune leaves."""
     from filelock import FileLock, Timeout
 
-    from sft_lab.core import store
+    from sft_lab.core import integrity, store
 
     problems = []
     entries = {(found.stage, found.key) for found in store.Store(resumed).listing()}
     if entries != {(found.stage, found.key) for found in store.Store(whole).listing()}:
         problems.append(f"the store holds {sorted(entries)}")
     for stage, key in sorted(entries):
-        if damage := store._damage(resumed / stage / key):
+        if damage := integrity.damage(resumed / stage / key):
             problems.append(f"store: {stage}/{key}: {damage}")
     for lock in resumed.glob(".locks/*"):
         try:

@@ -5,30 +5,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from sft_lab.core.stage import Selector
+from sft_lab.core.stage import ReadsFiles, Selector
 
 
 @dataclass
-class Filter(Selector):
+class Filter(Selector, ReadsFiles):
     """A stage that judges each row by itself."""
 
     group: ClassVar[str] = "filter"
     judges_by_id: ClassVar[bool] = False  # it lists ids with decisions, and does not judge other rows
-
-    def check(self) -> list[str]:
-        """Return what this filter lacks on this machine, each naming key or file."""
-        return []
-
-    def files(self) -> list[Path]:
-        """Return the files it reads, whose content is part of the run's data."""
-        return []
-
-    def contents(self) -> dict[Path, bytes]:
-        """Return the content of those it has read fully, once: later changes to the file do not matter."""
-        return {}
 
     def insists_on(self) -> set[str]:
         """Return the ids of rows that dedup must not drop."""

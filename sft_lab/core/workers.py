@@ -1,0 +1,131 @@
+"""Workers: what computes a block and writes it, in this process, in forked ones or on a Ray cluster."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sft_lab.core.errors import JobError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Work = Callable[[Any], "pa.Table"]  # makes a block's table from its payload
+Submit = Callable[[Any, Path], "Pending"]  # hands over a payload, and the file that its block is written to
+
+
+class Pending(Protocol):
+    """A block in the making."""
+
+    def result(self) -> object:
+        """Wait until it is written."""
+
+
+def inline(work: Work) -> Submit:
+    """Return what computes a block at once, in this process."""
+
+    def submit(payload: Any, path: Path) -> Pending:
+        done: Future[None] = Future()
+        _write(work, payload, path)
+        done.set_result(None)
+        return done
+
+    return submit
+
+
+@contextmanager
+def forked(work: Work, size: int) -> Iterator[Submit]:
+    """Open processes that are forked: tokenizer and template are there already, and nothing is imported again.
+
+    A worker encodes with one thread, and touches neither torch nor the network.
+
+    Raises:
+        JobError: if one is killed.
+    """
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(size, context, initializer=_begin_worker, initargs=(work, os.getpid()))
+    try:
+        yield lambda payload, path: pool.submit(_write_in_worker, payload, path)
+    except BrokenProcessPool as error:
+        raise JobError(
+            "a worker process was killed, by the system if memory ran out; the same command goes on with the blocks "
+            "that are left (engine.workers=1 needs the least memory)"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def ray_tasks(work: Work, address: str | None) -> Iterator[Submit]:
+    """Join a Ray cluster, unless this process has joined one, and return what makes each block a task of it.
+
+    Raises:
+        UserError: if there is no such cluster.
+    """
+    from sft_lab.core import ray_cluster
+
+    ray = ray_cluster.imported()
+    with nullcontext() if ray.is_initialized() else ray_cluster.connected(address, "engine.address"):
+        task = ray.remote(num_cpus=1, max_retries=5)(_write_on_cluster)
+        shared = ray.put(work)
+        yield lambda payload, path: _RayBlock(task.remote(shared, payload, path))
+
+
+@dataclass(frozen=True)
+class _RayBlock:
+    reference: Any
+
+    def result(self) -> object:
+        import ray
+
+        try:
+            return ray.get(self.reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # the task's own error
+        except ray.exceptions.RayError as error:
+            raise JobError(f"engine=ray: {str(error).splitlines()[0]}") from error
+
+
+def _write_on_cluster(work: Work, payload: Any, path: Path) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray gives a task one core
+    _write(work, payload, path)
+
+
+_work: Work | None = None  # of a forked worker
+
+
+def _begin_worker(work: Work, parent: int) -> None:
+    global _work  # noqa: PLW0603 - once per process, in its first moment
+    _work = work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no worker outlives a killed parent
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _write_in_worker(payload: Any, path: Path) -> None:
+    assert _work is not None
+    _write(_work, payload, path)
+
+
+def _write(work: Work, payload: Any, path: Path) -> None:
+    """Compute a block and write it whole or not at all."""
+    import pyarrow as pa
+
+    table = work(payload)
+    temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    temporary.replace(path)
