@@ -30,6 +30,12 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SFT_LAB_STORE"] = str(tmp_path_factory.mktemp("store"))
 
 
+@pytest.fixture(autouse=True)
+def _own_wandb_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands start a W&B service of their own, not write through that of an earlier test, with its umask."""
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder."""

@@ -161,6 +161,8 @@ class Store:
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                _blocks_path(temporary).rmdir()  # if no block was finished
         shutil.rmtree(_blocks_path(temporary), ignore_errors=True)
 
     def _replace(self, path: Path, temporary: Path) -> None:

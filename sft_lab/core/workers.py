@@ -126,6 +126,9 @@ def _write(work: Work, payload: Any, path: Path) -> None:
 
     table = work(payload)
     temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    temporary.replace(path)
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

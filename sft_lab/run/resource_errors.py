@@ -85,8 +85,8 @@ def _memory_remedy(stage: str, run: Run) -> str:
         return f"a measuring batch is {run.evaluation.batch_tokens} tokens; lower evaluation.batch_tokens"
     if stage == "load":
         return (
-            "every row of the source is held in memory; give fewer or smaller files, save a .json array as .jsonl, "
-            f"or lower dataset.max_record_mb={run.dataset.max_record_mb:g} to find a line without an end"
+            f"each worker holds a block of {run.engine.block} records; lower engine.workers or engine.block, or lower "
+            f"dataset.max_record_mb={run.dataset.max_record_mb:g} to find a record without an end"
         )
     group = stage.partition(".")[0]
     if group in ("dedup", "embed", "neighbors", "decontaminate"):

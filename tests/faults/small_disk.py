@@ -28,20 +28,29 @@ def attempt(words: list[str]) -> tuple[int, str]:
     return code, said.getvalue()
 
 
+def half_written() -> list[str]:
+    """Name what an interrupted computation left; finished blocks are no such thing, the next attempt reads them."""
+    folders = {path for path in Path("store").glob("*/.*") if path.parent.name != ".locks"}
+    blocks = {block for folder in folders if folder.suffix == ".blocks" for block in folder.glob("*.arrow")}
+    files = {file for folder in folders for file in folder.iterdir()}
+    return sorted(map(str, (folders | files) - blocks - {block.parent for block in blocks}))
+
+
 def on_disk(folder: Path, size: int, words: list[str]) -> dict[str, Any]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(folder)], check=True)
     os.chdir(folder)
     try:
         code, said = attempt(words)
         status = json.loads(Path("run/status.json").read_text())
-        half = [str(path) for path in Path("store").glob("*/.*") if path.parent.name != ".locks"]
+        half = half_written()
         listed = len(list(Store(Path("store")).listing()))
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
         again, _ = attempt(words)
         summary = json.loads(Path("run/summary.json").read_text())
+        left = [str(path) for path in Path("store").glob("*/.*") if path.parent.name != ".locks"]
         metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
         return {"size": size, "code": code, "said": said, "status": status, "half": half, "listed": listed,
-                "again": again, "summary": summary, "metrics": metrics}  # fmt: skip
+                "again": again, "left": left, "summary": summary, "metrics": metrics}  # fmt: skip
     finally:
         os.chdir("/")
         subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -17,12 +17,8 @@ from sft_lab.run import resource_errors
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "named"),
-    [("rows.json", "rows.json: out of memory, as a .json array is read whole; save it as .jsonl"),
-     ("rows.jsonl", "out of memory in load (")],
-)  # fmt: skip
-def test_a_source_too_large(here: Path, tiny: list[str], name: str, named: str) -> None:
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_a_source_too_large(here: Path, tiny: list[str], name: str) -> None:
     rows = [{"question": f"Question {n}?", "answer": f"{n}. " * 300} for n in range(40_000)]
     small = rows[:300]
     texts = {"rows.json": json.dumps, "rows.jsonl": lambda some: "".join(f"{json.dumps(row)}\n" for row in some)}
@@ -35,7 +31,7 @@ def test_a_source_too_large(here: Path, tiny: list[str], name: str, named: str) 
     )
     assert done.returncode == 1, done.stderr
     last = done.stderr.rstrip().splitlines()[-1]
-    assert named in last
+    assert "out of memory in load (" in last
     assert "training batch" not in last
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
 
@@ -43,7 +39,7 @@ def test_a_source_too_large(here: Path, tiny: list[str], name: str, named: str) 
 @pytest.mark.parametrize(
     ("stage", "named", "not_named"),
     [
-        ("load", ["out of memory in load (", ".json array", "dataset.max_record_mb"], "trainer."),
+        ("load", ["out of memory in load (", "engine.block", "dataset.max_record_mb"], "trainer."),
         ("neighbors", ["out of memory in neighbors (", "dataset.limit", "dedup=exact"], "trainer."),
         ("tokenize", ["out of memory in tokenize (", "dataset.limit"], "trainer."),
         ("base", ["out of memory in measuring (", "evaluation.batch_tokens"], "trainer."),
