@@ -7,7 +7,6 @@ every row whether it is kept, or the reason why it is dropped. Only template and
 from __future__ import annotations
 
 import hashlib
-import itertools
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,15 +17,14 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from sft_lab.core import parquet
+from sft_lab.core.columns import BATCH, gather, value_batches, values_of
 from sft_lab.core.errors import SourceError
-from sft_lab.core.mapped import release, rows_between_releases
 from sft_lab.core.text import On, content_group
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-BATCH = 1024  # rows whose texts are in memory at once
 COLUMNS = ("id", "prompt", "answer", "messages", "group")
 
 
@@ -71,8 +69,7 @@ class Rows:
     def column(self, name: str) -> list[Any]:
         """Give one column's values for the rows in view."""
         # Not by datasets' select, whose fingerprint of the selection takes longer than the values.
-        values: list[Any] = self.arrow(name).to_pylist()
-        return values
+        return values_of(self.arrow(name))
 
     def arrow(self, name: str) -> pa.ChunkedArray:
         """Return one column's values for the rows in view, as they are in the table."""
@@ -118,22 +115,6 @@ class Rows:
         return Rows(self.table, self.positions[kept], self.table_key)
 
 
-def value_batches(
-    columns: Sequence[pa.ChunkedArray], positions: np.ndarray, size: int
-) -> Iterator[tuple[list[Any], ...]]:
-    """Yield the values of some columns, ``size`` positions at a time; little of a mapped table stays resident."""
-    # A single batch is not worth the sum over all chunks.
-    pause = rows_between_releases(columns) if len(positions) > size else size + 1
-    read = 0
-    for start in range(0, len(positions), size):
-        part = positions[start : start + size]
-        yield tuple(gather(column, part).to_pylist() for column in columns)
-        read += len(part)
-        if read >= pause:
-            release(columns)
-            read = 0
-
-
 def _completed(source: Dataset) -> Dataset:
     """Return a plain set with the columns that load makes: texts without a None, ids as text, messages, groups.
 
@@ -175,28 +156,6 @@ def _completed(source: Dataset) -> Dataset:
 def _messages(system: str, prompt: str, answer: str) -> list[dict[str, str]]:
     head = [{"role": "system", "content": system}] if system.strip() else []
     return [*head, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
-def gather(column: pa.ChunkedArray, positions: np.ndarray) -> pa.ChunkedArray:
-    """Return a column's values at some positions: int64, shape (values,).
-
-    Chunk by chunk, since ``take`` joins all chunks of a column first (pyarrow 26).
-    """
-    import pyarrow as pa
-
-    ends = np.cumsum([len(chunk) for chunk in column.chunks])
-    if not len(positions) or not len(ends):
-        return pa.chunked_array([], column.type)
-    chunk_of = np.searchsorted(ends, positions, side="right")
-    borders = [0, *(np.flatnonzero(np.diff(chunk_of)) + 1).tolist(), len(positions)]
-    chunks = []
-    for begin, end in itertools.pairwise(borders):
-        number = int(chunk_of[begin])
-        chunk = column.chunk(number)
-        local = positions[begin:end] - (ends[number] - len(chunk))
-        is_stretch = local[-1] - local[0] == len(local) - 1 and bool((np.diff(local) == 1).all())
-        chunks.append(chunk.slice(int(local[0]), len(local)) if is_stretch else chunk.take(pa.array(local)))
-    return pa.chunked_array(chunks, column.type)
 
 
 class TableWriter:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_lab.core.blocks import run_blocks
+from sft_lab.core.columns import values_of
 from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.io import digest, read_json, write_json
@@ -198,7 +199,7 @@ class _Encoder:
         positions = self._rows.positions[block.start : block.stop]
         rows = Rows(self._rows.table, positions, self._rows.table_key)
         columns = [rows.arrow(name) for name in ("id", "messages", "prompt", "answer")]
-        ids, conversations, prompts, answers = (column.to_pylist() for column in columns)
+        ids, conversations, prompts, answers = map(values_of, columns)
         release(columns)
         rendered: list[Rendered] = []
         refused: list[str] = []

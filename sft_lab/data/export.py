@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sft_lab.core.columns import BATCH, gather, values_of
 from sft_lab.core.mapped import kept_small, release
-from sft_lab.core.rows import BATCH, TableWriter, gather, load_table
+from sft_lab.core.rows import TableWriter, load_table
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
     from sft_lab.data.preparation import Prepared, Ready
 
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
 def write(data: Prepared, folder: Path) -> None:
     """Write ``train`` and, if there are held-out rows, ``test``.
 
-    Each row has its ``id``, its ``source`` in a mixture, the rendered ``text``, and its ``messages`` unless the set is
-    plain text: TRL takes ``messages`` where there are some, and ``text`` where not.
+    Each row has its ``id``, its ``source`` in a mixture, the rendered ``text``, and unless the set is
+    plain text its ``messages``, with its tools and what else was given beside them: TRL takes ``messages`` where there
+    are some, and ``text`` where not.
 
     Args:
         data: what the data stages left.
@@ -47,14 +51,72 @@ def _table(ready: Ready, folder: Path) -> datasets.Dataset:
     positions, indices = ready.rows.positions, ready.encoded.indices(ready.rows)
     names = ["id", *(["source"] if any(ready.rows.arrow("source").unique().to_pylist()) else [])]
     if not ready.rows.is_plain_text:
-        names.append("messages")
-    schema = pa.schema([*(pa.field(name, columns.column(name).type) for name in names), ("text", pa.string())])
+        names += ["messages", *(name for name in JSON_COLUMNS if _has_values(columns, name))]
+    json_columns = {name for name in names if name in JSON_COLUMNS}
+    if "messages" in names and _has_more_than_text(columns.column("messages")):
+        json_columns.add("messages")
+    types = {name: _exported_type(columns, name, is_json=name in json_columns) for name in names}
+    schema = pa.schema([*((JSON_COLUMNS.get(name, name), kind) for name, kind in types.items()), ("text", pa.string())])
     folder.mkdir()
     writer = TableWriter(folder, schema)
     for start in range(0, len(positions), BATCH):
         part = slice(start, start + BATCH)
-        values = [*(gather(columns.column(name), positions[part]) for name in names), gather(texts, indices[part])]
-        writer.write(pa.table(values, schema=schema))
-        release(values)
+        gathered = [gather(columns.column(name), positions[part]) for name in names]
+        values = [
+            _exported(values, kind, is_json=name in json_columns)
+            for values, (name, kind) in zip(gathered, types.items(), strict=True)
+        ]
+        writer.write(pa.table([*values, gather(texts, indices[part])], schema=schema))
+        release(gathered)
     writer.close()
     return load_table(folder)
+
+
+# The columns of JSON text by the names that TRL gives them. They and messages with more than text become JSON objects:
+# with an Arrow column for each of their fields, every tool would have those of all others.
+JSON_COLUMNS = {"tools": "tools", "template_kwargs": "chat_template_kwargs", "documents": "documents"}
+
+
+def _has_values(columns: Any, name: str) -> bool:
+    return name in columns.column_names and columns.column(name).null_count < columns.num_rows
+
+
+def _has_more_than_text(messages: pa.ChunkedArray) -> bool:
+    """Return whether a message of the table has a field beside role and content."""
+    return any(
+        chunk.values.field(index).null_count < len(chunk.values)
+        for chunk in messages.chunks
+        for index, field in enumerate(messages.type.value_type)
+        if field.name not in ("role", "content")
+    )
+
+
+def _exported_type(columns: Any, name: str, *, is_json: bool) -> pa.DataType:
+    import pyarrow as pa
+
+    if name == "messages":
+        text = pa.struct([("role", pa.string()), ("content", pa.string())])
+        return pa.list_(pa.json_() if is_json else text)
+    if is_json:
+        return pa.json_() if name == "template_kwargs" else pa.list_(pa.json_())
+    return columns.column(name).type
+
+
+def _exported(values: pa.ChunkedArray, kind: pa.DataType, *, is_json: bool) -> pa.ChunkedArray | pa.Array:
+    import pyarrow as pa
+
+    if not is_json:
+        return values.cast(kind)
+    rows = values_of(values)
+    if pa.types.is_list(values.type):
+        texts = [[json.dumps(_parsed(message), ensure_ascii=False) for message in messages] for messages in rows]
+        return pa.array(texts, pa.list_(pa.string())).cast(kind)
+    if not pa.types.is_list(kind):  # TRL unpacks it, and None would not do
+        return pa.array([row or "{}" for row in rows], pa.string()).cast(kind)
+    items = [row and [json.dumps(item, ensure_ascii=False) for item in json.loads(row)] for row in rows]
+    return pa.array(items, pa.list_(pa.string())).cast(kind)
+
+
+def _parsed(message: dict[str, Any]) -> dict[str, Any]:
+    calls = {"tool_calls": json.loads(message["tool_calls"])} if "tool_calls" in message else {}
+    return message | calls

@@ -74,7 +74,7 @@ class Loaded:
 class Dataset(Bounded, abc.ABC):
     """What every source has: how its records are read."""
 
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     needs_answers: ClassVar[bool] = True
 
     format: Format = Format.auto

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_lab.core.blocks import Block, run_blocks
+from sft_lab.core.columns import BATCH, message_array, message_type
 from sft_lab.core.errors import SourceError
 from sft_lab.core.io import digest, write_json
 from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
-from sft_lab.core.rows import BATCH, RowIds, Selection, TableWriter, load_table, shared_strings
+from sft_lab.core.rows import RowIds, Selection, TableWriter, load_table, shared_strings
 from sft_lab.core.text import content_group
-from sft_lab.data.formats import TEXT, Reader, Turn, Unreadable, Watched, find_reader, without_surrogates
-from sft_lab.data.load import HELD_OUT, Dataset, LeadingAssistant, Record, Turns
+from sft_lab.data.conversation import Unusable, cut, texts_of
+from sft_lab.data.formats import TEXT, Reader, find_reader, read_record
+from sft_lab.data.load import HELD_OUT, Dataset, Record
+from sft_lab.data.messages import Message, Unreadable, Watched, without_surrogates
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
 
 Batch = list[tuple[str, Record | None]]  # split and record; None: a record that cannot be read
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-COLUMNS = ("id", "source_id", "system", "prompt", "answer", "messages", "group", "source", "source_split")
-SCHEMA = pa.schema([(name, MESSAGES if name == "messages" else pa.string()) for name in COLUMNS])
+FIELDS = ("tools", "template_kwargs", "documents")  # JSON text, null where not given
+COLUMNS = ("id", "source_id", "system", "prompt", "answer", "messages", *FIELDS, "group", "source", "source_split")
+SCHEMA = pa.schema([(name, message_type() if name == "messages" else pa.string()) for name in COLUMNS])
 BLOCK_SCHEMA = SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("group_value", pa.string()))
 _NUMBERED = re.compile(r"^(.+)_\d+$", re.DOTALL)
 
@@ -242,20 +244,20 @@ class _Converter:
         rows = []
         for position, (split, record) in enumerate(batch, start=first):
             watched = Watched(record) if record else None
-            turns, reason = _read_turns(self._reader, watched)
+            messages, fields, reason = _read_record(self._reader, watched)
             if watched and not reason:
                 unread.update(watched.unread() - {"id", self._group})
             # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
-            row_id = f"{position}-{reason or digest(turns)[:12]}"
+            row_id = f"{position}-{reason or _digest(messages, fields)}"
             try:
-                system, messages = _exchange(turns, self._turns, self._leading)
-            except _Unusable as error:
+                system, messages = cut(messages, self._turns, self._leading)
+            except Unusable as error:
                 rows.append({"id": row_id, "reason": reason or error.reason})
                 continue
             value = _as_text(record.get(self._group)) if record and self._group not in _RULES else ""
             sources = {"source": self._source, "source_split": self._split or split, "group_value": value}
-            rows.append(_row(row_id, record or {}, system, messages) | sources)
-        table = pa.Table.from_pylist(rows, BLOCK_SCHEMA)
+            rows.append(_row(row_id, record or {}, system, messages) | fields | sources)
+        table = _table(rows)
         groups = pa.array(_groups(table, self._rule, self._source), pa.string())
         table = table.set_column(BLOCK_SCHEMA.get_field_index("group"), "group", groups)
         notes = {"columns": _union(*(record for _, record in batch if record)), "unread": dict(unread)}
@@ -294,67 +296,40 @@ def _union(*columns: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(columns)))
 
 
-class _Unusable(Exception):
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def _read_turns(reader: Reader, record: Record | None) -> tuple[list[Turn], str]:
-    """Return a record's turns, or none and the reason."""
+def _read_record(reader: Reader, record: Record | None) -> tuple[list[Message], dict[str, str], str]:
+    """Return a record's messages and what stands beside them, or none and the reason."""
     try:
-        return (reader(record), "") if record else ([], "unreadable")
+        return (*read_record(reader, record), "") if record else ([], {}, "unreadable")
     except Unreadable as error:
-        return [], error.reason
+        return [], {}, error.reason
     except KeyError:
-        return [], "unreadable"
+        return [], {}, "unreadable"
 
 
-def _exchange(turns: list[Turn], wanted: Turns, leading: LeadingAssistant) -> tuple[str, list[dict[str, str]]]:
-    """Cut a conversation to what is trained: optional system text, and messages that end with the assistant.
-
-    Turns of one role in a row are joined by a blank line, since no chat template knows two of them. Plain text is one
-    message of the role ``text``.
-    """
-    if not turns:
-        raise _Unusable("empty")
-    if turns[0][0] == TEXT:
-        return "", [{"role": TEXT, "content": turns[0][1]}]
-    joined = [
-        {"role": role, "content": "\n\n".join(text for _, text in run if text)}
-        for role, run in itertools.groupby(turns, key=itemgetter(0))
-    ]
-    system = joined.pop(0)["content"] if joined[0]["role"] == "system" else ""
-    if joined and joined[0]["role"] == "assistant":
-        if leading is LeadingAssistant.drop:
-            raise _Unusable("begins_with_assistant")
-        joined = joined[1:]
-    if len(joined) < 2:
-        raise _Unusable("no_answer")
-    joined = joined[: 2 if wanted is Turns.first else len(joined) - len(joined) % 2]
-    if any(message["role"] == "system" for message in joined):
-        raise _Unusable("unreadable")  # an order given in the middle of a conversation belongs to no row form we know
-    return system, joined
+def _digest(messages: list[Message], fields: dict[str, str]) -> str:
+    """Return a hash of what was read; that of messages without more than role and content stays as it ever was."""
+    content: Any = [[*message.values()] if len(message) == 2 else message for message in messages]
+    return digest([content, fields] if fields else content)[:12]
 
 
-def _row(row_id: str, record: Record, system: str, messages: list[dict[str, str]]) -> Record:
+def _row(row_id: str, record: Record, system: list[Message], messages: list[Message]) -> Record:
     """Return a table's row, its group and source left open; plain text answers nothing and is no conversation."""
-    by_role = {
-        role: "\n".join(message["content"] for message in messages if message["role"] == role)
-        for role in ("user", "assistant", TEXT)
-    }
-    if by_role[TEXT]:
-        messages = []
-    head = [{"role": "system", "content": system}] if system.strip() else []
+    texts = texts_of(messages)
     return {
         "id": row_id,
         "source_id": _as_text(record.get("id")),
-        "system": system,
-        "prompt": by_role["user"],
-        "answer": by_role["assistant"] or by_role[TEXT],
-        "messages": head + messages,
+        "system": system[0]["content"] if system else "",
+        "prompt": texts["user"],
+        "answer": texts["assistant"] or texts[TEXT],
+        "messages": [] if texts[TEXT] else [*system, *messages],
         "reason": "",
     }
+
+
+def _table(rows: list[Record]) -> pa.Table:
+    columns = {name: [row.get(name) for row in rows] for name in BLOCK_SCHEMA.names}
+    columns["messages"] = message_array([messages or [] for messages in columns["messages"]])
+    return pa.table(columns, BLOCK_SCHEMA)
 
 
 def _as_text(value: Any) -> str:

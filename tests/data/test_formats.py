@@ -7,13 +7,20 @@ from typing import Any
 import pytest
 
 from sft_lab.core.errors import SourceError
-from sft_lab.data.formats import Format, Unreadable, Watched, find_reader
+from sft_lab.data.formats import Format, Reader, find_reader, read_record
+from sft_lab.data.messages import Unreadable, Watched
 
 ASKED = [("user", "Hi?"), ("assistant", "Hello.")]
 
 
 def read(record: dict[str, Any], wanted: Format = Format.auto, **columns: str) -> list[tuple[str, str]]:
-    return find_reader(wanted, columns, record)(record)
+    return turns_of(find_reader(wanted, columns, record), record)
+
+
+def turns_of(reader: Reader, record: dict[str, Any]) -> list[tuple[str, str]]:
+    messages, _ = read_record(reader, record)
+    assert all(len(message) == 2 for message in messages)
+    return [(message["role"], message["content"]) for message in messages]
 
 
 def said(*texts: Any, conversation: str = "conversations") -> dict[str, Any]:
@@ -113,7 +120,7 @@ def test_own_columns_may_be_empty_in_a_record() -> None:
     reader = find_reader(
         Format.auto, {"prompt": "q", "answer": "a", "context": "c", "system": "s"}, ["q", "a", "c", "s"]
     )
-    assert reader({"q": "Who?", "a": None, "s": " "}) == [("user", "Who?"), ("assistant", "")]
+    assert turns_of(reader, {"q": "Who?", "a": None, "s": " "}) == [("user", "Who?"), ("assistant", "")]
 
 
 def test_a_named_format_beats_the_one_that_would_be_found() -> None:
@@ -190,6 +197,6 @@ def test_odd_characters_come_through_and_lone_surrogates_do_not() -> None:
 
 @pytest.mark.parametrize("key", ["conversations", "conversation", "messages"])
 def test_a_field_that_is_read_is_not_called_unread(key: str) -> None:
-    record = Watched({key: [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "weight": 0}]})
+    record = Watched({key: [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "score": 0}]})
     find_reader(Format.auto, {}, record)(record)
-    assert record.unread() == {f"{key}[].weight"}
+    assert record.unread() == {f"{key}[].score"}

@@ -701,14 +701,14 @@ def test_a_group_that_is_no_column_is_an_error_that_lists_them(context: StageCon
 
 
 def test_fields_that_are_not_read_are_named_once_with_their_rows(context: StageContext, write: Any) -> None:
-    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello.", "weight": 0}]
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello.", "score": 0}]
     record = {"messages": turns, "conversations": talk("u Old?", "a Old.")["conversations"], "score": 0.5, "empty": ""}
     for _ in range(2):  # computed, then stored
         again = StageContext(context.store)
         loaded = load(again, write(record, record))
         assert loaded.rows.column("prompt") == ["Hi?", "Hi?"]
         (notice,) = again.notices
-        for words in ("`score` in 2 rows", "`conversations` in 2 rows", "`messages[].weight` in 2 rows"):
+        for words in ("`score` in 2 rows", "`conversations` in 2 rows", "`messages[].score` in 2 rows"):
             assert words in notice
         assert "empty" not in notice
 

@@ -21,8 +21,9 @@ from strategies import STRINGS, TEXTS, json_values
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import SourceError
 from sft_lab.core.store import Store
-from sft_lab.data.formats import COLUMNS_OF, CONVERSATION_KEYS, ROLE_KEYS, ROLES, TEXT_KEYS, Format
+from sft_lab.data.formats import COLUMNS_OF, CONVERSATION_KEYS, Format
 from sft_lab.data.load import LeadingAssistant, Loaded, OnError, Turns
+from sft_lab.data.messages import ROLE_KEYS, ROLES, TEXT_KEYS
 from sft_lab.data.sources import File
 
 REASONS = {"", "unreadable", "empty", "begins_with_assistant", "no_answer"}

@@ -1,0 +1,114 @@
+"""Columns of an Arrow table: some of their values, and messages, whose fields are stored whether given or not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_lab.core.mapped import release, rows_between_releases
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH = 1024  # rows whose texts are in memory at once
+# The fields of a stored message by their Arrow types; all but the first two are null where they are not given.
+MESSAGE = {
+    "role": "string",
+    "content": "string",
+    "name": "string",
+    "tool_calls": "string",  # JSON text: the schemas of different tools do not fit into one column
+    "tool_call_id": "string",
+    "reasoning_content": "string",
+    "weight": "float32",
+}
+
+
+def message_type() -> pa.DataType:
+    """Return the Arrow type of the messages of one row."""
+    import pyarrow as pa
+
+    return pa.list_(pa.struct([(name, pa.type_for_alias(kind)) for name, kind in MESSAGE.items()]))
+
+
+def message_array(conversations: Sequence[Sequence[dict[str, Any]]]) -> pa.Array:
+    """Return conversations as an Arrow column of ``message_type``."""
+    import pyarrow as pa
+
+    flat = [message for messages in conversations for message in messages]
+    is_plain = all(len(message) == 2 for message in flat)  # most are, and a column of nulls costs nothing
+    fields = []
+    for name, kind in MESSAGE.items():
+        arrow_type = pa.type_for_alias(kind)
+        if is_plain and name not in ("role", "content"):
+            fields.append(pa.nulls(len(flat), arrow_type))
+        else:
+            fields.append(pa.array([message.get(name) for message in flat], arrow_type))
+    offsets = [0, *itertools.accumulate(map(len, conversations))]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(fields, list(MESSAGE)))
+
+
+def values_of(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column's values; a message has the fields that were given, and no others."""
+    import pyarrow as pa
+
+    if not (pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)):
+        values: list[Any] = column.to_pylist()
+        return values
+    return [row for chunk in column.chunks for row in _conversations(chunk)]
+
+
+def _conversations(chunk: pa.ListArray) -> Iterator[list[dict[str, Any]] | None]:
+    flat = chunk.flatten()
+    columns = [
+        (field.name, flat.field(index).to_pylist())
+        for index, field in enumerate(flat.type)
+        if flat.field(index).null_count < len(flat)
+    ]
+    names = [name for name, _ in columns]
+    messages = (
+        {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        for values in zip(*(values for _, values in columns), strict=True)
+    )
+    lengths = chunk.value_lengths().to_pylist()
+    return (None if length is None else list(itertools.islice(messages, length)) for length in lengths)
+
+
+def value_batches(
+    columns: Sequence[pa.ChunkedArray], positions: np.ndarray, size: int
+) -> Iterator[tuple[list[Any], ...]]:
+    """Yield the values of some columns, ``size`` positions at a time; little of a mapped table stays resident."""
+    # A single batch is not worth the sum over all chunks.
+    pause = rows_between_releases(columns) if len(positions) > size else size + 1
+    read = 0
+    for start in range(0, len(positions), size):
+        part = positions[start : start + size]
+        yield tuple(values_of(gather(column, part)) for column in columns)
+        read += len(part)
+        if read >= pause:
+            release(columns)
+            read = 0
+
+
+def gather(column: pa.ChunkedArray, positions: np.ndarray) -> pa.ChunkedArray:
+    """Return a column's values at some positions: int64, shape (values,).
+
+    Chunk by chunk, since ``take`` joins all chunks of a column first (pyarrow 26).
+    """
+    import pyarrow as pa
+
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    if not len(positions) or not len(ends):
+        return pa.chunked_array([], column.type)
+    chunk_of = np.searchsorted(ends, positions, side="right")
+    borders = [0, *(np.flatnonzero(np.diff(chunk_of)) + 1).tolist(), len(positions)]
+    chunks = []
+    for begin, end in itertools.pairwise(borders):
+        number = int(chunk_of[begin])
+        chunk = column.chunk(number)
+        local = positions[begin:end] - (ends[number] - len(chunk))
+        is_stretch = local[-1] - local[0] == len(local) - 1 and bool((np.diff(local) == 1).all())
+        chunks.append(chunk.slice(int(local[0]), len(local)) if is_stretch else chunk.take(pa.array(local)))
+    return pa.chunked_array(chunks, column.type)

@@ -1,0 +1,276 @@
+"""Messages: a turn as people write it becomes a message, with its tool calls, thoughts and weight.
+
+A message is a dict of ``role``, ``content`` and, where given, ``name``, ``tool_calls``, ``tool_call_id``,
+``reasoning_content`` and ``weight``. Tool calls and schemas are JSON text, since an Arrow column would give
+every tool the fields of all others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from sft_lab.core.text import one_line
+
+Message = dict[str, Any]
+
+ROLES = {
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),  # a turn of the assistant whose text is the call
+    "system": "system",
+    "developer": "developer",
+}
+SYSTEM_ROLES = ("system", "developer")
+ROLE_KEYS = ("from", "role", "user")
+TEXT_KEYS = ("value", "text", "content")
+THOUGHT_KEYS = ("reasoning_content", "thinking")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_JSON_FIELDS = {"tool_calls", "function_call", "tools", "documents", "chat_template_kwargs"}
+
+
+class Unreadable(Exception):
+    """A record does not have the format.
+
+    Attributes:
+        reason: why the row is dropped.
+        cause: what exactly could not be read.
+    """
+
+    def __init__(self, cause: str, reason: str = "unreadable") -> None:
+        super().__init__(cause)
+        self.reason, self.cause = reason, cause
+
+
+class Watched(dict[str, Any]):
+    """A record, or a turn in it, that remembers which of its fields a reader accessed."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self._read: set[str] = set()
+        self._turns: dict[str, list[Watched]] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        self._read.add(key)
+        value = super().__getitem__(key)
+        if isinstance(value, list) and key not in _JSON_FIELDS and any(type(item) is dict for item in value):
+            value = [Watched(item) if type(item) is dict else item for item in value]
+            self[key] = value  # readers access a field more than once
+            self._turns[key] = [item for item in value if isinstance(item, Watched)]
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a field's value as ``[]`` does."""
+        return self[key] if key in self else default  # noqa: SIM401 - get is defined by []
+
+    def unread(self) -> set[str]:
+        """Return the non-empty fields that were never accessed; those of turns as ``messages[].name``."""
+        fields = {key for key in self.keys() - self._read if self._is_filled(super(Watched, self).get(key))}
+        for key, turns in self._turns.items():
+            fields.update(f"{key}[].{name}" for turn in turns for name in turn.unread())
+        return fields
+
+    @staticmethod
+    def _is_filled(value: Any) -> bool:
+        return value not in (None, "", [], {})
+
+
+def first_given(record: dict[str, Any], keys: Iterable[str]) -> Any:
+    """Return the first value under ``keys`` that is not None: tables fill up with None what a record lacks."""
+    for key in keys:
+        if (value := record.get(key)) is not None:
+            return value
+    return None
+
+
+def read_messages(turns: Any) -> list[Message]:
+    """Return the messages of a list of turns; none of None."""
+    if turns is None:
+        return []
+    if not isinstance(turns, list):
+        raise Unreadable(f"a conversation is {_kind(turns)}, not a list of turns")
+    return [_message(turn) for turn in turns]
+
+
+def _message(turn: Any) -> Message:
+    if isinstance(turn, str):
+        turn = _from_json(turn, "a turn", "unreadable")
+    if not isinstance(turn, dict):
+        raise Unreadable(f"a turn is {_kind(turn)}, not an object of role and content")
+    name = first_given(turn, ROLE_KEYS)
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        raise Unreadable("a turn has no role" if name is None else f"role {_shortened(name)} is not known")
+    content = first_given(turn, TEXT_KEYS)
+    if role == "call":
+        message: Message = {"role": "assistant", "content": ""}
+        if content is not None:
+            message["tool_calls"] = _calls(_from_json(content, "a turn of a function call", "bad_tool_call"))
+    else:
+        message = {"role": role, "content": read_text(content)}
+    if len(turn) > 2 or content is None:
+        message |= _extras(turn)
+    if role == "call" and "tool_calls" not in message:
+        raise Unreadable("a turn of a function call holds none", "bad_tool_call")
+    return message
+
+
+def _extras(turn: dict[str, Any]) -> Message:
+    """Return what else is given of a message."""
+    extras: Message = {}
+    for key in ("name", "tool_call_id"):
+        if turn.get(key) not in (None, ""):
+            extras[key] = without_surrogates(str(turn[key]))
+    if calls := first_given(turn, ("tool_calls", "function_call")):
+        extras["tool_calls"] = _calls(_from_json(calls, "tool_calls", "bad_tool_call"))
+    if thought := read_text(first_given(turn, THOUGHT_KEYS)):
+        extras["reasoning_content"] = thought
+    weights = [_weight(key, turn[key]) for key in ("train", "weight") if turn.get(key) is not None]
+    if weights:
+        extras["weight"] = weights[-1] if all(weights) else 0.0
+    return extras
+
+
+def _weight(key: str, value: Any) -> float:
+    """Return how much a turn is trained, which ``train`` says with true and false."""
+    if not isinstance(value, int | float) or not (0 <= value < math.inf):
+        raise Unreadable(f"{key} is {_shortened(value)}, not a number from 0")
+    return float(value)
+
+
+def _calls(calls: Any) -> str:
+    """Return tool calls as JSON text, in the form that OpenAI writes them."""
+    return _json_text([_call(call) for call in (calls if isinstance(calls, list) else [calls])], "a tool call")
+
+
+def _call(call: Any) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        raise Unreadable(f"a tool call is {_kind(call)}, not an object", "bad_tool_call")
+    call = dict(without_nulls(call))
+    function = call.pop("function", None)
+    if function is None:  # its fields stand by themselves
+        function = {key: call.pop(key) for key in ("name", "arguments", "parameters") if key in call}
+        function = {"name": function.get("name"), "arguments": function.get("arguments", function.get("parameters"))}
+    if not isinstance(function, dict) or not (isinstance(function.get("name"), str) and function["name"].strip()):
+        raise Unreadable("a tool call names no function", "bad_tool_call")
+    arguments = function.get("arguments") or {}
+    if not isinstance(_from_json(arguments, "the arguments of a tool call", "bad_tool_call"), dict):
+        raise Unreadable(f"the arguments of a tool call are {_kind(arguments)}, not an object", "bad_tool_call")
+    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+
+def read_row_fields(record: dict[str, Any]) -> dict[str, str]:
+    """Return what a record gives the template beside its messages, as JSON text by the column of the table."""
+    fields = {}
+    if tools := record.get("tools"):
+        schemas = _from_json(tools, "tools", "bad_tools")
+        schemas = schemas if isinstance(schemas, list) else [schemas]
+        if schemas:
+            fields["tools"] = _json_text([_schema(schema) for schema in schemas], "tools")
+    if kwargs := record.get("chat_template_kwargs"):
+        kwargs = _from_json(kwargs, "chat_template_kwargs", "unreadable")
+        if not isinstance(kwargs, dict):
+            raise Unreadable(f"chat_template_kwargs is {_kind(kwargs)}, not an object")
+        fields["template_kwargs"] = _json_text(without_nulls(kwargs), "chat_template_kwargs")
+    if documents := record.get("documents"):
+        documents = _from_json(documents, "documents", "unreadable")
+        if not isinstance(documents, list):
+            raise Unreadable(f"documents is {_kind(documents)}, not a list")
+        fields["documents"] = _json_text(without_nulls(documents), "documents")
+    return fields
+
+
+def _schema(schema: Any) -> Any:
+    schema = _from_json(schema, "a tool", "bad_tools")
+    if not isinstance(schema, dict):
+        raise Unreadable(f"a tool is {_kind(schema)}, not a JSON schema", "bad_tools")
+    schema = without_nulls(schema)
+    function = schema.get("function", schema)
+    if not isinstance(function, dict) or not (isinstance(function.get("name"), str) and function["name"].strip()):
+        raise Unreadable("a tool has no name", "bad_tools")
+    if not isinstance(function.get("parameters", {}), dict):
+        raise Unreadable("the parameters of a tool are no JSON schema", "bad_tools")
+    return schema
+
+
+def without_nulls(value: Any) -> Any:
+    """Leave out every null of a mapping: an Arrow column gives each tool the fields of all others, as nulls."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _from_json(value: Any, owner: str, reason: str) -> Any:
+    """Return the value of a JSON text, and any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Unreadable(f"{owner}: not JSON ({_shortened(value)})", reason) from None
+
+
+def _json_text(value: Any, owner: str) -> str:
+    try:
+        return without_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):  # a date of a Parquet file, NaN
+        raise Unreadable(f"{owner}: holds what JSON cannot write") from None
+
+
+def parsed_turns(value: Any) -> Any:
+    """Return a conversation that an export wrote in another form as a list of turns: JSON text, or lists by name."""
+    if isinstance(value, str):
+        value = _from_json(value, "a conversation", "unreadable")
+    if isinstance(value, dict):
+        value = _from_columns(value)
+    return value
+
+
+def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the turns in a mapping of equally long lists, which is how ``datasets`` writes a list of mappings."""
+    lists = list(columns.values())
+    if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
+        raise Unreadable("a conversation is a mapping, but not of equally long lists")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def read_text(value: Any) -> str:
+    """Return a text as it is, None as an empty text, chat parts of type text joined; refuse all else."""
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return "\n".join(map(_part, value))
+    if isinstance(value, float) and math.isnan(value):
+        raise Unreadable("NaN where text belongs", "nan_for_text")
+    raise Unreadable(f"{_kind(value)} where text belongs")
+
+
+def _part(part: Any) -> str:
+    if not isinstance(part, dict):
+        raise Unreadable(f"content is a list that holds {_kind(part)}, not parts of type text")
+    if part.get("type") not in _TEXT_PARTS:
+        raise Unreadable(f"content has a part of type {_shortened(part.get('type'))}", "not_text")
+    if not isinstance(part.get("text"), str):
+        raise Unreadable("a part of type text has no text")
+    return without_surrogates(part["text"])
+
+
+def without_surrogates(text: str) -> str:
+    """Replace lone surrogates: broken JSON escapes leave them, and neither tokenizers nor Arrow tables accept them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else next((name for kind, name in _KINDS.items() if isinstance(value, kind)), "odd")
+
+
+def _shortened(value: Any) -> str:
+    return one_line(repr(value), 40)
