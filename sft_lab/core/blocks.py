@@ -12,7 +12,7 @@ import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,23 +46,47 @@ class Block:
     @classmethod
     def open(cls, path: Path) -> Block:
         """Open the block in a file."""
-        metadata = _open(path).schema.metadata or {}
-        return cls(path, json.loads(metadata.get(NOTES, b"{}")))
+        return cls(path, notes_of(_open(path).schema))
 
     def read(self) -> pa.Table:
         """Read its rows, memory-mapped."""
         return _open(self.path).read_all()
 
-    @staticmethod
-    def with_notes(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
-        """Put notes, plain data, beside a table's rows."""
-        return table.replace_schema_metadata({NOTES: json.dumps(notes).encode("utf-8", "surrogatepass")})
+
+def with_notes(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
+    """Put notes, plain data, beside a table's rows."""
+    return table.replace_schema_metadata({NOTES: json.dumps(notes).encode("utf-8", "surrogatepass")})
+
+
+def notes_of(schema: pa.Schema) -> dict[str, Any]:
+    """Return the notes beside a table's rows."""
+    notes: dict[str, Any] = json.loads((schema.metadata or {}).get(NOTES, b"{}"))
+    return notes
 
 
 def _open(path: Path) -> pa.RecordBatchFileReader:
     import pyarrow as pa
 
     return pa.ipc.open_file(pa.memory_map(str(path)))
+
+
+Compute = Callable[[Work, Iterator[tuple[int, Any]], str], Iterator["pa.Table"]]  # work, payloads, label
+
+
+def in_memory(work: Work, payloads: Iterator[tuple[int, Any]], label: str) -> Iterator[pa.Table]:  # noqa: ARG001
+    """Yield each block's table, computed in this process and kept nowhere."""
+    for _, payload in payloads:
+        yield work(payload)
+
+
+def in_folder(folder: Path, engine: Engine) -> Compute:
+    """Return what computes blocks by ``run_blocks`` and yields their tables."""
+
+    def compute(work: Work, payloads: Iterator[tuple[int, Any]], label: str) -> Iterator[pa.Table]:
+        for block in run_blocks(work, payloads, folder, label, engine):
+            yield block.read()
+
+    return compute
 
 
 def run_blocks(

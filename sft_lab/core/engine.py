@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,11 @@ class Engine(Bounded, abc.ABC):
     def size(self) -> int:
         """How many blocks are worked on at a time."""
 
+    @property
+    def of_torch(self) -> Engine:
+        """The engine for work that torch itself spreads over the cores of a machine."""
+        return self
+
     @abc.abstractmethod
     def workers_of(self, work: Work) -> AbstractContextManager[Submit]:
         """Open the workers, who all do ``work``."""
@@ -61,6 +66,11 @@ class LocalEngine(Engine):
     def size(self) -> int:
         """How many processes there are; 1 where they cannot be forked safely."""
         return (self.workers or len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
+
+    @property
+    def of_torch(self) -> Engine:
+        """This process alone."""
+        return replace(self, workers=1)
 
     def workers_of(self, work: Work) -> AbstractContextManager[Submit]:
         """Fork the workers."""

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_lab.core.blocks import Block, run_blocks
+from sft_lab.core.blocks import Block, run_blocks, with_notes
 from sft_lab.core.columns import BATCH, message_array, message_type
 from sft_lab.core.errors import SourceError
 from sft_lab.core.io import digest, write_json
@@ -261,7 +261,7 @@ class _Converter:
         groups = pa.array(_groups(table, self._rule, self._source), pa.string())
         table = table.set_column(BLOCK_SCHEMA.get_field_index("group"), "group", groups)
         notes = {"columns": _union(*(record for _, record in batch if record)), "unread": dict(unread)}
-        return Block.with_notes(table, notes)
+        return with_notes(table, notes)
 
 
 _RULES = ("auto", "id_prefix", "content")

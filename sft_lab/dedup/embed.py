@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,12 +28,14 @@ from sft_lab.core.io import digest, read_json, sha256_file
 from sft_lab.core.log import log
 from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import missing_package, package_path, saved_path
+from sft_lab.core.store import blocks_folder
 from sft_lab.core.text import scripts
-from sft_lab.dedup.embed_batches import encode_texts, precision
+from sft_lab.dedup.embed_batches import EmbedBlock, precision, vectors_of
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from sft_lab.core.blocks import Block
     from sft_lab.dedup.texts import Texts
 
 LARGE = 2**20  # bytes; the hash of a larger file is kept, since each stage that compares texts needs it
@@ -267,6 +270,7 @@ def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageCont
     """Embed texts, block by block; texts: distinct, in the order of their hashes."""
     import numpy as np
 
+    from sft_lab.core.blocks import run_blocks
     from sft_lab.core.progress import progress
     from sft_lab.dedup.texts import hex_names
 
@@ -274,18 +278,28 @@ def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageCont
     lengths = _lengths(model, texts, embedder.prompt)
     # Sorted by length, since every text of a batch is padded to the longest.
     order = np.argsort(-lengths, kind="stable")
+    parts = np.split(order, range(BLOCK, len(order), BLOCK))
+    payloads = ((len(part), (list(texts.take(part)), lengths[part].tolist())) for part in parts)
+    folder = context.store.root / "embed" / f".{key[:32]}"
+    folder.parent.mkdir(exist_ok=True)
     with progress("embed", len(texts), "texts") as done:
-        for start in range(0, len(texts), BLOCK):
-            block = order[start : start + BLOCK]
-            part = texts.take(block)
-            names = hex_names(part.hashes)
+        work = EmbedBlock(embedder, context.store.root, model, done)
+        blocks = run_blocks(work, payloads, folder, "embed", context.engine.of_torch)
+        for part, block in zip(parts, blocks, strict=True):
+            _keep(block, hex_names(texts.hashes[part]), key, context)
+    shutil.rmtree(blocks_folder(folder))
 
-            def compute(folder: Path, part: Texts = part, block: np.ndarray = block, names: list[str] = names) -> None:
-                vectors = encode_texts(model, list(part), lengths[block].tolist(), embedder, done)
-                np.save(folder / "vectors.npy", vectors)
-                (folder / "hashes.txt").write_text("\n".join(names))
 
-            context.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(names)}, compute)
+def _keep(block: Block, names: list[str], key: str, context: StageContext) -> None:
+    """Store the vectors of a block under the hashes of their texts."""
+    import numpy as np
+
+    def compute(folder: Path) -> None:
+        np.save(folder / "vectors.npy", vectors_of(block.read()))
+        (folder / "hashes.txt").write_text("\n".join(names))
+
+    context.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(names)}, compute)
+    block.path.unlink()
 
 
 def _lengths(model: Any, texts: Texts, prompt: str) -> np.ndarray:

@@ -1,16 +1,20 @@
-"""Encoding: the texts of a block through an embedder."""
+"""A block of texts through an embedder."""
 
 from __future__ import annotations
 
 import copy
 import queue
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_lab.core.context import StageContext
 from sft_lab.core.hardware import fast_bf16
+from sft_lab.core.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
     from sft_lab.dedup.embed import Embedder
 
@@ -32,6 +36,48 @@ def batches(lengths: list[int], budget: int) -> list[slice]:
         slices.append(slice(start, min(stop, len(lengths))))
         start = stop
     return slices
+
+
+class EmbedBlock:
+    """Embeds a block of texts, here with a model that is loaded already, in another process with its own.
+
+    Args:
+        embedder: whose vectors are wanted.
+        store: root of the store, where a distilled model lies.
+        model: what ``embedder`` loads.
+        done: called with the number of texts after each batch.
+    """
+
+    def __init__(self, embedder: Embedder, store: Path, model: Any, done: Callable[[int], object]) -> None:
+        self._embedder, self._store, self._model, self._done = embedder, store, model, done
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _in_worker, (self._embedder, self._store)
+
+    def __call__(self, block: tuple[list[str], list[int]]) -> pa.Table:
+        import pyarrow as pa
+
+        texts, lengths = block
+        vectors = encode_texts(self._model, texts, lengths, self._embedder, self._done)
+        return pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])})
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """Return the vectors of a block: float32, shape (texts, dim)."""
+    column = table["vector"].combine_chunks()
+    vectors: np.ndarray = column.flatten().to_numpy().reshape(len(column), -1)
+    return vectors
+
+
+_loaded: dict[tuple[str, Path], EmbedBlock] = {}  # of a worker, which keeps its model for the next block
+
+
+def _in_worker(embedder: Embedder, store: Path) -> EmbedBlock:
+    key = (repr(embedder), store)
+    if key not in _loaded:
+        model = embedder.load(StageContext(Store(store)))
+        _loaded[key] = EmbedBlock(embedder, store, model, lambda count: None)  # noqa: ARG005
+    return _loaded[key]
 
 
 def encode_texts(

@@ -147,6 +147,22 @@ class Edges:
         """Keep the candidates that reach the floor, each passed once; raise the floor until the edges fit."""
         if len(left):
             self._append(right * self.nodes + left, self.score(left, right))
+        self._fit()
+
+    def add_scored(self, pair: np.ndarray, score: np.ndarray, floor: float) -> None:
+        """Keep pairs that were collected elsewhere, with their scores, at a floor that may have risen there.
+
+        Args:
+            pair: int64, shape (pairs,): as ``collected`` returns them.
+            score: float32, shape (pairs,).
+            floor: the lowest that was possible for these pairs alone, and so for all of them.
+        """
+        while self.floor < floor:
+            self._raise()
+        self._append(pair, score)
+        self._fit()
+
+    def _fit(self) -> None:
         # The floor rises only when the pairs seen so far, and so all pairs, are too many for it: the last floor is the
         # lowest that fits, whatever the order in which they were seen.
         while self.edges > self.max_edges:
@@ -170,11 +186,16 @@ class Edges:
         for part in parts:
             self._append(*part)
 
-    def graph(self) -> NeighborGraph:
-        """Return the collected edges as a graph, sorted, and release them here."""
+    def collected(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs collected so far, each as right * nodes + left, and their scores; release them here."""
         pair = np.concatenate([np.empty(0, np.int64), *(part[0] for part in self.parts)])
         score = np.concatenate([np.empty(0, np.float32), *(part[1] for part in self.parts)])
         self.parts.clear()
+        return pair, score
+
+    def graph(self) -> NeighborGraph:
+        """Return the collected edges as a graph, sorted, and release them here."""
+        pair, score = self.collected()
         order = np.argsort(pair)
         pair, score = pair[order], score[order]
         right = (pair // max(1, self.nodes)).astype(np.int32)

@@ -76,7 +76,7 @@ def stored_graph(
     recipe: dict[str, Any],
     threshold: float,
     max_edges: int,
-    search: Callable[[float], NeighborGraph],
+    search: Callable[[float, Path], NeighborGraph],
     context: StageContext,
     knob: str = "threshold",
 ) -> NeighborGraph:
@@ -86,7 +86,7 @@ def stored_graph(
         recipe: what the graph depends on beside floor and max_edges; its version defaults to VERSION.
         threshold: the threshold of the cut.
         max_edges: the most edges to keep; where more pairs reach the floor, it is raised.
-        search: returns the graph of a floor.
+        search: returns the graph of a floor; its blocks belong to the folder, which the graph is written into.
         context: the run's store and log.
         knob: the config key of the threshold, for messages.
 
@@ -102,7 +102,7 @@ def stored_graph(
     entry = context.stage(
         "neighbors",
         {"version": VERSION, **recipe, "params": params},
-        lambda folder: _search(search, floor, folder),
+        lambda folder: search(floor, folder).save(folder),
     )
     graph = NeighborGraph.load(entry.path)
     if graph.floor > floor:
@@ -116,7 +116,3 @@ def stored_graph(
             f"raise dedup.max_edges, or the {knob} to {graph.floor} or more"
         )
     return graph
-
-
-def _search(search: Callable[[float], NeighborGraph], floor: float, folder: Path) -> None:
-    search(floor).save(folder)

@@ -9,6 +9,7 @@ shingle occurs in a text does not matter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import bounded
@@ -65,10 +66,11 @@ def jaccard_graph(
 ) -> NeighborGraph:
     """Return the stored graph of these distinct texts that serves a threshold, or search it."""
 
-    def search(floor: float) -> NeighborGraph:
+    def search(floor: float, folder: Path) -> NeighborGraph:
+        from sft_lab.core.blocks import in_folder
         from sft_lab.dedup.shingles import build
 
-        return build(texts, ngram, num_perm, floor, max_edges)
+        return build(texts, ngram, num_perm, floor, max_edges, in_folder(folder, context.engine))
 
     recipe = {
         "version": VERSION,

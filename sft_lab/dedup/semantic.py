@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.core.bounds import bounded
@@ -77,10 +78,13 @@ class Semantic(GraphDedup):
         return graph, node_of_row, texts
 
     def _cosines(self, texts: Texts, context: StageContext) -> NeighborGraph:
-        def search(floor: float) -> NeighborGraph:
+        def search(floor: float, folder: Path) -> NeighborGraph:
+            from sft_lab.core.blocks import in_folder
             from sft_lab.dedup.vector_search import build
 
-            return build(embed(texts, self.embedder, context), floor, self.max_edges, self.index)
+            vectors = embed(texts, self.embedder, context)
+            compute = in_folder(folder, context.engine.of_torch)
+            return build(vectors, floor, self.max_edges, self.index, compute=compute)
 
         recipe: dict[str, Any] = {"embedder": self.embedder.key(), "input": texts.key}
         if self.index is Index.ivf:

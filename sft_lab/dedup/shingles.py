@@ -11,9 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_lab.core.blocks import Compute, in_memory
 from sft_lab.core.text import normalize
 from sft_lab.dedup.graph import Edges, NeighborGraph
 from sft_lab.dedup.minhash import band_rows
@@ -27,15 +30,21 @@ SEED = 42
 ODD = np.uint64(0x9E3779B97F4A7C15)
 DEVIATIONS = 5  # how far below the floor a signature's estimate may lie: loses one pair in a million
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
-def build(texts: Texts, ngram: int, num_perm: int, floor: float, max_edges: int) -> NeighborGraph:
+def build(
+    texts: Texts, ngram: int, num_perm: int, floor: float, max_edges: int, compute: Compute = in_memory
+) -> NeighborGraph:
     """Return the graph of the texts with a Jaccard similarity of at least ``floor``; texts: distinct when normalized.
 
-    When more than ``max_edges`` pairs reach the floor, it is raised, as in a graph of cosines.
+    When more than ``max_edges`` pairs reach the floor, it is raised, as in a graph of cosines. ``compute`` computes the
+    signatures, block by block.
     """
-    candidates = _Candidates(texts, ngram, num_perm, floor)
+    candidates = _Candidates(texts, ngram, floor, signatures_of(texts, ngram, num_perm, compute))
     edges = Edges(len(texts), candidates.jaccard, floor, max_edges)
     for left, right in candidates.pairs():
         edges.add(left, right)
@@ -51,7 +60,8 @@ def nearest_across(
         float32 and int64, shape (texts,).
     """
     best, match = np.zeros(len(texts), np.float32), np.zeros(len(texts), np.int64)
-    candidates = _Candidates(references + texts, ngram, num_perm, floor, first=len(references))
+    both = references + texts
+    candidates = _Candidates(both, ngram, floor, signatures_of(both, ngram, num_perm), first=len(references))
     for reference, text in candidates.pairs():
         score = candidates.jaccard(reference, text)
         for row, column, value in zip((text - len(references)).tolist(), reference.tolist(), score, strict=True):
@@ -66,14 +76,16 @@ class _Candidates:
     Args:
         texts: the texts to compare.
         ngram: characters of a shingle.
-        num_perm: numbers of a signature.
         floor: the lowest Jaccard similarity of interest.
+        signatures: of the texts: uint32, shape (texts, num_perm).
         first: only pairs of one of the first ``first`` texts with one of the rest; None: all pairs.
     """
 
-    def __init__(self, texts: Texts, ngram: int, num_perm: int, floor: float, first: int | None = None) -> None:
+    def __init__(
+        self, texts: Texts, ngram: int, floor: float, signatures: np.ndarray, first: int | None = None
+    ) -> None:
         self._texts, self._ngram, self._first = texts, ngram, first
-        self._signatures = signatures_of(texts, ngram, num_perm)
+        self._signatures, num_perm = signatures, signatures.shape[1]
         self._keys = band_keys(self._signatures, band_rows(num_perm, floor))
         # The count of agreeing numbers is binomial; a minimum removes most of the chance candidates.
         self._agreeing = math.ceil(floor * num_perm - DEVIATIONS * math.sqrt(floor * (1 - floor) * num_perm))
@@ -145,19 +157,28 @@ def _mixed(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def signatures_of(texts: Texts, ngram: int, num_perm: int) -> np.ndarray:
+def signatures_of(texts: Texts, ngram: int, num_perm: int, compute: Compute = in_memory) -> np.ndarray:
     """Return MinHash signatures: uint32, shape (texts, num_perm); P(two numbers agree) is the Jaccard similarity."""
-    from rensa import RMinHash
-
     signatures = np.empty((len(texts), num_perm), np.uint32)
     start = 0
-    for batch in texts.batches(BLOCK):
-        sets = [shingles(text, ngram) for text in batch]
-        bounds = np.cumsum([0, *map(len, sets)]).astype(np.uint64)
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), bounds, num_perm, SEED)
-        signatures[start : start + len(batch)] = matrix.to_rows()
-        start += len(batch)
+    blocks = ((len(batch), batch) for batch in texts.batches(BLOCK))
+    for table in compute(partial(_signatures, ngram, num_perm), blocks, "minhash"):
+        values = table["signature"].combine_chunks().flatten().to_numpy()
+        signatures[start : start + len(table)] = values.reshape(-1, num_perm)
+        start += len(table)
     return signatures
+
+
+def _signatures(ngram: int, num_perm: int, texts: list[str]) -> pa.Table:
+    """Compute the signatures of a block of texts."""
+    import pyarrow as pa
+    from rensa import RMinHash
+
+    sets = [shingles(text, ngram) for text in texts]
+    bounds = np.cumsum([0, *map(len, sets)]).astype(np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), bounds, num_perm, SEED)
+    flat = np.array(matrix.to_rows(), np.uint32).ravel()
+    return pa.table({"signature": pa.FixedSizeListArray.from_arrays(flat, num_perm)})
 
 
 def band_keys(signatures: np.ndarray, rows: int) -> np.ndarray:

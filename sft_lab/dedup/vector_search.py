@@ -12,16 +12,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_lab.core.blocks import Compute, in_memory, notes_of, with_notes
 from sft_lab.core.errors import ModelError, require
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.dedup.graph import Edges, NeighborGraph
 from sft_lab.dedup.graph_dedup import Index
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
 LOWEST_FLOOR = 0.1  # bf16 limits are compared as positive numbers
@@ -29,6 +32,7 @@ LENGTH_SLACK = 1e-3  # how far a row's length may be from 1 (float16 embedders)
 
 # Tuned on an AMD EPYC (Zen 4, 2 cores): the products of a block stay in the shared cache until they are compared.
 CPU_BLOCK, CUDA_BLOCK = (512, 8192), (4096, 16384)  # rows x columns
+EXACT_ROWS = 8192  # rows compared with all rows before them in a block of an engine: what a killed search loses
 GROUP = 32  # rows of a block's column that are tested by their maximum first
 FLAT_ROWS = 512  # a range search returns up to this many rows x nodes hits when all texts are alike; 256 is 4x slower
 NEAREST = (16, 128, 2048)  # neighbors to search on a GPU in turn; FAISS returns no more there
@@ -44,6 +48,7 @@ def build(
     index: Index = Index.exact,
     *,
     bf16: bool | None = None,
+    compute: Compute = in_memory,
 ) -> NeighborGraph:
     """Return the graph of every pair of rows with a cosine of at least ``floor``.
 
@@ -55,6 +60,7 @@ def build(
         index: the search for candidates; ``ivf`` may miss pairs, the others do not change the result.
         bf16: whether ``Index.exact`` multiplies in bf16; None: where the processor does it fast. It changes no
             score.
+        compute: what computes the blocks of ``Index.exact``: rows with all rows before them.
 
     Raises:
         ConfigError: if floor or max_edges is impossible, or the edges do not fit at a floor of 0.99.
@@ -65,9 +71,13 @@ def build(
     require(max_edges > 0, "max_edges", max_edges, "positive")
     vectors = _checked(vectors)
     edges = Edges(len(vectors), lambda left, right: cosine(vectors, left, right), floor, max_edges)
-    search = {Index.exact: _exact, Index.flat: _flat, Index.ivf: _ivf}[index]
-    for left, right in search(vectors, edges, bf16):
-        edges.add(left, right)
+    if index is Index.exact:
+        blocks = ((len(rows), (rows, edges.floor)) for rows in _ranges(len(vectors)))
+        for table in compute(_ExactBlock(vectors, max_edges, bf16), blocks, "neighbors"):
+            edges.add_scored(table["pair"].to_numpy(), table["score"].to_numpy(), notes_of(table.schema)["floor"])
+    else:
+        for left, right in (_flat if index is Index.flat else _ivf)(vectors, edges):
+            edges.add(left, right)
     graph = edges.graph()
     if index is Index.ivf:
         from sft_lab.dedup import ivf
@@ -124,21 +134,47 @@ def _limit(floor: float, dim: int) -> float:
     return floor - (2 * 2**-8 + 2**-16 + dim * 2**-22) * (1 + LENGTH_SLACK) ** 2
 
 
-def _exact(vectors: np.ndarray, edges: Edges, bf16: bool | None) -> Pairs:
-    """Yield candidates from a blocked product of the rows with all rows before them."""
-    product = _Product(vectors, bf16)
-    height, width = product.height, product.width
-    for top in range(0, len(vectors), height):
-        bottom = min(top + height, len(vectors))
-        for start in range(0, bottom, width):
-            stop = min(start + width, bottom)
-            right, left = _at_least(*product.block(slice(top, bottom), slice(start, stop), edges.floor))
-            right, left = right + top, left + start
-            once = left < right
-            yield left[once], right[once]
+def _ranges(nodes: int) -> Iterator[range]:
+    for top in range(0, nodes, EXACT_ROWS):
+        yield range(top, min(top + EXACT_ROWS, nodes))
 
 
-def _ivf(vectors: np.ndarray, edges: Edges, bf16: bool | None) -> Pairs:  # noqa: ARG001
+class _ExactBlock:
+    """Searches the edges of some rows with all rows before them; called with the rows and the floor."""
+
+    def __init__(self, vectors: np.ndarray, max_edges: int, bf16: bool | None) -> None:
+        self._vectors, self._max_edges, self._bf16 = vectors, max_edges, bf16
+
+    @cached_property
+    def _product(self) -> _Product:
+        return _Product(self._vectors, self._bf16)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_product"}
+
+    def __call__(self, block: tuple[range, float]) -> pa.Table:
+        import pyarrow as pa
+
+        rows, floor = block
+        edges = Edges(len(self._vectors), partial(cosine, self._vectors), floor, self._max_edges)
+        for left, right in self._candidates(rows, edges):
+            edges.add(left, right)
+        pair, score = edges.collected()
+        return with_notes(pa.table({"pair": pair, "score": score}), {"floor": edges.floor})
+
+    def _candidates(self, rows: range, edges: Edges) -> Pairs:
+        height, width = self._product.height, self._product.width
+        for top in range(rows.start, rows.stop, height):
+            bottom = min(top + height, rows.stop)
+            for start in range(0, bottom, width):
+                stop = min(start + width, bottom)
+                right, left = _at_least(*self._product.block(slice(top, bottom), slice(start, stop), edges.floor))
+                right, left = right + top, left + start
+                once = left < right
+                yield left[once], right[once]
+
+
+def _ivf(vectors: np.ndarray, edges: Edges) -> Pairs:
     """Yield candidates from an inverted file: products of the rows that probe a list with its members."""
     import torch
 
@@ -233,7 +269,7 @@ def _float32_sums(device: str) -> Iterator[None]:
         settings.allow_bf16_reduced_precision_reduction = before
 
 
-def _flat(vectors: np.ndarray, edges: Edges, bf16: bool | None) -> Pairs:  # noqa: ARG001
+def _flat(vectors: np.ndarray, edges: Edges) -> Pairs:
     """Yield candidates from FAISS, each block of rows searched among itself and the rows before it."""
     import faiss
 

@@ -22,6 +22,7 @@ from sft_lab.core.errors import JobError, SourceError
 from sft_lab.core.io import read_json
 from sft_lab.data.load import OnError
 from sft_lab.data.sources import File
+from sft_lab.dedup import embed, shingles, vector_search
 
 ROWS = 300
 TALK = ["What is {}?", "It is {}, which is a number.", "And then?", "After it comes the next one.\n\nYes."]
@@ -174,6 +175,23 @@ def test_ray_prepares_the_same_bytes(alone: tuple[Path, dict[str, str]], tmp_pat
     pytest.importorskip("ray")
     path, expected = alone
     assert prepare(path, tmp_path, "engine=ray", "engine.block=16") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dedup", ["minhash", "semantic"])
+def test_ray_finds_the_same_duplicates(
+    alone: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dedup: str
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(embed, "BLOCK", 64)
+    monkeypatch.setattr(shingles, "BLOCK", 64)
+    monkeypatch.setattr(vector_search, "EXACT_ROWS", 64)
+    path, _ = alone
+    overrides = [f"dedup={dedup}", "dataset.turns=first"]
+    expected = prepare(path, tmp_path / "local", "engine.workers=1", *overrides)
+    assert len([name for name in expected if "/neighbors/" in name]) == 3
+    assert prepare(path, tmp_path / "forked", "engine.workers=2", *overrides) == expected
+    assert prepare(path, tmp_path / "ray", "engine=ray", "engine.workers=3", *overrides) == expected
 
 
 # --- what may stand at a block's border -------------------------------------------------------------------------------
