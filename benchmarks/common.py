@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 from sft_lab.core.context import StageContext
@@ -64,6 +68,36 @@ def measure(
             if number >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def watched(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Run a command.
+
+    Returns:
+        Seconds, and the most memory of all its processes together (PSS, GiB, looked at twice a second).
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        most = 0
+        while process.poll() is None:
+            time.sleep(0.5)
+            most = max(most, _pss(process))
+        seconds = time.perf_counter() - began
+        output.seek(0)
+        if process.returncode:
+            raise SystemExit(f"exit {process.returncode}: {output.read()[-2000:]}")
+        return seconds, most / 2**30
+
+
+def _pss(process: psutil.Process) -> int:
+    """Bytes of a process and its children; shared pages are divided among those that share them."""
+    total = 0
+    with suppress(psutil.Error):
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += member.memory_full_info().pss
+    return total
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
