@@ -14,8 +14,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import warm
+
+from sft_lab.data.filters.answered import Answered
 
 GRID = "trainer.learning_rate=1e-3,2e-3,4e-3"
 PROCESSES = ["launch=processes", "launch.at_once=2"]
@@ -172,6 +175,15 @@ def together(number: int) -> tuple[Counter[tuple[str, str]], int]:
     return computed, len(results)
 
 
+def _run_that_stops_in_a_stage(command: list[str], root: Path) -> object:
+    def stop(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return select(*arguments)
+
+    select, Answered.select = Answered.select, stop  # type: ignore[method-assign]
+    return warm.run(command, root)
+
+
 def holder_dies() -> dict[str, object]:
     """Stop a run in the middle of a stage, start another that needs the stage, and kill the first.
 
@@ -180,11 +192,11 @@ def holder_dies() -> dict[str, object]:
         ``code`` of the second, ``again`` of the first one's command given again; ``differences`` of the two folders.
     """
     root = warm.folder() / "holder"
-    first = warm.forked(partial(warm.run, warm.words(root / "first"), root))
+    first = warm.forked(partial(_run_that_stops_in_a_stage, warm.words(root / "first"), root))
     deadline = time.monotonic() + PATIENCE
     while not (writing := list(root.glob("store/filter.answered/.*"))):
         assert time.monotonic() < deadline
-    os.kill(first, signal.SIGSTOP)
+        time.sleep(0.1)
     second = warm.forked(partial(warm.run, warm.words(root / "second"), root))
     log = root / "second" / "run.log"
     while not log.exists() or "split (held out)" not in log.read_text():  # the stage before
