@@ -193,7 +193,8 @@ def _parser() -> _Parser:
 
     execute = commands["exec"]
     execute.add_argument("folder", type=Path, metavar="JOB_DIR")
-    execute.add_argument("--work", choices=["run", "prepare"], default="run", help="prepare: the data stages alone")
+    work_help = "prepare: the data stages and their report; data: the data stages for a training that follows"
+    execute.add_argument("--work", choices=["run", "prepare", "data"], default="run", help=work_help)
 
     commands["runs"].add_argument(
         "folder", nargs="?", type=Path, metavar="DIR", help="default: outputs/ and multirun/ here"

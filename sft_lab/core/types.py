@@ -19,10 +19,11 @@ class RunState(StrEnum):
 
 
 class Work(StrEnum):
-    """What is done in a run folder: a whole run, or preparing its data alone."""
+    """What is done in a run folder: a whole run, or preparing its data alone; ``data``: for a training that follows."""
 
     RUN = "run"
     PREPARE = "prepare"
+    DATA = "data"
 
 
 class Verdict(StrEnum):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from sft_lab.core.errors import JobError
+from sft_lab.core.errors import JobError, UserError
+from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import LONG, open_file, read_text
 from sft_lab.core.log import log
@@ -29,7 +30,6 @@ from sft_lab.jobs.supervise import (
     supervise,
 )
 from sft_lab.run import resource_errors
-from sft_lab.run.launch_config import visible_gpus
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
@@ -83,20 +83,42 @@ def execute(run: Run, folder: RunDir) -> None:
         JobError: when a process fails or dies.
     """
     machine = Machine.from_environment()
-    if machine.rank == 0:
+    if visible_gpus():  # a process that has used a GPU keeps some of its memory, which training needs
+        prepare_data_in_child(folder, machine)
+    else:
+        prepare_data(run, folder)
+    if failure := _run_processes(folder, machine, command(run, folder, machine), _environment(run)):
+        raise JobError(failure.message)
+
+
+def prepare_data(run: Run, folder: RunDir) -> None:
+    """Carry out the data stages in this process; on other machines than the first, wait for what that one computes."""
+    if Machine.from_environment().rank == 0:
         run.fill_store(folder)
         folder.release(wholly=True)  # for the first of the processes that train
     else:
-        run.prepare(run.context(folder=folder))  # waits for what machine 0 computes, where the store is shared
+        run.prepare(run.context(folder=folder))  # where the store is shared
 
+
+def prepare_data_in_child(folder: RunDir, machine: Machine) -> None:
+    """Carry out the data stages in a process of their own.
+
+    Raises:
+        UserError, JobError: as the process ended.
+    """
+    folder.release(wholly=True)
+    command = [sys.executable, "-P", "-m", "sft_lab", "exec", str(folder.path), "--work", Work.DATA]
+    if failure := _run_processes(folder, machine, command, dict(os.environ)):
+        raise (UserError if failure.by_input else JobError)(failure.message)
+
+
+def _run_processes(folder: RunDir, machine: Machine, command: list[str], environment: dict[str, str]) -> Failure | None:
+    """Run a command that works in the folder, pass on what it logs there, and return its failure."""
     position = folder.log.stat().st_size if folder.log.exists() else 0
     with machine.output(folder).open("wb") as output:
-        process = subprocess.Popen(
-            command(run, folder, machine), env=_environment(run), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     job = AccelerateJob(title="", folder=folder, process=process, machine=machine, log_position=position)
-    for failure in supervise(AccelerateLauncher(job), Work.RUN):
-        raise JobError(failure.message)
+    return next(iter(supervise(AccelerateLauncher(job), Work.RUN)), None)
 
 
 def command(run: Run, folder: RunDir, machine: Machine) -> list[str]:
@@ -161,7 +183,7 @@ class AccelerateJob(SupervisedJob):
         error = str(read_status(self.folder).get("error"))
         if is_first and not error.endswith(ending.reason) and not self.folder.is_held():
             self.folder.mark_failed(ending.reason)
-        return Failure(self.folder, ending.reason, by_input=False)
+        return Failure(self.folder, ending.reason, by_input=self.process.returncode == 2)
 
     def failure_message(self) -> str:
         """Return why the job failed: which process was killed, else what the processes or the status say."""

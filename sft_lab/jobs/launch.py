@@ -8,6 +8,7 @@ from typing import Any
 from sft_lab.config import Plan
 from sft_lab.core import records
 from sft_lab.core.errors import FolderError, JobError, UserError
+from sft_lab.core.gpus import release_memory
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import Work
@@ -83,6 +84,8 @@ def _execute_in_turn(jobs: list[tuple[str, JobFolder]], work: str) -> list[Failu
             log.info("%s", title)
         if failure := attempt(job_folder.folder, job_folder.job.run, work):
             failures.append(failure)
+        if title:  # of a sweep: the next job needs the memory
+            release_memory()
     return failures
 
 
@@ -110,6 +113,7 @@ def objective_of(plan: Plan) -> float:
     name = job_folder.folder.path.name
     if failures := launch([job_folder]):
         raise (UserError if failures[0].by_input else JobError)(f"{name}: {failures[0].message}")
+    release_memory()  # for the job of the next call
     objective = read_summary(job_folder.folder).get("objective")
     if objective is None:
         raise JobError(f"{name}: has no objective; without held-out rows there is none")

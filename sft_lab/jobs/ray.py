@@ -6,12 +6,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.errors import UserError
+from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.ray_cluster import connected
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.store import default_root
 from sft_lab.jobs.supervise import Backend, Ending, Failure, SupervisedJob, supervise
 from sft_lab.jobs.worker import execute_on_cluster
-from sft_lab.run.launch_config import JOB_VARIABLE, visible_gpus
+from sft_lab.run.launch_config import JOB_VARIABLE
 
 if TYPE_CHECKING:
     from sft_lab.run.launch_config import Ray

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.core.errors import FolderError, UserError
+from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.io import read_json, write_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.jobs.supervise import Backend, Ending, Failure, SupervisedJob, read_status, supervise
 from sft_lab.jobs.worker import execute_on_cluster
-from sft_lab.run.launch_config import JOB_VARIABLE, Cluster, visible_gpus
+from sft_lab.run.launch_config import JOB_VARIABLE, Cluster
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor

@@ -77,6 +77,8 @@ def attempt(folder: RunDir, run: Run, work: str) -> Failure | None:
 def _do_work(folder: RunDir, run: Run, work: str) -> None:
     if work == Work.PREPARE:
         run.prepare_only(folder)
+    elif work == Work.DATA:
+        accelerate_launch.prepare_data(run, folder)
     elif run.launch.distributed and rank() is None:
         accelerate_launch.execute(run, folder)
     else:

@@ -11,6 +11,7 @@ from sft_lab import pipeline
 from sft_lab.core import heavy_imports
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
+from sft_lab.core.gpus import gpu_is_in_use, release_memory, use_one_gpu
 from sft_lab.core.hardware import rank, world
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import Work
@@ -24,13 +25,24 @@ if TYPE_CHECKING:
 
 def execute(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
     """Carry out the whole run and return its summary; empty in a process that only assists in training."""
+    if not run.launch.distributed:  # processes that train together have a GPU each
+        use_one_gpu()
     with heavy_imports.imports():
-        from sft_lab.run.training_session import TrainingSession
+        from sft_lab.run.training_session import TrainingSession  # noqa: F401 - imported first, and fast
 
     folder = _open_folder(run, path)
     _refuse_other_world(run, folder)
     if rank():
         return _assist(run, folder)
+    summary = _train(run, folder)
+    if gpu_is_in_use():
+        release_memory()
+    return summary
+
+
+def _train(run: Run, folder: RunDir) -> dict[str, Any]:
+    """Train and judge; with this function's frame goes the last reference to the model outside of the trainer."""
+    from sft_lab.run.training_session import TrainingSession
 
     with _working_in(folder, run), TrainingSession(run, folder) as session:
         data = pipeline.prepare(run, session.context)
@@ -56,6 +68,7 @@ def _assist(run: Run, folder: RunDir) -> dict[str, Any]:
 
 def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
     """Carry out the data stages, and write their report and the rows."""
+    use_one_gpu()
     with heavy_imports.imports():
         from sft_lab.run.session import Session
 
@@ -69,6 +82,7 @@ def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str,
 
 def fill_store(run: Run, path: RunDir | Path | str | None = None) -> None:
     """Carry out the data stages and leave their results in the store."""
+    use_one_gpu()
     with heavy_imports.imports():
         from sft_lab.run.session import Session
 
@@ -80,6 +94,7 @@ def fill_store(run: Run, path: RunDir | Path | str | None = None) -> None:
 
 def score_test(run: Run, folder: RunDir) -> dict[str, Any]:
     """Score the base model and the saved weights on the test side."""
+    use_one_gpu()
     from sft_lab.run.training_session import TrainingSession
 
     return TrainingSession(run, folder).score_test()

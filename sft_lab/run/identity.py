@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core.io import FORMAT, digest
 from sft_lab.core.params import plain
 from sft_lab.core.plugins import origin
+from sft_lab.run.launch_config import DDP
 from sft_lab.run.schemas import SCHEMAS, kind_of
 
 if TYPE_CHECKING:
@@ -54,9 +55,12 @@ def job_identity(run: Run) -> dict[str, Any]:
     identity = {name: value for name, value in saved_config(run).items() if name not in NOT_IDENTITY}
     identity["dataset"] = {name: value for name, value in identity["dataset"].items() if name != "max_record_mb"}
 
-    # A step takes as many batches as there are processes; how they share the work changes no result.
+    # A step takes as many batches as there are processes. Sharded training computes in the weights' own type where a
+    # copy in each process, like one process alone, computes under autocast: a little different.
     if run.launch.num_processes > 1:
         identity["num_processes"] = run.launch.num_processes
+    if run.launch.distributed and run.launch.distributed_type() != DDP:
+        identity["distributed_type"] = run.launch.distributed_type()
     return identity
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
@@ -14,9 +13,11 @@ from typing import Any
 
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import require
+from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.packages import saved_path
 
 ACCELERATE_CONFIGS = Path(__file__).parents[1] / "jobs" / "accelerate"  # that are shipped
+DDP = "MULTI_GPU"  # accelerate's name for a copy of the model in each process
 JOB_VARIABLE = "SFT_LAB_JOB"  # an environment variable that is set where a cluster executes a job
 
 
@@ -50,8 +51,8 @@ class Launcher(Bounded):
 
     @property
     def distributed(self) -> bool:
-        """Whether accelerate starts the processes of a job."""
-        return self.num_processes > 1 or self.config_file is not None
+        """Whether accelerate starts the processes of a job; a copy of the model in one process needs none."""
+        return self.num_processes > 1 or (self.config_file is not None and self.distributed_type() != DDP)
 
     @property
     def several_machines(self) -> bool:
@@ -77,13 +78,8 @@ class Launcher(Bounded):
         if self.config_file is not None and not self.accelerate_config().is_file():
             shipped = ", ".join(sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")))
             problems.append(f"launch.config_file={self.config_file}: no such file; shipped are {shipped}")
-        elif self.is_remote:
-            pass  # the machine that executes the job checks itself
-        elif self.distributed and (kind := self._distributed_type()) != "MULTI_GPU" and not visible_gpus():
-            # accelerate would put a full copy into each process, and not say so
-            problems.append(f"launch.config_file={self.config_file}: {kind} needs GPUs, and there are none; use ddp")
-        elif self.distributed and self._distributed_type() == "DEEPSPEED" and not find_spec("deepspeed"):
-            problems.append(f"launch.config_file={self.config_file}: needs DeepSpeed; run: pip install deepspeed")
+        elif self.distributed and not self.is_remote:  # else the machine that executes the job checks itself
+            problems += self._check_processes()
         if self.num_machines > 1 and not self.is_remote and not os.environ.get("MASTER_ADDR"):
             problems.append(
                 f"launch.num_machines={self.num_machines}: each machine must know the others; use launch=slurm, or run "
@@ -91,11 +87,27 @@ class Launcher(Bounded):
             )
         return problems
 
-    def _distributed_type(self) -> str:
-        """Return the ``distributed_type`` of accelerate's config."""
-        text = self.accelerate_config().read_text("utf-8")
+    def _check_processes(self) -> list[str]:
+        """Return what the processes of a job lack on this machine."""
+        gpus, kind = visible_gpus(), self.distributed_type()
+        if kind != DDP and not gpus:
+            # accelerate would put a full copy into each process, and not say so
+            return [f"launch.config_file={self.config_file}: {kind} needs GPUs, and there are none; use ddp"]
+        if gpus and len(gpus) < self.processes_per_machine:
+            limit = len(gpus) * self.num_machines
+            problem = f"must be at most {limit}, one for each GPU that this machine may use"
+            remedy = f"set {limit}, and raise trainer.gradient_accumulation_steps for as many rows in a step"
+            return [f"launch.num_processes={self.num_processes}: {problem}; {remedy}"]
+        if kind == "DEEPSPEED" and not find_spec("deepspeed"):
+            return [f"launch.config_file={self.config_file}: needs DeepSpeed; run: pip install deepspeed"]
+        return []
+
+    def distributed_type(self) -> str:
+        """Return the ``distributed_type`` of accelerate's config; a file that is missing is refused elsewhere."""
+        file = self.accelerate_config()
+        text = file.read_text("utf-8") if file.is_file() else ""
         match = re.search(r"^distributed_type:\s*['\"]?(\w+)", text, re.MULTILINE)
-        return match[1] if match else "MULTI_GPU"
+        return match[1] if match else DDP
 
     def accelerate_config(self) -> Path:
         """Return the path of the config that accelerate reads."""
@@ -260,18 +272,3 @@ def _missing_package(package: str, extra: str) -> list[str]:
     if find_spec(package):
         return []
     return [f"launch={extra}: the package {package} is not installed; run: pip install 'sft_lab[{extra}]'"]
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that may be used, by the names CUDA knows them by; without torch, which would occupy one."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        names = [name.strip() for name in allowed.split(",")]
-        return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
-    if not shutil.which("nvidia-smi"):
-        return []
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(number) for number, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]

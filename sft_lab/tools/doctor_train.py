@@ -18,11 +18,11 @@ from pathlib import Path
 
 from sft_lab import config as configs
 from sft_lab.core.errors import ConfigError
+from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.io import parse_json, read_json, write_json, write_text
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.text import one_line
-from sft_lab.run.launch_config import visible_gpus
 from sft_lab.tracking import manifest
 
 TRAINERS = ("lora", "dora", "qlora", "full")

@@ -197,6 +197,8 @@ def train(
         ConfigError: for an option that the installed libraries refuse.
     """
     args = build_sft_config(options, folder, seed, watched=watch.measure is not None)
+    if args.n_gpu > 1:  # where CUDA was at work before the others could be hidden, as in a notebook
+        args._n_gpu = 1  # noqa: SLF001 - as Transformers' trainer does for a model that is on one of them
     if options.budget is Budget.steps and options.max_steps <= 0:
         counted_rows = len(rows) if reference_rows is None else reference_rows
         args.max_steps = planned_steps(counted_rows, options, args.world_size)

@@ -14,11 +14,12 @@ import pytest
 
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
+from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import Work
 from sft_lab.jobs import processes
-from sft_lab.run.launch_config import Processes, visible_gpus
+from sft_lab.run.launch_config import Processes
 
 TWO = ["launch=processes", "launch.at_once=2"]
 # Long enough to be met at work, with checkpoints.

@@ -1,0 +1,62 @@
+"""The GPUs that this process may use, known without torch: importing it to ask would occupy one."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+
+from sft_lab.core.hardware import rank
+from sft_lab.core.log import log
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # read once, when CUDA begins to work in a process
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that may be used, by the names CUDA knows them by."""
+    allowed = os.environ.get(VISIBLE)
+    if allowed is not None:
+        names = [name.strip() for name in allowed.split(",")]
+        return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def use_one_gpu() -> None:
+    """Hide all GPUs but the first from a process that trains alone.
+
+    Transformers would count every visible one, and TRL refuses more than one in a process.
+    """
+    gpus = visible_gpus()
+    if rank() is not None or len(gpus) < 2:
+        return
+    os.environ[VISIBLE] = gpus[0]
+    log.info(
+        "device: GPU %s, one of %d; %s=%s chooses another, launch=processes gives each job of a sweep one, and "
+        "launch.num_processes=%d trains one job on all",
+        gpus[0],
+        len(gpus),
+        VISIBLE,
+        gpus[1],
+        len(gpus),
+    )
+
+
+def gpu_is_in_use() -> bool:
+    """Return whether this process has begun to work on a GPU."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def release_memory() -> None:
+    """Give back the memory of models that nothing uses any more: a trainer and its parts refer to one another."""
+    gc.collect()
+    if gpu_is_in_use():
+        sys.modules["torch"].cuda.empty_cache()
