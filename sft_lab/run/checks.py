@@ -19,7 +19,9 @@ def check(run: Run) -> list[str]:
     problems += [*run.dataset.check(), *run.split.check(), *run.template.check(), *run.model.check()]
     for row_filter in run.filter.values():
         problems += row_filter.check()
-    problems += [*run.decontaminate.check(), *run.trainer.check(), *run.evaluation.check()]
+    problems += [*run.decontaminate.check(), *run.evaluation.check()]
+    if not run.launch.is_remote:  # a login node needs no GPU; the machine that executes the job checks itself
+        problems += run.trainer.check()
     problems += [*run.tracking.check(), *run.launch.check(), *run.engine.check()]
     problems += run.store.open().check(several_machines=run.launch.several_machines)
     for key, embedder in run.embedders().items():

@@ -199,10 +199,11 @@ class Evaluator:
 
     def base_key(self) -> str:
         """Return a key of the base model's weights as they are held."""
-        model = self._run.model
-        quantization = ["nf4"] if self._run.trainer.four_bit else []
+        model, holding = self._run.model, self._run.trainer.holding
+        quantization = ["nf4"] if holding.four_bit else []
         weights = model.key(self._context, self._run.seed)
-        return digest([weights, plain(model.arithmetic()), self._context.new_tokens, *quantization])
+        arithmetic = plain(model.arithmetic(self._context, holding))
+        return digest([weights, arithmetic, self._context.new_tokens, *quantization])
 
     def knows(self, template: Template) -> bool:
         """Return whether a template writes what the model's own does.

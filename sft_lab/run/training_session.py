@@ -6,11 +6,10 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
 from sft_lab import pipeline
 from sft_lab.core import parquet
 from sft_lab.core.errors import ConfigError, FolderError, during
+from sft_lab.core.gpus import release_memory
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import finite, write_json, write_lines
 from sft_lab.core.log import log
@@ -28,6 +27,8 @@ from sft_lab.training.rehearsal import refuse_misfit, rehearse, warn_of_long_row
 from sft_lab.training.sft_config import build_sft_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sft_lab.core.run_dir import RunDir
     from sft_lab.data.preparation import Prepared
     from sft_lab.evaluation.heldout import Scores
@@ -138,7 +139,8 @@ class TrainingSession(Session):
         if trained.saved and not rank():
             # What was sharded over several processes is on disk; the one that writes loads it again.
             self._model = None
-            trained.model = model_io.load(self._loaded_model(), trained.saved)
+            release_memory()
+            trained.model = model_io.load(trained.saved, self._loaded_model, self._load_whole)
         log.info(
             "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
         )
@@ -218,7 +220,8 @@ class TrainingSession(Session):
             raise FolderError(f"{self.folder.path}: none of its rows lies on the test side; raise split.test_share")
         ready = work.held_out_as(self.run.template, rows)
         base = self._evaluator.score(self._loaded_model(), ready)
-        tuned = self._evaluator.score(model_io.load(self._loaded_model(), self.folder.model), ready)
+        model = model_io.load(self.folder.model, self._loaded_model, self._load_whole)
+        tuned = self._evaluator.score(model, ready)
         return {
             "test/loss": tuned.loss,
             "test/bits_per_byte": tuned.bits_per_byte,
@@ -229,10 +232,14 @@ class TrainingSession(Session):
 
     def _loaded_model(self) -> Any:
         if self._model is None:
-            self._model = self.run.model.load(self.context, self.run.seed, four_bit=self.run.trainer.four_bit)
-            if torch.cuda.is_available() and not self.run.trainer.four_bit:  # 4-bit weights are loaded onto the GPU
-                self._model.to("cuda")
+            self._model = self.run.model.load(self.context, self.run.seed, self.run.trainer.holding)
         return self._model
+
+    def _load_whole(self, folder: Path) -> Any:
+        """Load weights that were all trained, in place of the base model's."""
+        self._model = None
+        release_memory()
+        return self.run.model.load_saved(folder, self.context, self.run.trainer.holding)
 
     def _write_eval(self, base: BaseMeasurement, tuned: Measurement) -> None:
         columns: dict[str, Any] = {"id": tuned.ids}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,16 +75,23 @@ class FinishedRun:
         Raises:
             UserError: if it is missing or cannot be loaded.
         """
-        import torch
+        holding = replace(self.run.trainer.holding, four_bit=four_bit)
+        return self.run.model.load(self.context, self.run.seed, holding)
 
-        model = self.run.model.load(self.context, self.run.seed, four_bit=four_bit)
-        return model.to("cuda") if torch.cuda.is_available() and not four_bit else model
+    def load_tuned(self, base: Any = None) -> Any:
+        """Load the run's weights; an adapter is put onto ``base``, which then is no base model any more.
 
-    def load_tuned(self, base: Any) -> Any:
-        """Load the run's weights; an adapter is put onto ``base``, which then is no base model any more."""
+        Args:
+            base: as it was trained on; None: loaded where it is needed.
+        """
         from sft_lab.training import model_io
 
-        return model_io.load(base, self.folder.model).eval()
+        holding = self.run.trainer.holding
+        return model_io.load(
+            self.folder.model,
+            lambda: base or self.load_base(four_bit=holding.four_bit),
+            lambda folder: self.run.model.load_saved(folder, self.context, holding),
+        ).eval()
 
 
 def open_run(path: Path) -> FinishedRun:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.errors import UserError, require
+from sft_lab.core.gpus import release_memory
 from sft_lab.evaluation.config import MOST_NEW_TOKENS
 from sft_lab.tools.finished_run import FinishedRun, open_run
 
@@ -137,18 +138,23 @@ def answer_prompt(path: Path, prompt: str, options: GenerationOptions, *, base: 
         base_renderer = _plain_renderer(finished)
         base_ids = _render_prompt(base_renderer, prompt, options, finished.tokenizer)
 
-    model = finished.load_base(four_bit=finished.run.trainer.four_bit)
-    options = _limit_length(options, model, max(len(ids), len(base_ids)))
-    base_answer = _generate(finished, model, base_ids, base_renderer, options) if base else None
+    options = _limit_length(options, finished.run.model.config(finished.context), max(len(ids), len(base_ids)))
+    model = base_answer = None
+    if base:
+        model = finished.load_base(four_bit=finished.run.trainer.holding.four_bit)
+        base_answer = _generate(finished, model, base_ids, base_renderer, options)
+        if not finished.is_adapter:
+            model = None
+            release_memory()
     tuned_answer = _generate(finished, finished.load_tuned(model), ids, renderer, options)
     return GeneratedAnswers(tuned_answer, base_answer, is_plain, options.max_new_tokens)
 
 
-def _limit_length(options: GenerationOptions, model: Any, prompt_tokens: int) -> GenerationOptions:
+def _limit_length(options: GenerationOptions, config: Any, prompt_tokens: int) -> GenerationOptions:
     """Return the options with an answer no longer than the prompt leaves of the model's positions."""
     from sft_lab.core.positions import positions_of
 
-    if (positions := positions_of(model.config)) is None:
+    if (positions := positions_of(config)) is None:
         return options
     if prompt_tokens >= positions:
         raise UserError(

@@ -15,6 +15,7 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
+from sft_lab.training.weights import Holding
 
 
 class LossOn(Enum):
@@ -25,11 +26,15 @@ class LossOn(Enum):
 
 
 class Precision(Enum):
-    """Arithmetic of training: ``auto`` takes bf16 where the processor or GPU has it, else fp32."""
+    """Arithmetic of training: ``auto`` takes bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
+
+    ``bf16`` and ``fp16`` are autocast; with ``fp16`` the loss is scaled, since small gradients would vanish.
+    """
 
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
 
 
 class PackingStrategy(Enum):
@@ -144,13 +149,15 @@ class Full(Bounded):
         return self.load_best_model_at_end or bool(self.early_stopping_patience)
 
     @property
-    def four_bit(self) -> bool:
-        """Whether the model's weights are held in 4 bits."""
-        return False
+    def holding(self) -> Holding:
+        """How the weights are held: all are trained, so that the smallest update counts."""
+        return Holding(trained=True, precision=resolve_precision(self.precision))
 
     def check(self) -> list[str]:
         """Return what this machine lacks for the training."""
-        return []
+        if self.precision is not Precision.fp16 or _has_nvidia_gpu():
+            return []
+        return ["trainer.precision=fp16: needs a GPU, and this machine has none; auto takes bf16 or fp32"]
 
 
 @dataclass
@@ -182,21 +189,23 @@ class Lora(Full):
     peft: Peft = field(default_factory=Peft)
 
     @property
-    def four_bit(self) -> bool:
-        """Whether the model's weights are held in 4 bits."""
-        return self.quantization is Quantization.nf4
+    def holding(self) -> Holding:
+        """How the weights are held: frozen, perhaps in 4 bits."""
+        four_bit = self.quantization is Quantization.nf4
+        return Holding(four_bit=four_bit, precision=resolve_precision(self.precision))
 
     def check(self) -> list[str]:
-        """Return what weights in 4 bits lack: an NVIDIA GPU, bitsandbytes."""
-        if not self.four_bit:
-            return []
+        """Return what weights in 4 bits lack beside: an NVIDIA GPU, bitsandbytes."""
+        problems = super().check()
+        if self.quantization is not Quantization.nf4:
+            return problems
         missing = [] if _has_nvidia_gpu() else ["an NVIDIA GPU (this machine has none)"]
         if not importlib.util.find_spec("bitsandbytes"):
             missing.append("the package bitsandbytes (pip install bitsandbytes)")
         if not missing:
-            return []
+            return problems
         remedy = "trainer=lora trains the same adapter beside weights that are not quantized"
-        return [f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
+        return [*problems, f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
 
 
 def _has_nvidia_gpu() -> bool:
@@ -220,13 +229,15 @@ FILE_FIELDS = {"deepspeed", "fsdp_config", "accelerator_config"}  # of SFTConfig
 
 
 def resolve_precision(precision: Precision) -> str:
-    """Return ``bf16`` or ``fp32``; ``auto`` is ``bf16`` where the hardware has it."""
+    """Return ``bf16``, ``fp16`` or ``fp32``."""
     if precision is not Precision.auto:
         return precision.name
 
     import torch
 
-    return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
+    if torch.cuda.is_available():
+        return "bf16" if fast_bf16("cuda") else "fp16"
+    return "bf16" if fast_bf16("cpu") else "fp32"
 
 
 def planned_steps(rows: int, options: Full, processes: int = 1) -> int:

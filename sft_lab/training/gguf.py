@@ -11,6 +11,7 @@ from sft_lab.core.errors import ModelError
 from sft_lab.core.io import digest, follow_mask, sha256_file
 from sft_lab.core.packages import missing_package, package_path, saved_path
 from sft_lab.training.models import Model
+from sft_lab.training.weights import Holding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -68,12 +69,12 @@ class Gguf(Model):
         config: PretrainedConfig = transformers.AutoConfig.from_pretrained(self._converted(context), **self.trust())
         return config
 
-    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
+    def load_weights(self, context: StageContext, seed: int, holding: Holding) -> PreTrainedModel:  # noqa: ARG002
         """Load the converted weights."""
         import transformers
 
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-            self._converted(context), **self.trust(), **self._kwargs(four_bit=four_bit)
+            self._converted(context), **self.trust(), **self._kwargs(context, holding)
         )
         return model
 

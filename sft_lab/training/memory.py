@@ -46,7 +46,8 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
         options: of the trainer; an adapter is put on the empty model as training would.
         context: for the tokenizer and a converted model.
     """
-    dtype = "float32" if model.dtype == "auto" and not torch.cuda.is_available() else model.dtype
+    holding = options.holding
+    dtype = model.arithmetic(context, holding)["dtype"]
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(model.config(context), dtype=dtype, **model.trust())
         linear_bytes = sum(module.weight.nbytes for module in empty.modules() if isinstance(module, torch.nn.Linear))
@@ -56,7 +57,7 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
     parameters = list(trained_model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = sum(parameter.nbytes for parameter in parameters)
-    if options.four_bit:  # linear layers in 4 bits; the scales of their blocks are a hundredth of that
+    if holding.four_bit:  # linear layers in 4 bits; the scales of their blocks are a hundredth of that
         weights -= linear_bytes - linear_bytes * 4 // (8 * parameters[0].element_size())
 
     gradients = sum(parameter.nbytes for parameter in trained)

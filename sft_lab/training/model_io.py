@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft_lab.core.errors import FolderError
+from sft_lab.core.errors import FolderError, SftLabError
 from sft_lab.core.io import follow_mask
 from sft_lab.training.peft_config import refuse_other_adapters
 
@@ -51,12 +52,13 @@ def save(
     generation.to_json_file(folder / "generation_config.json")
 
 
-def load(base: Any, folder: Path) -> Any:
-    """Return the tuned model.
+def load(folder: Path, load_base: Callable[[], Any], load_whole: Callable[[Path], Any]) -> Any:
+    """Return the tuned model; where all weights were trained, the base model is not loaded beside it.
 
     Args:
-        base: the model that was tuned, as ``Model.load`` returns it; an adapter is put on it.
         folder: ``model/`` of a run.
+        load_base: returns the model that was tuned; an adapter is put on it.
+        load_whole: returns the model whose weights are all in a folder, as ``Model.load_saved`` does.
 
     Raises:
         FolderError: if it holds no weights, or they cannot be loaded.
@@ -67,15 +69,16 @@ def load(base: Any, folder: Path) -> Any:
     if not any(folder.glob("*.safetensors")):  # PEFT would read a pickle in their place, or ask the Hub
         raise FolderError(f"{folder}: holds no weights in safetensors, and no others are read; train it again")
 
+    if has_adapter:
+        refuse_other_adapters(folder / "adapter_config.json")
+    base = load_base() if has_adapter else None
     try:
         if has_adapter:
             import peft
 
-            refuse_other_adapters(folder / "adapter_config.json")
             return peft.PeftModel.from_pretrained(base, folder)
-        model = type(base).from_pretrained(folder, dtype=base.dtype, use_safetensors=True, trust_remote_code=False)
-        return model.to(base.device)
-    except FolderError:
+        return load_whole(folder)
+    except SftLabError:
         raise
     except Exception as error:  # a broken folder makes the libraries raise anything
         reason = (str(error).strip().splitlines() or [""])[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,11 @@ from sft_lab.core.model_files import loaded_files, pickled_weights
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
 from sft_lab.training.peft_config import refuse_other_adapters_of
+from sft_lab.training.weights import DTYPES, FROZEN, Holding, device_kwargs, four_bit_kwargs, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Set by the model's own keys; a second way to set them would let the two disagree.
 OWN_KWARGS = {"dtype", "torch_dtype", "revision", "attn_implementation", "quantization_config"}
 # Would run code from elsewhere or load pickles, write a secret into the config, or send a login elsewhere.
@@ -40,8 +39,8 @@ class Model(Bounded, abc.ABC):
     """The base of all model options.
 
     Attributes:
-        dtype: of the weights: ``auto`` (float32 on a CPU, else the checkpoint's own), ``float32``, ``bfloat16``,
-            ``float16``.
+        dtype: of the weights: ``auto`` (float32 on a CPU, and wherever all weights are trained; else the checkpoint's
+            own, or float16 on a GPU without bf16), ``float32``, ``bfloat16``, ``float16``.
         attn_implementation: Transformers' name (``sdpa``, ``eager``, ``flash_attention_2``); null: its own choice.
         init_kwargs: passed to ``from_pretrained`` unchanged; outside what sft_lab promises.
     """
@@ -96,7 +95,7 @@ class Model(Bounded, abc.ABC):
         """Load the model's shape, without its weights."""
 
     @abc.abstractmethod
-    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:
+    def load_weights(self, context: StageContext, seed: int, holding: Holding) -> PreTrainedModel:
         """Load the weights, without rows for added tokens."""
 
     def tokenizer(self, context: StageContext, special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
@@ -127,18 +126,26 @@ class Model(Bounded, abc.ABC):
         """Return whether the model's own code may run, as a keyword of Transformers."""
         return {"trust_remote_code": False}
 
-    def load(self, context: StageContext, seed: int, *, four_bit: bool = False) -> PreTrainedModel:
-        """Load the weights, trainable, with a row for each token that was added to the tokenizer.
+    def load(self, context: StageContext, seed: int, holding: Holding = FROZEN) -> PreTrainedModel:
+        """Load the weights, trainable and on the GPU if there is one, with a row for each token that was added.
 
         Args:
             context: for the tokenizer.
             seed: of a random model.
-            four_bit: held in 4 bits, under an adapter.
+            holding: of the weights by the training.
 
         Raises:
             ModelError: if the weights cannot be loaded, or not in 4 bits.
         """
-        model = self.load_weights(context, seed, four_bit=four_bit)
+        import torch
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # A training by DeepSpeed leaves its config registered: every process would load a share, and wait for others.
+        unset_hf_deepspeed_config()
+        model = self.load_weights(context, seed, holding)
+        if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
+            model.to(torch.cuda.current_device())
+
         rows = model.get_input_embeddings().weight.shape[0]
         if context.tokenizer.vocab_size > rows:
             raise ModelError(
@@ -149,43 +156,32 @@ class Model(Bounded, abc.ABC):
             _initialize_rows(model, len(context.tokenizer), context.new_tokens)
         return model
 
-    def arithmetic(self) -> dict[str, Any]:
-        """Return what changes a model's numbers beside its files: resolved dtype, attention, ``init_kwargs``."""
-        return self._kwargs(four_bit=False)
-
-    def _kwargs(self, *, four_bit: bool) -> dict[str, Any]:
-        """Return the keywords of ``from_pretrained`` that decide how the weights are held and used."""
+    def load_saved(self, folder: Path, context: StageContext, holding: Holding) -> PreTrainedModel:
+        """Load weights of this model that ``save_pretrained`` wrote after all of them were trained."""
         import torch
+        import transformers
 
-        default_dtype = "auto" if torch.cuda.is_available() else "float32"
-        kwargs: dict[str, Any] = {"dtype": default_dtype if self.dtype == "auto" else self.dtype}
+        with torch.device("meta"):  # the class alone, since a config in the folder could name the code of another
+            empty = transformers.AutoModelForCausalLM.from_config(self.config(context), **self.trust())
+        arithmetic = self.arithmetic(context, holding)
+        kwargs = {name: arithmetic[name] for name in ("dtype", "attn_implementation") if name in arithmetic}
+        model: PreTrainedModel = type(empty).from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, **device_kwargs(), **kwargs
+        )
+        return model
+
+    def arithmetic(self, context: StageContext, holding: Holding) -> dict[str, Any]:
+        """Return what changes a model's numbers beside its files: resolved dtype, attention, ``init_kwargs``."""
+        dtype = resolve_dtype(self.dtype, holding, lambda: getattr(self.config(context), "dtype", None))
+        kwargs: dict[str, Any] = {"dtype": dtype}
         if self.attn_implementation:
             kwargs["attn_implementation"] = self.attn_implementation
-        if four_bit:
-            kwargs |= four_bit_kwargs()
         return kwargs | self.init_kwargs
 
-
-def four_bit_kwargs() -> dict[str, Any]:
-    """Return the keywords of ``from_pretrained`` for 4-bit weights (QLoRA, Dettmers et al., NeurIPS 2023).
-
-    Raises:
-        ModelError: without bitsandbytes or a GPU.
-    """
-    import torch
-    import transformers
-
-    if not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
-        raise ModelError(
-            "trainer.quantization=nf4: needs bitsandbytes and a GPU that PyTorch can use; trainer=lora needs neither"
-        )
-    config = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
-    )
-    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+    def _kwargs(self, context: StageContext, holding: Holding) -> dict[str, Any]:
+        """Return the keywords of ``from_pretrained`` that decide how and where the weights are held."""
+        quantization = four_bit_kwargs(holding) if holding.four_bit else {}
+        return device_kwargs() | quantization | self.arithmetic(context, holding)
 
 
 def _initialize_rows(model: PreTrainedModel, size: int, new_tokens: list[int]) -> None:
@@ -289,7 +285,7 @@ class Pretrained(Model):
         )
         return config
 
-    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:  # noqa: ARG002
+    def load_weights(self, context: StageContext, seed: int, holding: Holding) -> PreTrainedModel:  # noqa: ARG002
         """Load safetensors weights; a checkpoint of pickles is refused, since it could run code."""
         import transformers
 
@@ -301,7 +297,7 @@ class Pretrained(Model):
                 revision=self.revision,
                 use_safetensors=True,
                 **self.trust(),
-                **self._kwargs(four_bit=four_bit),
+                **self._kwargs(context, holding),
             ),
         )
         return model

@@ -97,6 +97,12 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
     Raises:
         ConfigError: for an adapter on modules that the model does not have, or rows longer than its learned positions.
     """
+    holding = options.holding
+    if holding.trained and model.dtype == "float16" and holding.precision == "fp16":
+        raise ConfigError(
+            "model.dtype=float16: weights that are trained must be float32 under trainer.precision=fp16, whose scaled "
+            "gradients float16 cannot hold; set model.dtype=auto"
+        )
     config = model.config(context)
     positions = positions_of(config)
     is_too_long = positions is not None and options.max_length > positions

@@ -72,10 +72,11 @@ def _steps(options: Full, known: set[str]) -> dict[str, float]:
 def _fixed_values(options: Full, *, watched: bool) -> dict[str, Any]:
     """Return the fields that follow from other options, from the hardware, or from how sft_lab uses TRL."""
     selects = watched and options.uses_held_out_loss
+    precision = resolve_precision(options.precision)
     return {
         "gradient_checkpointing": None,  # the old name of activation_checkpointing, on by default in TRL
-        "bf16": resolve_precision(options.precision) == "bf16",
-        "fp16": False,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
         "packing_strategy": options.packing_strategy.name,
         "eval_packing": False,
         "completion_only_loss": False,

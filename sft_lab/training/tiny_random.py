@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_lab.core.bounds import bounded
-from sft_lab.core.errors import ModelError, require
+from sft_lab.core.errors import require
 from sft_lab.core.io import digest
 from sft_lab.training.models import Model
+from sft_lab.training.weights import Holding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -79,19 +81,21 @@ class TinyRandom(Model):
             pad_token_id=tokenizer.pad_token_id,
         )
 
-    def load_weights(self, context: StageContext, seed: int, *, four_bit: bool) -> PreTrainedModel:
-        """Make the weights from the seed.
-
-        Raises:
-            ModelError: if they are to be held in 4 bits.
-        """
+    def load_weights(self, context: StageContext, seed: int, holding: Holding) -> PreTrainedModel:
+        """Make the weights from the seed; in 4 bits by way of a folder, since only loading quantizes."""
         import transformers
 
-        if four_bit:
-            raise ModelError("model=tiny_random: too small to be quantized; use trainer=lora")
         config = self.config(context)
+        dtype = self.arithmetic(context, holding)["dtype"]
         transformers.set_seed(seed)
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=self._kwargs(four_bit=False)["dtype"], trust_remote_code=False
+            config, dtype=dtype, trust_remote_code=False
         )
-        return model
+        if not holding.four_bit:
+            return model
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            quantized: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, trust_remote_code=False, **self._kwargs(context, holding)
+            )
+        return quantized

@@ -262,6 +262,13 @@ def _build_trainer(
     except ValueError as error:
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
 
+    # TRL reads and writes the old name of this field, Transformers' trainer the new one.
+    args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
+    if args.fp16:  # the scaler of gradients takes float32 alone, and TRL holds adapters of 4-bit weights in bfloat16
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.watch = watch
     trainer.measures_last = args.metric_for_best_model is not None  # some schedulers need it too

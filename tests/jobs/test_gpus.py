@@ -115,7 +115,19 @@ def test_a_sweep_holds_one_model_at_a_time(here: Path, tiny: list[str], monkeypa
         return model
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", count)
-    assert main(["-m", *tiny, "trainer.max_steps=1,2", "evaluation.outputs=0", "evaluation.prompts=[]", "evaluation.general=null"]) == 0
+    assert (
+        main(
+            [
+                "-m",
+                *tiny,
+                "trainer.max_steps=1,2",
+                "evaluation.outputs=0",
+                "evaluation.prompts=[]",
+                "evaluation.general=null",
+            ]
+        )
+        == 0
+    )
     assert len(models) >= 2
     assert max(alive) == 0
 

@@ -30,6 +30,7 @@ from sft_lab.tracking.wandb_mirror import refuse_strange_folders
 from sft_lab.training import model_io
 from sft_lab.training.models import TRUST, Pretrained
 from sft_lab.training.peft_config import refuse_other_adapters
+from sft_lab.training.weights import FROZEN
 
 ESCAPES = "\x1b]0;title\x07\x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x1b\\\x1b[2J\x9b1A\r\x08"
 MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -430,10 +431,10 @@ def test_only_adapters_that_name_no_code_are_loaded(config: dict[str, Any], tmp_
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(FolderError, match=r"adapter_config\.json: \w+(=.* must be 'LORA'| must not be set)"):
-        model_io.load(None, tmp_path)
+        model_io.load(tmp_path, lambda: None, lambda _: None)
     model = Pretrained(name_or_path=str(tmp_path))
     with pytest.raises(ModelError, match=r"adapter_config\.json: \w+(=.* must be 'LORA'| must not be set)"):
-        model.load_weights(StageContext(Store(tmp_path / "store")), 0, four_bit=False)
+        model.load_weights(StageContext(Store(tmp_path / "store")), 0, FROZEN)
 
 
 def test_what_training_saves_may_be_loaded(tmp_path: Path) -> None:

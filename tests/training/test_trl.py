@@ -18,10 +18,10 @@ from sft_lab.core.errors import ModelError
 from sft_lab.run.config import Run
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Budget, Full, Lora, LossHead, Peft, Precision, Quantization, planned_steps
-from sft_lab.training.models import Pretrained, four_bit_kwargs
+from sft_lab.training.models import Pretrained
 from sft_lab.training.peft_config import build_peft_config
-from sft_lab.training.tiny_random import TinyRandom
 from sft_lab.training.trl_trainer import Trained, train
+from sft_lab.training.weights import Holding, four_bit_kwargs
 
 pytestmark = pytest.mark.slow
 
@@ -121,21 +121,15 @@ def test_four_bits_are_refused_without_a_gpu() -> None:
     assert "trainer=lora" in problem
     assert Lora().check() == Full().check() == []
     with pytest.raises(ModelError, match="bitsandbytes and a GPU"):
-        four_bit_kwargs()
-    with pytest.raises(ModelError, match="too small to be quantized"):
-        TinyRandom().load(
-            StageContext(load_tokenizer=lambda: TinyRandom().load_tokenizer(StageContext())), 1, four_bit=True
-        )
+        four_bit_kwargs(Holding(four_bit=True))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
 @pytest.mark.skipif(not has_gpu, reason="needs an NVIDIA GPU")
 def test_qlora_trains(context, rows, run, tmp_path) -> None:
     """Never run by us: we have no GPU."""
-    run.model.load(context, seed=3).save_pretrained(tmp_path / "base")
-    context.tokenizer.save_pretrained(tmp_path / "base")
-    model = Pretrained(name_or_path=str(tmp_path / "base")).load(context, seed=3, four_bit=True)
     options = Lora(quantization=Quantization.nf4, max_steps=2)
+    model = run.model.load(context, 3, options.holding)
     watch = Watch(None, lambda _: None)
     done = train(model, context.tokenizer, rows, options, folder=tmp_path / "work", seed=3, watch=watch)
     assert done.steps == 2

@@ -1,0 +1,230 @@
+"""Arithmetic, data types and devices on GPUs. There is no GPU: torch is told of one where only a choice is tested."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import transformers
+import trl
+from transformers.integrations import deepspeed
+
+from sft_lab import compose
+from sft_lab.core.context import StageContext
+from sft_lab.core.errors import ConfigError
+from sft_lab.run.config import Run
+from sft_lab.run.evaluator import Evaluator
+from sft_lab.tools.finished_run import open_run
+from sft_lab.training import trl_trainer, weights
+from sft_lab.training.callbacks import Watch
+from sft_lab.training.config import Full, Lora, Precision, Quantization, resolve_precision
+from sft_lab.training.models import Pretrained
+from sft_lab.training.rehearsal import refuse_misfit
+from sft_lab.training.sft_config import build_sft_config
+from sft_lab.training.trl_trainer import train
+from sft_lab.training.weights import FROZEN, Holding, device_kwargs
+
+
+@pytest.fixture(params=["A100", "T4"])
+def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A GPU with bf16, and one that only emulates it."""
+    has_bf16 = request.param == "A100"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
+    )
+    return request.param
+
+
+def checkpoint(folder: Path, dtype: str) -> Pretrained:
+    """Return a model of which only the config is on disk."""
+    transformers.LlamaConfig(dtype=dtype).save_pretrained(folder)
+    return Pretrained(name_or_path=str(folder))
+
+
+def dtype_of(model: Pretrained, options: Full) -> str:
+    return str(model.arithmetic(StageContext(), options.holding)["dtype"])
+
+
+def test_auto_is_what_the_card_computes_in(card: str) -> None:
+    assert resolve_precision(Precision.auto) == ("bf16" if card == "A100" else "fp16")
+    assert resolve_precision(Precision.bf16) == "bf16"  # emulated, if the user wants it
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_that_are_trained_are_float32(card: str, tmp_path: Path, dtype: str) -> None:
+    model = checkpoint(tmp_path, dtype)
+    assert dtype_of(model, Full()) == "float32"
+    frozen = dtype if card == "A100" else "float16"
+    assert dtype_of(model, Lora()) == dtype_of(model, Lora(quantization=Quantization.nf4)) == frozen
+    assert dtype_of(model, Lora(precision=Precision.fp16)) == "float16"
+    model.dtype = "bfloat16"
+    assert dtype_of(model, Full()) == dtype_of(model, Lora()) == "bfloat16"
+
+
+def test_a_processor_computes_in_float32(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path, "bfloat16")
+    assert dtype_of(model, Full()) == dtype_of(model, Lora()) == "float32"
+
+
+def test_base_scores_are_stored_by_the_resolved_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a processor measured in float32 does not serve a run whose weights are in bfloat16 on a GPU."""
+    transformers.LlamaConfig(dtype="bfloat16").save_pretrained(tmp_path)
+    run = compose(["model=local", f"model.name_or_path={tmp_path}", "dedup=exact", "trainer=lora"])
+    context = StageContext(load_tokenizer=lambda: compose(["model=tiny_random"]).model.tokenizer(StageContext()))
+
+    def key() -> str:
+        return Evaluator(run, context, lambda: None).base_key()
+
+    on_processor = key()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    keys = [on_processor]
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, yes=has_bf16: yes)
+        keys.append(key())
+    assert len(set(keys)) == 3
+    run.model.dtype = "float32"
+    on_gpu = key()
+    monkeypatch.undo()
+    assert on_gpu == key() == on_processor
+
+
+def test_four_bits_compute_in_what_the_card_has(card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda _: True)
+    compute = torch.bfloat16 if card == "A100" else torch.float16
+    for precision, expected in ((Precision.auto, compute), (Precision.fp16, torch.float16)):
+        holding = Lora(quantization=Quantization.nf4, precision=precision).holding
+        config = weights.four_bit_kwargs(holding)["quantization_config"]
+        assert config.bnb_4bit_compute_dtype == expected
+
+
+def test_weights_are_loaded_onto_the_gpu(card: str, context: StageContext) -> None:
+    """By its number: under a name like cuda, Transformers' trainer would take the model for one on several devices."""
+    assert device_kwargs() == {"device_map": {"": 0}}
+    assert Pretrained(name_or_path="a/b", dtype="float32")._kwargs(context, FROZEN)["device_map"] == {"": 0}
+
+
+def test_fp16_scales_the_loss_and_trains_float32(
+    run: Run, context: StageContext, rows: datasets.Dataset, tmp_path: Path
+) -> None:
+    """TRL holds the adapter of 4-bit weights in bfloat16, which the scaler refuses."""
+    options = Lora(max_steps=1, precision=Precision.fp16)
+    args = build_sft_config(options, tmp_path, 1, watched=False)
+    assert (args.fp16, args.bf16) == (True, False)
+    model = run.model.load(context, 3)
+    model.is_loaded_in_4bit = True  # as bitsandbytes marks it; the weights are plain
+    watch = Watch(None, lambda _: None)
+    trainer = trl_trainer._build_trainer(model, context.tokenizer, rows, options, args, watch, [])
+    types = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+    assert types == {torch.float32}
+
+
+def test_fp16_is_refused_where_it_cannot_be(card: str, run: Run, context: StageContext) -> None:
+    (problem,) = Full(precision=Precision.fp16).check()
+    assert problem.startswith("trainer.precision=fp16: needs a GPU")
+    assert Full(precision=Precision.bf16).check() == []
+    model = compose(["model=tiny_random", "model.dtype=float16", "dedup=exact"]).model
+    with pytest.raises(ConfigError, match=r"model\.dtype=float16: weights that are trained must be float32"):
+        refuse_misfit(model, Full(precision=Precision.fp16), context)
+    refuse_misfit(model, Lora(precision=Precision.fp16), context)
+
+
+class _ShardedConfig:
+    """What DeepSpeed's stage 3 leaves registered."""
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+def test_a_model_is_loaded_whole_after_deepspeed(run: Run, context: StageContext) -> None:
+    """With the config still registered each process would load a share, and the first alone would wait forever."""
+    config = _ShardedConfig()
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        model = run.model.load(context, 3)
+        assert all(parameter.numel() for parameter in model.parameters())
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+
+
+def test_what_trl_sets_for_checkpointing_is_what_transformers_reads(
+    monkeypatch: pytest.MonkeyPatch, run: Run, context: StageContext, rows: datasets.Dataset, tmp_path: Path
+) -> None:
+    """TRL asks for reentrant checkpointing under DeepSpeed's stage 3, in the field's old name."""
+    seen: list[Any] = []
+    enable = transformers.PreTrainedModel.activation_checkpointing_enable
+
+    def keep(model: Any, activation_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
+        seen.append(activation_checkpointing_kwargs)
+        enable(model, activation_checkpointing_kwargs, **kwargs)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "activation_checkpointing_enable", keep)
+    init = trl.SFTTrainer.__init__
+
+    def init_as_with_deepspeed(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.args.gradient_checkpointing_kwargs = {"use_reentrant": True}  # as line 895 of its trainer does
+
+    monkeypatch.setattr(trl_trainer._Trainer, "__init__", init_as_with_deepspeed)
+    options = Lora(max_steps=1, activation_checkpointing=True)
+    model = run.model.load(context, 3)
+    train(model, context.tokenizer, rows, options, folder=tmp_path, seed=3, watch=Watch(None, lambda _: None))
+    assert seen == [{"use_reentrant": True}]
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full") / "run"
+    tiny = ["model=tiny_random", "trainer=full", "trainer.max_steps=1", "dedup=exact", "decontaminate.method=exact",
+            "evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null", "split.test_share=0.1",
+            "tracking=local", "dataset.limit=60", "threads=1"]  # fmt: skip
+    compose(tiny).execute(folder)
+    return folder
+
+
+@pytest.mark.parametrize("use", ["generate", "test"])
+def test_weights_that_were_all_trained_are_held_once(full_run: Path, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base model is gone when they are loaded."""
+    from sft_lab.tools.generate import GenerationOptions, answer_prompt
+
+    models: list[weakref.ref] = []
+    load_state = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    from_config = transformers.AutoModelForCausalLM.from_config
+
+    def track(model: Any) -> Any:
+        if next(model.parameters()).device.type != "meta":
+            models.append(weakref.ref(model))
+        return model
+
+    alive: list[int] = []
+
+    def load(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        alive.append(sum(model() is not None for model in models))
+        return track(load_state(kind, *args, **kwargs))
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(load))
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM, "from_config", lambda *args, **kwargs: track(from_config(*args, **kwargs))
+    )
+    if use == "test":
+        compose_saved = open_run(full_run).run
+        assert compose_saved.score_test(open_run(full_run).folder)["test/loss"] > 0
+        assert alive == [0]
+    else:
+        options = GenerationOptions(max_new_tokens=2)
+        alone = answer_prompt(full_run, "Hi", options).tuned
+        assert len(models) == 1
+        assert answer_prompt(full_run, "Hi", options, base=True).tuned == alone
+        assert alive == [0, 0]
+
+
+def test_holding_names_what_the_trainer_does() -> None:
+    assert Full(precision=Precision.fp32).holding == Holding(trained=True)
+    assert Lora(precision=Precision.fp32).holding == FROZEN
