@@ -6,6 +6,7 @@ bundled one where only training would take long; the last chain has no stand-in.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -61,17 +62,31 @@ def push(hub: StandIn, *words: str) -> None:
     sft_lab("push", *words, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1")
 
 
-def signal_in_training(number: signal.Signals, *words: str) -> str:
-    """Start a command, send its process a signal once a checkpoint is whole, and return what it printed of it."""
+def losses(folder: RunDir) -> list[tuple[int, float]]:
+    events = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    return [(event["step"], event[name]) for event in events for name in ("train/loss", "eval/loss") if name in event]
+
+
+def signal_in_training(
+    number: signal.Signals, *words: str, until: str = "checkpoint-*/trainer_state.json", holds: str = ""
+) -> str:
+    """Start a command, send its process a signal in the middle, and return what it printed of it.
+
+    Args:
+        number: the signal.
+        words: of the command.
+        until: the file that has to be there first; by default, of a complete checkpoint.
+        holds: what that file has to hold.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "sft_lab", *words], env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 300
-        while not list(Path.cwd().rglob("checkpoint-*/trainer_state.json")):
+        while not any(holds in file.read_text(encoding="utf-8") for file in Path.cwd().rglob(until)):
             assert process.poll() is None, "ended before the signal"
-            assert time.monotonic() < deadline, "no checkpoint in five minutes"
+            assert time.monotonic() < deadline, f"no {until} in five minutes"
             time.sleep(0.02)
         process.send_signal(number)
         return process.communicate(timeout=120)[1]
@@ -125,15 +140,24 @@ def test_a_run_is_killed_goes_on_and_is_used(name: list[str], here: Path, hub: S
 
 
 @pytest.mark.parametrize("name", [["hydra.run.dir=run"], []], ids=["named", "dated"])
-def test_the_command_that_an_interrupted_run_names_finishes_it(name: list[str], here: Path) -> None:
-    words = [*SMALL, *name]
-    text = signal_in_training(signal.SIGINT, *words)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_that_an_interrupted_run_names_finishes_it(
+    number: signal.Signals, name: list[str], here: Path
+) -> None:
+    """With nothing but the model changed: the checkpoint is the one that the signal made, and no loss differs."""
+    words = ["model=tiny_random", *name]
+    text = signal_in_training(number, *words, until="metrics.jsonl", holds='"train/loss"')
     match = re.search(r"interrupted; (.+) goes on from step (\d+), whose checkpoint is saved", text)
     assert match, text
     sft_lab(*(words if match[1] == "the same command" else shlex.split(match[1])[1:]))
     folder = only_run()
     went_on(folder)
     assert f"goes on from checkpoint-{match[2]}" in folder.log.read_text(encoding="utf-8")
+    sft_lab("model=tiny_random", "hydra.run.dir=undisturbed")
+    undisturbed = RunDir(Path("undisturbed"))
+    assert 0 < int(match[2]) < read_json(undisturbed.summary)["steps"]
+    assert losses(folder) == losses(undisturbed)
+    assert read_json(folder.summary)["eval/loss"] == read_json(undisturbed.summary)["eval/loss"]
     assert "finished before" in sft_lab("exec", str(folder.path)).stderr
 
 

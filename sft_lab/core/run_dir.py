@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import shlex
 import shutil
 import socket
 import traceback
@@ -90,6 +91,10 @@ class RunDir:
     def sweep(self) -> Path | None:
         """The folder of the sweep that this run is a job of, None for a single run."""
         return self.path.parent if (self.path.parent / SWEEP).exists() else None
+
+    def exec_command(self, work: str = Work.RUN) -> str:
+        """Return the command that goes on with the work in this folder, from any folder."""
+        return f"sft-lab exec {shlex.quote(str(self.path))}" + ("" if work == Work.RUN else f" --work {work}")
 
     def state(self) -> str | None:
         """Return the state in ``status.json``, one of ``RunState``; None in a folder without one."""

@@ -42,7 +42,7 @@ def launch(job_folders: list[JobFolder], work: str = Work.RUN) -> list[Failure]:
         raise
     except (KeyboardInterrupt, SystemExit):
         if not isinstance(launcher, Slurm):  # which says itself what becomes of its jobs
-            log.warning("%s", _interruption_message(job_folders))
+            log.warning("%s", _interruption_message(job_folders, work))
         raise
     finally:
         for job_folder in job_folders:
@@ -95,11 +95,11 @@ def _discard(job_folder: JobFolder) -> None:
         job_folder.folder.discard(job_folder.created)
 
 
-def _interruption_message(job_folders: list[JobFolder]) -> str:
+def _interruption_message(job_folders: list[JobFolder], work: str) -> str:
     """Return how far the work came, and which command goes on with it."""
     first = job_folders[0]
     if len(job_folders) == 1 and not first.folder.sweep:
-        return interruption_message(first.folder, first.resume_command)
+        return interruption_message(first.folder, first.resume_command, work)
     return f"interrupted; {first.resume_command} goes on: finished jobs stay, a cut-off training has its checkpoint"
 
 

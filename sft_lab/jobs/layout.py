@@ -24,7 +24,6 @@ from sft_lab.core.locks import distrust
 from sft_lab.core.run_dir import LOCK, SWEEP, FolderInUse, RunDir, free_path, make_folders
 from sft_lab.core.types import RunState, Work
 from sft_lab.jobs.skip_finished import is_finished
-from sft_lab.jobs.worker import exec_command
 from sft_lab.run import inputs
 from sft_lab.run.config import Run
 from sft_lab.run.identity import NOT_IDENTITY
@@ -294,7 +293,7 @@ def _create_single(job_folder: JobFolder, work: str, *, is_named: bool) -> JobFo
         resume_command = job_folder.resume_command
     else:
         folder, created = RunDir.new()
-        resume_command = exec_command(folder, work)
+        resume_command = folder.exec_command(work)
     folder.claim()
     try:
         progress = _begin(job_folder.job.run, folder, work, created)

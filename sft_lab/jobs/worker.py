@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import traceback
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def execute(folder: RunDir, work: str = Work.RUN) -> Failure | None:
     try:
         return attempt(folder, run, work)
     except (KeyboardInterrupt, SystemExit):
-        log.warning("%s", interruption_message(folder, exec_command(folder, work)))
+        log.warning("%s", interruption_message(folder, folder.exec_command(work), work))
         raise
 
 
@@ -105,17 +104,15 @@ def execute_on_cluster(path: str, work: str, environment: dict[str, str]) -> dic
     return {"message": failure.message, "by_input": failure.by_input} if failure else None
 
 
-def exec_command(folder: RunDir, work: str) -> str:
-    """Return the command that does what ``execute`` does."""
-    return f"sft-lab exec {shlex.quote(str(folder.path))}" + ("" if work == Work.RUN else f" --work {work}")
-
-
-def interruption_message(folder: RunDir, resume_command: str) -> str:
+def interruption_message(folder: RunDir, resume_command: str, work: str = Work.RUN) -> str:
     """Return how far an interrupted job came, and which command goes on with it."""
+    if work == Work.PREPARE:
+        return f"interrupted; {resume_command} goes on: finished data stages are kept"
     checkpoint = last_checkpoint(folder.checkpoints)
     if checkpoint is None:
         return (
-            f"interrupted before training saved a checkpoint; {resume_command} goes on: finished data stages are kept"
+            f"interrupted before training had done a step; {resume_command} keeps the finished data stages and begins "
+            "the training anew"
         )
     step = checkpoint.name.rpartition("-")[2]
     return f"interrupted; {resume_command} goes on from step {step}, whose checkpoint is saved"

@@ -57,7 +57,7 @@ def _assist(run: Run, folder: RunDir) -> dict[str, Any]:
     """Train with the process of rank 0: the same steps, but it alone measures before and after, and writes."""
     from sft_lab.run.training_session import TrainingSession
 
-    with resource_errors.explained(run, folder.path):
+    with resource_errors.explained(run, folder):
         session = TrainingSession(run, folder)
         session.set_up_training()
         data = pipeline.prepare(run, session.context)
@@ -134,5 +134,5 @@ def _working_in(folder: RunDir, run: Run, work: str = Work.RUN) -> Iterator[None
     """Keep other processes out of the folder, and refuse data other than that which its work began with."""
     with folder.claimed():
         folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest))
-        with folder.running(work), resource_errors.explained(run, folder.path):
+        with folder.running(work), resource_errors.explained(run, folder, work):
             yield

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from sft_lab.core.errors import JobError, SftLabError
 from sft_lab.core.hardware import rank
+from sft_lab.core.types import Work
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from sft_lab.core.run_dir import RunDir
     from sft_lab.run.config import Run
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, larger than a file may be
@@ -28,12 +28,13 @@ LOST = "the connection to the other processes of the training broke"
 
 
 @contextmanager
-def explained(run: Run, folder: Path) -> Iterator[None]:
+def explained(run: Run, folder: RunDir, work: str = Work.RUN) -> Iterator[None]:
     """Turn an error for want of disk, memory or another process into one that says what to do; all others pass.
 
     Args:
         run: whose config keys are named.
         folder: of the run.
+        work: what is done there.
 
     Raises:
         JobError: instead of such an error.
@@ -44,11 +45,11 @@ def explained(run: Run, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or _mentions(error, _DISK_TEXTS):
-            raise JobError(_no_space(error, run, folder)) from error
+            raise JobError(_no_space(error, run, folder, folder.exec_command(work))) from error
         if isinstance(error, MemoryError) or _mentions(error, _MEMORY_TEXTS):
             raise JobError(_no_memory(error, run)) from error
         if rank() is not None and _is_lost_connection(error):
-            raise JobError(_lost_connection(error)) from error
+            raise JobError(_lost_connection(error, folder.exec_command())) from error
         raise
 
 
@@ -56,11 +57,11 @@ def _mentions(error: Exception, texts: tuple[str, ...]) -> bool:
     return any(text in str(error) for text in texts)
 
 
-def _no_space(error: Exception, run: Run, folder: Path) -> str:
+def _no_space(error: Exception, run: Run, folder: RunDir, resume_command: str) -> str:
     store = run.store.open().root
     return (
-        f"no space left in {folder} or in the store {store} ({_summary(error)}); make room, and the same "
-        "command goes on from what is finished (sft-lab store prune removes results that were not used for a while)"
+        f"no space left in {folder.path} or in the store {store} ({_summary(error)}); make room, and {resume_command} "
+        "goes on from what is finished (sft-lab store prune removes results that were not used for a while)"
     )
 
 
@@ -100,12 +101,12 @@ def _is_lost_connection(error: Exception) -> bool:
     return type(error).__name__ in _LOST_ERRORS or "/gloo/" in str(error)
 
 
-def _lost_connection(error: Exception) -> str:
+def _lost_connection(error: Exception, resume_command: str) -> str:
     # Without the line of gloo's source, and without its advice.
     message = re.sub(r"^\[\S*/gloo/\S+\] ", "", str(error)).partition(". ")[0]
     return (
-        f"{LOST} ({' '.join(message.split())[:MAX_CHARACTERS]}): one of them died, or its machine or network did; the "
-        "same command goes on from the last checkpoint"
+        f"{LOST} ({' '.join(message.split())[:MAX_CHARACTERS]}): one of them died, or its machine or network did; "
+        f"{resume_command} goes on from the last checkpoint"
     )
 
 

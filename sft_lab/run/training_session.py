@@ -81,6 +81,8 @@ class TrainingSession(Session):
             )
 
         checkpoint = last_checkpoint(self.folder.checkpoints)
+        if checkpoint is None and self.folder.metrics.exists():
+            log.info("train: an earlier attempt saved no checkpoint; training begins anew")
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         self.record = Record(self.folder.metrics, self._mirror, from_step=step)
         if self.run.evaluation.samples_every:

@@ -103,7 +103,19 @@ def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> N
     process.send_signal(signal.SIGINT)
     text = ended(process)
     assert process.returncode == 130
-    assert "interrupted before training saved a checkpoint; sft-lab exec" in text
+    (folder,) = Path("outputs").absolute().glob("*/*")
+    command = f"sft-lab exec {folder}"
+    assert f"interrupted before training had done a step; {command} keeps the finished data stages" in text
+    assert main(command.split()[1:]) == 0
+
+
+def test_a_killed_training_without_a_checkpoint_says_that_it_begins_anew(here: Path, tiny: list[str]) -> None:
+    process = start(*tiny, *LONG)
+    folder = wait(trains("outputs/*/*"), process)
+    process.kill()
+    process.wait()
+    assert main(["exec", str(folder.path)]) == 0
+    assert "an earlier attempt saved no checkpoint; training begins anew" in folder.log.read_text()
 
 
 def test_a_second_ctrl_c_ends_at_once(here: Path, tiny: list[str]) -> None:
