@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 Schema = Mapping[str, str]  # name of a column to its Arrow type
 
-SELECTION = {"id": "string", "reason": "string", "score": "float32", "nearest": "string"}
-DROPPED = {"id": "string", "stage": "string", "reason": "string", "score": "float32", "nearest": "string"}
+_DECISION = {"reason": "string", "score": "float32", "nearest": "string", "cause": "string"}
+SELECTION = {"id": "string", **_DECISION}
+DROPPED = {"id": "string", "stage": "string", **_DECISION}
+ADDED = {"cause"}  # columns that older versions did not write
 LANGUAGES = {"language": "string", "confidence": "float32"}
 _SCORES = {"nll": "float64", "tokens": "int64", "bytes": "int64"}  # of a held-out row
 EVAL = {"id": "string"} | {f"{model}/{part}": kind for model in ("base", "tuned") for part, kind in _SCORES.items()}
@@ -36,10 +38,16 @@ def read(path: Path, schema: Schema) -> pa.Table:
     Raises:
         pyarrow.ArrowException, OSError: if the file is damaged, or a column is missing or of another type.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with open_file(path) as file:
-        return pq.read_table(file, columns=list(schema)).select(list(schema)).cast(arrow_schema(schema))
+        written = pq.ParquetFile(file)
+        names = [name for name in schema if name not in ADDED or name in written.schema_arrow.names]
+        table = written.read(columns=names)
+    for name in schema.keys() - set(names):
+        table = table.append_column(name, pa.array([""] * len(table), pa.string()))
+    return table.select(list(schema)).cast(arrow_schema(schema))
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:

@@ -25,7 +25,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 _STAGE = {
     "stage": "text!", "rows_in": "number!", "rows_kept": "number!", "tokens_in": "number", "tokens_kept": "number",
-    "dropped": {"*": "number!"}, "sources": {"*": {"*": "number!"}},
+    "dropped": {"*": "number!"}, "sources": {"*": {"*": "number!"}}, "turns": {"*": "number!"},
 }  # fmt: skip
 _SHARES = {"counts": ["number!"], "*": "number"}
 _TOKENS = {"edges": ["number!"], "limit": "number", "*": {"*": _SHARES}}

@@ -10,7 +10,7 @@ import hashlib
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -276,16 +276,19 @@ class Selection:
         reason: ``""`` for a kept row, else why it was dropped; equal reasons are one string in memory.
         score: float32, shape (rows,): the number behind the decision (tokens, cosine), NaN where there is none.
         nearest: the id of the nearest kept row, ``""`` where there is none.
+        cause: what in the row is behind the reason, where the reason alone does not say it; else ``""``.
     """
 
     ids: RowIds
     reason: list[str]
     score: np.ndarray
     nearest: list[str]
+    cause: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Take a plain list of ids too."""
+        """Take a plain list of ids too, and no causes."""
         object.__setattr__(self, "ids", RowIds.of(self.ids))
+        object.__setattr__(self, "cause", self.cause or [""] * len(self.reason))
 
     @classmethod
     def of(
@@ -294,11 +297,12 @@ class Selection:
         reason: list[str],
         score: np.ndarray | Sequence[float] | None = None,
         nearest: list[str] | None = None,
+        cause: list[str] | None = None,
     ) -> Selection:
-        """Return a selection of ``rows``; score and nearest may be left out."""
+        """Return a selection of ``rows``; score, nearest and cause may be left out."""
         size = len(rows)
         values = np.full(size, np.nan, np.float32) if score is None else np.asarray(score, np.float32)
-        return cls(rows.ids, reason, values, nearest or [""] * size)
+        return cls(rows.ids, reason, values, nearest or [""] * size, cause or [])
 
     @property
     def kept(self) -> np.ndarray:
@@ -317,6 +321,7 @@ class Selection:
             [self.reason[index] for index in indices],
             self.score[indices],
             [self.nearest[index] for index in indices],
+            [self.cause[index] for index in indices],
         )
 
     def bring_back(self, ids: set[str]) -> Selection:
@@ -324,7 +329,7 @@ class Selection:
         if not ids:
             return self
         reasons = ["" if row_id in ids else reason for row_id, reason in zip(self.ids, self.reason, strict=True)]
-        return Selection(self.ids, reasons, self.score, self.nearest)
+        return Selection(self.ids, reasons, self.score, self.nearest, self.cause)
 
     def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
         """Return the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""
@@ -333,8 +338,8 @@ class Selection:
 
     def save(self, folder: Path) -> None:
         """Write ``selection.parquet``."""
-        columns = {"id": self.ids.array(), "reason": self.reason, "score": self.score, "nearest": self.nearest}
-        parquet.write(folder / "selection.parquet", columns, parquet.SELECTION)
+        decisions = {name: getattr(self, name) for name in parquet.SELECTION if name != "id"}
+        parquet.write(folder / "selection.parquet", {"id": self.ids.array()} | decisions, parquet.SELECTION)
 
     @classmethod
     def load(cls, folder: Path, ids: RowIds | None = None) -> Selection:
@@ -347,8 +352,8 @@ class Selection:
         names = [name for name in parquet.SELECTION if name != "id" or ids is None]
         table = parquet.read(folder / "selection.parquet", {name: parquet.SELECTION[name] for name in names})
         ids = RowIds(table["id"]) if ids is None else ids
-        score = table["score"].to_numpy()
-        return cls(ids, shared_strings(table["reason"]), score, shared_strings(table["nearest"]))
+        texts = {name: shared_strings(table[name]) for name in ("reason", "nearest", "cause")}
+        return cls(ids, score=table["score"].to_numpy(), **texts)
 
 
 def shared_strings(column: pa.ChunkedArray) -> list[str]:

@@ -3,53 +3,106 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import json
+from collections import Counter
+from dataclasses import dataclass
 
 from sft_lab.data.formats import TEXT
-from sft_lab.data.load import LeadingAssistant, Turns
-from sft_lab.data.messages import SYSTEM_ROLES, Message
+from sft_lab.data.load import Consecutive, LeadingAssistant, Turns
+from sft_lab.data.messages import SYSTEM_ROLES, Message, Unreadable
+
+# What is counted of turns: all of the assistant's, and why some are not trained, or are no turn of their own.
+READ, LATER, EMPTY, BEFORE_USER = "read", "after_first_exchange", "empty_turn", "before_first_user_turn"
+UNUSED = (LATER, EMPTY, BEFORE_USER)
+TRAILING = {"user": "trailing_user_turn", "tool": "trailing_tool_result"}
+JOINED, KEPT_APART = "joined_turn", "consecutive_turn"
 
 
-class Unusable(Exception):
-    """A conversation that cannot become a row.
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts conversations to what is trained.
 
     Attributes:
-        reason: why it is dropped.
-        cause: what exactly is wrong with it; may be empty.
+        turns: how much of a conversation is a row.
+        leading: what becomes of one that begins with the assistant.
+        consecutive: what becomes of two turns of one role in a row.
     """
 
-    def __init__(self, reason: str, cause: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.cause = reason, cause
+    turns: Turns
+    leading: LeadingAssistant
+    consecutive: Consecutive
+
+    def __call__(self, messages: list[Message], counts: Counter[str]) -> tuple[list[Message], list[Message]]:
+        """Return at most one system message, and messages that end with the assistant.
+
+        Plain text is one message of the role ``text``.
+
+        Args:
+            messages: of the conversation.
+            counts: of turns, added to if the conversation can be used.
+
+        Raises:
+            Unreadable: if it cannot.
+        """
+        if not messages:
+            raise Unreadable("neither a turn nor a text", "empty")
+        if messages[0]["role"] == TEXT:
+            return [], messages
+        start = next((i for i, message in enumerate(messages) if message["role"] not in SYSTEM_ROLES), len(messages))
+        system, talk = messages[:start], messages[start:]
+        lost: dict[str, int] = {}
+        if talk and talk[0]["role"] == "assistant":
+            if self.leading is LeadingAssistant.drop:
+                raise Unreadable("the assistant speaks before any user", "begins_with_assistant")
+            talk = list(itertools.dropwhile(lambda message: message["role"] == "assistant", talk))
+            lost[BEFORE_USER] = len(messages) - start - len(talk)
+        if self.turns is Turns.first and (end := _first_exchange(talk)) < len(talk):
+            lost[LATER] = _count_answers(talk[end:])
+            talk = talk[:end]
+        while talk and (role := talk[-1]["role"]) != "assistant":
+            reason = TRAILING.get(role, "")
+            lost[reason] = lost.get(reason, 0) + 1
+            talk.pop()
+        _check(talk)
+        joined = self._joined(talk, lost)
+        if len(joined) > 2 and (silent := sum(map(is_silent, joined))):  # an only answer is for the filters to judge
+            lost[EMPTY] = silent
+        counts[READ] += _count_answers(messages)
+        if lost:
+            counts.update(lost)
+        return _joined_system(system), joined
+
+    def _joined(self, talk: list[Message], counts: dict[str, int]) -> list[Message]:
+        """Return the turns, those of one role in a row as one, since few chat templates know two of them."""
+        joined = [talk[0]]
+        for message in talk[1:]:
+            last = joined[-1]
+            if message["role"] != last["role"] or message["role"] == "tool":  # each call has a result of its own
+                joined.append(message)
+            elif _goes_on(last, message):
+                joined[-1] = _both(last, message)
+            elif self.consecutive is Consecutive.drop:
+                raise Unreadable(f"two turns of the {message['role']} in a row", "consecutive_turns")
+            elif self.consecutive is Consecutive.join and _can_join(last, message):
+                counts[JOINED] = counts.get(JOINED, 0) + 1
+                joined[-1] = _both(last, message)
+            else:
+                counts[KEPT_APART] = counts.get(KEPT_APART, 0) + 1
+                joined.append(message)
+        return joined
 
 
-def cut(messages: list[Message], turns: Turns, leading: LeadingAssistant) -> tuple[list[Message], list[Message]]:
-    """Cut a conversation to what is trained: at most one system message, and messages that end with the assistant.
+def _count_answers(messages: list[Message]) -> int:
+    return [message["role"] for message in messages].count("assistant")
 
-    Turns of one role in a row are joined by a blank line, since few chat templates know two of them. Plain text is one
-    message of the role ``text``.
-    """
-    if not messages:
-        raise Unusable("empty")
-    if messages[0]["role"] == TEXT:
-        return [], messages
-    system = list(itertools.takewhile(lambda message: message["role"] in SYSTEM_ROLES, messages))
-    talk = messages[len(system) :]
-    if talk and talk[0]["role"] == "assistant":
-        if leading is LeadingAssistant.drop:
-            raise Unusable("begins_with_assistant")
-        talk = list(itertools.dropwhile(lambda message: message["role"] == "assistant", talk))
-    if turns is Turns.first:
-        talk = talk[: _first_exchange(talk)]
-    while talk and talk[-1]["role"] != "assistant":
-        talk.pop()
-    if len(talk) < 2:
-        raise Unusable("no_answer")
-    if any(message["role"] in SYSTEM_ROLES for message in talk):
-        raise Unusable("unreadable", "a system turn in the middle of a conversation")
-    if talk[0]["role"] == "tool":
-        raise Unusable("bad_tool_call", "a tool result without a call")
-    return _joined_system(system), _joined(talk)
+
+def is_silent(message: Message) -> bool:
+    """Return whether a turn of the assistant holds nothing that a model could learn to write."""
+    return (
+        message["role"] == "assistant"
+        and (not message["content"] or message["content"].isspace())
+        and not message.keys() & {"tool_calls", "reasoning_content"}
+    )
 
 
 def _first_exchange(talk: list[Message]) -> int:
@@ -62,7 +115,34 @@ def _first_exchange(talk: list[Message]) -> int:
     return len(talk)
 
 
+def _check(talk: list[Message]) -> None:
+    """Refuse turns that no template could write, or that answer nothing."""
+    if len(talk) < 2:
+        raise Unreadable("no turn of the assistant answers a user", "no_answer")
+    roles = {message["role"] for message in talk}
+    if not roles.isdisjoint(SYSTEM_ROLES):
+        raise Unreadable("a system turn in the middle of a conversation")
+    if "tool" in roles:
+        _check_results(talk)
+
+
+def _check_results(talk: list[Message]) -> None:
+    """Refuse a tool result that no turn of the assistant can have called for; a call may be text, as Hermes has it."""
+    ids: set[str | None] = set()
+    for before, message in itertools.pairwise([{"role": ""}, *talk]):
+        if "tool_calls" in message:
+            ids.update(call.get("id") for call in json.loads(message["tool_calls"]))
+        if message["role"] != "tool":
+            continue
+        if before["role"] not in ("assistant", "tool"):
+            raise Unreadable("a tool result without a call", "bad_tool_call")
+        if ids and None not in ids and message.get("tool_call_id") not in {None, *ids}:
+            raise Unreadable("the tool_call_id of a result is that of no call before it", "bad_tool_call")
+
+
 def _joined_system(system: list[Message]) -> list[Message]:
+    if not system:
+        return []
     content = "\n\n".join(message["content"] for message in system if message["content"])
     if not content.strip():
         return []
@@ -70,21 +150,14 @@ def _joined_system(system: list[Message]) -> list[Message]:
     return [{"role": roles.pop() if len(roles) == 1 else "system", "content": content}]
 
 
-def _joined(talk: list[Message]) -> list[Message]:
-    joined = [talk[0]]
-    for message in talk[1:]:
-        if _can_join(joined[-1], message):
-            joined[-1] = _both(joined[-1], message)
-        else:
-            joined.append(message)
-    return joined
+def _goes_on(first: Message, second: Message) -> bool:
+    """Return whether a turn of the assistant is the call that belongs to the text or calls before it."""
+    return "tool_calls" in second and not second["content"] and _can_join(first, second)
 
 
 def _can_join(first: Message, second: Message) -> bool:
-    """Return whether two messages in a row can become one that says the same in the same order."""
-    if first["role"] != second["role"] or first["role"] == "tool" or "reasoning_content" in second:
-        return False
-    if "tool_calls" in first and second["content"]:
+    """Return whether two turns in a row can become one that says the same in the same order."""
+    if "reasoning_content" in second or ("tool_calls" in first and second["content"]):
         return False
     return first.get("name") == second.get("name") and first.get("weight") == second.get("weight")
 
@@ -108,5 +181,5 @@ def texts_of(messages: list[Message]) -> dict[str, str]:
 
 
 def _text_with_calls(message: Message) -> str:
-    calls: Any = message.get("tool_calls")
+    calls = message.get("tool_calls")
     return "\n".join(filter(None, (message["content"], calls))) if calls else str(message["content"])

@@ -19,10 +19,12 @@ from sft_lab.data.messages import (
     Message,
     Unreadable,
     first_given,
+    parsed_json,
     parsed_turns,
     read_messages,
     read_row_fields,
     read_text,
+    refuse_bad_answer,
     without_surrogates,
 )
 
@@ -55,8 +57,8 @@ def find_reader(
 
     Args:
         wanted: ``auto`` or a format by name.
-        columns: own column names by part (``prompt``, ``answer``, ``context``, ``system``, or ``text`` alone); may be
-            empty.
+        columns: own column names by part (``prompt``, ``answer``, ``context``, or ``messages``, with ``system`` and
+            ``tools``; or ``text`` alone); may be empty.
         present: the columns of the source.
         needs_answers: whether a table of prompts alone is refused.
 
@@ -116,7 +118,15 @@ def _any_of(record: dict[str, Any], keys: tuple[str, ...]) -> Any:
 def _alpaca(record: dict[str, Any]) -> list[Message]:
     context = read_text(first_given(record, ("input", "context")))
     prompt = "\n\n".join(part for part in (read_text(record["instruction"]), context) if part)
-    return _exchange(prompt, read_text(_any_of(record, ("output", "response"))))
+    return [*_history(record), *_exchange(prompt, read_text(_any_of(record, ("output", "response"))))]
+
+
+def _history(record: dict[str, Any]) -> list[Message]:
+    """Return earlier turns: a list of pairs of a user's text and its answer, as LLaMA-Factory has them."""
+    history = parsed_json(record.get("history") or [], "history")
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise Unreadable("history is not a list of pairs")
+    return [message for pair in history for message in _exchange(*map(read_text, pair))]
 
 
 def _prompt_completion(record: dict[str, Any]) -> list[Message]:
@@ -171,9 +181,12 @@ def _only_text(text: str) -> list[Message]:
     return [_message(TEXT, text)] if text.strip() else []
 
 
+_BESIDE = ("system", "tools")  # parts that stand beside any conversation
+
+
 @dataclass(frozen=True)
 class OwnColumns:
-    """Reads the columns that a config names: of a pair, or of plain text.
+    """Reads the columns that a config names: of a pair, of a conversation, or of plain text.
 
     Attributes:
         columns: part and column.
@@ -182,7 +195,10 @@ class OwnColumns:
     columns: tuple[tuple[str, str], ...]
 
     def __call__(self, record: dict[str, Any]) -> list[Message]:
-        part = {name: read_text(record.get(column)) for name, column in self.columns if name != "system"}
+        columns = dict(self.columns)
+        if "messages" in columns:
+            return _turns_at(record, columns["messages"]) if columns["messages"] in record else []
+        part = {name: read_text(record.get(column)) for name, column in self.columns if name not in _BESIDE}
         if TEXT in part:
             return _only_text(part[TEXT])
         prompt = "\n\n".join(text for text in (part.get("context", ""), part["prompt"]) if text)
@@ -207,20 +223,27 @@ def _message(role: str, content: str) -> Message:
     return {"role": role, "content": without_surrogates(content)}
 
 
-def read_record(reader: Reader, record: dict[str, Any]) -> tuple[list[Message], dict[str, str]]:
+def read_record(
+    reader: Reader, record: dict[str, Any], *, drops_bad_answers: bool = True
+) -> tuple[list[Message], dict[str, str]]:
     """Return a record's messages, the text of its column ``system`` before them, and its tools and the like.
 
     Raises:
-        Unreadable, KeyError: if the record does not have the reader's format.
+        Unreadable: if the record does not have the reader's format, or its answer is marked as a bad one.
     """
-    messages = reader(record)
+    try:
+        messages = reader(record)
+    except KeyError as error:
+        raise Unreadable(f"no {error.args[0]}") from None
     if not messages or messages[0]["role"] == TEXT:
         return messages, {}
+    if drops_bad_answers:
+        refuse_bad_answer(record)
     own = dict(reader.columns) if isinstance(reader, OwnColumns) else {}
     system = read_text(record.get(own.get("system", "system")))
     if system.strip() and (messages[0]["role"] not in SYSTEM_ROLES or messages[0]["content"] != system):
         messages = [_message("system", system), *messages]
-    return messages, read_row_fields(record)
+    return messages, read_row_fields(record, own.get("tools", "tools"))
 
 
 # In order of precedence: an Alpaca table may also have a text column, and a preference set a conversation beside

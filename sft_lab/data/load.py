@@ -44,6 +44,21 @@ class LeadingAssistant(Enum):
     cut = "cut"
 
 
+class Consecutive(Enum):
+    """What becomes of two turns of one role in a row: join them, keep them apart, or drop the row."""
+
+    join = "join"
+    keep = "keep"
+    drop = "drop"
+
+
+class BadAnswers(Enum):
+    """What becomes of a row whose ``label`` or ``kto_tag`` is false, so that its answer is a bad example."""
+
+    drop = "drop"
+    keep = "keep"
+
+
 class OnError(Enum):
     """What is done about a broken place of a file: stop and name it, or leave it out and count it."""
 
@@ -61,6 +76,7 @@ class Loaded:
         grouped_by: which rule made the groups.
         groups: how many there are.
         record_of_row: which record each row of the table was made of, counted from 0: int64, shape (rows,).
+        turns: the assistant's turns that were read, and by reason those that are not used and others that are counted.
     """
 
     rows: Rows
@@ -68,6 +84,7 @@ class Loaded:
     grouped_by: str
     groups: int
     record_of_row: np.ndarray
+    turns: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,6 +98,8 @@ class Dataset(Bounded, abc.ABC):
     columns: dict[str, str] = field(default_factory=dict)
     turns: Turns = Turns.first
     leading_assistant: LeadingAssistant = LeadingAssistant.drop
+    consecutive: Consecutive = bounded(Consecutive.join, added=True)
+    bad_answers: BadAnswers = bounded(BadAnswers.drop, added=True)
     group: str = "auto"
     on_error: OnError = OnError.fail
     shuffle_seed: int | None = bounded(None, at_least=0, limit="at least 0, or null for the order of the source")
@@ -164,15 +183,27 @@ class Dataset(Bounded, abc.ABC):
             context.notice(f"load: not read: {named}; docs/data.md has what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)
         record_of_row = np.load(entry.path / "records.npy", mmap_mode="r")
-        return Loaded(rows, Selection.load(entry.path), notes["grouped_by"], notes["groups"], record_of_row)
+        selection, turns = Selection.load(entry.path), notes.get("turns", {})
+        return Loaded(rows, selection, notes["grouped_by"], notes["groups"], record_of_row, turns)
+
+
+# Own column names: the parts that a row form needs, and those it may have.
+_FORMS = (
+    ({"prompt", "answer"}, {"context", "system", "tools"}),
+    ({"messages"}, {"system", "tools"}),
+    ({"text"}, set[str]()),
+)
 
 
 def refuse_columns(columns: dict[str, str]) -> None:
     """Refuse own column names that are no row form."""
-    limit = "a mapping of prompt and answer, with context and system if wanted, or of text alone, to your columns"
+    limit = (
+        "a mapping of prompt and answer, with context, system and tools if wanted, of messages, with system and tools, "
+        "or of text alone, to your columns"
+    )
     parts = set(columns)
-    is_pair = {"prompt", "answer"} <= parts <= {"prompt", "answer", "context", "system"}
-    require(not parts or is_pair or parts == {"text"}, "columns", columns, limit)
+    is_form = any(needed <= parts <= needed | optional for needed, optional in _FORMS)
+    require(not parts or is_form, "columns", columns, limit)
 
 
 HELD_OUT = "held_out"  # the split that rows of a held-out source have

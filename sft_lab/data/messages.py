@@ -29,7 +29,6 @@ ROLE_KEYS = ("from", "role", "user")
 TEXT_KEYS = ("value", "text", "content")
 THOUGHT_KEYS = ("reasoning_content", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_JSON_FIELDS = {"tool_calls", "function_call", "tools", "documents", "chat_template_kwargs"}
 
 
 class Unreadable(Exception):
@@ -56,7 +55,7 @@ class Watched(dict[str, Any]):
     def __getitem__(self, key: str) -> Any:
         self._read.add(key)
         value = super().__getitem__(key)
-        if isinstance(value, list) and key not in _JSON_FIELDS and any(type(item) is dict for item in value):
+        if isinstance(value, list) and any(type(item) is dict for item in value):
             value = [Watched(item) if type(item) is dict else item for item in value]
             self[key] = value  # readers access a field more than once
             self._turns[key] = [item for item in value if isinstance(item, Watched)]
@@ -66,9 +65,18 @@ class Watched(dict[str, Any]):
         """Return a field's value as ``[]`` does."""
         return self[key] if key in self else default  # noqa: SIM401 - get is defined by []
 
+    def take(self, key: str) -> Any:
+        """Return a field's value as it is: all that is in it counts as read."""
+        if key not in self:
+            return None
+        self._read.add(key)
+        return super().__getitem__(key)
+
     def unread(self) -> set[str]:
         """Return the non-empty fields that were never accessed; those of turns as ``messages[].name``."""
-        fields = {key for key in self.keys() - self._read if self._is_filled(super(Watched, self).get(key))}
+        fields = set[str]()
+        if len(self._read) < len(self):
+            fields = {key for key in self.keys() - self._read if self._is_filled(super(Watched, self).get(key))}
         for key, turns in self._turns.items():
             fields.update(f"{key}[].{name}" for turn in turns for name in turn.unread())
         return fields
@@ -86,6 +94,10 @@ def first_given(record: dict[str, Any], keys: Iterable[str]) -> Any:
     return None
 
 
+def _taken(fields: dict[str, Any], key: str) -> Any:
+    return fields.take(key) if isinstance(fields, Watched) else fields.get(key)
+
+
 def read_messages(turns: Any) -> list[Message]:
     """Return the messages of a list of turns; none of None."""
     if turns is None:
@@ -97,7 +109,7 @@ def read_messages(turns: Any) -> list[Message]:
 
 def _message(turn: Any) -> Message:
     if isinstance(turn, str):
-        turn = _from_json(turn, "a turn", "unreadable")
+        turn = parsed_json(turn, "a turn")
     if not isinstance(turn, dict):
         raise Unreadable(f"a turn is {_kind(turn)}, not an object of role and content")
     name = first_given(turn, ROLE_KEYS)
@@ -108,7 +120,7 @@ def _message(turn: Any) -> Message:
     if role == "call":
         message: Message = {"role": "assistant", "content": ""}
         if content is not None:
-            message["tool_calls"] = _calls(_from_json(content, "a turn of a function call", "bad_tool_call"))
+            message["tool_calls"] = _calls(parsed_json(content, "a turn of a function call", "bad_tool_call"))
     else:
         message = {"role": role, "content": read_text(content)}
     if len(turn) > 2 or content is None:
@@ -124,8 +136,8 @@ def _extras(turn: dict[str, Any]) -> Message:
     for key in ("name", "tool_call_id"):
         if turn.get(key) not in (None, ""):
             extras[key] = without_surrogates(str(turn[key]))
-    if calls := first_given(turn, ("tool_calls", "function_call")):
-        extras["tool_calls"] = _calls(_from_json(calls, "tool_calls", "bad_tool_call"))
+    if calls := _taken(turn, "tool_calls") or _taken(turn, "function_call"):
+        extras["tool_calls"] = _calls(parsed_json(calls, "tool_calls", "bad_tool_call"))
     if thought := read_text(first_given(turn, THOUGHT_KEYS)):
         extras["reasoning_content"] = thought
     weights = [_weight(key, turn[key]) for key in ("train", "weight") if turn.get(key) is not None]
@@ -157,34 +169,44 @@ def _call(call: Any) -> dict[str, Any]:
     if not isinstance(function, dict) or not (isinstance(function.get("name"), str) and function["name"].strip()):
         raise Unreadable("a tool call names no function", "bad_tool_call")
     arguments = function.get("arguments") or {}
-    if not isinstance(_from_json(arguments, "the arguments of a tool call", "bad_tool_call"), dict):
+    if not isinstance(parsed_json(arguments, "the arguments of a tool call", "bad_tool_call"), dict):
         raise Unreadable(f"the arguments of a tool call are {_kind(arguments)}, not an object", "bad_tool_call")
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
-def read_row_fields(record: dict[str, Any]) -> dict[str, str]:
+def read_row_fields(record: dict[str, Any], tools_column: str = "tools") -> dict[str, str]:
     """Return what a record gives the template beside its messages, as JSON text by the column of the table."""
     fields = {}
-    if tools := record.get("tools"):
-        schemas = _from_json(tools, "tools", "bad_tools")
+    if tools := _taken(record, tools_column):
+        schemas = parsed_json(tools, "tools", "bad_tools")
         schemas = schemas if isinstance(schemas, list) else [schemas]
         if schemas:
             fields["tools"] = _json_text([_schema(schema) for schema in schemas], "tools")
-    if kwargs := record.get("chat_template_kwargs"):
-        kwargs = _from_json(kwargs, "chat_template_kwargs", "unreadable")
+    if kwargs := _taken(record, "chat_template_kwargs"):
+        kwargs = parsed_json(kwargs, "chat_template_kwargs")
         if not isinstance(kwargs, dict):
             raise Unreadable(f"chat_template_kwargs is {_kind(kwargs)}, not an object")
         fields["template_kwargs"] = _json_text(without_nulls(kwargs), "chat_template_kwargs")
-    if documents := record.get("documents"):
-        documents = _from_json(documents, "documents", "unreadable")
+    if documents := _taken(record, "documents"):
+        documents = parsed_json(documents, "documents")
         if not isinstance(documents, list):
             raise Unreadable(f"documents is {_kind(documents)}, not a list")
         fields["documents"] = _json_text(without_nulls(documents), "documents")
     return fields
 
 
+def refuse_bad_answer(record: dict[str, Any]) -> None:
+    """Refuse a row whose answer is marked as a bad example; other values of the columns are not read."""
+    for key in ("label", "kto_tag"):
+        value = dict.get(record, key)  # unwatched: a number or a name is another kind of label, and not read
+        if value is None or str(value).strip().lower() not in ("true", "false"):
+            continue
+        if str(_taken(record, key)).strip().lower() == "false":
+            raise Unreadable(f"{key} is false: its answer is a bad example", "bad_answer")
+
+
 def _schema(schema: Any) -> Any:
-    schema = _from_json(schema, "a tool", "bad_tools")
+    schema = parsed_json(schema, "a tool", "bad_tools")
     if not isinstance(schema, dict):
         raise Unreadable(f"a tool is {_kind(schema)}, not a JSON schema", "bad_tools")
     schema = without_nulls(schema)
@@ -203,7 +225,7 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _from_json(value: Any, owner: str, reason: str) -> Any:
+def parsed_json(value: Any, owner: str, reason: str = "unreadable") -> Any:
     """Return the value of a JSON text, and any other value as it is."""
     if not isinstance(value, str):
         return value
@@ -223,7 +245,7 @@ def _json_text(value: Any, owner: str) -> str:
 def parsed_turns(value: Any) -> Any:
     """Return a conversation that an export wrote in another form as a list of turns: JSON text, or lists by name."""
     if isinstance(value, str):
-        value = _from_json(value, "a conversation", "unreadable")
+        value = parsed_json(value, "a conversation")
     if isinstance(value, dict):
         value = _from_columns(value)
     return value

@@ -118,6 +118,7 @@ class Preparation:
         position_of_record = np.full(len(loaded.selection.ids), -1)
         position_of_record[loaded.record_of_row] = np.arange(len(loaded.rows))
         self.flow.record("load", _with_limit(loaded, sides.side), position_of_record, loading)
+        self.flow.record_turns(loaded.turns)
         log.info("load: %d groups by %s", loaded.groups, loaded.grouped_by)
         for entry in encoding:
             amount = f"{int(tokens.sum()):,} tokens" if entry.stage in ("encode", "tokens") else "converted"

@@ -27,9 +27,9 @@ from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import RowIds, Selection, TableWriter, load_table, shared_strings
 from sft_lab.core.text import content_group
-from sft_lab.data.conversation import Unusable, cut, texts_of
+from sft_lab.data.conversation import Cutter, texts_of
 from sft_lab.data.formats import TEXT, Reader, find_reader, read_record
-from sft_lab.data.load import HELD_OUT, Dataset, Record
+from sft_lab.data.load import HELD_OUT, BadAnswers, Dataset, Record
 from sft_lab.data.messages import Message, Unreadable, Watched, without_surrogates
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Batch = list[tuple[str, Record | None]]  # split and record; None: a record that
 FIELDS = ("tools", "template_kwargs", "documents")  # JSON text, null where not given
 COLUMNS = ("id", "source_id", "system", "prompt", "answer", "messages", *FIELDS, "group", "source", "source_split")
 SCHEMA = pa.schema([(name, message_type() if name == "messages" else pa.string()) for name in COLUMNS])
-BLOCK_SCHEMA = SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("group_value", pa.string()))
+BLOCK_SCHEMA = pa.schema([*SCHEMA, *((name, pa.string()) for name in ("reason", "cause", "group_value"))])
 _NUMBERED = re.compile(r"^(.+)_\d+$", re.DOTALL)
 
 
@@ -68,11 +68,12 @@ def write_table(dataset: Dataset, held_out: Dataset | None, context: StageContex
     np.save(folder / "records.npy", record_of_row)
     size = len(loaded.reasons)
     ids = RowIds(pa.chunked_array(loaded.ids, pa.string()))
-    Selection(ids, loaded.reasons, np.full(size, np.nan, np.float32), [""] * size).save(folder)
+    Selection(ids, loaded.reasons, np.full(size, np.nan, np.float32), [""] * size, loaded.causes).save(folder)
     content = {
         "grouped_by": "+".join(dict.fromkeys(rule for rule in rules if rule)),
         "groups": len(np.unique(np.concatenate(loaded.groups))) if loaded.groups else 0,
         "unread": dict(loaded.unread),
+        "turns": dict(loaded.turns),
     }
     write_json(folder / "load.json", content)
 
@@ -97,14 +98,18 @@ class _Loaded:
     Attributes:
         ids: of the records, in order.
         reasons: why each is no row; empty where it is one.
+        causes: what in the record is behind that.
         groups: a hash of each row's group: uint64.
         unread: how many rows have something in a field that is not read, by field.
+        turns: how many turns were read, and by reason those that are not used as they are.
     """
 
     ids: list[pa.Array] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
     groups: list[np.ndarray] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
+    turns: Counter[str] = field(default_factory=Counter)
 
 
 class _Part:
@@ -143,8 +148,10 @@ class _Part:
         for block in blocks:
             table = block.read()
             loaded.unread.update(block.notes["unread"])
+            loaded.turns.update(block.notes["turns"])
             loaded.ids.append(pa.concat_arrays(table["id"].chunks))  # a copy, for the block's file goes
             loaded.reasons += shared_strings(table["reason"])
+            loaded.causes += shared_strings(table["cause"])
             table = table.filter(pc.equal(table["reason"], ""))
             if right_rule != rule:
                 groups = pa.array(_groups(table, right_rule, self._name), pa.string())
@@ -235,32 +242,36 @@ class _Converter:
     """Turns a block of records into a table: a row for each, also for one that is dropped, and why."""
 
     def __init__(self, reader: Reader, mixture: Dataset, source: str, split: str | None, group: str, rule: str) -> None:
-        self._reader, self._turns, self._leading = reader, mixture.turns, mixture.leading_assistant
+        self._reader, self._drops_bad = reader, mixture.bad_answers is BadAnswers.drop
+        self._cutter = Cutter(mixture.turns, mixture.leading_assistant, mixture.consecutive)
         self._source, self._split, self._group, self._rule = source, split, group, rule
 
     def __call__(self, payload: tuple[str, int, Batch]) -> pa.Table:
         _, first, batch = payload
-        unread = Counter[str]()
+        unread, turns = Counter[str](), Counter[str]()
         rows = []
         for position, (split, record) in enumerate(batch, start=first):
-            watched = Watched(record) if record else None
-            messages, fields, reason = _read_record(self._reader, watched)
-            if watched and not reason:
-                unread.update(watched.unread() - {"id", self._group})
-            # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
-            row_id = f"{position}-{reason or _digest(messages, fields)}"
+            name = ""
             try:
-                system, messages = cut(messages, self._turns, self._leading)
-            except Unusable as error:
-                rows.append({"id": row_id, "reason": reason or error.reason})
+                if not record:
+                    raise Unreadable("no record: a broken line, or a value that is no object of columns")  # noqa: TRY301
+                watched = Watched(record)
+                messages, fields = read_record(self._reader, watched, drops_bad_answers=self._drops_bad)
+                # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
+                name = _digest(messages, fields)
+                unread.update(watched.unread() - {"id", self._group})
+                system, messages = self._cutter(messages, turns)
+            except Unreadable as error:
+                rows.append({"id": f"{position}-{name or error.reason}", "reason": error.reason, "cause": error.cause})
                 continue
-            value = _as_text(record.get(self._group)) if record and self._group not in _RULES else ""
+            value = _as_text(record.get(self._group)) if self._group not in _RULES else ""
             sources = {"source": self._source, "source_split": self._split or split, "group_value": value}
-            rows.append(_row(row_id, record or {}, system, messages) | fields | sources)
+            rows.append(_row(f"{position}-{name}", record, system, messages) | fields | sources)
         table = _table(rows)
         groups = pa.array(_groups(table, self._rule, self._source), pa.string())
         table = table.set_column(BLOCK_SCHEMA.get_field_index("group"), "group", groups)
-        notes = {"columns": _union(*(record for _, record in batch if record)), "unread": dict(unread)}
+        columns = _union(*(record for _, record in batch if record))
+        notes = {"columns": columns, "unread": dict(unread), "turns": dict(turns)}
         return with_notes(table, notes)
 
 
@@ -296,16 +307,6 @@ def _union(*columns: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(columns)))
 
 
-def _read_record(reader: Reader, record: Record | None) -> tuple[list[Message], dict[str, str], str]:
-    """Return a record's messages and what stands beside them, or none and the reason."""
-    try:
-        return (*read_record(reader, record), "") if record else ([], {}, "unreadable")
-    except Unreadable as error:
-        return [], {}, error.reason
-    except KeyError:
-        return [], {}, "unreadable"
-
-
 def _digest(messages: list[Message], fields: dict[str, str]) -> str:
     """Return a hash of what was read; that of messages without more than role and content stays as it ever was."""
     content: Any = [[*message.values()] if len(message) == 2 else message for message in messages]
@@ -323,6 +324,7 @@ def _row(row_id: str, record: Record, system: list[Message], messages: list[Mess
         "answer": texts["assistant"] or texts[TEXT],
         "messages": [] if texts[TEXT] else [*system, *messages],
         "reason": "",
+        "cause": "",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import write_json
 from sft_lab.core.log import log
+from sft_lab.data.conversation import UNUSED
 
 if TYPE_CHECKING:
     from sft_lab.core.rows import Rows, Selection
@@ -95,7 +97,26 @@ class Waterfall:
             }
         )
         self._dropped.append(_dropped(stage, selection))
+        if causes := _commonest_causes(selection):
+            self._context.notice(f"{self._title(stage)}: {causes}; dropped.parquet has the cause of every row")
         self._log(stage, selection, self._context.take_new_entries() if entries is None else entries)
+
+    def record_turns(self, turns: dict[str, int]) -> None:
+        """Record how many turns of the assistant load read and used, where they are not the same, and log the line.
+
+        Args:
+            turns: those ``read``, and by reason those that are not used, or not as they are.
+        """
+        reasons = {reason: count for reason, count in turns.items() if reason != "read"}
+        if not reasons:
+            return
+        used = turns["read"] - sum(reasons.get(reason, 0) for reason in UNUSED)
+        rows, tokens = self.stages[-1]["rows_kept"], self.stages[-1]["tokens_kept"]
+        unchanged = {"rows_in": rows, "rows_kept": rows, "tokens_in": tokens, "tokens_kept": tokens, "dropped": {}}
+        counts = {"read": turns["read"], "used": used, **reasons}
+        self.stages.append({"stage": "load.turns", **unchanged, "turns": counts})
+        remark = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        log_stage("load.turns", [], f"used {used:,} of {turns['read']:,} assistant turns", remark)
 
     def _by_source(self, positions: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
         """Rows of each source in a mixture; a record that load could not use is of none."""
@@ -114,14 +135,32 @@ class Waterfall:
         return {"sources": rows} if rows else {}
 
     def _log(self, stage: str, selection: Selection, entries: list[Entry]) -> None:
-        name = f"{stage} ({self._side})" if self._side else stage
+        name = self._title(stage)
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped.items())
         kept, seen = f"{int(selection.kept.sum()):,}", f"{len(selection.ids):,}"
         log_stage(name, entries, f"kept {kept:>6} of {seen:>6}", reasons)
 
+    def _title(self, stage: str) -> str:
+        return f"{stage} ({self._side})" if self._side else stage
+
     def dropped(self) -> pa.Table:
         """Return every dropped row, stage by stage, with the columns of ``dropped.parquet``."""
         return pa.concat_tables([parquet.arrow_schema(parquet.DROPPED).empty_table(), *self._dropped])
+
+
+def _commonest_causes(selection: Selection, limit: int = 3) -> str:
+    """Return the commonest causes of dropped rows, each with its number and its first row; empty without any."""
+    first: dict[tuple[str, str], int] = {}
+    counts = Counter[tuple[str, str]]()
+    for index, decision in enumerate(zip(selection.reason, selection.cause, strict=True)):
+        if all(decision):
+            counts[decision] += 1
+            first.setdefault(decision, index)
+    causes = [
+        f"{count:,} {reason} ({cause}; such as {selection.ids[first[reason, cause]]})"
+        for (reason, cause), count in counts.most_common(limit)
+    ]
+    return ", ".join([*causes, f"{len(counts) - limit:,} rarer causes"] if len(counts) > limit else causes)
 
 
 def _dropped(stage: str, selection: Selection) -> pa.Table:
@@ -133,6 +172,7 @@ def _dropped(stage: str, selection: Selection) -> pa.Table:
         "reason": [selection.reason[index] for index in gone],
         "score": selection.score[gone],
         "nearest": [selection.nearest[index] for index in gone],
+        "cause": [selection.cause[index] for index in gone],
     }
     return pa.table(columns, schema=parquet.arrow_schema(parquet.DROPPED))
 

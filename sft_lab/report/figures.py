@@ -62,7 +62,7 @@ def draw_figures(folder: RunDir) -> list[Path]:
 
 def _drawable_figures(folder: RunDir) -> dict[str, Callable[[], Figure]]:
     """Return what draws each figure that there is data for, by name."""
-    stages = read(folder.waterfall).get("stages")
+    stages = [stage for stage in read(folder.waterfall).get("stages") or [] if not stage.get("turns")]
     events = read_lines(folder.metrics)
     summary, data = read(folder.summary), read(folder.data)
     tokens, thresholds, similarity = (data.get(name) or {} for name in ("tokens", "thresholds", "similarity"))

@@ -209,7 +209,7 @@ def _measures(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _dropped_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the first dropped rows of each stage and reason: id, stage, reason, score, nearest."""
+    """Return the first dropped rows of each stage and reason: id, stage, reason, score, nearest, cause."""
     if not path.exists():
         return []
     table = parquet.read(path, parquet.DROPPED)
