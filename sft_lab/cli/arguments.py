@@ -38,6 +38,15 @@ ABOUT: dict[str, tuple[str, str, str]] = {
   sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: what is finished, what jobs share
 """,
     ),
+    "search": (
+        "look for the best values of a few keys, trial by trial (Optuna)",
+        "Propose values, train, learn from the loss; the same command goes on with its trials.",
+        """\
+  sft-lab search --over 'trainer.learning_rate=tag(log, interval(1e-5,1e-3))' --trials 20
+  sft-lab search --over 'dedup.threshold=interval(0.7,0.99)' 'trainer.peft.r=8,16' --confirm 3
+  sft-lab search hparams_search=mine      hparams_search/mine.yaml as lightning-hydra-template has it
+""",
+    ),
     "exec": (
         "run the saved config of a job folder; every launcher starts this",
         "Run the config.yaml of a job folder and write the results beside it.",
@@ -179,9 +188,10 @@ def _parser() -> _Parser:
         )
         for name, (summary, description, examples) in ABOUT.items()
     }
-    for name in ("train", "prepare", "plan"):
-        _add_overrides(commands[name])
-    for name in ("train", "prepare", "plan", "exec", "replay", "generate", "merge", "push"):
+    for name in ("train", "prepare", "plan", "search"):
+        _add_overrides(commands[name], sweeps=name != "search")
+    _add_to_search(commands["search"])
+    for name in ("train", "prepare", "plan", "search", "exec", "replay", "generate", "merge", "push"):
         commands[name].add_argument(
             "-v", "--verbose", action="store_true", help="show the output of the libraries, too"
         )
@@ -263,9 +273,26 @@ def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
     push.add_argument("--public", action="store_true", help="make the repository public")
 
 
-def _add_overrides(parser: _Parser) -> None:
+def _add_to_search(search: _Parser) -> None:
+    search.add_argument(
+        "--over", nargs="+", action="append", default=[], metavar="key=values",
+        help="an axis: tag(log, interval(1e-5,1e-3)), int(interval(4,64)), range(1,5), choice(a,b)",
+    )  # fmt: skip
+    search.add_argument("--trials", type=int, metavar="N", help="jobs, with those that are there already; default 20")
+    search.add_argument("--sampler", choices=["tpe", "random", "grid", "cmaes"], help="what proposes; default tpe")
+    search.add_argument(
+        "--pruner", choices=["none", "halving"], help="halving: end the worse half at 25%% and 50%%; default none"
+    )
+    search.add_argument("--at-once", type=int, metavar="N", help="trials proposed together; default: as launch= allows")
+    search.add_argument(
+        "--confirm", type=int, default=0, metavar="N", help="train the best three with N seeds each in the end"
+    )
+
+
+def _add_overrides(parser: _Parser, *, sweeps: bool = True) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
-    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
+    if sweeps:
+        parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
     parser.add_argument("--config-dir", metavar="DIR", help="a further folder of options")
     parser.lists_options = True
 

@@ -143,6 +143,26 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
     return 0
 
 
+def _search(arguments: Arguments, overrides: list[str]) -> int:
+    from sft_lab import search
+
+    space, options = search.read_command(
+        overrides,
+        [text for texts in arguments.over for text in texts],
+        trials=arguments.trials,
+        sampler=arguments.sampler,
+        pruner=arguments.pruner,
+        at_once=arguments.at_once,
+        confirm=arguments.confirm,
+        config_dir=arguments.config_dir,
+    )
+    result = search.run_search(space, options)
+    output.show_search(result)
+    for failure in result.failures:
+        output.print_message(f"sft-lab: {failure}")
+    return 0 if result.ranked and not result.failures else 1
+
+
 def _runs(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.jobs import list_runs
 
@@ -306,6 +326,7 @@ COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
     "train": _train,
     "prepare": _prepare,
     "plan": _plan,
+    "search": _search,
     "exec": _exec,
     "runs": _runs,
     "compare": _compare,

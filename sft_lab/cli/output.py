@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from sft_lab.core.store import Store
     from sft_lab.jobs.plan import Outlook
     from sft_lab.run.config import Run
+    from sft_lab.search.loop import SearchResult
 
 
 class _Guarded:
@@ -192,6 +195,34 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
         state = folder.state() or ""
         table.add_row(*(values.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
     console(160).print(table)
+
+
+def show_search(result: SearchResult) -> None:
+    """Print the trials of a search, best first, and what to do next."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    ranked = result.ranked
+    axes = list(dict.fromkeys(key for trial in result.trials for key in trial.values))
+    table = Table("trial", *axes, "outcome", "loss", box=box.SIMPLE_HEAD)
+    table.title, table.title_justify = f"Trials (loss: {result.measure})", "left"
+    for trial in [*ranked, *(trial for trial in result.trials if trial not in ranked)]:
+        cells = (str(trial.number), *(trial.values.get(axis, "") for axis in axes), str(trial.outcome))
+        table.add_row(*map(Text, cells), _number(trial.loss), style="bold" if trial in ranked[:1] else "")
+    out = console(160)
+    out.print(table)
+    lines = [
+        f"{count} failed: {reason}" for reason, count in Counter(t.reason for t in result.trials if t.reason).items()
+    ]
+    if len(result.importance) > 1:
+        shares = ", ".join(f"{axis} {share:.0%}" for axis, share in result.importance.items())
+        lines.append(f"What the loss depended on: {shares}")
+    if ranked:
+        lines.append(f"Best: {result.folder / ranked[0].job}")
+    lines.append(f"Next: sft-lab compare {shlex.quote(str(result.folder))}")
+    for line in lines:
+        out.print(Text(line), soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

@@ -120,8 +120,7 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
         # A sweep may bring the option that a fixed key belongs to, so if there may be one, only the experiment and
         # the settings of Hydra are composed first. Otherwise this is the job's own composition.
         may_sweep = multirun or bool(swept_keys) or name is not None
-        first = [text for text in fixed if re.match("experiment$|hydra[./]", key_of(text))] if may_sweep else fixed
-        composed = compose_raw(first)
+        composed = compose_raw(first_choices(fixed) if may_sweep else fixed)
         refuse_hydra_settings(composed)
 
         mode = composed.hydra.mode
@@ -133,8 +132,12 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
 
         params = composed.hydra.sweeper.get("params") or {}
         grid = expand_grid(parsed, swept_keys, params) if is_sweep else [[]]
-        _refuse_held_out_axis(grid)
-        return _build_plan(name, fixed, grid, is_sweep=is_sweep, composed=None if may_sweep else composed)
+        return build_plan(name, fixed, grid, is_sweep=is_sweep, composed=None if may_sweep else composed)
+
+
+def first_choices(overrides: list[str]) -> list[str]:
+    """Return the overrides that choose the experiment and set what is Hydra's own."""
+    return [text for text in overrides if re.match("experiment$|hydra[./]", key_of(text))]
 
 
 def _refuse_held_out_axis(grid: list[list[str]]) -> None:
@@ -147,8 +150,8 @@ def _refuse_held_out_axis(grid: list[list[str]]) -> None:
             )
 
 
-def _build_plan(
-    name: str | None, fixed: list[str], grid: list[list[str]], *, is_sweep: bool, composed: DictConfig | None
+def build_plan(
+    name: str | None, fixed: list[str], grid: list[list[str]], *, is_sweep: bool, composed: DictConfig | None = None
 ) -> Plan:
     """Build every job of the grid; report each problem once, with the jobs that have it.
 
@@ -159,6 +162,7 @@ def _build_plan(
         is_sweep: whether the jobs are a sweep.
         composed: the config of the only job, if it is composed already.
     """
+    _refuse_held_out_axis(grid)
     jobs: list[Job] = []
     jobs_by_problem: dict[str, list[str]] = {}
     folders: tuple[str | None, str | None] = (None, None)

@@ -6,7 +6,8 @@
     │   ├── SourceError              a data file or hub set that cannot be read as rows
     │   ├── ModelError               a model, tokenizer or template that does not fit
     │   └── FolderError              a run folder or store that cannot be used
-    └── JobError (RuntimeError)      a job failed after its input was accepted: exit code 1
+    ├── JobError (RuntimeError)      a job failed after its input was accepted: exit code 1
+    └── Pruned                       no failure: a search ends a hopeless job
 
 A message names file, line or key, the value, the limit and the remedy.
 """
@@ -49,6 +50,10 @@ class FolderError(UserError):
 
 class JobError(SftLabError, RuntimeError):
     """A job failed while it ran."""
+
+
+class Pruned(SftLabError):
+    """A search has ended a job, since others of it were better at the same place."""
 
 
 @contextmanager

@@ -70,6 +70,15 @@ SCHEMAS: dict[str, Schema] = {
     },
     "queued.json": {"job": "scalar", "*": "anything"},
     "sweep.json": {"*": "anything"},
+    "search.json": {
+        "measure": "text", "sampler": "text", "pruner": "text", "axes": {"*": "text!"}, "importance": {"*": "number!"},
+        "trials": [{
+            "number": "number!", "job": "text!", "outcome": "text!", "loss": "number", "values": {"*": "text!"},
+            "reason": "text", "*": "anything",
+        }],
+        "*": "anything",
+    },
+    "trial.json": {"number": "number!", "measure": "text!", "pruner": "text"},
     "metrics.jsonl": {"step": "number!", "*": "number"},
 }  # fmt: skip
 

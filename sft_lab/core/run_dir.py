@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sft_lab.core import records
-from sft_lab.core.errors import FolderError
+from sft_lab.core.errors import FolderError, Pruned
 from sft_lab.core.io import clear_temporary, write_json
 from sft_lab.core.locks import Holder, file_lock, holder
 from sft_lab.core.redaction import redact
@@ -29,6 +29,7 @@ LOCK = ".lock"  # in a run folder: held while a process works in it
 log = logging.getLogger("sft_lab")
 PATIENCE = 0.5  # seconds to wait for the lock: another process may only be testing whether it is free
 SWEEP = "sweep.json"  # marks a folder that holds the run folders of a sweep
+SEARCH = "search.json"  # beside it where the runs are trials of a search
 DATA = ("dataset_fingerprint", "inputs")  # fields of a manifest about the data that was read
 
 
@@ -62,6 +63,7 @@ class RunDir:
         self.inputs = path / "inputs"  # copies of the small files that the config names
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
+        self.trial = path / "trial.json"  # which trial of a search the run is
         self.queued = path / "queued.json"  # the job's number in the queue of Slurm
         self.output = path / "output.log"  # what the run printed as a process of its own
         self.wandb = path / "wandb"  # W&B's own files, among them links to logs elsewhere
@@ -141,7 +143,7 @@ class RunDir:
 
     @contextmanager
     def running(self, work: str = Work.RUN) -> Iterator[None]:
-        """Keep ``status.json`` up to date around the work: running, then finished, failed or interrupted.
+        """Keep ``status.json`` up to date around the work: running, then finished, pruned, failed or interrupted.
 
         A process that is killed leaves ``running`` behind without holding the lock.
         """
@@ -153,6 +155,10 @@ class RunDir:
                 raise self._unwritable(error) from error
             try:
                 yield
+            except Pruned as end:
+                self._mark(RunState.PRUNED, work=work, reason=str(end))
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+                raise
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
                 self._mark_on_full_disk(

@@ -16,6 +16,7 @@ class RunState(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+    PRUNED = "pruned"  # ended by a search, in which others were better at the same place
 
 
 class Work(StrEnum):

@@ -178,7 +178,8 @@ class AccelerateJob(SupervisedJob):
     def conclude(self, work: str, ending: Ending) -> Failure | None:  # noqa: ARG002 - always a run
         """Return the job's failure if it failed; ``worker.attempt``, which has called, logs it."""
         is_first = self.machine.rank == 0
-        if self.process.returncode == 0 and (not is_first or self.folder.state() == RunState.FINISHED):
+        ended_well = (RunState.FINISHED, RunState.PRUNED)
+        if self.process.returncode == 0 and (not is_first or self.folder.state() in ended_well):
             return None
         error = str(read_status(self.folder).get("error"))
         if is_first and not error.endswith(ending.reason) and not self.folder.is_held():

@@ -20,8 +20,13 @@ from sft_lab.jobs.worker import attempt, interruption_message
 from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
 
 
-def launch(job_folders: list[JobFolder], work: str = Work.RUN) -> list[Failure]:
+def launch(job_folders: list[JobFolder], work: str = Work.RUN, *, keeps_failed: bool = False) -> list[Failure]:
     """Execute, or prepare, each job that is not finished; one that fails does not stop the others.
+
+    Args:
+        job_folders: the jobs.
+        work: what they do there.
+        keeps_failed: whether the new folder of an only job stays when its input turns out wrong.
 
     Raises:
         UserError: if a cluster takes no such jobs; nothing is left behind then.
@@ -31,7 +36,7 @@ def launch(job_folders: list[JobFolder], work: str = Work.RUN) -> list[Failure]:
         unfinished = _skip_finished(job_folders, work)
         failures = _dispatch(unfinished, launcher, work)
         only = job_folders[0] if len(job_folders) == 1 else None
-        if only and failures and failures[0].by_input and only.progress is JobProgress.NEW:
+        if only and failures and failures[0].by_input and only.progress is JobProgress.NEW and not keeps_failed:
             _discard(only)
     except UserError:  # the cluster takes no such jobs, so none has begun
         for job_folder in job_folders:

@@ -103,6 +103,10 @@ class SupervisedJob:
             work: what it was to do in its folder.
             ending: of its process.
         """
+        status = read_status(self.folder)
+        if ending.message is None and status.get("state") == RunState.PRUNED and status != self.status_before:
+            log.info("%s: pruned after %.0f s: %s", self.title, self.seconds, status.get("reason"))
+            return None
         if ending.message is None and self._is_finished(work):
             verdict = records.read(self.folder.summary).get("verdict") or ""
             log.info("%s: finished in %.0f s  %s", self.title, self.seconds, verdict)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sft_lab import config as configs
 from sft_lab.core import console
-from sft_lab.core.errors import SftLabError, UserError
+from sft_lab.core.errors import Pruned, SftLabError, UserError
 from sft_lab.core.hardware import rank
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
@@ -55,7 +55,7 @@ def attempt(folder: RunDir, run: Run, work: str) -> Failure | None:
     taken over if that leaves it unfinished.
 
     Returns:
-        The job's failure; None where it is finished.
+        The job's failure; None where it is finished or pruned.
     """
     try:
         with sigterm_exits():
@@ -65,6 +65,8 @@ def attempt(folder: RunDir, run: Run, work: str) -> Failure | None:
             with folder.claimed(wait=folder.sweep is not None):
                 if not skip_if_finished(folder, work, folder.path.name):  # by another process, meanwhile
                     _do_work(folder, run, work)
+    except Pruned as end:
+        log.info("%s: pruned: %s", folder.path.name, end)
     except SftLabError as error:
         return Failure(folder, str(error), by_input=isinstance(error, UserError))
     except Exception as error:  # noqa: BLE001 - whatever went wrong is this job's failure, not the sweep's

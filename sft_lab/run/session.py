@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from sft_lab.core.errors import Pruned
 from sft_lab.core.io import digest, write_json, write_text
 from sft_lab.core.log import log
 from sft_lab.core.redaction import Formatter
@@ -74,9 +75,10 @@ class Session:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Close what is open; a failed run ends as failed in W&B too."""
+        """Close what is open; a failed run ends as failed in W&B too, a pruned one as ended."""
         if kind is not None:
-            self._mirror.finish(None)
+            is_pruned = isinstance(error, Pruned)
+            self._mirror.finish({"pruned": True} if is_pruned else None)
         logging.getLogger("sft_lab").removeHandler(self._handler)
         self._handler.close()
 

@@ -18,6 +18,7 @@ from sft_lab.report import card, html_report
 from sft_lab.run.evaluator import BaseMeasurement, Evaluator, Measurement
 from sft_lab.run.session import Session
 from sft_lab.run.summary import summarize
+from sft_lab.run.trial import create_pruning
 from sft_lab.tracking.record import Lines, Record, Unwritten
 from sft_lab.training import model_io, trl_trainer
 from sft_lab.training.callbacks import Watch
@@ -126,6 +127,7 @@ class TrainingSession(Session):
             self._tokens_before,
             sample=sample,
             samples_every=self.run.evaluation.samples_every,
+            is_hopeless=create_pruning(self.folder),
         )
         trained = trl_trainer.train(
             self._loaded_model(),

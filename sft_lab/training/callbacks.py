@@ -38,6 +38,7 @@ class Watch:
         tokens_before: trained before the checkpoint from which training resumes.
         sample: has a model answer the fixed prompts at a step.
         samples_every: optimizer steps between samples; 0: none.
+        is_hopeless: returns whether a search ends the training, by the share of it that is done and a measurement.
         clock: of the time spent on measuring and sampling, which is no training.
     """
 
@@ -46,6 +47,7 @@ class Watch:
     tokens_before: int = 0
     sample: Callable[[Any, int], None] | None = None
     samples_every: int = 0
+    is_hopeless: Callable[[float, Event], bool] | None = None
     clock: Stopwatch = field(default_factory=Stopwatch, init=False)
 
 

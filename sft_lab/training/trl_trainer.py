@@ -21,7 +21,7 @@ import trl
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import rotate_checkpoints
 
-from sft_lab.core.errors import ConfigError
+from sft_lab.core.errors import ConfigError, Pruned
 from sft_lab.core.interrupt import noted
 from sft_lab.core.io import sync
 from sft_lab.core.log import log
@@ -109,10 +109,23 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             if self.args.world_size > 1:
                 event = broadcast_object_list([event])[0]
         self.watch.record({"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **event})
+        self._end_if_hopeless(event)
 
         metrics = {f"eval_{name.removeprefix('eval/')}": value for name, value in event.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _end_if_hopeless(self, event: Event) -> None:
+        """End all processes of the training together where a search has seen better at the same place."""
+        if self.watch.is_hopeless is None:
+            return
+        share = self.state.global_step / self.state.max_steps
+        is_hopeless = self.watch.is_hopeless(share, event)
+        if self.args.world_size > 1:
+            is_hopeless = broadcast_object_list([is_hopeless])[0]
+        if is_hopeless:
+            loss = event["eval/loss"]
+            raise Pruned(f"at {share:.0%} of the training its held-out loss of {loss:.4f} is not in the better half")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint as Transformers does, but remove the older one only when the new one is on the disk."""

@@ -1,0 +1,232 @@
+"""The adapter to Optuna: its study in the sweep folder, what it proposes, and what it is told of each trial."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core.errors import FolderError
+from sft_lab.run.trial import STUDY, open_storage, successive_halving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+    from sft_lab.config import SearchAxis, SearchSpace
+    from sft_lab.search.options import SearchOptions
+
+MAX_RANDOM = 10  # trials before the sampler uses what it has learned
+MIN_FOR_IMPORTANCE = 4  # finished trials
+
+
+class Outcome(StrEnum):
+    """How a trial ended."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"  # its training broke down
+    FAILED = "failed"
+    REPEATED = "repeated"  # an earlier trial's job; it counts for nothing
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A proposal of the sampler, and what came of it.
+
+    Attributes:
+        number: from 0.
+        values: of the axes as overrides have them, by key; empty where a kill came before they were written.
+        outcome: None while it is open.
+        loss: of a finished trial; of one that ended early, what it last had, if anything.
+        job: name of its folder; empty before it has one.
+        reason: why it has failed.
+    """
+
+    number: int
+    values: dict[str, str]
+    outcome: Outcome | None = None
+    loss: float | None = None
+    job: str = ""
+    reason: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the jobs that were to be trained, and has ended."""
+        return self.outcome not in (None, Outcome.REPEATED) and bool(self.values)
+
+
+class SearchStudy:
+    """Optuna's study of a search; this process alone proposes trials in it.
+
+    Args:
+        sweep: the folder.
+        space: what is varied.
+        options: of the search.
+        seed: of the sampler.
+
+    Raises:
+        FolderError: if the folder's search had another space, or its record cannot be read.
+    """
+
+    def __init__(self, sweep: Path, space: SearchSpace, options: SearchOptions, seed: int) -> None:
+        import optuna
+
+        self._sweep = sweep
+        try:
+            self._storage = open_storage(sweep)
+            self._study = optuna.create_study(study_name=STUDY, storage=self._storage, load_if_exists=True)
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            raise FolderError(
+                f"{sweep}: the record of its search cannot be read ({error}); choose another folder with "
+                "hydra.sweep.dir"
+            ) from error
+        self._refuse_other_space(space)
+        self._axes = space.axes
+        self._distributions = {axis.key: _distribution(axis) for axis in space.axes}
+        trials = options.planned_trials(space)
+        # Another seed each time a search goes on: the same one would propose the same values again.
+        self._study.sampler = _sampler(options.sampler, seed + len(self.trials()), trials)
+        self._study.pruner = _pruner(options.pruner)
+        if options.sampler == "grid":
+            self._enqueue_grid()
+
+    def _refuse_other_space(self, space: SearchSpace) -> None:
+        kinds = {axis.key: axis.kind for axis in space.axes}
+        known = self._study.user_attrs.setdefault("axes", kinds)
+        if known != kinds:
+            keys = sorted(key for key in known.keys() | kinds.keys() if known.get(key) != kinds.get(key))
+            raise FolderError(
+                f"{self._sweep}: this folder's search had other values of {', '.join(keys)}; only the ends of "
+                "intervals and ranges may change; choose another folder with hydra.sweep.dir"
+            )
+        self._study.set_user_attr("axes", kinds)
+
+    def _enqueue_grid(self) -> None:
+        for values in itertools.product(*(axis.points() for axis in self._axes)):
+            point = {axis.key: value for axis, value in zip(self._axes, values, strict=True)}
+            self._study.enqueue_trial(point, skip_if_exists=True)
+
+    # --- trials -----------------------------------------------------------------------------------------------------
+
+    def trials(self) -> list[Trial]:
+        """Return all trials that were begun, the open ones too."""
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials(deepcopy=False)
+        return [_read_trial(trial) for trial in trials if trial.state is not TrialState.WAITING]
+
+    def propose(self) -> Trial:
+        """Return a new trial."""
+        with _quiet():
+            trial = self._study.ask(self._distributions)
+        values = {axis.key: axis.format(trial.params[axis.key]) for axis in self._axes}
+        trial.set_user_attr("values", values)
+        return Trial(trial.number, values)
+
+    def note_job(self, trial: Trial, job: str) -> None:
+        """Note the folder of an open trial."""
+        self._note(trial, "job", job)
+
+    def report(self, trial: Trial, outcome: Outcome, loss: float | None = None, reason: str = "") -> None:
+        """End a trial.
+
+        One that diverged or was pruned counts to the sampler as worse than those that finished; of one that failed
+        it learns nothing.
+        """
+        from optuna.trial import TrialState
+
+        self._note(trial, "outcome", outcome)
+        if reason:
+            self._note(trial, "reason", reason)
+        with _quiet():
+            if loss is not None and math.isfinite(loss):
+                self._study.tell(trial.number, loss)
+            elif outcome in (Outcome.PRUNED, Outcome.DIVERGED):
+                self._study.tell(trial.number, state=TrialState.PRUNED)
+            else:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _note(self, trial: Trial, name: str, value: str) -> None:
+        study_id = self._storage.get_study_id_from_name(STUDY)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+        self._storage.set_trial_user_attr(trial_id, name, value)
+
+    # --- facts of the whole search ----------------------------------------------------------------------------------
+
+    def first_value(self, name: str, value: Any) -> Any:
+        """Return the value that the search first had of something, which is this one in a new search."""
+        known = self._study.user_attrs.get(name)
+        if known is None:
+            self._study.set_user_attr(name, value)
+        return value if known is None else known
+
+    def importance(self) -> dict[str, float]:
+        """Return each axis' share of what the values change of the loss (PED-ANOVA); empty after too few trials."""
+        import optuna
+
+        finished = [trial for trial in self.trials() if trial.outcome is Outcome.FINISHED]
+        if len(finished) < MIN_FOR_IMPORTANCE:
+            return {}
+        try:
+            with _quiet():
+                return dict(optuna.importance.get_param_importances(self._study))
+        except (ValueError, RuntimeError):  # all losses are equal, say
+            return {}
+
+
+def _read_trial(trial: FrozenTrial) -> Trial:
+    attributes = trial.user_attrs
+    ended = trial.state.is_finished()
+    loss = trial.value if trial.value is not None and math.isfinite(trial.value) else None
+    return Trial(
+        trial.number,
+        dict(attributes.get("values") or {}),
+        Outcome(attributes.get("outcome", Outcome.FAILED)) if ended else None,
+        loss if ended else None,
+        str(attributes.get("job", "")),
+        str(attributes.get("reason", "")),
+    )
+
+
+def _distribution(axis: SearchAxis) -> BaseDistribution:
+    from optuna import distributions
+
+    if axis.choices:
+        return distributions.CategoricalDistribution(axis.choices)
+    if axis.is_whole:
+        step = int(axis.step or 1)
+        return distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.is_log, step=step)
+    return distributions.FloatDistribution(axis.low, axis.high, log=axis.is_log, step=axis.step)
+
+
+def _sampler(name: str, seed: int, trials: int) -> BaseSampler:
+    from optuna import samplers
+
+    if name == "tpe":
+        # Of a short search no more than a third is spent on chance alone.
+        return samplers.TPESampler(seed=seed, n_startup_trials=max(2, min(MAX_RANDOM, trials // 3)))
+    if name == "cmaes":
+        return samplers.CmaEsSampler(seed=seed)
+    return samplers.RandomSampler(seed=seed)  # of a grid, whose points wait in the study, it draws nothing
+
+
+def _pruner(name: str) -> BasePruner:
+    from optuna import pruners
+
+    return successive_halving() if name == "halving" else pruners.NopPruner()
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 - used as a function
+    """Hide Optuna's warnings, which are for who writes the code: of experimental arguments, of single values."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")

@@ -1,0 +1,182 @@
+"""``sft-lab search`` through the command line: trials are jobs of a sweep folder, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_lab.cli.main import main
+from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
+from sft_lab.jobs.list_runs import list_runs
+
+QUICK = ["dataset.limit=60", "evaluation.outputs=0", "evaluation.prompts=[]", "evaluation.general=null",
+         "evaluation.baseline.examples=0", "split.max_eval_rows=8"]  # fmt: skip
+RATES = ["--over", "trainer.learning_rate=tag(log, interval(1e-4,1e-1))"]
+SWEEP = "hydra.sweep.dir=search"
+
+
+def record() -> dict[str, Any]:
+    return read_json(Path("search") / "search.json")
+
+
+def trials() -> list[dict[str, Any]]:
+    return list(record()["trials"])
+
+
+def folder_of(trial: dict[str, Any]) -> RunDir:
+    return RunDir(Path("search") / trial["job"])
+
+
+def test_trials_are_jobs_of_a_sweep_and_the_same_command_goes_on(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["search", SWEEP, *tiny, *QUICK, *RATES, "--trials"]
+    assert main([*command, "2"]) == 0
+    first = trials()
+    assert [trial["outcome"] for trial in first] == ["finished"] * 2
+    for trial in first:
+        folder = folder_of(trial)
+        assert folder.sweep
+        assert read_json(folder.summary)["eval/loss"] == trial["loss"]
+        assert read_json(folder.trial)["number"] == trial["number"]
+        assert trial["values"]["trainer.learning_rate"] in trial["job"]
+
+    capsys.readouterr()
+    assert main([*command, "3"]) == 0
+    assert trials()[:2] == first
+    assert len(trials()) == 3
+    output = capsys.readouterr()
+    best = min(trials(), key=lambda trial: trial["loss"])
+    assert f"Best: {here / 'search' / best['job']}" in output.out
+    assert f"sft-lab compare {here / 'search'}" in output.out
+    assert output.err.count("trial ") == 1
+
+    written = {path: path.stat().st_mtime_ns for path in Path("search").glob("*/*")}
+    assert main([*command, "3"]) == 0  # nothing is left to do
+    assert {path: path.stat().st_mtime_ns for path in Path("search").glob("*/*")} == written
+    assert [line.state for line in list_runs(Path("search"))] == ["finished"] * 3
+
+
+@pytest.mark.slow
+def test_failed_trials_stop_nothing(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"What is {number}?", "response": f"It is the number {number}."} for number in range(80)]
+    Path("good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("bad.jsonl").write_text('{"nothing": 1}\n' * 80)
+    grid = ["--over", "dataset.path=bad.jsonl,good.jsonl", "--sampler", "grid"]
+    assert main(["search", SWEEP, *tiny, *QUICK[1:], "dataset=file", *grid]) == 0
+    failed, finished = trials()
+    assert (failed["outcome"], finished["outcome"]) == ("failed", "finished")
+    assert "fit no known format" in failed["reason"]
+    assert read_json(folder_of(failed).status)["state"] == "failed"
+    assert "1 failed: dataset.format=auto" in capsys.readouterr().out
+
+
+def test_input_that_fails_every_trial_ends_the_search(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.jsonl").write_text('{"nothing": 1}\n' * 80)
+    command = ["search", SWEEP, *tiny, "dataset=file", "dataset.path=bad.jsonl", *RATES, "--trials", "9"]
+    assert main(command) == 2
+    assert "the first 3 trials failed alike" in capsys.readouterr().err
+    assert len(trials()) == 3
+
+
+@pytest.mark.slow
+def test_other_held_out_rows_end_the_search(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["--over", "split.max_eval_rows=8,9", "--sampler", "grid"]
+    assert main(["search", SWEEP, *tiny, *QUICK[:-1], *grid]) == 2
+    assert "other held-out rows" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_hopeless_job_is_pruned(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ["trainer.max_steps=8", "trainer.eval_steps=2", "trainer.save_steps=2", "trainer.logging_steps=1"]
+    grid = ["--over", "trainer.learning_rate=5e-2,1e-5,2e-5", "--sampler", "grid", "--pruner", "halving"]
+    command = ["search", SWEEP, *tiny, *QUICK, *steps, *grid]
+    assert main(command) == 0
+    best, *hopeless = trials()
+    assert best["outcome"] == "finished"
+    for trial in hopeless:
+        folder = folder_of(trial)
+        assert trial["outcome"] == "pruned"
+        status = read_json(folder.status)
+        assert status["state"] == "pruned"
+        assert status["reason"].startswith("at 25% of the training its held-out loss of 8.")
+        events = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        assert max(event["step"] for event in events) == 2
+        assert not folder.checkpoints.exists()
+        assert not folder.summary.exists()
+    assert [line.state for line in list_runs(Path("search"))] == ["finished", "pruned", "pruned"]
+
+    assert main(command) == 0  # and stays so
+    assert trials() == [best, *hopeless]
+    capsys.readouterr()
+    assert main(["exec", str(folder_of(hopeless[0]).path)]) == 0  # unless it is wanted by name
+    assert folder_of(hopeless[0]).state() == "finished"
+
+
+@pytest.mark.slow
+def test_the_best_are_trained_with_other_seeds(here: Path, tiny: list[str]) -> None:
+    command = ["search", SWEEP, *tiny, *QUICK, *RATES, "--trials", "2", "--confirm", "2"]
+    assert main(command) == 0
+    seeds = {path.parent.name for path in Path("search").glob("*seed=43*/summary.json")}
+    assert len(seeds) == 2
+    assert len(trials()) == 2
+    assert main(["compare", "search"]) == 0
+    settings = read_json(Path("search") / "compare.json")["settings"]
+    assert [len(setting["jobs"]) for setting in settings] == [2, 2]
+    assert main(command) == 0
+    assert len(list(Path("search").glob("*/summary.json"))) == 4
+
+
+@pytest.mark.slow
+def test_several_trials_at_once(here: Path, tiny: list[str]) -> None:
+    command = ["search", SWEEP, *tiny, *QUICK, *RATES, "--trials", "3", "launch=processes", "launch.at_once=2"]
+    assert main(command) == 0
+    assert [trial["outcome"] for trial in trials()] == ["finished"] * 3
+    times = [folder_of(trial).output.stat().st_mtime for trial in trials()[:2]]
+    assert all((Path("search") / trial["job"] / "output.log").exists() for trial in trials()[:2])
+    assert abs(times[0] - times[1]) < 60
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_twice_goes_on_with_its_trials(here: Path, tiny: list[str]) -> None:
+    steps = ["trainer.max_steps=60", "trainer.save_steps=5", "trainer.eval_steps=60"]
+    words = ["search", SWEEP, *tiny, *QUICK, *steps, *RATES, "--trials", "4", "--sampler", "random"]
+    for finished_before in (1, 2):
+        process = subprocess.Popen([sys.executable, "-m", "sft_lab", *words], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 200
+        while True:  # until the next trial is in the middle of its training
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+            finished = list(Path("search").glob("*/summary.json"))
+            training = list(Path("search").glob("*/checkpoints/checkpoint-*/trainer_state.json"))
+            if len(finished) >= finished_before and training:
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert main(words) == 0
+    assert [trial["outcome"] for trial in trials()] == ["finished"] * 4
+    jobs = [path.parent.name for path in Path("search").glob("*/config.yaml")]
+    assert sorted(jobs) == sorted(trial["job"] for trial in trials())  # no trial was begun in vain
+    logs = "".join((Path("search") / job / "run.log").read_text() for job in jobs)
+    assert logs.count("goes on from checkpoint-") >= 2
+
+
+def test_two_commands_do_not_search_one_folder(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from sft_lab.core.locks import file_lock
+
+    Path("search").mkdir()
+    with file_lock(Path("search") / ".search.lock"):
+        assert main(["search", SWEEP, *tiny, *RATES]) == 2
+    assert f"process {os.getpid()}" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""Optuna behind its adapter: a known valley is found, kills in the middle included, and a damaged record mended."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from sft_lab.config import SearchAxis, SearchSpace
+from sft_lab.core.errors import FolderError
+from sft_lab.run.trial import JOURNAL
+from sft_lab.search.options import SearchOptions
+from sft_lab.search.study import Outcome, SearchStudy
+
+RATE = SearchAxis("rate", "tag(log, interval(1e-5,1e-1))", low=1e-5, high=1e-1, is_log=True)
+KIND = SearchAxis("kind", "choice(a,b,c)", choices=["a", "b", "c"])
+SPACE = SearchSpace(None, [], [RATE, KIND])
+VALLEY = -2.5  # the best rate's power of ten, in the upper half of the interval
+
+
+def loss_at(values: dict[str, str]) -> float:
+    return (math.log10(float(values["rate"])) - VALLEY) ** 2 + {"a": 0.5, "b": 0.0, "c": 1.0}[values["kind"]]
+
+
+def search(folder: Path, seed: int, trials: int, space: SearchSpace = SPACE, **options: object) -> SearchStudy:
+    """Go on with a search until it has so many trials."""
+    study = SearchStudy(folder, space, SearchOptions(trials=trials, **options), seed)  # type: ignore[arg-type]
+    for trial in study.trials():
+        if trial.outcome is None:  # what a kill cut off
+            study.report(trial, Outcome.FINISHED, loss_at(trial.values))
+    while sum(trial.counts for trial in study.trials()) < trials:
+        trial = study.propose()
+        study.report(trial, Outcome.FINISHED, loss_at(trial.values))
+    return study
+
+
+@pytest.mark.slow
+def test_the_better_half_of_a_valley_is_found_by_nine_of_ten_seeds_though_killed_twice(tmp_path: Path) -> None:
+    hits = 0
+    for seed in range(10):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for stop in (6, 13):
+            search(folder, seed, stop).propose()  # left open, as by a kill
+        study = search(folder, seed, 20)
+        trials = study.trials()
+        assert len(trials) == 20
+        assert len({trial.values["rate"] for trial in trials}) > 15  # going on does not begin anew
+        late = sorted(trial.loss for trial in trials[10:] if trial.loss is not None)
+        # The median of the space is about 1.6; chance alone stays there.
+        best = min(trials, key=lambda trial: trial.loss or 0.0)
+        hits += abs(math.log10(float(best.values["rate"])) - VALLEY) < 1 and late[5] < 1.3
+    assert hits >= 9
+
+
+def test_the_importance_of_an_axis_is_its_share(tmp_path: Path) -> None:
+    importance = search(tmp_path, 1, 20).importance()
+    assert set(importance) == {"rate", "kind"}
+    assert sum(importance.values()) == pytest.approx(1)
+    assert search(tmp_path, 1, 20).importance() == importance
+
+
+def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:
+    steps = SearchAxis("rate", "range(1,4)", low=1, high=3, step=1, is_whole=True)
+    space = SearchSpace(None, [], [steps, KIND])
+    assert SearchOptions(sampler="grid").planned_trials(space) == 9
+    study = search(tmp_path, 1, 4, space, sampler="grid")
+    study = search(tmp_path, 1, 9, space, sampler="grid")
+    pairs = [tuple(trial.values.values()) for trial in study.trials()]
+    assert pairs == [(str(rate), kind) for rate in (1, 2, 3) for kind in "abc"]
+
+
+def test_a_failed_trial_teaches_nothing_and_a_diverged_one_is_worst(tmp_path: Path) -> None:
+    study = SearchStudy(tmp_path, SPACE, SearchOptions(trials=5), 1)
+    failed, diverged, pruned, finished = (study.propose() for _ in range(4))
+    study.report(failed, Outcome.FAILED, reason="no memory")
+    study.report(diverged, Outcome.DIVERGED)
+    study.report(pruned, Outcome.PRUNED)
+    study.report(finished, Outcome.FINISHED, 2.0)
+    outcomes = {trial.number: (trial.outcome, trial.loss, trial.reason, trial.counts) for trial in study.trials()}
+    assert outcomes == {
+        0: ("failed", None, "no memory", True),
+        1: ("diverged", None, "", True),
+        2: ("pruned", None, "", True),
+        3: ("finished", 2.0, "", True),
+    }
+
+
+def test_a_line_that_a_kill_cut_off_is_forgotten(tmp_path: Path) -> None:
+    search(tmp_path, 1, 3)
+    journal = tmp_path / JOURNAL
+    complete = journal.read_bytes()
+    journal.write_bytes(complete + b'{"op_code":4,"worker_id":"x","stud')
+    study = search(tmp_path, 1, 5)
+    assert len(study.trials()) == 5
+    assert journal.read_bytes().startswith(complete)
+
+
+def test_ends_may_change_and_kinds_may_not(tmp_path: Path) -> None:
+    search(tmp_path, 1, 3)
+    wider = SearchAxis("rate", "tag(log, interval(1e-6,1))", low=1e-6, high=1.0, is_log=True)
+    assert len(search(tmp_path, 1, 5, SearchSpace(None, [], [wider, KIND])).trials()) == 5
+    linear = SearchAxis("rate", "interval(1e-6,1)", low=1e-6, high=1.0)
+    for axes in ([linear, KIND], [RATE, SearchAxis("kind", "a,b", choices=["a", "b"])], [RATE]):
+        with pytest.raises(FolderError, match=r"other values of (rate|kind); .*hydra.sweep.dir"):
+            search(tmp_path, 1, 5, SearchSpace(None, [], axes))
+
+
+def test_a_damaged_record_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).write_text('{"op_code": "x"}\nnot json\n')
+    with pytest.raises(FolderError, match=r"record of its search cannot be read .*hydra.sweep.dir"):
+        search(tmp_path, 1, 2)
