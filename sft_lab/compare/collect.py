@@ -14,7 +14,7 @@ from sft_lab.compare.axes import find_axes, sort_key
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
-from sft_lab.core.records import read, read_config, read_lines
+from sft_lab.core.records import read, read_config, read_lines, read_metrics
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import Curve, RunState, Verdict, Work
 from sft_lab.report.figures import extract_curve
@@ -163,7 +163,7 @@ def _read(folder: RunDir, name: str) -> ComparedJob:
         job.error = str(status.get("error") or "")
         manifest = read(folder.manifest)
         job.fingerprint, job.train_fingerprint = manifest.get("held_out_fingerprint"), manifest.get("train_fingerprint")
-        job.events = read_lines(folder.metrics)
+        job.events = read_metrics(folder.metrics)
         job.samples = read_lines(folder.samples)
         state = str(status.get("state", NOT_STARTED))
         job.summary = (

@@ -48,7 +48,7 @@ SCHEMAS: dict[str, Schema] = {
         "hardware": {"gpus": ["text"], "cores": "number", "*": "anything"}, "threads": "number", "seed": "number",
         "inputs": {"*": "anything"}, "job": "text", "started": "text", "finished": "text", "precision": "text",
         "command": "text", "template_date": "text", "dataset_fingerprint": "text", "train_fingerprint": "text",
-        "held_out_fingerprint": "text", "grouped_by": "text", "groups": "number",
+        "held_out_fingerprint": "text", "grouped_by": "text", "groups": "number", "tracking_id": "text",
         "stages": [{"stage": "text!", "key": "text", "hit": "flag", "seconds": "number"}], "*": "anything",
     },
     "waterfall.json": {"stages": [_STAGE], "held_out": [_STAGE], "format": "number"},
@@ -81,6 +81,7 @@ SCHEMAS: dict[str, Schema] = {
     "trial.json": {"number": "number!", "measure": "text!", "pruner": "text"},
     "metrics.jsonl": {"step": "number!", "*": "number"},
 }  # fmt: skip
+_RENAMED_METRICS = {"learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
 
 def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
@@ -162,6 +163,20 @@ def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, 
         elif fields := _fitting(path, row, problems, at):
             rows.append(fields)
     return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the events of ``metrics.jsonl`` with the names that metrics have today.
+
+    Raises:
+        FolderError: as ``read``.
+    """
+    return [current_metrics(event) for event in read_lines(path)]
+
+
+def current_metrics(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event with the names that metrics have today; older runs wrote two of them without ``train/``."""
+    return {_RENAMED_METRICS.get(name, name): value for name, value in event.items()}
 
 
 def _fitting(path: Path, content: dict[str, Any], problems: list[str] | None, at: str = "") -> dict[str, Any]:

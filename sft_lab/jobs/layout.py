@@ -100,7 +100,8 @@ def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
         folders = [RunDir(_job_path(sweep, job)) for job in plan.jobs]
     else:
         folders = [RunDir(Path(plan.run_dir or free_path(RunDir.timestamped())).absolute())]
-    if problems := plan.jobs[0].run.launch.missing_requirements():
+    run = plan.jobs[0].run
+    if problems := [*run.launch.missing_requirements(), *run.tracking.missing_requirements()]:
         raise all_problems(problems)
     try:
         return [

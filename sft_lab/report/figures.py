@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.io import is_number, write_text
-from sft_lab.core.records import read, read_lines
+from sft_lab.core.records import read, read_metrics
 from sft_lab.report.data_figures import draw_histograms, draw_similarity, draw_thresholds, has_texts, row_count
 from sft_lab.report.style import (
     COLORS,
@@ -63,7 +63,7 @@ def draw_figures(folder: RunDir) -> list[Path]:
 def _drawable_figures(folder: RunDir) -> dict[str, Callable[[], Figure]]:
     """Return what draws each figure that there is data for, by name."""
     stages = [stage for stage in read(folder.waterfall).get("stages") or [] if not stage.get("turns")]
-    events = read_lines(folder.metrics)
+    events = read_metrics(folder.metrics)
     summary, data = read(folder.summary), read(folder.data)
     tokens, thresholds, similarity = (data.get(name) or {} for name in ("tokens", "thresholds", "similarity"))
     chosen = thresholds.get("chosen")
@@ -73,7 +73,7 @@ def _drawable_figures(folder: RunDir) -> dict[str, Callable[[], Figure]]:
         drawable["waterfall"] = lambda: _draw_waterfall(stages)
     if any("train/loss" in event or "eval/loss" in event for event in events):
         drawable["loss"] = lambda: _draw_loss(events, summary)
-    if any("learning_rate" in event or "grad_norm" in event for event in events):
+    if any("train/learning_rate" in event or "train/grad_norm" in event for event in events):
         drawable["optimizer"] = lambda: _draw_optimizer(events)
     if any(row_count(tokens, time) for time in ("before", "after")):
         drawable["tokens"] = lambda: draw_histograms(tokens)
@@ -218,7 +218,7 @@ def _draw_optimizer(events: list[dict[str, Any]]) -> Figure:
     """Draw learning rate and gradient norm over steps, side by side."""
     from matplotlib.ticker import MaxNLocator
 
-    labels = {"learning_rate": "learning rate", "grad_norm": "gradient norm"}
+    labels = {"train/learning_rate": "learning rate", "train/grad_norm": "gradient norm"}
     figure = new_figure(1.9)
     for index, (name, label) in enumerate(labels.items()):
         axes = figure.add_subplot(1, len(labels), index + 1)

@@ -13,15 +13,17 @@ import pyarrow.compute as pc
 import torch
 
 from sft_lab.core.errors import Pruned
-from sft_lab.core.io import digest, write_json, write_text
+from sft_lab.core.io import write_json, write_text
 from sft_lab.core.log import log
 from sft_lab.core.redaction import Formatter
+from sft_lab.core.types import Work
 from sft_lab.data import export
 from sft_lab.data.waterfall import write as write_waterfall
 from sft_lab.report import card, figures, html_report
 from sft_lab.run import data_report, inputs
 from sft_lab.tracking import manifest
 from sft_lab.tracking.config import Mirror
+from sft_lab.tracking.tracked_run import TrackedRun, tracking_id
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
@@ -60,6 +62,7 @@ class Session:
                 "packages": manifest.versions(),
                 "plugins": self.run.plugins,
                 "job": self.run.hash,
+                "tracking_id": tracking_id(self.folder, self.run.hash),
                 "seed": self.run.seed,
                 "template_date": self.context.template_date.isoformat(),
                 "threads": torch.get_num_threads(),
@@ -104,7 +107,9 @@ class Session:
                 "groups": pc.count_distinct(data.train.rows.arrow("group")).as_py(),
             }
         )
-        self._mirror = self.run.tracking.start(self.folder, self._run_id(), self.run.saved())
+        run_id = f"{self._manifest['tracking_id']}{self._id_suffix}"
+        tracked = TrackedRun(self.folder, run_id, self.run.saved(), self._work, self.first_step())
+        self._mirror = self.run.tracking.start(tracked)
 
     def note_inputs(self) -> None:
         """Note what the data stages have read, and copy the small files."""
@@ -142,12 +147,12 @@ class Session:
             log.info("%s", address)
         return summary
 
-    def _run_id(self) -> str:
-        """Return W&B's id: the job's hash in a sweep, so that a resumed job stays one run."""
-        name = f"{self.run.hash}{self._suffix}"
-        return name if self.folder.sweep else f"{name}-{digest(str(self.folder.path.absolute()))[:4]}"
+    _work = Work.PREPARE
+    _id_suffix = "-data"  # preparing is tracked as a run of its own beside the training that may follow
 
-    _suffix = "-data"  # in W&B, preparing is a run of its own beside the training that may follow
+    def first_step(self) -> int:
+        """Return the optimizer step after which training goes on; 0 where it begins."""
+        return 0
 
     def _note(self, facts: dict[str, Any]) -> None:
         self._manifest |= facts

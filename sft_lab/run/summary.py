@@ -90,7 +90,7 @@ def _judge(run: Run, record: Record | Unwritten, base: BaseMeasurement, tuned: M
         record.curve("train/loss"),
         base.numbers,
         tuned.numbers,
-        record.curve("learning_rate"),
+        record.curve("train/learning_rate"),
         all_finite=bool(np.isfinite(values).all()),
     )
     return verdict.judge(observed, run.evaluation.limits)

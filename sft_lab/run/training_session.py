@@ -14,6 +14,7 @@ from sft_lab.core.hardware import rank
 from sft_lab.core.io import finite, write_json, write_lines
 from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
+from sft_lab.core.types import Work
 from sft_lab.report import card, html_report
 from sft_lab.run.evaluator import BaseMeasurement, Evaluator, Measurement
 from sft_lab.run.session import Session
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 class TrainingSession(Session):
     """A session that trains and judges too; in a process beside the one that writes, it trains alone."""
 
-    _suffix = ""
+    _work = Work.RUN
+    _id_suffix = ""
 
     def __init__(self, run: Run, folder: RunDir) -> None:
         super().__init__(run, folder)
@@ -81,13 +83,17 @@ class TrainingSession(Session):
                 "row is held out; raise split.eval_share, or set them to false and null"
             )
 
-        checkpoint = last_checkpoint(self.folder.checkpoints)
-        if checkpoint is None and self.folder.metrics.exists():
+        step = self.first_step()
+        if not step and self.folder.metrics.exists():
             log.info("train: an earlier attempt saved no checkpoint; training begins anew")
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         self.record = Record(self.folder.metrics, self._mirror, from_step=step)
         if self.run.evaluation.samples_every:
             self._samples = Lines(self.folder.training_samples, from_step=step)
+
+    def first_step(self) -> int:
+        """Return the step of the checkpoint that training goes on from."""
+        checkpoint = last_checkpoint(self.folder.checkpoints)
+        return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
     @during("measuring")
     def measure_base(self, data: Prepared) -> BaseMeasurement:

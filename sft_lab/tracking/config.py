@@ -9,10 +9,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sft_lab.core.redaction import netrc_file
+from sft_lab.tracking.wandb_login import is_logged_in, server_url, strange_settings
 
 if TYPE_CHECKING:
-    from sft_lab.core.run_dir import RunDir
+    from sft_lab.tracking.tracked_run import TrackedRun
 
 
 class Mirror:
@@ -37,11 +37,15 @@ class Tracking(abc.ABC):
     """Base of the tracking options."""
 
     @abc.abstractmethod
-    def start(self, folder: RunDir, run_id: str, config: dict[str, Any]) -> Mirror:
+    def start(self, run: TrackedRun) -> Mirror:
         """Return the mirror of a run."""
 
     def check(self) -> list[str]:
         """Return the problems of this option with its environment."""
+        return []
+
+    def missing_requirements(self) -> list[str]:
+        """Return what a command lacks to start jobs with this option; a job that has begun goes on without it."""
         return []
 
 
@@ -49,7 +53,7 @@ class Tracking(abc.ABC):
 class Local(Tracking):
     """The record in the run folder, nothing else."""
 
-    def start(self, folder: RunDir, run_id: str, config: dict[str, Any]) -> Mirror:  # noqa: ARG002
+    def start(self, run: TrackedRun) -> Mirror:  # noqa: ARG002
         """Return a mirror that ignores everything."""
         return Mirror()
 
@@ -63,17 +67,13 @@ class Mode(Enum):
     disabled = "disabled"
 
 
-# W&B's own rules, which its client checks only when a run starts.
-MOST_PROJECT, MOST_TAG = 128, 64
+# W&B's own rules, which its client checks only when a run starts, and its server only when it gets the run.
+MOST_PROJECT, MOST_TAG, MOST_NAME = 128, 64, 128
 _PROJECT = f"a name of at most {MOST_PROJECT} characters without / \\ # ? % :"
 
 
 def _is_project(name: str) -> bool:
     return bool(name.strip()) and len(name) <= MOST_PROJECT and not set(name) & set("/\\#?%:")
-
-
-# What a wandb/settings in the working folder may set: names and the mode, which this option sets anyway.
-HARMLESS_SETTINGS = {"entity", "project", "mode", "disabled"}
 
 
 @dataclass
@@ -83,15 +83,23 @@ class Wandb(Tracking):
     Attributes:
         project: null: WANDB_PROJECT, else ``sft_lab``.
         entity: user or team; null: the login's own.
+        name: of a run, before what differs in a sweep; null: WANDB_NAME, else what the run is made of.
+        notes: null: WANDB_NOTES.
+        group: null: WANDB_RUN_GROUP, else the name of the sweep's folder.
+        job_type: null: WANDB_JOB_TYPE, else ``train`` or ``prepare``.
     """
 
     mode: Mode = Mode.auto
     project: str | None = None
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
+    name: str | None = None
+    notes: str | None = None
+    group: str | None = None
+    job_type: str | None = None
 
     def check(self) -> list[str]:
-        """Return problems with names, WANDB_MODE (a misspelt "offline" must not go online) and settings files.
+        """Return problems with names, WANDB_MODE (a misspelt "offline" must not go online), and settings files.
 
         Names are not checked in ``__post_init__``, so that older saved runs can still be read.
         """
@@ -99,6 +107,11 @@ class Wandb(Tracking):
             f"tracking.tags={tag!r}: must be texts of 1 to {MOST_TAG} characters"
             for tag in self.tags
             if not 1 <= len(tag) <= MOST_TAG
+        ]
+        names += [
+            f"tracking.{key}={value!r}: must be a text of 1 to {MOST_NAME} characters, or null"
+            for key in ("name", "group", "job_type")
+            if (value := getattr(self, key)) is not None and not 1 <= len(value) <= MOST_NAME
         ]
         if self.project is not None and not _is_project(self.project):
             names.append(f"tracking.project={self.project!r}: must be {_PROJECT}, or null")
@@ -109,19 +122,50 @@ class Wandb(Tracking):
             return [f"WANDB_PROJECT={project}: must be {_PROJECT}; set another, or tracking.project"]
         mode = os.environ.get("WANDB_MODE", "").strip().lower()
         modes = [known.name for known in Mode if known is not Mode.auto]
-        if self.mode is not Mode.auto or not mode or mode in modes:
-            return [] if self.resolved_mode() == "disabled" else strange_settings(Path.cwd())
-        return [f"WANDB_MODE={mode}: must be one of {', '.join(modes)}; set one, or tracking.mode, or unset it"]
+        if self.mode is Mode.auto and mode and mode not in modes:
+            return [f"WANDB_MODE={mode}: must be one of {', '.join(modes)}; set one, or tracking.mode, or unset it"]
+        return [] if self.resolved_mode() == "disabled" else strange_settings(Path.cwd())
 
-    def start(self, folder: RunDir, run_id: str, config: dict[str, Any]) -> Mirror:
+    def missing_requirements(self) -> list[str]:
+        """Return why W&B does not take this login, where the user has chosen to be online."""
+        mode = os.environ.get("WANDB_MODE", "").strip().lower()
+        if self.mode is Mode.online:
+            setting, remedy = "tracking.mode=online", "tracking.mode=auto (offline where W&B is not there)"
+        elif self.mode is Mode.auto and mode == "online":
+            setting, remedy = "WANDB_MODE=online", "WANDB_MODE=offline, or unset it"
+        else:
+            return []
+        if not is_logged_in():
+            return [f"{setting}: there is no login for W&B at {server_url()}; run `wandb login`, or set {remedy}"]
+        from sft_lab.tracking.wandb_mirror import verify_login
+
+        try:
+            verify_login(server_url())
+        except ConnectionError as error:
+            return [f"{setting}: {error}; set {remedy}"]
+        return []
+
+    def start(self, run: TrackedRun) -> Mirror:
         """Start a W&B run and return its mirror; with ``mode=disabled`` one that ignores everything."""
         mode = self.resolved_mode()
         if mode not in ("online", "offline"):
             return Mirror()
         from sft_lab.tracking.wandb_mirror import WandbMirror
 
-        project = self.project or os.environ.get("WANDB_PROJECT") or "sft_lab"
-        return WandbMirror(folder, run_id, config, mode=mode, project=project, entity=self.entity, tags=self.tags)
+        return WandbMirror(run, mode, self.labels(run))
+
+    def labels(self, run: TrackedRun) -> dict[str, Any]:
+        """Return what W&B calls the run and puts it under: the option, else W&B's own variable, else ours."""
+        variable = os.environ.get
+        return {
+            "project": self.project or variable("WANDB_PROJECT") or "sft_lab",
+            "entity": self.entity,
+            "name": run.name(self.name or variable("WANDB_NAME")),
+            "notes": self.notes,
+            "group": self.group or variable("WANDB_RUN_GROUP") or run.group,
+            "job_type": self.job_type or variable("WANDB_JOB_TYPE") or run.job_type,
+            "tags": self.tags or None,
+        }
 
     def resolved_mode(self) -> Literal["online", "offline", "disabled"]:
         """Return the mode: of the config, else WANDB_MODE, else online if logged in, else offline."""
@@ -129,42 +173,4 @@ class Wandb(Tracking):
         for mode in ("online", "offline", "disabled"):
             if name == mode:
                 return mode
-        return "online" if _logged_in() else "offline"
-
-
-def strange_settings(folder: Path) -> list[str]:
-    """Return problems of a ``wandb/settings`` in the working folder that sets more than names and the mode.
-
-    W&B's client reads that file, and would send the user's key to the server it names.
-    """
-    import configparser
-
-    problems = []
-    for file in (folder / "wandb" / "settings", folder / ".wandb" / "settings"):
-        parser = configparser.ConfigParser(interpolation=None)
-        try:
-            parser.read(file, encoding="utf-8")
-        except (OSError, ValueError, configparser.Error) as error:
-            problems.append(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove it")
-            continue
-        names = {name for section in [*parser.sections(), parser.default_section] for name in parser[section]}
-        if wrong := sorted(names - HARMLESS_SETTINGS):
-            problems.append(
-                f"{file}: sets {', '.join(wrong)}, which W&B would take from this folder, whoever made it; remove it, "
-                "and set that by W&B's environment variables (WANDB_BASE_URL, ...) or `wandb login --host`"
-            )
-    return problems
-
-
-def _logged_in() -> bool:
-    """Return whether the W&B client would find a login: in the environment or in netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-    from urllib.parse import urlparse
-
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(str(netrc_file())).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        return "online" if is_logged_in() else "offline"

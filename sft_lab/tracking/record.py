@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.core.io import LONG, finite, read_text, write_text
+from sft_lab.core.records import current_metrics
 from sft_lab.core.types import Curve
 from sft_lab.tracking.config import Mirror
 
@@ -57,11 +58,12 @@ class Record(Lines):
         super().__init__(path, from_step)
         self._mirror = mirror
         self.events: list[dict[str, float]] = [
-            {name: math.nan if value is None else value for name, value in line.items()} for line in self.kept
+            {name: math.nan if value is None else value for name, value in current_metrics(line).items()}
+            for line in self.kept
         ]
 
     def __call__(self, event: dict[str, float]) -> None:
-        """Ignore an event."""
+        """Keep an event."""
         self.events.append(event)
         self.write(event)
         self._mirror.log(event)

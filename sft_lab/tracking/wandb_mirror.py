@@ -5,60 +5,54 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_lab.core.errors import FolderError
-from sft_lab.core.io import flat
 from sft_lab.core.log import log
-from sft_lab.tracking.config import Mirror, strange_settings
+from sft_lab.tracking.config import Mirror
+from sft_lab.tracking.tracked_run import summary_values
+from sft_lab.tracking.wandb_login import strange_settings
 
 if TYPE_CHECKING:
-    from sft_lab.core.run_dir import RunDir
+    from sft_lab.tracking.tracked_run import TrackedRun
 
 STEP = "train/global_step"
+INIT_TIMEOUT = 30  # seconds; W&B's own default is 90
 
 
 class WandbMirror(Mirror):
     """A W&B run, separate from any other run of this process.
 
     The client is called in a thread: some calls wait for the server, and training must not.
+
+    Args:
+        run: to mirror.
+        mode: whether its record is sent at once or kept.
+        labels: options of ``wandb.init``: project, name, group, ...
     """
 
-    def __init__(
-        self,
-        folder: RunDir,
-        run_id: str,
-        config: dict[str, Any],
-        *,
-        mode: Literal["online", "offline"],
-        project: str,
-        entity: str | None,
-        tags: list[str],
-    ) -> None:
+    def __init__(self, run: TrackedRun, mode: Literal["online", "offline"], labels: dict[str, Any]) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        # W&B's defaults are 90 seconds at the start and no limit at the end.
-        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT))
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # W&B's own default is no limit
         import wandb
 
         self._wandb, self._mode, self._failed = wandb, mode, False
         # The runs of a sweep share one wandb folder, so that they can be synced together.
-        root = folder.sweep or folder.path
+        root = run.folder.sweep or run.folder.path
         root.mkdir(parents=True, exist_ok=True)
         refuse_strange_folders(root)
         settings = wandb.Settings(console="off", disable_code=True, x_disable_stats=True, finish_timeout_raises=True)
         options: dict[str, Any] = {
             "settings": settings,
             "dir": root,
-            "id": run_id,
-            "project": project,
-            "entity": entity,
-            "group": folder.sweep.name if folder.sweep else None,
-            "name": folder.path.name.rpartition("-")[0] or folder.path.name if folder.sweep else folder.path.name,
-            "tags": tags or None,
-            "config": flat(config),
+            "id": run.id,
+            "config": run.config,
+            **labels,
             # By default the second job of a sweep would log to the first one's run.
             "reinit": "finish_previous",
         }
@@ -95,9 +89,7 @@ class WandbMirror(Mirror):
 
     def finish(self, summary: dict[str, Any] | None) -> str | None:
         """End the run, as failed without a summary. Returns its URL, or the command that uploads the rest."""
-        values = {
-            name: str(value) if isinstance(value, list | dict) else value for name, value in flat(summary or {}).items()
-        }
+        values = summary_values(summary or {})
         self._send(lambda: self._run.summary.update(values))
         self._send(lambda: self._run.finish(exit_code=0 if summary is not None else 1))
         self._actions.put(None)
@@ -122,6 +114,31 @@ class WandbMirror(Mirror):
                     "W&B failed (%s) and gets no more events; the record in the run folder goes on", _first_line(error)
                 )
                 return
+
+
+@cache  # of success alone: an error is tried again
+def verify_login(url: str) -> None:
+    """Ask W&B's server whether it takes the login of this environment.
+
+    Args:
+        url: of the server.
+
+    Raises:
+        ConnectionError: if it cannot be reached or refuses.
+    """
+    import wandb
+
+    patience = int(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT))
+    is_in_use, began = bool(wandb.run or os.environ.get("WANDB_SERVICE")), time.monotonic()
+    try:
+        wandb.Api(timeout=patience)
+    except wandb.Error as error:
+        is_late = time.monotonic() - began >= patience
+        reason = f"no answer in {patience} seconds" if is_late else _first_line(error.__cause__ or error)
+        raise ConnectionError(f"W&B at {url} cannot be reached or refuses the login ({reason})") from error
+    finally:
+        if not is_in_use:
+            wandb.teardown()  # a process started here would stay with the jobs that are started later
 
 
 def refuse_strange_folders(folder: Path) -> None:

@@ -18,8 +18,8 @@ from sft_lab.core.progress import Stopwatch
 # Names in metrics.jsonl of what the trainer logs; the rest is not kept.
 METRIC_NAMES = {
     "loss": "train/loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
     "mean_token_accuracy": "train/mean_token_accuracy",
     "entropy": "train/entropy",
     "num_tokens": "train/num_tokens",
@@ -120,8 +120,8 @@ class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
         ("train/loss", "loss {:.3f}"),
         ("eval/loss", "held-out {:.3f}"),
         ("gap", "gap {:+.3f}"),
-        ("learning_rate", "rate {:.1e}"),
-        ("grad_norm", "norm {:.2g}"),
+        ("train/learning_rate", "rate {:.1e}"),
+        ("train/grad_norm", "norm {:.2g}"),
         ("train/mean_token_accuracy", "accuracy {:.0%}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
     )

@@ -163,6 +163,8 @@ CASES = [
     around("the sweep folder is a file", "-m", *SMALL, "seed=1,2", "hydra.sweep.dir=data", make=written("data", "x")),
     around("the sweep folder's record is no JSON", "-m", *SMALL, "seed=1,2", "hydra.sweep.dir=data",
            make=written("data/sweep.json", "[")),
+    around("W&B online by hand, and no login", "plan", "tracking=wandb", "tracking.mode=online", WANDB_API_KEY=None,
+           NETRC="{here}/netrc", WANDB_BASE_URL="https://wandb.example.org"),
     around("WANDB_MODE misspelt", "plan", "tracking=wandb", WANDB_MODE="offlin"),
     around("no home", "plan", "dedup.threshold=7", HOME=None, XDG_CACHE_HOME=None, SFT_LAB_STORE=None, fresh=True),
     around("a home that cannot be written, OMP_NUM_THREADS=abc, one column", *PREPARE, HOME="/proc/nowhere",

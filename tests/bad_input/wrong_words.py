@@ -67,6 +67,7 @@ CASES = [
     config("a warm-up of steps and a half", "trainer.warmup_steps=1.5"),
     config("a W&B project with a slash", "tracking=wandb", "tracking.project=me/mine"),
     config("an empty W&B tag", "tracking=wandb", "tracking.tags=['']"),
+    config("a W&B group that is too long", "tracking=wandb", f"tracking.group={'g' * 129}"),
     config("a value that is no choice", "dedup.keep=last"),
     config("an unknown type of weights", "model.dtype=int3"),
     config("a key of TRL's that is ours", "+trainer.sft_config.learning_rate=1"),

@@ -19,13 +19,14 @@ pytestmark = pytest.mark.slow
 FEW = ["trainer.max_steps=3", "trainer.logging_steps=1", "evaluation.prompts=[]", "evaluation.general=null",
        "evaluation.outputs=0", "evaluation.baseline.examples=0", "evaluation.baseline.system_prompt=null"]  # fmt: skip
 TINY = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
-ONLINE = ["tracking=wandb", "tracking.mode=online"]
+ONLINE = ["tracking=wandb"]  # as there is a login
 
 
 @pytest.fixture(autouse=True)
 def _client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Let W&B's client read this test's environment, and not the last one's."""
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "4")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -78,6 +79,46 @@ def test_a_run_goes_on_without_wandb(
     assert list(Path(sync[1]).glob("*.wandb"))
     assert ("it is recorded offline" in said) == (at == "start")
     assert ("W&B (not all was sent)" in said) == (at == "stream")
+
+
+@pytest.mark.parametrize("harm", ["refuses", "hangs", "closes", "gone"])
+def test_online_by_hand_is_an_error_before_any_work(
+    here: Path, tiny: list[str], harm: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = StandIn(harm, "start")
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    if harm == "gone":
+        server.end()
+    try:
+        assert main(["-m", *tiny, *FEW, *ONLINE, "tracking.mode=online", "seed=1,2"]) == 2
+    finally:
+        server.end()
+    reason = "unauthorized" if harm == "refuses" else "no answer in 4 seconds"
+    assert capfd.readouterr().err == (
+        f"sft-lab: tracking.mode=online: W&B at {server.url} cannot be reached or refuses the login ({reason}); set "
+        "tracking.mode=auto (offline where W&B is not there)\n"
+    )
+    assert not list(here.iterdir())
+
+
+def test_online_by_hand_with_a_server_and_without_a_login(
+    here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = StandIn()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "30")
+    try:
+        assert main([*tiny, *FEW, *ONLINE, "tracking.mode=online", "hydra.run.dir=run"]) == 0
+        assert f"W&B: {server.url}/me/sft_lab/runs/" in capfd.readouterr().err
+        monkeypatch.delenv("WANDB_API_KEY")
+        monkeypatch.setenv("WANDB_MODE", "online")
+        assert main(["plan", *tiny, *FEW, *ONLINE]) == 2
+    finally:
+        server.end()
+    assert capfd.readouterr().err == (
+        f"sft-lab: WANDB_MODE=online: there is no login for W&B at {server.url}; run `wandb login`, or set "
+        "WANDB_MODE=offline, or unset it\n"
+    )
 
 
 def test_nobody_there_at_all(

@@ -50,7 +50,7 @@ def stages(draw: st.DrawFn) -> list[dict[str, Any]]:
 EVENT = st.fixed_dictionaries(
     {"step": st.integers(0, 10**6)},
     optional=dict.fromkeys(
-        ["train/loss", "eval/loss", "train/probe_loss", "learning_rate", "grad_norm", "epoch"], NUMBER
+        ["train/loss", "eval/loss", "train/probe_loss", "train/learning_rate", "grad_norm", "epoch"], NUMBER
     ),
 )
 EVIDENCE = st.fixed_dictionaries({"rule": HOSTILE, "value": NUMBER, "limit": NUMBER, "says": HOSTILE})

@@ -49,9 +49,9 @@ HELD_OUT = [
 ]
 EVENTS: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0.0, "eval/loss": 2.4, "eval/bits_per_byte": 0.9},
-    {"step": 10, "epoch": 0.5, "train/loss": 2.1, "learning_rate": 1e-4, "grad_norm": 1.2},
+    {"step": 10, "epoch": 0.5, "train/loss": 2.1, "train/learning_rate": 1e-4, "train/grad_norm": 1.2},
     {"step": 10, "epoch": 0.5, "eval/loss": 2.0, "eval/bits_per_byte": 0.8},
-    {"step": 20, "epoch": 1.0, "train/loss": 1.8, "learning_rate": 5e-5, "grad_norm": 1.1},
+    {"step": 20, "epoch": 1.0, "train/loss": 1.8, "train/learning_rate": 5e-5, "train/grad_norm": 1.1},
     {"step": 20, "epoch": 1.0, "eval/loss": 1.8, "eval/bits_per_byte": 0.7},
 ]
 SUMMARY: dict[str, Any] = {
@@ -290,6 +290,7 @@ def test_three_figures_with_their_labels(make: Make) -> None:
 
 
 NOTHING = {"stage": "load", "rows_in": 0, "rows_kept": 0, "tokens_in": 0, "tokens_kept": 0, "dropped": {}}
+# As older runs named them.
 DIVERGED = {"step": 10, "epoch": 0.5, "train/loss": None, "learning_rate": 1e-4, "grad_norm": None}
 
 

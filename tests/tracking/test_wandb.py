@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from sft_lab.cli.main import main
-from sft_lab.core.io import flat
-from sft_lab.tracking.config import Mode, Wandb
+from sft_lab.core.io import write_json
+from sft_lab.core.records import read_metrics
+from sft_lab.core.run_dir import RunDir
+from sft_lab.tracking.config import Mirror, Mode, Wandb
+from sft_lab.tracking.record import Record
+from sft_lab.tracking.tracked_run import TrackedRun, summary_values, tracking_id
 
 
 def inspect(run: Path, *options: str) -> list[dict[str, Any]]:
-    wandb = Path(sys.executable).with_name("wandb")
-    done = subprocess.run(
-        [str(wandb), "leet", "inspect", "--json", *options, str(run)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
 
 
@@ -34,25 +36,125 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_jobs_of_one_process_do_not_mix(sweep: Path) -> None:
-    runs = sorted((sweep / "wandb").glob("offline-run-*"))
+    runs = {run.name.split("-", 3)[3]: run for run in (sweep / "wandb").glob("offline-run-*")}
     jobs = sorted(path.parent for path in sweep.glob("*/summary.json"))
     assert len(runs) == len(jobs) == 2
-    hashes = {job.name.rpartition("-")[2] for job in jobs}
-    assert {run.name.rpartition("-")[2] for run in runs} == hashes
-    for run in runs:
-        job = next(job for job in jobs if job.name.endswith(run.name.rpartition("-")[2]))
-        text = json.dumps(inspect(run))
-        rate = "0.001" if "0.001" in job.name or "1e-3" in job.name else "0.002"
-        assert f'"trainer.learning_rate": {rate}' in text or f'"trainer.learning_rate", "value_json": "{rate}"' in text
-        assert "my_sweep" in text
-        for part in ("train/global_step", "eval/loss", "train/loss", "waterfall", "samples", "outputs", "verdict",
-                     "two", "mine", "figures/tokens", "figures/waterfall", "languages", "longest"):  # fmt: skip
+    for job in jobs:
+        records = inspect(runs[json.loads((job / "manifest.json").read_text())["tracking_id"]])
+        run = next(record["run"] for record in records if record["type"] == "run")
+        config = run["config"]["update"]
+        assert config["trainer"]["learning_rate"] == float(job.name.split("=")[1].rpartition("-")[0])
+        assert config["trainer"]["peft"]["r"] == 16  # nested as deep as it is
+        assert not [key for key in config if "." in key]
+        assert (run["run_group"], run["job_type"], run["project"]) == ("my_sweep", "train", "mine")
+        assert run["display_name"] == job.name.rpartition("-")[0]
+        assert run["tags"] == ["one", "two"]
+
+        text = json.dumps(records)
+        for part in ("train/loss", "train/grad_norm", "train/learning_rate", "train/global_step", "train/epoch",
+                     "eval/loss", "waterfall", "samples", "outputs", "verdict", "evidence.not_judged.says",
+                     "figures/tokens", "figures/waterfall", "languages", "longest"):  # fmt: skip
             assert part in text, part
 
 
-def test_flat_config_has_dotted_keys() -> None:
-    config = {"trainer": {"peft": {"r": 8}, "tags": [1]}, "seed": 1, "empty": {}}
-    assert flat(config) == {"trainer.peft.r": 8, "trainer.tags": [1], "seed": 1, "empty": {}}
+PREPARE = ["prepare", "model=tiny_random", "trainer=smoke", "dedup=none", "filter=none", "tracking=wandb",
+           "decontaminate.method=none", "evaluation.general=null", "threads=1", "dataset.limit=20"]  # fmt: skip
+
+
+def tracked_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the record ``run`` of each offline run, in their order."""
+    runs = sorted((folder / "wandb").glob("offline-run-*"))
+    return [next(record["run"] for record in inspect(run) if record["type"] == "run") for run in runs]
+
+
+@pytest.mark.slow
+def test_a_job_in_two_sweep_folders_is_two_runs_and_one_that_goes_on_is_one(here: Path) -> None:
+    command = ["-m", *PREPARE[1:], "seed=1"]
+    for folder in ("mine", "yours"):
+        assert main(["prepare", *command, f"hydra.sweep.dir={folder}"]) == 0
+    (status,) = Path("mine").glob("*/status.json")
+    status.unlink()
+    assert main(["prepare", *command, "hydra.sweep.dir=mine"]) == 0
+
+    mine, yours = tracked_runs(here / "mine"), tracked_runs(here / "yours")
+    assert [run["run_group"] for run in (*mine, *yours)] == ["mine", "mine", "yours"]
+    assert mine[0]["run_id"] == mine[1]["run_id"] != yours[0]["run_id"]
+    assert mine[0]["job_type"] == "prepare"
+
+
+@pytest.mark.slow
+def test_labels(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_JOB_TYPE", "nightly")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "not this")
+    labels = ["tracking.name=my run", "tracking.notes=why", "tracking.group=a group", "hydra.run.dir=run"]
+    assert main([*PREPARE, *labels]) == 0
+    (run,) = tracked_runs(here / "run")
+    names = ("display_name", "notes", "run_group", "job_type")
+    assert [run[name] for name in names] == ["my run", "why", "a group", "nightly"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "choices", "chosen", "name"),
+    [
+        ("05-48-47", {"model": "opt_350m", "trainer": "lora"}, None, "starter-exact-opt_350m-lora"),
+        ("05-48-47-2", {"model": "local", "trainer": "lora"}, None, "starter-exact-base-lora"),
+        ("05-48-47", {"model": "opt_350m", "dataset": "file"}, None, "rows.jsonl-exact-opt_350m"),
+        ("05-48-47", {"model": "opt_350m"}, "mine", "mine"),
+        ("first_try", {"model": "opt_350m"}, None, "first_try"),
+        ("sweep/seed=1-0123456789ab", {"model": "opt_350m"}, None, "seed=1"),
+        ("sweep/seed=1-0123456789ab", {"model": "opt_350m"}, "mine", "mine-seed=1"),
+        ("sweep/0123456789ab", {"model": "opt_350m"}, None, "0123456789ab"),
+    ],
+)
+def test_the_name_of_a_run(folder: str, choices: dict[str, Any], chosen: str | None, name: str, tmp_path: Path) -> None:
+    path = tmp_path / folder
+    if path.parent != tmp_path:
+        write_json(path.parent / "sweep.json", {})
+    config = {
+        "choices": {"dataset": "starter", "dedup": "exact", **choices},
+        "dataset": {"path": "/data/rows.jsonl"},
+        "model": {"name_or_path": "/models/base/"},
+    }
+    assert TrackedRun(RunDir(path), "id", config).name(chosen) == name
+
+
+def test_the_id_of_a_folder(tmp_path: Path) -> None:
+    """It stays; one of an older version that had none goes on under the id that it had."""
+    first, second = RunDir(tmp_path / "a" / "job"), RunDir(tmp_path / "b" / "job")
+    ids = [tracking_id(folder, "0123456789ab") for folder in (first, second)]
+    assert ids[0] != ids[1]
+    assert {known[:13] for known in ids} == {"0123456789ab-"}
+
+    write_json(first.manifest, {"job": "0123456789ab", "tracking_id": ids[1]})
+    assert tracking_id(first, "0123456789ab") == ids[1]
+    write_json(first.manifest, {"job": "0123456789ab", "tracking_id": "../../else"})
+    assert tracking_id(first, "0123456789ab").startswith("0123456789ab-")
+    write_json(first.path.parent / "sweep.json", {})
+    write_json(first.manifest, {"job": "0123456789ab"})
+    assert tracking_id(first, "0123456789ab") == "0123456789ab"
+
+
+def test_a_summary_has_a_value_for_each_number_of_the_evidence() -> None:
+    rules = [("diverged", 0.1, "x"), ("template_not_learned", 0.2, "y"), ("template_not_learned", 0.3, "z")]
+    evidence = [{"rule": rule, "value": value, "limit": 0.5, "says": text} for rule, value, text in rules]
+    values = summary_values({"evidence": evidence, "advice": {"says": "a"}, "sources": {"s": {"eval/loss": 1.0}}})
+    assert values["evidence.diverged.value"] == 0.1
+    assert values["evidence.template_not_learned.value"] == 0.2
+    assert values["evidence.template_not_learned_2.says"] == "z"
+    assert (values["advice.says"], values["sources.s.eval/loss"]) == ("a", 1.0)
+
+
+def test_metrics_of_an_older_run_have_the_names_of_today(tmp_path: Path) -> None:
+    """In a folder that is read, and in one whose training goes on."""
+    file = tmp_path / "metrics.jsonl"
+    events = [{"step": step, "train/loss": 2.0, "learning_rate": 1e-4, "grad_norm": 0.5} for step in (1, 2, 3)]
+    file.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    renamed = {"step": 1, "train/loss": 2.0, "train/learning_rate": 1e-4, "train/grad_norm": 0.5}
+    assert read_metrics(file)[0] == renamed
+    record = Record(file, Mirror(), from_step=2)
+    record({"step": 3, "train/learning_rate": 2e-4})
+    assert record.curve("train/learning_rate") == [(1, 1e-4), (2, 1e-4), (3, 2e-4)]
+    assert [event.get("train/learning_rate") for event in read_metrics(file)] == [1e-4, 1e-4, 2e-4]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +179,28 @@ def test_config_beats_environment_beats_login(
     assert Wandb(mode=config).resolved_mode() == mode
 
 
-def test_a_netrc_is_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+@pytest.mark.parametrize(
+    ("machine", "server", "mode"),
+    [
+        ("api.wandb.ai", None, "online"),  # as logins of older clients have it
+        ("api.forge.coreweave.com", None, "online"),
+        ("wandb.example.org", None, "offline"),
+        ("wandb.example.org:8080", "https://wandb.example.org:8080", "online"),
+        ("api.wandb.ai", "https://wandb.example.org:8080", "offline"),
+    ],
+)
+def test_a_netrc_is_a_login(
+    machine: str, server: str | None, mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For the server of the environment, else for that of `wandb login --host`."""
+    (tmp_path / "netrc").write_text(f"machine {machine} login user password x\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    assert Wandb().resolved_mode() == "online"
+    if server:
+        (tmp_path / "settings").write_text(f"[default]\nbase_url = {server}\n")
+        assert Wandb().resolved_mode() == mode
+        (tmp_path / "settings").unlink()
+        monkeypatch.setenv("WANDB_BASE_URL", server)
+    assert Wandb().resolved_mode() == mode

@@ -37,7 +37,9 @@ def assert_same(plain: list[dict], theirs: list[dict]) -> None:
     assert len({round(event["train/loss"], 4) for event in plain}) > 1  # it learns, so that a wrong gradient shows
     for ours, trl in zip(plain, theirs, strict=True):
         del ours["tokens_per_second"], trl["tokens_per_second"]
-        assert ours.keys() == trl.keys() >= {"train/loss", "train/entropy", "train/mean_token_accuracy", "grad_norm"}
+        assert (
+            ours.keys() == trl.keys() >= {"train/loss", "train/entropy", "train/mean_token_accuracy", "train/grad_norm"}
+        )
         assert ours == pytest.approx(trl, abs=1e-5, rel=1e-4)
         assert ours["train/loss"] == pytest.approx(trl["train/loss"], abs=1e-5)
 
