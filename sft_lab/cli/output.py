@@ -119,7 +119,7 @@ def _waterfall(folder: RunDir) -> Table:
     table = Table("stage", "rows", "tokens", "dropped", box=box.SIMPLE_HEAD, title="Waterfall", title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
     for stage in read_json(folder.waterfall)["stages"]:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
         table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", dropped)
     return table
 

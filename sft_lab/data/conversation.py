@@ -180,6 +180,15 @@ def texts_of(messages: list[Message]) -> dict[str, str]:
     return {role: "\n".join(parts) for role, parts in texts.items()}
 
 
+def answers_of(messages: list[Message]) -> list[str]:
+    """Return what each turn of the assistant says, but for those that hold nothing, which do not train."""
+    return [
+        _text_with_calls(message) or message["reasoning_content"]
+        for message in messages
+        if message["role"] == "assistant" and not is_silent(message)
+    ]
+
+
 def _text_with_calls(message: Message) -> str:
     calls = message.get("tool_calls")
     return "\n".join(filter(None, (message["content"], calls))) if calls else str(message["content"])

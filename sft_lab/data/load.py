@@ -96,7 +96,7 @@ class Dataset(Bounded, abc.ABC):
 
     format: Format = Format.auto
     columns: dict[str, str] = field(default_factory=dict)
-    turns: Turns = Turns.first
+    turns: Turns = Turns.all
     leading_assistant: LeadingAssistant = LeadingAssistant.drop
     consecutive: Consecutive = bounded(Consecutive.join, added=True)
     bad_answers: BadAnswers = bounded(BadAnswers.drop, added=True)

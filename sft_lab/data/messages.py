@@ -187,11 +187,9 @@ def read_row_fields(record: dict[str, Any], tools_column: str = "tools") -> dict
         if not isinstance(kwargs, dict):
             raise Unreadable(f"chat_template_kwargs is {_kind(kwargs)}, not an object")
         fields["template_kwargs"] = _json_text(without_nulls(kwargs), "chat_template_kwargs")
-    if documents := _taken(record, "documents"):
-        documents = parsed_json(documents, "documents")
-        if not isinstance(documents, list):
-            raise Unreadable(f"documents is {_kind(documents)}, not a list")
-        fields["documents"] = _json_text(without_nulls(documents), "documents")
+    documents = dict.get(record, "documents")  # unwatched: what is no list of objects is no template's, and not read
+    if isinstance(documents, list) and documents and all(isinstance(document, dict) for document in documents):
+        fields["documents"] = _json_text(without_nulls(_taken(record, "documents")), "documents")
     return fields
 
 

@@ -248,7 +248,7 @@ class Evaluator:
     def _question_sets(self, template: Template) -> dict[str, Ready]:
         """Return the sets of questions, general and domain, under a template."""
         return {
-            name: self._templated(template, File(path=path)(self._context).rows)
+            name: self._templated(template, File(path=path, turns=self._run.dataset.turns)(self._context).rows)
             for name, path in self._options.sets().items()
         }
 

@@ -37,6 +37,18 @@ def test_answered(context: StageContext) -> None:
     assert strict.score.tolist() == [6, 0, 0, 0, 2, 2]
 
 
+def test_each_answer_of_a_conversation_is_judged_and_empty_ones_are_none(context: StageContext) -> None:
+    def talk(*answers: str) -> list[dict[str, str]]:
+        turns = [({"role": "user", "content": "Hi?"}, {"role": "assistant", "content": answer}) for answer in answers]
+        return [message for exchange in turns for message in exchange]
+
+    talks = [talk("Hello.", "No"), talk("Hello.", "", "Well."), talk("", "")]
+    rows = table(*[("Hi?", "".join(message["content"] for message in messages[1::2])) for messages in talks])
+    rows = rows.add_column("messages", talks)
+    assert Answered(min_answer_chars=3)(rows, context).reason == ["short_answer", "", "empty_answer"]
+    assert Answered()(rows, context).score.tolist() == [2, 5, 0]
+
+
 def test_zero_width_and_format_characters_alone_are_blank(context: StageContext) -> None:
     rows = table(
         ("Hi?", "\u200b"), ("\ufeff \u200e\n", "Hello."), ("Hi?", "\u200b \u200d"), ("Hi?", "\u200bNo"), ("\u0301", "!")

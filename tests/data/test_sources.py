@@ -96,14 +96,14 @@ def test_reasons(context: StageContext, write: Any, turns: list[str], drop: str,
 
 def test_an_order_in_the_middle_is_no_matter_to_the_first_exchange(context: StageContext, write: Any) -> None:
     path = write(talk("s One.", "u 1", "a 2", "s Two.", "u 3", "a 4"))
-    loaded = load(context, path)
+    loaded = load(context, path, turns=Turns.first)
     assert loaded.rows.column("system") == ["One."]
     assert outcomes(load(context, path, turns=Turns.all)) == ["unreadable"]
 
 
 def test_cut_keeps_what_follows_the_first_user_turn(context: StageContext, write: Any) -> None:
     path = write(talk("a Hello.", "u 1", "a 2", "u 3", "a 4"))
-    rows = load(context, path, leading_assistant=LeadingAssistant.cut).rows
+    rows = load(context, path, leading_assistant=LeadingAssistant.cut, turns=Turns.first).rows
     assert (rows.column("prompt"), rows.column("answer")) == (["1"], ["2"])
 
 
@@ -359,7 +359,7 @@ def test_a_file_read_twice_by_a_run_has_one_content(context: StageContext, tmp_p
     load(context, path)
     save(QUESTIONS[:3], path)
     with pytest.raises(SourceError, match="changed since this run first read it"):
-        load(context, path, turns=Turns.all)
+        load(context, path, turns=Turns.first)
 
 
 def test_the_files_of_a_glob_are_listed_once_in_a_run(context: StageContext, tmp_path: Path) -> None:
@@ -462,7 +462,7 @@ def test_a_file_is_read_once_for_its_rows_and_its_fingerprint(
     load(context, path)
     File(path=str(path)).fingerprint(context.store)
     load(context, path, limit=3)
-    load(context, path, turns=Turns.all)  # another reading of the same bytes
+    load(context, path, turns=Turns.first)  # another reading of the same bytes
     assert opened.count(str(path)) == 2
 
 
@@ -626,7 +626,7 @@ def test_the_fingerprint_changes_with_the_bytes_alone(context: StageContext, tmp
     before, key = File(path=str(path)).fingerprint(context.store), load(context, path).rows.key
     path.touch()
     moved = save(QUESTIONS, tmp_path / "elsewhere.jsonl")
-    assert File(path=str(path), limit=3, turns=Turns.all).fingerprint(context.store) == before
+    assert File(path=str(path), limit=3, turns=Turns.first).fingerprint(context.store) == before
     assert File(path=str(moved)).fingerprint(context.store) == before
     assert load(context, moved, limit=3).rows.key == key
     path.write_bytes(path.read_bytes() + b"\n")

@@ -39,8 +39,8 @@ def expected(name: str) -> tuple[str, str] | None:
 
 @pytest.fixture(scope="module")
 def prepared():
-    """The default stages over the whole set, with the real embedder; only the tokenizer is the small one."""
-    run = compose(["model=tiny_random", "dataset.limit=null", "split.max_eval_rows=128"])
+    """The stages over all first exchanges, with the real embedder; only the tokenizer is the small one."""
+    run = compose(["model=tiny_random", "dataset.limit=null", "dataset.turns=first", "split.max_eval_rows=128"])
     context = StageContext(load_tokenizer=lambda: run.model.load_tokenizer(StageContext()))
     return run.prepare(context)
 

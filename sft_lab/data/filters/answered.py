@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
+from sft_lab.data.conversation import answers_of
 from sft_lab.data.filters import Filter
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 class Answered(Filter):
     """Drop rows whose prompt or answer is blank or shorter than the limits (characters, white space at ends off).
 
+    Of a conversation with several answers, each that trains is judged: the shortest decides. Empty ones do not train.
     Blank is a text of nothing but white space and Unicode's format characters (category Cf: zero-width space, byte
     order mark, direction marks).
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     min_prompt_chars: int = bounded(1, at_least=1)
     min_answer_chars: int = bounded(1, at_least=1)
@@ -34,7 +36,7 @@ class Answered(Filter):
         reasons, scores = [], []
         columns = rows.batches("prompt", "answer", "messages")
         for prompt, answer, messages in (row for batch in columns for row in zip(*batch, strict=True)):
-            prompt_size, answer_size = _size(prompt), _size(answer)
+            prompt_size, answer_size = _size(prompt), min(map(_size, answers_of(messages) or [answer]))
             if prompt_size < self.min_prompt_chars and messages:
                 reasons.append("short_prompt" if prompt_size else "empty_prompt")
                 scores.append(float(prompt_size))
