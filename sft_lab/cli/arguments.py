@@ -44,7 +44,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab search --over 'trainer.learning_rate=tag(log, interval(1e-5,1e-3))' --trials 20
   sft-lab search --over 'dedup.threshold=interval(0.7,0.99)' 'trainer.peft.r=8,16' --confirm 3
-  sft-lab search hparams_search=mine      hparams_search/mine.yaml as lightning-hydra-template has it
+  sft-lab search hparams_search=mine    hparams_search/mine.yaml as lightning-hydra-template has it
 """,
     ),
     "exec": (

@@ -13,6 +13,7 @@ from sft_lab.compare.axes import SEED
 from sft_lab.compare.collect import ComparedJob, has_diverged
 from sft_lab.compare.effects import AxisEffect, measure_effects
 from sft_lab.compare.scores import CommonRows, Measure, Obstacle, choose_measure, find_common_rows
+from sft_lab.compare.trials import SearchHistory, read_search
 from sft_lab.compare.uncertainty import (
     PRIOR_SHARE,
     RANDOM_START_SHARE,
@@ -84,6 +85,7 @@ class Comparison:
         row_count: held-out rows that all jobs were scored on; 0 without row losses.
         unscored: finished jobs without row losses, by name.
         spread: over seeds.
+        search: that the jobs are trials of; None where they are of none.
     """
 
     jobs: list[ComparedJob]
@@ -100,6 +102,7 @@ class Comparison:
     row_count: int = 0
     unscored: list[str] = field(default_factory=list)
     spread: SeedSpread = field(default_factory=lambda: estimate_seed_spread([]))
+    search: SearchHistory | None = None
 
     @property
     def winner(self) -> Setting | None:
@@ -119,7 +122,8 @@ def analyze(jobs: list[ComparedJob]) -> Comparison:
     for job in judged:
         fingerprints.setdefault(job.fingerprint or UNKNOWN, []).append(job.name)
 
-    comparison = Comparison(jobs, axes, measure, reason, _score_base_models(judged or jobs), fingerprints)
+    bases, search = _score_base_models(judged or jobs), read_search(jobs)
+    comparison = Comparison(jobs, axes, measure, reason, bases, fingerprints, search=search)
     if len(set(fingerprints) - {UNKNOWN}) > 1:
         return replace(comparison, obstacle=Obstacle.OTHER_ROWS)
     return _rank(comparison, judged) if judged else comparison

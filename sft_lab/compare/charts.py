@@ -165,6 +165,8 @@ def draw_scatter(
     paths: Sequence[JobMark] = (),
     included: Sequence[float] = (),
     starts: Sequence[float] = (),
+    is_log: bool = False,
+    size: tuple[float, float] = (WIDTH, HEIGHT),
 ) -> Markup | None:
     """Return a dot for each job; None where there are no jobs.
 
@@ -176,6 +178,8 @@ def draw_scatter(
         paths: how jobs came to their points.
         included: values of y that belong to the plot.
         starts: losses before training, which bound the plot.
+        is_log: whether equal factors of x are equally far apart.
+        size: width and height in inches.
     """
     if not marks:
         return None
@@ -183,8 +187,13 @@ def draw_scatter(
     x_values, y_values = zip(*points, strict=True)
 
     def draw() -> Chart:
-        chart = Chart((WIDTH, HEIGHT), find_y_range([*y_values, *included], starts), *axis_labels)
-        chart.axes.set_xlim(_widen(min(x_values), max(x_values), by=0.08))
+        chart = Chart(size, find_y_range([*y_values, *included], starts), *axis_labels)
+        if is_log:
+            chart.axes.set_xscale("log")
+            chart.axes.xaxis.set_major_formatter("{x:g}")
+            chart.axes.xaxis.set_minor_formatter("")
+        else:
+            chart.axes.set_xlim(_widen(min(x_values), max(x_values), by=0.08))
         chart.add_level(0)
         for mark in paths:
             if mark.points:

@@ -249,8 +249,12 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
     states = [
         job.state if job.state != RunState.FINISHED else "no held-out loss"
         for job in comparison.jobs
-        if not job.is_judged
+        if not job.is_judged and job.state != RunState.PRUNED
     ]
+    if pruned := sum(job.state == RunState.PRUNED for job in comparison.jobs):
+        sentences.append(
+            f"{count_of(pruned, 'job')} pruned: the search ended them early, when others were better at the same place."
+        )
     if states and comparison.settings:
         listed = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         sentences.append(f"{count_of(len(states), 'job')} not judged: {listed}. The results may still change.")

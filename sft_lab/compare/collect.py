@@ -160,7 +160,7 @@ def _read(folder: RunDir, name: str) -> ComparedJob:
     try:
         job.config = _config(folder.config)
         status = read(folder.status)
-        job.error = str(status.get("error") or "")
+        job.error = str(status.get("error") or status.get("reason") or "")
         manifest = read(folder.manifest)
         job.fingerprint, job.train_fingerprint = manifest.get("held_out_fingerprint"), manifest.get("train_fingerprint")
         job.events = read_metrics(folder.metrics)

@@ -18,6 +18,7 @@ from sft_lab.compare.charts import JobMark
 from sft_lab.compare.collect import ComparedJob
 from sft_lab.compare.palette import GRAY, Color, choose_colors
 from sft_lab.compare.scores import Measure
+from sft_lab.compare.trials import describe_search
 from sft_lab.core.io import is_number
 from sft_lab.report.formatting import with_minus
 from sft_lab.report.html_report import VERDICTS
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sft_lab.compare.effects import AxisEffect
     from sft_lab.core.types import Curve
 
+MAX_LEVELS = 8  # values of an axis up to which each is a group; more numbers, as a search tries them, are a line
+WIDE = 20.0  # between the lowest and the highest of them: drawn by factors
 MAX_HOVERED = 60  # jobs up to which the pointer on a row of the table highlights the job's curves
 SAME_BASES = 0.02  # base models whose losses differ by less, as with other seeds, are one line in a chart
 NO_VALUE = "not set"  # name of the value of jobs whose config lacks the key
@@ -104,6 +107,7 @@ def _content(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "hovered_jobs": list(marks.keys.values()) if len(jobs) <= MAX_HOVERED else [],
         "curves": _curves(comparison, marks),
         "scatters": _scatters(comparison, marks),
+        "search": _search(comparison, marks),
         "effects": _effects(comparison, marks),
         "distances": _distances(comparison, marks),
         "samples": _samples(comparison, marks),
@@ -244,6 +248,21 @@ def _scatters(comparison: Comparison, marks: _JobMarks) -> dict[str, Markup | No
     }
 
 
+def _search(comparison: Comparison, marks: _JobMarks) -> dict[str, Any] | None:
+    """Return the history of the search that the jobs are trials of; None where they are of none."""
+    search = comparison.search
+    if search is None:
+        return None
+    jobs = {job.name: job for job in comparison.jobs}
+    dots = [
+        marks.dot(jobs[trial.job], trial.number, trial.loss)
+        for trial in search.trials
+        if trial.loss is not None and trial.job in jobs
+    ]
+    section = describe_search(search, dots, claims.UNITS[comparison.measure], _base_losses(comparison))
+    return section | {"importance": [(marks.names.get(axis, axis), share) for axis, share in search.importance.items()]}
+
+
 def _effects(comparison: Comparison, marks: _JobMarks) -> list[dict[str, Any]]:
     losses = [loss for effect in comparison.effects for level in effect.levels for loss in level.losses.values()]
     if not losses:
@@ -262,13 +281,17 @@ def _effect(
 ) -> dict[str, Any]:
     name = marks.names[effect.axis]
     levels = [(format_value(level.value), level) for level in effect.levels]
-    dots = [[marks.dot(jobs[job], 0, loss) for job, loss in level.losses.items()] for _, level in levels]
-    chart = charts.draw_levels(
-        chart_name,
-        f"Held-out loss by {name}: a dot for each job, a bar for the mean",
-        [(value, level.mean, level_dots) for (value, level), level_dots in zip(levels, dots, strict=True)],
-        y_range,
-    )
+    chart: Markup | None
+    if len(levels) > MAX_LEVELS and all(is_number(level.value) for level in effect.levels):
+        chart, levels = _values_as_line(chart_name, effect, marks, jobs, y_range), []
+    else:
+        dots = [[marks.dot(jobs[job], 0, loss) for job, loss in level.losses.items()] for _, level in levels]
+        chart = charts.draw_levels(
+            chart_name,
+            f"Held-out loss by {name}: a dot for each job, a bar for the mean",
+            [(value, level.mean, level_dots) for (value, level), level_dots in zip(levels, dots, strict=True)],
+            y_range,
+        )
     difference = effect.difference
     return {
         "name": name,
@@ -279,6 +302,27 @@ def _effect(
         "chart": chart,
         "levels": levels,
     }
+
+
+def _values_as_line(
+    chart_name: str, effect: AxisEffect, marks: _JobMarks, jobs: dict[str, ComparedJob], y_range: tuple[float, float]
+) -> Markup | None:
+    """Return the losses by the values of an axis that has many numbers."""
+    values = [float(level.value) for level in effect.levels]
+    name = marks.names[effect.axis]
+    return charts.draw_scatter(
+        chart_name,
+        f"Held-out loss by {name}",
+        [
+            marks.dot(jobs[job], float(level.value), loss)
+            for level in effect.levels
+            for job, loss in level.losses.items()
+        ],
+        (name, ""),
+        included=y_range,
+        size=(charts.LEVELS_WIDTH, charts.LEVELS_HEIGHT),
+        is_log=min(values) > 0 and max(values) / min(values) >= WIDE,
+    )
 
 
 def _distances(comparison: Comparison, marks: _JobMarks) -> list[dict[str, Any]]:

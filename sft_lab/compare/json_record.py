@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.compare import claims
@@ -27,6 +28,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "winner": _winner(comparison),
         "settings": [_setting(setting) for setting in comparison.settings],
         "seed_spread": {"share_of_loss": spread.share, "replicates": spread.replicates},
+        "search": asdict(comparison.search) if comparison.search else None,
         "held_out_rows": comparison.row_count,
         "held_out_fingerprints": comparison.fingerprints,
         "alarms": claims.alarms(comparison),

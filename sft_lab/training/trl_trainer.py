@@ -125,7 +125,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             is_hopeless = broadcast_object_list([is_hopeless])[0]
         if is_hopeless:
             loss = event["eval/loss"]
-            raise Pruned(f"at {share:.0%} of the training its held-out loss of {loss:.4f} is not in the better half")
+            raise Pruned(f"at {share:.0%} of the training, with a held-out loss of {loss:.4f}")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint as Transformers does, but remove the older one only when the new one is on the disk."""

@@ -110,7 +110,7 @@ def test_a_hopeless_job_is_pruned(here: Path, tiny: list[str], capsys: pytest.Ca
         assert trial["outcome"] == "pruned"
         status = read_json(folder.status)
         assert status["state"] == "pruned"
-        assert status["reason"].startswith("at 25% of the training its held-out loss of 8.")
+        assert status["reason"].startswith("at 25% of the training, with a held-out loss of 8.")
         events = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         assert max(event["step"] for event in events) == 2
         assert not folder.checkpoints.exists()
