@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_recorder import TOKEN, StandIn
 
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -55,3 +56,18 @@ def foreground() -> Iterator[None]:
 def tiny() -> list[str]:
     """Overrides of a run that takes seconds."""
     return [*TINY, "tracking=local"]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    """Publish to a server on loopback that keeps what it is sent."""
+    from huggingface_hub import constants  # with the environment set above
+
+    server = StandIn()
+    server.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield server
+    server.end()

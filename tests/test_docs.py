@@ -69,7 +69,7 @@ def words_of(command: str) -> list[str]:
 
 
 def is_composed(command: str) -> bool:
-    if COMMANDS[command] == "own_stage.md":  # with the stage that the page makes: tests/test_own_stage.py
+    if COMMANDS[command] == "own_stage.md":  # with the stage that the page makes: tests/config/test_own_stage.py
         return False
     return words_of(command)[0] in COMPOSED and not PLACEHOLDER.search(command)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-import warm as attempts
+import warm_process as attempts
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 
-import durable
+import durable_writes as durable
 import pytest
-import warm as attempts
+import warm_process as attempts
 
 pytestmark = pytest.mark.skipif(not durable.can_trace(), reason="follows system calls by their numbers on x86-64 Linux")
 

@@ -6,7 +6,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-import sweeps
+import sweep_kills as sweeps
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-import sweeps
+import sweep_kills as sweeps
 
 pytestmark = pytest.mark.slow
 

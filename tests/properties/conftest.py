@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from effort import FEW, MANY, choose
+from example_counts import FEW, MANY, choose
 
 HERE = Path(__file__).parent
 

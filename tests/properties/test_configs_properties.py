@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from effort import tried
+from example_counts import tried
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from strategies import LEAVES, STRINGS, TEXTS, json_values
+from row_strategies import LEAVES, STRINGS, TEXTS, json_values
 
 from sft_lab import compose
 from sft_lab.config.compose import compose_config

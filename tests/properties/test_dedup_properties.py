@@ -6,11 +6,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from effort import tried
+from example_counts import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from made import context, rows_of
-from strategies import TEXTS
+from row_strategies import TEXTS
+from small_parts import context, rows_of
 
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.core.text import On, normalize

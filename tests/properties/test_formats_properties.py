@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from effort import tried
+from example_counts import tried
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import STRINGS, TEXTS, json_values
+from row_strategies import STRINGS, TEXTS, json_values
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import SourceError

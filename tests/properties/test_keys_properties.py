@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from effort import tried
+from example_counts import tried
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from strategies import FINITE, STRINGS, json_values
+from row_strategies import FINITE, STRINGS, json_values
 
 from sft_lab.core.io import FORMAT, digest, finite, flat, read_json, write_json, write_lines
 from sft_lab.core.store import RECIPE, Store

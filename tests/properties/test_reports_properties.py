@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from effort import tried
+from example_counts import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import TEXTS
+from row_strategies import TEXTS
 
 from sft_lab.core.io import write_json, write_lines, write_text
 from sft_lab.core.run_dir import RunDir

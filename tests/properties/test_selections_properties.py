@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from effort import tried
+from example_counts import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from made import PAIR, context, rows_of
-from strategies import TEXTS
+from row_strategies import TEXTS
+from small_parts import PAIR, context, rows_of
 
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.data.filters import Filter

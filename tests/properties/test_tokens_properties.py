@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from effort import tried
+from example_counts import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from made import tokenizer
-from strategies import TEXTS
+from row_strategies import TEXTS
+from small_parts import tokenizer
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from effort import tried
+from example_counts import tried
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 

@@ -13,7 +13,7 @@ from sft_lab.report.html_report import VERDICTS
 pytestmark = pytest.mark.slow
 
 SIGNS = sorted(
-    path.stem.removeprefix("sign_") for path in (Path(__file__).parents[1] / "experiments").glob("sign_*.yaml")
+    path.stem.removeprefix("sign_") for path in (Path(__file__).parents[2] / "experiments").glob("sign_*.yaml")
 )
 
 

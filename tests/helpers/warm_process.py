@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import durable
+import durable_writes as durable
 
 ROWS = 40
 # Timings, and where the clock or the machine's load enters.

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import warm
+import warm_process as warm
 
 from sft_lab.data.filters.answered import Answered
 

@@ -10,15 +10,13 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from test_publish import StandIn, hub
+from hub_recorder import StandIn
 
 from sft_lab import compose
 from sft_lab.cli.main import main
 from sft_lab.core import parquet
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import RunDir
-
-__all__ = ["hub"]
 
 CITIES = ("Oslo", "Lima", "Cairo", "Quito", "Accra", "Hanoi", "Perth", "Turin")
 THINGS = ("bridge", "market", "library", "harbor", "garden", "tower", "station", "theater")

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_recorder import TOKEN, StandIn
-from huggingface_hub import constants
 
 from sft_lab.core.errors import ConfigError, JobError, UserError
 from sft_lab.core.run_dir import RunDir
@@ -34,18 +32,6 @@ DATASET = {
     "dataset_dict.json": b'{"splits": ["train", "test"]}',
     "train/data-00000-of-00001.arrow": b"arrow",
 }
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
-    server = StandIn()
-    server.start()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    yield server
-    server.end()
 
 
 @pytest.fixture

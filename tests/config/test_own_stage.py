@@ -26,7 +26,7 @@ from sft_lab.run.launch_config import Processes
 from sft_lab.run.schemas import SCHEMAS
 from sft_lab.tools import doctor
 
-PAGE = Path(__file__).parents[1] / "docs" / "own_stage.md"
+PAGE = Path(__file__).parents[2] / "docs" / "own_stage.md"
 CHOSEN = "filter=[answered,wordy]"
 
 
