@@ -188,12 +188,18 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     names = leaves if len(set(leaves)) == len(axes) else axes
     table = Table(*names, "state", "rows", "loss", "bits/byte", "gap", "verdict", box=box.SIMPLE_HEAD)
     table.title, table.title_justify = "Jobs (loss: held-out, by the weights that were saved)", "left"
+    axes_by_name = {folder.path.name: values for folder, values in jobs}
     for folder, values in jobs:
         summary = read_json(folder.summary) if folder.summary.exists() else {}
         numbers = [_number(summary.get(name)) for name in ("eval/loss", "eval/bits_per_byte", "gap")]
         rows = str(summary.get("train_rows", ""))
+        verdict = summary.get("verdict", "")
+        if same_as := summary.get("same_as"):
+            other = axes_by_name.get(same_as, {})
+            differing = [f"{key.rpartition('.')[2]}={other[key]}" for key in other if other[key] != values.get(key)]
+            verdict += f" (trained as {', '.join(differing) or same_as})"
         state = folder.state() or ""
-        table.add_row(*(values.get(key, "") for key in axes), state, rows, *numbers, summary.get("verdict", ""))
+        table.add_row(*(values.get(key, "") for key in axes), state, rows, *numbers, verdict)
     console(160).print(table)
 
 
@@ -250,7 +256,7 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
         )
     if sources := {str(outlook.like): None for outlook in outlooks if outlook.like}:
         lines.append(f"Times follow from the seconds per step of {', '.join(sources)}; jobs unlike them have none")
-    lines += [f"Same training rows: {jobs}; one of them would do" for jobs in same_rows]
+    lines += [f"Trained once for all, since they keep the same rows: {jobs}" for jobs in same_rows]
 
     job_folder = outlooks[0].job_folder
     if request := job_folder.job.run.launch.cluster_request():

@@ -12,6 +12,7 @@ import numpy as np
 from sft_lab.compare.axes import SEED
 from sft_lab.compare.collect import ComparedJob, has_diverged
 from sft_lab.compare.effects import AxisEffect, measure_effects
+from sft_lab.compare.merged_twins import merge_twins, unmerged
 from sft_lab.compare.scores import CommonRows, Measure, Obstacle, choose_measure, find_common_rows
 from sft_lab.compare.trials import SearchHistory, read_search
 from sft_lab.compare.uncertainty import (
@@ -71,7 +72,7 @@ class Comparison:
     """Jobs side by side.
 
     Attributes:
-        jobs: in the order of their axes, finished or not.
+        jobs: in the order of their axes, finished or not; twins as one job.
         axes: keys of the config that differ between jobs, the seed last.
         measure: what jobs are ranked by.
         measure_reason: why it is not the loss per token; empty where it is.
@@ -113,6 +114,7 @@ class Comparison:
 
 def analyze(jobs: list[ComparedJob]) -> Comparison:
     """Return the comparison of jobs, as ``collect_jobs`` reads them."""
+    jobs = merge_twins(jobs)
     axes = list(dict.fromkeys(key for job in jobs for key in job.axes))
     axes.sort(key=lambda axis: axis == SEED)
     judged = [job for job in jobs if job.is_judged]
@@ -182,7 +184,7 @@ def _rank(comparison: Comparison, judged: list[ComparedJob]) -> Comparison:
         settings=_measure_from_best(settings, common, spread),
         best=min(jobs, key=lambda job: losses[job.name]),
         over_base=_measure_over_base(settings[0], common, spread),
-        effects=measure_effects(steady, losses, common, spread),
+        effects=measure_effects(unmerged(steady), losses, common, spread),
         row_count=common.bootstrap.row_count if common else 0,
         unscored=unscored,
         spread=spread,
@@ -202,14 +204,16 @@ def _group_settings(jobs: list[ComparedJob], losses: dict[str, float], common: C
     """Return the settings, best first; of several jobs with one seed the first counts."""
     groups: dict[str, dict[Any, ComparedJob]] = {}
     for job in jobs:
-        key = json.dumps(_axes_without_seed(job), default=str)
+        first = job.twins[0] if job.twins else job  # of a seed with more twins, and of one with fewer
+        key = json.dumps(_axes_without_seed(first), default=str)
         groups.setdefault(key, {}).setdefault(job.axes.get(SEED), job)  # the same run twice is no replicate
 
     settings = []
     for group in (list(by_seed.values()) for by_seed in groups.values()):
         nats = np.stack([common.nats[job.name] for job in group]) if common else None
         mean = float(np.mean([losses[job.name] for job in group]))
-        settings.append(Setting(_axes_without_seed(group[0]), group, mean, nats))
+        axes = _axes_without_seed(max(group, key=lambda job: len(job.twins)))
+        settings.append(Setting(axes, group, mean, nats))
     return sorted(settings, key=lambda setting: setting.loss)
 
 

@@ -107,6 +107,8 @@ def format_value(value: Any) -> str:
     """Return the value of an axis as a person writes it: 1e-05 for a small rate, true for a flag."""
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, tuple):  # the values of twins
+        return str(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -118,6 +120,8 @@ def sort_values(values: list[Any]) -> list[Any]:
 
 def sort_key(value: Any) -> tuple[int, float, str]:
     """Return the key by which values of an axis are sorted."""
+    if isinstance(value, tuple):  # twins come where the first of them would
+        return sort_key(value[0])
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, float(value), ""
     return (2, 0.0, "") if value is None or value is MISSING else (1, 0.0, format_value(value))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare.analyze import UNKNOWN
 from sft_lab.compare.axes import SEED, format_value, short_names
 from sft_lab.compare.collect import has_diverged
+from sft_lab.compare.merged_twins import AnyOf
 from sft_lab.compare.scores import Measure, Obstacle
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Interval, LossDifference
 from sft_lab.core.io import is_number
 from sft_lab.core.text import count_of
 from sft_lab.core.types import RunState
 from sft_lab.report.formatting import with_minus
-from sft_lab.run.identity import SELECTING_STAGES
 
 if TYPE_CHECKING:
     from sft_lab.compare.analyze import Comparison, Setting
@@ -272,18 +271,16 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
 
 
 def _same_training_rows(comparison: Comparison) -> list[str]:
-    """Return the choices of rows that kept the same rows: they are one setting, whatever the table shows."""
+    """Return the choices of rows that kept the same rows: they are one setting, and one row of the table."""
     names = short_names(comparison.axes)
-    groups: dict[str, list[str]] = {}
+    sentences = []
     for job in comparison.jobs:
-        row_axes = {axis: value for axis, value in job.axes.items() if axis.partition(".")[0] in SELECTING_STAGES}
-        if job.is_judged and job.train_fingerprint and row_axes:
-            rest = {axis: value for axis, value in job.axes.items() if axis not in row_axes}
-            key = json.dumps([job.train_fingerprint, rest], default=str)
-            groups.setdefault(key, []).append(describe_axes(row_axes, names))
-
-    alike = dict.fromkeys(" and ".join(group) for group in groups.values() if len(set(group)) > 1)
-    return [f"{group} kept the same training rows: one training, done more than once." for group in alike]
+        merged = {axis: value for axis, value in job.axes.items() if isinstance(value, AnyOf)}
+        if merged:
+            count = sum(twin.summary.get("same_as") is None for twin in job.twins)
+            times = "trained once" if count == 1 else f"one training, done {count} times"
+            sentences.append(f"{describe_axes(merged, names)} kept the same training rows: {times}.")
+    return list(dict.fromkeys(sentences))
 
 
 def _kept_equal(comparison: Comparison) -> list[str]:

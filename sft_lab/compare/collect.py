@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
 from sft_lab.core.records import read, read_config, read_lines, read_metrics
-from sft_lab.core.run_dir import RunDir
+from sft_lab.core.run_dir import REPLACED, RunDir
 from sft_lab.core.types import Curve, RunState, Verdict, Work
 from sft_lab.report.figures import extract_curve
 
-_REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # runs that rerun=true keeps beside the new one
 NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
 
 
@@ -65,6 +63,8 @@ class ComparedJob:
         train_fingerprint: of the training rows.
         tuned: row losses of the tuned model.
         base: row losses of the base model.
+        twins: the jobs that this one stands for, itself among them: they trained on the same rows in the same way;
+            empty where it stands for itself alone.
     """
 
     name: str
@@ -81,6 +81,7 @@ class ComparedJob:
     train_fingerprint: str | None = None
     tuned: RowLosses | None = None
     base: RowLosses | None = None
+    twins: list[ComparedJob] = field(default_factory=list)
 
     @property
     def is_judged(self) -> bool:
@@ -150,7 +151,7 @@ def _run_folders(path: Path) -> list[Path]:
     # Not find_run_dirs, which follows no links: jobs may be collected for a comparison by links to their folders.
     for pattern in ("*/config.yaml", "*/*/config.yaml"):
         folders = sorted(file.parent for file in path.glob(pattern))
-        if folders := [folder for folder in folders if not _REPLACED.search(folder.name)]:
+        if folders := [folder for folder in folders if not REPLACED.search(folder.name)]:
             return folders
     raise FolderError(f"{path}: holds no run folder (none with a config.yaml); compare takes sweep and run folders")
 

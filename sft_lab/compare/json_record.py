@@ -21,7 +21,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     spread = comparison.spread
     record = {
         "measure": comparison.measure,
-        "jobs": [_job(job) for job in comparison.jobs],
+        "jobs": [_job(twin, job) for job in comparison.jobs for twin in job.twins or [job]],
         "base": [_base_model(base) for base in comparison.base_models],
         "effects": [_effect(effect) for effect in comparison.effects],
         "best": _best(comparison),
@@ -38,9 +38,10 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return plain
 
 
-def _job(job: ComparedJob) -> dict[str, Any]:
+def _job(job: ComparedJob, merged: ComparedJob) -> dict[str, Any]:
     return {
         "job": job.name,
+        "same_as": merged.name if merged.name != job.name else None,
         "state": job.state,
         "axes": job.axes,
         "summary": job.summary or None,

@@ -48,13 +48,15 @@ SCHEMAS: dict[str, Schema] = {
         "hardware": {"gpus": ["text"], "cores": "number", "*": "anything"}, "threads": "number", "seed": "number",
         "inputs": {"*": "anything"}, "job": "text", "started": "text", "finished": "text", "precision": "text",
         "command": "text", "template_date": "text", "dataset_fingerprint": "text", "train_fingerprint": "text",
-        "held_out_fingerprint": "text", "grouped_by": "text", "groups": "number", "tracking_id": "text",
+        "held_out_fingerprint": "text", "training_key": "text", "same_as": "text",
+        "grouped_by": "text", "groups": "number", "tracking_id": "text",
         "stages": [{"stage": "text!", "key": "text", "hit": "flag", "seconds": "number"}], "*": "anything",
     },
     "waterfall.json": {"stages": [_STAGE], "held_out": [_STAGE], "format": "number"},
     "summary.json": {
         "verdict": "text", "evidence": [{"rule": "text!", "says": "text", "value": "scalar", "limit": "scalar"}],
-        "advice": {"says": "text", "override": "text"}, "sources": {"*": {"*": "number"}}, "*": "scalar",
+        "advice": {"says": "text", "override": "text"}, "sources": {"*": {"*": "number"}},
+        "same_as": "text", "*": "scalar",
         **dict.fromkeys((
             "eval/loss", "base/eval_loss", "eval/bits_per_byte", "base/eval_bits_per_byte", "gap", "best_eval_loss",
             "best_step", "converged_at", "train_rows", "train_tokens", "eval_rows", "epochs", "steps", "seconds",

@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -30,6 +31,7 @@ log = logging.getLogger("sft_lab")
 PATIENCE = 0.5  # seconds to wait for the lock: another process may only be testing whether it is free
 SWEEP = "sweep.json"  # marks a folder that holds the run folders of a sweep
 SEARCH = "search.json"  # beside it where the runs are trials of a search
+REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # in the name of a run that rerun=true keeps beside the new one
 DATA = ("dataset_fingerprint", "inputs")  # fields of a manifest about the data that was read
 
 
@@ -66,6 +68,7 @@ class RunDir:
         self.trial = path / "trial.json"  # which trial of a search the run is
         self.queued = path / "queued.json"  # the job's number in the queue of Slurm
         self.output = path / "output.log"  # what the run printed as a process of its own
+        self.replay = path / "replay.json"  # of which run it is a replay, and what came out differently
         self.wandb = path / "wandb"  # W&B's own files, among them links to logs elsewhere
         self._lock = path / LOCK
         self._claimed: BaseFileLock | None = None
@@ -330,6 +333,10 @@ class RunDir:
     def noted_data(self) -> dict[str, Any]:
         """Return the manifest's fields about the data that the folder's run began with."""
         return {name: value for name in DATA if (value := self._noted(name)) is not None}
+
+    def training_key(self) -> str:
+        """Return what is equal for jobs whose training would be the same; empty where the manifest has none."""
+        return str(self._noted("training_key") or "")
 
     def _noted(self, name: str) -> Any:
         """Return a field of the manifest, None where there is none yet."""

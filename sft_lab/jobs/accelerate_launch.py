@@ -30,6 +30,7 @@ from sft_lab.jobs.supervise import (
     supervise,
 )
 from sft_lab.run import resource_errors
+from sft_lab.run.execute import training_turn
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
@@ -87,8 +88,11 @@ def execute(run: Run, folder: RunDir) -> None:
         prepare_data_in_child(folder, machine)
     else:
         prepare_data(run, folder)
-    if failure := _run_processes(folder, machine, command(run, folder, machine), _environment(run)):
-        raise JobError(failure.message)
+    with training_turn(run, folder) as has_to_train:
+        if not has_to_train:
+            return
+        if failure := _run_processes(folder, machine, command(run, folder, machine), _environment(run)):
+            raise JobError(failure.message)
 
 
 def prepare_data(run: Run, folder: RunDir) -> None:

@@ -34,8 +34,6 @@ from sft_lab.run.config import Run
 from sft_lab.run.identity import plugin_origins
 from sft_lab.tracking.manifest import template_date
 
-REPLAY = "replay.json"  # marks a folder as a replay's
-
 
 @dataclass(frozen=True)
 class Replay:
@@ -130,7 +128,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
         return replace(done, failure=failures[0])
 
     done = _compare(done, old, extra)
-    if new.progress is not JobProgress.FINISHED or read_json(new.folder.path / REPLAY).get("equal") is None:
+    if new.progress is not JobProgress.FINISHED or read_json(new.folder.replay).get("equal") is None:
         _write_record(done)
     return done
 
@@ -164,7 +162,7 @@ def _create_folder(run: Run, overrides: list[str], out: Path | None, source: Pat
     if out is not None:
         if out.exists() and source.exists() and out.samefile(source):
             raise FolderError(f"--out {out}: is the run to be replayed; a replay has a folder of its own")
-        if (out / "status.json").exists() and not (out / REPLAY).exists():
+        if (out / "status.json").exists() and not RunDir(out).replay.exists():
             raise FolderError(f"--out {out}: holds a run that is no replay; choose another folder")
     job = Job(run=run, overrides=overrides, axes={})
     plan = Plan(jobs=[job], swept=False, name=None, run_dir=str(out) if out else None, sweep_dir=None)
@@ -219,7 +217,7 @@ def _write_record(done: Replay) -> None:
     for name, differences in (("world", done.environment), ("result", done.result)):
         record[name] = None if differences is None else [difference.as_record() for difference in differences]
     record["equal"] = None if done.result is None else not done.result
-    write_json(done.folder.path / REPLAY, record)
+    write_json(done.folder.replay, record)
 
 
 def _why_not_compared(old: OldRun) -> str:

@@ -65,7 +65,7 @@ def _training_numbers(folder: RunDir) -> Numbers:
     summary["evidence"] = [
         {key: value for key, value in rule.items() if key != "says"} for rule in summary.get("evidence", [])
     ]
-    left_out = {*TIMES, "format", "advice.says"}
+    left_out = {*TIMES, "format", "advice.says", "same_as"}
     numbers: Numbers = {
         f"summary.json {key}": {"": value} for key, value in flat(summary).items() if key not in left_out
     }

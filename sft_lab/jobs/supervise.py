@@ -108,8 +108,9 @@ class SupervisedJob:
             log.info("%s: pruned after %.0f s: %s", self.title, self.seconds, status.get("reason"))
             return None
         if ending.message is None and self._is_finished(work):
-            verdict = records.read(self.folder.summary).get("verdict") or ""
-            log.info("%s: finished in %.0f s  %s", self.title, self.seconds, verdict)
+            summary = records.read(self.folder.summary)
+            result = f"as {summary['same_as']}, not trained again" if summary.get("same_as") else summary.get("verdict")
+            log.info("%s: finished in %.0f s  %s", self.title, self.seconds, result or "")
             return None
         message = ending.message or self._failure_message(ending)
         log.info("%s: failed: %s", self.title, message)

@@ -15,7 +15,7 @@ from sft_lab.core.gpus import gpu_is_in_use, release_memory, use_one_gpu
 from sft_lab.core.hardware import rank, world
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import Work
-from sft_lab.run import inputs, resource_errors
+from sft_lab.run import inputs, resource_errors, twins
 from sft_lab.tracking.manifest import template_date
 
 if TYPE_CHECKING:
@@ -46,11 +46,14 @@ def _train(run: Run, folder: RunDir) -> dict[str, Any]:
 
     with _working_in(folder, run), TrainingSession(run, folder) as session:
         data = pipeline.prepare(run, session.context)
-        session.begin(data)
-        base = session.measure_base(data)
-        trained = session.train(data)
-        tuned = session.measure_tuned(data, trained)
-        return session.finish(data, base, trained, tuned)
+        with twins.turn(run, folder, session.note_training_key(data)) as twin:
+            if twin:
+                return session.finish_as(twin, data)
+            session.begin(data)
+            base = session.measure_base(data)
+            trained = session.train(data)
+            tuned = session.measure_tuned(data, trained)
+            return session.finish(data, base, trained, tuned)
 
 
 def _assist(run: Run, folder: RunDir) -> dict[str, Any]:
@@ -88,8 +91,24 @@ def fill_store(run: Run, path: RunDir | Path | str | None = None) -> None:
 
     folder = _open_folder(run, path)
     with _working_in(folder, run, Work.PREPARE), Session(run, folder) as session:
-        pipeline.prepare(run, session.context)
+        data = pipeline.prepare(run, session.context)
         session.note_inputs()
+        session.note_training_key(data)
+
+
+@contextmanager
+def training_turn(run: Run, folder: RunDir) -> Iterator[bool]:
+    """Yield whether processes have to train a job whose store is filled.
+
+    They need not where another job of the sweep has done the same training: then this one is finished already.
+    """
+    with twins.turn(run, folder, folder.training_key()) as twin:
+        if twin:
+            from sft_lab.run.session import ReferenceSession
+
+            with _working_in(folder, run), ReferenceSession(run, folder) as session:
+                session.finish_as(twin, pipeline.prepare(run, session.context))
+        yield twin is None
 
 
 def score_test(run: Run, folder: RunDir) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import shutil
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from sft_lab.core import records
 from sft_lab.core.errors import Pruned
 from sft_lab.core.io import write_json, write_text
 from sft_lab.core.log import log
@@ -20,7 +22,7 @@ from sft_lab.core.types import Work
 from sft_lab.data import export
 from sft_lab.data.waterfall import write as write_waterfall
 from sft_lab.report import card, figures, html_report
-from sft_lab.run import data_report, inputs
+from sft_lab.run import data_report, inputs, twins
 from sft_lab.tracking import manifest
 from sft_lab.tracking.config import Mirror
 from sft_lab.tracking.tracked_run import TrackedRun, tracking_id
@@ -111,6 +113,32 @@ class Session:
         tracked = TrackedRun(self.folder, run_id, self.run.saved(), self._work, self.first_step())
         self._mirror = self.run.tracking.start(tracked)
 
+    def note_training_key(self, data: Prepared) -> str:
+        """Note and return what is equal for jobs whose training would be the same."""
+        key = twins.key_of(self.run, data, self.context)
+        self._note({"training_key": key})
+        return key
+
+    def finish_as(self, twin: RunDir, data: Prepared) -> dict[str, Any]:
+        """Finish with the result of a job that has done the same training, and return its summary."""
+        self.begin(data)
+        trained = records.read(twin.manifest)
+        original = trained.get("same_as") or twin.path.name
+        log.info("train: not again, since %s has trained on the same rows in the same way", original)
+        for event in records.read_metrics(twin.metrics):
+            self._mirror.log({name: math.nan if value is None else value for name, value in event.items()})
+
+        twins.take_files(twin, self.folder)
+        summary = records.read(twin.summary) | {"same_as": original}
+        write_json(self.folder.summary, summary)
+        self._note({"same_as": original, **{name: trained[name] for name in twins.OF_TRAINING if name in trained}})
+        self._note_stages()
+        html_report.write_report(self.folder)
+        card.write_model_card(self.folder, self.run.model.base_name)
+        self._mirror_data(data)
+        self._mirror_answers()
+        return self._end(summary)
+
     def note_inputs(self) -> None:
         """Note what the data stages have read, and copy the small files."""
         inputs.copy(self.run, self.folder, self.context.store)
@@ -161,6 +189,12 @@ class Session:
     def _note_stages(self) -> None:
         self._note({"finished": manifest.now(), "stages": [_stage(entry) for entry in self.context.entries]})
 
+    def _mirror_answers(self) -> None:
+        """Send the samples and the answers to held-out prompts to W&B too."""
+        for file in (self.folder.samples, self.folder.outputs):
+            if rows := records.read_lines(file):
+                self._mirror.table(file.stem, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
     def _mirror_data(self, data: Prepared) -> None:
         """Send the tables and pictures of the data report to W&B too."""
         columns = ["stage", "rows_in", "rows_kept", "tokens_in", "tokens_kept"]
@@ -172,6 +206,13 @@ class Session:
         for name in figures.FIGURE_NAMES:  # no other file, since an SVG of a stranger could run code in W&B's page
             if (file := self.folder.figures / f"{name}.svg").exists():
                 self._mirror.picture(name, file)
+
+
+class ReferenceSession(Session):
+    """A session that trains nothing and finishes with the result of another job."""
+
+    _work = Work.RUN
+    _id_suffix = ""
 
 
 def _stage(entry: Entry) -> dict[str, Any]:

@@ -209,17 +209,14 @@ class TrainingSession(Session):
         write_json(self.folder.summary, summary)
         self._write_eval(base, tuned)
 
-        answers = {"samples": self._sample_rows(base, tuned), "outputs": _output_rows(base, tuned)}
-        write_lines(self.folder.samples, answers["samples"])
-        write_lines(self.folder.outputs, answers["outputs"])
+        write_lines(self.folder.samples, self._sample_rows(base, tuned))
+        write_lines(self.folder.outputs, _output_rows(base, tuned))
 
         self._note_stages()
         html_report.write_report(self.folder)
         card.write_model_card(self.folder, self.run.model.base_name)
         self._mirror_data(data)
-        for name, rows in answers.items():
-            if rows:
-                self._mirror.table(name, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+        self._mirror_answers()
         return self._end(summary)
 
     def score_test(self) -> dict[str, Any]:

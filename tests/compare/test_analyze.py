@@ -11,6 +11,7 @@ from job_folders import ROWS, TOKENS, nats_of, write_grid, write_job
 
 from sft_lab.cli.main import main
 from sft_lab.compare import Comparison, analyze, claims, collect_jobs, job_table, print_comparison, write_comparison
+from sft_lab.compare.html_page import render_page
 from sft_lab.compare.json_record import to_json
 from sft_lab.compare.scores import Measure
 from sft_lab.compare.uncertainty import Claim
@@ -295,9 +296,59 @@ def test_thresholds_that_kept_the_same_rows_are_one(tmp_path):
                 trainer__learning_rate=rate,
                 dedup__threshold=threshold,
             )
-    text = text_of(analyze_folders(tmp_path))
+    comparison = analyze_folders(tmp_path)
+    text = text_of(comparison)
     assert text.count("kept the same training rows") == 1  # once, whatever the rates are
-    assert "threshold=0.9 and threshold=0.95 kept the same training rows" in text
+    assert "threshold=0.9 or 0.95 kept the same training rows: one training, done 2 times." in text
+    assert [row.axes[0] for row in job_table.build_rows(comparison) if row.job] == [
+        "0.8",
+        "0.8",
+        "0.9 or 0.95",
+        "0.9 or 0.95",
+    ]
+    assert len(comparison.settings) == 4
+    levels = next(effect for effect in comparison.effects if effect.axis == "dedup.threshold").levels
+    assert [level.value for level in levels] == [0.8, 0.9, 0.95]
+    jobs = to_json(comparison)["jobs"]
+    assert sorted(job["axes"]["dedup.threshold"] for job in jobs) == [0.8, 0.8, 0.9, 0.9, 0.95, 0.95]
+    assert [job["same_as"] for job in jobs if job["axes"]["dedup.threshold"] == 0.95] == ["0.9-0.0001", "0.9-0.0003"]
+    assert "0.9 or 0.95" in render_page(comparison, tmp_path)
+
+
+def test_twins_are_no_replicates_and_no_rivals(tmp_path):
+    """The best setting has a twin in each seed, in the last one alone trained by the other of the two."""
+    for seed in (1, 2, 3):
+        for threshold in (0.9, 0.95, 0.5):
+            is_taken = threshold == (0.9 if seed == 3 else 0.95)
+            write_job(
+                tmp_path / f"{threshold}-{seed}",
+                nats_of(1.2 if threshold == 0.5 else 1.0, seed),
+                train_fingerprint="b" if threshold == 0.5 else "a",
+                summary={"same_as": "another job"} if is_taken else None,
+                seed=seed,
+                dedup__threshold=threshold,
+            )
+    comparison = analyze_folders(tmp_path)
+    assert [len(setting.jobs) for setting in comparison.settings] == [3, 3]
+    assert comparison.spread.replicates == 4  # of two settings with three seeds each
+    assert comparison.winner is not None
+    text = text_of(comparison)
+    assert "threshold=0.9 or 0.95 is best" in text
+    assert "the next best, threshold=0.5, is" in text
+    assert "kept the same training rows: trained once." in text
+
+
+def test_a_seed_whose_twin_has_not_finished_belongs_to_the_same_setting(tmp_path):
+    for seed, threshold in ((1, 0.9), (1, 0.95), (2, 0.9)):
+        write_job(
+            tmp_path / f"{threshold}-{seed}",
+            nats_of(1.0, seed),
+            train_fingerprint="a",
+            seed=seed,
+            dedup__threshold=threshold,
+        )
+    write_job(tmp_path / "0.95-2", seed=2, dedup__threshold=0.95, state="failed", error="killed")
+    assert [len(setting.jobs) for setting in analyze_folders(tmp_path).settings] == [2]
 
 
 def test_run_folders_by_hand_and_of_two_levels(tmp_path):

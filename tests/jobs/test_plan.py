@@ -94,7 +94,7 @@ def test_choices_that_keep_the_same_rows_are_named(
     capsys.readouterr()
     assert main(["plan", "-m", *overrides, *grid]) == 0
     output = capsys.readouterr().out
-    assert f"Same training rows: {both}; one of them would do" in output
+    assert f"Trained once for all, since they keep the same rows: {both}" in output
     assert " [answered,length] " in output  # brackets are no markup
 
 

@@ -1,0 +1,100 @@
+"""Twins: jobs of a sweep that would train on the same rows in the same way. One trains, the others take its result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from sft_lab.core import records
+from sft_lab.core.errors import FolderError
+from sft_lab.core.hardware import rank
+from sft_lab.core.io import digest
+from sft_lab.core.locks import holding
+from sft_lab.core.run_dir import REPLACED, RunDir, make_folders
+from sft_lab.core.types import RunState, Work
+from sft_lab.run import inputs
+from sft_lab.run.identity import SELECTING_STAGES, training_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sft_lab.core.context import StageContext
+    from sft_lab.data.preparation import Prepared
+    from sft_lab.run.config import Run
+
+LOCKS = ".locks"  # in a sweep folder: a lock for each training
+# What a manifest says of the training itself, and not of the job whose folder it is in.
+OF_TRAINING = ("git", "packages", "threads", "hardware", "precision")
+
+
+def key_of(run: Run, data: Prepared, context: StageContext) -> str:
+    """Return a key of the training rows, of all that is done with them, and of the files that this reads."""
+    files = {
+        key: noted["sha256"]
+        for key, noted in inputs.hashes(run, context.store).items()
+        if key.partition(".")[0] not in SELECTING_STAGES
+    }
+    return digest([training_key(run, data), data.sides.fingerprint, context.template_date.isoformat(), files])[:32]
+
+
+@contextmanager
+def turn(run: Run, folder: RunDir, key: str) -> Iterator[RunDir | None]:
+    """Hold the right to do a training; yield the job of the same sweep that has done it, None where there is none.
+
+    Another job that is at it is waited for. What is to be run again, or a replay, always trains.
+
+    Args:
+        run: of the job.
+        folder: its own.
+        key: of the training.
+    """
+    sweep = folder.sweep
+    # Processes that train together have taken their turn before they were started, where one machine has them all.
+    is_shared = rank() is not None or run.launch.num_machines > 1
+    if not key or sweep is None or is_shared or run.rerun or folder.replay.exists():
+        yield None
+        return
+    make_folders(sweep / LOCKS)
+    with holding(sweep / LOCKS / f"{key}.lock", "train: the same rows in the same way"):
+        yield _find_trained(sweep, folder, key)
+
+
+def _find_trained(sweep: Path, folder: RunDir, key: str) -> RunDir | None:
+    """Return a finished job with this training; the one that did it, before those that took its result."""
+    finished = []
+    for file in sorted(sweep.glob("*/manifest.json")):
+        other = RunDir(file.parent)
+        if other.path == folder.path or REPLACED.search(other.path.name):
+            continue
+        with suppress(FolderError):
+            manifest = records.read(other.manifest)
+            if manifest.get("training_key") == key and _has_result(other):
+                other.refuse_links()
+                finished.append((manifest.get("same_as") is not None, other))
+    return min(finished, key=lambda entry: entry[0])[1] if finished else None
+
+
+def _has_result(folder: RunDir) -> bool:
+    is_finished = folder.state() == RunState.FINISHED and folder.work() == Work.RUN
+    return is_finished and folder.summary.exists() and folder.model.is_dir()
+
+
+def take_files(twin: RunDir, folder: RunDir) -> None:
+    """Copy what a training has left into another folder; weights take no more room, where the file system can link."""
+    for name in ("metrics", "eval", "samples", "outputs", "training_samples"):
+        source, target = getattr(twin, name), getattr(folder, name)
+        target.unlink(missing_ok=True)
+        if source.exists():
+            shutil.copyfile(source, target)
+    shutil.rmtree(folder.model, ignore_errors=True)
+    shutil.copytree(twin.model, folder.model, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
