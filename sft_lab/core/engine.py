@@ -37,9 +37,9 @@ class Engine(Bounded, abc.ABC):
         """How many blocks are worked on at a time."""
 
     @property
+    @abc.abstractmethod
     def of_torch(self) -> Engine:
         """The engine for work that torch itself spreads over the cores of a machine."""
-        return self
 
     @abc.abstractmethod
     def workers_of(self, work: Work) -> AbstractContextManager[Submit]:
@@ -101,6 +101,13 @@ class RayEngine(Engine):
     def size(self) -> int:
         """How many blocks are worked on at a time."""
         return self.workers or 2 * (os.cpu_count() or 1)
+
+    @property
+    def of_torch(self) -> Engine:
+        """The cluster; where this machine has a GPU, which tasks do not get, this process alone."""
+        import torch
+
+        return LocalEngine(self.block, workers=1) if torch.cuda.is_available() else self
 
     def workers_of(self, work: Work) -> AbstractContextManager[Submit]:
         """Join the cluster, unless this process has joined one."""

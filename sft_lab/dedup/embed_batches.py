@@ -50,15 +50,16 @@ class EmbedBlock:
 
     def __init__(self, embedder: Embedder, store: Path, model: Any, done: Callable[[int], object]) -> None:
         self._embedder, self._store, self._model, self._done = embedder, store, model, done
+        self.precision = precision()  # of every worker, whatever its processor is fast at
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _in_worker, (self._embedder, self._store)
+        return _in_worker, (self._embedder, self._store, self.precision)
 
     def __call__(self, block: tuple[list[str], list[int]]) -> pa.Table:
         import pyarrow as pa
 
         texts, lengths = block
-        vectors = encode_texts(self._model, texts, lengths, self._embedder, self._done)
+        vectors = encode_texts(self._model, texts, lengths, self._embedder, self.precision, self._done)
         return pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])})
 
 
@@ -72,16 +73,17 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 _loaded: dict[tuple[str, Path], EmbedBlock] = {}  # of a worker, which keeps its model for the next block
 
 
-def _in_worker(embedder: Embedder, store: Path) -> EmbedBlock:
+def _in_worker(embedder: Embedder, store: Path, precision: str) -> EmbedBlock:
     key = (repr(embedder), store)
     if key not in _loaded:
         model = embedder.load(StageContext(Store(store)))
         _loaded[key] = EmbedBlock(embedder, store, model, lambda count: None)  # noqa: ARG005
+    _loaded[key].precision = precision
     return _loaded[key]
 
 
 def encode_texts(
-    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
+    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, precision: str, done: Callable[[int], object]
 ) -> np.ndarray:
     """Return the unit vectors of texts sorted by descending length: float32, shape (texts, dim)."""
     import numpy as np
@@ -92,13 +94,13 @@ def encode_texts(
         vectors = static.mean_vectors(module, texts, embedder.prompt)
         done(len(texts))
     else:
-        vectors = _encode_in_batches(model, texts, lengths, embedder, done)
+        vectors = _encode_in_batches(model, texts, lengths, embedder, precision, done)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
 
 def _encode_in_batches(
-    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, done: Callable[[int], object]
+    model: Any, texts: list[str], lengths: list[int], embedder: Embedder, precision: str, done: Callable[[int], object]
 ) -> np.ndarray:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -118,7 +120,7 @@ def _encode_in_batches(
         try:
             if share:
                 torch.set_num_threads(max(1, threads // 2))
-            with torch.autocast(own.device.type, torch.bfloat16, enabled=precision() == "bf16"):
+            with torch.autocast(own.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 # The model's own encode, which applies its prompts, pooling and other modules.
                 raw = own.encode(chunk, prompt=embedder.prompt or None, batch_size=len(chunk), show_progress_bar=False)
         finally:
