@@ -94,7 +94,7 @@ MISTAKES = {
     "filters without brackets": (["filter=answered,length"], ["filter=answered,length", "-m"]),
     "two equal signs": (["trainer.optim=a=b"], ["trainer.optim=a=b", "quote it"]),
     "open quote": (["trainer.optim='a"], ["trainer.optim='a", "quote it"]),
-    "no equal sign": (["trainer.optim"], ["trainer.optim", "key=value"]),
+    "no equal sign": (["trainer.optim"], ["trainer.optim: has no value; write trainer.optim="]),
     "no key": (["=3"], ["=3", "key=value"]),
     "two bad words at once": (["foo", "=3"], ["2 problems", "foo", "=3"]),
     # limits

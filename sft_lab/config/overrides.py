@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from sft_lab.config.error_messages import GROUPS, first_line, refuse_none_with_filters
+from sft_lab.config.error_messages import GROUPS, refuse_none_with_filters
 from sft_lab.config.search_path import read_experiment
+from sft_lab.config.shortcuts import expand
 from sft_lab.config.text_fields import quote_text
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.core.option_files import shipped
@@ -72,15 +73,16 @@ def parse(overrides: list[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed: list[Override] = []
     problems = []
-    for text in translate_submitit(overrides):
+    expanded = [part for override in join_values(overrides) for part in expand(override)]
+    for text in translate_submitit(expanded):
         if problem := _problem_before_parsing(text):
             problems.append(problem)
             continue
         try:
             parsed += parser.parse_overrides([quote_text(_quote_non_ascii(_in_hydra_spelling(text)))])
             _refuse_group_value(parsed[-1])
-        except HydraException as error:
-            problems.append(f"{text}: not an override in Hydra's grammar ({first_line(error)}); {_remedy(text)}")
+        except HydraException:  # whose messages list what its lexer expected
+            problems.append(f"{text}: cannot be read as key=value; {_remedy(text)}")
         except ConfigError as error:
             problems.append(str(error))
         except ValueError:  # Python refuses whole numbers of more than 4300 digits
@@ -88,6 +90,17 @@ def parse(overrides: list[str]) -> list[Override]:
     if problems:
         raise all_problems(problems)
     return parsed
+
+
+def join_values(overrides: list[str]) -> list[str]:
+    """Return overrides with the values together that a space behind a comma has parted: ``key=1,`` and ``2``."""
+    joined: list[str] = []
+    for text in overrides:
+        if joined and joined[-1].endswith(",") and "=" not in text:
+            joined[-1] += text
+        else:
+            joined.append(text)
+    return joined
 
 
 def _problem_before_parsing(text: str) -> str:
@@ -102,16 +115,21 @@ def _problem_before_parsing(text: str) -> str:
         return f"{text.encode(errors='backslashreplace').decode()}: is not UTF-8; write it in UTF-8"
     if not key:
         return f"{text or repr(text)}: no key; write key=value"
+    if "=" not in text and not text.startswith("~"):
+        is_key = text[:1].isalpha()
+        return f"{text}: has no value; write {key}=..." if is_key else f"{text}: has no key; write key={text}"
     if key.startswith("hydra.") and not re.match(_HYDRA_SETTINGS, key):
         return f"{key}: has no effect here; sft_lab reads hydra.run.dir and hydra.sweep.dir"
     return ""
 
 
 def _remedy(text: str) -> str:
-    key, sign, value = text.partition("=")
+    key, _, value = text.partition("=")
     if value.startswith("~"):
         return f'the shell does not expand ~ after key=; write "{key}=$HOME{value[1:]}"'
-    return "quote it, \"key='a=b'\", if it holds = , ( { [ or a space" if sign else "write key=value"
+    if value.endswith(","):
+        return f"a value is missing after the last comma; several are written {key}=1,2"
+    return "quote it, \"key='a=b'\", if it holds = , ( { [ or a space"
 
 
 def _quote_non_ascii(text: str) -> str:
