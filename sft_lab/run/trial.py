@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,17 @@ from sft_lab.core.hardware import rank
 from sft_lab.core.locks import file_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from optuna.pruners import BasePruner
     from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
 
     from sft_lab.core.run_dir import RunDir
 
 JOURNAL = "search.journal"  # Optuna's record of a search, in its sweep folder
 STUDY = "search"  # the one study in it
+_CMAES_STATE = re.compile(r"(sep)?cma(wm)?:")  # keys of what Optuna keeps of CMA-ES
 # Successive halving over the share of a training that is done, in percent: at a quarter and at a half of it the better
 # half of those that came so far goes on.
 FIRST_RUNG, REDUCTION = 25, 2
@@ -49,13 +53,38 @@ class _JournalLock:
 
 
 def open_storage(sweep: Path) -> JournalStorage:
-    """Return Optuna's storage in a sweep folder."""
+    """Return Optuna's storage in a sweep folder, which may be a stranger's."""
     import optuna
-    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(logging.ERROR)
     journal = sweep / JOURNAL
-    return optuna.storages.JournalStorage(JournalFileBackend(str(journal), _JournalLock(journal)))  # type: ignore[arg-type]
+    return optuna.storages.JournalStorage(_journal_class()(str(journal), _JournalLock(journal)))  # type: ignore[arg-type]
+
+
+@lru_cache
+def _journal_class() -> type[JournalFileBackend]:
+    from optuna.storages.journal import JournalFileBackend
+
+    class Journal(JournalFileBackend):
+        """A journal without the state of CMA-ES that other processes wrote: a pickle, which would run their code."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._own_workers: set[str] = set()
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            self._own_workers |= {entry["worker_id"] for entry in logs}
+            super().append_logs(logs)
+
+        def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+            for entry in super().read_logs(log_number_from):
+                if entry.get("worker_id") not in self._own_workers:
+                    for name in ("system_attr", "system_attrs"):
+                        if any(_CMAES_STATE.match(str(key)) for key in entry.get(name) or ()):
+                            entry[name] = {"forgotten": True}
+                yield entry
+
+    return Journal
 
 
 def successive_halving() -> BasePruner:

@@ -21,6 +21,10 @@ def refused(what: str, *words: str, **more: Any) -> Wrong:
     return Wrong("overrides", what, list(words), quick=True, **more)
 
 
+def searched(what: str, *words: str, **more: Any) -> Wrong:
+    return Wrong("overrides", f"a search {what}", ["search", *words], **more)
+
+
 def written(name: str, content: str | bytes):
     """Give what writes a file into the working folder."""
 
@@ -138,6 +142,18 @@ CASES = [
     override("a range without values", "-m", "seed=range(1,1)"),
     override("a range of 100 billion values", "-m", "seed=range(1,100000000000)"),
     override("a grid of a million jobs", "-m", "seed=range(1,1000)", "threads=range(1,1000)"),
+    searched("without an axis"),
+    searched("over a single value", "--over", "trainer.learning_rate=1e-4"),
+    searched("over an interval from high to low", "--over", "trainer.learning_rate=interval(1e-3,1e-5)"),
+    searched("over an interval with an unknown tag", "--over", "trainer.learning_rate=tag(lin, interval(1,2))"),
+    searched("by factors from 0 on", "--over", "trainer.learning_rate=tag(log, interval(0,1))"),
+    searched("over fractions of what is counted", "--over", "trainer.max_steps=interval(2,9)"),
+    searched("beyond a key's limit", "--over", "trainer.learning_rate=tag(log, interval(1e-5,1e-3))", "seed=-1,1"),
+    searched("over held-out rows", "--over", "split.filter=choice(answered,length)"),
+    searched("over a grid without an end of values", "--sampler", "grid", "--over", "dedup.threshold=interval(0.7,0.9)"),
+    searched("of no trial", "--trials", "0", "--over", "seed=1,2"),
+    searched("confirmed by one seed", "--confirm", "1", "--over", "trainer.learning_rate=1e-4,1e-3"),
+    searched("of the kind that a missing file describes", "hparams_search=mine"),
     override("an interval", "-m", "trainer.learning_rate=interval(0,1)"),
     override("a key that not all options of a sweep have", "-m", "dedup=none,minhash", "dedup.threshold=0.8,0.9"),
     override("one wrong value of several", "-m", "dedup.threshold=0.8,7"),

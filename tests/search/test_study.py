@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import pickle
 from pathlib import Path
 
 import pytest
 
 from sft_lab.config import SearchAxis, SearchSpace
 from sft_lab.core.errors import FolderError
-from sft_lab.run.trial import JOURNAL
+from sft_lab.run.trial import JOURNAL, open_storage
 from sft_lab.search.options import SearchOptions
 from sft_lab.search.study import Outcome, SearchStudy
 
@@ -111,3 +114,25 @@ def test_a_damaged_record_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / JOURNAL).write_text('{"op_code": "x"}\nnot json\n')
     with pytest.raises(FolderError, match=r"record of its search cannot be read .*hydra.sweep.dir"):
         search(tmp_path, 1, 2)
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("ran",)
+
+
+def test_a_strangers_journal_runs_no_code(here: Path) -> None:
+    """Optuna's sampler CMA-ES unpickles its state from the journal."""
+    search(here, 1, 2).propose()  # an open trial still takes attributes
+    journal = here / JOURNAL
+    payload = pickle.dumps(_Payload()).hex()
+    for key in ("cma:optimizer:0", "sepcma:optimizer:0", "cmawm:optimizer:0"):
+        entry = {"op_code": 9, "worker_id": "stranger", "trial_id": 2, "system_attr": {key: payload}}
+        with journal.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+    storage = open_storage(here)
+    assert storage.get_trial(2).system_attrs["forgotten"]
+    assert payload not in str(storage.get_trial(2).system_attrs)
+    storage.set_trial_system_attr(storage.create_new_trial(0), "cma:optimizer:0", "own")
+    assert storage.get_trial(3).system_attrs == {"cma:optimizer:0": "own"}
+    assert not Path("ran").exists()
