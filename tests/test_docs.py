@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from sft_lab import config
+from sft_lab import config, search
 from sft_lab.cli import arguments
 from sft_lab.cli.arguments import ABOUT
 from sft_lab.core.errors import ConfigError
@@ -109,6 +109,17 @@ def test_a_command_composes(command, tmp_path, monkeypatch):
         raise
     assert plan.jobs
     assert plan.swept or not given.multirun
+
+
+SEARCHES = [command for command in COMMANDS if words_of(command)[0] == "search" and "hparams_search=" not in command]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SEARCHES)
+def test_a_search_composes(command):
+    options, overrides = arguments.parse(words_of(command))
+    space, _ = search.read_command(overrides, [axis for axes in options.over for axis in axes])
+    assert len(space.probe().jobs) > 1
 
 
 def anchors(page: Path) -> set[str]:

@@ -150,7 +150,7 @@ CASES = [
     searched("over fractions of what is counted", "--over", "trainer.max_steps=interval(2,9)"),
     searched("beyond a key's limit", "--over", "trainer.learning_rate=tag(log, interval(1e-5,1e-3))", "seed=-1,1"),
     searched("over held-out rows", "--over", "split.filter=choice(answered,length)"),
-    searched("over a grid without an end of values", "--sampler", "grid", "--over", "dedup.threshold=interval(0.7,0.9)"),
+    searched("over a grid without an end of values", "--sampler", "grid", "--over", "seed=interval(1,9)"),
     searched("of no trial", "--trials", "0", "--over", "seed=1,2"),
     searched("confirmed by one seed", "--confirm", "1", "--over", "trainer.learning_rate=1e-4,1e-3"),
     searched("of the kind that a missing file describes", "hparams_search=mine"),
