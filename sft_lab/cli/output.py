@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from sft_lab.core import records
 from sft_lab.core.console import console
 from sft_lab.core.redaction import printable, redact
 
@@ -85,10 +86,10 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
 
     out = console()
     out.print(_waterfall(folder))
-    for row in _samples(folder):
-        out.print(Text(row["prompt"], style="bold"))
+    for row in records.read_lines(folder.samples, []):
+        out.print(Text(row.get("prompt", ""), style="bold"))
         for name in ("base", "prompted_base", "tuned"):
-            if name in row:
+            if row.get(name) is not None:
                 answer = " ".join(row[name].split())[:300] or "(nothing)"
                 out.print(Text(f"  {name.replace('_', ' '):<14}{answer}"))
     out.print()
@@ -99,12 +100,10 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
 
 def show_prepared(folder: RunDir) -> None:
     """Print the result of the data stages: waterfall, and the files to open next."""
-    from sft_lab.core.io import read_json
-
     out = console()
     out.print(_waterfall(folder))
     lines = [f"Data set: {folder.dataset}", f"Report: {folder.report}"]
-    if any((read_json(folder.data).get("pairs") or {}).values()):
+    if any((records.read(folder.data).get("pairs") or {}).values()):
         lines.insert(1, f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
     for line in lines:
         out.print(line, soft_wrap=True)
@@ -114,11 +113,9 @@ def _waterfall(folder: RunDir) -> Table:
     from rich import box
     from rich.table import Table
 
-    from sft_lab.core.io import read_json
-
     table = Table("stage", "rows", "tokens", "dropped", box=box.SIMPLE_HEAD, title="Waterfall", title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
-    for stage in read_json(folder.waterfall)["stages"]:
+    for stage in records.read(folder.waterfall).get("stages") or []:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
         table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", dropped)
     return table
@@ -149,27 +146,15 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _samples(folder: RunDir) -> list[dict[str, str]]:
-    import json
-
-    from sft_lab.core.io import LONG, read_text
-
-    if not folder.samples.exists():
-        return []
-    return [json.loads(line) for line in read_text(folder.samples, LONG).splitlines()]
-
-
 def show_prepared_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     """Print the jobs of a sweep over data side by side: axes, state, rows left."""
     from rich import box
     from rich.table import Table
 
-    from sft_lab.core.io import read_json
-
     axes = list(dict.fromkeys(key for _, values in jobs for key in values))
     table = Table(*axes, "state", "rows", "tokens", "report", box=box.SIMPLE_HEAD)
     for folder, values in jobs:
-        last = read_json(folder.waterfall)["stages"][-1] if folder.waterfall.exists() else {}
+        last = (records.read(folder.waterfall, []).get("stages") or [{}])[-1]
         numbers = [f"{last[name]:,}" if last else "" for name in ("rows_kept", "tokens_kept")]
         report = str(folder.report) if folder.report.exists() else ""
         table.add_row(*(values.get(key, "") for key in axes), folder.state() or "", *numbers, report)
@@ -181,8 +166,6 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     from rich import box
     from rich.table import Table
 
-    from sft_lab.core.io import read_json
-
     axes = list(dict.fromkeys(key for _, values in jobs for key in values))
     leaves = [axis.rpartition(".")[2] for axis in axes]
     names = leaves if len(set(leaves)) == len(axes) else axes
@@ -190,7 +173,7 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     table.title, table.title_justify = "Jobs (loss: held-out, by the weights that were saved)", "left"
     axes_by_name = {folder.path.name: values for folder, values in jobs}
     for folder, values in jobs:
-        summary = read_json(folder.summary) if folder.summary.exists() else {}
+        summary = records.read(folder.summary, [])
         numbers = [_number(summary.get(name)) for name in ("eval/loss", "eval/bits_per_byte", "gap")]
         rows = str(summary.get("train_rows", ""))
         verdict = summary.get("verdict", "")

@@ -70,7 +70,10 @@ SCHEMAS: dict[str, Schema] = {
     "config.yaml": {
         "seed": "number", **{key: {"*": "anything"} for key in ("choices", *_STAGES)}, "*": "anything",
     },
-    "queued.json": {"job": "scalar", "*": "anything"},
+    "queued.json": {
+        "cluster": "text", "job_id": "text!", "work": "text", "logs": "text!", "before": {"*": "anything"},
+        "*": "anything",
+    },
     "sweep.json": {"*": "anything"},
     "search.json": {
         "measure": "text", "sampler": "text", "pruner": "text", "axes": {"*": "text!"}, "importance": {"*": "number!"},
@@ -82,6 +85,7 @@ SCHEMAS: dict[str, Schema] = {
     },
     "trial.json": {"number": "number!", "measure": "text!", "pruner": "text"},
     "metrics.jsonl": {"step": "number!", "*": "number"},
+    "samples.jsonl": {"prompt": "text!", "*": "text"},
 }  # fmt: skip
 _RENAMED_METRICS = {"learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sft_lab.core import records
 from sft_lab.core.errors import FolderError, UserError
 from sft_lab.core.gpus import visible_gpus
-from sft_lab.core.io import read_json, write_json
+from sft_lab.core.io import write_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.jobs.supervise import Backend, Ending, Failure, SupervisedJob, read_status, supervise
@@ -179,11 +180,10 @@ class QueuedJob(SupervisedJob):
         before_work = "" if read_status(self.folder) != self.status_before else " before its work began"
         log_file = self.logs / f"{self.job_id}_0_log.out"
         reason = f"job {self.job_id} ended{before_work} ({state}); see {log_file}"
-        failure_file = _failure_file(self.logs, self.job_id)
-        if not failure_file.exists():
+        failure = records.read(_failure_file(self.logs, self.job_id), [])
+        if "message" not in failure:
             return Ending(reason)
-        failure = read_json(failure_file)
-        return Ending(reason, str(failure["message"]), by_input=bool(failure["by_input"]))
+        return Ending(reason, str(failure["message"]), by_input=bool(failure.get("by_input")))
 
     def conclude(self, work: str, ending: Ending) -> Failure | None:
         """Also forget that the job is queued."""
@@ -249,7 +249,7 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
     for title, folder in jobs:
         note = _read_note(folder)
         if note.get("cluster") == cluster.name:
-            job = QueuedJob(title, folder, dict(note.get("before") or {}), str(note["job_id"]), Path(str(note["logs"])))
+            job = QueuedJob(title, folder, dict(note.get("before") or {}), note["job_id"], Path(note["logs"]))
             queued.append((note, job))
 
     queue = _ask_queue(cluster, [job.job_id for _, job in queued])
@@ -273,11 +273,8 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
 
 def _read_note(folder: RunDir) -> dict[str, Any]:
     """Return what an earlier command noted of the job, nothing where it is none of ours."""
-    try:
-        note = read_json(folder.queued)
-        return note if re.fullmatch(r"\d+(_\d+)?", str(note["job_id"])) and "logs" in note else {}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+    note = records.read(folder.queued, [])
+    return note if re.fullmatch(r"\d+(_\d+)?", note.get("job_id", "")) and "logs" in note else {}
 
 
 def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[QueuedJob]:

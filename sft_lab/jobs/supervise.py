@@ -19,7 +19,6 @@ from typing import Any
 
 from sft_lab.core import records
 from sft_lab.core.errors import FolderError
-from sft_lab.core.io import read_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import RunState, Work
@@ -197,10 +196,7 @@ def stop_processes(processes: Sequence[subprocess.Popen[bytes]], patience: float
 
 def read_status(folder: RunDir) -> dict[str, Any]:
     """Return what ``status.json`` holds, nothing where it cannot be read now: it may come over a network."""
-    try:
-        return read_json(folder.status)
-    except (OSError, ValueError):
-        return {}
+    return records.read(folder.status, [])
 
 
 @contextmanager
