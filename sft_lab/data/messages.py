@@ -169,8 +169,9 @@ def _call(call: Any) -> dict[str, Any]:
     if not isinstance(function, dict) or not (isinstance(function.get("name"), str) and function["name"].strip()):
         raise Unreadable("a tool call names no function", "bad_tool_call")
     arguments = function.get("arguments") or {}
-    if not isinstance(parsed_json(arguments, "the arguments of a tool call", "bad_tool_call"), dict):
-        raise Unreadable(f"the arguments of a tool call are {_kind(arguments)}, not an object", "bad_tool_call")
+    parsed = parsed_json(arguments, "the arguments of a tool call", "bad_tool_call")
+    if not isinstance(parsed, dict):
+        raise Unreadable(f"the arguments of a tool call are {_kind(parsed)}, not an object", "bad_tool_call")
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
@@ -285,11 +286,15 @@ def without_surrogates(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+_KINDS = {
+    "NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "str": "text",
+    "list": "a list", "dict": "an object", "Watched": "an object",
+}  # fmt: skip
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else next((name for kind, name in _KINDS.items() if isinstance(value, kind)), "odd")
+    name = type(value).__name__
+    return _KINDS.get(name, name)
 
 
 def _shortened(value: Any) -> str:

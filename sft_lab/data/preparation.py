@@ -15,7 +15,7 @@ from sft_lab.core.ratio import share
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.data.encoding import Encoded, encode, tokenize
 from sft_lab.data.split import Sides, Split, group_hash
-from sft_lab.data.waterfall import Sources, Waterfall, log_stage
+from sft_lab.data.waterfall import Sources, Waterfall, commonest_causes, log_stage
 
 if TYPE_CHECKING:
     import datasets
@@ -102,9 +102,9 @@ class Preparation:
             SourceError: if load could use no row at all.
         """
         if not len(loaded.rows):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in loaded.selection.dropped.items())
             raise SourceError(
-                f"dataset: none of its {len(loaded.selection.ids)} records can be used ({reasons}); "
+                f"dataset: none of its {len(loaded.selection.ids)} records can be used: "
+                f"{commonest_causes(loaded.selection)}; "
                 "docs/data.md has the row formats"
             )
         loading = self._context.take_new_entries()

@@ -97,7 +97,7 @@ class Waterfall:
             }
         )
         self._dropped.append(_dropped(stage, selection))
-        if causes := _commonest_causes(selection):
+        if causes := commonest_causes(selection):
             self._context.notice(f"{self._title(stage)}: {causes}; dropped.parquet has the cause of every row")
         self._log(stage, selection, self._context.take_new_entries() if entries is None else entries)
 
@@ -148,7 +148,7 @@ class Waterfall:
         return pa.concat_tables([parquet.arrow_schema(parquet.DROPPED).empty_table(), *self._dropped])
 
 
-def _commonest_causes(selection: Selection, limit: int = 3) -> str:
+def commonest_causes(selection: Selection, limit: int = 3) -> str:
     """Return the commonest causes of dropped rows, each with its number and its first row; empty without any."""
     first: dict[tuple[str, str], int] = {}
     counts = Counter[tuple[str, str]]()

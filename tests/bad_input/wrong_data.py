@@ -97,6 +97,12 @@ def conversation(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": text} for role, text in turns]}
 
 
+def tool_row(arguments: str) -> dict[str, Any]:
+    function = {"name": "weather", "arguments": arguments}
+    turns = [{"role": "user", "content": "Warm?"}, {"role": "assistant", "tool_calls": [{"function": function}]}]
+    return {"messages": turns}
+
+
 # Refuses what every row of GOOD asks.
 STRICT = """\
 {%- for message in messages -%}
@@ -188,6 +194,8 @@ CASES = [
     rows("ids without numbers to group by", ENOUGH, "dataset.group=id_prefix"),
     rows("numbers where text belongs, in every row", [conversation(("human", 1), ("gpt", 2))] * 30),
     rows("unknown roles in every row", [conversation(("alice", "Hi?"), ("bob", "Hello."))] * 30),
+    rows("tool calls that cannot be read, in every row", [*[tool_row("Rome")] * 20, *[tool_row("[1]")] * 10]),
+    rows("tool schemas that are none, in every row", [row(number, tools=["weather"]) for number in range(30)]),
     rows("bytes that are no text", parquet(prompt=[b"\xff\xfe"] * 30, completion=[b"\xff"] * 30), name="data.parquet"),
     rows("no mapping of columns in any", [1, 2, 3]),
     rows("a pattern that is none", ENOUGH, "filter=[pattern]", "filter.pattern.drop=['(']"),

@@ -201,7 +201,7 @@ CAUSES = [
     ({"messages": [USER, {**END, "weight": "high"}]}, "unreadable", "weight is 'high', not a number from 0"),
     ({"messages": [USER, {**END, "weight": -1}]}, "unreadable", "weight is -1, not a number from 0"),
     (calls("{'a': 1}"), "bad_tool_call", "the arguments of a tool call: not JSON (\"{'a': 1}\")"),
-    (calls("[1]"), "bad_tool_call", "the arguments of a tool call are text, not an object"),
+    (calls("[1]"), "bad_tool_call", "the arguments of a tool call are a list, not an object"),
     (calls([1]), "bad_tool_call", "the arguments of a tool call are a list, not an object"),
     ({"messages": [USER, {**END, "tool_calls": [{"function": {"arguments": "{}"}}]}]}, "bad_tool_call",
      "a tool call names no function"),

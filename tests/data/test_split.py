@@ -188,7 +188,9 @@ def test_a_source_without_a_usable_row_says_why(context: StageContext, write: An
     loaded = File(path=str(write({"conversations": []}, {"conversations": [{"from": "gpt", "value": "x"}]}, {})))(
         context
     )
-    with pytest.raises(SourceError, match=r"none of its 3 records .*1 empty, 1 begins_with_assistant, 1 unreadable"):
+    with pytest.raises(
+        SourceError, match=r"none of its 3 records .*1 empty \(neither.*1 begins_with_assistant \(.*1 unreadable \("
+    ):
         Preparation(context, 100, loss_on_all=False).split(loaded, Hash())
 
 
