@@ -15,11 +15,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from torch import distributed
 
 from sft_lab.core.progress import track
 from sft_lab.core.types import IGNORED
+from sft_lab.evaluation.arithmetic import of_weights
 
 RECALLED_TOKENS = 32  # an answer counts as memorized if this many tokens from its middle on are predicted correctly
+LOSS_SLICE = 64  # positions; a multiple of what a processor computes at once, which keeps the digits
 MIN_RECALLED_TOKENS = 8  # an answer with fewer tokens from its middle on says nothing about memorization
 
 
@@ -118,6 +121,7 @@ def score(
     ending: AnswerEnding = UNKNOWN_ENDING,
     *,
     batch_tokens: int = 4096,
+    shared: bool = False,
 ) -> Scores:
     """Return the scores of every row's labelled tokens, in the arithmetic of the weights.
 
@@ -127,18 +131,26 @@ def score(
         answer_bytes: UTF-8 bytes of each row's answer, shape (rows,).
         ending: how the template of the rows ends an answer.
         batch_tokens: tokens of a batch, padding included.
+        shared: the processes of a distributed training call this together, with the same whole model each, and score
+            a part of the batches each.
     """
+    process, processes = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
     sizes = np.array([len(ids) for ids in rows["input_ids"]], np.int64)
     sums, counts = np.zeros((3, len(rows))), np.zeros((3, len(rows)), np.int64)
     training = model.training
     model.eval()
     try:
-        batches = _batches(sizes, batch_tokens)
-        for batch in track(batches, "held-out loss"):
-            chosen = rows[batch.tolist()]
-            sums[:, batch], counts[:, batch] = _score_batch(model, chosen["input_ids"], chosen["labels"], ending)
+        batches = _batches(sizes, batch_tokens)[process::processes]
+        with of_weights(model):
+            for batch in track(batches, "held-out loss"):
+                chosen = rows[batch.tolist()]
+                sums[:, batch], counts[:, batch] = _score_batch(model, chosen["input_ids"], chosen["labels"], ending)
     finally:
         model.train(training)
+    if shared:  # each row was scored by one process, and is 0 in all others
+        parts: list[Any] = [None] * processes
+        distributed.all_gather_object(parts, (sums, counts))
+        sums, counts = (np.sum(arrays, axis=0) for arrays in zip(*parts, strict=True))
     (nats, stops, foreign), (tokens, correct, recalled) = sums, counts
     return Scores(nats, tokens, answer_bytes, correct, stops, foreign, recalled)
 
@@ -177,10 +189,7 @@ def _score_batch(
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **keep).logits
     logits = logits if keep else logits[:, positions.to(device)]
     target = target[:, positions].to(device)
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none"
-    )
-    nats = losses.double().sum(dim=1)
+    nats = _token_losses(logits, target).double().sum(dim=1)
     scored = target != IGNORED
     # Where the text of the answer ends: `ending.length` tokens before its last, or at its first where it is shorter.
     order = scored.cumsum(dim=1)
@@ -191,6 +200,22 @@ def _score_batch(
     correct, mask_np = (logits.argmax(dim=-1) == target).cpu().numpy(), scored.cpu().numpy()
     counts = [_count(row[row_mask]) for row, row_mask in zip(correct, mask_np, strict=True)]
     return torch.stack([nats, stops, foreign]).cpu().numpy(), np.array(counts, np.int64).T
+
+
+def _token_losses(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the loss at each position, 0 where there is none: float32, shape (rows, positions).
+
+    The loss function copies its logits to float32 a few times: of 4,096 tokens and 152,000 classes at once, 9 GB.
+    Slices of some positions give the same digits, and on a CPU take a third of the time, since they fit its cache.
+    """
+    losses = torch.zeros(target.shape, device=target.device)
+    for row in range(len(target)):
+        for start in range(0, target.shape[1], LOSS_SLICE):
+            part = slice(row, row + 1), slice(start, start + LOSS_SLICE)
+            losses[part] = torch.nn.functional.cross_entropy(
+                logits[part].float().transpose(1, 2), target[part], ignore_index=IGNORED, reduction="none"
+            )
+    return losses
 
 
 def _count(correct: np.ndarray) -> tuple[int, int, int]:

@@ -187,10 +187,18 @@ class Evaluator:
             numbers |= _domain_numbers(question_sets["domain"], generate_answers)
         return Measurement(held_out.rows.column("id"), held_out_scores, fixed_answers, outputs, numbers)
 
-    def score(self, model: Any, ready: Ready, template: Template | None = None) -> Scores:
-        """Return the held-out scores of rows; ``template``: theirs, None for the run's."""
+    def score(self, model: Any, ready: Ready, template: Template | None = None, *, shared: bool = False) -> Scores:
+        """Return the held-out scores of rows.
+
+        Args:
+            model: to measure.
+            ready: the rows.
+            template: theirs; None: the run's.
+            shared: by all processes of a training, see ``heldout.score``.
+        """
         ending = self._ending(template or self._run.template)
-        return heldout.score(model, ready.tokens, ready.answer_bytes, ending, batch_tokens=self._options.batch_tokens)
+        batch_tokens = self._options.batch_tokens
+        return heldout.score(model, ready.tokens, ready.answer_bytes, ending, batch_tokens=batch_tokens, shared=shared)
 
     def answer_fixed_prompts(self, model: Any) -> list[str]:
         """Return a model's answers to ``evaluation.prompts`` under the run's template."""

@@ -112,10 +112,11 @@ class TrainingSession(Session):
     def train(self, data: Prepared) -> trl_trainer.Trained:
         """Fine-tune, and measure the held-out loss meanwhile."""
 
-        def measure(model: Any, step: int) -> dict[str, float]:
+        def measure(model: Any, step: int, shared: bool) -> dict[str, float]:
+            score = self._evaluator.score
             with during("measuring"):
-                probe = self._evaluator.score(model, data.probe) if self.run.evaluation.watch_probe else None
-                scores = self._evaluator.score(model, data.held_out)
+                probe = score(model, data.probe, shared=shared) if self.run.evaluation.watch_probe else None
+                scores = score(model, data.held_out, shared=shared)
             self._last = step, scores, probe
             return _event(scores, probe)
 

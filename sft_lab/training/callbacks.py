@@ -33,7 +33,8 @@ class Watch:
     """How training is watched.
 
     Attributes:
-        measure: returns the held-out metrics of a model at a step; None without held-out rows.
+        measure: returns the held-out metrics of a model at a step, with ``shared`` measured by all processes together,
+            each of which has the whole model; None without held-out rows.
         record: takes each logging event.
         tokens_before: trained before the checkpoint from which training resumes.
         sample: has a model answer the fixed prompts at a step.
@@ -42,7 +43,7 @@ class Watch:
         clock: of the time spent on measuring and sampling, which is no training.
     """
 
-    measure: Callable[[Any, int], Event] | None
+    measure: Callable[[Any, int, bool], Event] | None
     record: Callable[[Event], None]
     tokens_before: int = 0
     sample: Callable[[Any, int], None] | None = None

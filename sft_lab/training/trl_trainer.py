@@ -18,7 +18,7 @@ import datasets
 import torch
 import transformers
 import trl
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from transformers.trainer_utils import rotate_checkpoints
 
 from sft_lab.core.errors import ConfigError, Pruned
@@ -104,8 +104,10 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         assert self.watch.measure is not None
 
         with self.watch.clock.running(), _without_autocast(self.model):
-            # Every process measures, since only all of them hold a sharded model; the result of the first counts.
-            event = self.watch.measure(self.model, self.state.global_step)
+            # Every process measures. Where each has the whole model they share the rows; a sharded one needs them all
+            # for every row. The result of the first counts.
+            is_copied = self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+            event = self.watch.measure(self.model, self.state.global_step, is_copied)
             if self.args.world_size > 1:
                 event = broadcast_object_list([event])[0]
         self.watch.record({"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **event})

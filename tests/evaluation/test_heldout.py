@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
+import multiprocessing
 from pathlib import Path
 
 import datasets
@@ -13,6 +16,8 @@ import torch
 from sft_lab import compose
 from sft_lab.core.context import StageContext
 from sft_lab.core.types import IGNORED
+from sft_lab.evaluation import heldout
+from sft_lab.evaluation.arithmetic import of_weights
 from sft_lab.evaluation.heldout import AnswerEnding, Scores, score
 
 
@@ -104,3 +109,71 @@ def test_scores_are_read_as_they_were_written(model: torch.nn.Module, rows: data
     scores.save(tmp_path)
     for name, values in vars(Scores.load(tmp_path)).items():
         assert np.array_equal(values, getattr(scores, name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", [0, 1, 63, 64, 65, 200])
+def test_slices_give_the_digits_of_all_at_once(positions: int, dtype: torch.dtype, monkeypatch) -> None:
+    """And never more logits at a time than a slice has."""
+    torch.manual_seed(0)
+    logits = (torch.randn(3, positions, 4096) * 4).to(dtype)
+    target = torch.randint(0, 4096, (3, positions))
+    target[torch.rand(3, positions) < 0.3] = IGNORED
+    loss = torch.nn.functional.cross_entropy
+    at_once = loss(logits.float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none")
+    sizes = [0]
+
+    def count(part: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        sizes.append(part.numel())
+        return loss(part, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", count)
+    assert torch.equal(heldout._token_losses(logits, target), at_once)
+    assert max(sizes) <= heldout.LOSS_SLICE * 4096
+
+
+def test_flash_attention_measures_under_autocast_where_weights_are_float32(model: torch.nn.Module) -> None:
+    """Its kernels take no float32; all else is measured in the arithmetic of the weights."""
+    assert not isinstance(of_weights(model), torch.autocast)
+    model.config._attn_implementation_internal = "kernels-community/flash-attn2"
+    try:
+        assert of_weights(model).fast_dtype in (torch.bfloat16, torch.float16)
+        assert not isinstance(of_weights(copy.deepcopy(model).to(torch.bfloat16)), torch.autocast)
+    finally:
+        model.config._attn_implementation_internal = "sdpa"
+
+
+@pytest.mark.slow
+def test_processes_share_the_batches(model: torch.nn.Module, rows: datasets.Dataset, tmp_path: Path) -> None:
+    """Two processes score other batches each and learn the same sums, digit for digit those of one alone."""
+    alone = score(model, rows, BYTES, ENDING, batch_tokens=40)
+    inputs = tmp_path / "inputs.pt"
+    torch.save((model, rows.to_dict()), inputs)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_score_shared, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    for rank in (0, 1):
+        shared = Scores.load(tmp_path / str(rank))
+        for field in dataclasses.fields(Scores):
+            assert np.array_equal(getattr(shared, field.name), getattr(alone, field.name)), field.name
+    counted = [int((tmp_path / f"{rank}" / "forwards").read_text()) for rank in (0, 1)]
+    assert all(counted)
+    assert sum(counted) == len(heldout._batches(np.array([len(ids) for ids in rows["input_ids"]]), 40))
+
+
+def _score_shared(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    init = f"file://{folder / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    model, columns = torch.load(folder / "inputs.pt", weights_only=False)
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    scores = score(model, datasets.Dataset.from_dict(columns), BYTES, ENDING, batch_tokens=40, shared=True)
+    (folder / str(rank)).mkdir()
+    scores.save(folder / str(rank))
+    (folder / str(rank) / "forwards").write_text(str(len(forwards)))
+    torch.distributed.destroy_process_group()
