@@ -282,9 +282,10 @@ def _memory_lines(outlooks: list[Outlook]) -> list[str]:
     for memory in footprints:
         parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
         sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in parts.items() if size is not None)
+        activations = f" of about {memory.activations / 1e9:,.2f} GB" if memory.activations is not None else ""
         lines.append(
             f"Memory: {memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million of them "
-            f"trained; {sizes}, and activations"
+            f"trained; {sizes}, and activations{activations} for a batch of the longest rows"
         )
     return lines
 

@@ -11,7 +11,7 @@ from sft_lab.config.compose import compose_raw
 from sft_lab.config.overrides import parse, texts_of
 from sft_lab.config.search_path import hydra_session
 from sft_lab.config.validation import choices_of
-from sft_lab.core.params import plain
+from sft_lab.core.params import default, plain
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 
@@ -58,7 +58,7 @@ def _drop_added(node: Any, values: Any) -> None:
         return
     schema = OmegaConf.get_type(node)
     for field in fields(schema) if is_dataclass(schema) else ():
-        if field.metadata.get("added") and values.get(field.name) == plain(field.default):
+        if field.metadata.get("added") and values.get(field.name) == plain(default(field)):
             del values[field.name]
     for name in values:
         _drop_added(None if OmegaConf.is_missing(node, name) else node[name], values[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -26,7 +26,7 @@ def plain(value: Any, *, every_knob: bool = False) -> Any:
         knobs = [knob for knob in fields(value) if every_knob or knob.metadata.get("changes_result", True)]
         # A key added later (metadata ``added=True``) is absent at its default: hashes of old configs stay.
         knobs = [
-            knob for knob in knobs if not (knob.metadata.get("added") and getattr(value, knob.name) == knob.default)
+            knob for knob in knobs if not (knob.metadata.get("added") and getattr(value, knob.name) == default(knob))
         ]
         return {knob.name: plain(getattr(value, knob.name), every_knob=every_knob) for knob in knobs}
     if isinstance(value, dict):
@@ -34,3 +34,8 @@ def plain(value: Any, *, every_knob: bool = False) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item, every_knob=every_knob) for item in value]
     return value
+
+
+def default(knob: Field[Any]) -> Any:
+    """Return the default of a dataclass field."""
+    return knob.default if knob.default_factory is MISSING else knob.default_factory()

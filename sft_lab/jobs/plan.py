@@ -36,6 +36,11 @@ SAME_COST = (
     "learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay",
     "max_grad_norm", "budget",
 )  # fmt: skip
+# Trainer's keys that decide the memory.
+MEMORY_KEYS = (
+    "kind", "peft", "quantization", "optim", "max_length", "precision", "per_device_train_batch_size",
+    "activation_checkpointing",
+)  # fmt: skip
 MAX_FINISHED_RUNS = 200  # the newest, from which times are taken
 
 
@@ -147,7 +152,7 @@ def _forecast(
         epochs = steps / _planned_steps(run, rows) * run.trainer.num_train_epochs
 
     saved = run.saved()
-    shape = digest([saved["model"], *map(saved["trainer"].get, ("kind", "peft", "optim", "max_length"))])
+    shape = digest([saved["model"], *map(saved["trainer"].get, MEMORY_KEYS)])
     if shape not in footprints:
         footprints[shape] = _memory(run)
     seconds, like = _time(run, steps, finished_runs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sft_lab import pipeline
 from sft_lab.core import parquet
 from sft_lab.core.errors import ConfigError, FolderError, during
-from sft_lab.core.gpus import release_memory
+from sft_lab.core.gpus import gpu_is_in_use, release_memory
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import finite, write_json, write_lines
 from sft_lab.core.log import log
@@ -27,6 +27,7 @@ from sft_lab.training.checkpoints import last_checkpoint
 from sft_lab.training.config import refuse_no_step, resolve_precision
 from sft_lab.training.rehearsal import refuse_misfit, rehearse, warn_of_long_rows
 from sft_lab.training.sft_config import build_sft_config
+from sft_lab.training.weights import TRUST_KERNEL, packing_attention
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,6 +147,7 @@ class TrainingSession(Session):
             watch=watch,
             reference_rows=len(data.sides.train),
             new_tokens=self.context.new_tokens,
+            attention=self._packing_attention(),
         )
         if trained.saved and not rank():
             # What was sharded over several processes is on disk; the one that writes loads it again.
@@ -156,6 +158,21 @@ class TrainingSession(Session):
             "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
         )
         return trained
+
+    def _packing_attention(self) -> str | None:
+        """Return the attention for packed rows, and notice what they cost without a good one."""
+        options, own_attention = self.run.trainer, self.run.model.attn_implementation
+        if not options.packing:
+            return None
+        attention = packing_attention(own_attention, options.holding.precision)
+        if attention is None and gpu_is_in_use() and "flash" not in (own_attention or ""):
+            tokens = options.per_device_train_batch_size * options.max_length
+            self.context.notice(
+                f"packing without FlashAttention: each of the {tokens:,} tokens of a batch is compared with every "
+                f"other (a mask of {tokens**2 / 1e9:.1f} GB). pip install flash-attn, or pip install kernels and set "
+                f"{TRUST_KERNEL}=kernels-community/flash-attn2; else lower trainer.per_device_train_batch_size"
+            )
+        return attention
 
     @during("measuring")
     def measure_tuned(self, data: Prepared, trained: trl_trainer.Trained) -> Measurement:

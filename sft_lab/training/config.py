@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
-from sft_lab.core.errors import ConfigError
+from sft_lab.core.errors import ConfigError, require
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
@@ -71,6 +71,9 @@ class Quantization(Enum):
 
     none = "none"
     nf4 = "nf4"
+
+
+STARTS = "true, false, gaussian, olora, pissa or orthogonal: others need data, or cannot be loaded again"
 
 
 def _is_step_or_share(value: float) -> bool:
@@ -170,6 +173,7 @@ class Peft(Bounded):
             often better at small ``r``.
         use_rslora: scale the adapter by ``lora_alpha / sqrt(r)``, so that a large ``r`` still learns (Kalajdzievski,
             "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+        config: more fields of PEFT's LoraConfig, passed on unchanged; checked against its fields.
     """
 
     r: int = bounded(16, at_least=1)
@@ -178,6 +182,19 @@ class Peft(Bounded):
     target_modules: list[str] = bounded(["all-linear"], holds=bool, limit="at least one name")
     use_dora: bool = False
     use_rslora: bool = False
+    config: dict[str, Any] = bounded({}, added=True)
+
+    def __post_init__(self) -> None:
+        """Refuse fields of ``config`` that have a key of their own, or whose adapter would not be loaded again."""
+        super().__post_init__()
+        allowed = ADAPTER_FIELDS - OWN_ADAPTER_FIELDS
+        if refused := sorted(set(self.config) - allowed):
+            raise ConfigError(
+                f"config={refused}: must be among {', '.join(sorted(allowed))}; others have a key of their own, "
+                "or their adapter is not loaded again"
+            )
+        start = str(self.config.get("init_lora_weights", True))
+        require(not start.startswith(REFUSED_STARTS), "config.init_lora_weights", start, STARTS)
 
 
 @dataclass
@@ -212,6 +229,21 @@ def _has_nvidia_gpu() -> bool:
     """Return whether the system has one; importing PyTorch to ask would take a second."""
     return bool(shutil.which("nvidia-smi")) or any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/dxg"))
 
+
+# Fields of PEFT's LoraConfig that an adapter may have to be loaded again: sizes, names of layers, starting values.
+ADAPTER_FIELDS = {
+    "peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "bias",
+    "lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",
+    "exclude_modules", "target_parameters", "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern",
+    "alpha_pattern", "layer_replication", "trainable_token_indices", "init_lora_weights", "ensure_weight_tying",
+}  # fmt: skip
+# Those of them that sft_lab sets itself.
+OWN_ADAPTER_FIELDS = {
+    "peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
+    "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "trainable_token_indices",
+}  # fmt: skip
+# Starting values that need data, other weights, or another draw when the adapter is loaded.
+REFUSED_STARTS = ("eva", "corda", "lora_ga", "loftq", "pissa_niter")
 
 # Fields of SFTConfig that sft_lab sets itself, from its own keys or for its own evaluation.
 OWN_FIELDS = {

@@ -44,10 +44,13 @@ class Gguf(Model):
         return self.original or ""
 
     def check(self) -> list[str]:
-        """Return an error if the file is missing."""
+        """Return an error if the file is missing, or the attention is not allowed."""
+        problems = super().check()
         if missing := missing_package(self.path):
-            return [f"model.path={self.path}: {missing}; or use model=tiny_random, or a hub model"]
-        return [] if package_path(self.path).is_file() else [f"model.path={self.path}: no such file; give a .gguf file"]
+            return [*problems, f"model.path={self.path}: {missing}; or use model=tiny_random, or a hub model"]
+        if not package_path(self.path).is_file():
+            problems.append(f"model.path={self.path}: no such file; give a .gguf file")
+        return problems
 
     def key(self, context: StageContext, seed: int) -> str:  # noqa: ARG002
         """Return a key of the file's pinned hash."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
     from sft_lab.training.config import Full
     from sft_lab.training.models import Model
+    from sft_lab.training.weights import Holding
 
-ADAM_MOMENTS = 2  # of each trained number, in its own type
+ADAM_MOMENTS = 2  # of each trained number, in its own type; a byte each under an optimizer of 8 bits
+NF4_BITS = 4.127  # of a number, the scales of its block included, themselves quantized (Dettmers et al., 2023)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a training holds whatever its batch size; activations come on top.
+    """What a training holds, as far as shapes say; the GPU's own libraries take about a gigabyte more.
 
     Attributes:
         parameters: numbers of the model, adapter included.
@@ -29,6 +31,8 @@ class Footprint:
         weights: bytes.
         gradients: bytes.
         optimizer: bytes of AdamW's moments; None for another optimizer.
+        activations: bytes that a batch of the longest rows keeps for its gradients, reckoned for a Llama and not
+            measured: a third more or less is likely. None for a config without the usual names.
     """
 
     parameters: int
@@ -36,35 +40,77 @@ class Footprint:
     weights: int
     gradients: int
     optimizer: int | None
+    activations: int | None
 
 
 def estimate_footprint(model: Model, options: Full, context: StageContext) -> Footprint:
-    """Return the size of a training's weights, gradients and optimizer state.
+    """Return the size of a training's weights, gradients, optimizer state and activations.
 
     Args:
         model: whose shape is read.
         options: of the trainer; an adapter is put on the empty model as training would.
         context: for the tokenizer and a converted model.
     """
+    dtype = model.arithmetic(context, options.holding)["dtype"]
+    return footprint_of(model.config(context), "float32" if dtype == "auto" else dtype, options, **model.trust())
+
+
+def footprint_of(config: Any, dtype: str, options: Full, **trust: bool) -> Footprint:
+    """Return the footprint of a model's shape, its weights held in a data type."""
     holding = options.holding
-    dtype = model.arithmetic(context, holding)["dtype"]
     with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(model.config(context), dtype=dtype, **model.trust())
-        linear_bytes = sum(module.weight.nbytes for module in empty.modules() if isinstance(module, torch.nn.Linear))
-        adapter = build_peft_config(options, empty, [])
+        empty = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **trust)
+        quantized = _quantized_weights(empty) if holding.four_bit else []
+        adapter = build_peft_config(options, empty, [], is_empty=True)
         trained_model = peft.get_peft_model(empty, adapter) if adapter else empty
 
     parameters = list(trained_model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = sum(parameter.nbytes for parameter in parameters)
-    if holding.four_bit:  # linear layers in 4 bits; the scales of their blocks are a hundredth of that
-        weights -= linear_bytes - linear_bytes * 4 // (8 * parameters[0].element_size())
+    weights -= sum(weight.nbytes - int(weight.numel() * NF4_BITS / 8) for weight in quantized)
 
-    gradients = sum(parameter.nbytes for parameter in trained)
+    numbers, gradients = sum(parameter.numel() for parameter in trained), sum(parameter.nbytes for parameter in trained)
+    moments = ADAM_MOMENTS * (numbers if "8bit" in options.optim else gradients)
     return Footprint(
         parameters=sum(parameter.numel() for parameter in parameters),
-        trained=sum(parameter.numel() for parameter in trained),
+        trained=numbers,
         weights=weights,
         gradients=gradients,
-        optimizer=ADAM_MOMENTS * gradients if options.optim.startswith("adamw") else None,
+        optimizer=moments if "adamw" in options.optim else None,
+        activations=_activations(empty.config, holding, options),
     )
+
+
+def _quantized_weights(model: Any) -> list[torch.Tensor]:
+    """Return the weights that bitsandbytes holds in 4 bits: of all linear layers but the LM head."""
+    head = model.get_output_embeddings()
+    return [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+
+
+def _activations(config: Any, holding: Holding, options: Full) -> int | None:
+    """Return the bytes that one batch keeps: per token and layer, the inputs of each operation that has a gradient.
+
+    Without scores of attention, which neither sdpa nor FlashAttention keeps, and without logits, which TRL's loss head
+    makes in tiles.
+    """
+    text = config.get_text_config()
+    try:
+        hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
+        heads = text.num_attention_heads
+        groups = getattr(text, "num_key_value_heads", None) or heads
+        width = getattr(text, "head_dim", None) or hidden // heads
+    except AttributeError:
+        return None
+    compute = 4 if holding.precision == "fp32" else 2  # bytes of a number where matrices are multiplied
+    stream = 4 if holding.trained or holding.precision == "fp32" else 2  # and between the layers
+    query, key_value = heads * width, 2 * groups * width
+    norms = 2 * (stream + 4) * hidden  # computed in float32
+    attention = compute * (2 * query + key_value)
+    mlp = compute * 3 * inner  # gate, up, and their product's factor
+    inputs = compute * (2 * hidden + query + inner)  # of the linear layers
+    layer = norms + attention + mlp + inputs
+
+    tokens = options.per_device_train_batch_size * options.max_length
+    if options.activation_checkpointing:
+        return int(tokens * (layers * stream * hidden + layer))
+    return int(tokens * layers * layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,15 @@ from sft_lab.core.model_files import loaded_files, pickled_weights
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
 from sft_lab.training.peft_config import refuse_other_adapters_of
-from sft_lab.training.weights import DTYPES, FROZEN, Holding, device_kwargs, four_bit_kwargs, resolve_dtype
+from sft_lab.training.weights import (
+    DTYPES,
+    FROZEN,
+    Holding,
+    device_kwargs,
+    four_bit_kwargs,
+    refused_attention,
+    resolve_dtype,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -41,16 +49,15 @@ class Model(Bounded, abc.ABC):
     Attributes:
         dtype: of the weights: ``auto`` (float32 on a CPU, and wherever all weights are trained; else the checkpoint's
             own, or float16 on a GPU without bf16), ``float32``, ``bfloat16``, ``float16``.
-        attn_implementation: Transformers' name (``sdpa``, ``eager``, ``flash_attention_2``); null: its own choice.
+        attn_implementation: Transformers' name (``sdpa``, ``eager``, ``flash_attention_2``), or that of a kernel of the
+            Hub, if ``SFT_LAB_TRUST_KERNEL`` has it too; null: its own choice.
         init_kwargs: passed to ``from_pretrained`` unchanged; outside what sft_lab promises.
     """
 
     version: ClassVar[int] = 1
 
     dtype: str = bounded("auto", choices=DTYPES)
-    attn_implementation: str | None = bounded(
-        None, holds=lambda name: "/" not in name, limit="a name without /, which would be code of a hub"
-    )
+    attn_implementation: str | None = None
     init_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,9 +81,10 @@ class Model(Bounded, abc.ABC):
         """The revision of that name on the Hub, None for the newest."""
         return None
 
-    @abc.abstractmethod
     def check(self) -> list[str]:
         """Return what keeps this machine from loading the model."""
+        problem = refused_attention(self.attn_implementation or "")
+        return [problem] if problem else []
 
     def files(self) -> list[Path]:
         """Return every local file that loading it reads."""
@@ -163,10 +171,10 @@ class Model(Bounded, abc.ABC):
 
         with torch.device("meta"):  # the class alone, since a config in the folder could name the code of another
             empty = transformers.AutoModelForCausalLM.from_config(self.config(context), **self.trust())
-        arithmetic = self.arithmetic(context, holding)
-        kwargs = {name: arithmetic[name] for name in ("dtype", "attn_implementation") if name in arithmetic}
+        kwargs = self._kwargs(context, replace(holding, four_bit=False))
+        kwargs = {name: value for name, value in kwargs.items() if name not in self.init_kwargs}
         model: PreTrainedModel = type(empty).from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, **device_kwargs(), **kwargs
+            folder, use_safetensors=True, trust_remote_code=False, **kwargs
         )
         return model
 
@@ -179,9 +187,17 @@ class Model(Bounded, abc.ABC):
         return kwargs | self.init_kwargs
 
     def _kwargs(self, context: StageContext, holding: Holding) -> dict[str, Any]:
-        """Return the keywords of ``from_pretrained`` that decide how and where the weights are held."""
+        """Return the keywords of ``from_pretrained`` that decide how and where the weights are held.
+
+        Raises:
+            ModelError: for an attention that the user has not allowed.
+        """
+        attention = self.attn_implementation or ""
+        if problem := refused_attention(attention):
+            raise ModelError(problem)
+        kernels = {"allow_all_kernels": True} if "/" in attention else {}
         quantization = four_bit_kwargs(holding) if holding.four_bit else {}
-        return device_kwargs() | quantization | self.arithmetic(context, holding)
+        return device_kwargs() | kernels | quantization | self.arithmetic(context, holding)
 
 
 def _initialize_rows(model: PreTrainedModel, size: int, new_tokens: list[int]) -> None:
@@ -220,14 +236,17 @@ class Pretrained(Model):
         return Path(self.name_or_path).is_dir()
 
     def check(self) -> list[str]:
-        """Return what is wrong with a local folder."""
+        """Return what is wrong with a local folder, or with the attention."""
+        problems = super().check()
         key = f"model.name_or_path={self.name_or_path}"
         if self._is_folder:
             if not (Path(self.name_or_path) / "config.json").is_file():
-                return [f"{key}: the folder has no config.json"]
-            return pickled_weights(key, Path(self.name_or_path))
+                return [*problems, f"{key}: the folder has no config.json"]
+            return [*problems, *pickled_weights(key, Path(self.name_or_path))]
         looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
-        return [f"{key}: no such folder; give a folder or a hub name owner/name"] if looks_local else []
+        return (
+            [*problems, f"{key}: no such folder; give a folder or a hub name owner/name"] if looks_local else problems
+        )
 
     @property
     def base_name(self) -> str:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from pathlib import Path
 from typing import Any
 
 from sft_lab.core.errors import ConfigError, FolderError
 from sft_lab.core.io import read_json
-from sft_lab.training.config import Full, Lora
-
-# Fields of LoraConfig that may differ from PEFT's default in a loaded adapter: sizes, and names of layers.
-LOADED_FIELDS = {
-    "peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "bias",
-    "lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",
-    "exclude_modules", "target_parameters", "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern",
-    "alpha_pattern", "layer_replication", "trainable_token_indices", "init_lora_weights", "ensure_weight_tying",
-}  # fmt: skip
+from sft_lab.training.config import ADAPTER_FIELDS, Full, Lora
 
 
-def build_peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
+def build_peft_config(options: Full, model: Any, new_tokens: list[int], *, is_empty: bool = False) -> Any:
     """Return PEFT's LoraConfig; None for full training.
 
     Args:
         options: of the trainer.
         model: that gets the adapter; weights are not needed.
         new_tokens: ids of added tokens, whose rows are trained beside the adapter.
+        is_empty: the model has no weights, so that the adapter cannot start from them.
 
     Raises:
-        ConfigError: for target modules that the model does not have.
+        ConfigError: for target modules that the model does not have, or a field that the installed PEFT does not know.
     """
     if not isinstance(options, Lora):
         return None
@@ -37,16 +31,26 @@ def build_peft_config(options: Full, model: Any, new_tokens: list[int]) -> Any:
     modules = options.peft.target_modules
     if modules != ["all-linear"]:
         _refuse_unmatched(modules, model)
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.peft.r,
-        lora_alpha=options.peft.lora_alpha,
-        lora_dropout=options.peft.lora_dropout,
-        target_modules="all-linear" if modules == ["all-linear"] else modules,
-        use_dora=options.peft.use_dora,
-        use_rslora=options.peft.use_rslora,
-        trainable_token_indices=dict.fromkeys(_vocabulary_layers(model), new_tokens) if new_tokens else None,
-    )
+    known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    if unknown := sorted(set(options.peft.config) - known):
+        raise ConfigError(f"trainer.peft.config={unknown}: no field of PEFT {peft.__version__}'s LoraConfig")
+    fields = {
+        "task_type": "CAUSAL_LM",
+        "r": options.peft.r,
+        "lora_alpha": options.peft.lora_alpha,
+        "lora_dropout": options.peft.lora_dropout,
+        "target_modules": "all-linear" if modules == ["all-linear"] else modules,
+        "use_dora": options.peft.use_dora,
+        "use_rslora": options.peft.use_rslora,
+        "trainable_token_indices": dict.fromkeys(_vocabulary_layers(model), new_tokens) if new_tokens else None,
+        **options.peft.config,
+    }
+    if is_empty:
+        fields["init_lora_weights"] = True
+    try:
+        return peft.LoraConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainer.peft: refused by PEFT: {' '.join(str(error).split())}") from error
 
 
 def _refuse_unmatched(names: list[str], model: Any) -> None:
@@ -93,7 +97,7 @@ def refuse_other_adapters(file: Path) -> None:
         raise FolderError(f"{file}: peft_type={kind!r} must be 'LORA', the only kind that is loaded here")
     defaults = peft.LoraConfig().to_dict()
     for name, value in config.items():
-        if name not in LOADED_FIELDS and value and value != defaults.get(name):
+        if name not in ADAPTER_FIELDS and value and value != defaults.get(name):
             raise FolderError(
                 f"{file}: {name} must not be set: only those of LoRA's fields are loaded that name no code"
             )

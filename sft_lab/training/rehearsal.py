@@ -106,7 +106,9 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
     config = model.config(context)
     positions = positions_of(config)
     is_too_long = positions is not None and options.max_length > positions
-    names_modules = isinstance(options, Lora) and options.peft.target_modules != ["all-linear"]
+    names_modules = isinstance(options, Lora) and (
+        options.peft.target_modules != ["all-linear"] or bool(options.peft.config)
+    )
     if not (is_too_long or names_modules):
         return
     if (empty := empty_model(config)) is None:
@@ -117,11 +119,11 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
             f"trainer.max_length={options.max_length}: the model has learned {positions:,} positions and none beyond; "
             f"set trainer.max_length={positions}, and longer rows are dropped and counted"
         )
-    if names_modules and (adapter := build_peft_config(options, empty, [])):
+    if names_modules and (adapter := build_peft_config(options, empty, [], is_empty=True)):
         try:
             with torch.device("meta"):
                 peft.get_peft_model(empty, adapter)
-        except ValueError as error:
+        except Exception as error:  # PEFT lets through what a wrong field leads to, such as an IndexError
             raise ConfigError(f"trainer.peft: refused by PEFT: {_line(error)}") from error
 
 

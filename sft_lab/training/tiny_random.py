@@ -45,10 +45,6 @@ class TinyRandom(Model):
             f"a multiple of twice num_attention_heads={self.num_attention_heads}",
         )
 
-    def check(self) -> list[str]:
-        """Return nothing: the model is always available."""
-        return []
-
     def key(self, context: StageContext, seed: int) -> str:
         """Return a key of seed, shape and tokenizer."""
         shape = [self.hidden_size, self.num_hidden_layers, self.num_attention_heads]
@@ -69,6 +65,7 @@ class TinyRandom(Model):
 
         tokenizer = context.tokenizer
         return transformers.LlamaConfig(
+            dtype="float32",
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
             intermediate_size=4 * self.hidden_size,

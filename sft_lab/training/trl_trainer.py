@@ -66,6 +66,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     control: Any
     plain_head = False
     measures_last = True
+    own_attention: str  # the model's, by which it is measured
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,7 +104,11 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             return {}
         assert self.watch.measure is not None
 
-        with self.watch.clock.running(), _without_autocast(self.model):
+        with (
+            self.watch.clock.running(),
+            _without_autocast(self.model),
+            _attention(self.model, self.own_attention),
+        ):
             # Every process measures. Where each has the whole model they share the rows; a sharded one needs them all
             # for every row. The result of the first counts.
             is_copied = self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -148,12 +153,13 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
 class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
     """Has the fixed prompts answered every ``samples_every`` steps."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, attention: str) -> None:
         self.watch = watch
+        self.attention = attention
 
     def on_step_end(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
         if self.watch.sample and state.global_step % self.watch.samples_every == 0:
-            with self.watch.clock.running(), _without_autocast(model):
+            with self.watch.clock.running(), _without_autocast(model), _attention(model, self.attention):
                 self.watch.sample(model, state.global_step)
 
 
@@ -183,6 +189,20 @@ def _without_autocast(model: Any) -> Iterator[None]:
         model.forward = wrapped
 
 
+@contextmanager
+def _attention(model: Any, name: str | None) -> Iterator[str]:
+    """Let a model use another attention, None: its own, which is yielded."""
+    own_attention = model.config._attn_implementation  # noqa: SLF001 - set_attn_implementation has no counterpart
+    if name in (None, own_attention):
+        yield own_attention
+        return
+    model.set_attn_implementation(name, allow_all_kernels=True)  # a kernel of the Hub has the user's word
+    try:
+        yield own_attention
+    finally:
+        model.set_attn_implementation(own_attention, allow_all_kernels=True)
+
+
 def train(
     model: Any,
     tokenizer: Any,
@@ -194,6 +214,7 @@ def train(
     watch: Watch,
     reference_rows: int | None = None,
     new_tokens: list[int] | None = None,
+    attention: str | None = None,
 ) -> Trained:
     """Fine-tune ``model`` on ready rows; resume from the last checkpoint in ``folder`` if there is one.
 
@@ -207,6 +228,7 @@ def train(
         watch: how training is watched.
         reference_rows: of the training side before filters and dedup, which ``budget=steps`` counts; None: ``rows``.
         new_tokens: ids added to the tokenizer, trained beside an adapter and saved with it.
+        attention: of training alone; None: the model's, by which held-out loss is always measured.
 
     Raises:
         ConfigError: for an option that the installed libraries refuse.
@@ -217,19 +239,21 @@ def train(
     if options.budget is Budget.steps and options.max_steps <= 0:
         counted_rows = len(rows) if reference_rows is None else reference_rows
         args.max_steps = planned_steps(counted_rows, options, args.world_size)
-    trainer = _build_trainer(model, tokenizer, rows, options, args, watch, new_tokens or [])
-    _log_plan(trainer, options, len(rows))
+    with _attention(model, attention) as own_attention:
+        trainer = _build_trainer(model, tokenizer, rows, options, args, watch, own_attention, new_tokens or [])
+        _log_plan(trainer, options, len(rows))
 
-    checkpoint = last_checkpoint(folder)
-    if checkpoint:
-        log.info("train: goes on from %s", checkpoint.name)
-    began = time.monotonic()
-    try:
-        was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
-        if not was_finished:
-            _run(trainer, checkpoint)
-    except ImportError as error:  # such as an optimizer's package
-        raise ConfigError(f"trainer: needs a package that is not installed: {' '.join(str(error).split())}") from error
+        checkpoint = last_checkpoint(folder)
+        if checkpoint:
+            log.info("train: goes on from %s", checkpoint.name)
+        began = time.monotonic()
+        try:
+            was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
+            if not was_finished:
+                _run(trainer, checkpoint)
+        except ImportError as error:  # such as an optimizer's package
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"trainer: needs a package that is not installed: {reason}") from error
     seconds = time.monotonic() - began
 
     saved = None
@@ -257,6 +281,7 @@ def _build_trainer(
     options: Full,
     args: trl.SFTConfig,
     watch: Watch,
+    own_attention: str,
     new_tokens: list[int],
 ) -> _Trainer:
     """Return the trainer, with the adapter, the callbacks and the loss head."""
@@ -272,7 +297,7 @@ def _build_trainer(
                 eval_dataset=ready.select([0]) if watch.measure else None,  # never read: see evaluate
                 processing_class=tokenizer,
                 peft_config=adapter,
-                callbacks=_callbacks(options, watch, args),
+                callbacks=_callbacks(options, watch, args, own_attention),
             )
     except ValueError as error:
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
@@ -285,13 +310,13 @@ def _build_trainer(
                 parameter.data = parameter.data.float()
 
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.watch = watch
+    trainer.watch, trainer.own_attention = watch, own_attention
     trainer.measures_last = args.metric_for_best_model is not None  # some schedulers need it too
     trainer.plain_head = _takes_plain_head(trainer, options.loss_head)
     return trainer
 
 
-def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig) -> list[Any]:
+def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig, own_attention: str) -> list[Any]:
     """Return the callbacks: metrics, samples, early stopping, and a progress bar or log lines for the user."""
     callbacks: list[Any] = [MetricsCallback(watch)]
     if args.process_index == 0 and sys.stderr.isatty():
@@ -301,7 +326,7 @@ def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig) -> list[Any]:
     elif args.process_index == 0:
         watch.record = _both(watch.record, log_held_out_loss)
     if watch.samples_every:
-        callbacks.append(_SampleCallback(watch))
+        callbacks.append(_SampleCallback(watch, own_attention))
     if options.early_stopping_patience and watch.measure:
         callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     return callbacks

@@ -1,8 +1,9 @@
-"""How the weights of a model are held: in which data type, in 4 bits, and on which device they are loaded."""
+"""How a model is held and used: the data type of its weights, 4 bits, the device, and which attention may run."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,13 @@ from typing import Any
 from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import fast_bf16
 
+TRUST_KERNEL = "SFT_LAB_TRUST_KERNEL"  # the one attention of the Hub whose code may run
+# Packages of the attentions that Transformers would fetch from the Hub where they are not installed.
+FLASH_PACKAGES = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_4": "flash_attn",
+}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -85,3 +93,37 @@ def device_kwargs() -> dict[str, Any]:
     import torch
 
     return {"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}
+
+
+def refused_attention(attention: str) -> str:
+    """Return why an attention may not be used, which is code that the package ``kernels`` would fetch from the Hub.
+
+    A config from elsewhere cannot allow it; the user's environment can. Empty where it may be used.
+    """
+    package = FLASH_PACKAGES.get(attention)
+    is_missing = package is not None and not importlib.util.find_spec(package)
+    is_fetched = "/" in attention or (is_missing and importlib.util.find_spec("kernels"))
+    if not is_fetched or attention == os.environ.get(TRUST_KERNEL):
+        return ""
+    return (
+        f"model.attn_implementation={attention}: is code of the Hub; read it, then {TRUST_KERNEL}={attention} lets it "
+        "run, and no other"
+    )
+
+
+def packing_attention(attention: str | None, precision: str) -> str | None:
+    """Return the attention for training on packed rows; None: the model's own.
+
+    Without FlashAttention a batch of packed rows is one long row, of which each token is compared with every other.
+
+    Args:
+        attention: chosen by the user; None: by Transformers.
+        precision: of training; FlashAttention takes no ``fp32``.
+    """
+    import torch
+
+    if attention is not None or precision == "fp32" or not torch.cuda.is_available():
+        return None
+    if importlib.util.find_spec("flash_attn") and fast_bf16("cuda"):  # its cards are those that have bf16
+        return "flash_attention_2"
+    return os.environ.get(TRUST_KERNEL) if importlib.util.find_spec("kernels") else None

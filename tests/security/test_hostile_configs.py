@@ -101,8 +101,8 @@ def test_what_the_loader_may_be_told(key: str) -> None:
 
 
 def test_a_kernel_of_the_hub_is_code() -> None:
-    with pytest.raises(ConfigError, match="attn_implementation=evil/kernel: must be a name without /"):
-        Pretrained(name_or_path="owner/name", attn_implementation="evil/kernel")
+    with pytest.raises(ConfigError, match="attn_implementation=evil/kernel: is code of the Hub"):
+        compose(["model=tiny_random", "dedup=exact", "model.attn_implementation=evil/kernel"])
 
 
 # What a stranger's experiment says below `# @package _global_`, and a word of what the user is told.

@@ -15,13 +15,14 @@ from transformers.integrations import deepspeed
 
 from sft_lab import compose
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError
+from sft_lab.core.errors import ConfigError, ModelError
 from sft_lab.run.config import Run
 from sft_lab.run.evaluator import Evaluator
 from sft_lab.tools.finished_run import open_run
-from sft_lab.training import trl_trainer, weights
+from sft_lab.training import model_io, trl_trainer, weights
 from sft_lab.training.callbacks import Watch
-from sft_lab.training.config import Full, Lora, Precision, Quantization, resolve_precision
+from sft_lab.training.config import Full, Lora, Peft, Precision, Quantization, resolve_precision
+from sft_lab.training.memory import footprint_of
 from sft_lab.training.models import Pretrained
 from sft_lab.training.rehearsal import refuse_misfit
 from sft_lab.training.sft_config import build_sft_config
@@ -119,7 +120,7 @@ def test_fp16_scales_the_loss_and_trains_float32(
     model = run.model.load(context, 3)
     model.is_loaded_in_4bit = True  # as bitsandbytes marks it; the weights are plain
     watch = Watch(None, lambda _: None)
-    trainer = trl_trainer._build_trainer(model, context.tokenizer, rows, options, args, watch, [])
+    trainer = trl_trainer._build_trainer(model, context.tokenizer, rows, options, args, watch, "sdpa", [])
     types = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
     assert types == {torch.float32}
 
@@ -228,3 +229,153 @@ def test_weights_that_were_all_trained_are_held_once(full_run: Path, use: str, m
 def test_holding_names_what_the_trainer_does() -> None:
     assert Full(precision=Precision.fp32).holding == Holding(trained=True)
     assert Lora(precision=Precision.fp32).holding == FROZEN
+
+
+def test_an_attention_of_the_hub_needs_the_word_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does one that Transformers would fetch since its package is missing."""
+    transformers.LlamaConfig(dtype="float32").save_pretrained(tmp_path)
+    kernel = "kernels-community/flash-attn2"
+    model = Pretrained(name_or_path=str(tmp_path), attn_implementation=kernel)
+    (problem,) = model.check()
+    assert problem.startswith(f"model.attn_implementation={kernel}: is code of the Hub")
+    with pytest.raises(ModelError, match="SFT_LAB_TRUST_KERNEL"):
+        model.load_weights(StageContext(), 1, FROZEN)
+    monkeypatch.setenv(weights.TRUST_KERNEL, "kernels-community/other")
+    assert model.check()
+    monkeypatch.setenv(weights.TRUST_KERNEL, kernel)
+    assert model.check() == []
+    assert model._kwargs(StageContext(), FROZEN)["allow_all_kernels"]
+
+    installed: set[str] = set()
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: name in installed)
+    model.attn_implementation = "flash_attention_2"
+    assert model.check() == []  # Transformers refuses it
+    installed.add("kernels")
+    assert model.check()
+    installed.add("flash_attn")
+    assert model.check() == []
+
+
+def test_packing_takes_flash_attention_where_it_is_installed(card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: set[str] = set()
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: name in installed)
+    assert weights.packing_attention(None, "bf16") is None
+    installed.add("flash_attn")
+    assert weights.packing_attention(None, "bf16") == ("flash_attention_2" if card == "A100" else None)
+    assert weights.packing_attention(None, "fp32") is None
+    assert weights.packing_attention("sdpa", "bf16") is None  # the user's own choice
+    installed -= {"flash_attn"}
+    monkeypatch.setenv(weights.TRUST_KERNEL, "kernels-community/flash-attn2")
+    assert weights.packing_attention(None, "bf16") is None
+    installed.add("kernels")
+    assert weights.packing_attention(None, "bf16") == "kernels-community/flash-attn2"
+
+
+@pytest.mark.parametrize("options", [Full(max_steps=2, eval_steps=1), Lora(max_steps=2, eval_steps=1)])
+def test_another_attention_trains_and_the_models_own_measures(
+    options: Full, run: Run, context: StageContext, rows: datasets.Dataset, tmp_path: Path
+) -> None:
+    options.packing, options.max_length = True, 256
+    model, seen = run.model.load(context, 3), []
+    model.register_forward_pre_hook(lambda *_: seen.append((model.training, model.config._attn_implementation)))
+
+    def measure(model: Any, step: int, shared: bool) -> dict[str, float]:
+        seen.append(("measured", model.config._attn_implementation))
+        return {"eval/loss": 1.0}
+
+    watch = Watch(measure, lambda _: None)
+    train(model, context.tokenizer, rows, options, folder=tmp_path, seed=3, watch=watch, attention="eager")
+    assert set(seen) - {(False, "eager")} == {(True, "eager"), ("measured", "sdpa")}  # False: the head is tried first
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_tiny_model_is_quantized_by_way_of_a_folder(
+    card: str, run: Run, context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading alone quantizes. bitsandbytes is not installed: what it would be told is tested."""
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda _: True)
+    load, seen = transformers.AutoModelForCausalLM.from_pretrained, {}
+
+    def load_plain(folder: str, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        return load(folder, dtype="float32", trust_remote_code=False)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load_plain)
+    model = run.model.load_weights(context, 3, Holding(four_bit=True, precision="bf16"))
+    assert seen["quantization_config"].load_in_4bit
+    assert seen["device_map"] == {"": 0}
+    plain = run.model.load_weights(context, 3, FROZEN)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def mistral() -> transformers.PretrainedConfig:
+    """Mistral-7B's shape: 7.24 billion parameters, of which the LM head has 131 million."""
+    return transformers.MistralConfig(num_key_value_heads=8)
+
+
+def test_the_memory_of_four_bits_leaves_the_head_whole(card: str) -> None:
+    """7.24 billion numbers: embeddings and head, 131 million each, in two bytes; 6.98 billion in 4.127 bits."""
+    qlora = Lora(quantization=Quantization.nf4, optim="paged_adamw_8bit")
+    footprint = footprint_of(mistral(), "bfloat16", qlora)
+    adapter = footprint.trained
+    expected = 2 * 2 * 131_072_000 + 6_979_321_856 * 4.127 / 8 + 4 * adapter
+    assert footprint.weights == pytest.approx(expected, rel=1e-3)
+    assert footprint.optimizer == 2 * adapter
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(card: str) -> None:
+    options = Lora(per_device_train_batch_size=1, max_length=1024)
+    footprint = footprint_of(mistral(), "bfloat16", options)
+    options.per_device_train_batch_size = 4
+    assert footprint_of(mistral(), "bfloat16", options).activations == 4 * (footprint.activations or 0) > 1e9
+    options.activation_checkpointing = True
+    assert (footprint_of(mistral(), "bfloat16", options).activations or 0) < (footprint.activations or 0)
+    full = footprint_of(mistral(), "float32", Full())
+    assert full.weights + full.gradients + (full.optimizer or 0) == 16 * full.parameters
+
+
+@pytest.mark.parametrize("fields", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"},
+                                    {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 4}}])  # fmt: skip
+def test_any_field_of_an_adapter_that_is_loaded_again(
+    fields: dict[str, Any], run: Run, context: StageContext, rows: datasets.Dataset, tmp_path: Path
+) -> None:
+    """Trained, saved, and loaded onto the base model it gives the same logits."""
+    options = Lora(max_steps=2, learning_rate=1e-2, peft=Peft(r=2, config=fields), precision=Precision.fp32)
+    refuse_misfit(run.model, options, context)
+    watch = Watch(None, lambda _: None)
+    model = run.model.load(context, 3)
+    trained = train(model, context.tokenizer, rows, options, folder=tmp_path / "work", seed=3, watch=watch).model
+    config = trained.peft_config["default"]
+    assert {name: getattr(config, name) for name in fields} == fields
+    trained.save_pretrained(tmp_path / "adapter")
+    loaded = model_io.load(tmp_path / "adapter", lambda: run.model.load(context, 3), lambda _: None)
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        logits = [tuned.eval()(input_ids=ids).logits for tuned in (trained, loaded)]
+    assert torch.allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"r": 3}, r"config=\['r'\]: must be among"),
+        ({"megatron_core": "evil"}, r"config=\['megatron_core'\]: must be among"),
+        ({"init_lora_weights": "eva"}, r"config\.init_lora_weights=eva: must be true, false, gaussian"),
+    ],
+)
+def test_fields_of_an_adapter_that_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Peft(config=fields)
+
+
+def test_peft_refuses_before_any_data(run: Run, context: StageContext) -> None:
+    for fields, message in (({"layer_replication": [[0, 9]]}, "trainer.peft"), ({"bias": "frob"}, "trainer.peft")):
+        with pytest.raises(ConfigError, match=message):
+            refuse_misfit(run.model, Lora(peft=Peft(config=fields)), context)
+
+
+def test_a_key_that_was_added_leaves_old_jobs_alone(tiny: list[str]) -> None:
+    """Absent from the saved config at its default, and part of the job beyond it."""
+    plain = compose(tiny)
+    assert "config" not in plain.saved()["trainer"]["peft"]
+    assert compose([*tiny, "+trainer.peft.config.bias=none"]).hash != plain.hash
