@@ -420,7 +420,7 @@ OPTIONS = {
     "model": ["tiny_random", "smollm2_135m_bundled", "opt_350m"],
     "trainer": ["lora", "full", "smoke"],
     "filter": ["none", "[length,answered]"],
-    "tracking": ["local", "wandb"],
+    "tracking": ["local", "tensorboard", "wandb"],
 }
 
 

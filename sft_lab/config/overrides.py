@@ -162,10 +162,12 @@ def _refuse_group_value(override: Override) -> None:
         raise ConfigError(f"{text}: a group cannot be removed; choose another option, {group}=...")
 
     value: Any = override.value()
-    takes_list = group in (*_FILTER_GROUPS, "experiment") and isinstance(value, list)
+    takes_list = group in (*_FILTER_GROUPS, "experiment", "tracking") and isinstance(value, list)
     if not all(isinstance(name, str) for name in (value if takes_list else [value])):
         names = GlobalHydra.instance().config_loader().get_group_options(group)
         raise ConfigError(f"{text}: must be the name of an option; there are {', '.join(names)}")
+    if group == "tracking" and isinstance(value, list) and "local" in value and len(value) > 1:
+        raise ConfigError(f"{text}: local stands alone, since every run has its record; leave it out")
     if group in _FILTER_GROUPS and isinstance(value, list):
         refuse_none_with_filters(value, text)
         if repeated := next((name for name in value if value.count(name) > 1), None):

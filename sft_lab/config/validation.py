@@ -21,6 +21,7 @@ from sft_lab.config.error_messages import (
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
+from sft_lab.tracking.config import Tracking
 
 # What a file may set below hydra, beside mode, run.dir, sweep.dir and the values of a sweep: what Hydra sets itself.
 _HYDRA_NODES = {"mode", "run", "sweep", "launcher", "sweeper", "job", "runtime", "overrides"}
@@ -70,6 +71,10 @@ def choices_of(composed: DictConfig) -> dict[str, Any]:
     choices["filter"] = list(composed.get("filter") or {}) or ["none"]
     if not OmegaConf.is_missing(composed, "split") and composed.split.get("filter"):
         choices["split/filter"] = list(composed.split.filter)
+    tracking = composed.get("tracking")
+    if "tracking" not in choices and tracking:
+        is_local = OmegaConf.get_type(tracking) is Tracking
+        choices["tracking"] = [*([] if is_local else ["wandb"]), *tracking.mirrors] or ["local"]
     choices |= {str(name): recorded[name] for name in recorded if str(name).startswith("dedup/")}
     return {str(name): value for name, value in choices.items()}
 

@@ -70,6 +70,7 @@ class RunDir:
         self.output = path / "output.log"  # what the run printed as a process of its own
         self.replay = path / "replay.json"  # of which run it is a replay, and what came out differently
         self.wandb = path / "wandb"  # W&B's own files, among them links to logs elsewhere
+        self.tensorboard = path / "tensorboard"  # event files
         self._lock = path / LOCK
         self._claimed: BaseFileLock | None = None
 

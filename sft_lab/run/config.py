@@ -73,7 +73,7 @@ class Run(Bounded):
     model: Model = "???"  # type: ignore[assignment]
     trainer: Full = "???"  # type: ignore[assignment]
     evaluation: Evaluation = field(default_factory=Evaluation)
-    tracking: Tracking = "???"  # type: ignore[assignment]
+    tracking: Tracking = field(default_factory=Tracking)
     launch: Launcher = "???"  # type: ignore[assignment]
     engine: Engine = "???"  # type: ignore[assignment]
     store: StoreConfig = field(default_factory=StoreConfig)

@@ -14,7 +14,7 @@ from sft_lab.dedup.minhash import MinHash
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.evaluation.config import Evaluation
 from sft_lab.run.launch_config import Processes, Ray, Serial, Slurm
-from sft_lab.tracking.config import Local, Wandb
+from sft_lab.tracking.config import Tracking, Wandb
 from sft_lab.training.config import Full, Lora
 from sft_lab.training.gguf import Gguf
 from sft_lab.training.models import Pretrained
@@ -31,7 +31,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"pretrained": Pretrained, "gguf": Gguf, "tiny_random": TinyRandom},
     "trainer": {"full": Full, "lora": Lora},
     "evaluation": {"evaluation": Evaluation},
-    "tracking": {"local": Local, "wandb": Wandb},
+    "tracking": {"local": Tracking, "wandb": Wandb},
     "engine": {"local": LocalEngine, "ray": RayEngine},
     "launch": {"serial": Serial, "processes": Processes, "slurm": Slurm, "ray": Ray},
 }

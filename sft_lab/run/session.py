@@ -171,8 +171,8 @@ class Session:
         )
 
     def _end(self, summary: dict[str, Any]) -> dict[str, Any]:
-        if address := self._mirror.finish(summary):
-            log.info("%s", address)
+        for line in self._mirror.finish(summary):
+            log.info("%s", line)
         return summary
 
     _work = Work.PREPARE

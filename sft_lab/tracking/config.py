@@ -1,11 +1,11 @@
-"""Options of tracking: every run has a record in its folder, and may be mirrored to W&B."""
+"""Options of tracking: every run has a record in its folder, and may be mirrored to W&B and TensorBoard."""
 
 from __future__ import annotations
 
-import abc
 import os
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,35 +27,80 @@ class Mirror:
     def picture(self, name: str, file: Path) -> None:
         """Log a figure, an SVG file."""
 
-    def finish(self, summary: dict[str, Any] | None) -> str | None:  # noqa: ARG002
-        """End with the run's summary, None if it failed; return a line about where to see the run, or None."""
-        return None
+    def finish(self, summary: dict[str, Any] | None) -> list[str]:  # noqa: ARG002
+        """End with the run's summary, None if it failed; return a line about where to see the run, if there is any."""
+        return []
+
+
+class SeveralMirrors(Mirror):
+    """Passes everything to each of several mirrors."""
+
+    def __init__(self, mirrors: list[Mirror]) -> None:
+        self._mirrors = mirrors
+
+    def log(self, event: dict[str, float]) -> None:
+        """Log an event."""
+        for mirror in self._mirrors:
+            mirror.log(event)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Log a table."""
+        for mirror in self._mirrors:
+            mirror.table(name, columns, rows)
+
+    def picture(self, name: str, file: Path) -> None:
+        """Log a figure."""
+        for mirror in self._mirrors:
+            mirror.picture(name, file)
+
+    def finish(self, summary: dict[str, Any] | None) -> list[str]:
+        """End each, and return their lines."""
+        return [line for mirror in self._mirrors for line in mirror.finish(summary)]
 
 
 @dataclass
-class Tracking(abc.ABC):
-    """Base of the tracking options."""
+class TensorBoard:
+    """Event files in ``tensorboard/`` of the run folder."""
 
-    @abc.abstractmethod
+    def check(self) -> list[str]:
+        """Return whether TensorBoard is missing."""
+        if find_spec("tensorboard"):
+            return []
+        return ["tracking=tensorboard: needs the package tensorboard; run: pip install 'sft_lab[tensorboard]'"]
+
     def start(self, run: TrackedRun) -> Mirror:
         """Return the mirror of a run."""
+        from sft_lab.tracking.tensorboard_mirror import TensorBoardMirror
+
+        return TensorBoardMirror(run)
+
+
+@dataclass
+class Tracking:
+    """The record in the run folder and, beside it, mirrors; the base of options with a mirror of their own.
+
+    Attributes:
+        mirrors: those beside the option's own, by name. An option file puts itself here, so that Hydra can choose
+            several options at once.
+    """
+
+    mirrors: dict[str, TensorBoard] = field(default_factory=dict)
+
+    def own_mirror(self, run: TrackedRun) -> Mirror:  # noqa: ARG002
+        """Return the option's own mirror of a run; this one has none, and ignores everything."""
+        return Mirror()
+
+    def start(self, run: TrackedRun) -> Mirror:
+        """Return what mirrors a run."""
+        return SeveralMirrors([self.own_mirror(run), *(mirror.start(run) for mirror in self.mirrors.values())])
 
     def check(self) -> list[str]:
         """Return the problems of this option with its environment."""
-        return []
+        return [problem for mirror in self.mirrors.values() for problem in mirror.check()]
 
     def missing_requirements(self) -> list[str]:
         """Return what a command lacks to start jobs with this option; a job that has begun goes on without it."""
         return []
-
-
-@dataclass
-class Local(Tracking):
-    """The record in the run folder, nothing else."""
-
-    def start(self, run: TrackedRun) -> Mirror:  # noqa: ARG002
-        """Return a mirror that ignores everything."""
-        return Mirror()
 
 
 class Mode(Enum):
@@ -103,7 +148,7 @@ class Wandb(Tracking):
 
         Names are not checked in ``__post_init__``, so that older saved runs can still be read.
         """
-        names = [
+        names = super().check() + [
             f"tracking.tags={tag!r}: must be texts of 1 to {MOST_TAG} characters"
             for tag in self.tags
             if not 1 <= len(tag) <= MOST_TAG
@@ -145,7 +190,7 @@ class Wandb(Tracking):
             return [f"{setting}: {error}; set {remedy}"]
         return []
 
-    def start(self, run: TrackedRun) -> Mirror:
+    def own_mirror(self, run: TrackedRun) -> Mirror:
         """Start a W&B run and return its mirror; with ``mode=disabled`` one that ignores everything."""
         mode = self.resolved_mode()
         if mode not in ("online", "offline"):

@@ -44,8 +44,10 @@ class TrackedRun:
 
     @property
     def job_type(self) -> str:
-        """The kind of job: ``train`` or ``prepare``."""
-        return "prepare" if self.work == Work.PREPARE else "train"
+        """The kind of job: ``train``, ``prepare``, or ``search`` for a trial of a search."""
+        if self.work == Work.PREPARE:
+            return "prepare"
+        return "search" if self.folder.trial.exists() else "train"
 
     @property
     def group(self) -> str | None:

@@ -87,7 +87,7 @@ class WandbMirror(Mirror):
         page = svg[svg.index("<svg") :]
         self._send(lambda: self._run.log({f"figures/{name}": self._wandb.Html(page, inject=False)}))
 
-    def finish(self, summary: dict[str, Any] | None) -> str | None:
+    def finish(self, summary: dict[str, Any] | None) -> list[str]:
         """End the run, as failed without a summary. Returns its URL, or the command that uploads the rest."""
         values = summary_values(summary or {})
         self._send(lambda: self._run.summary.update(values))
@@ -96,9 +96,9 @@ class WandbMirror(Mirror):
         settings = self._run.settings
         self._thread.join(settings.finish_timeout + 1)
         if self._mode == "offline":
-            return f"W&B (offline): wandb sync {settings.sync_dir}"
+            return [f"W&B (offline): wandb sync {settings.sync_dir}"]
         sent = not self._thread.is_alive() and not self._failed and not _has_errors(Path(settings.log_internal))
-        return f"W&B: {self._run.url}" if sent else f"W&B (not all was sent): wandb sync {settings.sync_dir}"
+        return [f"W&B: {self._run.url}" if sent else f"W&B (not all was sent): wandb sync {settings.sync_dir}"]
 
     def _send(self, action: Callable[[], object]) -> None:
         self._actions.put(action)

@@ -71,6 +71,7 @@ CASES = [
     config("a warm-up of steps and a half", "trainer.warmup_steps=1.5"),
     config("a W&B project with a slash", "tracking=wandb", "tracking.project=me/mine"),
     config("an empty W&B tag", "tracking=wandb", "tracking.tags=['']"),
+    config("no tracking beside another", "tracking=[wandb,local]"),
     config("a W&B group that is too long", "tracking=wandb", f"tracking.group={'g' * 129}"),
     config("a field of an adapter that is not loaded again", "+trainer.peft.config.eva_config={}"),
     config("a value that is no choice", "dedup.keep=last"),
