@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from sft_lab.core.errors import during
+from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.mixture import Benchmarks
 
 if TYPE_CHECKING:
@@ -83,8 +84,15 @@ def start(config: DataConfig, context: StageContext) -> Preparation:
     from sft_lab.data.encoding import encode
     from sft_lab.data.preparation import Preparation
 
-    context.encode = lambda rows: encode(rows, config.template, context)
+    rules = label_rules(config)
+    context.encode = lambda rows, template=config.template: encode(rows, template, context, rules)
     return Preparation(context, config.trainer.max_length, loss_on_all=config.trainer.loss_on.name == "all")
+
+
+def label_rules(config: DataConfig) -> LabelRules:
+    """Return what of a conversation trains."""
+    data = config.dataset
+    return LabelRules(data.train_on, data.reasoning, config.trainer.loss_weights, config.template.unroll)
 
 
 def benchmark_rows(config: DataConfig, context: StageContext) -> Rows | None:

@@ -34,7 +34,8 @@ class StageContext:
         engine: where blocks of rows are worked on; None: in this process alone.
 
     Attributes:
-        encode: returns texts and tokens of rows by the run's template; None: tokens are counted without one.
+        encode: returns texts and tokens of rows, by the run's template or another one that is passed; None: tokens
+            are counted without one.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class StageContext:
         self.entries: list[Entry] = []
         self.notices: list[str] = []
         self.engine = engine or LocalEngine(workers=1)
-        self.encode: Callable[[Rows], Any] | None = None
+        self.encode: Callable[..., Any] | None = None
         self._encoded: dict[str, Any] = {}  # by the key of the table
         self._logged = 0  # entries that ``take_new_entries`` has returned
         self._load_tokenizer = load_tokenizer

@@ -14,6 +14,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.packages import package_path, saved_path
 from sft_lab.core.stage import ReadsFiles
+from sft_lab.data.label_rules import SystemTurn, Unroll
 
 if TYPE_CHECKING:
     import datasets
@@ -30,11 +31,19 @@ class Template(Bounded, ReadsFiles, abc.ABC):
 
     Attributes:
         special_tokens: it needs; those the tokenizer lacks are added, and trained with the rest.
+        system: what becomes of a system turn; ``merge`` puts it into the first user turn where the template takes none.
+        unroll: whether a conversation becomes several examples where the template hides the thoughts of earlier turns.
     """
 
     version: ClassVar[int] = 4
 
     special_tokens: list[str] = field(default_factory=list)
+    system: SystemTurn = bounded(SystemTurn.keep, added=True)
+    unroll: Unroll = bounded(Unroll.auto, added=True)
+
+    def changes(self) -> dict[str, str]:
+        """Return what, beside its text, changes what it writes."""
+        return {} if self.system is SystemTurn.keep else {"system": self.system.name}
 
     @abc.abstractmethod
     def named(self) -> str:
@@ -49,7 +58,7 @@ class Template(Bounded, ReadsFiles, abc.ABC):
         from sft_lab.data.renderer import Renderer
 
         try:
-            renderer = Renderer(context.tokenizer, self.jinja(context.tokenizer), context.template_date)
+            renderer = Renderer(context.tokenizer, self.jinja(context.tokenizer), context.template_date, self.system)
         except ModelError as error:
             raise ModelError(str(error).replace("template:", f"{self.named()}:", 1)) from error
         if renderer.foreign:
@@ -66,12 +75,12 @@ class Template(Bounded, ReadsFiles, abc.ABC):
         Returns:
             The selection (dropped: conversations the template refuses), and texts and tokens of the rows.
         """
-        from sft_lab.core.rows import Rows, Selection
+        from sft_lab.core.rows import Rows
         from sft_lab.data.encoding import encode
 
         view = Rows.of(rows)
         encoded = encode(view, self, context)
-        return Selection.of(view, encoded.refused(view)), encoded
+        return encoded.selection(view), encoded
 
 
 @dataclass

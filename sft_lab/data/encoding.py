@@ -1,5 +1,7 @@
 """Encoding: a conversation becomes text, ``input_ids`` and ``labels``, in one pass of the tokenizer.
 
+A row is one example, or several where its template hides the thoughts of earlier turns (``examples``).
+
 The same pass counts the tokens of prompt and answer, by which rows are filtered and the waterfall is written: those
 that hold a character of the messages' own text, not of the template around it. A row that is too long for training is
 dropped, never cut.
@@ -7,8 +9,6 @@ dropped, never cut.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,16 +21,25 @@ import pyarrow as pa
 
 from sft_lab.core.blocks import run_blocks
 from sft_lab.core.columns import values_of
-from sft_lab.core.errors import ModelError
-from sft_lab.core.hardware import encoding_on_every_core
+from sft_lab.core.errors import ModelError, SourceError
 from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.mapped import release
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import Rows, Selection, TableWriter, load_table
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Template
-from sft_lab.data.renderer import Renderer
-from sft_lab.data.template_layout import CannotRender, Rendered
+from sft_lab.data.examples import ExampleMaker
+from sft_lab.data.label_rules import LabelRules, TrainOn
+from sft_lab.data.template_input import Conversation
+from sft_lab.data.template_layout import CannotRender, Message, Rendered
+from sft_lab.data.token_ranges import (
+    answer_ranges,
+    encode_in_pieces,
+    encodings_of,
+    merged_starts,
+    token_ranges,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -39,16 +48,20 @@ if TYPE_CHECKING:
 
     from sft_lab.core.context import StageContext
 
-Offset = tuple[int, int]
-
-VERSION = 1
+VERSION = 2
+ALL_TURNS = LabelRules()
+_Tokens = tuple[np.ndarray, np.ndarray, np.ndarray | None, list[int]]
 IDS = pa.list_(pa.int32())
 MAX_LOOKED_UP = 64  # messages whose tokens are looked up one by one
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("input_ids", IDS), ("labels", IDS)])
-# The columns of a row's numbers: tokens of its prompt, of its answer, of its whole text; whether a token that ends a
-# turn or a text is labelled; why it cannot be rendered, 0 where it can.
-PROMPT, ANSWER, ALL, ENDS, REFUSED = range(5)
-BLOCK_SCHEMA = pa.schema([*SCHEMA, ("numbers", pa.list_(pa.int32(), 4)), ("refused", pa.string())])
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("input_ids", IDS), ("labels", IDS),
+                    ("weights", pa.list_(pa.float32()))])  # fmt: skip
+# The columns of a row's numbers: tokens of its prompt, of its answer, of its longest example's whole text; whether a
+# token that ends a turn or a text is labelled in each example; why it cannot be rendered, 0 where it can; its examples.
+PROMPT, ANSWER, ALL, ENDS, REFUSED, EXAMPLES = range(6)
+# An example's row, counted in its block, has the numbers but the last two.
+BLOCK_SCHEMA = pa.schema([*SCHEMA, ("row", pa.int32()), ("numbers", pa.list_(pa.int32(), 4)),
+                          ("refused", pa.list_(pa.string(), 2))])  # fmt: skip
+BESIDE = ("tools", "documents", "template_kwargs")  # columns of what a template is given beside the messages
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Encoded:
     Attributes:
         view: the rows.
         path: the folder of the stored result.
-        numbers: int32, shape (rows, 5); see ``PROMPT`` and the following.
+        numbers: int32, shape (rows, 6); see ``PROMPT`` and the following.
     """
 
     view: Rows
@@ -67,52 +80,80 @@ class Encoded:
 
     @cached_property
     def table(self) -> datasets.Dataset:
-        """``id``, ``text``, ``input_ids`` and ``labels`` (of the answers alone) of every row, memory-mapped."""
+        """``id``, ``text``, ``input_ids``, ``labels`` (of what trains) and ``weights`` of examples, memory-mapped."""
         return load_table(self.path)
 
     @cached_property
-    def reasons(self) -> list[str]:
-        """Why rows cannot be rendered, by the number for it."""
-        reasons: list[str] = read_json(self.path / "reasons.json")["reasons"]
-        return reasons
+    def _refusals(self) -> list[tuple[str, str]]:
+        """Why rows cannot be rendered, with the cause, by the number for it."""
+        return [(reason, cause) for reason, cause in read_json(self.path / "reasons.json")["reasons"]]
 
-    def indices(self, rows: Rows) -> np.ndarray:
-        """Return where some of the rows are in the table: int64, shape (rows,)."""
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """Where each row's examples begin in the table, and where the last one's end: int64, shape (rows + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.numbers[:, EXAMPLES], dtype=np.int64)])
+
+    def numbers_of(self, rows: Rows) -> np.ndarray:
+        """Return the numbers of some of the rows."""
+        numbers: np.ndarray = self.numbers[self._positions(rows)]
+        return numbers
+
+    def _positions(self, rows: Rows) -> np.ndarray:
         return np.searchsorted(self.view.positions, rows.positions)  # both are in source order
 
-    def refused(self, rows: Rows) -> list[str]:
-        """Return why each row cannot be rendered, ``""`` where it can."""
-        return [self.reasons[code] for code in self.numbers[self.indices(rows), REFUSED]]
+    def indices(self, rows: Rows) -> np.ndarray:
+        """Return where the first example of some of the rows is in the table: int64, shape (rows,)."""
+        indices: np.ndarray = self._first[self._positions(rows)]
+        return indices
+
+    def row_of_example(self, rows: Rows) -> np.ndarray:
+        """Return of which row each example of some of the rows is, counted from 0: int64, shape (examples,)."""
+        return np.repeat(np.arange(len(rows)), self.numbers_of(rows)[:, EXAMPLES])
+
+    def selection(self, rows: Rows) -> Selection:
+        """Return the rows that can be rendered, and why the others cannot."""
+        decisions = [self._refusals[code] for code in self.numbers_of(rows)[:, REFUSED]]
+        return Selection.of(rows, [reason for reason, _ in decisions], cause=[cause for _, cause in decisions])
 
     def counts(self, rows: Rows) -> np.ndarray:
         """Return the tokens of prompt and of answer: int32, shape (rows, 2)."""
-        counts: np.ndarray = self.numbers[self.indices(rows)][:, [PROMPT, ANSWER]]
+        counts: np.ndarray = self.numbers_of(rows)[:, [PROMPT, ANSWER]]
         return counts
 
     def lengths(self, rows: Rows) -> np.ndarray:
-        """Return the tokens of each row's whole text: int32, shape (rows,)."""
-        lengths: np.ndarray = self.numbers[self.indices(rows), ALL]
+        """Return the tokens of each row's longest example: int32, shape (rows,)."""
+        lengths: np.ndarray = self.numbers_of(rows)[:, ALL]
         return lengths
 
     def tokens(self, rows: Rows, *, loss_on_all: bool) -> datasets.Dataset:
-        """Return ``id``, ``input_ids`` and ``labels`` of some of the rows."""
+        """Return ``id``, ``input_ids`` and ``labels`` of the examples of some of the rows, and ``weights`` if any."""
         import datasets
         from datasets.table import InMemoryTable
 
         table = self.table.data.table  # the columns are memory-mapped, whatever table they are put into
         labels = table["input_ids" if loss_on_all else "labels"]
-        columns = pa.table({"id": table["id"], "input_ids": table["input_ids"], "labels": labels})
+        columns = {"id": table["id"], "input_ids": table["input_ids"], "labels": labels}
+        if not loss_on_all and table["weights"].null_count < len(table):
+            columns["weights"] = table["weights"]
         key = digest([self.path.name, loss_on_all])[:32]
-        return datasets.Dataset(InMemoryTable(columns), fingerprint=key).select(
-            self.indices(rows), new_fingerprint=digest([key, rows.key])[:32]
+        rest = np.arange(len(examples := self.row_of_example(rows))) - np.searchsorted(examples, examples)
+        return datasets.Dataset(InMemoryTable(pa.table(columns)), fingerprint=key).select(
+            self.indices(rows)[examples] + rest, new_fingerprint=digest([key, rows.key])[:32]
         )
 
 
-def encode(rows: Rows, template: Template, context: StageContext) -> Encoded:
+def encode(rows: Rows, template: Template, context: StageContext, rules: LabelRules = ALL_TURNS) -> Encoded:
     """Return the rows as texts and tokens, computed or from the store.
+
+    Args:
+        rows: of a table.
+        template: which writes them.
+        context: of the run.
+        rules: what of a conversation trains.
 
     Raises:
         ModelError: if the template does not fit the tokenizer.
+        SourceError: for a weight that the loss does not multiply.
     """
     renderer = template.bind(context)  # what is wrong with the template is said for stored texts too
     date = {"date": renderer.date.isoformat()} if renderer.date else {}
@@ -123,11 +164,11 @@ def encode(rows: Rows, template: Template, context: StageContext) -> Encoded:
         )
     recipe = {
         "version": [VERSION, version_of(template)],
-        "params": {"jinja": digest(renderer.jinja), **date},
+        "params": {"jinja": digest(renderer.jinja), **date, **template.changes(), **rules.changes()},
         "tokenizer": context.tokenizer_key,
         "input": rows.key,
     }
-    entry = context.stage("encode", recipe, lambda folder: _write(rows, renderer, context, folder))
+    entry = context.stage("encode", recipe, lambda folder: _write(rows, ExampleMaker(renderer, rules), context, folder))
     return Encoded(rows, entry.path, np.load(entry.path / "numbers.npy"))
 
 
@@ -149,7 +190,7 @@ def tokenize(rows: Rows, encoded: Encoded, *, max_length: int, loss_on_all: bool
     lengths = encoded.lengths(rows)
     too_long = lengths > max_length
     kept = rows.take(~too_long)
-    endless = encoded.numbers[encoded.indices(kept), ENDS] == 0
+    endless = encoded.numbers_of(kept)[:, ENDS] == 0
     if not loss_on_all and endless.any():
         raise ModelError(
             f"row {kept.ids[int(endless.argmax())]}: the end-of-turn token would not be trained; the template's "
@@ -162,24 +203,31 @@ def tokenize(rows: Rows, encoded: Encoded, *, max_length: int, loss_on_all: bool
 def prompt_ids(prompt: Rendered, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of a rendered prompt; a control token that a user typed is encoded as plain text here too."""
     if prompt.cuts:
-        return _encode_in_pieces(tokenizer, prompt.text, prompt.cuts)[0]
-    return _encode(tokenizer, [prompt.text])[0][0]
+        return encode_in_pieces(tokenizer, prompt.text, prompt.cuts)[0]
+    (encoding,) = encodings_of(tokenizer, [prompt.text])
+    ids: list[int] = encoding.ids
+    return ids
 
 
-def _write(rows: Rows, renderer: Renderer, context: StageContext, folder: Path) -> None:
-    work = _Encoder(rows, renderer)
+def _write(rows: Rows, maker: ExampleMaker, context: StageContext, folder: Path) -> None:
+    _refuse_weights(rows, maker.rules)
+    work = _Encoder(rows, maker)
     writer = TableWriter(folder, SCHEMA)
-    numbers = np.zeros((len(rows), 5), np.int32)
-    codes = {"": 0}
+    numbers = np.zeros((len(rows), 6), np.int32)
+    codes = {("", ""): 0}
     start = 0
     for block in run_blocks(work, context.engine.ranges(len(rows)), folder, "encode", context.engine):
         table = block.read()
         writer.write(table)
-        stop = start + table.num_rows
-        values = table["numbers"].combine_chunks()
-        numbers[start:stop, :4] = values.flatten().to_numpy().reshape(-1, 4)
-        refused = table["refused"].to_pylist()
-        numbers[start:stop, REFUSED] = [codes.setdefault(reason, len(codes)) for reason in refused]
+        of_row, first, counts = np.unique(table["row"].to_numpy(), return_index=True, return_counts=True)
+        values = table["numbers"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
+        stop = start + len(of_row)
+        numbers[start:stop, :4] = values[first]
+        numbers[start:stop, ALL] = np.maximum.reduceat(values[:, ALL], first)
+        numbers[start:stop, ENDS] = np.minimum.reduceat(values[:, ENDS], first)
+        refused = table["refused"].take(pa.array(first)).to_pylist()
+        numbers[start:stop, REFUSED] = [codes.setdefault((reason, cause), len(codes)) for reason, cause in refused]
+        numbers[start:stop, EXAMPLES] = counts
         start = stop
     writer.close()
     np.save(folder / "numbers.npy", numbers)
@@ -189,195 +237,141 @@ def _write(rows: Rows, renderer: Renderer, context: StageContext, folder: Path) 
 class _Encoder:
     """Renders and encodes a block of rows."""
 
-    def __init__(self, rows: Rows, renderer: Renderer) -> None:
+    def __init__(self, rows: Rows, maker: ExampleMaker) -> None:
         self._rows = rows
-        self._renderer = renderer
-        self._tokenizer = renderer.tokenizer
-        self._ends = renderer.end_ids  # of a turn, and of plain text
+        self._maker = maker
+        self._renderer = maker.renderer
+        self._tokenizer = self._renderer.tokenizer
+        # Of a turn, of a call, and of plain text.
+        self._ends = [*self._renderer.end_ids, self._tokenizer.convert_tokens_to_ids(self._renderer.call_style[0])]
+        self._beside = [name for name in BESIDE if name in rows.table.column_names]
 
     def __call__(self, block: range) -> pa.Table:
         positions = self._rows.positions[block.start : block.stop]
         rows = Rows(self._rows.table, positions, self._rows.table_key)
-        columns = [rows.arrow(name) for name in ("id", "messages", "prompt", "answer")]
-        ids, conversations, prompts, answers = map(values_of, columns)
+        columns = [rows.arrow(name) for name in ("id", "messages", "prompt", "answer", *self._beside)]
+        ids, conversations, prompts, answers, *beside = map(values_of, columns)
         release(columns)
-        rendered: list[Rendered] = []
-        refused: list[str] = []
-        for messages, answer in zip(conversations, answers, strict=True):
-            try:
-                text = self._renderer.conversation(messages) if messages else self._renderer.plain_text(answer)
-            except CannotRender as error:
-                rendered.append(Rendered("", [], []))
-                refused.append(str(error))
-            else:
-                rendered.append(text)
-                refused.append("")
-        encodings = _encodings(self._tokenizer, [row.text for row in rendered])
-        encoded = [*map(self._encoded, rendered, encodings)]
-        numbers = np.zeros((len(ids), 4), np.int32)
-        for index, (tokens, labels, _) in enumerate(encoded):
+        examples: list[Rendered] = []
+        row_of_example: list[int] = []
+        refused: list[tuple[str, str]] = []
+        for row, (messages, answer) in enumerate(zip(conversations, answers, strict=True)):
+            inputs = dict(zip(self._beside, (column[row] for column in beside), strict=True))
+            texts, decision = self._examples(messages, inputs, answer)
+            examples += texts
+            row_of_example += [row] * len(texts)
+            refused += [decision] * len(texts)
+        encodings = encodings_of(self._tokenizer, [row.text for row in examples])
+        encoded = [*map(self._encoded, examples, encodings)]
+        numbers = np.zeros((len(examples), 4), np.int32)
+        for index, (tokens, labels, _, _) in enumerate(encoded):
             numbers[index, [ALL, ENDS]] = len(tokens), np.isin(labels, self._ends).any()
-        for index, counts in self._counts(conversations, prompts, answers, encoded):
-            numbers[index, [PROMPT, ANSWER]] = counts
+        contents: list[list[int]] = [[]] * len(ids)
+        for row, (*_, counts) in zip(row_of_example, encoded, strict=True):
+            contents[row] = counts
+        of_rows = np.zeros((len(ids), 2), np.int32)
+        for row, pair in self._counts(conversations, prompts, answers, contents):
+            of_rows[row] = pair
+        numbers[:, [PROMPT, ANSWER]] = of_rows[row_of_example]
         return pa.table(
             {
-                "id": ids,
-                "text": [row.text for row in rendered],
-                "input_ids": _lists([tokens for tokens, _, _ in encoded]),
-                "labels": _lists([labels for _, labels, _ in encoded]),
+                "id": [ids[row] for row in row_of_example],
+                "text": [row.text for row in examples],
+                "input_ids": _lists([tokens for tokens, _, _, _ in encoded]),
+                "labels": _lists([labels for _, labels, _, _ in encoded]),
+                "weights": pa.array([weights for _, _, weights, _ in encoded], pa.list_(pa.float32())),
+                "row": pa.array(row_of_example, pa.int32()),
                 "numbers": pa.FixedSizeListArray.from_arrays(numbers.ravel(), 4),
-                "refused": refused,
+                "refused": pa.array(refused, pa.list_(pa.string(), 2)),
             },
             schema=BLOCK_SCHEMA,
         )
 
-    def _encoded(self, row: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Return tokens and labels of a row, and how many tokens each message's own text has; none if not known."""
+    def _examples(
+        self, messages: list[Message], inputs: dict[str, Any], answer: str
+    ) -> tuple[list[Rendered], tuple[str, str]]:
+        """Return a row's examples, or an empty one, and why it cannot be rendered and the cause."""
+        try:
+            if not messages:
+                return [self._renderer.plain_text(answer)], ("", "")
+            return self._maker(Conversation.of(messages, **inputs)), ("", "")
+        except CannotRender as error:
+            return [Rendered("", [], [])], (error.reason, error.cause)
+
+    def _encoded(self, row: Rendered, encoding: Encoding) -> _Tokens:
+        """Return an example's tokens, labels and weights, and the tokens of each message's text, if known."""
         tokens = np.array(encoding.ids, np.int32)
         is_short = len(row.contents) <= MAX_LOOKED_UP  # each lookup goes through the tokens
-        ranges = _ranges(encoding, row.text, row.spans) if is_short and not row.cuts else None
+        ranges = answer_ranges(encoding, row.text, row.spans) if is_short and not row.cuts else None
         if ranges is None:
             return self._encoded_in_pieces(row, encoding)
-        labels = np.full(len(tokens), IGNORED, np.int32)
-        for first, stop in ranges:
-            labels[first:stop] = tokens[first:stop]
-        contents = [tokens_of for begin, end in row.contents if (tokens_of := _tokens_of(encoding, begin, end))]
+        masked = [held for begin, end in row.masked if (held := tokens_of(encoding, begin, end))]
+        contents = [held for begin, end in row.contents if (held := tokens_of(encoding, begin, end))]
         counts = [stop - first for first, stop in contents]
-        return tokens, labels, counts if len(counts) == len(row.contents) else []
+        return tokens, *_labels(tokens, ranges, masked, row.weights), counts if len(counts) == len(row.contents) else []
 
-    def _encoded_in_pieces(self, row: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    def _encoded_in_pieces(self, row: Rendered, encoding: Encoding) -> _Tokens:
         ids, offsets = encoding.ids, encoding.offsets
-        if boundaries := sorted({*row.cuts, *_merged_starts(row.text, row.spans, offsets)}):
-            ids, offsets = _encode_in_pieces(self._tokenizer, row.text, boundaries)
+        if boundaries := sorted({*row.cuts, *merged_starts(row.text, row.spans, offsets)}):
+            ids, offsets = encode_in_pieces(self._tokenizer, row.text, boundaries)
         tokens = np.array(ids, np.int32)
         begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-        labels = np.full(len(tokens), IGNORED, np.int32)
-        for first, last in _token_ranges(begins, ends, row.spans):
-            labels[first:last] = tokens[first:last]
-        contents = [last - first for first, last in _token_ranges(begins, ends, row.contents)]
-        return tokens, labels, contents
+        ranges, masked, contents = (token_ranges(begins, ends, part) for part in (row.spans, row.masked, row.contents))
+        return tokens, *_labels(tokens, ranges, masked, row.weights), [stop - first for first, stop in contents]
 
     def _counts(
         self, conversations: list[Any], prompts: list[str], answers: list[str],
-        encoded: list[tuple[np.ndarray, np.ndarray, list[int]]],
+        contents: list[list[int]],
     ) -> Iterator[tuple[int, tuple[int, int]]]:  # fmt: skip
         """Yield the tokens of prompt and answer of each row, by its index."""
         alone: list[int] = []
-        for index, (messages, (_, _, contents)) in enumerate(zip(conversations, encoded, strict=True)):
-            if not contents:
+        for index, (messages, counts) in enumerate(zip(conversations, contents, strict=True)):
+            roles = [message["role"] for message in messages] or ["assistant"]  # plain text answers nothing
+            if len(counts) != len(roles):
                 alone.append(index)
                 continue
-            roles = [message["role"] for message in messages] or ["assistant"]  # plain text answers nothing
             of_role = Counter[str]()
-            for role, count in zip(roles, contents, strict=True):
+            for role, count in zip(roles, counts, strict=True):
                 of_role[role] += count
             yield index, (of_role["user"], of_role["assistant"])
         texts = [text for index in alone for text in (prompts[index], answers[index])]
-        sizes = [len(encoding.ids) for encoding in _encodings(self._tokenizer, texts)]
+        sizes = [len(encoding.ids) for encoding in encodings_of(self._tokenizer, texts)]
         for position, index in enumerate(alone):
             yield index, (sizes[2 * position], sizes[2 * position + 1])
+
+
+def _labels(
+    tokens: np.ndarray, ranges: list[tuple[int, int]], masked: list[tuple[int, int]], weights: list[float]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the labels of a text, and the weight of each token in the loss; None where all have the same."""
+    labels = np.full(len(tokens), IGNORED, np.int32)
+    for first, stop in ranges:
+        labels[first:stop] = tokens[first:stop]
+    for first, stop in masked:
+        labels[first:stop] = IGNORED
+    if not weights:
+        return labels, None
+    of_tokens = np.ones(len(tokens), np.float32)
+    for (first, stop), weight in zip(ranges, weights, strict=True):
+        of_tokens[first:stop] = weight
+    return labels, of_tokens
+
+
+def _refuse_weights(rows: Rows, rules: LabelRules) -> None:
+    """Refuse a weight other than 0 and 1 where the loss does not multiply weights."""
+    if rules.train_on is not TrainOn.marked or rules.loss_weights:
+        return
+    for ids, conversations in rows.batches("id", "messages"):
+        for row_id, messages in zip(ids, conversations, strict=True):
+            weights = [message["weight"] for message in messages or [] if message.get("weight") is not None]
+            if odd := [weight for weight in weights if weight not in (0, 1)]:
+                raise SourceError(
+                    f"row {row_id}: a turn's weight is {odd[0]:g}, and dataset.train_on=marked knows weights of 0 and "
+                    "1 alone; trainer.loss_weights=true multiplies weights into the loss"
+                )
 
 
 def _lists(values: list[np.ndarray]) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in values])]).astype(np.int32)
     flat = np.concatenate(values) if values else np.zeros(0, np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(flat, pa.int32()))
-
-
-def _token_ranges(begins: np.ndarray, ends: np.ndarray, spans: list[Offset]) -> list[Offset]:
-    """Return the tokens that hold a character of each span, first and behind the last; offsets are in order."""
-    starts, stops = np.array(spans, np.int64).reshape(-1, 2).T
-    first = np.searchsorted(ends, starts, "right")
-    last = np.maximum(first, np.searchsorted(begins, stops, "left"))
-    return [*zip(first.tolist(), last.tolist(), strict=True)]
-
-
-def _ranges(encoding: Encoding, text: str, spans: list[Offset]) -> list[Offset] | None:
-    """Return the tokens of each answer, first and behind the last; None if a token spans the beginning of one.
-
-    As ``_merged_starts`` and the rule of labels have it, without a list of all offsets.
-    """
-    ranges = []
-    for start, stop in spans:
-        if start and text[start - 1].isspace() and text[start].isspace():
-            return None
-        tokens = _tokens_of(encoding, start, stop)
-        if tokens is None or _begin(encoding, tokens[0]) < start:
-            return None
-        if tokens[0] and _end(encoding, tokens[0] - 1) > start:
-            return None
-        ranges.append(tokens)
-    return ranges
-
-
-def _tokens_of(encoding: Encoding, start: int, stop: int) -> Offset | None:
-    """Return the tokens that hold a character of a stretch of text; None if its ends are in no token."""
-    if start == stop:
-        return 0, 0
-    first, last = encoding.char_to_token(start), encoding.char_to_token(stop - 1)
-    if first is None or last is None:
-        return None
-    while last + 1 < len(encoding) and _begin(encoding, last + 1) < stop:
-        last += 1
-    return first, last + 1
-
-
-def _begin(encoding: Encoding, token: int) -> int:
-    return (encoding.token_to_chars(token) or (0, 0))[0]
-
-
-def _end(encoding: Encoding, token: int) -> int:
-    return (encoding.token_to_chars(token) or (0, 0))[1]
-
-
-def _merged_starts(text: str, spans: list[Offset], offsets: list[Offset]) -> list[int]:
-    """Return the starts of answers whose first token begins before them, as white space behind a line break does.
-
-    At generation the model is given the tokens of the prompt alone, so the text is split there. Offsets may leave
-    out white space.
-    """
-    token_starts = [begin for begin, _ in offsets]
-    return [
-        start
-        for start, _ in spans
-        if (text[start - 1].isspace() and text[start].isspace())
-        or offsets[bisect.bisect_left(token_starts, start) - 1][1] > start > 0
-    ]
-
-
-def _encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Encoding]:
-    if not texts:
-        return []
-    backend = tokenizer.backend_tokenizer  # not the call, which makes lists of all that it gives
-    backend.no_truncation()
-    backend.no_padding()
-    with encoding_on_every_core():
-        encodings: list[Encoding] = backend.encode_batch(texts, add_special_tokens=False)
-    return encodings
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[list[list[int]], list[list[Offset]]]:
-    encodings = _encodings(tokenizer, texts)
-    return [encoding.ids for encoding in encodings], [encoding.offsets for encoding in encodings]
-
-
-def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, cuts: list[int]) -> tuple[list[int], list[Offset]]:
-    """Encode a text so that no token spans a cut."""
-    ids: list[int] = []
-    offsets: list[Offset] = []
-    for begin, end in itertools.pairwise([0, *cuts, len(text)]):
-        piece_ids, piece_offsets = _encode_piece(tokenizer, text[begin:end], leads=begin == 0)
-        ids += piece_ids
-        offsets += [(first + begin, last + begin) for first, last in piece_offsets]
-    return ids, offsets
-
-
-def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, *, leads: bool) -> tuple[list[int], list[Offset]]:
-    """Encode a piece of a text; behind a line break unless it leads, since SentencePiece adds a space."""
-    (line_break,), _ = _encode(tokenizer, ["\n"])
-    (ids,), (offsets,) = _encode(tokenizer, [piece if leads else f"\n{piece}"])
-    if leads:
-        return ids, offsets
-    if ids[: len(line_break)] != line_break:  # the line break went into the piece's first token
-        return _encode_piece(tokenizer, piece, leads=True)
-    return ids[len(line_break) :], [(first - 1, last - 1) for first, last in offsets[len(line_break) :]]

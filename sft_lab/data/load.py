@@ -20,6 +20,7 @@ from sft_lab.core.io import digest, read_json
 from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 from sft_lab.data.formats import Format
+from sft_lab.data.label_rules import Reasoning, TrainOn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +101,8 @@ class Dataset(Bounded, abc.ABC):
     leading_assistant: LeadingAssistant = LeadingAssistant.drop
     consecutive: Consecutive = bounded(Consecutive.join, added=True)
     bad_answers: BadAnswers = bounded(BadAnswers.drop, added=True)
+    train_on: TrainOn = bounded(TrainOn.all, added=True, changes_result=False)  # applied when rows are encoded
+    reasoning: Reasoning = bounded(Reasoning.keep, added=True, changes_result=False)
     group: str = "auto"
     on_error: OnError = OnError.fail
     shuffle_seed: int | None = bounded(None, at_least=0, limit="at least 0, or null for the order of the source")

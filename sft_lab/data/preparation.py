@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,13 +36,19 @@ class Ready:
 
     Attributes:
         rows: the rows as loaded.
-        tokens: ``id``, ``input_ids`` and ``labels``, row by row the same.
+        tokens: ``id``, ``input_ids`` and ``labels`` of the rows' examples: one each, or several where the template
+            hides the thoughts of earlier turns.
         encoded: the rows' texts, among those of others.
     """
 
     rows: Rows
     tokens: datasets.Dataset
     encoded: Encoded
+
+    @property
+    def first_examples(self) -> np.ndarray:
+        """Where the first example of each row is in ``tokens``: int64, shape (rows,)."""
+        return np.flatnonzero(np.diff(self.encoded.row_of_example(self.rows), prepend=-1))
 
     @property
     def answer_bytes(self) -> np.ndarray:
@@ -195,16 +202,24 @@ class Preparation:
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:
         """Give held-out rows under another template, outside the waterfall."""
-        return self._as_tokens(encode(rows, template, self._context), rows, None, loss_on_all=False)
+        as_texts = self._context.encode or partial(encode, context=self._context)
+        return self._as_tokens(as_texts(rows, template), rows, None, loss_on_all=False)
 
     def _ready(self, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
         """Template and tokenize some of the loaded rows."""
         return self._as_tokens(self._context.encoded(rows), rows, flow, loss_on_all=loss_on_all)
 
     def _as_tokens(self, encoded: Encoded, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
-        rows = self._narrowed("template", rows, Selection.of(rows, encoded.refused(rows)), flow)
+        rows = self._narrowed("template", rows, encoded.selection(rows), flow)
         fitting, tokens = tokenize(rows, encoded, max_length=self._max_length, loss_on_all=loss_on_all)
         rows = self._narrowed("tokenize", rows, fitting, flow)
+        if flow and len(tokens) > len(rows):
+            flow.stages[-1]["examples"] = len(tokens)
+            self._context.notice(
+                f"{flow.titled('template')}: {len(rows):,} rows are {len(tokens):,} examples, since the template hides "
+                "what it showed of earlier turns; each is written as the model sees it when it answers "
+                "(template.unroll=auto)"
+            )
         return Ready(rows, tokens, encoded)
 
     def _narrowed(self, stage: str, rows: Rows, selection: Selection, flow: Waterfall | None) -> Rows:

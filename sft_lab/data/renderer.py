@@ -12,16 +12,30 @@ the places where tokenize must break the text are kept beside it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import re
+from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.context import today
 from sft_lab.core.errors import ModelError
 from sft_lab.core.text import CONTROL_TOKENS
 from sft_lab.data import clock
+from sft_lab.data.control_tokens import (
+    control_pattern,
+    escaped,
+    marked_values,
+    refuse_missing,
+    refuse_missing_tools,
+    unmarked,
+    unused_characters,
+)
+from sft_lab.data.label_rules import SystemTurn
 from sft_lab.data.template_layout import PRIVATE_USE, CannotRender, Layout, Message, Rendered, literals
+from sft_lab.data.turn_search import TurnSearch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +45,19 @@ MAX_SEARCHED = 2000  # messages of a conversation whose answers are found by ren
 _BLANK = PRIVATE_USE[0]
 
 
+class ThoughtStyle(Enum):
+    """How a template writes a thought.
+
+    ``field``: from ``reasoning_content``. ``inside``: it leaves ``<think>...</think>`` in the content as it is.
+    ``prompt``: not at all, but its generation prompt ends with ``<think>``. ``none``: not at all.
+    """
+
+    field = "field"
+    inside = "inside"
+    prompt = "prompt"
+    none = "none"
+
+
 class Renderer:
     """A template bound to a tokenizer.
 
@@ -38,6 +65,7 @@ class Renderer:
         tokenizer: gives the special tokens and runs the Jinja text in its sandbox.
         jinja: the template's text.
         date: what a template that asks for the date is told; None: the current one.
+        system: what becomes of a system turn.
 
     Attributes:
         date: that date; None for a template that does not ask.
@@ -46,8 +74,15 @@ class Renderer:
         ModelError: if an end-of-turn token is not to be found in what the template writes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, jinja: str, date: datetime.date | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        jinja: str,
+        date: datetime.date | None = None,
+        system: SystemTurn = SystemTurn.keep,
+    ) -> None:
         self.tokenizer = tokenizer
+        self._system = system
         self.jinja = jinja
         self.date = (date or today()) if clock.is_read(jinja) else None
         added = tokenizer.added_tokens_decoder.values()
@@ -55,8 +90,8 @@ class Renderer:
         # What a template writes marks turns, special or not; an answer may hold such tokens (<think>) rightfully.
         written = {str(token) for token in added if str(token) in jinja and not str(token).isspace()}
         self._special = sorted(special)
-        self._control = {"assistant": _broken(special)}
-        self._control["user"] = self._control["system"] = _broken(special | written)
+        self._control = {"assistant": control_pattern(special)}
+        self._control["user"] = self._control["system"] = control_pattern(special | written)
         self._tokens = (sorted(special | written), sorted(special))  # of users and systems, of the assistant
         ids = tokenizer("a")["input_ids"]
         starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
@@ -77,16 +112,34 @@ class Renderer:
         inside = self.closing.removesuffix(self.end_of_turn)
         return [token for token in CONTROL_TOKENS if token in inside]
 
-    def prompt(self, messages: list[Message]) -> Rendered:
+    def adapted(self, messages: list[Message]) -> list[Message]:
+        """Return messages with a first turn that the template takes: a developer is a system where it knows none."""
+        if not messages or messages[0]["role"] not in ("system", "developer"):
+            return messages
+        first, *rest = messages
+        if first["role"] == "developer" and "developer" not in self.jinja:
+            first = {**first, "role": "system"}
+        if self._system is SystemTurn.drop:
+            return rest
+        if self._system is SystemTurn.merge and not self._takes_system and rest and rest[0]["role"] == "user":
+            return [{**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+        return [first, *rest]
+
+    def prompt(self, messages: list[Message], inputs: dict[str, Any] | None = None) -> Rendered:
         """Render what the model is given before it answers.
+
+        Args:
+            messages: of the conversation so far.
+            inputs: ``tools``, ``documents`` and other variables of the template.
 
         Raises:
             CannotRender: if the template refuses it.
         """
-        mark, _ = _unused_characters(messages)
-        return _unmarked(
-            self._render([self._marked(message, mark) for message in messages], add_generation_prompt=True), [], mark
-        )
+        messages = self.adapted(messages)
+        mark, _ = unused_characters(messages, inputs)
+        marked = [self._marked(message, mark) for message in messages]
+        text = self._render(marked, marked_values(inputs or {}, self._control["user"], mark), mark, prompt=True)
+        return unmarked(text, [], mark)
 
     def conversation(self, messages: list[Message]) -> Rendered:
         """Render a conversation that ends with the assistant.
@@ -129,21 +182,89 @@ class Renderer:
         )
 
     def _conversation(self, messages: list[Message]) -> Rendered:
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        rendered, _, hidden = self.turns(messages, {}, turns, shows_all=True)
+        if hidden:
+            raise hidden
+        return rendered
+
+    def turns(
+        self, messages: list[Message], inputs: dict[str, Any], wanted: Collection[int], *, shows_all: bool = False
+    ) -> tuple[Rendered, list[int], CannotRender | None]:
+        """Render a conversation and find some of its assistant turns by rendering it again for each.
+
+        Args:
+            messages: of the conversation.
+            inputs: ``tools``, ``documents`` and other variables of the template.
+            wanted: indices of the turns to find.
+            shows_all: whether a turn that is not written as it is refuses the conversation at once.
+
+        Returns:
+            The text with a span for each turn that is shown as the model writes it, the indices of these turns, and why
+            the first of the others is not.
+
+        Raises:
+            CannotRender: if the template refuses it, or leaves out or changes what is said.
+        """
+        search, mark = self._searched(messages, inputs)
+        text, marked = search.text, search.messages
+        refuse_missing(marked if shows_all else [m for m in marked if m["role"] != "assistant"], text)
+        spans, indices, hidden = [], [], None
+        for index in sorted(wanted):
+            try:
+                first, end = self._stretch(search, index)
+                start = search.start(index, first)
+                refuse_missing([marked[index]], text[start:end])
+            except CannotRender as error:
+                hidden = hidden or error
+            else:
+                spans.append((start, end))
+                indices.append(index)
+        return unmarked(text, spans, mark), indices, hidden
+
+    def last_turn(self, messages: list[Message], inputs: dict[str, Any]) -> Rendered:
+        """Render the prompt of a conversation's last turn and that turn behind it.
+
+        It is for templates that write what came before otherwise once the turn is finished.
+
+        Raises:
+            CannotRender: if the turn is not shown as it is.
+        """
+        search, mark = self._searched(messages, inputs)
+        first, end = self._stretch(search, len(messages) - 1)
+        prompt, start = search.behind_prompt(first)
+        refuse_missing(search.messages[-1:], search.text[start:end])
+        span = (len(prompt), len(prompt) + end - start)
+        return unmarked(prompt + search.text[start:], [span], mark)
+
+    def _searched(self, messages: list[Message], inputs: dict[str, Any]) -> tuple[TurnSearch, str]:
+        """Return a conversation as it is rendered, and the mark in its control tokens."""
         if len(messages) > MAX_SEARCHED:  # it would take as many renderings of as many turns
             raise CannotRender("too_many_turns")
-        mark, blank = _unused_characters(messages)
+        mark, blank = unused_characters(messages, inputs)
         marked = [self._marked(message, mark) for message in messages]
-        text = self._render(marked)
-        if any(message["content"].strip() not in text for message in marked):
-            raise CannotRender("message_not_rendered")
-        spans = []
-        for index, message in enumerate(marked):
-            if message["role"] == "assistant":
-                start, end, after = self._locate_answer(text, marked, index, blank)
-                if not after.startswith(self.closing):
-                    raise CannotRender("no_end_of_turn")
-                spans.append((start, end + len(self.closing)))
-        return _unmarked(text, spans, mark)
+        marked_inputs = marked_values(inputs, self._control["user"], mark)
+
+        def render(messages: list[Message], prompt: bool) -> str:
+            return self._render(messages, marked_inputs, mark, prompt=prompt)
+
+        text = render(marked, False)
+        refuse_missing_tools(marked_inputs, text)
+        return TurnSearch(render, text, marked, blank), mark
+
+    def _stretch(self, search: TurnSearch, index: int) -> tuple[int, int]:
+        """Return where the text of an answer begins, or its calls' arguments, and where its turn ends."""
+        if search.messages[index].get("tool_calls"):
+            return search.call(index, sorted({self.end_of_turn, self.call_style[0]}))
+        first, end = search.answer(index)
+        if not search.text.startswith(self.closing, end):
+            raise CannotRender("no_end_of_turn")
+        return first, end + len(self.closing)
+
+    def cuts(self, text: str) -> list[int]:
+        """Return the places in somebody's own words that no token may lie across."""
+        control = self._control["user"]
+        return [match.end() for match in control.finditer(text)] if control else []
 
     def plain_text(self, text: str) -> Rendered:
         """Give plain text between BOS, where the tokenizer puts one, and EOS: no template, and all of it is trained.
@@ -153,63 +274,108 @@ class Renderer:
         """
         if not self.tokenizer.eos_token:
             raise CannotRender("no_end_of_text")
-        mark, _ = _unused_characters([{"role": "text", "content": text}])
+        mark, _ = unused_characters([{"role": "text", "content": text}], None)
         marked = self._marked({"role": "text", "content": text}, mark)["content"]
         marked_text = f"{self._bos}{marked}{self.tokenizer.eos_token}"
-        rendered = _unmarked(marked_text, [(0, len(marked_text))], mark)
+        rendered = unmarked(marked_text, [(0, len(marked_text))], mark)
         start = len(self._bos)
         return rendered if rendered.cuts else replace(rendered, contents=[(start, start + len(text))])
 
-    def _locate_answer(self, text: str, messages: list[Message], index: int, blank: str) -> tuple[int, int, str]:
-        """Find the answer of one turn: where training begins, where the answer's own text ends, and what follows."""
-        hollow = [*messages[:index], {"role": "assistant", "content": blank}, *messages[index + 1 :]]
-        before, separator, after = self._render(hollow).partition(blank)
-        end = len(text) - len(after)
-        is_answer = text[len(before) : end].strip() == messages[index]["content"].strip()
-        if not (separator and text.startswith(before) and text.endswith(after) and is_answer):
-            raise CannotRender("answer_not_rendered")
-        generation_prompt = self._render(messages[:index], add_generation_prompt=True)
-        if before.startswith(generation_prompt):
-            return len(generation_prompt), end, after
-        # Reasoning templates open a thought in the generation prompt that a finished answer does not have, and others
-        # end every text in some way. What counts is that all said so far stands there as it did then.
-        hollow = [*messages[: index - 1], {**messages[index - 1], "content": blank}]
-        if not before.startswith(self._render(hollow).partition(blank)[0]):
-            raise CannotRender("rewrites_history")
-        return len(before), end, after
-
     def _marked(self, message: Message, mark: str) -> Message:
-        """Put ``mark`` into every control token that the message's own text holds."""
-        content, control = message["content"], self._control.get(message["role"], self._control["user"])
-        return {**message, "content": control.sub(rf"\g<0>{mark}", content)} if control else message
+        """Put ``mark`` into every control token that the message's own text holds.
 
-    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        The assistant's own words may hold such tokens of the template's as are not special; its thoughts and the
+        arguments of its calls stand between such tokens, and may not.
+        """
+        control = self._control.get(message["role"], self._control["user"])
+        content = control.sub(rf"\g<0>{mark}", message["content"]) if control else message["content"]
+        if len(message) == 2:
+            return {**message, "content": content}
+        return {**marked_values(message, self._control["user"], mark), "role": message["role"], "content": content}
+
+    def _render(
+        self, messages: list[Message], inputs: dict[str, Any] | None = None, mark: str = "", *, prompt: bool = False
+    ) -> str:
         import jinja2
 
         try:
             if self.date:
                 clock.set_to(self.date, self.jinja)
             text = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages,
+                chat_template=self.jinja,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **(inputs or {}),
             )
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}; fix the line") from error
         except Exception as error:  # a template divides by zero, calls what is no function, recurses without end
-            raise CannotRender("template_refused") from error
-        rendered = str(text)
+            raise CannotRender.by_template(error) from error
+        rendered = str(text).replace(escaped(mark), mark) if mark else str(text)
         return rendered if rendered.startswith(self._bos) else self._bos + rendered
+
+    def _search(self, messages: list[Message], inputs: dict[str, Any] | None = None) -> TurnSearch:
+        def render(messages: list[Message], prompt: bool) -> str:
+            return self._render(messages, inputs, prompt=prompt)
+
+        return TurnSearch(render, render(messages, False), messages, _BLANK)
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        try:
+            text = self._render([{"role": "system", "content": _BLANK}, {"role": "user", "content": "a"}])
+        except CannotRender:
+            return False
+        return _BLANK in text
+
+    @cached_property
+    def thought_style(self) -> ThoughtStyle:
+        """How the template writes a thought."""
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        for style, fields in (
+            (ThoughtStyle.field, {"reasoning_content": _BLANK}),
+            (ThoughtStyle.inside, {"content": f"<think>\n{_BLANK}\n</think>\n\nb"}),
+        ):
+            with contextlib.suppress(CannotRender):
+                text = self._render([probe[0], {**probe[1], **fields}])
+                if (_BLANK if style is ThoughtStyle.field else fields["content"]) in text:
+                    return style
+        is_opened = self._render(probe[:1], prompt=True).rstrip().endswith("<think>")
+        return ThoughtStyle.prompt if is_opened else ThoughtStyle.none
+
+    @cached_property
+    def call_style(self) -> tuple[str, bool]:
+        """The token that ends a turn with tool calls, and whether the template takes their arguments as JSON text."""
+        tools = [{"type": "function", "function": {"name": "gamma", "description": "", "parameters": {}}}]
+        for as_text in (False, True):
+            arguments = '{"alpha": "beta"}' if as_text else {"alpha": "beta"}
+            call = {"id": "abcdefghi", "type": "function", "function": {"name": "gamma", "arguments": arguments}}
+            probe: list[Message] = [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ]
+            try:
+                search = self._search(probe, {"tools": tools})
+            except CannotRender:
+                continue
+            text = search.text
+            if "beta" in text and "'alpha'" not in text and '\\"alpha' not in text:
+                behind = text[text.rindex("beta") :]
+                ends = [(behind.rfind(token), token) for token in self._special if token in behind]
+                end = self.end_of_turn if self.end_of_turn in behind or not ends else max(ends)[1]
+                return end, as_text
+        return self.end_of_turn, False
 
     def _find_closing(self) -> tuple[str, str]:
         """Find the end-of-turn token, and what stands between an answer and its end, that token included."""
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            _, _, after = self._locate_answer(self._render(probe), probe, 1, _BLANK)
+            search = self._search(probe)
+            after = search.text[search.answer(1)[1] :]
         except CannotRender as error:
-            cause = error.__cause__
-            detail = "calls itself without end" if isinstance(cause, RecursionError) else cause
-            reason = f"{error}: {detail}" if cause else str(error)
             raise ModelError(
-                f"template: cannot render one question and its answer ({reason}); it must write the content of each of "
+                f"template: cannot render one question and its answer ({error}); it must write the content of each of "
                 "`messages` as it is"
             ) from error
         ends = [(start, -len(token), token) for token in self._special if (start := after.find(token)) >= 0]
@@ -221,24 +387,3 @@ class Renderer:
             )
         start, _, token = min(ends)
         return token, after[: start + len(token)]
-
-
-def _unused_characters(messages: list[Message]) -> tuple[str, str]:
-    used = {character for message in messages for character in message["content"]}
-    mark, blank, *_ = (character for character in PRIVATE_USE if character not in used)
-    return mark, blank
-
-
-def _broken(tokens: set[str]) -> re.Pattern[str] | None:
-    """Match the first character of every control token, overlapping ones too: behind it the text is broken."""
-    longer = sorted(token for token in tokens if len(token) > 1)  # one character cannot be broken
-    return re.compile(f"(?={'|'.join(map(re.escape, longer))}).", re.DOTALL) if longer else None
-
-
-def _unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
-    cuts = [match.start() - earlier for earlier, match in enumerate(re.finditer(mark, text))]
-
-    def moved(position: int) -> int:
-        return position - text.count(mark, 0, position)
-
-    return Rendered(text.replace(mark, ""), [(moved(start), moved(end)) for start, end in spans], cuts)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-Message = dict[str, str]
+from sft_lab.core.text import one_line
+
+MAX_CAUSE = 200  # characters
+Message = dict[str, Any]  # role and content, and in rows with tools or thoughts more
 PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters that stand for nothing
 _ROLES = {"system", "user", "assistant", "tool"}  # compared with a message's role
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a statement of Transformers' own
@@ -21,16 +25,34 @@ class Rendered:
         spans: the characters of each answer, end-of-turn token included.
         cuts: places no token may lie across, since a message's own words would else become a control token.
         contents: the characters of each message's own text, where they are known.
+        masked: characters within spans that are not trained: thoughts.
+        weights: of each span in the loss; empty where every one is 1.
     """
 
     text: str
     spans: list[tuple[int, int]]
     cuts: list[int]
     contents: list[tuple[int, int]] = field(default_factory=list)
+    masked: list[tuple[int, int]] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
 
 class CannotRender(Exception):
-    """The template refuses this conversation."""
+    """A conversation cannot be rendered.
+
+    Attributes:
+        reason: why the row is dropped.
+        cause: what exactly is the matter, such as the template's own words (``raise_exception``); may be empty.
+    """
+
+    def __init__(self, reason: str, cause: str = "") -> None:
+        super().__init__(f"{reason}: {cause}" if cause else reason)
+        self.reason, self.cause = reason, one_line(cause, MAX_CAUSE)
+
+    @classmethod
+    def by_template(cls, error: Exception) -> CannotRender:
+        """Return it for what rendering raised."""
+        return cls("template_refused", "calls itself without end" if isinstance(error, RecursionError) else str(error))
 
 
 _STRIPS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)

@@ -98,7 +98,7 @@ class Waterfall:
         )
         self._dropped.append(_dropped(stage, selection))
         if causes := commonest_causes(selection):
-            self._context.notice(f"{self._title(stage)}: {causes}; dropped.parquet has the cause of every row")
+            self._context.notice(f"{self.titled(stage)}: {causes}; dropped.parquet has the cause of every row")
         self._log(stage, selection, self._context.take_new_entries() if entries is None else entries)
 
     def record_turns(self, turns: dict[str, int]) -> None:
@@ -135,12 +135,13 @@ class Waterfall:
         return {"sources": rows} if rows else {}
 
     def _log(self, stage: str, selection: Selection, entries: list[Entry]) -> None:
-        name = self._title(stage)
+        name = self.titled(stage)
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped.items())
         kept, seen = f"{int(selection.kept.sum()):,}", f"{len(selection.ids):,}"
         log_stage(name, entries, f"kept {kept:>6} of {seen:>6}", reasons)
 
-    def _title(self, stage: str) -> str:
+    def titled(self, stage: str) -> str:
+        """Return a stage's name, with the side where that is not the training side."""
         return f"{stage} ({self._side})" if self._side else stage
 
     def dropped(self) -> pa.Table:

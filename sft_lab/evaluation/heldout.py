@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,20 @@ class Scores:
     def of(self, rows: np.ndarray) -> Scores:
         """Return the scores of the rows where ``rows`` (bool, shape (rows,)) is true."""
         return Scores(*(getattr(self, name.name)[rows] for name in fields(self)))
+
+    def of_rows(self, first: np.ndarray, answer_bytes: np.ndarray) -> Scores:
+        """Return scores of rows from those of their examples: sums, or what was measured at the last one.
+
+        Args:
+            first: where each row's examples begin: int64, shape (rows,).
+            answer_bytes: UTF-8 bytes of each row's answer, shape (rows,).
+        """
+        if len(first) == len(self.nats):
+            return replace(self, bytes=answer_bytes)
+        last = np.append(first[1:], len(self.nats)) - 1
+        sums = {name: np.add.reduceat(getattr(self, name), first) for name in ("nats", "tokens", "correct")}
+        at_end = {name: getattr(self, name)[last] for name in ("stops", "foreign", "recalled")}
+        return Scores(bytes=answer_bytes, **sums, **at_end)
 
     def save(self, folder: Path) -> None:
         """Write ``scores.npz``."""

@@ -16,6 +16,7 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.store import Store, default_root
 from sft_lab.data.chat_template import Template
 from sft_lab.data.filters import Filter
+from sft_lab.data.label_rules import TrainOn
 from sft_lab.data.load import Dataset
 from sft_lab.data.split import Split
 from sft_lab.dedup.decontaminate import Decontaminate
@@ -87,6 +88,11 @@ class Run(Bounded):
         """Refuse fields that contradict one another."""
         super().__post_init__()
         self._refuse_longer_rows()
+        if self.trainer.loss_weights and self.dataset.train_on is not TrainOn.marked:
+            raise ConfigError(
+                f"trainer.loss_weights=true: turns have no weights with dataset.train_on={self.dataset.train_on.name}; "
+                "set dataset.train_on=marked, or leave it out"
+            )
         self.plugins = self.plugins or identity.plugin_origins(self)
 
     def _refuse_longer_rows(self) -> None:

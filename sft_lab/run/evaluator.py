@@ -5,12 +5,14 @@ What the base model scores and answers is stored: it is the same for every job o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
+import numpy as np
 
 from sft_lab.core.errors import ModelError
 from sft_lab.core.io import digest, read_json, write_json
@@ -19,7 +21,8 @@ from sft_lab.core.positions import learned_positions, within_positions
 from sft_lab.core.rows import Rows
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template
-from sft_lab.data.encoding import prompt_ids
+from sft_lab.data.encoding import BESIDE, prompt_ids
+from sft_lab.data.label_rules import LabelRules, TrainOn
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
 from sft_lab.data.template_layout import CannotRender
@@ -27,6 +30,7 @@ from sft_lab.evaluation import heldout
 from sft_lab.evaluation.answers import contains_expected, measure_answers
 from sft_lab.evaluation.generation import Answer, generate
 from sft_lab.evaluation.heldout import AnswerEnding, Scores
+from sft_lab.pipeline import label_rules
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
 
 if TYPE_CHECKING:
@@ -107,7 +111,8 @@ class Evaluator:
 
     def measure_base(self, data: Prepared) -> BaseMeasurement:
         """Measure the base model, or read what was measured before."""
-        is_known = self.knows(self._run.template)
+        # Plain text has no tools: rows with some are asked in the run's template, though it is new to the model.
+        is_known = self.knows(self._run.template) or _has_tools(data.held_out.rows)
         template = self._run.template if is_known else PLAIN
         held_out = data.held_out if is_known else self._templated(template, data.held_out.rows)
         probe = data.probe if is_known else self._templated(template, data.probe.rows)
@@ -171,7 +176,8 @@ class Evaluator:
         held_out_scores: Scores | None = None,
         probe_scores: Scores | None = None,
     ) -> Measurement:
-        outputs = _answered(_easiest_questions(held_out, self._options.outputs), generate_answers)
+        rules = label_rules(self._run)
+        outputs = _answered(_easiest_questions(held_out, self._options.outputs, rules), generate_answers)
         question_sets = self._question_sets(template)
         if held_out_scores is None and len(held_out.rows):
             held_out_scores = score(held_out)
@@ -184,7 +190,7 @@ class Evaluator:
             numbers |= {f"outputs/{name}": value for name, value in metrics.items()}
         numbers |= {f"{name}/loss": score(ready).loss for name, ready in question_sets.items()}
         if "domain" in question_sets:
-            numbers |= _domain_numbers(question_sets["domain"], generate_answers)
+            numbers |= _domain_numbers(question_sets["domain"], generate_answers, rules)
         return Measurement(held_out.rows.column("id"), held_out_scores, fixed_answers, outputs, numbers)
 
     def score(self, model: Any, ready: Ready, template: Template | None = None, *, shared: bool = False) -> Scores:
@@ -198,7 +204,9 @@ class Evaluator:
         """
         ending = self._ending(template or self._run.template)
         batch_tokens = self._options.batch_tokens
-        return heldout.score(model, ready.tokens, ready.answer_bytes, ending, batch_tokens=batch_tokens, shared=shared)
+        size = np.zeros(len(ready.tokens), np.int64)  # of each example; a row's answers are counted once
+        scores = heldout.score(model, ready.tokens, size, ending, batch_tokens=batch_tokens, shared=shared)
+        return scores.of_rows(ready.first_examples, ready.answer_bytes)
 
     def answer_fixed_prompts(self, model: Any) -> list[str]:
         """Return a model's answers to ``evaluation.prompts`` under the run's template."""
@@ -231,7 +239,8 @@ class Evaluator:
 
     def prompted(self, template: Template, prefix: Messages, ready: Ready) -> Ready:
         """Return held-out rows with the prefix before each; the answers of its examples are not scored."""
-        columns = {name: ready.rows.column(name) for name in ("id", "prompt", "answer", "messages")}
+        beside = [name for name in BESIDE if name in ready.rows.table.column_names]
+        columns = {name: ready.rows.column(name) for name in ("id", "prompt", "answer", "messages", *beside)}
         takes_system = self._takes_system(template)
         columns["messages"] = [
             with_prefix(prefix, messages, takes_system=takes_system) for messages in columns["messages"]
@@ -242,11 +251,15 @@ class Evaluator:
         longest = within_positions(longest, self._run.model.config(self._context))
         templated = self._templated(template, rows, longest)
 
-        examples = count_answers(prefix)
-        skipped = [0 if is_text else examples for is_text in templated.rows.is_text]
-        labels = [*map(without_first_answers, templated.tokens["labels"], skipped)]
-        tokens = datasets.Dataset.from_dict({**templated.tokens[:], "labels": labels})
-        return type(templated)(templated.rows, tokens, templated.encoded)
+        # In a row of several examples it is not known which of them hold answers of the prefix.
+        is_single = np.bincount(templated.encoded.row_of_example(templated.rows), minlength=len(templated.rows)) == 1
+        kept = templated.tokens.select(templated.first_examples[is_single])
+        rows = templated.rows.take(is_single)
+        examples = 0 if self._run.dataset.train_on is TrainOn.last else count_answers(prefix)
+        skipped = [0 if is_text else examples for is_text in rows.is_text]
+        labels = [*map(without_first_answers, kept["labels"], skipped)]
+        tokens = datasets.Dataset.from_dict({**kept[:], "labels": labels})
+        return type(templated)(rows, tokens, templated.encoded)
 
     def _templated(self, template: Template, rows: Rows, longest: int | None = None) -> Ready:
         """Return rows under a template, outside the waterfall."""
@@ -331,6 +344,11 @@ class Evaluator:
         return [Answer(**fields) for fields in read_json(path / "answers.json")["answers"]]
 
 
+def _has_tools(rows: Rows) -> bool:
+    tools = rows.column("tools") if "tools" in rows.table.column_names else []
+    return any(tools) or any("tool_calls" in message for messages in rows.column("messages") for message in messages)
+
+
 def _held_out_numbers(held_out: Scores | None, probe: Scores) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     if held_out is not None:
@@ -347,9 +365,11 @@ def _held_out_numbers(held_out: Scores | None, probe: Scores) -> dict[str, Any]:
     return {**numbers, "train/probe_loss": probe.loss}
 
 
-def _domain_numbers(ready: Ready, generate_answers: Callable[[list[list[int]]], list[Answer]]) -> dict[str, float]:
+def _domain_numbers(
+    ready: Ready, generate_answers: Callable[[list[list[int]]], list[Answer]], rules: LabelRules
+) -> dict[str, float]:
     """Return the share of the domain questions that are answered with what was expected."""
-    outputs = _answered(_easiest_questions(ready, len(ready.rows)), generate_answers)
+    outputs = _answered(_easiest_questions(ready, len(ready.rows), rules), generate_answers)
     if not outputs:
         return {}
     right = sum(contains_expected(answer.text, expected) for _, expected, answer in outputs)
@@ -363,20 +383,17 @@ def _answered(questions: list[Question], generate_answers: Callable[[list[list[i
     ]
 
 
-def _easiest_questions(ready: Ready, count: int) -> list[Question]:
+def _easiest_questions(ready: Ready, count: int, rules: LabelRules) -> list[Question]:
     """Return the first questions of the ``count`` conversations with the shortest answers, in their order."""
-    columns = (
-        ready.rows.column("prompt"),
-        ready.rows.column("messages"),
-        ready.tokens["input_ids"],
-        ready.tokens["labels"],
-    )
+    examples = zip(ready.tokens["input_ids"], ready.tokens["labels"], strict=True)
+    prompts = [ids[: next((i for i, label in enumerate(labels) if label != IGNORED), 0)] for ids, labels in examples]
+    columns = (ready.rows.column("prompt"), ready.rows.column("messages"))
+    borders = itertools.pairwise([*ready.first_examples.tolist(), len(prompts)])
     questions = []
-    for prompt, messages, ids, labels in zip(*columns, strict=True):
-        reference = next((message["content"] for message in messages if message["role"] == "assistant"), None)
-        if reference is not None:
-            start = next(index for index, label in enumerate(labels) if label != IGNORED)
-            questions.append(Question(prompt, reference, list(ids[:start])))
+    for prompt, messages, (first, stop) in zip(*columns, borders, strict=True):
+        if messages:
+            answered = messages[min(rules.weights(messages))]
+            questions.append(Question(prompt, answered["content"], sorted(prompts[first:stop], key=len)[0]))
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].reference))
     return [questions[index] for index in sorted(order[:count])]
 

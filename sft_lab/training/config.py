@@ -93,6 +93,7 @@ class Full(Bounded):
         warmup_steps: optimizer steps, or a share of all steps when below 1; so are ``logging_steps``, ``eval_steps``
             and ``save_steps``.
         max_length: tokens of a row or packed block, template included; a longer row is dropped, never cut.
+        loss_weights: multiply the weights of turns into the loss (``dataset.train_on=marked``).
         early_stopping_patience: evaluations without a better held-out loss before training stops; null: never.
         load_best_model_at_end: keep the weights with the best held-out loss instead of the last ones.
         sft_config: more fields of TRL's SFTConfig, passed on unchanged; checked against its fields, outside what
@@ -123,6 +124,7 @@ class Full(Bounded):
     packing: bool = False
     packing_strategy: PackingStrategy = PackingStrategy.bfd
     loss_on: LossOn = LossOn.answer
+    loss_weights: bool = bounded(False, added=True)
     loss_head: LossHead = LossHead.auto
     precision: Precision = Precision.auto
     activation_checkpointing: bool = False
@@ -139,6 +141,14 @@ class Full(Bounded):
         for name in FILE_FIELDS & set(self.sft_config):
             if isinstance(file := self.sft_config[name], str) and Path(file).expanduser().is_file():
                 self.sft_config[name] = saved_path(file)
+
+        clashes = {
+            "packing=true": self.packing,
+            "loss_on=all": self.loss_on is LossOn.all,
+            "loss_head=trl": self.loss_head is LossHead.trl,
+        }
+        if self.loss_weights and (clash := next((key for key, is_set in clashes.items() if is_set), None)):
+            raise ConfigError(f"loss_weights=true: the loss has no weights with {clash}; leave either out")
 
         if self.load_best_model_at_end and self.save_steps != self.eval_steps and self.save_steps % self.eval_steps:
             raise ConfigError(

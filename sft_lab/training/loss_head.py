@@ -20,7 +20,7 @@ class TokenSums:
     """Sums over a batch's trained tokens.
 
     Attributes:
-        loss: negative log-likelihood in nats; it carries the gradient.
+        loss: negative log-likelihood in nats, weighted; it carries the gradient.
         entropy: of the predicted distributions, in nats.
         correct: how many tokens were the likeliest.
         tokens: how many there are.
@@ -32,12 +32,15 @@ class TokenSums:
     tokens: torch.Tensor
 
 
-def compute_token_sums(model: Any, labels: torch.Tensor, **inputs: Any) -> TokenSums:
+def compute_token_sums(
+    model: Any, labels: torch.Tensor, weights: torch.Tensor | None = None, **inputs: Any
+) -> TokenSums:
     """Run the model on a batch and return the sums over its trained tokens.
 
     Args:
         model: a causal language model, wrapped or not.
         labels: shape (rows, positions), not shifted.
+        weights: of each label in the loss, of the same shape; None: 1.
         inputs: of the model's forward, without labels.
     """
     labels = labels[:, 1:]
@@ -48,7 +51,9 @@ def compute_token_sums(model: Any, labels: torch.Tensor, **inputs: Any) -> Token
     with torch.no_grad():
         entropy = -(log_probabilities.exp() * log_probabilities).sum()
         correct = (log_probabilities.argmax(dim=-1) == targets).sum()
-    loss = torch.nn.functional.nll_loss(log_probabilities, targets, reduction="sum")
+    loss = torch.nn.functional.nll_loss(log_probabilities, targets, reduction="sum" if weights is None else "none")
+    if weights is not None:
+        loss = (loss * weights[:, 1:][is_trained]).sum()
     return TokenSums(loss, entropy, correct, is_trained.sum())
 
 

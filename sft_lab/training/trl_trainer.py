@@ -26,7 +26,7 @@ from sft_lab.core.interrupt import noted
 from sft_lab.core.io import sync
 from sft_lab.core.log import log
 from sft_lab.core.text import count_of
-from sft_lab.training import loss_head
+from sft_lab.training import loss_head, turn_weights
 from sft_lab.training.callbacks import Event, MetricsCallback, ProgressBar, StopCallback, Watch, log_held_out_loss
 from sft_lab.training.checkpoints import is_out_of_patience, last_checkpoint
 from sft_lab.training.config import Budget, Full, LossHead, planned_steps, refuse_no_step, resolve_precision
@@ -221,7 +221,7 @@ def train(
     Args:
         model: a Transformers causal language model.
         tokenizer: its tokenizer, with a padding token.
-        rows: ``input_ids`` and ``labels`` (-100: not trained).
+        rows: ``input_ids`` and ``labels`` (-100: not trained), and ``weights`` of the labels if any.
         options: of the trainer.
         folder: for checkpoints.
         seed: of data order and adapter weights.
@@ -285,7 +285,8 @@ def _build_trainer(
     new_tokens: list[int],
 ) -> _Trainer:
     """Return the trainer, with the adapter, the callbacks and the loss head."""
-    ready = rows.select_columns(["input_ids", "labels"])
+    has_weights = turn_weights.COLUMN in rows.column_names
+    ready = rows.select_columns(["input_ids", "labels", *[turn_weights.COLUMN] * has_weights])
     adapter = build_peft_config(options, model, new_tokens)
     transformers.set_seed(args.seed)  # adapter weights must not depend on what was drawn before
     try:
@@ -312,7 +313,10 @@ def _build_trainer(
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.watch, trainer.own_attention = watch, own_attention
     trainer.measures_last = args.metric_for_best_model is not None  # some schedulers need it too
-    trainer.plain_head = _takes_plain_head(trainer, options.loss_head)
+    trainer.plain_head = _takes_plain_head(trainer, LossHead.plain if has_weights else options.loss_head)
+    if has_weights:
+        trainer._signature_columns = ready.column_names  # noqa: SLF001 - of those that batches are made of
+        turn_weights.pass_on_weights(trainer)
     return trainer
 
 

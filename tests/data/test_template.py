@@ -201,7 +201,7 @@ def test_a_thought_opened_by_the_generation_prompt_is_not_trained(reasons: Any, 
 def refusal(tokenizer: Any, jinja: str, *texts: str, system: str = "") -> str:
     with pytest.raises(CannotRender) as raised:
         parts(tokenizer, jinja, *texts, system=system)
-    return str(raised.value)
+    return raised.value.reason
 
 
 def test_what_a_template_would_leave_out_is_refused(tiny: Any, reasons: Any) -> None:
@@ -294,6 +294,7 @@ def test_the_stage_keeps_what_it_can_and_says_why_not(context: StageContext, tmp
     template: Template = Jinja(path=str(path))
     selection, encoded = template(rows, context)
     assert selection.reason == ["", "template_refused"]
+    assert selection.cause == ["", "no system role"]
     assert [bool(text) for text in encoded.table["text"]] == [not reason for reason in selection.reason]
     assert template(rows, context)[1].path == encoded.path
     assert [entry.hit for entry in context.entries] == [False, True]

@@ -125,8 +125,9 @@ def test_what_is_trained_is_the_answers_and_their_ends(way: str, talks: list[lis
                 if not place or labels[place - 1] == IGNORED:
                     stretches.append([])
                 stretches[-1].append(label)
-        assert len(stretches) == len(talk) // 2
-        for stretch, answer, (start, stop) in zip(stretches, talk[1::2], whole.spans, strict=True):
+        answers = [*zip(talk[1::2], whole.spans, strict=True)]
+        answers = [(answer, span) for answer, span in answers if answer.strip()] or answers  # silence is no lesson
+        for stretch, (answer, (start, stop)) in zip(stretches, answers, strict=True):
             said = make().decode(stretch)
             assert stretch[-1] == end.end_of_turn_id
             assert said == whole.text[start:stop]

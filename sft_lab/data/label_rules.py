@@ -1,0 +1,84 @@
+"""What of a conversation trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any
+
+from sft_lab.core.params import plain
+from sft_lab.data.template_layout import CannotRender, Message
+
+
+class TrainOn(Enum):
+    """Which assistant turns train: every one, the last, or those whose ``weight`` is not 0."""
+
+    all = "all"
+    last = "last"
+    marked = "marked"
+
+
+class Reasoning(Enum):
+    """What becomes of thoughts: trained, left out of the text, or in the text and not in the loss."""
+
+    keep = "keep"
+    drop = "drop"
+    mask = "mask"
+
+
+class SystemTurn(Enum):
+    """What becomes of a system turn: ``merge`` puts it into the first user turn where the template takes none."""
+
+    keep = "keep"
+    merge = "merge"
+    drop = "drop"
+
+
+class Unroll(Enum):
+    """Whether a conversation becomes several examples where the template hides the thoughts of earlier turns."""
+
+    auto = "auto"
+    never = "never"
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What of a conversation trains.
+
+    Attributes:
+        train_on: which assistant turns.
+        reasoning: what becomes of thoughts.
+        loss_weights: whether the loss multiplies weights other than 0 and 1.
+        unroll: see ``Unroll``.
+    """
+
+    train_on: TrainOn = TrainOn.all
+    reasoning: Reasoning = Reasoning.keep
+    loss_weights: bool = False
+    unroll: Unroll = Unroll.auto
+
+    def changes(self) -> dict[str, Any]:
+        """Return the rules that are not the usual ones, as plain data."""
+        return {knob.name: plain(value) for knob in fields(self) if (value := getattr(self, knob.name)) != knob.default}
+
+    def weights(self, messages: list[Message]) -> dict[int, float]:
+        """Return the weight of each assistant turn that trains, by its index.
+
+        Raises:
+            CannotRender: if none does.
+        """
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        filled = [index for index in turns if _is_filled(messages[index])]
+        weights = dict.fromkeys(filled or turns, 1.0)  # "end of turn" alone teaches silence
+        if self.train_on is TrainOn.last:
+            weights = {index: weight for index, weight in weights.items() if index == max(weights)}
+        elif self.train_on is TrainOn.marked:
+            weights = {index: float(messages[index].get("weight", 1)) for index in weights}
+            weights = {index: weight for index, weight in weights.items() if weight}
+        if not weights:
+            raise CannotRender("no_turn_trains")
+        return weights
+
+
+def _is_filled(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
