@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sft_lab.data.preparation import Prepared, Ready
 
 
-def write(data: Prepared, folder: Path) -> None:
+def write(data: Prepared, folder: Path, *, with_tokens: bool = False) -> None:
     """Write ``train`` and, if there are held-out rows, ``test``.
 
     Each row has its ``id``, its ``source`` in a mixture, the rendered ``text``, and unless the set is
@@ -28,13 +28,18 @@ def write(data: Prepared, folder: Path) -> None:
     Args:
         data: what the data stages left.
         folder: made anew; ``datasets.load_from_disk`` reads it, and ``parquet/<split>.parquet`` in it stands alone.
+        with_tokens: whether rows have ``input_ids`` and ``labels`` too, by which a trainer trains what this run would.
     """
     import datasets
 
     splits = {"train": data.train, "test": data.held_out}
     folder.mkdir()
     with tempfile.TemporaryDirectory(dir=folder) as written:
-        tables = {name: _table(ready, Path(written) / name) for name, ready in splits.items() if len(ready.rows)}
+        tables = {
+            name: _table(ready, Path(written) / name, with_tokens=with_tokens)
+            for name, ready in splits.items()
+            if len(ready.rows)
+        }
         (folder / "parquet").mkdir()
         with kept_small([column for table in tables.values() for column in table.data.columns]):
             datasets.DatasetDict(tables).save_to_disk(folder)
@@ -42,7 +47,7 @@ def write(data: Prepared, folder: Path) -> None:
                 table.to_parquet(folder / "parquet" / f"{name}.parquet")
 
 
-def _table(ready: Ready, folder: Path) -> datasets.Dataset:
+def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset:
     """Write the rows some at a time, and return them memory-mapped."""
     import pyarrow as pa
 
@@ -56,7 +61,11 @@ def _table(ready: Ready, folder: Path) -> datasets.Dataset:
     if "messages" in names and _has_more_than_text(columns.column("messages")):
         json_columns.add("messages")
     types = {name: _exported_type(columns, name, is_json=name in json_columns) for name in names}
-    schema = pa.schema([*((JSON_COLUMNS.get(name, name), kind) for name, kind in types.items()), ("text", pa.string())])
+    tokens = ready.tokens.select_columns(TOKENS if with_tokens else []).with_format("arrow")
+    schema = pa.schema([
+        *((JSON_COLUMNS.get(name, name), kind) for name, kind in types.items()), ("text", pa.string()),
+        *(tokens.features.arrow_schema if with_tokens else []),
+    ])  # fmt: skip
     folder.mkdir()
     writer = TableWriter(folder, schema)
     for start in range(0, len(positions), BATCH):
@@ -66,12 +75,15 @@ def _table(ready: Ready, folder: Path) -> datasets.Dataset:
             _exported(values, kind, is_json=name in json_columns)
             for values, (name, kind) in zip(gathered, types.items(), strict=True)
         ]
-        writer.write(pa.table([*values, gather(texts, indices[part])], schema=schema))
+        values.append(gather(texts, indices[part]))
+        values += tokens[part].columns if with_tokens else []
+        writer.write(pa.table(values, schema=schema))
         release(gathered)
     writer.close()
     return load_table(folder)
 
 
+TOKENS = ["input_ids", "labels"]
 # The columns of JSON text by the names that TRL gives them. They and messages with more than text become JSON objects:
 # with an Arrow column for each of their fields, every tool would have those of all others.
 JSON_COLUMNS = {"tools": "tools", "template_kwargs": "chat_template_kwargs", "documents": "documents"}

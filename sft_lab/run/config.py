@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,25 @@ class StoreConfig:
 
 
 @dataclass
+class PrepareOptions:
+    """What ``dataset/`` holds beside the rows. Called, it carries out the data stages: ``run.prepare(context)``.
+
+    Attributes:
+        tokens: whether it holds ``input_ids`` and ``labels`` too.
+    """
+
+    tokens: bool = False
+
+    def bind(self, run: Run) -> None:
+        """Say whose data stages a call carries out."""
+        self._run = run
+
+    def __call__(self, context: StageContext, work: Preparation | None = None) -> Prepared:
+        """Carry out the data stages; see ``pipeline.prepare``."""
+        return pipeline.prepare(self._run, context, work)
+
+
+@dataclass
 class Run(Bounded):
     """One run: its stages, in the order they work.
 
@@ -78,6 +97,7 @@ class Run(Bounded):
     launch: Launcher = "???"  # type: ignore[assignment]
     engine: Engine = "???"  # type: ignore[assignment]
     store: StoreConfig = field(default_factory=StoreConfig)
+    prepare: PrepareOptions = field(default_factory=PrepareOptions)
     seed: int = bounded(42, at_least=0, below=2**32, limit=f"from 0 to {2**32 - 1}, as numpy requires")
     threads: int | None = bounded(None, at_least=1, limit="at least 1, or null for one per core")
     rerun: bool = False
@@ -87,6 +107,8 @@ class Run(Bounded):
     def __post_init__(self) -> None:
         """Refuse fields that contradict one another."""
         super().__post_init__()
+        self.prepare = replace(self.prepare)  # another run's own carries out the stages of that one
+        self.prepare.bind(self)
         self._refuse_longer_rows()
         if self.trainer.loss_weights and self.dataset.train_on is not TrainOn.marked:
             raise ConfigError(
@@ -151,10 +173,6 @@ class Run(Bounded):
             folder: of a run that may have begun; its template's date stays.
         """
         return execute.create_context(self, store, folder)
-
-    def prepare(self, context: StageContext, work: Preparation | None = None) -> Prepared:
-        """Carry out the data stages; see ``pipeline.prepare``."""
-        return pipeline.prepare(self, context, work)
 
     def execute(self, path: RunDir | Path | str | None = None) -> dict[str, Any]:
         """Carry out the whole run in a folder and return its summary.

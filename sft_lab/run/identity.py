@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sft_lab.run.config import Run
 
 # Fields that change no result, and so are no part of a job's identity.
-NOT_IDENTITY = {"tracking", "launch", "engine", "store", "threads", "rerun", "choices", "format"}
+NOT_IDENTITY = {"tracking", "launch", "engine", "store", "prepare", "threads", "rerun", "choices", "format"}
 # Stages that select among the training rows and do nothing else.
 SELECTING_STAGES = ("filter", "decontaminate", "dedup")
 

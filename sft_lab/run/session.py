@@ -152,7 +152,7 @@ class Session:
     def write_dataset(self, data: Prepared) -> None:
         """Write the prepared rows for other trainers, with a card."""
         shutil.rmtree(self.folder.dataset, ignore_errors=True)
-        export.write(data, self.folder.dataset)
+        export.write(data, self.folder.dataset, with_tokens=self.run.prepare.tokens)
         card.write_dataset_card(self.folder)
 
     def report(self, data: Prepared) -> dict[str, Any]:

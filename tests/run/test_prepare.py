@@ -159,6 +159,22 @@ def test_trl_trains_on_the_data_set_unchanged(here: Path) -> None:
     assert trainer.train().global_step == 2
 
 
+def test_tokens_are_in_the_data_set_if_they_are_wanted(here: Path) -> None:
+    """The labels are the input where the answer is, and it is the answer, its end of turn included."""
+    from transformers import AutoTokenizer
+
+    import sft_lab
+
+    data = datasets.load_from_disk(prepared([*MINHASH, "prepare.tokens=true"]).dataset)
+    tokenizer = AutoTokenizer.from_pretrained(Path(sft_lab.__file__).parent / "training" / "tiny_tokenizer_files")
+    for row in [*data["train"], *data["test"]]:
+        assert tokenizer.decode(row["input_ids"]) == row["text"]
+        trained = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+        assert trained == [label for label in row["labels"] if label != -100]
+        last = row["messages"][-1]["content"].strip()
+        assert tokenizer.decode(trained).rstrip().endswith(f"{last}<|im_end|>")
+
+
 def test_the_parquet_files_stand_alone(here: Path) -> None:
     folder = prepared(MINHASH)
     whole = datasets.load_from_disk(folder.dataset)
