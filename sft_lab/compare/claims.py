@@ -308,9 +308,9 @@ def percent(share: float) -> str:
     return with_minus(f"{share:.2%}" if abs(share) < 0.1 else f"{share:.1%}")
 
 
-def format_interval(interval: Interval, digits: int = 4) -> str:
+def format_interval(interval: Interval) -> str:
     """Return an interval in the unit of the measure."""
-    return with_minus(f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}")
+    return with_minus(f"{interval.low:+.4f} to {interval.high:+.4f}")
 
 
 def _join(names: list[str], separator: str) -> str:

@@ -30,7 +30,6 @@ from sft_lab.config.registry import register_plugins
 from sft_lab.config.text_fields import read_yaml
 from sft_lab.core import plugins
 from sft_lab.core.errors import ConfigError
-from sft_lab.core.io import refuse_alias_bomb
 from sft_lab.core.option_files import shipped
 from sft_lab.core.text import is_unicode
 from sft_lab.dedup.embed import Embedder
@@ -225,7 +224,6 @@ def read_option_file(file: Path, default_package: str) -> tuple[DictConfig, str]
     package = match.group(1) if match else default_package
     path = () if package == "_global_" else tuple(filter(None, package.split(".")))
     try:
-        refuse_alias_bomb(text)
         content = OmegaConf.create(read_yaml(text, path) or {})
     except Exception as error:  # PyYAML's errors share no base class with OmegaConf's
         raise ConfigLoadError(f"{file}: {yaml_problem(error)}") from error

@@ -24,7 +24,7 @@ from sft_lab.config.registry import register_plugins
 from sft_lab.config.text_fields import is_text, read_yaml
 from sft_lab.core import plugins
 from sft_lab.core.errors import ConfigError, all_problems
-from sft_lab.core.io import FORMAT, read_text, refuse_alias_bomb
+from sft_lab.core.io import FORMAT, read_text
 from sft_lab.core.redaction import MAY_BE_SECRET, holds_secret, known_secrets
 from sft_lab.core.text import is_unicode
 from sft_lab.run.config import Run
@@ -55,7 +55,6 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
                 f"{subject}: holds an interpolation (${{...}}); a saved config is resolved data; write the value"
             )
     try:
-        refuse_alias_bomb(text)
         register_plugins()
         saved = OmegaConf.create(read_yaml(text) or {})
         for override in overrides if isinstance(saved, DictConfig) else []:

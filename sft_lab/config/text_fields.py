@@ -15,6 +15,7 @@ from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from sft_lab.config.private_names import get_yaml_loader
+from sft_lab.core.io import refuse_alias_bomb
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 
@@ -99,6 +100,7 @@ def read_yaml(text: str, path: KeyPath = ()) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+        refuse_alias_bomb(node, text)
         _keep_text(node, path)
         return loader.construct_document(node)
     finally:

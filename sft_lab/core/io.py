@@ -12,9 +12,12 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 from sft_lab.core.errors import FolderError
+
+if TYPE_CHECKING:
+    import yaml
 
 FORMAT = 1  # of every json file sft_lab writes
 TEMPORARY = ".part"  # suffix of half-written files
@@ -165,18 +168,36 @@ def follow_mask(folder: Path) -> None:
         file.chmod(mode & 0o777)
 
 
-def refuse_alias_bomb(text: str) -> None:
-    """Refuse YAML whose aliases, written out, would fill the memory: nine lines can make a billion values.
+def parse_yaml(text: str) -> Any:
+    """Parse plain YAML that may be a stranger's.
 
     Raises:
-        ValueError: if they come to more than ``MOST_VALUES``, as one that contains itself does.
-        yaml.YAMLError: if it is not YAML.
+        ValueError: if it is not YAML, nested too deep, or its aliases grow without end.
     """
-    if "&" not in text:
-        return
     import yaml
 
-    values, nodes = 0, [yaml.compose(text)]
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        refuse_alias_bomb(node, text)
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    finally:
+        loader.dispose()
+
+
+def refuse_alias_bomb(root: yaml.Node | None, text: str) -> None:
+    """Refuse YAML whose aliases, written out, would fill the memory: nine lines can make a billion values.
+
+    Args:
+        root: the composed document.
+        text: that it was composed of.
+
+    Raises:
+        ValueError: if they come to more than ``MOST_VALUES``, as an alias inside its own anchor does.
+    """
+    values, nodes = 0, [root] if "&" in text else []
     while nodes:
         node = nodes.pop()
         values += 1
@@ -185,10 +206,8 @@ def refuse_alias_bomb(text: str) -> None:
                 f"its aliases (&, *) come to more than {MOST_VALUES:,} values or refer to themselves; write them out"
             )
 
-        if isinstance(node, yaml.MappingNode):
-            nodes += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
+        parts = node.value if node and not isinstance(node.value, str) else []
+        nodes += [part for pair in parts for part in (pair if isinstance(pair, tuple) else [pair])]
 
 
 def sha256_file(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.core.errors import FolderError
-from sft_lab.core.io import LONG, is_number, parse_json, read_json, read_text, refuse_alias_bomb
+from sft_lab.core.io import LONG, is_number, parse_json, parse_yaml, read_json, read_text
 
 # The name of a type, a list with the schema of its items, or schemas by field; "*" stands for all other fields.
 Schema = str | list[Any] | Mapping[str, Any]
@@ -119,18 +119,14 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         FolderError: if it is not a saved config.
     """
-    import yaml
-
     try:
-        text = read_text(path)
-        refuse_alias_bomb(text)
-        content = yaml.safe_load(text)
+        content = parse_yaml(read_text(path))
     except FileNotFoundError:
         return {}
     except FolderError:
         raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise FolderError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path}: is not YAML ({error})") from error
     if not isinstance(content, dict):
         raise FolderError(f"{path}: holds {type(content).__name__}, not a mapping; restore the saved config of the run")
     if text := next((text for _, text in _misfits(content, SCHEMAS[path.name], "")), ""):

@@ -81,17 +81,17 @@ class Rows:
             return [f"{a}\n{b}" for a, b in zip(self.column("prompt"), self.column("answer"), strict=True)]
         return self.column(on.name)
 
-    def batches(self, *names: str, size: int = BATCH) -> Iterator[tuple[list[Any], ...]]:
-        """Yield the values of some columns, ``size`` rows at a time, for texts that do not fit into memory together."""
-        yield from value_batches([self.table.data.column(name) for name in names], self.positions, size)
+    def batches(self, *names: str) -> Iterator[tuple[list[Any], ...]]:
+        """Yield the values of some columns, ``BATCH`` rows at a time, for texts that together exceed memory."""
+        yield from value_batches([self.table.data.column(name) for name in names], self.positions, BATCH)
 
-    def text_batches(self, on: On, size: int = BATCH) -> Iterator[list[str]]:
-        """Yield the text of each row that is judged or compared, ``size`` rows at a time."""
+    def text_batches(self, on: On) -> Iterator[list[str]]:
+        """Yield the text of each row that is judged or compared, ``BATCH`` rows at a time."""
         if on is On.both:
-            for prompts, answers in self.batches("prompt", "answer", size=size):
+            for prompts, answers in self.batches("prompt", "answer"):
                 yield [f"{prompt}\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
         else:
-            for (texts,) in self.batches(on.name, size=size):
+            for (texts,) in self.batches(on.name):
                 yield texts
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.core.errors import ConfigError, FolderError
-from sft_lab.core.io import flat, read_text, refuse_alias_bomb
+from sft_lab.core.io import flat, parse_yaml, read_text
 
 FOLDER = "hparams_search"
 ROOTS = (".", "conf", "configs")  # of the working folder; the last is the template's
@@ -88,16 +88,12 @@ def _find(name: str, config_dir: str | None) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        text = read_text(path)
-        refuse_alias_bomb(text)
-        content = yaml.safe_load(text)
+        content = parse_yaml(read_text(path))
     except FolderError as error:
         raise ConfigError(str(error)) from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is not YAML ({error})") from error
     sweeper = content.get("hydra", {}) if isinstance(content, dict) else None
     sweeper = sweeper.get("sweeper", {}) if isinstance(sweeper, dict) else None
     if not isinstance(sweeper, dict) or not isinstance(sweeper.get("params") or {}, dict):
