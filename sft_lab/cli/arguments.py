@@ -274,6 +274,7 @@ def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
 
 
 def _add_to_search(search: _Parser) -> None:
+    search.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # habit; it changes nothing
     search.add_argument(
         "--over", nargs="+", action="append", default=[], metavar="key=values",
         help="an axis: tag(log, interval(1e-5,1e-3)), int(interval(4,64)), range(1,5), choice(a,b)",

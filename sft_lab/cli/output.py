@@ -196,8 +196,9 @@ def show_search(result: SearchResult) -> None:
     axes = list(dict.fromkeys(key for trial in result.trials for key in trial.values))
     table = Table("trial", *axes, "outcome", "loss", box=box.SIMPLE_HEAD)
     table.title, table.title_justify = f"Trials (loss: {result.measure})", "left"
+    positions = {trial.number: str(position) for position, trial in enumerate(result.trials, start=1)}
     for trial in [*ranked, *(trial for trial in result.trials if trial not in ranked)]:
-        cells = (str(trial.number), *(trial.values.get(axis, "") for axis in axes), str(trial.outcome))
+        cells = (positions[trial.number], *(trial.values.get(axis, "") for axis in axes), str(trial.outcome))
         table.add_row(*map(Text, cells), _number(trial.loss), style="bold" if trial in ranked[:1] else "")
     out = console(160)
     out.print(table)

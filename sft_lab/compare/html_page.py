@@ -253,7 +253,7 @@ def _search(comparison: Comparison, marks: _JobMarks) -> dict[str, Any] | None:
     search = comparison.search
     if search is None:
         return None
-    jobs = {job.name: job for job in comparison.jobs}
+    jobs = {twin.name: job for job in comparison.jobs for twin in job.twins or [job]}
     dots = [
         marks.dot(jobs[trial.job], trial.number, trial.loss)
         for trial in search.trials

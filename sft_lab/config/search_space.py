@@ -160,7 +160,10 @@ def read_space(overrides: list[str], axes: list[str], config_dir: str | None = N
 def _parse_axes(axes: list[str]) -> list[Override]:
     parsed = parse(axes)
     if single := [str(override.input_line) for override in parsed if not override.is_sweep_override()]:
-        raise all_problems(f"--over {text}: has one value, so it is no axis; write {GRAMMAR}" for text in single)
+        raise all_problems(
+            f"--over {text}: has one value, so it is no axis; put it before --over, or write {GRAMMAR}"
+            for text in single
+        )
     return parsed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from functools import lru_cache
@@ -119,10 +120,12 @@ def create_pruning(folder: RunDir) -> Callable[[float, dict[str, float]], bool] 
     def is_hopeless(share: float, event: dict[str, float]) -> bool:
         trial: Any = storage.get_trial(trial_id)
         step = round(100 * share)
-        if trial.state.is_finished() or step >= 100 or record["measure"] not in event:
+        loss = event.get(record["measure"], math.nan)
+        # One that is no number is no matter of others: the run ends by itself, as diverged.
+        if trial.state.is_finished() or step >= 100 or not math.isfinite(loss):
             return False
         if step not in trial.intermediate_values:  # else measured before the checkpoint that training went on from
-            storage.set_trial_intermediate_value(trial_id, step, event[record["measure"]])
+            storage.set_trial_intermediate_value(trial_id, step, loss)
         return study.pruner.prune(study, storage.get_trial(trial_id))
 
     return is_hopeless

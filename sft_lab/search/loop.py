@@ -13,6 +13,7 @@ from sft_lab.compare.scores import choose_measure
 from sft_lab.config import Plan, SearchSpace
 from sft_lab.core import records
 from sft_lab.core.errors import ConfigError, FolderError, UserError
+from sft_lab.core.gpus import release_memory
 from sft_lab.core.io import is_number, write_json
 from sft_lab.core.locks import file_lock, holder
 from sft_lab.core.log import log
@@ -124,6 +125,8 @@ class _Search:
         self.measure: str = choose_measure([], [axis.key for axis in space.axes])[0]
         seed = run.seed if options.seed is None else options.seed
         self.study = SearchStudy(sweep, space, options, seed)
+        self._failed_by_input = False  # whether a trial of this command did
+        self._wrong_inputs: list[str] = []  # of the trials of this command that failed by what the user gave
 
     def ended(self) -> list[Trial]:
         """Return the trials that count."""
@@ -132,6 +135,8 @@ class _Search:
     def go_on(self) -> None:
         """Carry out the open trials, and new ones until there are enough."""
         self._close_unbegun()
+        begun = f", {len(self.ended())} of them from before" if self.ended() else ""
+        log.info("search: %d trials%s, proposed by %s, in %s", self.planned, begun, self.options.sampler, self.sweep)
         repeats = 0
         while repeats < MAX_REPEATS:
             open_trials = [trial for trial in self.study.trials() if trial.outcome is None][: self.at_once]
@@ -167,6 +172,8 @@ class _Search:
         for position, trial in enumerate((trial for trial in batch if trial.number in jobs), start=ended + 1):
             log.info("trial %d of %d: %s", position, self.planned, describe(trial.values))
         failures = {failure.folder.path: failure for failure in launch([*jobs.values()], keeps_failed=True)}
+        release_memory()  # for the next trial
+        self._failed_by_input = self._failed_by_input or any(failure.by_input for failure in failures.values())
         for trial in batch:
             if job_folder := jobs.get(trial.number):
                 failure = failures.get(job_folder.folder.path)
@@ -180,6 +187,7 @@ class _Search:
         except ConfigError as error:  # values that do not go together
             log.warning("trial: failed: %s", error)
             self.study.report(trial, Outcome.FAILED, reason=str(error))
+            self._failed_by_input = True
             return None
         folder = job_folder.folder
         job = folder.path.name
@@ -235,18 +243,15 @@ class _Search:
             )
 
     def _refuse_hopeless_input(self) -> None:
-        """End a search whose first trials all failed for the same reason.
+        """End a search whose trials have all failed by the same wrong input.
 
         Raises:
             UserError: with the reason.
         """
         trials = self.ended()
         reasons = {trial.reason for trial in trials}
-        if (
-            len(trials) >= SAME_FAILURES
-            and len(reasons) == 1
-            and all(trial.outcome is Outcome.FAILED for trial in trials)
-        ):
+        all_failed = all(trial.outcome is Outcome.FAILED for trial in trials)
+        if self._failed_by_input and all_failed and len(trials) >= SAME_FAILURES and len(reasons) == 1:
             raise UserError(f"search: the first {len(trials)} trials failed alike: {reasons.pop()}")
 
     # --- seeds of the best ------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ class Wandb(Tracking):
         name: of a run, before what differs in a sweep; null: WANDB_NAME, else what the run is made of.
         notes: null: WANDB_NOTES.
         group: null: WANDB_RUN_GROUP, else the name of the sweep's folder.
-        job_type: null: WANDB_JOB_TYPE, else ``train`` or ``prepare``.
+        job_type: null: WANDB_JOB_TYPE, else ``train``, ``prepare`` or ``search``.
     """
 
     mode: Mode = Mode.auto

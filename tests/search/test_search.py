@@ -180,3 +180,33 @@ def test_two_commands_do_not_search_one_folder(here: Path, tiny: list[str], caps
     with file_lock(Path("search") / ".search.lock"):
         assert main(["search", SWEEP, *tiny, *RATES]) == 2
     assert f"process {os.getpid()}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_diverged_trial_stops_nothing(here: Path, tiny: list[str]) -> None:
+    grid = ["--over", "trainer.learning_rate=1e38,1e-3", "--sampler", "grid", "--pruner", "halving"]
+    steps = ["trainer.max_grad_norm=0", "trainer.warmup_steps=0", "trainer.logging_steps=1"]
+    assert main(["search", SWEEP, *tiny, *QUICK, *steps, *grid]) == 0
+    assert [trial["outcome"] for trial in trials()] == ["diverged", "finished"]
+    assert folder_of(trials()[0]).state() == "finished"
+
+
+@pytest.mark.slow
+def test_values_that_do_not_go_together_are_a_failed_trial(here: Path, tiny: list[str]) -> None:
+    """Each passes with the first of the other axis, so that only the trial itself shows it."""
+    axes = ["trainer.save_steps=4,8", "trainer.eval_steps=4,8", "trainer.load_best_model_at_end=false,true"]
+    command = ["search", SWEEP, *tiny, *QUICK, "trainer.max_steps=8", "--over", *axes, "--sampler", "grid"]
+    assert main([*command, "--trials", "4"]) == 0
+    assert [trial["outcome"] for trial in trials()] == ["finished", "finished", "finished", "failed"]
+    assert "must be a multiple of eval_steps" in trials()[3]["reason"]
+    assert trials()[3]["job"] == ""
+
+
+@pytest.mark.slow
+def test_a_job_in_a_process_of_its_own_is_pruned(here: Path, tiny: list[str]) -> None:
+    steps = ["trainer.max_steps=8", "trainer.eval_steps=2"]
+    grid = ["--over", "trainer.learning_rate=5e-2,2e-2,1e-5,2e-5", "--sampler", "grid", "--pruner", "halving"]
+    command = ["search", SWEEP, *tiny, *QUICK, *steps, *grid, "launch=processes", "launch.at_once=2"]
+    assert main(command) == 0
+    assert [trial["outcome"] for trial in trials()[2:]] == ["pruned"] * 2
+    assert {folder_of(trial).state() for trial in trials()} == {"finished", "pruned"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,18 @@ def test_a_missing_file_is_named_with_those_there_are(here: Path, tiny: list[str
     (here / "hparams_search" / "mine.yaml").write_text(HPARAMS)
     with pytest.raises(ConfigError, match=r"hparams_search=yours: no such file.*there are mine"):
         read_command(["hparams_search=yours", *tiny], [])
+
+
+def test_a_missing_package_is_one_line(
+    here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    axes = ["--over", "trainer.learning_rate=interval(1e-4,1e-3)", "trainer.weight_decay=interval(0,1)"]
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    assert main(["search", *tiny, "--sampler", "cmaes", *axes]) == 2
+    message = "sft-lab: --sampler cmaes: the package cmaes is not installed; run: pip install cmaes\n"
+    assert capsys.readouterr().err == message
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["search", *tiny, *axes]) == 2
+    message = "sft-lab: search: the package optuna is not installed; run: pip install 'sft_lab[search]'\n"
+    assert capsys.readouterr().err == message
+    assert not list(here.iterdir())
