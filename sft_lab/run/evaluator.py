@@ -5,7 +5,6 @@ What the base model scores and answers is stored: it is the same for every job o
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.params import plain
 from sft_lab.core.positions import learned_positions, within_positions
 from sft_lab.core.rows import Rows
-from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template
 from sft_lab.data.encoding import BESIDE, prompt_ids
 from sft_lab.data.label_rules import LabelRules, TrainOn
@@ -32,6 +30,7 @@ from sft_lab.evaluation.generation import Answer, generate
 from sft_lab.evaluation.heldout import AnswerEnding, Scores
 from sft_lab.pipeline import label_rules
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
+from sft_lab.run.questions import Question, easiest_questions
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -44,14 +43,6 @@ PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
 MAX_TRAINING_ANSWERS = 20_000  # with which the model's are compared
 
 _SAMPLE_MESSAGES = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
-
-
-class Question(NamedTuple):
-    """A prompt whose answer is known; ``ids``: its tokens, up to the answer."""
-
-    prompt: str
-    reference: str
-    ids: list[int]
 
 
 class Output(NamedTuple):
@@ -177,7 +168,7 @@ class Evaluator:
         probe_scores: Scores | None = None,
     ) -> Measurement:
         rules = label_rules(self._run)
-        outputs = _answered(_easiest_questions(held_out, self._options.outputs, rules), generate_answers)
+        outputs = _answered(easiest_questions(held_out, self._options.outputs, rules), generate_answers)
         question_sets = self._question_sets(template)
         if held_out_scores is None and len(held_out.rows):
             held_out_scores = score(held_out)
@@ -369,7 +360,7 @@ def _domain_numbers(
     ready: Ready, generate_answers: Callable[[list[list[int]]], list[Answer]], rules: LabelRules
 ) -> dict[str, float]:
     """Return the share of the domain questions that are answered with what was expected."""
-    outputs = _answered(_easiest_questions(ready, len(ready.rows), rules), generate_answers)
+    outputs = _answered(easiest_questions(ready, len(ready.rows), rules), generate_answers)
     if not outputs:
         return {}
     right = sum(contains_expected(answer.text, expected) for _, expected, answer in outputs)
@@ -381,21 +372,6 @@ def _answered(questions: list[Question], generate_answers: Callable[[list[list[i
     return [
         Output(question.prompt, question.reference, answer) for question, answer in zip(questions, answers, strict=True)
     ]
-
-
-def _easiest_questions(ready: Ready, count: int, rules: LabelRules) -> list[Question]:
-    """Return the first questions of the ``count`` conversations with the shortest answers, in their order."""
-    examples = zip(ready.tokens["input_ids"], ready.tokens["labels"], strict=True)
-    prompts = [ids[: next((i for i, label in enumerate(labels) if label != IGNORED), 0)] for ids, labels in examples]
-    columns = (ready.rows.column("prompt"), ready.rows.column("messages"))
-    borders = itertools.pairwise([*ready.first_examples.tolist(), len(prompts)])
-    questions = []
-    for prompt, messages, (first, stop) in zip(*columns, borders, strict=True):
-        if messages:
-            answered = messages[min(rules.weights(messages))]
-            questions.append(Question(prompt, answered["content"], sorted(prompts[first:stop], key=len)[0]))
-    order = sorted(range(len(questions)), key=lambda index: len(questions[index].reference))
-    return [questions[index] for index in sorted(order[:count])]
 
 
 def _sampled_answers(rows: Rows) -> list[str]:

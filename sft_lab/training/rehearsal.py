@@ -13,6 +13,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.positions import empty_model, learned_positions, positions_of
 from sft_lab.training.config import Full, Lora
+from sft_lab.training.layer_kinds import refuse_leaking_blocks
 from sft_lab.training.peft_config import build_peft_config
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
     """Refuse options that do not fit the model's shape; its weights are not loaded.
 
     Raises:
-        ConfigError: for an adapter on modules that the model does not have, or rows longer than its learned positions.
+        ConfigError: for an adapter on modules that the model does not have, rows longer than its learned positions, or
+            packing for a model whose layers keep a state.
     """
     holding = options.holding
     if holding.trained and model.dtype == "float16" and holding.precision == "fp16":
@@ -104,6 +106,8 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
             "gradients float16 cannot hold; set model.dtype=auto"
         )
     config = model.config(context)
+    if options.packing:
+        refuse_leaking_blocks(config)
     positions = positions_of(config)
     is_too_long = positions is not None and options.max_length > positions
     names_modules = isinstance(options, Lora) and (
