@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     plan, jobs, failures = _launch(arguments, overrides, Work.RUN)
     if plan.swept:
         output.show_sweep([(job.folder, job.job.axes) for job in jobs])
+        output.show_next(jobs[0].folder.path.parent, failed=len(failures))
     elif not failures and (summary := launch.read_summary(jobs[0].folder)):
         output.show_summary(jobs[0].folder, summary)
     return _report(failures)
@@ -102,7 +104,8 @@ def _hydra_sweep(arguments: Arguments, overrides: list[str]) -> int:
     if not arguments.multirun:
         raise UserError("hydra/sweeper and hydra/launcher are for sweeps; put -m before the overrides")
     try:
-        config.run_hydra_sweep(overrides, objective_of, arguments.config_dir)
+        with console.each_line_once():
+            config.run_hydra_sweep(overrides, objective_of, arguments.config_dir)
     except SftLabError:
         raise
     except Exception as error:  # plugins of Hydra's raise errors of any type
@@ -130,7 +133,8 @@ def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan
     output.print_message(output.choices_line(plan.jobs[0].run))
     path = jobs[0].folder.path
     output.print_message(f"{len(jobs)} jobs in {path.parent}" if plan.swept else f"run folder {path}")
-    return plan, jobs, launch.launch(jobs, work)
+    with console.each_line_once() if plan.swept else nullcontext():
+        return plan, jobs, launch.launch(jobs, work)
 
 
 def _plan(arguments: Arguments, overrides: list[str]) -> int:
@@ -156,7 +160,8 @@ def _search(arguments: Arguments, overrides: list[str]) -> int:
         confirm=arguments.confirm,
         config_dir=arguments.config_dir,
     )
-    result = search.run_search(space, options)
+    with console.each_line_once():
+        result = search.run_search(space, options)
     output.show_search(result)
     for failure in result.failures:
         output.print_message(f"sft-lab: {failure}")

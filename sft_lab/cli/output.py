@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from sft_lab.core import records
@@ -213,6 +214,16 @@ def show_search(result: SearchResult) -> None:
     lines.append(f"Next: sft-lab compare {shlex.quote(str(result.folder))}")
     for line in lines:
         out.print(Text(line), soft_wrap=True)
+
+
+def show_next(sweep: Path, failed: int) -> None:
+    """Print where the jobs of a sweep are, and the command that follows."""
+    out = console()
+    out.print(f"Folder: {sweep}", soft_wrap=True)
+    if failed:
+        out.print(f"The same command runs {'the job that' if failed == 1 else f'the {failed} jobs that'} failed again")
+    relative = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
+    out.print(f"Next: sft-lab compare {shlex.quote(str(relative))}", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

@@ -9,6 +9,7 @@ from sft_lab.compare.axes import SEED, format_value, short_names
 from sft_lab.compare.collect import has_diverged
 from sft_lab.compare.merged_twins import AnyOf
 from sft_lab.compare.scores import Measure, Obstacle
+from sft_lab.compare.settle import settling_commands
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Interval, LossDifference
 from sft_lab.core.io import is_number
 from sft_lab.core.text import count_of
@@ -132,9 +133,7 @@ def _certainty(comparison: Comparison) -> list[str]:
 
     names = short_names(comparison.axes)
     rival_names = _join([describe_axes(setting.axes, names) for setting, _ in rivals], "; ")
-    sentences = [
-        f"As a setting it cannot be distinguished from {rival_names}: other seeds or rows may reverse the order."
-    ]
+    sentences = [f"No significant difference from {rival_names}: other seeds or rows could change the order."]
     on_rows = sum(claim == Claim.ON_ROWS for _, claim in rivals)
     if on_rows:
         subject = "one of them differs" if on_rows == 1 else f"{on_rows} of them differ"
@@ -200,6 +199,7 @@ def notes(comparison: Comparison) -> list[str]:
         *_notes_on_jobs(comparison),
         *_same_training_rows(comparison),
         *_kept_equal(comparison),
+        *_how_to_settle(comparison),
     ]
 
 
@@ -296,6 +296,14 @@ def _kept_equal(comparison: Comparison) -> list[str]:
             equal.append(name)
     result = f"{' and '.join(equal)} stayed equal" if equal else "neither steps, epochs nor tokens stayed equal"
     return [f"Jobs trained on different numbers of rows; {result}."]
+
+
+def _how_to_settle(comparison: Comparison) -> list[str]:
+    """Return the command that trains more seeds of the settings whose order is not certain."""
+    seeds, commands = settling_commands(comparison)
+    if not commands:
+        return []
+    return [f"{seeds} seeds of the settings in question would settle it: {'  and  '.join(commands)}"]
 
 
 def describe_axes(axes: dict[str, Any], names: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from sft_lab.compare.axes import find_axes, sort_key
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
-from sft_lab.core.records import read, read_config, read_lines, read_metrics
+from sft_lab.core.records import read, read_config, read_lines, read_metrics, read_overrides
 from sft_lab.core.run_dir import REPLACED, RunDir
 from sft_lab.core.types import Curve, RunState, Verdict, Work
 from sft_lab.report.figures import extract_curve
@@ -54,6 +54,7 @@ class ComparedJob:
         state: as in ``status.json``, or ``not started``, ``prepared``, ``unreadable``.
         error: what stopped the run, or the first thing in its files that does not fit; empty if nothing did.
         config: as saved; empty when it cannot be read.
+        overrides: of the command that it was composed by; None where its folder does not say.
         axes: its values at the keys that differ between the jobs.
         summary: of a finished run; empty otherwise.
         numbers: what is known so far, by the keys of ``summary.json``.
@@ -72,6 +73,7 @@ class ComparedJob:
     state: str
     error: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] | None = None
     axes: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -160,6 +162,7 @@ def _read(folder: RunDir, name: str) -> ComparedJob:
     job = ComparedJob(name, folder, UNREADABLE)
     try:
         job.config = _config(folder.config)
+        job.overrides = read_overrides(folder.hydra / "overrides.yaml")
         status = read(folder.status)
         job.error = str(status.get("error") or status.get("reason") or "")
         manifest = read(folder.manifest)

@@ -44,12 +44,12 @@ class Job:
 
     Attributes:
         run: the run object.
-        overrides: of the command line and the sweep.
+        overrides: of the command line and the sweep; None for a saved config, which was composed before.
         axes: the swept keys with this job's values.
     """
 
     run: Run
-    overrides: list[str]
+    overrides: list[str] | None
     axes: dict[str, str]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from sft_lab.core.redaction import Formatter
@@ -46,6 +49,38 @@ def prepare(*, verbose: bool = False) -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+
+
+@contextmanager
+def each_line_once() -> Iterator[None]:
+    """Show a line of the data stages or a warning on the terminal once, though every job of a sweep logs it."""
+    own = logging.getLogger("sft_lab")
+    hide = _Repeats()
+    handlers = [handler for handler in own.handlers if isinstance(handler, _Stderr)]
+    for handler in handlers:
+        handler.addFilter(hide)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(hide)
+
+
+class _Repeats(logging.Filter):
+    """Hides what was shown already, whether it was computed or found in the store; never training or an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message.startswith("train: ") or record.levelno >= logging.ERROR:
+            return True
+        line = re.sub(r" (computed|stored) +| +\d+\.\d s\b", "", message)
+        is_new = line not in self._lines
+        self._lines.add(line)
+        return is_new
 
 
 def console(width: int | None = None) -> Console:

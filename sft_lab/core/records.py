@@ -134,6 +134,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_overrides(path: Path) -> list[str] | None:
+    """Return the overrides that a job was composed by; None where there is no such file, or it holds something else."""
+    try:
+        content = parse_yaml(read_text(path))
+    except (FolderError, OSError, ValueError):
+        return None
+    return content if isinstance(content, list) and all(isinstance(item, str) for item in content) else None
+
+
 def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
     """Return the objects of JSON lines, as ``read`` does, without a last line that a kill cut off.
 

@@ -15,7 +15,7 @@ from sft_lab.core.types import Work
 from sft_lab.jobs import processes, ray, slurm
 from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders
 from sft_lab.jobs.skip_finished import skip_if_finished
-from sft_lab.jobs.supervise import Failure
+from sft_lab.jobs.supervise import Failure, result_line
 from sft_lab.jobs.worker import attempt, interruption_message
 from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
 
@@ -89,6 +89,10 @@ def _execute_in_turn(jobs: list[tuple[str, JobFolder]], work: str) -> list[Failu
             log.info("%s", title)
         if failure := attempt(job_folder.folder, job_folder.job.run, work):
             failures.append(failure)
+            if title:
+                log.error("%s: failed: %s", title, failure.message)
+        elif title:
+            log.info("%s: %s", title, result_line(job_folder.folder))
         if title:  # of a sweep: the next job needs the memory
             release_memory()
     return failures

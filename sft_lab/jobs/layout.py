@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
 from sft_lab.core.errors import FolderError, SftLabError, all_problems
@@ -297,7 +299,7 @@ def _create_single(job_folder: JobFolder, work: str, *, is_named: bool) -> JobFo
         resume_command = folder.exec_command(work)
     folder.claim()
     try:
-        progress = _begin(job_folder.job.run, folder, work, created)
+        progress = _begin(job_folder.job, folder, work, created)
     except BaseException:
         folder.release()
         with suppress(OSError):
@@ -316,7 +318,7 @@ def _create_sweep_job(job_folder: JobFolder, work: str) -> JobFolder:
     created = make_folders(folder.path)
     try:
         with folder.claimed():
-            progress = _begin(run, folder, work, created)
+            progress = _begin(job_folder.job, folder, work, created)
     except FolderInUse:
         if run.rerun:
             raise
@@ -324,15 +326,16 @@ def _create_sweep_job(job_folder: JobFolder, work: str) -> JobFolder:
     return replace(job_folder, progress=progress, created=tuple(created))
 
 
-def _begin(run: Run, folder: RunDir, work: str, created: list[Path]) -> JobProgress:
+def _begin(job: Job, folder: RunDir, work: str, created: list[Path]) -> JobProgress:
     """Write the config into a claimed folder, and keep an old run beside it where it is to be run again.
 
     Args:
-        run: of the job.
+        job: to begin.
         folder: its own.
         work: as for ``create_job_folders``.
         created: takes the folders that are made for a rerun.
     """
+    run = job.run
     progress = _progress(run, folder, work)
     if run.rerun and folder.config.exists():
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a name, in local time
@@ -344,9 +347,18 @@ def _begin(run: Run, folder: RunDir, work: str, created: list[Path]) -> JobProgr
     if progress is not JobProgress.FINISHED and not _has_text(folder.config, text):
         try:
             write_text(folder.config, text)
+            _write_as_hydra(job, folder, text)
         except OSError as error:
             raise FolderError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
     return progress
+
+
+def _write_as_hydra(job: Job, folder: RunDir, text: str) -> None:
+    """Write the config and the overrides where tools that read Hydra's folders look for them."""
+    write_text(folder.hydra / "config.yaml", text)
+    if job.overrides is not None:
+        own = [override for override in job.overrides if not override.lstrip("+").startswith(("hydra.", "hydra/"))]
+        write_text(folder.hydra / "overrides.yaml", yaml.safe_dump(own, allow_unicode=True, default_flow_style=False))
 
 
 def _has_text(file: Path, text: str) -> bool:

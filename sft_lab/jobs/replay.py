@@ -164,7 +164,7 @@ def _create_folder(run: Run, overrides: list[str], out: Path | None, source: Pat
             raise FolderError(f"--out {out}: is the run to be replayed; a replay has a folder of its own")
         if (out / "status.json").exists() and not RunDir(out).replay.exists():
             raise FolderError(f"--out {out}: holds a run that is no replay; choose another folder")
-    job = Job(run=run, overrides=overrides, axes={})
+    job = Job(run=run, overrides=None, axes={})
     plan = Plan(jobs=[job], swept=False, name=None, run_dir=str(out) if out else None, sweep_dir=None)
     try:
         (job_folder,) = create_job_folders(plan, work)

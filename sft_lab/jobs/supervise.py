@@ -107,9 +107,7 @@ class SupervisedJob:
             log.info("%s: pruned after %.0f s: %s", self.title, self.seconds, status.get("reason"))
             return None
         if ending.message is None and self._is_finished(work):
-            summary = records.read(self.folder.summary)
-            result = f"as {summary['same_as']}, not trained again" if summary.get("same_as") else summary.get("verdict")
-            log.info("%s: finished in %.0f s  %s", self.title, self.seconds, result or "")
+            log.info("%s: %s", self.title, result_line(self.folder, self.seconds))
             return None
         message = ending.message or self._failure_message(ending)
         log.info("%s: failed: %s", self.title, message)
@@ -131,6 +129,23 @@ class SupervisedJob:
         if (ending.was_killed or state == RunState.RUNNING) and not self.folder.is_held():
             self.folder.mark_failed(ending.reason)
         return ending.reason
+
+
+def result_line(folder: RunDir, seconds: float | None = None) -> str:
+    """Return in one line what a finished job has come to.
+
+    Args:
+        folder: of the job.
+        seconds: that it took; None: as its summary has them.
+    """
+    summary = records.read(folder.summary, [])
+    took = summary.get("seconds") if seconds is None else seconds
+    line = "finished" if took is None else f"finished in {took:.0f} s"
+    if summary.get("same_as"):
+        return f"{line if seconds else 'finished'}  with the result of {summary['same_as']}"
+    loss = summary.get("eval/loss")
+    parts = [line, f"held-out loss {loss:.4f}" if loss is not None else "", str(summary.get("verdict") or "")]
+    return "  ".join(filter(None, parts))
 
 
 class Backend(ABC):

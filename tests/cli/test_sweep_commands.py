@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from sft_lab.cli.main import main
 from sft_lab.core.io import read_json
@@ -37,6 +42,41 @@ def test_compare_and_the_test_rows(sweep: Path, capsys: pytest.CaptureFixture[st
     assert numbers["test/loss"] < numbers["base/test_loss"]
     assert f"{numbers['test/loss']:.4f}" in told
     assert "which no job was compared on" in told
+
+
+def test_the_command_that_compare_prints_trains_the_missing_seeds(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(sweep.parents[1])
+    assert main(["compare", "multirun/rates"]) == 0
+    output = capsys.readouterr().out
+    match = re.search(r"3 seeds of the settings in question would settle it: sft-lab (.+)", output)
+    assert match, output
+    assert main(["plan", *shlex.split(match[1])[1:], "-m"]) == 0
+    states = capsys.readouterr().out
+    assert (states.count(" finished "), states.count(" new ")) == (2, 4)
+
+
+def test_lines_that_every_job_logs_are_shown_once(here: Path, tiny: list[str]) -> None:
+    command = [sys.executable, "-m", "sft_lab", "-m", *tiny, "seed=1,2", "hydra.sweep.dir=sweep"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for stage in ("load  ", "split  ", "dedup.exact  ", "tokenize  "):
+        assert sum(line.startswith(stage) for line in done.stderr.splitlines()) == 1, stage
+        assert all(stage in log.read_text() for log in here.glob("sweep/*/run.log"))  # each keeps its own
+    assert done.stderr.count("train: 4 steps") == 2
+    assert len(re.findall(r"\[\d/2\] seed\S+: finished in \d+ s  held-out loss \d", done.stderr)) == 2
+    assert done.stdout.rstrip().endswith("Next: sft-lab compare sweep")
+    assert f"Folder: {here / 'sweep'}" in done.stdout
+
+
+def test_hydra_tools_find_config_and_overrides(sweep: Path) -> None:
+    for job in (file.parent for file in sweep.glob("*/config.yaml")):
+        assert (job / ".hydra" / "config.yaml").read_text() == (job / "config.yaml").read_text()
+        config, overrides = (OmegaConf.load(job / ".hydra" / f"{name}.yaml") for name in ("config", "overrides"))
+        assert "trainer=smoke" in overrides
+        (rate,) = [float(text.partition("=")[2]) for text in overrides if text.startswith("trainer.learning_rate=")]
+        assert config.trainer.learning_rate == rate
+        assert not any(text.startswith("hydra.") for text in overrides)
 
 
 def test_a_sweep_without_test_rows_says_how_to_have_some(

@@ -59,7 +59,7 @@ def test_two_equal_settings_in_front_have_no_winner(grid):
     comparison = analyze_folders(grid)
     assert comparison.winner is None
     assert claims.headline(comparison).badge == "no clear winner"
-    assert "cannot be distinguished from dedup=" in text_of(comparison)
+    assert "No significant difference from dedup=" in text_of(comparison)
     assert "learning_rate mattered most" in text_of(comparison)
     assert "chosen on the held-out rows it is judged on" in text_of(comparison)
 
@@ -445,3 +445,38 @@ def test_real_runs(tiny, tmp_path):
         assert own.nats is not None
         assert own.nats[at].sum() / job.tuned.tokens.sum() == pytest.approx(job.summary["eval/loss"])
     assert write_comparison(comparison, tmp_path).stat().st_size > 20_000
+
+
+def write_tied(sweep: Path, seeds: tuple[int, ...], *overrides: list[str]) -> None:
+    write_json(sweep / "sweep.json", {})
+    for number, own in enumerate(overrides):
+        for seed in seeds:
+            folder = write_job(
+                sweep / f"{number}-{seed}", nats_of(1 + number / 1000, seed), seed=seed, dataset__limit=number
+            )
+            write_text(folder.hydra / "overrides.yaml", json.dumps(["model=tiny_random", "rerun=true", *own]))
+
+
+def test_a_near_tie_names_the_command_that_settles_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = tmp_path / "multirun" / "sweep-1"
+    write_tied(sweep, (7,), ["trainer.learning_rate=1e-3", "seed=7"], ["trainer.learning_rate=2e-3"])
+    command = "sft-lab -m model=tiny_random trainer.learning_rate=2e-3,1e-3 seed=7,8,9 hydra.sweep.dir=multirun/sweep-1"
+    assert f"3 seeds of the settings in question would settle it: {command}" in text_of(analyze_folders(sweep))
+
+
+def test_settings_that_differ_in_several_keys_have_a_command_each(tmp_path):
+    own = [["dedup=none"], ["dedup=exact", "dedup.keep=longest"]]
+    write_tied(tmp_path, (1, 2, 3), *own)
+    text = text_of(analyze_folders(tmp_path))
+    for words in ("dedup=none", "dedup=exact dedup.keep=longest"):
+        assert f"sft-lab -m model=tiny_random {words} seed=1,2,3,4,5,6 hydra.sweep.dir={tmp_path}" in text
+
+
+def test_no_command_where_a_folder_does_not_say_how_it_was_made(tmp_path):
+    write_tied(tmp_path, (1,), ["dedup=none"], ["dedup=exact"])
+    for damaged in ("{", "- 1", "a: b"):
+        write_text(tmp_path / "0-1" / ".hydra" / "overrides.yaml", damaged)
+        text = text_of(analyze_folders(tmp_path))
+        assert "No significant difference" in text
+        assert "would settle it" not in text

@@ -1,0 +1,70 @@
+"""The commands that would settle a near tie: more seeds of the settings that chance may have ordered, and no others."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS
+
+if TYPE_CHECKING:
+    from sft_lab.compare.analyze import Comparison, Setting
+
+MAX_RIVALS = 2  # of the best setting that get more seeds, the nearest first
+_LEFT_OUT = ("seed", "rerun")  # overrides that the command sets itself, or that would train again what is there
+
+
+def settling_commands(comparison: Comparison) -> tuple[int, list[str]]:
+    """Return how many seeds would settle which setting is best, and the commands that train those that are missing.
+
+    There are none where nothing is to be settled, or where the jobs are not those of one sweep; a search has its own
+    way (``--confirm``).
+    """
+    rivals = [
+        setting
+        for setting in comparison.settings[1:]
+        if setting.from_best and setting.from_best.claim not in WINNING_CLAIMS
+    ]
+    if not rivals or comparison.search is not None:
+        return 0, []
+    settings = [comparison.settings[0], *rivals[:MAX_RIVALS]]
+    sweeps = {setting.jobs[0].folder.sweep for setting in settings}
+    sweep = sweeps.pop()
+    if sweep is None or sweeps or any(setting.jobs[0].overrides is None for setting in settings):
+        return 0, []
+
+    fewest = min(len(setting.jobs) for setting in settings)
+    count = SEEDS_NEEDED if fewest < SEEDS_NEEDED else fewest + SEEDS_NEEDED
+    seeds = _seeds(settings, count)
+    return len(seeds), [shlex.join([*command, *_ending(seeds, sweep)]) for command in _commands(settings)]
+
+
+def _seeds(settings: list[Setting], count: int) -> list[int]:
+    """Return the seeds that some of the settings have, and further ones."""
+    seeds = sorted({int(job.config.get("seed", 0)) for setting in settings for job in setting.jobs})
+    while len(seeds) < count:
+        seeds.append(seeds[-1] + 1)
+    return seeds
+
+
+def _ending(seeds: list[int], sweep: Path) -> list[str]:
+    folder = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
+    return [f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={folder}"]
+
+
+def _commands(settings: list[Setting]) -> list[list[str]]:
+    """Return the words of a command for all settings, where they differ in one key, else one for each."""
+    configs = [_by_key(setting.jobs[0].overrides or []) for setting in settings]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
+    if len(differing) == 1 and all(differing[0] in config for config in configs):
+        values = ",".join(dict.fromkeys(config[differing[0]].partition("=")[2] for config in configs))
+        configs = [configs[0] | {differing[0]: f"{configs[0][differing[0]].partition('=')[0]}={values}"}]
+    return [["sft-lab", "-m", *config.values()] for config in configs]
+
+
+def _by_key(overrides: list[str]) -> dict[str, str]:
+    """Return overrides by their keys; of two with one key the later counts."""
+    named = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
+    return {key: override for key, override in named.items() if key not in _LEFT_OUT}
