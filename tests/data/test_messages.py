@@ -124,3 +124,13 @@ def test_plain_rows_have_two_fields_and_no_tools(context: StageContext, write: A
     rows = load(context, write({"prompt": "Hi?", "completion": "Hello.", "tools": "[]", "documents": []})).rows
     assert rows.column("messages") == [[{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]]
     assert rows.column("tools") == rows.column("template_kwargs") == rows.column("documents") == [None]
+
+
+@pytest.mark.parametrize("section", ["Many turns", "Tools", "Thoughts"])
+def test_the_rows_in_the_documentation_are_read(context: StageContext, write: Any, section: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    block = page.split(f"## {section}\n")[1].split("```json\n")[1].split("```")[0]
+    for line in block.splitlines():
+        loaded = load(context, write(json.loads(line)))
+        assert loaded.selection.reason == [""]
+        assert not context.notices
