@@ -110,6 +110,13 @@ class Encoded:
         """Return of which row each example of some of the rows is, counted from 0: int64, shape (examples,)."""
         return np.repeat(np.arange(len(rows)), self.numbers_of(rows)[:, EXAMPLES])
 
+    def example_indices(self, rows: Rows) -> np.ndarray:
+        """Return where the examples of some of the rows are in the table: int64, shape (examples,)."""
+        examples = self.row_of_example(rows)
+        rest = np.arange(len(examples)) - np.searchsorted(examples, examples)
+        indices: np.ndarray = self.indices(rows)[examples] + rest
+        return indices
+
     def selection(self, rows: Rows) -> Selection:
         """Return the rows that can be rendered, and why the others cannot."""
         decisions = [self._refusals[code] for code in self.numbers_of(rows)[:, REFUSED]]
@@ -136,9 +143,8 @@ class Encoded:
         if not loss_on_all and table["weights"].null_count < len(table):
             columns["weights"] = table["weights"]
         key = digest([self.path.name, loss_on_all])[:32]
-        rest = np.arange(len(examples := self.row_of_example(rows))) - np.searchsorted(examples, examples)
         return datasets.Dataset(InMemoryTable(pa.table(columns)), fingerprint=key).select(
-            self.indices(rows)[examples] + rest, new_fingerprint=digest([key, rows.key])[:32]
+            self.example_indices(rows), new_fingerprint=digest([key, rows.key])[:32]
         )
 
 

@@ -28,7 +28,8 @@ def write(data: Prepared, folder: Path, *, with_tokens: bool = False) -> None:
     Args:
         data: what the data stages left.
         folder: made anew; ``datasets.load_from_disk`` reads it, and ``parquet/<split>.parquet`` in it stands alone.
-        with_tokens: whether rows have ``input_ids`` and ``labels`` too, by which a trainer trains what this run would.
+        with_tokens: whether rows have ``input_ids`` and ``labels`` too, by which a trainer trains what this run would;
+            a row that is several examples then comes once for each.
     """
     import datasets
 
@@ -54,6 +55,12 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
     columns = ready.rows.table.data
     texts = ready.encoded.table.data.column("text")
     positions, indices = ready.rows.positions, ready.encoded.indices(ready.rows)
+    tokens = ready.tokens.remove_columns("id").with_format("arrow") if with_tokens else None
+    if with_tokens:
+        positions, indices = (
+            positions[ready.encoded.row_of_example(ready.rows)],
+            ready.encoded.example_indices(ready.rows),
+        )
     names = ["id", *(["source"] if any(ready.rows.arrow("source").unique().to_pylist()) else [])]
     if not ready.rows.is_plain_text:
         names += ["messages", *(name for name in JSON_COLUMNS if _has_values(columns, name))]
@@ -61,10 +68,9 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
     if "messages" in names and _has_more_than_text(columns.column("messages")):
         json_columns.add("messages")
     types = {name: _exported_type(columns, name, is_json=name in json_columns) for name in names}
-    tokens = ready.tokens.select_columns(TOKENS if with_tokens else []).with_format("arrow")
     schema = pa.schema([
         *((JSON_COLUMNS.get(name, name), kind) for name, kind in types.items()), ("text", pa.string()),
-        *(tokens.features.arrow_schema if with_tokens else []),
+        *(tokens.features.arrow_schema if tokens else []),
     ])  # fmt: skip
     folder.mkdir()
     writer = TableWriter(folder, schema)
@@ -76,14 +82,13 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
             for values, (name, kind) in zip(gathered, types.items(), strict=True)
         ]
         values.append(gather(texts, indices[part]))
-        values += tokens[part].columns if with_tokens else []
+        values += tokens[part].columns if tokens else []
         writer.write(pa.table(values, schema=schema))
         release(gathered)
     writer.close()
     return load_table(folder)
 
 
-TOKENS = ["input_ids", "labels"]
 # The columns of JSON text by the names that TRL gives them. They and messages with more than text become JSON objects:
 # with an Arrow column for each of their fields, every tool would have those of all others.
 JSON_COLUMNS = {"tools": "tools", "template_kwargs": "chat_template_kwargs", "documents": "documents"}

@@ -159,6 +159,72 @@ def test_trl_trains_on_the_data_set_unchanged(here: Path) -> None:
     assert trainer.train().global_step == 2
 
 
+TOOL_TEMPLATE = """\
+{%- if tools -%}{{ '<|im_start|>system\\n' + tools | tojson + '<|im_end|>\\n' }}{%- endif -%}
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.reasoning_content -%}{{ '<think>' + message.reasoning_content + '</think>' }}{%- endif -%}
+{{ message.content }}
+{%- for call in message.tool_calls or [] -%}{{ '<tool_call>' + call.function | tojson + '</tool_call>' }}{%- endfor -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+
+def test_trl_renders_tools_and_thoughts_of_the_data_set_as_we_do(here: Path) -> None:
+    """Tools with different fields in one table: each row has its own and no nulls of the others."""
+    import torch
+    import trl
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    import sft_lab
+
+    def tool(name: str, **properties: str) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {key: {"type": kind} for key, kind in properties.items()}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    def call(name: str, **arguments: Any) -> dict[str, Any]:
+        return {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}},
+        ]}  # fmt: skip
+
+    records: list[dict[str, Any]] = []
+    for n in range(20):
+        user = {"role": "user", "content": f"How warm is it in town {n}?"}
+        result = {"role": "tool", "tool_call_id": "c", "content": str(n)}
+        answer = {"role": "assistant", "content": f"{n} degrees.", "reasoning_content": f"It says {n}."}
+        records.append(
+            {"messages": [user, call("weather", town=n), result, answer], "tools": [tool("weather", town="int")]}
+        )
+        user = {"role": "user", "content": f"How late is it in zone {n}?"}
+        records.append({"messages": [user, call("clock", zone=f"Z{n}")], "tools": [tool("clock", zone="string")]})
+        records.append({"messages": [user | {"content": f"Say {n}."}, {"role": "assistant", "content": f"It is {n}."}]})
+    (here / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    (here / "tools.jinja").write_text(TOOL_TEMPLATE, encoding="utf-8")
+    folder = prepared([
+        *MINHASH, "dedup=none", "dataset=file", "dataset.path=rows.jsonl", "template=file", "template.path=tools.jinja",
+        "split.min_eval_rows=1",
+    ])  # fmt: skip
+    data = datasets.load_from_disk(folder.dataset)
+    assert set(data["train"].column_names) == {"id", "messages", "tools", "text"}
+    by_first = {record["messages"][0]["content"]: record for record in records}
+    for row in data["train"]:
+        assert row["messages"] == by_first[row["messages"][0]["content"]]["messages"]
+        assert row["tools"] == by_first[row["messages"][0]["content"]].get("tools")
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(sft_lab.__file__).parent / "training" / "tiny_tokenizer_files")
+    tokenizer.chat_template = TOOL_TEMPLATE
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
+    config = trl.SFTConfig(output_dir=str(here / "trl"), max_steps=1, per_device_train_batch_size=2, report_to="none",
+                           use_cpu=True, bf16=False, max_length=512)  # fmt: skip
+    trainer = trl.SFTTrainer(model, config, train_dataset=data["train"], processing_class=tokenizer)
+    assert [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset] == data["train"]["text"][:]
+    assert trainer.train().global_step == 1
+
+
 def test_tokens_are_in_the_data_set_if_they_are_wanted(here: Path) -> None:
     """The labels are the input where the answer is, and it is the answer, its end of turn included."""
     from transformers import AutoTokenizer
@@ -173,6 +239,48 @@ def test_tokens_are_in_the_data_set_if_they_are_wanted(here: Path) -> None:
         assert trained == [label for label in row["labels"] if label != -100]
         last = row["messages"][-1]["content"].strip()
         assert tokenizer.decode(trained).rstrip().endswith(f"{last}<|im_end|>")
+
+
+HIDING_TEMPLATE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.reasoning_content and loop.last -%}{{ '<think>' + message.reasoning_content + '</think>' }}{%- endif -%}
+{{ message.content + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+
+def test_a_row_of_several_examples_comes_once_for_each_with_its_tokens(here: Path) -> None:
+    from transformers import AutoTokenizer
+
+    import sft_lab
+
+    thoughtful = {"role": "assistant", "content": "It is.", "reasoning_content": "Is it?"}
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {n}."},
+                thoughtful,
+                {"role": "user", "content": "So?"},
+                thoughtful,
+            ]
+        }
+        for n in range(12)
+    ]
+    (here / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    (here / "hiding.jinja").write_text(HIDING_TEMPLATE, encoding="utf-8")
+    folder = prepared([
+        *MINHASH, "dedup=none", "dataset=file", "dataset.path=rows.jsonl", "template=file",
+        "template.path=hiding.jinja", "split.eval_share=0", "prepare.tokens=true",
+    ])  # fmt: skip
+    train = datasets.load_from_disk(folder.dataset)["train"]
+    assert len(train) == 2 * len(set(train["id"][:])) == 24
+    tokenizer = AutoTokenizer.from_pretrained(Path(sft_lab.__file__).parent / "training" / "tiny_tokenizer_files")
+    for row in train:
+        assert tokenizer.decode(row["input_ids"]) == row["text"]
+        trained = [label for label in row["labels"] if label != -100]
+        assert "<think>Is it?</think>It is.<|im_end|>" in tokenizer.decode(trained)
 
 
 def test_the_parquet_files_stand_alone(here: Path) -> None:
