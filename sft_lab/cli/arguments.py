@@ -164,7 +164,7 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def refuse(message: str) -> None:
-    """Print the usage and what is wrong, and exit with 2."""
+    """Print the usage and the problem, and exit with 2."""
     _parser().error(message)
 
 
@@ -299,7 +299,7 @@ def _add_overrides(parser: _Parser, *, sweeps: bool = True) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints the options by group in its help; the option files are read only then."""
+    """Lists the options by group in its help, and reads the option files only then."""
 
     lists_options = False
 
@@ -309,7 +309,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + (listing() if self.lists_options else "")
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line; the message repeats no secret and no control character."""
+        """Refuse the command line, in a message without secrets and control characters."""
         super().error(printable(redact(message)))
 
 

@@ -1,4 +1,4 @@
-"""The commands: one function each, which calls the module that does the work and returns the exit code."""
+"""One function per command, which calls the module that does the work and returns the exit code."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
 
 
 def _hydra_sweep(arguments: Arguments, overrides: list[str]) -> int:
-    """Run a sweep with the sweeper or launcher of Hydra's that the command line chooses."""
+    """Run a sweep with the Hydra sweeper or launcher that the command line chooses."""
     from sft_lab import config
     from sft_lab.jobs.launch import objective_of
 

@@ -1,4 +1,4 @@
-"""What the commands print: streams without secrets, results of runs and sweeps, plans, the store."""
+"""Output of the commands: streams without secrets, results of runs and sweeps, plans, the store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Guarded:
-    """A stream that shows no secret, and of control characters none but the colors of a terminal."""
+    """A stream that hides secrets, and all control characters but a terminal's colors."""
 
     _COLOR = re.compile(r"(\x1b\[[0-9;]*m)")
 
@@ -45,7 +45,7 @@ class _Guarded:
 
 
 class _Redacted(_Guarded):
-    """A stream that shows no secret: the libraries draw progress bars on it, with control characters."""
+    """A stream that hides secrets, but keeps control characters, which progress bars need."""
 
     def write(self, text: str) -> int:
         self._stream.write(redact(text))
@@ -54,9 +54,9 @@ class _Redacted(_Guarded):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    r"""Keep control characters and secrets off the terminal: texts of a folder may be a stranger's.
+    r"""Keep control characters and secrets off the terminal: text from a folder may be a stranger's.
 
-    Characters that a stream's encoding lacks are written as ``\u2026``, so that no result is lost over one.
+    Characters that a stream's encoding lacks are escaped like ``\u2026``, so that no result is lost over one.
     """
     streams = sys.stdout, sys.stderr
     for stream in streams:
@@ -75,7 +75,7 @@ def print_message(text: str) -> None:
 
 
 def choices_line(run: Run) -> str:
-    """Return the options that a run is made of, on one line."""
+    """Return the chosen options of a run on one line."""
     choices = {group: "+".join(names) if isinstance(names, list) else names for group, names in run.choices.items()}
     groups = ("dataset", "filter", "dedup", "template", "model", "trainer", "tracking")
     return "  ".join(f"{group}={choices.get(group, '?')}" for group in groups)
@@ -234,8 +234,8 @@ def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows:
     """Print what a command would do: jobs, what is known of their data, steps, time.
 
     Args:
-        outlooks: of the jobs.
-        shared: data stages with the number of jobs that wait for each.
+        outlooks: outlooks of the jobs.
+        shared: data stages with the number of jobs that need each.
         same_rows: jobs that differ in nothing but the way to the same rows.
     """
     out = console(160)

@@ -16,9 +16,9 @@ MISSING = object()  # the value at a key that a config lacks
 def find_axes(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each job's values at the keys that differ between jobs; keys its config lacks are left out.
 
-    A group of which jobs chose different options, or kinds, is one axis: its option. A key below it that
-    follows from the option is no axis; one that differs between jobs of the same option is. The seed comes
-    last.
+    A group in which jobs chose different options, or kinds, is one axis: its option. A key below it that
+    follows from the option is not an axis; one that differs between jobs with the same option is. The seed
+    comes last.
 
     Args:
         configs: contents of ``config.yaml``, as saved.
@@ -85,7 +85,7 @@ def _follows_from(options: list[Any], values: list[Any]) -> bool:
 
 
 def _as_text(value: Any) -> Any:
-    """Return a value as something that can be hashed."""
+    """Return a value in hashable form."""
     return value if value is MISSING else json.dumps(value, sort_keys=True, default=str)
 
 
@@ -104,7 +104,7 @@ def short_names(axes: list[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """Return the value of an axis as a person writes it: 1e-05 for a small rate, true for a flag."""
+    """Return the value of an axis as a person would write it: 1e-05 for a small rate, true for a flag."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, tuple):  # the values of twins

@@ -1,4 +1,4 @@
-"""The comparison in sentences: what may be claimed, how certain it is, and what limits it."""
+"""The comparison in sentences: what may be claimed, how certainly, and with what limits."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _axis_that_mattered(comparison: Comparison) -> list[str]:
 
 
 def _seed_range(comparison: Comparison) -> list[str]:
-    """Return what the seed changed, where that can be seen apart from the other axes."""
+    """Return the effect of the seed, if it can be separated from the other axes."""
     effect = next((effect for effect in comparison.effects if effect.axis == SEED), None)
     if effect is None:
         return []

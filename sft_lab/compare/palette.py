@@ -25,7 +25,7 @@ GRAY = Color("#7a7f86", "#9aa0a7")  # of jobs without a value
 
 
 def choose_colors(count: int, *, is_numeric: bool) -> list[Color]:
-    """Return a color for each of so many values: numbers take a ramp from low to high, names a list in turn."""
+    """Return this many colors: a ramp from low to high for numbers, distinct colors in turn for names."""
     if is_numeric:
         return [Color(*pair) for pair in zip(*(_ramp(count, *part) for part in (LIGHT_PART, DARK_PART)), strict=True)]
     named = [Color(*pair) for pair in zip(NAMED_LIGHT, NAMED_DARK, strict=True)]

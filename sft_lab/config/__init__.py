@@ -1,7 +1,7 @@
-"""Configs: Hydra's composition made strict, and saved YAML to Run and back. Nothing else imports Hydra.
+"""Configs: strict composition with Hydra, and conversion between saved YAML and ``Run``. Nothing else imports Hydra.
 
-User input is composed once, here: the sweep is expanded, every job composed, searched for unknown keys, built and
-checked before anything starts, and all problems come in one error.
+User input is composed once, here: the sweep is expanded, and every job is composed, checked for unknown keys and
+built before anything starts. All problems are reported in one error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Composition: a command becomes jobs, all of them checked and built before any starts."""
+"""Composition of a command into jobs, all of which are checked and built before any starts."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that one command is to run.
+    """Everything that a command is to run.
 
     Attributes:
-        jobs: in the order of the grid; one without a sweep.
+        jobs: jobs in the order of the grid; a single one without a sweep.
         swept: whether this is a sweep.
         name: the experiment's name, or None.
         run_dir: ``hydra.run.dir`` if the user set it.
@@ -73,7 +73,7 @@ class Plan:
 
 
 def compose(overrides: list[str] | None = None) -> Run:
-    """Return the run that overrides give, as on the command line: ``compose(["dedup.threshold=0.9"])``.
+    """Return the run of some overrides, as on the command line: ``compose(["dedup.threshold=0.9"])``.
 
     Raises:
         ConfigError: naming every problem.
@@ -85,7 +85,7 @@ def compose(overrides: list[str] | None = None) -> Run:
 
 
 def compose_config(overrides: list[str], *, config_dir: str | None = None) -> DictConfig:
-    """Return the config of one job for ``--cfg job``: valid, though files and packages are not looked at.
+    """Return the config of one job for ``--cfg job``: valid, but without checks of files and packages.
 
     Raises:
         ConfigError: naming every problem.
@@ -106,7 +106,7 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
     Args:
         overrides: of the command line, in Hydra's grammar.
         multirun: whether ``-m`` was given; a sweep file sweeps by itself.
-        config_dir: a further folder of options.
+        config_dir: an additional folder of options.
 
     Raises:
         ConfigError: naming every problem of every job.
@@ -136,12 +136,12 @@ def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None
 
 
 def first_choices(overrides: list[str]) -> list[str]:
-    """Return the overrides that choose the experiment and set what is Hydra's own."""
+    """Return the overrides that choose the experiment or set Hydra's own keys."""
     return [text for text in overrides if re.match("experiment$|hydra[./]", key_of(text))]
 
 
 def _refuse_held_out_axis(grid: list[list[str]]) -> None:
-    """Refuse a sweep over the held-out rows: its jobs are compared by their loss on them."""
+    """Refuse a sweep over the held-out rows, since jobs are compared by their loss on the same rows."""
     for override in (override for overrides in grid for override in overrides):
         if re.match(r"split[./]filter\b", key_of(override)):
             raise ConfigError(
@@ -153,7 +153,7 @@ def _refuse_held_out_axis(grid: list[list[str]]) -> None:
 def build_plan(
     name: str | None, fixed: list[str], grid: list[list[str]], *, is_sweep: bool, composed: DictConfig | None = None
 ) -> Plan:
-    """Build every job of the grid; report each problem once, with the jobs that have it.
+    """Build every job of the grid; report each problem once, with its jobs.
 
     Args:
         name: of the experiment.
@@ -186,7 +186,7 @@ def build_plan(
 
 
 def _sweep_problem(problem: str, jobs: list[str], axes: set[str], *, is_in_all: bool) -> str:
-    """Return the message of a problem with the jobs that have it and, for a key of some options only, the remedy."""
+    """Return the message of a problem, with its jobs and, for a key that only some options have, the remedy."""
     if NO_SUCH_KEY in problem and problem.partition(".")[0] in axes:
         problem += "; make it two sweeps into one folder (hydra.sweep.dir=...), each with the keys its options have"
     return problem if is_in_all else f"{problem} (job {', job '.join(jobs)})"
@@ -204,10 +204,10 @@ def _folder(composed: DictConfig, mode: str) -> str | None:
 
 
 def build_job(composed: DictConfig, fixed: list[str], overrides: list[str]) -> Job:
-    """Check a composed config, files and packages too, and build its job.
+    """Check a composed config, including files and packages, and build its job.
 
     Args:
-        composed: with Hydra's node.
+        composed: the config, with Hydra's node.
         fixed: overrides that all jobs share.
         overrides: this job's own.
 
@@ -223,10 +223,10 @@ def build_job(composed: DictConfig, fixed: list[str], overrides: list[str]) -> J
 
 
 def compose_raw(overrides: list[str]) -> DictConfig:
-    """Return the config that Hydra composes, unchecked and with Hydra's own node in it.
+    """Return the config that Hydra composes, unchecked and including Hydra's node.
 
     Raises:
-        ConfigError: for what Hydra itself refuses.
+        ConfigError: for overrides that Hydra refuses.
     """
     try:
         return hydra_compose("config", overrides=[*map(_forced, overrides)], return_hydra_config=True)
@@ -237,11 +237,11 @@ def compose_raw(overrides: list[str]) -> DictConfig:
 def _compose_cached(cache: dict[tuple[str, ...], DictConfig], fixed: list[str], overrides: list[str]) -> DictConfig:
     """Compose a job of a grid.
 
-    Jobs that choose the same options differ in values alone, which are put onto a copy of one composition, as Hydra
-    itself does it: twelve such jobs are composed in the time of two.
+    Jobs that choose the same options differ only in values, which are set on a copy of one composition, as Hydra does
+    it: composing twelve such jobs takes as long as composing two.
 
     Args:
-        cache: compositions by the options that a job chooses.
+        cache: compositions by chosen options.
         fixed: overrides that all jobs share.
         overrides: this job's own.
     """
@@ -260,14 +260,14 @@ def _compose_cached(cache: dict[tuple[str, ...], DictConfig], fixed: list[str], 
 
 
 def _forced(override: str) -> str:
-    """Return a value as ``++key=value``: Hydra then takes new keys of mappings, and leaves unknown ones to us."""
+    """Return a value as ``++key=value``: Hydra then accepts new keys of mappings, and we check for unknown ones."""
     key = key_of(override)
     is_value = override[0] not in "+~" and key not in GROUPS and not re.search("[/@]", key)
     return f"++{override}" if is_value and not key.startswith("hydra.") else override
 
 
 def _refuse_equal_jobs(jobs: list[Job]) -> None:
-    """Refuse two jobs that would train the same; they would share a folder."""
+    """Refuse two jobs with the same config, which would share a folder."""
     first_by_hash: dict[str, Job] = {}
     for job in jobs:
         first = first_by_hash.setdefault(job.run.hash, job)
@@ -279,6 +279,6 @@ def _refuse_equal_jobs(jobs: list[Job]) -> None:
 
 
 def describe_search_path() -> str:
-    """Return where options are looked for, in one line."""
+    """Return the folders that are searched for options, in one line."""
     own = [name for name in ("conf", "experiments") if (Path.cwd() / name).is_dir()]
     return f"{shipped('conf')}; here: {', '.join(own) or 'none'} ({Path.cwd()})"

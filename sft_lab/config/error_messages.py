@@ -1,4 +1,4 @@
-"""Messages for a wrong config: one line with file or key, the value, what is allowed, and the nearest or the remedy."""
+"""Error messages for configs: one line with file or key, value, limits, and the nearest name or the remedy."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ _REFERENCE = re.compile(r"\$\{\.*[\w@/-]+(\.[\w@/-]+|\[\d+\])*\}|\$\{now:[^${}]*
 
 
 def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[str, Any] | None = None) -> str:
-    """Return the message for an unknown key: its new name, the option that has it, the nearest key, or all there are.
+    """Return the message for an unknown key, with its new name, the option that has it, the nearest key, or all keys.
 
     Args:
         path: the key.
-        known: the names that are allowed there.
-        config: in which a key of the same name may be elsewhere.
-        choices: the options chosen.
+        known: the names allowed there.
+        config: the config, which may have a key of that name elsewhere.
+        choices: the chosen options.
     """
     if path in RENAMED:
         return f"{path}: unknown key; here it is {RENAMED[path]}"
@@ -85,24 +85,24 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
 
 
 def field_names(schema: Any) -> list[str]:
-    """Return the names of a dataclass's fields; none for what is no dataclass."""
+    """Return the names of a dataclass's fields; empty for anything else."""
     return [field.name for field in fields(schema)] if is_dataclass(schema) else []
 
 
 def all_keys(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key in plain data, with its dotted path before it."""
+    """Yield the dotted path of every key in plain data."""
     for key, value in content.items() if isinstance(content, dict) else ():
         yield f"{path}{key}", key
         yield from all_keys(value, f"{path}{key}.")
 
 
 def plain_data(config: Any) -> Any:
-    """Return a config as dicts and lists, interpolations unresolved; an empty dict for what is no config."""
+    """Return a config as dicts and lists, with interpolations unresolved; an empty dict for anything else."""
     return OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else {}
 
 
 def refused_interpolations(node: Any, path: str = "") -> Iterator[str]:
-    """Yield a message for each interpolation that does more than refer to a value: reads the environment, computes."""
+    """Yield a message for each interpolation that reads the environment or computes rather than refer to a value."""
     if isinstance(node, dict | list):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             yield from refused_interpolations(key, path)
@@ -128,11 +128,11 @@ def refuse_none_with_filters(choice: Any, subject: str) -> None:
 
 
 def explain(error: BaseException, override: str = "") -> str:
-    """Return an error of Hydra's, OmegaConf's or PyYAML's in one line: file or key, value, what is allowed.
+    """Return an error of Hydra, OmegaConf or PyYAML in one line: file or key, value, and what is allowed.
 
     Args:
-        error: as it was raised.
-        override: that was being applied, if that is known.
+        error: the error.
+        override: the override that was being applied, if known.
     """
     if isinstance(error, ConfigLoadError):  # raised by our own sources
         return str(error)
@@ -160,7 +160,7 @@ def explain(error: BaseException, override: str = "") -> str:
 
 
 def _hydra_problem(text: str) -> str | None:
-    """Return the message for those of Hydra's errors that carry their key in the text alone; None for others."""
+    """Return the message for an error of Hydra that has its key only in its text; None for other errors."""
     if match := re.search(r"Could not override '([^']+)'", text):
         return _no_such_group(match.group(1))
     if match := re.search(r"An item is already at '([^']+)'", text):
@@ -171,7 +171,7 @@ def _hydra_problem(text: str) -> str | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what it was raised from; Hydra raises some of its own without naming OmegaConf's."""
+    """Return an error and its causes; Hydra raises some of its own without chaining OmegaConf's."""
     cause = error.__cause__
     if not isinstance(error, OmegaConfBaseException) and isinstance(error.__context__, OmegaConfBaseException):
         cause = error.__context__
@@ -207,7 +207,7 @@ def _no_such_group(key: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says in one line, in words that do not speak of OmegaConf."""
+    """Return the first line of an error, without OmegaConf's terms."""
     if isinstance(error, OmegaConfBaseException) and (problem := _wrong_value(error)):
         return problem
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("In '")]
@@ -220,7 +220,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _wrong_value(error: OmegaConfBaseException) -> str | None:
-    """Return what a value must be, by the type of the field that refused it; None for other errors."""
+    """Return the type that a field requires, if an error is about the type of a value; None otherwise."""
     node, value = error.child_node, error.value
     if isinstance(error, ConfigTypeError) and value is None and error.key is not None:
         return "cannot be removed; give it another value"
@@ -250,6 +250,6 @@ def yaml_problem(error: BaseException) -> str:
 
 
 def problems_in(error: ConfigError) -> list[str]:
-    """Return the problems that an error names, one of its lines each."""
+    """Return the problems in an error, one per line."""
     first, *lines = str(error).splitlines()
     return [line.removeprefix("  - ") for line in lines] if lines and first.endswith("problems:") else [str(error)]

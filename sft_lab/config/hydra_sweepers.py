@@ -1,4 +1,4 @@
-"""A sweeper or launcher of Hydra's that the user chose runs the sweep; each of its tasks gets a job folder of ours."""
+"""Sweeps run by a Hydra sweeper or launcher of the user's choice; each of its tasks gets a job folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NO_OUTPUT = [
 
 
 def is_driven_by_hydra(overrides: list[str]) -> bool:
-    """Return whether the command line chooses a sweeper or launcher of Hydra's; submitit's becomes ours instead."""
+    """Return whether the command line chooses a Hydra sweeper or launcher; submitit's is translated to ours."""
     return any(key_of(text) in CHOOSERS for text in translate_submitit(overrides))
 
 
@@ -40,15 +40,15 @@ def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], conf
     """Let Hydra run a sweep.
 
     Args:
-        overrides: of the command line; they choose the sweeper, the launcher or both.
-        run_job: makes the folder of a job, given as a plan of one, runs it and returns its objective.
+        overrides: the command line's overrides, which choose the sweeper, the launcher or both.
+        run_job: creates the folder of a plan's only job, runs it and returns its objective.
         config_dir: a further folder of options.
 
     Returns:
         What the sweeper returns.
 
     Raises:
-        ConfigError: for what Hydra refuses.
+        ConfigError: if Hydra refuses it.
     """
     with hydra_session(config_dir):
         parsed = parse(overrides)
@@ -69,7 +69,7 @@ def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], conf
 
 
 def _run_task(run_job: Callable[[Plan], float], name: str | None, fixed: frozenset[str], config: DictConfig) -> float:
-    """Make a job of ours of a task of Hydra's and run it."""
+    """Turn a Hydra task into a job and run it."""
     settings = HydraConfig.get()
     composed = copy.deepcopy(config)
     OmegaConf.set_readonly(composed, value=False)

@@ -1,4 +1,4 @@
-"""Overrides of the command line in Hydra's grammar, and the grid of jobs they span."""
+"""Command-line overrides in Hydra's grammar, and the grid of jobs that they span."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SUBMITIT = {"submitit_slurm": ["launch=slurm"], "submitit_local": ["launch=slur
 
 
 def key_of(override: str) -> str:
-    """Return the key of an override, without its signs."""
+    """Return the key of an override, without ``+`` and ``~``."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -48,12 +48,12 @@ def value_of(override: str) -> str:
 
 
 def texts_of(overrides: Iterable[Override], *, only_swept: bool = False) -> list[str]:
-    """Return overrides as they are written; with ``only_swept`` only those with several values."""
+    """Return overrides as written; with ``only_swept``, only those with several values."""
     return [str(override.input_line) for override in overrides if override.is_sweep_override() or not only_swept]
 
 
 def experiment_name(overrides: list[str]) -> str | None:
-    """Return the name of the experiment that is chosen, ``a+b`` for two."""
+    """Return the name of the chosen experiment, ``a+b`` for two."""
     names = [value_of(text).strip("[]").replace(",", "+") for text in overrides if key_of(text) == "experiment"]
     return names[-1] if names else None
 
@@ -68,7 +68,7 @@ def parse(overrides: list[str]) -> list[Override]:
     ``split/filter``.
 
     Raises:
-        ConfigError: naming every text that is no override, and every group whose value is no name of an option.
+        ConfigError: naming every text that is not an override, and every group whose value cannot name an option.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed: list[Override] = []
@@ -93,7 +93,7 @@ def parse(overrides: list[str]) -> list[Override]:
 
 
 def join_values(overrides: list[str]) -> list[str]:
-    """Return overrides with the values together that a space behind a comma has parted: ``key=1,`` and ``2``."""
+    """Return overrides with values joined that the shell split after a comma: ``key=1,`` and ``2``."""
     joined: list[str] = []
     for text in overrides:
         if joined and joined[-1].endswith(",") and "=" not in text:
@@ -104,7 +104,7 @@ def join_values(overrides: list[str]) -> list[str]:
 
 
 def _problem_before_parsing(text: str) -> str:
-    """Return what is wrong with a text whatever the grammar says; empty if nothing is."""
+    """Return a problem with a text that the grammar does not catch; empty if there is none."""
     key = key_of(text)
     if holds_secret(text):
         return (
@@ -133,7 +133,7 @@ def _remedy(text: str) -> str:
 
 
 def _quote_non_ascii(text: str) -> str:
-    """Return an override whose unquoted texts beyond ASCII are in quotes: Hydra's grammar has them only there."""
+    """Return an override with quotes around non-ASCII text, which Hydra's grammar allows only in quotes."""
     key, sign, value = text.partition("=")
     if value.isascii():
         return text
@@ -175,10 +175,10 @@ def _refuse_group_value(override: Override) -> None:
 
 
 def translate_submitit(overrides: list[str]) -> list[str]:
-    """Return overrides with ``hydra/launcher=submitit_slurm`` and its settings as ours; that plugin is not used.
+    """Return overrides with ``hydra/launcher=submitit_slurm`` and its settings translated to ours.
 
     Raises:
-        ConfigError: for a setting that ours does not have.
+        ConfigError: for a setting without an equivalent.
     """
     options = next((_SUBMITIT[value_of(text)] for text in overrides if _is_submitit(text)), None)
     return [translated for text in overrides for translated in _translate(text, options)]
@@ -189,7 +189,7 @@ def _is_submitit(text: str) -> bool:
 
 
 def _translate(text: str, options: list[str] | None) -> list[str]:
-    """Return one override as ours; ``options``: those that stand for the chosen submitit launcher, if one is."""
+    """Return one override translated; ``options`` stand for the chosen submitit launcher, if any."""
     if _is_submitit(text):
         return options or []
     setting = key_of(text).removeprefix("hydra.launcher.")
@@ -215,7 +215,7 @@ def _translate(text: str, options: list[str] | None) -> list[str]:
 
 
 def refuse_sweep_settings(overrides: list[Override], *, is_sweep: bool) -> None:
-    """Refuse what a sweep would silently ignore.
+    """Refuse settings that a sweep would silently ignore.
 
     Raises:
         ConfigError: for hydra.run.dir, settings of a sweeper that is not chosen, and hydra.* settings in experiments
@@ -251,12 +251,12 @@ def expand_grid(overrides: list[Override], swept_keys: set[str], params: Any) ->
     """Return the overrides of each job of a sweep.
 
     Args:
-        overrides: of the command line; they beat a sweep file's.
-        swept_keys: those that have several values there.
+        overrides: the command line's overrides, which beat those of a sweep file.
+        swept_keys: keys with several values on the command line.
         params: ``hydra.sweeper.params``.
 
     Raises:
-        ConfigError: if an axis is none, or the jobs are none or too many.
+        ConfigError: for an invalid axis, or if there are no jobs or too many.
     """
     keys = {key_of(text) for text in texts_of(overrides)}
     from_file = [f"{key}={value}" for key, value in params.items() if key_of(str(key)) not in keys]
@@ -284,7 +284,7 @@ def _values_of(axis: Override) -> list[str]:
 
 
 def _count_jobs(axes: list[Override]) -> int:
-    """Return the number of jobs, counted no further than the limit: a range may hold more values than memory does."""
+    """Return the number of jobs, counted only up to the limit: a range may have more values than fit into memory."""
     count = 1
     for axis in axes:
         if axis.is_choice_sweep() or axis.is_range_sweep():

@@ -1,4 +1,4 @@
-"""What options come to by themselves: a composition as plain data, before it is checked and built."""
+"""A composition as plain data, before it is checked and built."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Bare:
     """A config in two parts.
 
     Attributes:
-        kinds: of every stage, by its path: ``dedup``, ``filter.length``, ``split.filter.language``.
-        values: of every knob, nested; ``???`` where an option asks for one.
-        choices: the option chosen in each group, ``split/filter`` always among them.
+        kinds: kind of every stage, by path: ``dedup``, ``filter.length``, ``split.filter.language``.
+        values: all values, nested; ``???`` if an option requires one.
+        choices: the chosen option in each group, always including ``split/filter``.
     """
 
     kinds: dict[str, str]
@@ -32,7 +32,7 @@ class Bare:
 
 
 def compose_bare(overrides: list[str]) -> Bare:
-    """Compose options and leave them as they are: values that are missing or refused are no error here.
+    """Compose options without checks: missing or invalid values are no error here.
 
     Raises:
         ConfigError: if there is no such option.
@@ -53,7 +53,7 @@ def compose_bare(overrides: list[str]) -> Bare:
 
 
 def _drop_added(node: Any, values: Any) -> None:
-    """Take out what a saved config leaves out: fields added later, at their defaults (see ``params.plain``)."""
+    """Remove what a saved config omits: fields added later, at their defaults (see ``params.plain``)."""
     if not isinstance(node, DictConfig) or not isinstance(values, dict):
         return
     schema = OmegaConf.get_type(node)
@@ -65,7 +65,7 @@ def _drop_added(node: Any, values: Any) -> None:
 
 
 def bare_of(run: Run) -> Bare:
-    """Take a run apart in the same way."""
+    """Return a run's config in the same two parts."""
     values = run.saved()
     choices = {**values.pop("choices"), "filter": list(run.filter) or ["none"], "split/filter": list(run.split.filter)}
     del values["format"]
@@ -77,13 +77,13 @@ def bare_of(run: Run) -> Bare:
 
 
 def _names(config: DictConfig, path: str) -> list[str]:
-    """Give the names below a path, none where nothing is there yet."""
+    """Return the names below a path; empty if there is no such path."""
     node = OmegaConf.select(config, path)
     return [str(name) for name in node] if isinstance(node, DictConfig) else []
 
 
 def _kind(group: str, config: DictConfig, path: str) -> str:
-    """Give the kind of the stage at a path, empty where there is none."""
+    """Return the kind of the stage at a path; empty if there is none."""
     node = OmegaConf.select(config, path)
     schema = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
     return next((kind for kind, known in SCHEMAS[group].items() if known is schema), "")

@@ -1,4 +1,4 @@
-"""Stages of plug-ins beside ours, each checked for what a saved config and the store need."""
+"""Stages of plug-ins, each checked for what a saved config and the store need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _registered: list[tuple[tuple[str, ...], str]] = []  # the import path and varia
 
 
 def register_plugins() -> None:
-    """Import the installed plug-ins and put their stages into ``SCHEMAS``; again only when the environment changes.
+    """Import the installed plug-ins and add their stages to ``SCHEMAS``; repeat only if the environment has changed.
 
     Raises:
         ConfigError: for a plug-in that cannot be used, naming it.
@@ -61,7 +61,7 @@ def register_plugins() -> None:
 
 
 def _group_and_kind(plugin: Plugin, name: str) -> tuple[str, str]:
-    """Return the group and kind that a name in ``STAGES`` means."""
+    """Return the group and kind of a name in ``STAGES``."""
     group, _, kind = name.partition(".")
     if group not in BASES or not kind.isidentifier():
         raise ConfigError(
@@ -72,7 +72,7 @@ def _group_and_kind(plugin: Plugin, name: str) -> tuple[str, str]:
 
 
 def _refuse_class(plugin: Plugin, name: str, stage: type, registered: list[type]) -> None:
-    """Refuse a class that cannot be a stage of its group, or is one by another name."""
+    """Refuse a class that cannot be a stage of its group, or is registered under another name."""
     base = BASES[name.partition(".")[0]]
     subject = f"plug-in {plugin}: {name}: {stage.__name__}"
     if stage in registered:
@@ -91,7 +91,7 @@ def _refuse_class(plugin: Plugin, name: str, stage: type, registered: list[type]
 
 
 def _refuse_shadowed(plugin: Plugin) -> None:
-    """Refuse option files that would never be read, since one of ours has their name."""
+    """Refuse option files that would never be read, because a shipped one has the same name."""
     conf = plugin.conf()
     for file in sorted(conf.rglob("*.yaml")) if conf else ():
         if (shipped("conf") / file.relative_to(conf or Path())).exists():

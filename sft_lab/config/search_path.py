@@ -1,4 +1,4 @@
-"""Where Hydra finds options: conf/ and experiments/, the working folder's own, those of plug-ins, and the schemas."""
+"""Hydra's search path: shipped conf/ and experiments/, those of the working folder and of plug-ins, and the schemas."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _STANDALONE_SCHEMAS: dict[str, type] = {"run": Run, "embedder": Embedder}  # sch
 
 @contextmanager
 def hydra_session(config_dir: str | None = None) -> Iterator[None]:
-    """Initialize Hydra on our conf/, and leave it as it was before: the caller may use Hydra too.
+    """Initialize Hydra with our conf/, and restore its state afterwards: the caller may use Hydra too.
 
     Args:
-        config_dir: a further folder of options.
+        config_dir: an additional folder of options.
 
     Raises:
         ConfigError: if there is no such folder, or the working folder cannot be named in UTF-8.
@@ -81,7 +81,7 @@ def _store_hydra_config(node: HydraConf) -> None:
 
 
 class OptionSearchPath(SearchPathPlugin):
-    """The working folder's own conf/ and experiments/ come first, then what is shipped, then what plug-ins bring."""
+    """Puts the working folder's conf/ and experiments/ first, then the shipped options, then those of plug-ins."""
 
     is_active: ClassVar[bool] = False  # Hydra asks every plugin, also for the composition of others
     config_dir: ClassVar[str | None] = None
@@ -109,7 +109,7 @@ class OptionSearchPath(SearchPathPlugin):
 
 
 class OptionSource(ConfigSource):
-    """A folder of option files, a folder in it for each group; fields that are text keep the letters of the file."""
+    """A folder of option files with a subfolder per group; text fields keep what the file says."""
 
     @staticmethod
     def scheme() -> str:
@@ -145,7 +145,7 @@ class OptionSource(ConfigSource):
 
 
 class ExperimentSource(OptionSource):
-    """The group ``experiment`` over a flat folder of files."""
+    """The group ``experiment``, from a flat folder of files."""
 
     @staticmethod
     def scheme() -> str:
@@ -172,7 +172,7 @@ class ExperimentSource(OptionSource):
 
 
 class SchemaSource(ConfigSource):
-    """The group ``schema``: a dataclass becomes a config when an option names it; ConfigStore would build them all."""
+    """The group ``schema``: builds a dataclass's config when an option names it; ConfigStore would build them all."""
 
     @staticmethod
     def scheme() -> str:
@@ -197,7 +197,7 @@ class SchemaSource(ConfigSource):
 
 
 def _schema_at(path: str) -> type | None:
-    """Return the schema that option files call ``schema/<group>/<kind>``, a plug-in's too; None if there is none."""
+    """Return the schema that option files call ``schema/<group>/<kind>``, or a plug-in's; None if there is none."""
     root, _, name = path.removesuffix(".yaml").partition("/")
     if root != "schema":
         return None
@@ -211,10 +211,10 @@ def read_experiment(file: Path) -> tuple[DictConfig, str]:
 
 
 def read_option_file(file: Path, default_package: str) -> tuple[DictConfig, str]:
-    """Return the content of an option file and the package it belongs to; refuse what Hydra would misread.
+    """Return the content and package of an option file; refuse what Hydra would misread.
 
     Raises:
-        ConfigLoadError: naming the file and what is wrong.
+        ConfigLoadError: naming the file and the problem.
     """
     try:
         text = file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A saved ``config.yaml`` becomes a run again, without Hydra and without code; and the checks of every build."""
+"""Loading of a saved ``config.yaml``, without Hydra and without executing code; and the checks of every build."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _REMEDY = "give a config.yaml as a run wrote it"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Run:
-    """Return the run of a saved config: data only, never code.
+    """Load a run from a saved config, which is data, never code.
 
     Args:
-        path: of ``config.yaml``.
+        path: path of ``config.yaml``.
         overrides: dotted keys of the saved config, ``key=value``.
 
     Raises:
-        ConfigError: for a file that is not a saved config of this format.
+        ConfigError: if the file is not a saved config of this format.
     """
     overrides = overrides or []
     content: Any
@@ -69,11 +69,11 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
 
 
 def from_saved(saved: Any, source: str) -> Run:
-    """Return the run that the plain data of ``Run.saved`` describe.
+    """Return the run described by the plain data of ``Run.saved``.
 
     Args:
         saved: the data.
-        source: where they are from; error messages begin with it.
+        source: origin of the data; error messages begin with it.
 
     Raises:
         ConfigError: for an unknown format, kind or key.
@@ -110,7 +110,7 @@ _ADDED = {"engine": {"kind": "local"}}  # groups that a config lacks which an ol
 
 
 def _refuse_missing_plugins(recorded: Any, source: str) -> None:
-    """Refuse a run with stages of plug-ins that are not found."""
+    """Refuse a run with stages of missing plug-ins."""
     register_plugins()
     if not isinstance(recorded, dict):
         raise ConfigError(f"{source}: plugins={recorded}: must be a mapping of stages to where they are from")
@@ -145,7 +145,7 @@ def _set_filters(config: DictConfig, content: Any, subject: str) -> None:
 
 
 def _typed_stage(group: str, content: Any, subject: str) -> DictConfig:
-    """Return saved data of a stage as a config of its kind's schema."""
+    """Return a stage's saved data as a config with the schema of its kind."""
     kind = content.get("kind") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in SCHEMAS[group]:
         raise ConfigError(f"{subject}.kind={kind}: must be one of {', '.join(SCHEMAS[group])}")
@@ -163,7 +163,7 @@ def _typed_stage(group: str, content: Any, subject: str) -> DictConfig:
 
 
 def build(config: DictConfig) -> Run:
-    """Return the run of a valid config; the problems of all stages are raised at once, each with its key.
+    """Build a run from a valid config; the problems of all stages are raised at once, each with its key.
 
     Raises:
         ConfigError: naming key, value and limit.
@@ -181,7 +181,7 @@ def build(config: DictConfig) -> Run:
 
 
 def _stage_problems(node: DictConfig, path: str = "") -> list[str]:
-    """Return what the stages' ``__post_init__`` refuse; inner nodes come first, so that each message has its key."""
+    """Return the problems that the stages' ``__post_init__`` raise, inner nodes first, so that each has its key."""
     problems = []
     for key, child in node.items_ex(resolve=False) if len(node) else ():
         if isinstance(child, DictConfig):
@@ -198,7 +198,7 @@ def _stage_problems(node: DictConfig, path: str = "") -> list[str]:
 
 
 def _not_texts(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[str]:
-    """Yield a message for each list or mapping in place of a text: OmegaConf lets them into a list of texts."""
+    """Yield a message for each list or mapping in place of a string: OmegaConf accepts them in a list of strings."""
     for key, child in node.items() if isinstance(node, dict) else enumerate(node):
         if isinstance(child, dict | list):
             inner = (*path, key)
@@ -209,12 +209,12 @@ def _not_texts(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[str]:
 
 
 def _not_storable(node: Any, path: str = "", secrets: Sequence[str] | None = None) -> Iterator[str]:
-    """Yield a message for each value that JSON or a saved config cannot hold, or must not.
+    """Yield a message for each value that JSON or a saved config cannot or must not hold.
 
     Args:
         node: plain data.
         path: of the node.
-        secrets: of this environment, looked up once.
+        secrets: secrets of this environment, read once.
     """
     secrets = known_secrets() if secrets is None else secrets
     if isinstance(node, dict | list):

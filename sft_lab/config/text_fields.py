@@ -1,4 +1,4 @@
-"""Fields that are text keep what the user wrote: the revision 1.10 is not the number 1.1, nor the tag true True."""
+"""Text fields keep what the user wrote: the revision 1.10 must not become 1.1, nor the tag true True."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _PARAMS = ("hydra", "sweeper", "params")  # of a sweep file: values in the gramm
 
 
 def is_text(path: KeyPath) -> bool:
-    """Return whether a key is text, whichever kind of its group is chosen."""
+    """Return whether a key holds text, whichever kind of its group is chosen."""
     hints = list(_hints_at(Run, path))
     return bool(hints) and all(hint is str for hint in hints)
 
 
 def _hints_at(hint: Any, path: KeyPath) -> Iterator[Any]:
-    """Yield the types that a path below a type leads to: several if a group has several kinds."""
+    """Yield the types at a path below a type: several if a group has several kinds."""
     if get_origin(hint) in (Union, UnionType):
         for option in get_args(hint):
             if option is not NoneType:
@@ -57,7 +57,7 @@ def _hints_of(schema: Any) -> dict[str | int, Any]:
 
 
 def quote_text(override: str) -> str:
-    """Return an override with quotes around what Hydra would read as a number or boolean in a field that is text."""
+    """Return an override with quotes around values of text fields that Hydra would read as numbers or booleans."""
     key, _, value = override.partition("=")
     path = tuple(re.split(r"[./]", key.lstrip("+~")))
     if not value or not re.search(r"\d|true|false|inf|nan", value, re.IGNORECASE):
@@ -73,7 +73,7 @@ def quote_text(override: str) -> str:
 
 
 def _numbers_in(node: Any, path: KeyPath) -> Iterator[Any]:
-    """Yield the tokens below a grammar node that are read as a number or boolean though the schema has text there."""
+    """Yield the tokens below a grammar node that would be read as a number or boolean in a text field."""
     if isinstance(node, OverrideParser.PrimitiveContext):
         tokens = [child.symbol for child in node.getChildren() if child.symbol.type != OverrideLexer.WS]
         if len(tokens) == 1 and tokens[0].type in _LITERALS and is_text(path):
@@ -89,11 +89,11 @@ def _numbers_in(node: Any, path: KeyPath) -> Iterator[Any]:
 
 
 def read_yaml(text: str, path: KeyPath = ()) -> Any:
-    """Return the content of YAML as OmegaConf reads it, but fields that are text as they are written.
+    """Return the content of YAML as OmegaConf reads it, but text fields as written.
 
     Args:
         text: the YAML.
-        path: of the key below which the content belongs.
+        path: path of the key that the content belongs to.
     """
     loader = get_yaml_loader()(text)
     try:

@@ -1,4 +1,4 @@
-"""Checks of a composed config that Hydra does not make: unknown keys, missing values, code and settings in files."""
+"""Checks of a composed config that Hydra lacks: unknown keys, missing values, code and settings in files."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _BASIC_KEYS = {"launcher": {"_target_"}, "sweeper": {"_target_", "max_batch_size
 
 
 def refuse_hydra_settings(composed: DictConfig) -> None:
-    """Refuse what a file sets of Hydra beyond mode, folders and sweep values.
+    """Refuse Hydra settings in a file, except mode, folders and sweep values.
 
-    A sweeper or launcher of Hydra's is handed the whole command line, so it must be known before anything is
-    composed; callbacks and ``_target_`` name code to run, and ``job.env_set`` changes the environment.
+    A Hydra sweeper or launcher gets the whole command line, so it must be known before composition; callbacks and
+    ``_target_`` name code to run, and ``job.env_set`` changes the environment.
 
     Args:
         composed: a config with Hydra's node, composed without the ``hydra.*`` of the command line.
@@ -80,7 +80,7 @@ def choices_of(composed: DictConfig) -> dict[str, Any]:
 
 
 def validate(composed: DictConfig) -> dict[str, Any]:
-    """Take Hydra's node out of a composed config, resolve it, refuse unknown and missing keys; return the choices.
+    """Remove Hydra's node from a composed config, resolve it and refuse unknown and missing keys; return the choices.
 
     Raises:
         ConfigError: naming every problem.
@@ -116,12 +116,12 @@ def validate(composed: DictConfig) -> dict[str, Any]:
 
 
 def children(node: DictConfig) -> list[tuple[Any, Any]]:
-    """Return keys and unresolved values of a node; none for a node that is null, missing or a reference."""
+    """Return keys and unresolved values of a node; empty if it is null, missing or a reference."""
     return node.items_ex(resolve=False) if len(node) else []
 
 
 def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield keys that no schema has, with the names allowed there: OmegaConf lets those pass that ``+`` adds."""
+    """Yield keys that no schema has, with the allowed names: OmegaConf accepts keys added with ``+``."""
     schema = OmegaConf.get_type(node)
     known = field_names(schema)
     for key, child in children(node):
@@ -132,7 +132,7 @@ def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, list[
 
 
 def _broken_references(node: DictConfig, path: str = "") -> Iterator[str]:
-    """Yield a message for each interpolation that leads nowhere; OmegaConf's own error may name no key."""
+    """Yield a message for each dangling interpolation; OmegaConf's own error may not name the key."""
     for key, child in children(node):
         if not OmegaConf.is_interpolation(node, key):
             yield from _broken_references(child, f"{path}{key!s}.") if isinstance(child, DictConfig) else ()

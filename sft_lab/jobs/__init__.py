@@ -1,1 +1,1 @@
-"""Jobs: a job is a folder. Which folder it is, whether it is finished, and how it is started."""
+"""Jobs and their folders: finding a job's folder, seeing whether it is finished, and starting it."""

@@ -1,4 +1,4 @@
-"""Several processes that train one job together: the data stages here, then ``accelerate launch ... exec JOB_DIR``."""
+"""Training of one job by several processes: data stages first, then ``accelerate launch ... exec JOB_DIR``."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _LOG_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING|ERROR) (.*)")  # of run.log
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine among those that share a job, by the names that clusters and torchrun use for it.
+    """This machine's part in a job that several machines share, named as torchrun names it.
 
     Attributes:
-        rank: its number, ``NODE_RANK``; 0 prepares the data and writes.
-        address: of the machine with number 0, ``MASTER_ADDR``.
-        port: there, ``MASTER_PORT``; 0: any that is free, on one machine.
+        rank: number of this machine, ``NODE_RANK``; machine 0 prepares the data and writes the run folder.
+        address: address of machine 0, ``MASTER_ADDR``.
+        port: port on machine 0, ``MASTER_PORT``; 0 takes any free one, on a single machine.
     """
 
     rank: int
@@ -58,7 +58,7 @@ class Machine:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Return this machine; where it works alone, the variables need not be set."""
+        """Return this machine as the environment describes it; a job on one machine needs no variables."""
         return cls(
             int(os.environ.get("NODE_RANK", "0")),
             os.environ.get("MASTER_ADDR", ""),
@@ -77,10 +77,10 @@ def is_assistant(run: Run) -> bool:
 
 
 def execute(run: Run, folder: RunDir) -> None:
-    """Carry out a run whose training several processes share.
+    """Execute a run that several processes train together.
 
     Raises:
-        UserError: for input that turns out wrong when the data stages read it.
+        UserError: if the data stages find the input wrong.
         JobError: when a process fails or dies.
     """
     machine = Machine.from_environment()
@@ -96,7 +96,7 @@ def execute(run: Run, folder: RunDir) -> None:
 
 
 def prepare_data(run: Run, folder: RunDir) -> None:
-    """Carry out the data stages in this process; on other machines than the first, wait for what that one computes."""
+    """Run the data stages in this process; machines other than the first wait for its results."""
     if Machine.from_environment().rank == 0:
         run.fill_store(folder)
         folder.release(wholly=True)  # for the first of the processes that train
@@ -105,10 +105,10 @@ def prepare_data(run: Run, folder: RunDir) -> None:
 
 
 def prepare_data_in_child(folder: RunDir, machine: Machine) -> None:
-    """Carry out the data stages in a process of their own.
+    """Run the data stages in a child process.
 
     Raises:
-        UserError, JobError: as the process ended.
+        UserError, JobError: if the process failed.
     """
     folder.release(wholly=True)
     command = [sys.executable, "-P", "-m", "sft_lab", "exec", str(folder.path), "--work", Work.DATA]
@@ -117,7 +117,7 @@ def prepare_data_in_child(folder: RunDir, machine: Machine) -> None:
 
 
 def _run_processes(folder: RunDir, machine: Machine, command: list[str], environment: dict[str, str]) -> Failure | None:
-    """Run a command that works in the folder, pass on what it logs there, and return its failure."""
+    """Run a command that works in the folder, pass its log on, and return its failure."""
     position = folder.log.stat().st_size if folder.log.exists() else 0
     with machine.output(folder).open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -153,11 +153,11 @@ def _environment(run: Run) -> dict[str, str]:
 
 @dataclass(eq=False, kw_only=True)
 class AccelerateJob(SupervisedJob):
-    """A job that the processes of one ``accelerate launch`` train.
+    """A job trained by the processes of one ``accelerate launch``.
 
     Attributes:
-        process: accelerate's own.
-        machine: this one, among those that share the job.
+        process: the process of ``accelerate launch``.
+        machine: this machine's part in the job.
         log_position: bytes of ``run.log`` that this process has logged itself, or passed on.
     """
 
@@ -166,7 +166,7 @@ class AccelerateJob(SupervisedJob):
     log_position: int = 0
 
     def log_progress(self) -> None:
-        """Pass on the new lines of the job's own log, which its first process writes."""
+        """Pass on new lines of the job's log, which its first process writes."""
         if not self.folder.log.exists():
             return
         with open_file(self.folder.log) as file:
@@ -180,7 +180,7 @@ class AccelerateJob(SupervisedJob):
                 log.log(logging.getLevelNamesMapping()[match[1]], "%s", match[2])
 
     def conclude(self, work: str, ending: Ending) -> Failure | None:  # noqa: ARG002 - always a run
-        """Return the job's failure if it failed; ``worker.attempt``, which has called, logs it."""
+        """Return the job's failure if it failed; the caller, ``worker.attempt``, logs it."""
         is_first = self.machine.rank == 0
         ended_well = (RunState.FINISHED, RunState.PRUNED)
         if self.process.returncode == 0 and (not is_first or self.folder.state() in ended_well):
@@ -191,7 +191,7 @@ class AccelerateJob(SupervisedJob):
         return Failure(self.folder, ending.reason, by_input=self.process.returncode == 2)
 
     def failure_message(self) -> str:
-        """Return why the job failed: which process was killed, else what the processes or the status say."""
+        """Return why the job failed: the process that was killed, else the error in its status or its output."""
         file = self.machine.output(self.folder)
         output = read_text(file, LONG, errors="replace")
         # The others lose their connection when one dies, and torchrun then ends them: their errors are not the reason.
@@ -223,5 +223,5 @@ class AccelerateLauncher(Backend):
         return [(job, Ending(job.failure_message())) for job in self.jobs if job.process.poll() is not None]
 
     def stop(self) -> None:
-        """Ask the processes to end with a checkpoint."""
+        """Ask the processes to save a checkpoint and exit."""
         stop_processes([job.process for job in self.jobs], STOP_SECONDS)

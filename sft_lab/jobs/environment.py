@@ -1,4 +1,4 @@
-"""The environment of a run: what its result depends on beside its config, at the time of an old run and now."""
+"""The environment of a run, which its result depends on besides its config: then and now."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNCOMMITTED = "uncommitted changes"
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not what it was; None stands for nothing."""
+    """A value that has changed; None where there was or is none."""
 
     name: str
     old: Any
@@ -39,7 +39,7 @@ def _short(value: Any) -> str:
 
 
 def current(run: Run) -> dict[str, Any]:
-    """Return what ``manifest.json`` of a run of this config would note of the environment now."""
+    """Return the environment that ``manifest.json`` would record for a run of this config now."""
     import torch
 
     return {
@@ -56,7 +56,7 @@ def current(run: Run) -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
     """Compare two manifests: commit, versions, plug-ins, data, hardware, threads, precision.
 
-    What the old one did not note, because it stopped before or is of an older sft_lab, is not compared.
+    A field that the old manifest lacks, because the run stopped early or sft_lab was older, is not compared.
 
     Args:
         old: a manifest.
@@ -85,13 +85,13 @@ def _git_differences(old: dict[str, Any], new: dict[str, Any]) -> list[Differenc
 
 
 def part(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a manifest, nothing where there is none."""
+    """Return a mapping in a manifest; empty if it is missing."""
     value = content.get(name)
     return value if isinstance(value, dict) else {}
 
 
 def lines(items: list[Difference] | None) -> list[str]:
-    """Return the differences of environments as lines; None: the old run noted nothing."""
+    """Return the differences as lines of text; ``None`` means that the old run recorded no environment."""
     if items is None:
         return ["Environment: nothing is known of the old one."]
     if not items:

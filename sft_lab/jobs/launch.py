@@ -1,4 +1,4 @@
-"""Launch: start the jobs that are not finished by the launcher of their config, and return those that failed."""
+"""Start the unfinished jobs with the launcher in their config, and return those that failed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
 
 
 def launch(job_folders: list[JobFolder], work: str = Work.RUN, *, keeps_failed: bool = False) -> list[Failure]:
-    """Execute, or prepare, each job that is not finished; one that fails does not stop the others.
+    """Execute, or prepare, each unfinished job; a failure does not stop the others.
 
     Args:
         job_folders: the jobs.
-        work: what they do there.
-        keeps_failed: whether the new folder of an only job stays when its input turns out wrong.
+        work: run them, or only prepare their data.
+        keeps_failed: whether a single job's new folder is kept when its input turns out to be wrong.
 
     Raises:
-        UserError: if a cluster takes no such jobs; nothing is left behind then.
+        UserError: if the cluster rejects the jobs; nothing is left behind.
     """
     launcher = job_folders[0].job.run.launch
     try:
@@ -56,7 +56,7 @@ def launch(job_folders: list[JobFolder], work: str = Work.RUN, *, keeps_failed: 
 
 
 def _skip_finished(job_folders: list[JobFolder], work: str) -> list[tuple[str, JobFolder]]:
-    """Return the jobs that are not finished, each with its title."""
+    """Return the unfinished jobs, each with its title."""
     unfinished = []
     for number, job_folder in enumerate(job_folders, start=1):
         name = job_folder.folder.path.name
@@ -67,7 +67,7 @@ def _skip_finished(job_folders: list[JobFolder], work: str) -> list[tuple[str, J
 
 
 def _dispatch(jobs: list[tuple[str, JobFolder]], launcher: Launcher, work: str) -> list[Failure]:
-    """Have every job executed, by the processes of its launcher or by this one."""
+    """Execute the jobs, in the processes of their launcher or in this one."""
     folders = [(title, job_folder.folder) for title, job_folder in jobs]
     if isinstance(launcher, Processes) and len(jobs) > 1:
         return processes.launch(folders, launcher, work)
@@ -82,7 +82,7 @@ def _dispatch(jobs: list[tuple[str, JobFolder]], launcher: Launcher, work: str) 
 
 
 def _execute_in_turn(jobs: list[tuple[str, JobFolder]], work: str) -> list[Failure]:
-    """Execute one job after another, in this process."""
+    """Execute the jobs one after another in this process."""
     failures = []
     for title, job_folder in jobs:
         if title:
@@ -99,13 +99,13 @@ def _execute_in_turn(jobs: list[tuple[str, JobFolder]], work: str) -> list[Failu
 
 
 def _discard(job_folder: JobFolder) -> None:
-    """Remove what wrong input has begun; a folder where another process is at work by now stays."""
+    """Remove the folder of a job with wrong input, unless another process has started to work there."""
     with suppress(FolderError):
         job_folder.folder.discard(job_folder.created)
 
 
 def _interruption_message(job_folders: list[JobFolder], work: str) -> str:
-    """Return how far the work came, and which command goes on with it."""
+    """Return how far the work came, and the command that resumes it."""
     first = job_folders[0]
     if len(job_folders) == 1 and not first.folder.sweep:
         return interruption_message(first.folder, first.resume_command, work)
@@ -113,7 +113,7 @@ def _interruption_message(job_folders: list[JobFolder], work: str) -> str:
 
 
 def objective_of(plan: Plan) -> float:
-    """Execute the one job of a plan and return its objective, which a sweeper of Hydra's asks for.
+    """Execute the only job of a plan and return its objective, for a Hydra sweeper.
 
     Raises:
         JobError, UserError: when it fails.
@@ -130,5 +130,5 @@ def objective_of(plan: Plan) -> float:
 
 
 def read_summary(folder: RunDir) -> dict[str, Any]:
-    """Return a finished run's summary; nothing where there is none."""
+    """Return a finished run's summary; empty if there is none."""
     return records.read(folder.summary)

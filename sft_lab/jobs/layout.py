@@ -1,8 +1,9 @@
-"""Job folders: the same command comes back to its own folder.
+"""Job folders: the same command finds its own folder again.
 
-A sweep's folder is named by the experiment and a hash of the base config without the swept keys. A job's is named by
-what differs and the job's own hash, by which alone it is recognized. One rule for every folder: a new one is run; one
-of the same config and data that is not finished goes on; a finished one is left alone; another config is refused.
+A sweep's folder is named after the experiment and a hash of the base config without the swept keys. A job's folder is
+named after its swept values and the hash of its config; only the hash identifies it. The same rule holds for every
+folder: a new one is run, an unfinished one with the same config and data is resumed, a finished one is left alone, and
+one with another config is refused.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class JobFolder:
     """A job and its folder.
 
     Attributes:
-        progress: whether there is something to do.
-        created: the folders that this command made, the job's own first.
-        resume_command: what goes on with the job when it is cut off.
+        progress: how far the work has come.
+        created: folders that this command created, the job's own first.
+        resume_command: the command that resumes the job after an interruption.
     """
 
     job: Job
@@ -63,18 +64,18 @@ class JobFolder:
 
 
 def create_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
-    """Find or make the folder of every job, and write its config.
+    """Find or create the folder of every job, and write its config.
 
-    A single run's folder that is to be worked in is claimed, and stays so until ``RunDir.release``; the jobs of a
-    sweep may be shared with another command, and each is claimed when it is worked on.
+    The folder of a single run is claimed until ``RunDir.release``. Another command may work on the same sweep, so
+    each of its jobs is claimed only when work on it starts.
 
     Args:
         plan: the jobs.
-        work: what they do there; data that was only prepared is no finished run.
+        work: run them, or only prepare their data; a run with prepared data is not finished.
 
     Raises:
-        ConfigError: if this machine lacks what starts the jobs.
-        FolderError: if a folder holds another config or other data, or its file system keeps no locks.
+        ConfigError: if the launcher's requirements are missing on this machine.
+        FolderError: if a folder holds another config or other data, or its file system has no locks.
     """
     job_folders = find_job_folders(plan, work)
     _refuse_without_locks(job_folders[0].folder.path, plan)
@@ -90,10 +91,10 @@ def create_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
 
 
 def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
-    """Find the folder of every job and how far its work has come; nothing is written.
+    """Find the folder of every job and its progress; write nothing.
 
     Raises:
-        ConfigError: if this machine lacks what starts the jobs.
+        ConfigError: if the launcher's requirements are missing on this machine.
         FolderError: if a folder holds another config or other data.
     """
     if plan.swept:
@@ -126,13 +127,13 @@ def _refuse_without_locks(folder: Path, plan: Plan) -> None:
 
 
 def sweep_name(plan: Plan, work: str = Work.RUN) -> str:
-    """Return the experiment's name or ``sweep``, and a hash of what no axis changes."""
+    """Return the name of a sweep's folder: the experiment, or ``sweep``, and a hash of what no axis changes."""
     kind = "-data" if work == Work.PREPARE else ""
     return f"{_safe(plan.name or 'sweep')}{kind}-{digest(_base_identity(plan))[:8]}"
 
 
 def _job_path(sweep: Path, job: Job) -> Path:
-    """Return the folder with the job's hash, else a new one with a readable name."""
+    """Return the folder with the job's hash, or a new path with a readable name."""
     for pattern in (f"*-{job.run.hash}", job.run.hash):
         if matches := sorted(sweep.glob(pattern)):
             return matches[0]
@@ -149,7 +150,7 @@ def _axes(plan: Plan) -> list[str]:
 
 
 def _base_identity(plan: Plan) -> dict[str, Any]:
-    """Return the identity that all jobs share: everything but the swept keys, in whatever order the grid has them."""
+    """Return the identity that all jobs share: everything but the swept keys, whatever their order in the grid."""
     first, *rest = (
         flat({name: value for name, value in job.run.saved().items() if name not in NOT_IDENTITY}) for job in plan.jobs
     )
@@ -162,7 +163,7 @@ def _base_identity(plan: Plan) -> dict[str, Any]:
 
 
 def _without(identity: dict[str, Any], axes: Iterable[str]) -> dict[str, Any]:
-    """Return what no axis changes of a flat identity; a dataset option may choose its own split."""
+    """Return the keys of a flat identity that no axis changes; a dataset option may choose its own split."""
     keys = {*axes, "split"} if "dataset" in axes else {*axes}
     return {
         key: value
@@ -172,7 +173,7 @@ def _without(identity: dict[str, Any], axes: Iterable[str]) -> dict[str, Any]:
 
 
 def _sweep_marker(sweep: Path, plan: Plan) -> dict[str, Any]:
-    """Return what ``sweep.json`` is to hold; two sweeps may share a folder when their base configs agree.
+    """Return the content for ``sweep.json``; two sweeps with the same base config may share a folder.
 
     Raises:
         FolderError: if the folder holds a sweep with another base config.
@@ -208,10 +209,10 @@ def _write_marker(sweep: Path, marker: dict[str, Any]) -> None:
 
 
 def _progress(run: Run, folder: RunDir, work: str) -> JobProgress:
-    """Return how far the work in a folder has come.
+    """Return the progress of the work in a folder.
 
     Raises:
-        FolderError: if the folder cannot be this job's.
+        FolderError: if the folder is not this job's.
     """
     if not _holds_config(folder) or run.rerun:
         return JobProgress.NEW
@@ -284,10 +285,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _create_single(job_folder: JobFolder, work: str, *, is_named: bool) -> JobFolder:
-    """Make a single run's folder, and keep other commands out from before its config is written.
+    """Create a single run's folder, and lock other commands out before its config is written.
 
     Args:
-        job_folder: as it was found; another command may have come first.
+        job_folder: the folder as found; another command may have been faster.
         work: as for ``create_job_folders``.
         is_named: whether the user gave the folder.
     """
@@ -310,7 +311,7 @@ def _create_single(job_folder: JobFolder, work: str, *, is_named: bool) -> JobFo
 
 
 def _create_sweep_job(job_folder: JobFolder, work: str) -> JobFolder:
-    """Make the folder of a sweep's job and write its config, unless another command is at work on the same job."""
+    """Create the folder of a sweep's job and write its config, unless another command works on the same job."""
     run, folder = job_folder.job.run, job_folder.folder
     is_written = not run.rerun and _has_text(folder.config, run.to_yaml())
     if job_folder.progress is JobProgress.FINISHED or is_written:
@@ -327,13 +328,13 @@ def _create_sweep_job(job_folder: JobFolder, work: str) -> JobFolder:
 
 
 def _begin(job: Job, folder: RunDir, work: str, created: list[Path]) -> JobProgress:
-    """Write the config into a claimed folder, and keep an old run beside it where it is to be run again.
+    """Write the config into a claimed folder; for a rerun, move the old run beside it first.
 
     Args:
         job: to begin.
         folder: its own.
         work: as for ``create_job_folders``.
-        created: takes the folders that are made for a rerun.
+        created: collects the folders created for a rerun.
     """
     run = job.run
     progress = _progress(run, folder, work)

@@ -1,4 +1,4 @@
-"""``sft-lab runs``: a line per run folder, from its small files alone, so that a thousand take seconds."""
+"""``sft-lab runs``: one line per run folder, read from small files only, so that a thousand take seconds."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CLOCK_SLACK = datetime.timedelta(seconds=2)  # a status has its time to the seco
 
 @dataclass(frozen=True)
 class RunLine:
-    """What the files of a run folder say.
+    """The line of a run folder.
 
     Attributes:
         path: of the folder.
-        state: of ``status.json``; ``cut off`` where its process is gone, ``running on <host>`` on another machine,
-            ``queued`` while a cluster has it and has not begun, ``not started`` with a config alone, ``broken`` where
+        state: from ``status.json``; ``cut off`` if its process is gone, ``running on <host>`` on another machine,
+            ``queued`` while it waits in a cluster's queue, ``not started`` with a config only, ``broken`` if
             ``status.json`` cannot be read.
         work: ``run`` or ``prepare``.
         verdict: empty without a summary.
@@ -97,7 +97,7 @@ def _line(folder: RunDir, installed: dict[str, str]) -> RunLine:
 
 
 def other_versions(content: dict[str, Any], installed: dict[str, str]) -> dict[str, str]:
-    """Return the packages of a manifest that are not installed in the same version, with that version."""
+    """Return the packages in a manifest whose installed version differs, with the version in the manifest."""
     packages = content.get("packages") or {}
     return {name: version for name, version in packages.items() if installed.get(name) != version}
 
@@ -114,7 +114,7 @@ def _state(status: dict[str, Any]) -> str:
 
 
 def _is_alive(pid: object, since: str) -> bool:
-    """Return whether the process that wrote a status still runs, and is no later one with its number.
+    """Return whether the process that wrote a status still runs; a later process may have the same number.
 
     Args:
         pid: its number.
@@ -137,7 +137,7 @@ def _is_alive(pid: object, since: str) -> bool:
 
 
 def table(lines: list[RunLine]) -> Table:
-    """Return the lines as a table; a star marks runs by other library versions, problems are in the last column."""
+    """Return the lines as a table; a star marks runs with other library versions, the last column has problems."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -165,7 +165,7 @@ def table(lines: list[RunLine]) -> Table:
 
 
 def show(lines: list[RunLine]) -> None:
-    """Print the table, or that there is nothing yet."""
+    """Print the table, or that there are no runs yet."""
     if lines:
         console(200).print(table(lines))
     else:

@@ -1,4 +1,4 @@
-"""``sft-lab plan``: what a command would do, from the store and the run folders; nothing is computed or written."""
+"""``sft-lab plan``: what a command would do, judged by the store and the run folders, without computing anything."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ MAX_FINISHED_RUNS = 200  # the newest, from which times are taken
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known of a job before it runs.
+    """What is known about a job before it runs.
 
     Attributes:
         job_folder: the job and its folder.
-        other_versions: packages of a finished job of which another version is installed now, with the old version.
-        stages: the waterfall so far as it is stored.
-        missing: the first data stage that is not stored, and its key; None when all are.
+        other_versions: packages whose version has changed since a finished job, with the old version.
+        stages: the waterfall up to the last stored stage.
+        missing: the first data stage that is not stored, and its key; None if all are.
         rows: training rows; tokens: of their prompts and answers; None until all data stages are stored.
-        steps: optimizer steps; None where they follow from rows that are not known.
-        epochs: passes over the rows; None where that is not known.
-        seconds: from a finished run of the same shape, None without one.
-        like: that run's folder.
+        steps: optimizer steps; None if they depend on unknown rows.
+        epochs: passes over the rows; None if unknown.
+        seconds: estimate from a finished run of the same shape; None without one.
+        like: folder of that run.
         memory: what training holds; None where the model is not here yet.
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
         dedup: how long semantic dedup will take; empty where that is seconds, done or not known.
@@ -95,10 +95,10 @@ class StoredData(NamedTuple):
 
 
 def forecast_jobs(plan: configs.Plan) -> list[Outlook]:
-    """Return what is known of every job of a command.
+    """Return the outlook of every job of a command.
 
     Raises:
-        FolderError: as creating the job folders would.
+        FolderError: if the job folders could not be created.
     """
     job_folders = find_job_folders(plan)
     finished_runs = list(_finished_runs(job_folders[0].folder.path.parent))
@@ -109,7 +109,7 @@ def forecast_jobs(plan: configs.Plan) -> list[Outlook]:
 
 
 def shared_stages(outlooks: list[Outlook]) -> list[tuple[str, int]]:
-    """Return the data stages to compute first, and how many jobs wait for each: one computation serves them all."""
+    """Return the data stages to compute first, with the number of jobs that share each."""
     waiting = Counter(
         outlook.missing
         for outlook in outlooks
@@ -119,7 +119,7 @@ def shared_stages(outlooks: list[Outlook]) -> list[tuple[str, int]]:
 
 
 def same_rows(outlooks: list[Outlook]) -> list[str]:
-    """Return the groups of jobs that would train the same on the same rows, each by the axes of its jobs."""
+    """Return the groups of jobs that would train identically on the same rows, described by their axes."""
     groups: dict[str, list[str]] = {}
     for outlook in outlooks:
         if outlook.trained_as:
@@ -138,9 +138,9 @@ def _forecast(
 
     Args:
         job_folder: the job and its folder.
-        finished_runs: to take its time from.
-        tokenizers: by model, shared between the jobs.
-        footprints: by what decides them, shared between the jobs.
+        finished_runs: runs to estimate the time from.
+        tokenizers: cache by model, shared by the jobs.
+        footprints: cache of memory footprints, shared by the jobs.
     """
     run = job_folder.job.run
     data = _stored_data(job_folder, tokenizers)
@@ -175,13 +175,13 @@ def _forecast(
 
 
 def _rows_before_dedup(data: StoredData) -> int:
-    """Return the training rows that the dedup will see at most; 0 where it is done, or nothing is known of them."""
+    """Return the most training rows that dedup may see; 0 if dedup is done or the rows are unknown."""
     is_done = any(stage["stage"].startswith("dedup") for stage in data.stages)
     return 0 if is_done or not data.stages else int(data.stages[-1]["rows_kept"])
 
 
 def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredData:
-    """Go through the data stages as far as they are stored."""
+    """Follow the data stages as far as they are stored."""
     run = job_folder.job.run
     tokenizer_key = digest([run.saved()["model"], run.template.special_tokens])
 
@@ -202,7 +202,7 @@ def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredDat
 
 
 def _memory(run: Run) -> Footprint | None:
-    """Return what training would hold in memory; None where the model is not here yet.
+    """Return the memory that training would take; None if the model is not downloaded yet.
 
     Raises:
         ConfigError: if the trainer does not fit the model, as the job itself would before it reads any data.
@@ -237,7 +237,7 @@ def _finished_runs(parent: Path) -> Iterator[TimedRun]:
     """Yield finished runs, the newest first: in ``outputs``, in ``multirun`` and beside the jobs.
 
     Args:
-        parent: the folder of the job folders.
+        parent: folder that contains the job folders.
     """
     roots = {parent, Path("outputs").absolute(), Path("multirun").absolute()}
     folders = {
@@ -263,7 +263,7 @@ def _cost_shape(run: Run) -> dict[str, Any]:
 def _time(run: Run, steps: int | None, finished_runs: list[TimedRun]) -> tuple[float | None, Path | None]:
     """Return the seconds of a job and the run they are taken from: the newest one whose steps cost the same.
 
-    Both are None without such a run; a guess from nothing is no help.
+    Both are None without such a run.
     """
     shape = _cost_shape(run)
     for finished in finished_runs:
@@ -276,7 +276,7 @@ def _time(run: Run, steps: int | None, finished_runs: list[TimedRun]) -> tuple[f
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the stages' own log lines, which are about work that is not done here."""
+    """Silence the stages' log, which is about work that is not done here."""
     log = logging.getLogger("sft_lab")
     before = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Several jobs at once on this machine: each a child process with a GPU or a part of the cores of its own."""
+"""Several jobs at once on this machine, each a child process with its own GPU or share of the cores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTPUT = "output.log"  # what a job's process printed, beside run.log
 
 
 def launch(jobs: list[tuple[str, RunDir]], launcher: Processes, work: str) -> list[Failure]:
-    """Start each job as soon as a device is free, and wait for all.
+    """Start each job as soon as a device is free, and wait for all of them.
 
     Args:
         jobs: title and folder of each.
@@ -46,7 +46,7 @@ def launch(jobs: list[tuple[str, RunDir]], launcher: Processes, work: str) -> li
 
 @dataclass(eq=False)
 class ProcessJob(SupervisedJob):
-    """A job that waits for a device, or that a child process executes.
+    """A job that waits for a device or is executed by a child process.
 
     Attributes:
         process: None until it is started.
@@ -57,15 +57,15 @@ class ProcessJob(SupervisedJob):
     device: str = ""
 
     def log_progress(self) -> None:
-        """Log nothing more: the start was logged by whoever chose the device."""
+        """Log nothing: the start was logged when the device was chosen."""
 
     def start(self, device: str, threads: int, work: str) -> None:
         """Start the process.
 
         Args:
-            device: which the job gets.
-            threads: of the processor's arithmetic.
-            work: what it does in the job's folder.
+            device: the device that the job gets.
+            threads: CPU threads.
+            work: run the job, or only prepare its data.
         """
         # Set before the process begins: torch reads both once, when it is imported.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -103,7 +103,7 @@ class ProcessJob(SupervisedJob):
         return Ending(reason, was_killed=True)
 
     def _last_line(self) -> str:
-        """Return the last line that the process printed: its error where it could write no status."""
+        """Return the last line that the process printed: its error if it could not write a status."""
         file = self.folder.path / OUTPUT
         lines = read_text(file, LONG, errors="replace").strip().splitlines()
         return lines[-1].removeprefix("sft-lab: ") if lines else f"see {file}"
@@ -134,14 +134,14 @@ class ChildProcesses(Backend):
         return endings
 
     def stop(self) -> None:
-        """Ask every process to end, as SIGTERM ends one alone."""
+        """Send every process SIGTERM."""
         stop_processes([job.process for job in self.jobs if job.process], STOP_SECONDS)
 
 
 def take_device(free: list[str], folder: RunDir) -> str:
-    """Take a free device for a job out of the list, and return it.
+    """Remove a free device for a job from the list, and return it.
 
-    Where a process of an earlier command is at work on the job, it is that process's own device.
+    If a process of an earlier command works on the job, the device is the one that it uses.
     """
     holder = folder.holder() if folder.is_held() else None
     if holder and holder.host == socket.gethostname():

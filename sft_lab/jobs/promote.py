@@ -1,4 +1,4 @@
-"""``sft-lab promote``: a run's config as an experiment file that says only what differs from the defaults."""
+"""``sft-lab promote``: a run's config as an experiment file with only the differences from the defaults."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _NO_NAMES = ("true", "false", "null", "nan", "inf", "none")
 
 
 def promote(source: Path, name: str, *, force: bool = False) -> Path:
-    """Keep a run's config as ``./experiments/<name>.yaml`` and prove that it gives the same config again.
+    """Save a run's config as ``./experiments/<name>.yaml`` and verify that it composes to the same config.
 
     Args:
-        source: a run folder, of any state.
-        name: of the experiment.
-        force: overwrite one of that name.
+        source: a run folder, in any state.
+        name: name of the experiment.
+        force: whether to overwrite an experiment of that name.
 
     Returns:
         The file.
 
     Raises:
-        UserError: for a bad name, a name that is taken, a folder that is none, or a config that cannot be said as
-            an experiment from here.
+        UserError: for a bad or taken name, a path that is not a run folder, or a config that no experiment file
+            can express here.
     """
     folder = open_run_dir(source)
     name = _checked_name(name)
@@ -68,7 +68,7 @@ def _checked_name(name: str) -> str:
 
 
 def _put(target: Path, text: str, run: Run) -> None:
-    """Write the file under another name, prove it there, and only then put it in place."""
+    """Write the file under a temporary name, verify it, and only then move it into place."""
     new_folders = [folder for folder in (target.parent,) if not folder.exists()]
     trial = target.with_name(f"{target.stem}-trial-{uuid4().hex[:8]}.yaml")
     try:
@@ -92,7 +92,7 @@ def _put(target: Path, text: str, run: Run) -> None:
 def difference_from(run: Run, name: str) -> str:
     """Return how the config of the composed experiment differs from the run's; empty when it does not.
 
-    The order of mappings counts too: filters work, and sources follow one another, in the order they are written.
+    The order of mappings counts too: filters and sources are applied in the order in which they are written.
     """
     try:
         composed = configs.build(configs.compose_config([f"experiment={name}"]))
@@ -111,13 +111,13 @@ def difference_from(run: Run, name: str) -> str:
 
 @dataclass
 class _Experiment:
-    """An experiment in the making.
+    """An experiment file under construction.
 
     Attributes:
-        run: taken apart: what has to come out.
+        run: the run's config in parts, which the file must reproduce.
         choices: the option to choose in each group.
-        written: paths of filters whose options are not to be had, so that all their knobs are written.
-        values: the knobs to write.
+        written: paths of filters whose option files are missing, so that all their values are written.
+        values: the values to write.
     """
 
     run: Bare
@@ -127,7 +127,7 @@ class _Experiment:
 
     @classmethod
     def of(cls, run: Run) -> _Experiment:
-        """Return the experiment of the options and values that differ from the defaults."""
+        """Return an experiment with the options and values that differ from the defaults."""
         experiment = cls(bare_of(run))
         composed = experiment._replace(experiment._choose())
         experiment.values, _ = _changes(composed.values, experiment.run.values)
@@ -151,7 +151,7 @@ class _Experiment:
         return OmegaConf.to_yaml(OmegaConf.create(content))
 
     def _choose(self) -> Bare:
-        """Choose the run's options as long as something comes out other than it chose: groups first, then in groups."""
+        """Choose the run's options until composition gives no other choice: outer groups first, then inner ones."""
         while True:
             composed = compose_bare(self._overrides())
             missing = {
@@ -167,7 +167,7 @@ class _Experiment:
             self.choices |= outer or missing
 
     def _replace(self, composed: Bare) -> Bare:
-        """Replace each option that is gone or is now another by one of the same kind, with all its values written."""
+        """Replace each option that is missing or has changed by one of the same kind, with all its values written."""
         for path in ("filter", "split.filter"):
             current, wanted = (
                 [item for item in bare.kinds.items() if item[0].startswith(f"{path}.")] for bare in (composed, self.run)
@@ -191,14 +191,14 @@ class _Experiment:
 
 
 def _is_there(group: str, option: Any) -> bool:
-    """Whether the option files are to be had here."""
+    """Return whether the option files exist here."""
     roots = [root / group.partition("@")[0] for root in option_roots()]
     names = option if isinstance(option, list) else [option]
     return all(any((root / f"{name}.yaml").is_file() for root in roots) for name in names)
 
 
 def option_of_kind(group: str, kind: str) -> str:
-    """Return an option of a kind, that of the same name if there is one."""
+    """Return an option of a kind, preferably the one with the kind's name."""
     option_files = (file for root in option_roots() for file in (root / group).glob("*.yaml"))
     files = sorted(option_files, key=lambda file: (file.stem != kind, file.stem))
     of_kind = [file.stem for file in files if f"/schema/{group}/{kind}@" in file.read_text(encoding="utf-8")]
@@ -208,9 +208,9 @@ def option_of_kind(group: str, kind: str) -> str:
 
 
 def _changes(current: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return the values to write, nested, and the outermost keys below which something would have to be removed.
+    """Return the values to write, nested, and the outermost keys below which a key would have to be removed.
 
-    An experiment adds and replaces; it cannot take a key out of a mapping.
+    An experiment can add and replace keys, but not remove one from a mapping.
     """
     values: dict[str, Any] = {}
     stuck = {key for key in current if key not in wanted}
@@ -228,7 +228,7 @@ def _changes(current: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str,
 
 
 def _thin(values: dict[str, Any], composed: dict[str, Any]) -> None:
-    """Leave the defaults out of a mixture's sources."""
+    """Remove defaults from the sources of a mixture."""
     default = {**plain(Ingredient(path=""), every_knob=True), "path": None}
     sources = values.get("dataset", {}).get("sources", {})
     for name, source in sources.items():
@@ -237,7 +237,7 @@ def _thin(values: dict[str, Any], composed: dict[str, Any]) -> None:
 
 
 def _header(folder: RunDir, name: str) -> str:
-    """Return comments: where the file comes from and how to run it."""
+    """Return the comments at the top of the file: its origin, and how to run it."""
     manifest, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
     prepared = status.get("work") == Work.PREPARE
     base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))

@@ -1,4 +1,4 @@
-"""Jobs as tasks of Ray: each executes its folder in a worker process of its own, which Ray starts again if it dies."""
+"""Jobs as Ray tasks: each executes a job folder in its own worker process, which Ray restarts if it dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLL_SECONDS = 1.0  # between two checks of the jobs
 
 
 def launch(jobs: list[tuple[str, RunDir]], launcher: Ray, work: str) -> list[Failure]:
-    """Hand every job to Ray, and wait for all.
+    """Submit every job to Ray, and wait for all of them.
 
     Args:
         jobs: title and folder of each.
@@ -30,7 +30,7 @@ def launch(jobs: list[tuple[str, RunDir]], launcher: Ray, work: str) -> list[Fai
         work: what they do in their folders.
 
     Raises:
-        UserError: if there is no such cluster, or none of its machines can hold a job.
+        UserError: if there is no such cluster, or a job fits on none of its machines.
     """
     if not jobs:
         return []
@@ -69,7 +69,7 @@ class RayTasks(Backend):
         return [(self._jobs_by_task.pop(task), _ending(task)) for task in ended]
 
     def stop(self) -> None:
-        """Cancel what has not begun, and end the rest as Ctrl-C does: it goes on from there another time."""
+        """Cancel tasks that have not begun, and interrupt the rest as Ctrl-C does; they can be resumed."""
         import ray
 
         tasks = list(self._jobs_by_task)
@@ -95,7 +95,7 @@ def _gpus_per_job(launcher: Ray) -> int:
     """Return the GPUs that each job gets.
 
     Raises:
-        UserError: if no machine of the cluster has as many, or enough cores: Ray would wait for one for ever.
+        UserError: if no machine of the cluster has enough GPUs or cores: Ray would wait for one forever.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""``sft-lab replay``: a saved config run again in a new folder, with every difference to its old result."""
+"""``sft-lab replay``: run a saved config again in a new folder, and list every difference in the result."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Replay:
         source: the run folder or config it came from.
         folder: the new run folder.
         overrides: what was changed in the config.
-        environment: its differences; None where the old run noted nothing.
-        result: its differences; None where there is nothing to compare, as ``note`` says.
+        environment: differences in the environment; None if the old run recorded none.
+        result: differences in the result; None if nothing was compared, for the reason in ``note``.
         compared: how many numbers were compared.
         exact: whether equal means to the last digit.
-        changed: whether the overrides change what comes out, so that a difference is expected.
-        note: why nothing was compared, or what else there is to know.
-        failure: of the new run.
+        changed: whether the overrides change the result, so that differences are expected.
+        note: why nothing was compared, or another remark.
+        failure: the failure of the new run.
     """
 
     source: Path
@@ -73,15 +73,15 @@ class Replay:
 
 @dataclass(frozen=True)
 class OldRun:
-    """What is known of the run that is replayed.
+    """What is known about the run that is replayed.
 
     Attributes:
-        folder: None for a config alone.
-        job: the hash of its config, as this sft_lab reads it.
-        manifest: None where it never began.
-        state: of ``status.json``.
-        work: what it was: a run, or prepared data alone.
-        result: None where it is not finished.
+        folder: the run folder; None for just a config.
+        job: hash of its config, as this version of sft_lab reads it.
+        manifest: its manifest; None if it never began.
+        state: state in ``status.json``.
+        work: whether it was a run, or only prepared data.
+        result: its numbers; None if it is not finished.
     """
 
     folder: RunDir | None
@@ -93,15 +93,15 @@ class OldRun:
 
 
 def replay(source: Path, overrides: list[str] | None = None, out: Path | None = None) -> Replay:
-    """Run a saved config again and compare. The same call with the same ``out`` goes on where it was cut off.
+    """Run a saved config again and compare. The same call with the same ``out`` resumes an interrupted replay.
 
     Args:
-        source: a run folder, or a saved config alone, which has nothing to be compared with.
+        source: a run folder, or just a saved config, which leaves nothing to compare with.
         overrides: dotted keys of the saved config, ``key=value``.
         out: the new run folder; None: ``outputs/<date>/<time>``.
 
     Raises:
-        UserError: for a source that is none, an override or a file that is wrong, or an ``out`` that is taken.
+        UserError: for a wrong source, override or file, or an ``out`` that is in use.
     """
     overrides = list(overrides or [])
     folder = None if source.is_file() else open_run_dir(source)
@@ -158,7 +158,7 @@ def _read_old_run(folder: RunDir | None, config: Path) -> OldRun:
 
 
 def _create_folder(run: Run, overrides: list[str], out: Path | None, source: Path, work: str) -> JobFolder:
-    """Find or make the new folder, by the rule that every run folder obeys."""
+    """Find or create the new folder, by the rule for every run folder."""
     if out is not None:
         if out.exists() and source.exists() and out.samefile(source):
             raise FolderError(f"--out {out}: is the run to be replayed; a replay has a folder of its own")
@@ -175,7 +175,7 @@ def _create_folder(run: Run, overrides: list[str], out: Path | None, source: Pat
 
 
 def _extra_differences(old: OldRun, new: JobFolder) -> list[Difference]:
-    """Return what is different beside the manifests: an edited config, and training that was cut off."""
+    """Return differences that no manifest has: an edited config, and training that was interrupted."""
     differences = []
     job = (old.manifest or {}).get("job")
     if job not in (None, old.job):
@@ -187,7 +187,7 @@ def _extra_differences(old: OldRun, new: JobFolder) -> list[Difference]:
 
 
 def _compare(done: Replay, old: OldRun, extra: list[Difference]) -> Replay:
-    """Return a replay with what comes out of it.
+    """Return the replay with its result compared to the old one.
 
     Args:
         done: the replay, whose new run is finished.
@@ -231,7 +231,7 @@ def _why_not_compared(old: OldRun) -> str:
 
 
 def _store_note(manifest: dict[str, Any]) -> str:
-    """Return what was not computed again: an equal number that was only read from the store proves little."""
+    """Return which results were read from the store: their numbers are equal without having been computed again."""
     stages = [stage for stage in manifest.get("stages", []) if isinstance(stage, dict)]
     hits = sum(bool(stage.get("hit")) for stage in stages)
     if not hits:
@@ -240,7 +240,7 @@ def _store_note(manifest: dict[str, Any]) -> str:
 
 
 def lines(done: Replay) -> list[str]:
-    """Return both lists, of environment and result, and what they come to, as lines."""
+    """Return the differences of environment and result, and the conclusion, as lines."""
     text = [f"Replay of {done.source} in {done.folder.path}"]
     if done.overrides:
         text.append(f"Overrides: {' '.join(done.overrides)}")

@@ -28,7 +28,7 @@ Numbers = dict[str, dict[str, Any]]  # by file and name, then by row, step or pa
 
 
 def read_result(folder: RunDir, work: str) -> Numbers:
-    """Return every number of a finished run's result, times left out.
+    """Return every number in a finished run's result, except times.
 
     Raises:
         FolderError: if a file is missing or cannot be read.
@@ -87,12 +87,13 @@ def _is_loss(name: str) -> bool:
 
 
 def compare_results(before: Numbers, after: Numbers, *, exact: bool) -> list[Difference]:
-    """Return the differences of two results, one for each name, with the row or step where it is largest.
+    """Return the differences between two results, one per name, at the row or step where it is largest.
 
     Args:
-        before: the old result; what it lacks, because its sft_lab did not know it, is not compared.
-        after: the new one.
-        exact: to the last digit, else losses within ``LOSS_TOLERANCE``, rows within ``ROW_TOLERANCE``, counts equal.
+        before: the old result; numbers that it lacks, from an older sft_lab, are not compared.
+        after: the new result.
+        exact: whether every digit must agree; otherwise losses within ``LOSS_TOLERANCE``, rows
+            within ``ROW_TOLERANCE``, and counts exactly.
     """
     differences = []
     for name, old in before.items():

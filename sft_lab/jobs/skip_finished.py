@@ -1,4 +1,4 @@
-"""Skip finished jobs: whether the work of a run folder is done, and what happens to a job that needs none."""
+"""Skipping of finished jobs: whether the work in a run folder is done, and what happens then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def is_finished(folder: RunDir, work: str) -> bool:
-    """Return whether the work is done in a run folder; a finished run has prepared its data too.
+    """Return whether the work in a run folder is done; a finished run has prepared its data too.
 
     Raises:
         FolderError: if ``status.json`` cannot be read.
@@ -21,12 +21,12 @@ def is_finished(folder: RunDir, work: str) -> bool:
 
 
 def skip_if_finished(folder: RunDir, work: str, title: str = "") -> bool:
-    """Return whether a job is finished, and then log so and leave its folder in order.
+    """Return whether a job is finished; if it is, log that and tidy its folder.
 
     Args:
-        folder: of the job.
-        work: run it, or prepare its data alone.
-        title: what the job is called in the log; empty: its folder.
+        folder: folder of the job.
+        work: run it, or only prepare its data.
+        title: name of the job in the log; empty for its folder.
     """
     if not is_finished(folder, work):
         return False

@@ -1,7 +1,7 @@
-"""Jobs handed to Slurm by submitit: one array; each of its jobs executes a job folder on a machine of the cluster.
+"""Jobs submitted to Slurm by submitit, as one array; each executes a job folder on a machine of the cluster.
 
-What became of a job is read from its folder, and ``squeue`` answers whether it is still there: ``sacct`` does only
-where Slurm keeps accounts. submitit's pickled results are not opened: a sweep folder may be a stranger's.
+A job's result is read from its folder, and ``squeue`` tells whether it still runs: ``sacct`` works only where Slurm
+keeps accounts. submitit's pickled results are never opened, since a sweep folder may be a stranger's.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ ENDED = {
 
 
 def launch(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[Failure]:
-    """Submit what is not in the queue already, and wait for all.
+    """Submit the jobs that are not queued yet, and wait for all of them.
 
     Args:
         jobs: title and folder of each.
-        launcher: what each gets.
+        launcher: resources of each job.
         work: what they do in their folders.
 
     Raises:
-        UserError: if the cluster takes no such jobs.
+        UserError: if the cluster rejects the jobs.
     """
     if not jobs:
         return []
@@ -78,12 +78,12 @@ def launch(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[F
 
 @dataclass(frozen=True)
 class SlurmTask:
-    """What submitit carries to the cluster: a folder to execute there, again if Slurm takes the machine away.
+    """The task that submitit sends to the cluster: execute a folder, and again if Slurm pre-empts the job.
 
     Attributes:
-        path: of the folder.
-        work: what to do in it.
-        threads: of the processor's arithmetic, where nothing on that machine says otherwise.
+        path: path of the folder.
+        work: run it, or only prepare its data.
+        threads: CPU threads, unless OMP_NUM_THREADS is set on that machine.
     """
 
     path: str
@@ -91,7 +91,7 @@ class SlurmTask:
     threads: int
 
     def __call__(self) -> None:
-        """Execute the folder; a failure is left beside submitit's files, readable without unpickling."""
+        """Execute the folder; a failure is written beside submitit's files as JSON, to be read without unpickling."""
         from submitit import JobEnvironment
 
         submitted = JobEnvironment()
@@ -114,17 +114,17 @@ class SlurmTask:
             write_json(_failure_file(Path(submitted.paths.folder), submitted.job_id), failure)
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return what submitit starts when the job is queued again: the same, which goes on from its checkpoint."""
+        """Return the task to start when the job is queued again: the same one, which resumes from its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _wait_for_slurm() -> None:
-    """Let Slurm end this job, which it has sent SIGTERM: the job's folder is in order, its work is interrupted.
+    """Wait for Slurm to end this job after its SIGTERM; the job's folder is in order, its work interrupted.
 
-    A job that ended itself would be completed to Slurm. One that is being pre-empted waits for the signal on which
-    submitit queues it again, or for the kill after which Slurm does; a cancelled one for the kill.
+    If the job exited, Slurm would count it as completed. A pre-empted job waits for the signal on which submitit
+    queues it again, or for the kill after which Slurm does; a cancelled job waits for the kill.
     """
     deadline = time.monotonic() + KILL_SECONDS
     while time.monotonic() < deadline:
@@ -135,7 +135,7 @@ def _wait_for_slurm() -> None:
 
 
 class QueueState(NamedTuple):
-    """A job in the queue: Slurm's state of it, and its reason for one that waits."""
+    """A job in Slurm's queue: its state, and the reason why it waits."""
 
     state: str
     reason: str = ""
@@ -151,9 +151,9 @@ class QueuedJob(SupervisedJob):
     """A job in the queue or at work; its ``status_before`` is its status when it was submitted.
 
     Attributes:
-        job_id: Slurm's, ``12_0`` in an array.
+        job_id: Slurm's id, ``12_0`` in an array.
         logs: submitit's folder.
-        was_missing: whether the queue did not have it when it was asked the last time.
+        was_missing: whether it was missing from the queue at the last check.
     """
 
     job_id: str = ""
@@ -161,7 +161,7 @@ class QueuedJob(SupervisedJob):
     was_missing: bool = False
 
     def has_ended(self, queue: dict[str, QueueState] | None) -> bool:
-        """Return whether the job is over, by submitit's result or by the queue; None: it was not asked."""
+        """Return whether the job is over, judged by submitit's result or the queue; ``None`` if that was not asked."""
         if (self.logs / f"{self.job_id}_0_result.pkl").exists():
             return True
         if queue is None:
@@ -175,7 +175,7 @@ class QueuedJob(SupervisedJob):
         """Return how the job ended.
 
         Args:
-            state: Slurm's of it.
+            state: its state in Slurm.
         """
         before_work = "" if read_status(self.folder) != self.status_before else " before its work began"
         log_file = self.logs / f"{self.job_id}_0_log.out"
@@ -186,14 +186,14 @@ class QueuedJob(SupervisedJob):
         return Ending(reason, str(failure["message"]), by_input=bool(failure.get("by_input")))
 
     def conclude(self, work: str, ending: Ending) -> Failure | None:
-        """Also forget that the job is queued."""
+        """Conclude as usual, and remove the note that the job is queued."""
         failure = super().conclude(work, ending)
         self.folder.queued.unlink(missing_ok=True)
         return failure
 
 
 class SlurmArray(Backend):
-    """The jobs of a sweep that are in the queue or at work."""
+    """The jobs of a sweep that are queued or running."""
 
     def __init__(self, jobs: list[QueuedJob], cluster: Cluster) -> None:
         self.jobs: list[QueuedJob] = jobs
@@ -220,7 +220,7 @@ class SlurmArray(Backend):
         return endings
 
     def _log_waiting(self, reasons: list[str]) -> None:
-        """Log why jobs wait, each reason once: for some (a time limit above the partition's) they wait for ever."""
+        """Log why jobs wait, each reason once; for some (a time limit above the partition's) they wait forever."""
         for reason, jobs in Counter(reasons).items():
             if reason not in self._logged_reasons | {"", "None"}:
                 waiting = "1 job waits" if jobs == 1 else f"{jobs} jobs wait"
@@ -228,7 +228,7 @@ class SlurmArray(Backend):
                 self._logged_reasons.add(reason)
 
     def stop(self) -> None:
-        """Log that the jobs go on: nobody has ended them."""
+        """Log that the jobs keep running: nothing has ended them."""
         if self._cluster is Cluster.slurm:
             ids = ",".join(job.job_id for job in self.jobs)
             log.warning("the jobs stay in Slurm's queue: squeue --jobs=%s; scancel ends one", ids)
@@ -240,10 +240,10 @@ class SlurmArray(Backend):
 
 
 def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) -> list[QueuedJob]:
-    """Return the jobs that an earlier command has submitted and that are not over.
+    """Return the jobs that an earlier command submitted and that are not over.
 
     Raises:
-        UserError: if the queue cannot be asked, or a job there is to do other work in its folder.
+        UserError: if squeue fails, or a queued job is to do other work in its folder.
     """
     queued = []
     for title, folder in jobs:
@@ -272,13 +272,13 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
 
 
 def _read_note(folder: RunDir) -> dict[str, Any]:
-    """Return what an earlier command noted of the job, nothing where it is none of ours."""
+    """Return an earlier command's note about the job; empty if it is not a note of ours."""
     note = records.read(folder.queued, [])
     return note if re.fullmatch(r"\d+(_\d+)?", note.get("job_id", "")) and "logs" in note else {}
 
 
 def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[QueuedJob]:
-    """Submit jobs as one array, and note in each folder where it is queued."""
+    """Submit jobs as one array, and write the queue's job id into each folder."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     if not jobs:
@@ -304,7 +304,7 @@ def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[
 
 
 def executor_for(launcher: Slurm, logs: Path) -> AutoExecutor:
-    """Return submitit's executor with all that a job gets; it writes the batch script."""
+    """Return submitit's executor with the resources of a job; it writes the batch script."""
     from submitit import AutoExecutor
 
     cluster, gpus = launcher.cluster.name, launcher.gpus
@@ -342,7 +342,7 @@ def _failure_file(logs: Path, job_id: str) -> Path:
 
 
 def _ask_queue(cluster: Cluster, job_ids: list[str]) -> dict[str, QueueState] | None:
-    """Return the states of jobs by their ids; those that are gone are left out, and None means no answer."""
+    """Return the states of jobs by id, without those that are gone; None if squeue does not answer."""
     if not job_ids:
         return {}
     if cluster is Cluster.local:
@@ -361,7 +361,7 @@ def _ask_queue(cluster: Cluster, job_ids: list[str]) -> dict[str, QueueState] | 
 
 
 def _is_submitit_process(pid: str) -> bool:
-    """Return whether a process of this machine is one of submitit's local jobs; a number is used again."""
+    """Return whether a process is one of submitit's local jobs; process numbers are reused."""
     try:
         return b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -1,7 +1,7 @@
-"""Supervision of jobs that other processes execute: children of this one, or those of a cluster.
+"""Supervision of jobs in other processes: children of this one, or processes of a cluster.
 
-``supervise`` follows, concludes and stops them all the same way. A launcher hands its jobs over in its own way, and
-answers through a ``Backend`` which of them have ended.
+``supervise`` follows, concludes and stops all of them in the same way. Each launcher starts jobs in its own way, and
+reports through a ``Backend`` which of them have ended.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Ending:
     """How the process of a job ended.
 
     Attributes:
-        reason: why it ended, for a job whose folder does not say so.
-        message: what the job itself reported of its failure; None where it reported nothing.
+        reason: why it ended, for a job whose folder does not record it.
+        message: the failure that the job itself reported, if any.
         by_input: whether the user's input was to blame.
         was_killed: whether a signal ended the process, which could then write no status.
     """
@@ -55,13 +55,13 @@ class Ending:
 
 @dataclass(eq=False)
 class SupervisedJob:
-    """A job that was handed over.
+    """A job that was handed to another process.
 
     Attributes:
-        title: what it is called in the log; empty: its folder's name.
-        folder: of the job.
-        status_before: what ``status.json`` held before this attempt; None: what it holds now.
-        last_status: what it held when it was last read.
+        title: name of the job in the log; empty for its folder's name.
+        folder: folder of the job.
+        status_before: content of ``status.json`` before this attempt; None for its present content.
+        last_status: its content when it was last read.
         started: when this command began to follow the job, in seconds of the monotonic clock.
     """
 
@@ -79,7 +79,7 @@ class SupervisedJob:
 
     @property
     def seconds(self) -> float:
-        """How long this command has followed the job."""
+        """Seconds for which this command has followed the job."""
         return time.monotonic() - self.started
 
     def log_progress(self) -> None:
@@ -99,8 +99,8 @@ class SupervisedJob:
         """Log how the job has ended, and return its failure if it failed.
 
         Args:
-            work: what it was to do in its folder.
-            ending: of its process.
+            work: the work that was to be done in its folder.
+            ending: how its process ended.
         """
         status = read_status(self.folder)
         if ending.message is None and status.get("state") == RunState.PRUNED and status != self.status_before:
@@ -120,7 +120,7 @@ class SupervisedJob:
             return False
 
     def _failure_message(self, ending: Ending) -> str:
-        """Return what the status of this attempt says, else why the process ended, which the status then says too."""
+        """Return the error in this attempt's status, else why the process ended, which is then written there."""
         status = read_status(self.folder)
         state = status.get("state") if status != self.status_before else None
         if state == RunState.FAILED:
@@ -149,10 +149,10 @@ def result_line(folder: RunDir, seconds: float | None = None) -> str:
 
 
 class Backend(ABC):
-    """What executes the jobs of a launcher.
+    """The processes that execute a launcher's jobs.
 
     Attributes:
-        jobs: those that have not ended.
+        jobs: jobs that have not ended.
     """
 
     jobs: Sequence[SupervisedJob]
@@ -163,15 +163,15 @@ class Backend(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End the jobs in good order, or say who will: this command is about to end."""
+        """End the jobs gracefully, or log who will: this command is about to exit."""
 
 
 def supervise(backend: Backend, work: str) -> list[Failure]:
     """Follow jobs until all have ended, and return those that failed.
 
     Args:
-        backend: which executes them.
-        work: what they do in their folders.
+        backend: executes the jobs.
+        work: the work that is done in their folders.
     """
     failures: list[Failure] = []
     with sigterm_exits():
@@ -192,11 +192,11 @@ def supervise(backend: Backend, work: str) -> list[Failure]:
 
 
 def stop_processes(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
-    """Send SIGTERM to child processes and wait until they have ended: their jobs go on from there another time.
+    """Send SIGTERM to child processes and wait for them to exit; their jobs can be resumed.
 
     Args:
         processes: children of this process.
-        patience: seconds that they have for it together; they may be writing a checkpoint. Then they are killed.
+        patience: seconds in which all must exit, perhaps after a checkpoint; then they are killed.
     """
     for process in processes:
         process.terminate()
@@ -210,13 +210,13 @@ def stop_processes(processes: Sequence[subprocess.Popen[bytes]], patience: float
 
 
 def read_status(folder: RunDir) -> dict[str, Any]:
-    """Return what ``status.json`` holds, nothing where it cannot be read now: it may come over a network."""
+    """Return the content of ``status.json``; empty if it cannot be read now, as may happen over a network."""
     return records.read(folder.status, [])
 
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM end the work the way Ctrl-C does, so that folders say so."""
+    """Let SIGTERM interrupt the work as Ctrl-C does, so that folders record it."""
 
     def stop(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)

@@ -1,4 +1,4 @@
-"""One attempt at a job folder, which every launcher comes to: ``sft-lab exec`` and what it returns of a failure."""
+"""One attempt at a job folder, the last step of every launcher: ``sft-lab exec``, and the failure it returns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def execute(folder: RunDir, work: str = Work.RUN) -> Failure | None:
         The job's failure; None where it is finished.
 
     Raises:
-        UserError: if it is no job folder, or something that the job needs is missing here.
+        UserError: if it is not a job folder, or something that the job needs is missing here.
     """
     run = configs.load(open_run_dir(folder.path).config)
     if skip_if_finished(folder, work):
@@ -49,10 +49,10 @@ def execute(folder: RunDir, work: str = Work.RUN) -> Failure | None:
 
 
 def attempt(folder: RunDir, run: Run, work: str) -> Failure | None:
-    """Do the work of a job; an error is this job's failure, and no other's.
+    """Do the work of a job; an error fails this job and no other.
 
-    A sweep's job that another process works on (of another command, or of one that was killed) is waited for, and
-    taken over if that leaves it unfinished.
+    If another process works on the job (of another command, or of one that was killed), wait for it, and take the
+    job over if it is left unfinished.
 
     Returns:
         The job's failure; None where it is finished or pruned.
@@ -87,7 +87,7 @@ def _do_work(folder: RunDir, run: Run, work: str) -> None:
 
 
 def execute_on_cluster(path: str, work: str, environment: dict[str, str]) -> dict[str, Any] | None:
-    """Run the saved config of a job folder in a process that a cluster has started.
+    """Run the saved config of a job folder in a process started by a cluster.
 
     Args:
         path: of the folder.
@@ -107,7 +107,7 @@ def execute_on_cluster(path: str, work: str, environment: dict[str, str]) -> dic
 
 
 def interruption_message(folder: RunDir, resume_command: str, work: str = Work.RUN) -> str:
-    """Return how far an interrupted job came, and which command goes on with it."""
+    """Return how far an interrupted job came, and the command that resumes it."""
     if work == Work.PREPARE:
         return f"interrupted; {resume_command} goes on: finished data stages are kept"
     checkpoint = last_checkpoint(folder.checkpoints)

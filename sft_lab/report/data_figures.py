@@ -214,7 +214,7 @@ def _measure_suffix(part: dict[str, Any]) -> str:
 
 
 def _use_count_axis(axes: Axes, ticks: int) -> None:
-    """Make the vertical axis one of whole numbers."""
+    """Let the vertical axis show whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=TICK_STEPS, integer=True, min_n_ticks=1))

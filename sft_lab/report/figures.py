@@ -1,4 +1,4 @@
-"""Figures of a run: what became of its rows, its losses, its optimizer; and those of its data."""
+"""Figures of a run: its rows after each stage, its losses, its optimizer, and its data."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ LOG_SCALE_FROM = 20  # a loss range this many times its lowest value cannot be r
 
 
 def draw_figures(folder: RunDir) -> list[Path]:
-    """Draw the figures that the run folder has the data for.
+    """Draw the figures for which the run folder has data.
 
-    A figure without data is removed: an earlier run drew it, or a stranger. It is safe to call this from several
-    threads.
+    A figure without data is removed: it is from an earlier run, or a stranger. Safe to call from several threads.
 
     Returns:
         The files written, below ``figures/``.

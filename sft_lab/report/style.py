@@ -1,4 +1,4 @@
-"""What all figures share: colors, size, fonts, axes, and how they are written."""
+"""The style of all figures: colors, size, fonts, axes and output."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def add_legend(axes: Axes) -> None:
 
 
 def hide_frame(axes: Axes) -> None:
-    """Leave the axis line below the plot and the horizontal grid."""
+    """Hide the frame, except the line below the plot and the horizontal grid."""
     axes.grid(visible=False, axis="x")
     axes.spines[["top", "right", "left"]].set_visible(False)
 

@@ -1,4 +1,4 @@
-"""``sft-lab doctor``: whether this machine has what runs need, and what has changed since a run. It changes nothing."""
+"""``sft-lab doctor``: check this machine for what runs need, and for changes since a run. It changes nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ VARIABLES: tuple[tuple[str, Callable[[str], object], str], ...] = (
 
 
 class Severity(StrEnum):
-    """How a part of this machine is."""
+    """How serious a diagnosis is."""
 
     OK = "ok"
     NOTE = "note"  # it works, and something about it is worth knowing
@@ -111,7 +111,7 @@ def diagnose_machine() -> list[Diagnosis]:
 
 
 def diagnose_run(path: Path) -> tuple[list[str], list[Diagnosis]]:
-    """Return what changed since a run, and what would keep it from running again.
+    """Return what has changed since a run, and problems that would keep it from running again.
 
     Raises:
         UserError: if there is no such run, or its files cannot be read.
@@ -140,7 +140,7 @@ def check_python() -> Iterator[Diagnosis]:
 
 
 def declared_requirements() -> list[str]:
-    """Return the packages that sft_lab needs with their tested ranges; empty where they are not known.
+    """Return the requirements of sft_lab with their tested ranges; empty if they are not known.
 
     A checkout's own pyproject.toml comes first, since the metadata of an editable install may be older.
     """
@@ -182,7 +182,7 @@ def check_packages(requirements: list[str]) -> Iterator[Diagnosis]:
 
 
 def check_conflicts() -> Iterator[Diagnosis]:
-    """Yield packages that do not fit together: those that ``pip check`` names, and builds of PyTorch."""
+    """Yield conflicts between packages: those that ``pip check`` reports, and different builds of PyTorch."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
     report = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if report.returncode and not report.stdout:
@@ -205,7 +205,7 @@ def check_conflicts() -> Iterator[Diagnosis]:
 
 
 def check_variables() -> Iterator[Diagnosis]:
-    """Yield environment variables whose effect is not what users expect."""
+    """Yield environment variables whose effect may surprise."""
     for name, has_effect, effect in VARIABLES:
         value = os.environ.get(name, "").strip()
         if value and has_effect(value):
@@ -251,7 +251,7 @@ def check_devices() -> Iterator[Diagnosis]:
 
 
 def check_faiss() -> Iterator[Diagnosis]:
-    """Yield which build of FAISS searches."""
+    """Yield the installed build of FAISS."""
     from sft_lab.dedup.vector_search import gpus
 
     try:
@@ -281,7 +281,7 @@ def check_store(root: Path) -> Iterator[Diagnosis]:
 
 
 def check_folders() -> Iterator[Diagnosis]:
-    """Yield problems of the other folders that are written: downloads of the Hub, and runs."""
+    """Yield problems with the other folders that are written: the Hub's cache, and runs."""
     cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     hydra_keys = "set hydra.run.dir and hydra.sweep.dir, or start in a folder of yours with room"
     for topic, folder, remedy in (
@@ -293,7 +293,7 @@ def check_folders() -> Iterator[Diagnosis]:
 
 
 def _disk_problem(folder: Path, remedy: str) -> str:
-    """Return why a folder cannot be written or is short of space; empty when neither is so."""
+    """Return why a folder cannot be written or lacks space; empty if it is fine."""
     existing = _nearest_existing(folder)
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return f"{folder}: cannot be written; {remedy}"
@@ -321,7 +321,7 @@ def check_login() -> Iterator[Diagnosis]:
 
 
 def check_network() -> Iterator[Diagnosis]:
-    """Yield a note where the Hub does not answer; in offline mode it is not contacted."""
+    """Yield a note if the Hub does not answer; offline mode does not contact it."""
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and (reason := unreachable_hub()):
@@ -330,7 +330,7 @@ def check_network() -> Iterator[Diagnosis]:
 
 
 def check_wandb() -> Iterator[Diagnosis]:
-    """Yield where W&B's records would go, and why."""
+    """Yield where W&B records would go, and why."""
     package = importlib.util.find_spec("wandb")
     if package and package.origin and not (Path(package.origin).parent / "bin" / "wandb-core").is_file():
         yield _problem(
@@ -362,7 +362,7 @@ def check_bundled_packages() -> Iterator[Diagnosis]:
 
 
 def check_launchers() -> Iterator[Diagnosis]:
-    """Yield whether the clients of Slurm and Ray are installed; no cluster is contacted."""
+    """Yield whether the clients of Slurm and Ray are installed, without contacting a cluster."""
     for launcher in (Slurm(), Ray()):
         if missing := launcher.missing_requirements():
             yield _note("launch", missing[0])
@@ -371,7 +371,7 @@ def check_launchers() -> Iterator[Diagnosis]:
 
 
 def check_plugins() -> Iterator[Diagnosis]:
-    """Yield the stages of installed packages and ``SFT_LAB_STAGES``, each imported as a run would."""
+    """Yield the stages of plug-ins and ``SFT_LAB_STAGES``, imported as a run would import them."""
     for plugin in plugins.named():
         try:
             stages, _ = plugin.load()

@@ -1,7 +1,7 @@
 """``sft-lab doctor --train``: ten steps of each trainer option on each device of this machine, as a table.
 
 Each attempt is a whole run in its own process, so that its peak memory can be measured and a crash is survived.
-All of it is in a temporary folder, the store too.
+Everything, including the store, is in a temporary folder.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class TrainingAttempt:
     Attributes:
         device: ``cpu`` or ``cuda:0``.
         trainer: option of the group ``trainer``.
-        result: ``ok``, or why the attempt failed or was left out.
+        result: ``ok``, or why the attempt failed or was skipped.
         measured: precision, loss head, losses, tokens/s and peak memory; empty without a finished run.
-        has_failed: whether it should have worked and did not.
+        has_failed: whether it failed although it should work.
     """
 
     device: str
@@ -96,7 +96,7 @@ def try_trainers(model: str) -> Iterator[TrainingAttempt]:
 
 
 def _try(root: Path, device: str, visible: str, trainer: str, model: str) -> TrainingAttempt:
-    """Train in a process of its own, and return what came of it."""
+    """Train in a separate process, and return the attempt."""
     if trainer == "qlora" and not visible:
         return TrainingAttempt(device, trainer, "left out: needs an NVIDIA GPU")
     overrides = [f"trainer={trainer}", f"model={model}", f"store.path={root / 'store'}", *OVERRIDES]
@@ -121,7 +121,7 @@ def _try(root: Path, device: str, visible: str, trainer: str, model: str) -> Tra
 
 
 def _run_process(folder: RunDir, visible: str) -> str:
-    """Execute the run in a process that sees the given GPU, and return why it failed; empty if it did not."""
+    """Execute the run in a process that sees the given GPU, and return its error; empty on success."""
     command = [sys.executable, "-P", "-m", "sft_lab.tools.doctor_train", str(folder.path)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     with folder.output.open("wb") as file:

@@ -1,4 +1,4 @@
-"""A finished run, opened again to use its model."""
+"""A finished run, opened to use its model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class FinishedRun:
     """A run with weights in its folder.
 
     Attributes:
-        folder: the run's.
-        run: its saved config.
-        context: of its stages, with the tokenizer that the model was trained with.
+        folder: the run folder.
+        run: the saved config.
+        context: context of its stages, with the tokenizer that the model was trained with.
     """
 
     folder: RunDir
@@ -38,7 +38,7 @@ class FinishedRun:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether an adapter was trained, not all weights."""
+        """Whether an adapter was trained rather than all weights."""
         return (self.folder.model / "adapter_config.json").exists()
 
     @cached_property
@@ -79,10 +79,10 @@ class FinishedRun:
         return self.run.model.load(self.context, self.run.seed, holding)
 
     def load_tuned(self, base: Any = None) -> Any:
-        """Load the run's weights; an adapter is put onto ``base``, which then is no base model any more.
+        """Load the run's weights; an adapter is added to ``base``, which is then no longer the plain base model.
 
         Args:
-            base: as it was trained on; None: loaded where it is needed.
+            base: the base model, if it is loaded already.
         """
         from sft_lab.training import model_io
 
@@ -98,7 +98,7 @@ def open_run(path: Path) -> FinishedRun:
     """Open the folder of a finished run.
 
     Raises:
-        UserError: if it is no run folder, its run failed or trained nothing, or its weights are missing.
+        UserError: if it is not a run folder, its run failed or trained nothing, or its weights are missing.
     """
     folder = open_run_dir(path)
     state, work = folder.state(), folder.work()

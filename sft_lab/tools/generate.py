@@ -1,4 +1,4 @@
-"""``sft-lab generate``: a prompt answered by the model of a finished run, and by its base model beside it."""
+"""``sft-lab generate``: answer a prompt with the model of a finished run, and with its base model for comparison."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 1000  # logits divided by less are no 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How an answer is generated; the fields are the flags of the command line.
+    """Options of generation; the fields are command-line flags.
 
     Attributes:
         system: text of a system turn before the prompt; empty: none.
         max_new_tokens: of an answer.
-        temperature: 0 is greedy: always the likeliest token.
-        top_p: sample among the likeliest tokens that make up this share; None: all.
-        top_k: sample among so many of the likeliest tokens; None: all.
+        temperature: 0 is greedy: always the most likely token.
+        top_p: sample from the most likely tokens with this total probability; None for all.
+        top_k: sample from this many of the most likely tokens; None for all.
         seed: of sampling; None: the run's.
     """
 
@@ -42,7 +42,7 @@ class GenerationOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible values, named as flags."""
+        """Refuse impossible values, naming their flags."""
         is_length = 1 <= self.max_new_tokens <= MOST_NEW_TOKENS
         require(is_length, "--max-new-tokens", self.max_new_tokens, f"from 1 to {MOST_NEW_TOKENS:,}")
 
@@ -61,7 +61,7 @@ class GenerationOptions:
 
     @property
     def sampling(self) -> dict[str, float | int] | None:
-        """All of Transformers' sampling options, so that none comes from the model's own config; None: greedy."""
+        """All sampling options of Transformers, so that none comes from the model's config; None for greedy."""
         if not self.temperature:
             return None
         return {"temperature": self.temperature, "top_p": self.top_p or 1.0, "top_k": self.top_k or 0}
@@ -75,7 +75,7 @@ class GeneratedAnswers:
         tuned: of the run's model.
         base: of the base model; None if it did not answer.
         is_base_plain: whether the base model got the prompt as plain text, since it does not know the run's template.
-        max_new_tokens: of an answer: as given, or fewer where the prompt leaves fewer of the model's positions.
+        max_new_tokens: the limit that applied; lower than requested if the prompt leaves fewer positions.
     """
 
     tuned: Answer
@@ -126,7 +126,7 @@ def answer_prompt(path: Path, prompt: str, options: GenerationOptions, *, base: 
         base: whether the base model answers too.
 
     Raises:
-        UserError: for a folder that is no finished run with weights, an empty prompt, or one its template refuses.
+        UserError: if the folder has no finished run with weights, or the prompt is empty or refused by its template.
     """
     if not prompt.strip():
         raise UserError("prompt: is empty; give a text, or - and the text on standard input")
@@ -151,7 +151,7 @@ def answer_prompt(path: Path, prompt: str, options: GenerationOptions, *, base: 
 
 
 def _limit_length(options: GenerationOptions, config: Any, prompt_tokens: int) -> GenerationOptions:
-    """Return the options with an answer no longer than the prompt leaves of the model's positions."""
+    """Return the options with the answer limited to the positions that the prompt leaves."""
     from sft_lab.core.positions import positions_of
 
     if (positions := positions_of(config)) is None:
@@ -172,7 +172,7 @@ def _plain_renderer(finished: FinishedRun) -> Renderer:
 
 
 def _render_prompt(renderer: Renderer, prompt: str, options: GenerationOptions, tokenizer: Any) -> list[int]:
-    """Return the tokens of the prompt as the model was trained to read it."""
+    """Return the tokens of the prompt in the template that the model was trained on."""
     from sft_lab.data.encoding import prompt_ids
     from sft_lab.data.template_layout import CannotRender
 
@@ -210,7 +210,7 @@ def _generate(
 
 
 def print_answers(answers: GeneratedAnswers, options: GenerationOptions) -> None:
-    """Print the answer alone, so that it can be piped; with the base model's, each under its name."""
+    """Print just the answer, to be piped; with a base model's answer, print each under its name."""
     if answers.base is None:
         sys.stdout.write(f"{answers.tuned.text}\n")
     else:

@@ -1,4 +1,4 @@
-"""``sft-lab merge``: a run's adapter merged into its base model, as a model that Transformers loads alone."""
+"""``sft-lab merge``: merge a run's adapter into its base model, for Transformers to load without PEFT."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sft_lab.tools.finished_run import open_run
 def merge_adapter(path: Path, out: Path | None = None) -> Path:
     """Write the merged model, with tokenizer, chat template, generation config and card, and return its folder.
 
-    A base model that was trained in 4 bits is loaded in its own data type.
+    A base model quantized to 4 bits for training is loaded in its original data type.
 
     Args:
         path: a finished run that trained an adapter.
         out: the new folder; None: ``merged/`` in the run folder.
 
     Raises:
-        UserError: for a folder that is no finished run, one whose weights were all trained, or an ``out`` in use.
+        UserError: if the folder has no finished run, all its weights were trained, or ``out`` is in use.
     """
     finished = open_run(path)
     if not finished.is_adapter:

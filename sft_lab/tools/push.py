@@ -1,4 +1,4 @@
-"""``sft-lab push``: a run's model or data set sent to the Hugging Face Hub, and nothing else of the run folder."""
+"""``sft-lab push``: upload a run's model or data set to the Hugging Face Hub, and nothing else from its folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REPO = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}
 
 
 def push_to_hub(folder: RunDir, repo: str, *, repo_type: str, public: bool, merged: bool = False) -> str:
-    """Send a run's model or data set to the Hub in one commit, and return its URL.
+    """Upload a run's model or data set to the Hub in one commit, and return its URL.
 
     A model is the model files of ``model/`` or ``merged/``; a data set is its card and its parquet files, as
     ``data/*.parquet``. The endpoint is the Hub's own or ``HF_ENDPOINT``.
@@ -37,10 +37,10 @@ def push_to_hub(folder: RunDir, repo: str, *, repo_type: str, public: bool, merg
         repo: ``owner/name``; created if it does not exist.
         repo_type: ``model`` or ``dataset``.
         public: whether everyone may see it; otherwise the repository must be private.
-        merged: whether to send the model that `sft-lab merge` wrote.
+        merged: whether to upload the model that `sft-lab merge` wrote.
 
     Raises:
-        UserError: for what ``check_push`` finds, a public repository without ``public``, a refused token.
+        UserError: for problems of ``check_push``, a public repository without ``public``, or a refused token.
         JobError: when the Hub cannot be reached or fails.
     """
     if problems := check_push(folder, repo, repo_type, merged=merged):
@@ -69,7 +69,7 @@ def push_to_hub(folder: RunDir, repo: str, *, repo_type: str, public: bool, merg
 
 
 def check_push(folder: RunDir, repo: str, repo_type: str, *, merged: bool = False) -> list[str]:
-    """Return what keeps a run from being published, found without heavy imports and without the network."""
+    """Return what keeps a run from being published, without heavy imports or the network."""
     if repo_type not in REPO_TYPES:
         return [f"--what {repo_type}: must be {' or '.join(REPO_TYPES)}"]
     if merged and repo_type != "model":
@@ -81,7 +81,7 @@ def check_push(folder: RunDir, repo: str, repo_type: str, *, merged: bool = Fals
 
 
 def _check_folder(folder: RunDir, repo_type: str, *, merged: bool) -> list[str]:
-    """Return what is missing of the files to send."""
+    """Return the problems with the files to upload."""
     if (state := folder.state()) != RunState.FINISHED:
         reason = f"its status.json says {state}" if state else "it has no status.json"
         return [f"{folder.path}: no finished run folder ({reason}); give the folder of a finished run"]
@@ -97,7 +97,7 @@ def _check_folder(folder: RunDir, repo_type: str, *, merged: bool) -> list[str]:
 
 
 def login_problems() -> list[str]:
-    """Return what is wrong with the login to the Hub, without the token."""
+    """Return problems with the login to the Hub, without showing the token."""
     try:
         token = hub_token()
     except OSError as error:
@@ -114,7 +114,7 @@ def _source_folder(folder: RunDir, repo_type: str, *, merged: bool) -> Path:
 
 
 def _files_to_send(source: Path, repo_type: str) -> dict[str, Path]:
-    """Return the files to send, by their names in the repository.
+    """Return the files to upload, by their names in the repository.
 
     Raises:
         FolderError: if one is missing, or is outside the folder.
@@ -143,13 +143,13 @@ def _files_to_send(source: Path, repo_type: str) -> dict[str, Path]:
 
 
 def _is_model_file(path: Path, source: Path) -> bool:
-    """Return whether a file is of the kind that training or merging writes; hidden ones are not."""
+    """Return whether training or merging writes such a file; hidden files never count."""
     is_hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
     return not is_hidden and _MODEL_FILE.fullmatch(path.name) is not None and path.is_file()
 
 
 def _describe_error(repo: str, error: Exception) -> UserError | JobError:
-    """Return an error of the Hub's client in one line: the user's to fix, or the network's."""
+    """Return an error of the Hub's client in one line, as the user's error or the network's."""
     reason = f"{type(error).__name__}: {one_line(redact(str(error)), MAX_ERROR)}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):

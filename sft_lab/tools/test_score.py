@@ -1,4 +1,4 @@
-"""``sft-lab compare --test``: a chosen run scored on test rows that no job was compared on."""
+"""``sft-lab compare --test``: score a chosen run on test rows, which no job was compared on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class FinalScore:
 
     Attributes:
         folder: the run.
-        numbers: ``test/loss`` and ``test/bits_per_byte``, the same of the base model, and ``test_rows``.
-        held_out_loss: which the run was chosen by.
+        numbers: ``test/loss`` and ``test/bits_per_byte``, the base model's, and ``test_rows``.
+        held_out_loss: the loss that the run was chosen by.
     """
 
     folder: RunDir
@@ -30,7 +30,7 @@ class FinalScore:
 
 
 def score_test(folder: RunDir) -> FinalScore:
-    """Score a run's weights on the test side of its split, and keep the numbers as ``test.json``.
+    """Score a run's weights on the test side of its split, and save the numbers as ``test.json``.
 
     Raises:
         UserError: if the run has no test side, or no weights.

@@ -95,16 +95,16 @@ class Tracking:
         return SeveralMirrors([self.own_mirror(run), *(mirror.start(run) for mirror in self.mirrors.values())])
 
     def check(self) -> list[str]:
-        """Return the problems of this option with its environment."""
+        """Return problems of this option in the present environment."""
         return [problem for mirror in self.mirrors.values() for problem in mirror.check()]
 
     def missing_requirements(self) -> list[str]:
-        """Return what a command lacks to start jobs with this option; a job that has begun goes on without it."""
+        """Return what is missing to start jobs with this option; a job that has begun continues without it."""
         return []
 
 
 class Mode(Enum):
-    """Where W&B's record goes; ``auto``: WANDB_MODE, else online when logged in, else offline."""
+    """Where W&B records go; ``auto``: WANDB_MODE, else online when logged in, else offline."""
 
     auto = "auto"
     online = "online"

@@ -36,7 +36,7 @@ class Lines:
 
 
 class Unwritten:
-    """Takes the place of a record in a process that does not write it."""
+    """Stands in for a record in a process that must not write."""
 
     events: tuple[dict[str, float], ...] = ()
 
@@ -52,7 +52,7 @@ class Unwritten:
 
 
 class Record(Lines):
-    """Keeps each logging event, writes it, and passes it to the mirror."""
+    """Keeps each logged event, writes it, and passes it to the mirror."""
 
     def __init__(self, path: Path, mirror: Mirror, from_step: int = 0) -> None:
         super().__init__(path, from_step)

@@ -1,4 +1,4 @@
-"""What a mirror shows of a run beside its events: name, kind of job, and its summary as flat values."""
+"""What a mirror shows about a run besides its events: name, kind of job, and the summary as flat values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrackedRun:
 
     Attributes:
         folder: of the run.
-        id: kept in the folder, so that a run that was cut off and goes on stays one.
+        id: kept in the folder, so that a resumed run stays the same run.
         config: as saved.
         work: what is done in the folder, one of ``Work``.
         first_step: the optimizer step after which training goes on; 0 for one that begins.
