@@ -21,6 +21,9 @@ class Mirror:
     def log(self, event: dict[str, float]) -> None:
         """Log an event (``step`` and metrics)."""
 
+    def restore(self, events: list[dict[str, float]]) -> None:
+        """Take the events of an earlier attempt, up to the checkpoint that the run goes on from."""
+
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Log a table."""
 
@@ -42,6 +45,11 @@ class SeveralMirrors(Mirror):
         """Log an event."""
         for mirror in self._mirrors:
             mirror.log(event)
+
+    def restore(self, events: list[dict[str, float]]) -> None:
+        """Take the events of an earlier attempt."""
+        for mirror in self._mirrors:
+            mirror.restore(events)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Log a table."""
@@ -202,10 +210,12 @@ class Wandb(Tracking):
     def labels(self, run: TrackedRun) -> dict[str, Any]:
         """Return what W&B calls the run and puts it under: the option, else W&B's own variable, else ours."""
         variable = os.environ.get
+        name = self.name or variable("WANDB_NAME")
+        is_of_agent = "WANDB_SWEEP_ID" in os.environ  # whose runs W&B names and numbers
         return {
             "project": self.project or variable("WANDB_PROJECT") or "sft_lab",
             "entity": self.entity,
-            "name": run.name(self.name or variable("WANDB_NAME")),
+            "name": name if is_of_agent else run.name(name),
             "notes": self.notes,
             "group": self.group or variable("WANDB_RUN_GROUP") or run.group,
             "job_type": self.job_type or variable("WANDB_JOB_TYPE") or run.job_type,

@@ -61,6 +61,7 @@ class Record(Lines):
             {name: math.nan if value is None else value for name, value in current_metrics(line).items()}
             for line in self.kept
         ]
+        mirror.restore(self.events)
 
     def __call__(self, event: dict[str, float]) -> None:
         """Keep an event."""

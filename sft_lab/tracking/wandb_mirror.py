@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sft_lab.tracking.tracked_run import TrackedRun
 
 STEP = "train/global_step"
+HEADER_SIZE = 7  # bytes of an offline record that holds nothing yet
 INIT_TIMEOUT = 30  # seconds; W&B's own default is 90
 
 
@@ -46,6 +48,7 @@ class WandbMirror(Mirror):
         root = run.folder.sweep or run.folder.path
         root.mkdir(parents=True, exist_ok=True)
         refuse_strange_folders(root)
+        _remove_empty(root, run.id)
         settings = wandb.Settings(console="off", disable_code=True, x_disable_stats=True, finish_timeout_raises=True)
         options: dict[str, Any] = {
             "settings": settings,
@@ -76,6 +79,15 @@ class WandbMirror(Mirror):
         metrics = {name: value for name, value in event.items() if name not in ("step", "epoch")}
         row = {STEP: int(event["step"]), "train/epoch": event.get("epoch", 0.0), **metrics}
         self._send(lambda: self._run.log(row))
+
+    def restore(self, events: list[dict[str, float]]) -> None:
+        """Log the events of an earlier attempt again, unless the server has them and appends.
+
+        ``wandb sync`` appends nothing: it writes each folder of one run over the one before, from its first line.
+        """
+        if not self._run.resumed:
+            for event in events:
+                self.log(event)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Log a table."""
@@ -152,6 +164,16 @@ def refuse_strange_folders(folder: Path) -> None:
             raise FolderError(f"{path}: is a link out of {folder}, and W&B would write through it; remove it")
     if problems := strange_settings(Path.cwd()):
         raise FolderError("; ".join(problems))
+
+
+def _remove_empty(root: Path, run_id: str) -> None:
+    """Remove what a killed attempt of this run left without a record: ``wandb sync`` would read nothing beside it.
+
+    W&B's client writes 32 KB at a time, and keeps the rest in memory until the run ends.
+    """
+    for file in (root / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"):
+        if file.stat().st_size <= HEADER_SIZE and not file.parent.is_symlink():
+            shutil.rmtree(file.parent)
 
 
 def _first_line(error: Exception) -> str:

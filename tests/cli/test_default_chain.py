@@ -102,10 +102,12 @@ def only_run() -> RunDir:
 
 
 def went_on(folder: RunDir) -> None:
-    """Check that a run was finished from its checkpoint, recorded by W&B each time."""
+    """Check that a run was finished from its checkpoint, and that W&B's record of it holds something each time."""
     assert read_json(folder.status)["state"] == "finished"
     assert "goes on from checkpoint-" in folder.log.read_text(encoding="utf-8")
-    assert len(list(folder.wandb.glob("offline-run-*/*.wandb"))) == 2
+    sizes = [file.stat().st_size for file in folder.wandb.glob("offline-run-*/*.wandb")]
+    assert sizes  # one, where the killed attempt left no record
+    assert min(sizes) > 1000
     assert any(path.is_symlink() for path in folder.wandb.rglob("debug-core.log"))  # out of the folder, W&B's own
 
 

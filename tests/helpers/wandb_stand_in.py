@@ -23,6 +23,10 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.harm, self.at, self.harmed = harm, at, False
         self.streamed: list[str] = []
+        self.history: dict[str, list[Any]] = {}  # of each run, by its id
+        self.upserts: list[dict[str, Any]] = []  # what was said of runs
+        self.agent_commands: list[dict[str, Any]] = []  # for `wandb agent`, one at each of its calls
+        self.sweep_config = ""
         self.over = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -50,9 +54,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._harm()
         elif streams:
             server.streamed.append(body.decode())
+            self._keep_history(self.path.split("/")[-2], json.loads(body))
             self._answer({"exitcode": None, "limits": {}})
-        else:
+        elif self.path.endswith("/graphql"):
             self._answer({"data": self._data(json.loads(body))})
+        else:
+            self._answer({})
+
+    def _keep_history(self, run: str, body: dict[str, Any]) -> None:
+        """Write lines from their offset on, over what is there."""
+        history, part = self.server.history.setdefault(run, []), body.get("files", {}).get("wandb-history.jsonl", {})
+        lines = [json.loads(line) for line in part.get("content", [])]
+        history[part.get("offset", 0) : part.get("offset", 0) + len(lines)] = lines
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -72,6 +85,16 @@ class _Handler(BaseHTTPRequestHandler):
         if found and found[1] == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.server.url}/{name}"} for name in given["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if found and found[1] == "SweepWithRuns":
+            return {"project": {"sweep": {"id": "s", "config": self.server.sweep_config, "runs": {"edges": []}}}}
+        if found and found[1] == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if found and found[1] == "Heartbeat":
+            commands, idle = self.server.agent_commands, json.loads(given["runState"]) == {}
+            now = [commands.pop(0) if commands else {"type": "exit"}] if idle else []
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(now)}}
+        if found and found[1] == "UpsertBucket":
+            self.server.upserts.append(given)
         project = {"id": "p", "name": "sft_lab", "entity": {"id": "e", "name": "me"}}
         bucket = {"id": "b", "name": given.get("name"), "displayName": "d", "project": project, "historyLineCount": 0}
         return {
