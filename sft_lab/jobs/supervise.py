@@ -92,7 +92,7 @@ class SupervisedJob:
             # Several processes begin with the data stages in one, and then train.
             event = "prepares its data" if status.get("work") == Work.PREPARE else "started"
             log.info("%s: %s on %s", self.title, event, status.get("host"))
-        elif status.get("state") not in (RunState.FINISHED, RunState.FAILED):
+        elif status.get("state") not in (RunState.FINISHED, RunState.FAILED, RunState.PRUNED):
             log.info("%s: %s", self.title, status.get("state"))
 
     def conclude(self, work: str, ending: Ending) -> Failure | None:

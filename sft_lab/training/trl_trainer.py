@@ -124,8 +124,8 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
 
     def _end_if_hopeless(self, event: Event) -> None:
         """End all processes of the training together where a search has seen better at the same place."""
-        if self.watch.is_hopeless is None:
-            return
+        if self.watch.is_hopeless is None or self.control.should_training_stop:
+            return  # at its end, or interrupted: then the signal counts
         share = self.state.global_step / self.state.max_steps
         is_hopeless = self.watch.is_hopeless(share, event)
         if self.args.world_size > 1:
