@@ -143,7 +143,8 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
 
     jobs = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
     outlooks = plan.forecast_jobs(jobs)
-    output.show_plan(outlooks, plan.shared_stages(outlooks), plan.same_rows(outlooks))
+    raw_data = plan.describe_raw_data(outlooks)
+    output.show_plan(outlooks, plan.shared_stages(outlooks), plan.same_rows(outlooks), raw_data)
     return 0
 
 

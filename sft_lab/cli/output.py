@@ -230,18 +230,26 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def show_plan(outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows: list[str]) -> None:
+def show_plan(
+    outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows: list[str], raw_data: list[str]
+) -> None:
     """Print what a command would do: jobs, what is known of their data, steps, time.
 
     Args:
         outlooks: outlooks of the jobs.
         shared: data stages with the number of jobs that need each.
         same_rows: jobs that differ in nothing but the way to the same rows.
+        raw_data: what is known of data that no stage has read.
     """
     out = console(160)
     out.print(_plan_table(outlooks))
     lines = [f"{stage}: computed once for {jobs} jobs" for stage, jobs in shared if jobs > 1]
-    lines.append(_known_rows(outlooks[0]))
+    lines += [_known_rows(outlooks[0])] if outlooks[0].stages else raw_data
+    unknown = [name for name, texts in _plan_columns(outlooks).items() if not any(texts)]
+    if counts := [name for name in unknown if name != "time"]:
+        lines.append(f"{', '.join(counts).capitalize()}: unknown until prepared; `sft-lab prepare` does that alone")
+    if "time" in unknown:
+        lines.append("Time: unknown until a run with the same model and trainer has finished")
     lines += dict.fromkeys(outlook.dedup for outlook in outlooks if outlook.dedup)
     lines += _memory_lines(outlooks)
     versions = {f"{name} {old}": None for outlook in outlooks for name, old in outlook.other_versions.items()}
@@ -267,17 +275,27 @@ def _plan_table(outlooks: list[Outlook]) -> Table:
     from rich.table import Table
 
     axes = list(dict.fromkeys(key for outlook in outlooks for key in outlook.job_folder.job.axes))
-    table = Table(*axes, "state", "rows", "tokens", "steps", "epochs", "about", "data", box=box.SIMPLE_HEAD)
+    columns = {name: texts for name, texts in _plan_columns(outlooks).items() if any(texts)}
+    table = Table(*axes, "state", *columns, "data", box=box.SIMPLE_HEAD)
     table.title, table.title_justify = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run", "left"
-    for outlook in outlooks:
+    for index, outlook in enumerate(outlooks):
         values = (outlook.job_folder.job.axes.get(key, "") for key in axes)
         state = f"{outlook.job_folder.progress}{' (other versions)' if outlook.other_versions else ''}"
-        counts = (outlook.rows, outlook.tokens, outlook.steps)
-        numbers = ["?" if count is None else f"{count:,}" for count in counts]
-        epochs = "?" if outlook.epochs is None else f"{outlook.epochs:.3g}"
         data = "stored" if outlook.missing is None else f"computed from {outlook.missing[0]} on"
-        table.add_row(*values, state, *numbers, epochs, _duration(outlook.seconds), data)
+        table.add_row(*values, state, *(texts[index] for texts in columns.values()), data)
     return table
+
+
+def _plan_columns(outlooks: list[Outlook]) -> dict[str, list[str]]:
+    """Return the numbers of each job as text, by what they are; empty where a number is not known."""
+    return {
+        **{
+            name: ["" if (count := getattr(outlook, name)) is None else f"{count:,}" for outlook in outlooks]
+            for name in ("rows", "tokens", "steps")
+        },
+        "epochs": ["" if outlook.epochs is None else f"{outlook.epochs:.3g}" for outlook in outlooks],
+        "time": [_duration(outlook.seconds) for outlook in outlooks],
+    }
 
 
 def _duration(seconds: float | None) -> str:

@@ -22,6 +22,7 @@ from sft_lab.core.types import RunState
 from sft_lab.dedup.forecast import forecast
 from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
+from sft_lab.jobs.raw_data import look_at_files
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
 from sft_lab.tracking.manifest import template_date, versions
@@ -126,6 +127,24 @@ def same_rows(outlooks: list[Outlook]) -> list[str]:
             axes = ", ".join(f"{key}={value}" for key, value in outlook.job_folder.job.axes.items())
             groups.setdefault(outlook.trained_as, []).append(axes)
     return ["; ".join(group) for group in groups.values() if len(group) > 1]
+
+
+def describe_raw_data(outlooks: list[Outlook]) -> list[str]:
+    """Return what is known of data that was not read yet, a line for each data set."""
+    runs = {digest(run.saved()["dataset"]): run for run in (outlook.job_folder.job.run for outlook in outlooks)}
+    if any(outlook.stages for outlook in outlooks):
+        return []
+    lines = []
+    for run in runs.values():
+        if raw := look_at_files(run):
+            tokens = "" if raw.tokens is None else f", about {raw.tokens:,} tokens by a sample"
+            limit = run.dataset.limit
+            rows = raw.records if limit is None else min(raw.records, limit)
+            steps = ""
+            if run.trainer.max_steps <= 0 and not run.trainer.packing:
+                steps = f"; at most {rows:,} rows and {_planned_steps(run, rows):,} steps"
+            lines.append(f"Data before any stage: {raw.records:,} records{tokens}{steps}")
+    return lines
 
 
 def _forecast(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +98,38 @@ def test_choices_that_keep_the_same_rows_are_named(
     output = capsys.readouterr().out
     assert f"Trained once for all, since they keep the same rows: {both}" in output
     assert " [answered,length] " in output  # brackets are no markup
+
+
+def test_data_that_no_stage_has_read_is_counted_and_the_rest_is_unknown_once(
+    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Say {number}.", "completion": f"{number} it is."} for number in range(1000)]
+    Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))  # the last without a line end
+    words = [*overrides, "trainer.max_steps=-1", "dataset=file", "dataset.path=rows.jsonl", "seed=1,2"]
+    before = everything(here)
+    assert main(["plan", "-m", *words]) == 0
+    assert everything(here) == before
+    output = capsys.readouterr().out
+    match = re.search(r"1,000 records, about ([\d,]+) tokens by a sample; at most 1,000 rows and (\d+) steps", output)
+    assert match, output
+    assert output.count("unknown until prepared") == 1
+    assert "?" not in output
+    assert main(["prepare", *words[:-1], "hydra.run.dir=data"]) == 0
+    tokens = read_json(Path("data/waterfall.json"))["stages"][0]["tokens_kept"]
+    assert int(match[1].replace(",", "")) == pytest.approx(tokens, rel=0.1)
+    capsys.readouterr()
+    assert main(["plan", "-m", *words]) == 0
+    assert "unknown until prepared" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl.gz"])
+def test_data_that_cannot_be_counted_is_not_guessed(
+    name: str, here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = json.dumps([{"prompt": "a", "completion": "b"}])
+    Path(name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    assert main(["plan", *overrides, "dataset=file", f"dataset.path={name}"]) == 0
+    assert "Data before any stage" not in capsys.readouterr().out
 
 
 def test_what_a_cluster_is_asked_for(here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:

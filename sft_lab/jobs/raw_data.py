@@ -1,0 +1,101 @@
+"""What can be said of data that no stage has read yet: records by counting lines, tokens by a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core import parquet
+from sft_lab.core.errors import SftLabError
+from sft_lab.core.io import parse_json
+from sft_lab.core.store_view import NotStored, StoreView
+from sft_lab.data.sources import File
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sft_lab.run.config import Run
+
+SAMPLED_LINES = 200  # the first of a file, whose tokens stand for all
+MAX_LINE = 2**20  # characters of a sampled line; a longer one ends the sample
+_BLOCK = 2**24  # bytes that are searched for line ends at a time
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Data as it lies in its files.
+
+    Attributes:
+        records: lines of JSON Lines files, rows of Parquet files.
+        tokens: of all texts in the records, by a sample of each file; None where that is not known.
+    """
+
+    records: int
+    tokens: int | None
+
+
+def look_at_files(run: Run) -> RawData | None:
+    """Return what the files of a run's data hold; None for a source that cannot be counted without being read."""
+    view = StoreView(run.store.open().root)
+    try:
+        sources = [source for source in run.dataset.parts().values() if isinstance(source, File)]
+        files = [file for source in sources for file in source.local_files(view, view)]
+        counts = [_count_records(file) for file in files]
+    except (SftLabError, NotStored, OSError, ValueError):
+        return None
+    known = [count for count in counts if count is not None]
+    if len(sources) < len(run.dataset.parts()) or not known or len(known) < len(counts):
+        return None
+    return RawData(sum(known), _estimate_tokens(run, dict(zip(files, known, strict=True))))
+
+
+def _count_records(file: Path) -> int | None:
+    if not file.is_file():  # a pipe would hang
+        return None
+    if file.suffix == ".parquet":
+        return parquet.count_rows(file)
+    if file.suffix != ".jsonl":
+        return None
+    count, last = 0, b"\n"
+    with file.open("rb") as opened:
+        while block := opened.read(_BLOCK):
+            count += block.count(b"\n")
+            last = block
+    return count + (not last.endswith(b"\n"))
+
+
+def _estimate_tokens(run: Run, records: dict[Path, int]) -> int | None:
+    if any(file.suffix != ".jsonl" for file in records):
+        return None
+    try:
+        tokenizer = run.context(StoreView(run.store.open().root)).tokenizer
+        return sum(round(count * _tokens_per_record(file, tokenizer)) for file, count in records.items())
+    except (SftLabError, NotStored, OSError, ValueError):  # the model is not here yet
+        return None
+
+
+def _tokens_per_record(file: Path, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Return the mean number of tokens in the texts of a file's first records."""
+    counts = []
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for _ in range(SAMPLED_LINES):
+            line = lines.readline(MAX_LINE)
+            if not line.endswith("\n"):
+                break
+            try:
+                texts = list(_texts(parse_json(line)))
+            except (ValueError, RecursionError):
+                continue
+            counts.append(sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0)
+    return sum(counts) / max(len(counts), 1)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a record, the names of its fields left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
