@@ -118,6 +118,8 @@ def _problem_before_parsing(text: str) -> str:
     if "=" not in text and not text.startswith("~"):
         is_key = text[:1].isalpha()
         return f"{text}: has no value; write {key}=..." if is_key else f"{text}: has no key; write key={text}"
+    if key == "hparams_search":
+        return f"{text}: describes a search; run it by `sft-lab search {text.lstrip('+')}`"
     if key.startswith("hydra.") and not re.match(_HYDRA_SETTINGS, key):
         return f"{key}: has no effect here; sft_lab reads hydra.run.dir and hydra.sweep.dir"
     return ""
@@ -279,7 +281,10 @@ def _values_of(axis: Override) -> list[str]:
     if not axis.is_sweep_override():
         return [f"{key}={axis.get_value_element_as_str()}"]
     if not axis.is_discrete_sweep():
-        raise ConfigError(f"{axis.input_line}: has no single values; write the values, a,b or choice(a,b)")
+        raise ConfigError(
+            f"{axis.input_line}: has no single values; write the values, a,b or choice(a,b), or let "
+            f"`sft-lab search --over '{axis.input_line}'` choose them"
+        )
     return [f"{key}={value}" for value in axis.sweep_string_iterator()]
 
 

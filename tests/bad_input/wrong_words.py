@@ -158,6 +158,7 @@ CASES = [
     searched("of no trial", "--trials", "0", "--over", "seed=1,2"),
     searched("confirmed by one seed", "--confirm", "1", "--over", "trainer.learning_rate=1e-4,1e-3"),
     searched("of the kind that a missing file describes", "hparams_search=mine"),
+    override("a search for a sweep", "-m", "hparams_search=mine"),
     override("an interval", "-m", "trainer.learning_rate=interval(0,1)"),
     override("a key that not all options of a sweep have", "-m", "dedup=none,minhash", "dedup.threshold=0.8,0.9"),
     override("one wrong value of several", "-m", "dedup.threshold=0.8,7"),
