@@ -33,6 +33,17 @@ def message_type() -> pa.DataType:
     return pa.list_(pa.struct([(name, pa.type_for_alias(kind)) for name, kind in MESSAGE.items()]))
 
 
+def message_fields(column: pa.ChunkedArray) -> set[str]:
+    """Return the fields that some message of a column has."""
+    return {
+        field.name
+        for chunk in column.chunks
+        if len(chunk.flatten())
+        for index, field in enumerate(chunk.flatten().type)
+        if chunk.flatten().field(index).null_count < len(chunk.flatten())
+    }
+
+
 def message_array(conversations: Sequence[Sequence[dict[str, Any]]]) -> pa.Array:
     """Return conversations as an Arrow column of ``message_type``."""
     import pyarrow as pa

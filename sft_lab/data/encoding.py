@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from sft_lab.core.blocks import run_blocks
 from sft_lab.core.columns import values_of
-from sft_lab.core.errors import ModelError, SourceError
+from sft_lab.core.errors import ModelError
 from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.mapped import release
 from sft_lab.core.plugins import version_of
@@ -29,7 +29,8 @@ from sft_lab.core.rows import Rows, Selection, TableWriter, load_table
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Template
 from sft_lab.data.examples import ExampleMaker
-from sft_lab.data.label_rules import LabelRules, TrainOn
+from sft_lab.data.label_checks import check_messages
+from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.template_input import Conversation
 from sft_lab.data.template_layout import CannotRender, Message, Rendered
 from sft_lab.data.token_ranges import (
@@ -216,7 +217,7 @@ def prompt_ids(prompt: Rendered, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 
 def _write(rows: Rows, maker: ExampleMaker, context: StageContext, folder: Path) -> None:
-    _refuse_weights(rows, maker.rules)
+    check_messages(rows, maker, context)
     work = _Encoder(rows, maker)
     writer = TableWriter(folder, SCHEMA)
     numbers = np.zeros((len(rows), 6), np.int32)
@@ -361,20 +362,6 @@ def _labels(
     for (first, stop), weight in zip(ranges, weights, strict=True):
         of_tokens[first:stop] = weight
     return labels, of_tokens
-
-
-def _refuse_weights(rows: Rows, rules: LabelRules) -> None:
-    """Refuse a weight other than 0 and 1 where the loss does not multiply weights."""
-    if rules.train_on is not TrainOn.marked or rules.loss_weights:
-        return
-    for ids, conversations in rows.batches("id", "messages"):
-        for row_id, messages in zip(ids, conversations, strict=True):
-            weights = [message["weight"] for message in messages or [] if message.get("weight") is not None]
-            if odd := [weight for weight in weights if weight not in (0, 1)]:
-                raise SourceError(
-                    f"row {row_id}: a turn's weight is {odd[0]:g}, and dataset.train_on=marked knows weights of 0 and "
-                    "1 alone; trainer.loss_weights=true multiplies weights into the loss"
-                )
 
 
 def _lists(values: list[np.ndarray]) -> pa.ListArray:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core.columns import BATCH, gather, values_of
+from sft_lab.core.columns import BATCH, gather, message_fields, values_of
 from sft_lab.core.mapped import kept_small, release
 from sft_lab.core.rows import TableWriter, load_table
 
@@ -65,7 +65,7 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
     if not ready.rows.is_plain_text:
         names += ["messages", *(name for name in JSON_COLUMNS if _has_values(columns, name))]
     json_columns = {name for name in names if name in JSON_COLUMNS}
-    if "messages" in names and _has_more_than_text(columns.column("messages")):
+    if "messages" in names and message_fields(columns.column("messages")) - {"role", "content"}:
         json_columns.add("messages")
     types = {name: _exported_type(columns, name, is_json=name in json_columns) for name in names}
     schema = pa.schema([
@@ -96,16 +96,6 @@ JSON_COLUMNS = {"tools": "tools", "template_kwargs": "chat_template_kwargs", "do
 
 def _has_values(columns: Any, name: str) -> bool:
     return name in columns.column_names and columns.column(name).null_count < columns.num_rows
-
-
-def _has_more_than_text(messages: pa.ChunkedArray) -> bool:
-    """Return whether a message of the table has a field beside role and content."""
-    return any(
-        chunk.values.field(index).null_count < len(chunk.values)
-        for chunk in messages.chunks
-        for index, field in enumerate(messages.type.value_type)
-        if field.name not in ("role", "content")
-    )
 
 
 def _exported_type(columns: Any, name: str, *, is_json: bool) -> pa.DataType:
