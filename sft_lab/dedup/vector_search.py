@@ -20,6 +20,7 @@ import numpy as np
 from sft_lab.core.blocks import Compute, in_memory, notes_of, with_notes
 from sft_lab.core.errors import ModelError, require
 from sft_lab.core.hardware import fast_bf16
+from sft_lab.core.packages import FAISS_REMEDY
 from sft_lab.dedup.graph import Edges, NeighborGraph
 from sft_lab.dedup.graph_dedup import Index
 
@@ -271,8 +272,7 @@ def _float32_sums(device: str) -> Iterator[None]:
 
 def _flat(vectors: np.ndarray, edges: Edges) -> Pairs:
     """Yield candidates from FAISS, each block of rows searched among itself and the rows before it."""
-    import faiss
-
+    faiss = _faiss()
     index = faiss.IndexFlatIP(vectors.shape[1])
     gpu = _gpu_index(vectors.shape[1])
     for top in range(0, len(vectors), FLAT_ROWS):
@@ -289,19 +289,30 @@ def _flat(vectors: np.ndarray, edges: Edges) -> Pairs:
         yield left[once], right[once]
 
 
+def _faiss() -> Any:
+    """Return FAISS.
+
+    Raises:
+        ModelError: if neither of its builds can be imported.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ModelError(f"dedup.index=flat: FAISS cannot be imported ({error}); {FAISS_REMEDY}") from error
+    return faiss
+
+
 def gpus() -> int:
     """Return the number of GPUs that FAISS can search on; 0 for its CPU build."""
-    import faiss
-
+    faiss = _faiss()
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def _gpu_index(dim: int) -> Any | None:
     """Return an empty index on the first GPU; None without a GPU or with the CPU build of FAISS."""
-    import faiss
-
     if not gpus():
         return None
+    faiss = _faiss()
     return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dim)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from sft_lab.core.packages import FAISS_REMEDY
+from sft_lab.dedup.graph_dedup import Index
 from sft_lab.run.identity import plugin_origins
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ THREADS_PER_CORE = 4  # at most
 
 def check(run: Run) -> list[str]:
     """Return every problem, naming key or file; none when the run can start."""
-    problems = [*_check_threads(run), *_check_starter(run)]
+    problems = [*_check_threads(run), *_check_starter(run), *_check_faiss(run)]
     problems += [*run.dataset.check(), *run.split.check(), *run.template.check(), *run.model.check()]
     for row_filter in run.filter.values():
         problems += row_filter.check()
@@ -41,6 +44,12 @@ def _check_starter(run: Run) -> list[str]:
     if run.choices.get("dataset") != "starter" or path.startswith("package:"):
         return []
     return [f"dataset.path={path}: dataset=starter is the bundled rows; for yours write dataset=file"]
+
+
+def _check_faiss(run: Run) -> list[str]:
+    if getattr(run.dedup, "index", None) is not Index.flat or find_spec("faiss"):
+        return []
+    return [f"dedup.index=flat: FAISS is not installed; {FAISS_REMEDY}"]
 
 
 def _check_plugins(run: Run) -> list[str]:

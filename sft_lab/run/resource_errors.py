@@ -21,7 +21,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota,
 _DISK_TEXTS = (
     "No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc", "iostream error",
 )  # fmt: skip
-_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
+_MEMORY_TEXTS = (
+    "out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate",
+    "_STATUS_ALLOC_FAILED",  # of cuBLAS and cuDNN, whose own memory did not fit beside the model
+)  # fmt: skip
 _LOST_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch.distributed's
 MAX_CHARACTERS = 300  # of a library's own message
 LOST = "the connection to the other processes of the training broke"

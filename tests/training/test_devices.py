@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,7 +16,10 @@ from transformers.integrations import deepspeed
 
 from sft_lab import compose
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, ModelError
+from sft_lab.core.errors import ConfigError, JobError, ModelError
+from sft_lab.dedup import embed_batches
+from sft_lab.dedup.embed import Embedder
+from sft_lab.run import resource_errors
 from sft_lab.run.config import Run
 from sft_lab.run.evaluator import Evaluator
 from sft_lab.tools.finished_run import open_run
@@ -379,3 +383,34 @@ def test_a_key_that_was_added_leaves_old_jobs_alone(tiny: list[str]) -> None:
     plain = compose(tiny)
     assert "config" not in plain.saved()["trainer"]["peft"]
     assert compose([*tiny, "+trainer.peft.config.bias=none"]).hash != plain.hash
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["CUDA out of memory. Tried to allocate 2.00 GiB", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x",
+     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"],
+)  # fmt: skip
+def test_what_a_gpu_without_memory_says(error: str, tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="out of memory"), resource_errors.explained(compose(tiny), tmp_path):
+        raise RuntimeError(error)
+
+
+def test_texts_are_embedded_in_larger_batches_on_a_gpu() -> None:
+    """What keeps two cores busy leaves a GPU idle."""
+
+    class Encoder:
+        device = torch.device("cuda")
+
+        def parameters(self) -> list[torch.Tensor]:
+            return []
+
+        def encode(self, texts: list[str], **kwargs: Any) -> np.ndarray:
+            sizes.append(len(texts))
+            return np.ones((len(texts), 2))
+
+    sizes: list[int] = []
+    embedder = Embedder(name_or_path="a/b", batch_tokens=100)
+    for device in ("cuda", "cpu"):
+        Encoder.device = torch.device(device)
+        embed_batches.encode_texts(Encoder(), ["a"] * 80, [10] * 80, embedder, "fp32", lambda _: None)
+    assert sizes == [80, *[10] * 8]
