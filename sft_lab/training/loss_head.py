@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from sft_lab.core.log import log
 from sft_lab.core.types import IGNORED
+from sft_lab.training.config import LossHead
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,24 @@ def compute_token_sums(
     if weights is not None:
         loss = (loss * weights[:, 1:][is_trained]).sum()
     return TokenSums(loss, entropy, correct, is_trained.sum())
+
+
+def takes_plain(trainer: Any, choice: LossHead) -> bool:
+    """Return whether the plain loss head is used; never where it would not give the same loss as TRL's."""
+    if choice is LossHead.trl or (choice is LossHead.auto and trainer.args.device.type != "cpu"):
+        return False
+
+    reasons = {
+        "a mixture of experts has a second loss": trainer.aux_loss_enabled,
+        "sft_config sets another loss": trainer.args.loss_type != "nll" or trainer.label_smoother is not None,
+        "the work is parallel inside a row": trainer.accelerator.parallelism_config is not None,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if not reason and not is_supported(trainer.model):
+        reason = "this model's LM head cannot be run at some positions alone"
+    if reason:
+        log.info("train: loss_head=trl, since %s", reason)
+    return reason is None
 
 
 def is_supported(model: Any) -> bool:

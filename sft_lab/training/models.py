@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, ModelError
+from sft_lab.core.errors import ConfigError, FolderError, ModelError
 from sft_lab.core.hub import fall_back_on_cache
-from sft_lab.core.io import digest
+from sft_lab.core.io import digest, read_json
 from sft_lab.core.log import log
 from sft_lab.core.model_files import loaded_files, pickled_weights
 from sft_lab.core.packages import saved_path
@@ -169,6 +169,10 @@ class Model(Bounded, abc.ABC):
         import torch
         import transformers
 
+        saved_config = read_json(folder / "config.json")
+        for name in ("attn_implementation", "_attn_implementation"):
+            if problem := refused_attention(str(saved_config.get(name) or "")):
+                raise FolderError(f"{folder / 'config.json'}: {problem}")
         with torch.device("meta"):  # the class alone, since a config in the folder could name the code of another
             empty = transformers.AutoModelForCausalLM.from_config(self.config(context), **self.trust())
         kwargs = self._kwargs(context, replace(holding, four_bit=False))
@@ -192,7 +196,8 @@ class Model(Bounded, abc.ABC):
         Raises:
             ModelError: for an attention that the user has not allowed.
         """
-        attention = self.attn_implementation or ""
+        # The config of a model may name an attention too.
+        attention = self.attn_implementation or getattr(self.config(context), "_attn_implementation", None) or ""
         if problem := refused_attention(attention):
             raise ModelError(problem)
         kernels = {"allow_all_kernels": True} if "/" in attention else {}

@@ -313,7 +313,7 @@ def _build_trainer(
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.watch, trainer.own_attention = watch, own_attention
     trainer.measures_last = args.metric_for_best_model is not None  # some schedulers need it too
-    trainer.plain_head = _takes_plain_head(trainer, LossHead.plain if has_weights else options.loss_head)
+    trainer.plain_head = loss_head.takes_plain(trainer, LossHead.plain if has_weights else options.loss_head)
     if has_weights:
         trainer._signature_columns = ready.column_names  # noqa: SLF001 - of those that batches are made of
         turn_weights.pass_on_weights(trainer)
@@ -342,24 +342,6 @@ def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Ca
         second(event)
 
     return call
-
-
-def _takes_plain_head(trainer: Any, choice: LossHead) -> bool:
-    """Return whether the plain loss head is used; never where it would not give the same loss as TRL's."""
-    if choice is LossHead.trl or (choice is LossHead.auto and trainer.args.device.type != "cpu"):
-        return False
-
-    reasons = {
-        "a mixture of experts has a second loss": trainer.aux_loss_enabled,
-        "sft_config sets another loss": trainer.args.loss_type != "nll" or trainer.label_smoother is not None,
-        "the work is parallel inside a row": trainer.accelerator.parallelism_config is not None,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    if not reason and not loss_head.is_supported(trainer.model):
-        reason = "this model's LM head cannot be run at some positions alone"
-    if reason:
-        log.info("train: loss_head=trl, since %s", reason)
-    return reason is None
 
 
 def _log_plan(trainer: Any, options: Full, rows: int) -> None:

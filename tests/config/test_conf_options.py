@@ -75,7 +75,7 @@ def test_option_says_what_it_is_and_gives_a_command(name):
 
 
 # What a machine may lack, and how the option then says so, after it has been composed and built.
-NEEDS = {"trainer=qlora": "NVIDIA GPU|bitsandbytes"}
+NEEDS = dict.fromkeys(["trainer=qlora", "experiment=mistral7b_sharegpt_qlora"], "NVIDIA GPU|bitsandbytes")
 
 
 @pytest.mark.parametrize("name", FILES)

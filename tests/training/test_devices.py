@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers.integrations import deepspeed
 
 from sft_lab import compose
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, JobError, ModelError
+from sft_lab.core.errors import ConfigError, FolderError, JobError, ModelError
 from sft_lab.dedup import embed_batches
 from sft_lab.dedup.embed import Embedder
 from sft_lab.run import resource_errors
@@ -250,6 +251,15 @@ def test_an_attention_of_the_hub_needs_the_word_of_the_user(tmp_path: Path, monk
     assert model.check() == []
     assert model._kwargs(StageContext(), FROZEN)["allow_all_kernels"]
 
+    monkeypatch.delenv(weights.TRUST_KERNEL)
+    model.attn_implementation = None
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attn_implementation": kernel}))
+    with pytest.raises(ModelError, match="SFT_LAB_TRUST_KERNEL"):  # a stranger's model names it
+        model.load_weights(StageContext(), 1, FROZEN)
+    with pytest.raises(FolderError, match="SFT_LAB_TRUST_KERNEL"):
+        model.load_saved(tmp_path, StageContext(), FROZEN)
+
     installed: set[str] = set()
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: name in installed)
     model.attn_implementation = "flash_attention_2"
@@ -400,6 +410,9 @@ def test_texts_are_embedded_in_larger_batches_on_a_gpu() -> None:
 
     class Encoder:
         device = torch.device("cuda")
+
+        def __getitem__(self, _: int) -> None:
+            return None
 
         def parameters(self) -> list[torch.Tensor]:
             return []
