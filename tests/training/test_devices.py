@@ -109,10 +109,10 @@ def test_four_bits_compute_in_what_the_card_has(card: str, monkeypatch: pytest.M
         assert config.bnb_4bit_compute_dtype == expected
 
 
-def test_weights_are_loaded_onto_the_gpu(card: str, context: StageContext) -> None:
+def test_weights_are_loaded_onto_the_gpu(card: str, tmp_path: Path) -> None:
     """By its number: under a name like cuda, Transformers' trainer would take the model for one on several devices."""
     assert device_kwargs() == {"device_map": {"": 0}}
-    assert Pretrained(name_or_path="a/b", dtype="float32")._kwargs(context, FROZEN)["device_map"] == {"": 0}
+    assert checkpoint(tmp_path, "float32")._kwargs(StageContext(), FROZEN)["device_map"] == {"": 0}
 
 
 def test_fp16_scales_the_loss_and_trains_float32(
