@@ -89,12 +89,3 @@ def test_how_weights_are_held_enters_the_key_of_base_scores(tiny: list[str]) -> 
         ["template=chatml", "template.special_tokens=['<|new|>']"],
     ]  # fmt: skip
     assert len({base_key(*overrides) for overrides in variants}) == len(variants)
-
-
-def test_auto_is_the_dtype_that_it_comes_to_here(tiny: list[str]) -> None:
-    """A store may be shared by a machine with a GPU and one without."""
-    model = compose(tiny).model
-    assert model.dtype == "auto"
-    import torch
-
-    assert model.arithmetic()["dtype"] == ("auto" if torch.cuda.is_available() else "float32")
