@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.io import digest, flat
-from sft_lab.core.records import read
+from sft_lab.core.records import read, read_overrides
 from sft_lab.core.types import Work
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ MAX_NAME = 128  # characters of a name, as W&B has it
 # Groups whose options tell one run from another, and options that say less than the file or model they name.
 _NAMING_GROUPS = ("dataset", "dedup", "model", "trainer")
 _NAMED_BY = {"dataset": ("name", "path"), "model": ("name_or_path",)}
+# Keys whose values tell one run from another: knobs of the stages and of training, not where its files are.
+_NAMING_KEY = re.compile(
+    r"seed$|(dataset\.limit|split\.|filter\.|decontaminate\.|dedup\.|template\.|model\.|trainer\.)"
+)
 _UNNAMED_OPTIONS = ("file", "hub", "local")
 _ID = re.compile(r"[0-9a-f-]{12,40}")
 _CLOCK = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # the name of a folder that the user has not named
@@ -68,7 +72,12 @@ class TrackedRun:
     def _own_name(self) -> str:
         folder, choices = self.folder.path.name, self.config.get("choices") or {}
         options = [_naming_option(group, choices[group], self.config) for group in _NAMING_GROUPS if group in choices]
-        return "-".join(options) if options and _CLOCK.fullmatch(folder) else folder
+        if not options or not _CLOCK.fullmatch(folder):
+            return folder
+        overrides = read_overrides(self.folder.hydra / "overrides.yaml") or []
+        keyed = [override.lstrip("+").partition("=") for override in overrides]
+        values = [f"{key.rpartition('.')[2]}={value}" for key, _, value in keyed if _NAMING_KEY.match(key)]
+        return "-".join([*options, *values])
 
 
 def tracking_id(folder: RunDir, job: str) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sft_lab.cli.main import main
-from sft_lab.core.io import write_json
+from sft_lab.core.io import write_json, write_text
 from sft_lab.core.records import read_metrics
 from sft_lab.core.run_dir import RunDir
 from sft_lab.tracking.config import Mirror, Mode, Wandb
@@ -116,6 +117,28 @@ def test_the_name_of_a_run(folder: str, choices: dict[str, Any], chosen: str | N
         "model": {"name_or_path": "/models/base/"},
     }
     assert TrackedRun(RunDir(path), "id", config).name(chosen) == name
+
+
+def test_the_name_of_a_single_run_has_the_values_that_were_set(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path / "05-48-47")
+    overrides = [
+        "dedup=exact",
+        "trainer.learning_rate=0.001",
+        "+seed=7",
+        "tracking.project=p",
+        "store.path=/s",
+        "x=[1]",
+    ]
+    write_text(folder.hydra / "overrides.yaml", yaml.safe_dump(overrides))
+    run = TrackedRun(folder, "id", {"seed": 7, "trainer": {}, "choices": {"dedup": "exact", "model": "opt_350m"}})
+    assert run.name() == "exact-opt_350m-learning_rate=0.001-seed=7"
+
+
+def test_the_kind_of_job(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    assert [TrackedRun(folder, "id", {}, work).job_type for work in ("run", "prepare")] == ["train", "prepare"]
+    write_json(folder.trial, {"number": 1})
+    assert [TrackedRun(folder, "id", {}, work).job_type for work in ("run", "prepare")] == ["search", "prepare"]
 
 
 def test_the_id_of_a_folder(tmp_path: Path) -> None:
