@@ -126,7 +126,6 @@ class _Search:
         seed = run.seed if options.seed is None else options.seed
         self.study = SearchStudy(sweep, space, options, seed)
         self._failed_by_input = False  # whether a trial of this command did
-        self._wrong_inputs: list[str] = []  # of the trials of this command that failed by what the user gave
 
     def ended(self) -> list[Trial]:
         """Return the trials that count."""
@@ -180,7 +179,7 @@ class _Search:
                 self._report(trial, job_folder.folder, failure.message if failure else "")
 
     def _create_job(self, trial: Trial) -> JobFolder | None:
-        """Make the folder of a trial's job; None for a job that needs no work, or that cannot be."""
+        """Make the folder of a trial's job; None for one that needs no work or cannot be, which is reported here."""
         try:
             plan = self._plan(trial.values)
             (job_folder,) = create_job_folders(plan)
@@ -196,6 +195,9 @@ class _Search:
             self.study.report(trial, Outcome.REPEATED, twin.loss)
             return None
         self.study.note_job(trial, job)
+        if folder.state() == RunState.PRUNED:  # a kill came before that was reported
+            self.study.report(trial, Outcome.PRUNED)
+            return None
         pruner = self.options.pruner if self.options.pruner != "none" else None
         write_json(folder.trial, {"number": trial.number, "measure": self.measure, "pruner": pruner})
         return job_folder

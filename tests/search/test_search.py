@@ -210,3 +210,24 @@ def test_a_job_in_a_process_of_its_own_is_pruned(here: Path, tiny: list[str]) ->
     assert main(command) == 0
     assert [trial["outcome"] for trial in trials()[2:]] == ["pruned"] * 2
     assert {folder_of(trial).state() for trial in trials()} == {"finished", "pruned"}
+
+
+@pytest.mark.slow
+def test_a_kill_between_a_job_and_its_report_loses_nothing(here: Path, tiny: list[str]) -> None:
+    steps = ["trainer.max_steps=8", "trainer.eval_steps=2"]
+    grid = ["--over", "trainer.learning_rate=5e-2,1e-5", "--sampler", "grid", "--pruner", "halving"]
+    command = ["search", SWEEP, *tiny, *QUICK, *steps, *grid]
+    assert main(command) == 0
+    before = trials()
+    assert [trial["outcome"] for trial in before] == ["finished", "pruned"]
+    journal = Path("search") / "search.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    ends = [index for index, line in enumerate(lines) if '"outcome"' in line]
+    for end in reversed(ends):  # the journal as it was when each of the two had ended and was not reported
+        journal.write_text("".join(lines[:end]))
+        written = {path: path.stat().st_mtime_ns for path in Path("search").glob("*/metrics.jsonl")}
+        assert main(command) == 0
+        assert [trial["outcome"] for trial in trials()] == ["finished", "pruned"]
+        assert trials()[0] == before[0]
+        assert trials()[1] == before[1] or end == ends[0]  # whose measurement came later
+        assert {path: path.stat().st_mtime_ns for path in Path("search").glob("*/metrics.jsonl")} == written
