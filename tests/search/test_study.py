@@ -6,8 +6,10 @@ import json
 import math
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sft_lab.config import SearchAxis, SearchSpace
@@ -19,6 +21,7 @@ from sft_lab.search.study import Outcome, SearchStudy
 RATE = SearchAxis("rate", "tag(log, interval(1e-5,1e-1))", low=1e-5, high=1e-1, is_log=True)
 KIND = SearchAxis("kind", "choice(a,b,c)", choices=["a", "b", "c"])
 SPACE = SearchSpace(None, [], [RATE, KIND])
+Loss = Callable[[dict[str, str]], float]
 VALLEY = -2.5  # the best rate's power of ten, in the upper half of the interval
 
 
@@ -26,7 +29,9 @@ def loss_at(values: dict[str, str]) -> float:
     return (math.log10(float(values["rate"])) - VALLEY) ** 2 + {"a": 0.5, "b": 0.0, "c": 1.0}[values["kind"]]
 
 
-def search(folder: Path, seed: int, trials: int, space: SearchSpace = SPACE, **options: object) -> SearchStudy:
+def search(
+    folder: Path, seed: int, trials: int, space: SearchSpace = SPACE, loss_at: Loss = loss_at, **options: object
+) -> SearchStudy:
     """Go on with a search until it has so many trials."""
     study = SearchStudy(folder, space, SearchOptions(trials=trials, **options), seed)  # type: ignore[arg-type]
     for trial in study.trials():
@@ -57,6 +62,35 @@ def test_the_better_half_of_a_valley_is_found_by_nine_of_ten_seeds_though_killed
     assert hits >= 9
 
 
+# Held-out losses of the tiny model after 8 steps at 1e-5, 1.778e-5 and so on to 0.3162: a real valley.
+MEASURED = [
+    8.32157, 8.32145, 8.32122, 8.32082, 8.32010, 8.31881, 8.31649, 8.31231, 8.30469, 8.29095,
+    8.26867, 8.24807, 8.24356, 8.23982, 8.24082, 8.24056, 8.24563, 8.28579, 8.27891,
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_so_is_that_of_the_tiny_model(tmp_path: Path) -> None:
+    """Its better half are the rates from 0.0018 on."""
+    rate = SearchAxis("rate", "tag(log, interval(1e-5,0.3162))", low=1e-5, high=0.3162, is_log=True)
+    space = SearchSpace(None, [], [rate])
+
+    def measured_loss(values: dict[str, str]) -> float:
+        position = 4 * (math.log10(float(values["rate"])) + 5)
+        return float(np.interp(position, range(len(MEASURED)), MEASURED))
+
+    hits = 0
+    for seed in range(10):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for stop in (6, 13):
+            search(folder, seed, stop, space, loss_at=measured_loss).propose()
+        losses = [trial.loss or 9.0 for trial in search(folder, seed, 20, space, loss_at=measured_loss).trials()]
+        hits += min(losses) < 8.245 and float(np.median(losses[10:])) < float(np.median(MEASURED))
+    assert hits >= 9
+
+
+@pytest.mark.slow
 def test_the_importance_of_an_axis_is_its_share(tmp_path: Path) -> None:
     importance = search(tmp_path, 1, 20).importance()
     assert set(importance) == {"rate", "kind"}
