@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from sft_lab.data.formats import TEXT
-from sft_lab.data.load import Consecutive, LeadingAssistant, Turns
+from sft_lab.data.load import BEFORE_LAST, WEIGHT_0, Consecutive, LeadingAssistant, Turns
 from sft_lab.data.messages import SYSTEM_ROLES, Message, Unreadable
 
 # What is counted of turns: all of the assistant's, and why some are not trained, or are no turn of their own.
 READ, LATER, EMPTY, BEFORE_USER = "read", "after_first_exchange", "empty_turn", "before_first_user_turn"
-UNUSED = (LATER, EMPTY, BEFORE_USER)
+UNUSED = (LATER, EMPTY, BEFORE_USER, BEFORE_LAST, WEIGHT_0)
 TRAILING = {"user": "trailing_user_turn", "tool": "trailing_tool_result"}
 JOINED, KEPT_APART = "joined_turn", "consecutive_turn"
 
@@ -59,18 +59,18 @@ class Cutter:
         if self.turns is Turns.first and (end := _first_exchange(talk)) < len(talk):
             lost[LATER] = _count_answers(talk[end:])
             talk = talk[:end]
-        while talk and (role := talk[-1]["role"]) != "assistant":
-            reason = TRAILING.get(role, "")
-            lost[reason] = lost.get(reason, 0) + 1
-            talk.pop()
-        _check(talk)
-        joined = self._joined(talk, lost)
-        if len(joined) > 2 and (silent := sum(map(is_silent, joined))):  # an only answer is for the filters to judge
-            lost[EMPTY] = silent
+        if [message["role"] for message in talk] != ["user", "assistant"] * (len(talk) // 2) or not talk:
+            talk = self._joined(_answered(talk, lost), lost)
+        answers = [message for message in talk if message["role"] == "assistant"]
+        if len(talk) > 2:  # an only answer is for the filters to judge
+            lost[EMPTY] = len([message for message in answers if is_silent(message)])
+            lost[BEFORE_LAST] = max(0, len(answers) - lost[EMPTY] - 1)
+        lost[WEIGHT_0] = len([message for message in answers if len(message) > 2 and message.get("weight") == 0])
         counts[READ] += _count_answers(messages)
-        if lost:
-            counts.update(lost)
-        return _joined_system(system), joined
+        for reason, count in lost.items():
+            if count:
+                counts[reason] += count
+        return _joined_system(system), talk
 
     def _joined(self, talk: list[Message], counts: dict[str, int]) -> list[Message]:
         """Return the turns, those of one role in a row as one, since few chat templates know two of them."""
@@ -92,17 +92,25 @@ class Cutter:
         return joined
 
 
+def _answered(talk: list[Message], lost: dict[str, int]) -> list[Message]:
+    """Return the turns up to the last answer; refuse what no template could write, or that answers nothing."""
+    while talk and (role := talk[-1]["role"]) != "assistant":
+        reason = TRAILING.get(role, "")
+        lost[reason] = lost.get(reason, 0) + 1
+        talk = talk[:-1]
+    _check(talk)
+    return talk
+
+
 def _count_answers(messages: list[Message]) -> int:
     return [message["role"] for message in messages].count("assistant")
 
 
 def is_silent(message: Message) -> bool:
     """Return whether a turn of the assistant holds nothing that a model could learn to write."""
-    return (
-        message["role"] == "assistant"
-        and (not message["content"] or message["content"].isspace())
-        and not message.keys() & {"tool_calls", "reasoning_content"}
-    )
+    if message["content"] and not message["content"].isspace():
+        return False
+    return message["role"] == "assistant" and not message.keys() & {"tool_calls", "reasoning_content"}
 
 
 def _first_exchange(talk: list[Message]) -> int:

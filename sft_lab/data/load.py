@@ -186,8 +186,13 @@ class Dataset(Bounded, abc.ABC):
             context.notice(f"load: not read: {named}; docs/data.md has what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)
         record_of_row = np.load(entry.path / "records.npy", mmap_mode="r")
-        selection, turns = Selection.load(entry.path), notes.get("turns", {})
+        selection, turns = Selection.load(entry.path), self._without_trained(notes.get("turns", {}))
         return Loaded(rows, selection, notes["grouped_by"], notes["groups"], record_of_row, turns)
+
+    def _without_trained(self, turns: dict[str, int]) -> dict[str, int]:
+        """Return the counts of turns without those that ``train_on`` does not leave out."""
+        reasons = {WEIGHT_0: TrainOn.marked, BEFORE_LAST: TrainOn.last}
+        return {name: count for name, count in turns.items() if reasons.get(name, self.train_on) is self.train_on}
 
 
 # Own column names: the parts that a row form needs, and those it may have.
@@ -209,4 +214,6 @@ def refuse_columns(columns: dict[str, str]) -> None:
     require(not parts or is_form, "columns", columns, limit)
 
 
+# Of turns that one choice of ``train_on`` leaves out: counted for all choices, since load does not depend on it.
+WEIGHT_0, BEFORE_LAST = "weight_0", "before_last_turn"
 HELD_OUT = "held_out"  # the split that rows of a held-out source have

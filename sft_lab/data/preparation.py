@@ -186,7 +186,9 @@ class Preparation:
         if not len(ready.rows):
             losses = "; ".join(
                 f"{stage['stage']} dropped "
-                + ", ".join(f"{rows} {reason}" for reason, rows in stage["dropped"].items())
+                + self.flow.causes.get(
+                    stage["stage"], ", ".join(f"{rows} {reason}" for reason, rows in stage["dropped"].items())
+                )
                 for stage in self.flow.stages
                 if stage["dropped"]
             )

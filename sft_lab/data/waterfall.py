@@ -65,6 +65,7 @@ class Waterfall:
         self._sources = sources
         self._side = side
         self._dropped: list[pa.Table] = []
+        self.causes: dict[str, str] = {}  # the commonest of each stage that gives any
 
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record what a stage decided about ``rows`` and give the rows that stay."""
@@ -98,6 +99,7 @@ class Waterfall:
         )
         self._dropped.append(_dropped(stage, selection))
         if causes := commonest_causes(selection):
+            self.causes[stage] = causes
             self._context.notice(f"{self.titled(stage)}: {causes}; dropped.parquet has the cause of every row")
         self._log(stage, selection, self._context.take_new_entries() if entries is None else entries)
 

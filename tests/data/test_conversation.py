@@ -10,6 +10,7 @@ import pytest
 from sft_lab.core import parquet
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
+from sft_lab.data.label_rules import TrainOn
 from sft_lab.data.load import BadAnswers, Consecutive, LeadingAssistant, Loaded, Turns
 from sft_lab.data.sources import File
 
@@ -139,6 +140,17 @@ def test_two_turns_of_one_role_are_joined_or_kept_apart_or_the_row_goes(context:
     loaded = load(context, path, consecutive=Consecutive.drop)
     assert (loaded.selection.reason, loaded.turns) == (["consecutive_turns", ""], {"read": 1})
     assert loaded.selection.cause == ["two turns of the user in a row", ""]
+
+
+def test_turns_that_are_marked_or_come_before_the_last_are_counted_where_they_do_not_train(
+    context: StageContext, write: Any
+) -> None:
+    record = talk("u 1", "a 2", "u 3", "a 4", "u 5", "a 6")
+    record["messages"][1]["train"] = record["messages"][3]["weight"] = 0
+    path = write(record, talk("u 1", "a 2"))
+    assert load(context, path, train_on=TrainOn.marked).turns == {"read": 4, "weight_0": 2}
+    assert load(context, path, train_on=TrainOn.last).turns == {"read": 4, "before_last_turn": 2}
+    assert load(context, path).turns == {"read": 4}
 
 
 def test_turns_that_would_not_say_the_same_as_one_are_kept_apart(context: StageContext, write: Any) -> None:

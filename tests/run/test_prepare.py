@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import html
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from sft_lab import compose
@@ -38,7 +41,7 @@ def test_what_prepare_leaves(here: Path) -> None:
     folder = prepared([*MINHASH])
     there = {path.name for path in folder.path.iterdir()}
     assert {"config.yaml", "manifest.json", "status.json", "waterfall.json", "dropped.parquet", "data.json", "dataset",
-            "figures", "report.html", "run.log", "review.csv"} == there  # fmt: skip
+            "figures", "report.html", "run.log", "review.csv", ".hydra"} == there  # fmt: skip
     status = read_json(folder.status)
     assert (status["state"], status["work"]) == ("finished", "prepare")
     found = read_json(folder.data)
@@ -157,6 +160,38 @@ def test_trl_trains_on_the_data_set_unchanged(here: Path) -> None:
     # What TRL made of the messages is the text that we rendered.
     assert tokenizer.decode(trainer.train_dataset[0]["input_ids"]) == data["train"][0]["text"]
     assert trainer.train().global_step == 2
+
+
+def test_causes_and_unused_turns_are_in_log_report_and_files(here: Path, capsys: Any) -> None:
+    def talk(n: int, *more: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "messages": [
+                {"role": "user", "content": f"Say {n}."},
+                {"role": "assistant", "content": f"It is {n}."},
+                *more,
+            ]
+        }
+
+    end = {"role": "user", "content": "Thanks."}
+    image = {"role": "user", "content": [{"type": "image_url"}]}
+    records = [*map(talk, range(20)), talk(20, end), talk(21, image), talk(22, image), {"messages": 7}]
+    rows = here / "rows.jsonl"
+    rows.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    folder = prepared([*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "split.min_eval_rows=1"])
+    printed, logged = capsys.readouterr()
+    causes = (
+        "load: 2 not_text (content has a part of type 'image_url'; such as 21-not_text), 1 unreadable (a conversation"
+    )
+    assert causes in logged
+    report = html.unescape(folder.report.read_text(encoding="utf-8"))
+    assert causes in report
+    assert "trailing_user_turn" in report
+    assert "21 read, 21 used, 1 trailing_user_turn" in printed
+    stages = read_json(folder.waterfall)["stages"]
+    assert stages[1]["turns"] == {"read": 21, "used": 21, "trailing_user_turn": 1}
+    assert all(before["rows_kept"] == after["rows_in"] for before, after in itertools.pairwise(stages))
+    dropped = pq.read_table(folder.dropped).to_pylist()
+    assert dropped[0]["cause"] == "content has a part of type 'image_url'"
 
 
 TOOL_TEMPLATE = """\
