@@ -61,6 +61,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab runs                    one line per run folder
   sft-lab runs multirun/sweep-1a2b3c4d
+  sft-lab runs multirun/sweep-1a2b3c4d --delete
 """,
     ),
     "compare": (
@@ -208,6 +209,9 @@ def _parser() -> _Parser:
 
     commands["runs"].add_argument(
         "folder", nargs="?", type=Path, metavar="DIR", help="default: outputs/ and multirun/ here"
+    )
+    commands["runs"].add_argument(
+        "--delete", action="store_true", help="delete them, after asking; never what is at work"
     )
 
     compare = commands["compare"]

@@ -173,6 +173,10 @@ def _runs(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.jobs import list_runs
 
     _refuse_rest("runs", rest)
+    if arguments.delete:
+        from sft_lab.jobs.delete_runs import delete_runs
+
+        return delete_runs(arguments.folder)
     list_runs.show(list_runs.list_runs(arguments.folder))
     return 0
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import RunState
@@ -248,3 +249,62 @@ def test_a_thousand_folders(here: Path) -> None:
     assert text.count("finished") == 1000
     assert listed < 5
     assert time.perf_counter() - began < 25
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def test_a_sweep_is_deleted_only_after_a_yes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        make_run(f"multirun/sweep-1/{name}")
+    Path("multirun/sweep-1/sweep.json").write_text("{}")
+    Path("multirun/sweep-1/.locks").mkdir()
+    make_run("multirun/sweep-2/c")
+    for text in ("", "n\n", "no\n", "\n"):
+        answer(monkeypatch, text)
+        assert main(["runs", "multirun/sweep-1", "--delete"]) == 0
+        assert "Delete 2 run folders" in capsys.readouterr().out
+        assert len(list(Path("multirun/sweep-1").iterdir())) == 4
+    answer(monkeypatch, "y\n")
+    assert main(["runs", "multirun/sweep-1", "--delete"]) == 0
+    assert "2 run folders deleted" in capsys.readouterr().out
+    assert [path.name for path in Path("multirun").iterdir()] == ["sweep-2"]
+
+
+def test_what_is_at_work_is_never_deleted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("outputs/done")
+    make_run("outputs/elsewhere", state=RunState.RUNNING, host="elsewhere", pid=1)
+    held = make_run("outputs/held")
+    queued = RunDir(Path("outputs/queued"))
+    queued.path.mkdir()
+    queued.config.write_text("format: 1\n")
+    queued.queued.write_text('{"format": 1, "job_id": "12_0"}')
+    answer(monkeypatch, "yes\n")
+    with held.claimed():
+        assert main(["runs", "outputs", "--delete"]) == 0
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["elsewhere", "held", "queued"]
+    output = capsys.readouterr().out
+    assert "outputs/elsewhere: running on elsewhere; it stays" in output
+    assert "1 run folder deleted" in output
+
+
+def test_a_folder_with_a_link_out_of_it_is_not_deleted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run("outputs/a")
+    Path("mine").mkdir()
+    Path("mine/file").write_text("mine")
+    folder.model.symlink_to(Path("mine").absolute())
+    answer(monkeypatch, "y\n")
+    assert main(["runs", "outputs/a", "--delete"]) == 1
+    assert Path("mine/file").exists()
+    assert folder.path.exists()
+
+
+def test_delete_needs_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run("outputs/a")
+    assert main(["runs", "--delete"]) == 2
+    assert "name the folder" in capsys.readouterr().err
