@@ -1,4 +1,4 @@
-"""Run every benchmark and write one table: ``make context``. The README shows it.
+"""Run every benchmark and write one table, in docs/benchmarks.md: ``make bench``.
 
     python benchmarks/table.py                              # on the starter set, about half an hour
     python benchmarks/table.py conversations.jsonl.gz       # on conversations of your own (ShareGPT)
@@ -24,7 +24,7 @@ from common import FIGURES, is_reference, machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures of make bench -->", "<!-- end of figures -->"
 # Each with its words; FILE stands for the conversations, where it takes some.
 BENCHMARKS = {
@@ -72,7 +72,7 @@ def table(results: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Read the command line, run, write results.json and the README's table."""
+    """Read the command line, run, write results.json and the page's table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", metavar="FILE")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS))
@@ -87,11 +87,11 @@ def main() -> None:
         "figures": before["figures"] | {name: figures(name, BENCHMARKS[name], source) for name in arguments.only},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
-    README.write_text(f"{head}{BEGIN}\n{table(results)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    PAGE.write_text(f"{head}{BEGIN}\n{table(results)}{END}{rest.partition(END)[2]}", encoding="utf-8")
     missed = [figure["what"] for found in results["figures"].values() for figure in found if not figure["met"]]
-    print(f"\n{table(results)}\nwritten: {RESULTS}, {README}")
+    print(f"\n{table(results)}\nwritten: {RESULTS}, {PAGE}")
     if missed and not is_reference():
         print("goals are not enforced here: they are those of two cores with bf16")
     elif missed and arguments.enforce:

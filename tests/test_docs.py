@@ -19,7 +19,7 @@ from sft_lab.cli.arguments import ABOUT
 from sft_lab.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b|\.\.\.")  # what a reader must put in: such a line is parsed and not composed
 COMPOSED = ("train", "prepare", "plan")
 # What a machine may lack: a command that is right otherwise is refused for it, after it has been composed.
