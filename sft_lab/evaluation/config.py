@@ -22,12 +22,6 @@ OBJECTIVES = (
     "domain/loss",
 )
 
-PROMPTS = (
-    "What is the difference between a comet and an asteroid?",
-    'Give the city and the country as JSON with the keys "city" and "country": Our meeting is in Oslo, Norway.',
-    "ما هي عاصمة مصر؟",
-)
-
 
 @dataclass
 class Baseline(Bounded):
@@ -48,7 +42,7 @@ class Evaluation(Bounded):
 
     Attributes:
         objective: the summary key a sweep compares jobs by; lower is better.
-        prompts: answered by base, prompted base and tuned model.
+        prompts: answered by base, prompted base and tuned model; null: the first three short ones of the held-out rows.
         outputs: held-out prompts that base and tuned model answer too, those with the shortest reference answers.
         max_new_tokens: of an answer.
         samples_every: optimizer steps between answers to the prompts during training; 0: none.
@@ -60,7 +54,7 @@ class Evaluation(Bounded):
     """
 
     objective: str = bounded("eval/bits_per_byte", choices=OBJECTIVES)
-    prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
+    prompts: list[str] | None = None
     outputs: int = bounded(8, at_least=0)
     max_new_tokens: int = bounded(40, at_least=1, at_most=MOST_NEW_TOKENS)
     samples_every: int = bounded(0, at_least=0, limit="at least 0 (optimizer steps; 0: none)")

@@ -30,6 +30,7 @@ from sft_lab.evaluation.generation import Answer, generate
 from sft_lab.evaluation.heldout import AnswerEnding, Scores
 from sft_lab.pipeline import label_rules
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
+from sft_lab.run.fixed_prompts import fixed_prompts
 from sft_lab.run.questions import Question, easiest_questions
 
 if TYPE_CHECKING:
@@ -60,13 +61,15 @@ class Measurement:
     Attributes:
         ids: of the held-out rows.
         held_out: their scores, None without any.
-        answers: to the fixed prompts: of ``tuned``, of ``base`` and of ``prompted_base``.
+        prompts: the fixed prompts.
+        answers: to them: of ``tuned``, of ``base`` and of ``prompted_base``.
         outputs: answers to some held-out prompts.
         numbers: what goes into the summary.
     """
 
     ids: list[str]
     held_out: Scores | None
+    prompts: list[str]
     answers: dict[str, list[str]]
     outputs: list[Output]
     numbers: dict[str, Any]
@@ -109,8 +112,8 @@ class Evaluator:
         probe = data.probe if is_known else self._templated(template, data.probe.rows)
         prefix = few_shot_prefix(self._options.baseline, data.sides)
         fixed_answers = {
-            "base": self._stored_answers(self._fixed_prompts(template, []), template),
-            "prompted_base": self._stored_answers(self._fixed_prompts(template, prefix), template),
+            "base": self._stored_answers(self._fixed_prompts(data, template, []), template),
+            "prompted_base": self._stored_answers(self._fixed_prompts(data, template, prefix), template),
         }
         measured = self._measure(
             held_out,
@@ -146,7 +149,7 @@ class Evaluator:
             data.held_out,
             data.probe,
             template,
-            {"tuned": self.answer_fixed_prompts(model)},
+            {"tuned": self.answer_fixed_prompts(model, data)},
             data,
             score=lambda ready: self.score(model, ready),
             generate_answers=lambda prompts: self._generate(model, prompts, template),
@@ -182,7 +185,8 @@ class Evaluator:
         numbers |= {f"{name}/loss": score(ready).loss for name, ready in question_sets.items()}
         if "domain" in question_sets:
             numbers |= _domain_numbers(question_sets["domain"], generate_answers, rules)
-        return Measurement(held_out.rows.column("id"), held_out_scores, fixed_answers, outputs, numbers)
+        ids = held_out.rows.column("id")
+        return Measurement(ids, held_out_scores, self.prompts(data), fixed_answers, outputs, numbers)
 
     def score(self, model: Any, ready: Ready, template: Template | None = None, *, shared: bool = False) -> Scores:
         """Return the held-out scores of rows.
@@ -199,10 +203,14 @@ class Evaluator:
         scores = heldout.score(model, ready.tokens, size, ending, batch_tokens=batch_tokens, shared=shared)
         return scores.of_rows(ready.first_examples, ready.answer_bytes)
 
-    def answer_fixed_prompts(self, model: Any) -> list[str]:
-        """Return a model's answers to ``evaluation.prompts`` under the run's template."""
+    def prompts(self, data: Prepared) -> list[str]:
+        """Return the fixed prompts."""
+        return fixed_prompts(self._options.prompts, data.held_out.rows)
+
+    def answer_fixed_prompts(self, model: Any, data: Prepared) -> list[str]:
+        """Return a model's answers to the fixed prompts under the run's template."""
         template = self._run.template
-        return [answer.text for answer in self._generate(model, self._fixed_prompts(template, []), template)]
+        return [answer.text for answer in self._generate(model, self._fixed_prompts(data, template, []), template)]
 
     def base_key(self) -> str:
         """Return a key of the base model's weights as they are held."""
@@ -285,12 +293,12 @@ class Evaluator:
         ids = self._context.tokenizer(texts, verbose=False)["input_ids"]
         return sum(map(len, ids)) + 16 * len(messages)
 
-    def _fixed_prompts(self, template: Template, prefix: Messages) -> list[list[int]]:
-        """Return ``evaluation.prompts`` as tokens."""
+    def _fixed_prompts(self, data: Prepared, template: Template, prefix: Messages) -> list[list[int]]:
+        """Return the fixed prompts as tokens, behind a prefix."""
         renderer = template.bind(self._context)
         takes_system = self._takes_system(template)
         prompts = []
-        for text in self._options.prompts:
+        for text in self.prompts(data):
             messages = with_prefix(prefix, [{"role": "user", "content": text}], takes_system=takes_system)
             prompts.append(prompt_ids(renderer.prompt(messages), self._context.tokenizer))
         return prompts

@@ -122,8 +122,8 @@ class TrainingSession(Session):
             return _event(scores, probe)
 
         def sample(model: Any, step: int) -> None:
-            answers = self._evaluator.answer_fixed_prompts(model)
-            for prompt, answer in zip(self.run.evaluation.prompts, answers, strict=True):
+            answers = self._evaluator.answer_fixed_prompts(model, data)
+            for prompt, answer in zip(self._evaluator.prompts(data), answers, strict=True):
                 self._samples.write({"step": step, "prompt": prompt, "answer": answer})
 
         if token_counts := self.record.curve("train/num_tokens"):  # up to the checkpoint
@@ -279,7 +279,7 @@ class TrainingSession(Session):
         answers = base.answers | tuned.answers
         return [
             {"prompt": prompt, **{name: texts[index] for name, texts in answers.items()}}
-            for index, prompt in enumerate(self.run.evaluation.prompts)
+            for index, prompt in enumerate(tuned.prompts)
         ]
 
 
