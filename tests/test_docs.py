@@ -179,3 +179,13 @@ def test_the_python_example_gives_what_it_says():
     assert repr(names["selection"].dropped) == re.search(r"selection\.dropped  # (.+)", example).group(1)
     (found,) = names["selection"].examples("near_duplicate")
     assert f"{found['score']:.4f}".startswith(re.search(r"'score': ([\d.]+)\.\.\.", example).group(1).rstrip("."))
+
+
+@pytest.mark.slow  # unpacks the bundled model
+def test_the_python_example_of_stages_with_a_tokenizer():
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    example = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "run.context()" in code)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert len(names["sides"].train) + len(names["sides"].held_out_rows) == len(names["rows"])
+    assert len(names["selection"].ids) == len(names["encoded"].table) == len(names["sides"].train)

@@ -59,7 +59,7 @@ class StageContext:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model to be tuned."""
         if self._load_tokenizer is None:
-            raise ModelError("this stage counts tokens and needs a tokenizer: StageContext(load_tokenizer=...)")
+            raise ModelError("this stage needs the tokenizer of a run: call it as stage(dataset, run.context())")
         return self._load_tokenizer()
 
     @property

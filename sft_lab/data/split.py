@@ -134,13 +134,16 @@ class Split(Bounded, abc.ABC):
         return [f"split.{problem}" if problem.startswith("filter.") else problem for problem in problems]
 
     def __call__(
-        self, rows: Rows | datasets.Dataset, context: StageContext, surplus: Callable[[Rows], np.ndarray] | None = None
+        self,
+        rows: Rows | datasets.Dataset,
+        context: StageContext | None = None,
+        surplus: Callable[[Rows], np.ndarray] | None = None,
     ) -> Sides:
         """Put every loaded row on its side.
 
         Args:
             rows: the loaded rows.
-            context: for the tokenizer.
+            context: for the tokenizer, where ``max_eval_tokens`` counts tokens.
             surplus: which training rows are more than asked for (``Dataset.surplus``).
 
         Raises:
@@ -150,6 +153,7 @@ class Split(Bounded, abc.ABC):
 
         from sft_lab.core.rows import Rows, Selection
 
+        context = context or StageContext()
         rows = Rows.of(rows)
         held_out, test = self.is_held_out(rows), self.is_test(rows)
         measured = held_out | test

@@ -22,6 +22,7 @@ from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, NGRAM, NUM_PERM
 from sft_lab.dedup.semantic import Fallback, known_nodes
 
 if TYPE_CHECKING:
+    import datasets
     import numpy as np
 
     from sft_lab.core.rows import Rows, Selection
@@ -77,7 +78,13 @@ class Decontaminate(Bounded):
             f"decontaminate.against={path}: {problem}; give the paths of benchmark files" for path, problem in problems
         ]
 
-    def __call__(self, train: Rows, held_out: Rows, context: StageContext, against: Rows | None = None) -> Selection:
+    def __call__(
+        self,
+        train: Rows | datasets.Dataset,
+        held_out: Rows | datasets.Dataset,
+        context: StageContext | None = None,
+        against: Rows | None = None,
+    ) -> Selection:
         """Return the stored selection of the training rows, or compute it.
 
         Args:
@@ -94,8 +101,10 @@ class Decontaminate(Bounded):
         Raises:
             JobError: with ``action=fail``, when there is such a row.
         """
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.rows import Rows, Selection
 
+        context = context or StageContext()
+        train, held_out = Rows.of(train), Rows.of(held_out)
         semantic = self.method is Method.semantic
         params = result_params(self)
         if not semantic:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def execute(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
-    """Carry out the whole run and return its summary; empty in a process that only assists in training."""
+    """Carry out the whole run; return its summary and ``folder``, nothing in a process that assists in training."""
     if not run.launch.distributed:  # processes that train together have a GPU each
         use_one_gpu()
     with heavy_imports.imports():
@@ -37,7 +37,7 @@ def execute(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]
     summary = _train(run, folder)
     if gpu_is_in_use():
         release_memory()
-    return summary
+    return summary | {"folder": str(folder.path)}
 
 
 def _train(run: Run, folder: RunDir) -> dict[str, Any]:
