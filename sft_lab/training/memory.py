@@ -52,14 +52,17 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
         context: for the tokenizer and a converted model.
     """
     dtype = model.arithmetic(context, options.holding)["dtype"]
-    return footprint_of(model.config(context), "float32" if dtype == "auto" else dtype, options, **model.trust())
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(
+            model.config(context), dtype="float32" if dtype == "auto" else dtype, **model.trust()
+        )
+    return footprint_of(empty, options)
 
 
-def footprint_of(config: Any, dtype: str, options: Full, **trust: bool) -> Footprint:
-    """Return the footprint of a model's shape, its weights held in a data type."""
+def footprint_of(empty: Any, options: Full) -> Footprint:
+    """Return the footprint of a model that has no weights yet (device ``meta``)."""
     holding = options.holding
     with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **trust)
         quantized = _quantized_weights(empty) if holding.four_bit else []
         adapter = build_peft_config(options, empty, [], is_empty=True)
         trained_model = peft.get_peft_model(empty, adapter) if adapter else empty

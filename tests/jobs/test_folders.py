@@ -134,7 +134,7 @@ def test_rerun_keeps_the_old_folder_beside(other):
     (old,) = Path.cwd().glob("run.old-*")
     assert re.fullmatch(r"run\.old-\d{8}-\d{6}", old.name)
     assert content(old) == before
-    assert sorted(content(Path("run"))) == ["config.yaml"]
+    assert sorted(content(Path("run"))) == [".hydra/config.yaml", ".hydra/overrides.yaml", "config.yaml"]
 
 
 def test_two_reruns_in_one_second_keep_both():

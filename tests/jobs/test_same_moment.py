@@ -61,7 +61,7 @@ def test_of_two_commands_one_gets_the_folder_and_the_other_takes_nothing_away(wo
             # Where the refused command was the one that made the folder, nobody may remove it: it stays, empty.
             assert not path.exists() or not any(path.iterdir())
         else:
-            assert sorted(path.name.partition("-")[0] for path in path.iterdir()) == ["config.yaml", "won"]
+            assert sorted(path.name.partition("-")[0] for path in path.iterdir()) == [".hydra", "config.yaml", "won"]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from sft_lab.cli.main import main
 FILES = {
     "config.yaml", "manifest.json", "status.json", "waterfall.json", "dropped.parquet", "data.json", "metrics.jsonl",
     "eval.parquet", "summary.json", "samples.jsonl", "outputs.jsonl", "figures", "report.html", "model", "run.log",
+    ".hydra",
 }  # fmt: skip
 
 

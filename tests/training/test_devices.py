@@ -322,15 +322,17 @@ def test_a_tiny_model_is_quantized_by_way_of_a_folder(
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def mistral() -> transformers.PretrainedConfig:
-    """Mistral-7B's shape: 7.24 billion parameters, of which the LM head has 131 million."""
-    return transformers.MistralConfig(num_key_value_heads=8)
+def mistral(dtype: str) -> transformers.PreTrainedModel:
+    """Mistral-7B without weights: 7.24 billion parameters, of which the LM head has 131 million."""
+    with torch.device("meta"):
+        config = transformers.MistralConfig(num_key_value_heads=8)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def test_the_memory_of_four_bits_leaves_the_head_whole(card: str) -> None:
     """7.24 billion numbers: embeddings and head, 131 million each, in two bytes; 6.98 billion in 4.127 bits."""
     qlora = Lora(quantization=Quantization.nf4, optim="paged_adamw_8bit")
-    footprint = footprint_of(mistral(), "bfloat16", qlora)
+    footprint = footprint_of(mistral("bfloat16"), qlora)
     adapter = footprint.trained
     expected = 2 * 2 * 131_072_000 + 6_979_321_856 * 4.127 / 8 + 4 * adapter
     assert footprint.weights == pytest.approx(expected, rel=1e-3)
@@ -339,12 +341,12 @@ def test_the_memory_of_four_bits_leaves_the_head_whole(card: str) -> None:
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(card: str) -> None:
     options = Lora(per_device_train_batch_size=1, max_length=1024)
-    footprint = footprint_of(mistral(), "bfloat16", options)
+    footprint = footprint_of(mistral("bfloat16"), options)
     options.per_device_train_batch_size = 4
-    assert footprint_of(mistral(), "bfloat16", options).activations == 4 * (footprint.activations or 0) > 1e9
+    assert footprint_of(mistral("bfloat16"), options).activations == 4 * (footprint.activations or 0) > 1e9
     options.activation_checkpointing = True
-    assert (footprint_of(mistral(), "bfloat16", options).activations or 0) < (footprint.activations or 0)
-    full = footprint_of(mistral(), "float32", Full())
+    assert (footprint_of(mistral("bfloat16"), options).activations or 0) < (footprint.activations or 0)
+    full = footprint_of(mistral("float32"), Full())
     assert full.weights + full.gradients + (full.optimizer or 0) == 16 * full.parameters
 
 
