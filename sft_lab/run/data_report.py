@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from sft_lab import pipeline
 from sft_lab.core.io import read_json, write_json, write_text
@@ -144,7 +143,7 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
     if not isinstance(dedup, GraphDedup) or not len(rows):
         return nothing
     graph, node_of_row, texts = dedup.graph(rows, context)
-    lengths = pc.utf8_length(rows.arrow("answer")).to_numpy().astype(np.int64)
+    lengths = np.fromiter((len(answer) for (batch,) in rows.batches("answer") for answer in batch), np.int64, len(rows))
     curve = graph_stats.threshold_curve(graph, node_of_row, lengths, dedup.keep, dedup.threshold)
     thresholds = {
         "measure": dedup.measure,
