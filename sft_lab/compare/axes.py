@@ -9,7 +9,7 @@ from sft_lab.core.io import flat
 from sft_lab.run.identity import NOT_IDENTITY
 
 SEED = "seed"
-VAGUE_KEYS = ("name_or_path", "path", "name", "kind")  # last parts that say nothing without their stage
+VAGUE_KEYS = ("name_or_path", "path", "name", "kind")  # last parts that are meaningless without their stage
 MISSING = object()  # the value at a key that a config lacks
 
 

@@ -125,7 +125,7 @@ def _render(name: str, label: str, draw: Callable[[], Chart]) -> Markup:
 
 
 def draw_curves(name: str, label: str, marks: list[JobMark], bases: list[float], y_label: str) -> Markup | None:
-    """Return the curves of all jobs over optimizer steps; None where there are none.
+    """Return the curves of all jobs over optimizer steps; None if there are none.
 
     Args:
         name: of the chart, unique in the page.

@@ -129,7 +129,7 @@ def collect_jobs(paths: list[Path]) -> list[ComparedJob]:
     A job that has not finished, or that cannot be read, is returned with what its folder has.
 
     Raises:
-        FolderError: for a path that is no folder or contains no run folder.
+        FolderError: if a path is not a folder or contains no run folder.
     """
     folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path.absolute())))
     names = [folder.name for folder in folders]
@@ -209,7 +209,7 @@ def _so_far(folder: RunDir, job: ComparedJob) -> dict[str, Any]:
 
 
 def _row_losses(path: Path, model: str) -> RowLosses | None:
-    """Read one model's columns; rows without a value are left out. None where there is no file or no row."""
+    """Read one model's columns, without rows that lack a value; None if there is no file or no row."""
     if not path.exists():
         return None
     import pyarrow as pa

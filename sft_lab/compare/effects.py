@@ -119,7 +119,7 @@ def _stack_nats(level: AxisLevel, common: CommonRows) -> np.ndarray:
 def _group_by_value(axis: str, jobs: list[ComparedJob]) -> tuple[list[tuple[Any, list[ComparedJob]]], bool]:
     """Return the jobs of each value of an axis, and whether they are matched.
 
-    Matched are jobs whose other axes were tried with every value. Where there are none, all jobs count.
+    Jobs are matched if their other axes were tried with every value. Without matched jobs, all jobs count.
     """
     values = sort_values([job.axes[axis] for job in jobs])
     tried: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""The search that jobs were trials of, as ``search.json`` in their sweep folder has it."""
+"""The search whose trials the jobs were, read from ``search.json`` in their sweep folder."""
 
 from __future__ import annotations
 

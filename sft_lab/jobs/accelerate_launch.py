@@ -194,7 +194,7 @@ class AccelerateJob(SupervisedJob):
         """Return why the job failed: the process that was killed, else the error in its status or its output."""
         file = self.machine.output(self.folder)
         output = read_text(file, LONG, errors="replace")
-        # The others lose their connection when one dies, and torchrun then ends them: their errors are not the reason.
+        # When one dies, the others lose their connection and torchrun ends them: their errors are not the cause.
         for number, code in _SIGNALS.findall(output):
             if int(code) != signal.SIGTERM:
                 name = signal.Signals(int(code)).name
@@ -207,7 +207,7 @@ class AccelerateJob(SupervisedJob):
         status = read_status(self.folder)
         if status.get("state") == RunState.FAILED:
             errors.append(str(status["error"]))
-        errors.sort(key=lambda error: resource_errors.LOST in error)  # last: what follows from another one's end
+        errors.sort(key=lambda error: resource_errors.LOST in error)  # errors caused by another process's end come last
         return errors[0] if errors else f"a process of the training failed; see {file}"
 
 

@@ -76,7 +76,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
 
 def _git_differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
     compared = [Difference("git commit", old["commit"], new.get("commit"))] if "commit" in old else []
-    if old.get("dirty") and new.get("dirty"):  # two sets of changes that nobody wrote down may be any two
+    if old.get("dirty") and new.get("dirty"):  # uncommitted changes may differ, as they are not recorded
         compared.append(Difference(UNCOMMITTED, "yes", "yes, the same or others"))
     elif "dirty" in old:
         yes_or_no = {None: None, True: "yes", False: "no"}

@@ -38,7 +38,7 @@ def launch(job_folders: list[JobFolder], work: str = Work.RUN, *, keeps_failed: 
         only = job_folders[0] if len(job_folders) == 1 else None
         if only and failures and failures[0].by_input and only.progress is JobProgress.NEW and not keeps_failed:
             _discard(only)
-    except UserError:  # the cluster takes no such jobs, so none has begun
+    except UserError:  # the cluster rejects the jobs, so none has begun
         for job_folder in job_folders:
             folder = job_folder.folder
             is_new = job_folder.progress is JobProgress.NEW
@@ -46,7 +46,7 @@ def launch(job_folders: list[JobFolder], work: str = Work.RUN, *, keeps_failed: 
                 _discard(job_folder)
         raise
     except (KeyboardInterrupt, SystemExit):
-        if not isinstance(launcher, Slurm):  # which says itself what becomes of its jobs
+        if not isinstance(launcher, Slurm):  # which logs that itself
             log.warning("%s", _interruption_message(job_folders, work))
         raise
     finally:

@@ -32,7 +32,7 @@ from sft_lab.run.config import Run
 from sft_lab.run.identity import NOT_IDENTITY
 
 MAX_NAME = 80  # characters of a job folder's name before its hash
-MAX_DIFFERENCES = 3  # that a message lists
+MAX_DIFFERENCES = 3  # listed in a message
 
 
 class JobProgress(StrEnum):
@@ -250,7 +250,7 @@ def _holds_config(folder: RunDir) -> bool:
 
 
 def _refuse_other_config(run: Run, folder: RunDir) -> None:
-    # The same text is the same config, and read in no time; a sweep checks each of its jobs.
+    # Equal text is an equal config, and faster to compare; a sweep checks each of its jobs.
     if _has_text(folder.config, run.to_yaml()):
         return
     try:

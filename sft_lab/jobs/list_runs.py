@@ -20,9 +20,9 @@ from sft_lab.tracking import manifest
 if TYPE_CHECKING:
     from rich.table import Table
 
-DEFAULT_ROOTS = ("outputs", "multirun")  # where runs are unless the user says otherwise, below the working folder
+DEFAULT_ROOTS = ("outputs", "multirun")  # default folders of runs, below the working folder
 CUT_OFF, QUEUED, NOT_STARTED, BROKEN = "cut off", "queued", "not started", "broken"
-MAX_PACKAGES = 6  # that the caption names
+MAX_PACKAGES = 6  # named in the caption
 CLOCK_SLACK = datetime.timedelta(seconds=2)  # a status has its time to the second
 
 

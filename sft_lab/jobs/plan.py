@@ -42,7 +42,7 @@ MEMORY_KEYS = (
     "kind", "peft", "quantization", "optim", "max_length", "precision", "per_device_train_batch_size",
     "activation_checkpointing",
 )  # fmt: skip
-MAX_FINISHED_RUNS = 200  # the newest, from which times are taken
+MAX_FINISHED_RUNS = 200  # the newest, to estimate times from
 
 
 @dataclass(frozen=True)

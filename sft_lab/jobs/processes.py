@@ -29,7 +29,7 @@ from sft_lab.jobs.supervise import (
 if TYPE_CHECKING:
     from sft_lab.run.launch_config import Processes
 
-STOP_SECONDS = 60.0  # that a job has to end well when the sweep is stopped; it may be writing a checkpoint
+STOP_SECONDS = 60.0  # for a job to end cleanly when the sweep is stopped; it may be writing a checkpoint
 OUTPUT = "output.log"  # what a job's process printed, beside run.log
 
 

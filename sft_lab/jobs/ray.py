@@ -17,7 +17,7 @@ from sft_lab.run.launch_config import JOB_VARIABLE
 if TYPE_CHECKING:
     from sft_lab.run.launch_config import Ray
 
-STOP_SECONDS = 60.0  # that jobs at work have to end well when the sweep is stopped
+STOP_SECONDS = 60.0  # for running jobs to end cleanly when the sweep is stopped
 POLL_SECONDS = 1.0  # between two checks of the jobs
 
 
@@ -44,7 +44,7 @@ class RayTasks(Backend):
     def __init__(self, jobs: list[tuple[str, RunDir]], launcher: Ray, work: str) -> None:
         import ray
 
-        # max_calls: a process serves one job, so that a job ends with its process, and its memory too.
+        # max_calls: each process executes one job, whose memory is freed with it.
         remote = ray.remote(
             num_cpus=launcher.num_cpus,
             num_gpus=_gpus_per_job(launcher),

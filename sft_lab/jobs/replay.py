@@ -105,9 +105,9 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     """
     overrides = list(overrides or [])
     folder = None if source.is_file() else open_run_dir(source)
-    config = folder.config if folder else source.resolve()  # the user's own, wherever it lies
+    config = folder.config if folder else source.resolve()  # a file of the user's, anywhere
     run = _load(config, overrides)
-    run.plugins = plugin_origins(run)  # it runs with those of today, and notes which they were
+    run.plugins = plugin_origins(run)  # it runs with today's plug-ins, and records them
     if problems := run.check():
         raise all_problems(problems)
     old = _read_old_run(folder, config)
@@ -181,7 +181,7 @@ def _extra_differences(old: OldRun, new: JobFolder) -> list[Difference]:
     if job not in (None, old.job):
         differences.append(Difference("config (edited, or read by another sft_lab)", job, old.job))
     if new.progress is JobProgress.UNFINISHED and any(new.folder.checkpoints.glob("checkpoint-*")):
-        # A mean of training losses that spans the cut is taken over fewer steps; all else has come out equal.
+        # A mean of training losses across the interruption covers fewer steps; everything else has come out equal.
         differences.append(Difference("training", "in one go", "goes on from a checkpoint"))
     return differences
 

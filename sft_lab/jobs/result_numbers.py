@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # that a verdict regards is 1%. One row is a sum over few tokens and moves more.
 LOSS_TOLERANCE = 1e-3  # relative, of losses and bits per byte
 ROW_TOLERANCE = 1e-2  # relative, of one held-out row's negative log-likelihood
-ROW_SLACK = 0.05  # nats; a row that the model knows by heart has hardly any, which makes relative errors large
+ROW_SLACK = 0.05  # nats; a memorized row has almost none, which makes relative errors large
 TIMES = {"tokens_per_second", "watching_share", "train_seconds", "measuring_seconds", "seconds"}
 # What follows from losses that are compared themselves: a difference far below the tolerance may turn it over.
 DERIVED = {"gap", "best_step", "converged_at", "evidence", "objective"}

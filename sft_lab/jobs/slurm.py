@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SUBMITIT_DIR = ".submitit"  # beside the job folders: submitit's batch script, its pickles, and what the jobs printed
 POLL_SECONDS = 1.0  # between two checks of the folders
 QUEUE_SECONDS = 10.0  # between two calls of squeue, one for all jobs
-KILL_SECONDS = 900.0  # that Slurm may take to end what it has sent SIGTERM
+KILL_SECONDS = 900.0  # for Slurm to end a job after its SIGTERM
 # Slurm's states of a job that is over, and ours of one that the queue does not know any more.
 GONE = "gone from the queue"
 ENDED = {
@@ -166,7 +166,7 @@ class QueuedJob(SupervisedJob):
             return True
         if queue is None:
             return False
-        # Twice, since a folder on a network is seen a little later than the queue.
+        # Checked twice, since a network folder may be updated a little later than the queue.
         is_missing = queue.get(self.job_id, QueueState(GONE)).has_ended
         was_missing, self.was_missing = self.was_missing, is_missing
         return is_missing and was_missing

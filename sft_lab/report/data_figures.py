@@ -105,7 +105,7 @@ def choose_bars(edges: list[float], counts: list[int], limit: float | None) -> t
     if limit and limit <= edges[-1]:
         to_limit = bisect_left(edges, limit) + 1
         shown_bins = max(shown_bins, to_limit) if to_limit < 1.5 * shown_bins else shown_bins
-    if shown_bins > 0.8 * len(counts):  # hardly any tail
+    if shown_bins > 0.8 * len(counts):  # almost no tail
         shown_bins = len(counts)
 
     bins_per_bar = 1

