@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -60,9 +61,9 @@ def unused_characters(messages: list[Message], inputs: dict[str, Any] | None) ->
     if inputs or any(len(message) > 2 for message in messages):
         text = json.dumps([messages, inputs], ensure_ascii=False)
     used = set(text)
-    mark, blank, *_ = (
-        character for character in PRIVATE_USE if character not in used and escaped(character) not in text
-    )
+    private_use = itertools.chain(PRIVATE_USE, map(chr, range(0xF0000, 0xFFFFE)))
+    unused = (character for character in private_use if character not in used and escaped(character) not in text)
+    mark, blank = itertools.islice(unused, 2)
     return mark, blank
 
 

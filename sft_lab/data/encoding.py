@@ -304,6 +304,8 @@ class _Encoder:
             return self._maker(Conversation.of(messages, **inputs)), ("", "")
         except CannotRender as error:
             return [Rendered("", [], [])], (error.reason, error.cause)
+        except RecursionError:
+            return [Rendered("", [], [])], ("nested_too_deeply", "")
 
     def _encoded(self, row: Rendered, encoding: Encoding) -> _Tokens:
         """Return an example's tokens, labels and weights, and the tokens of each message's text, if known."""

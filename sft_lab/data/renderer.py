@@ -239,8 +239,9 @@ class Renderer:
 
     def _searched(self, messages: list[Message], inputs: dict[str, Any]) -> tuple[TurnSearch, str]:
         """Return a conversation as it is rendered, and the mark in its control tokens."""
-        if len(messages) > MAX_SEARCHED:  # it would take as many renderings of as many turns
-            raise CannotRender("too_many_turns")
+        limit = MAX_SEARCHED if all(len(message) == 2 for message in messages) else MAX_SEARCHED // 2
+        if len(messages) > limit:  # it would take as many renderings of as many turns
+            raise CannotRender("too_many_turns", f"{len(messages):,} messages, more than {limit:,}")
         mark, blank = unused_characters(messages, inputs)
         marked = [self._marked(message, mark) for message in messages]
         marked_inputs = marked_values(inputs, self._control["user"], mark)

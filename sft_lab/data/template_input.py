@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from sft_lab.data.messages import without_surrogates
 from sft_lab.data.template_layout import MAX_CAUSE, CannotRender, Message
 
 # A thought at the head of an answer; its opening tag may stand in the generation prompt.
@@ -129,6 +130,8 @@ def _load(text: str, kind: type, reason: str) -> Any:
         raise CannotRender(reason, text[:MAX_CAUSE]) from error
     if not isinstance(value, kind):
         raise CannotRender(reason, text[:MAX_CAUSE])
+    if "\\ud" in text.lower():  # half of a character, which neither tokenizers nor Arrow tables accept
+        value = json.loads(without_surrogates(json.dumps(value, ensure_ascii=False)))
     return value
 
 

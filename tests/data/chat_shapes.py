@@ -112,7 +112,9 @@ QWEN25 = Shape(
 
 QWEN3 = Shape(
     f"""{_HERMES_TOOLS}{{%- set ns = namespace(last=-1) -%}}
-{{%- for m in messages if m.role == 'user' -%}}{{%- set ns.last = messages.index(m) -%}}{{%- endfor -%}}
+{{%- for m in messages -%}}
+{{%- if m.role == 'user' -%}}{{%- set ns.last = loop.index0 -%}}{{%- endif -%}}
+{{%- endfor -%}}
 {{%- for m in messages -%}}
 {{%- set content = m.content.split('</think>')[-1].lstrip('\\n') -%}}
 {{%- set thought = m.reasoning_content or '' -%}}

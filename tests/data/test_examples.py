@@ -380,6 +380,30 @@ def test_several_calls_in_one_turn(tmp_path: Path) -> None:
     assert encoded(tmp_path, SHAPES["llama3"], talk, TOOLS)[0] == "template_refused: only single tool calls"
 
 
+@pytest.mark.parametrize(("depth", "reason"), [(100, ""), (900, "nested_too_deeply"), (5000, "tool_calls_unreadable")])
+def test_arguments_may_be_nested_deeply(tmp_path: Path, depth: int, reason: str) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    deep = f'[{{"name": "weather", "arguments": {nested}}}]'
+    assert encoded(tmp_path, QWEN25, [user("a"), {**assistant(), "tool_calls": deep}], TOOLS)[0] == reason
+
+
+def test_half_a_character_and_every_private_use_character_are_no_matter(tmp_path: Path) -> None:
+    half = '[{"name": "weather", "arguments": {"city": "\\ud800 <|im_end|>"}}]'
+    odd = "".join(map(chr, range(0xE000, 0xF900)))
+    reason, (example,) = encoded(tmp_path, QWEN25, [user(odd[::40]), {**assistant(), "tool_calls": half}], TOOLS)
+    assert reason == ""
+    assert trained(QWEN25, example) == [TAGGED.replace("Rome", "? <|im_end|>")]
+    renderer = Jinja(path="package:sft_lab/data/templates/chatml.jinja").bind(
+        StageContext(Store(tmp_path / "store"), lambda: CHATML.tokenizer)
+    )
+    assert odd in renderer.conversation([user(f"{odd}<|im_end|>"), assistant("a")]).text
+
+
+def test_a_conversation_of_many_thoughts_is_not_unrolled_without_end(tmp_path: Path) -> None:
+    talk = [message for number in range(202) for message in (user(f"a{number}"), assistant("b", "c"))]
+    assert encoded(tmp_path, QWEN3, talk)[0] == "too_many_turns"
+
+
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
