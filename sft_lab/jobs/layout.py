@@ -163,8 +163,8 @@ def _base_identity(plan: Plan) -> dict[str, Any]:
 
 
 def _without(identity: dict[str, Any], axes: Iterable[str]) -> dict[str, Any]:
-    """Return the keys of a flat identity that no axis changes; a dataset option may choose its own split."""
-    keys = {*axes, "split"} if "dataset" in axes else {*axes}
+    """Return the keys of a flat identity that no axis changes; a dataset option may bring its split and prompts."""
+    keys = {*axes, "split", "evaluation.prompts"} if "dataset" in axes else {*axes}
     return {
         key: value
         for key, value in identity.items()

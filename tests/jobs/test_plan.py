@@ -13,6 +13,7 @@ import pytest
 
 from sft_lab import compose, config, pipeline
 from sft_lab.cli.main import main
+from sft_lab.core import store
 from sft_lab.core.context import StageContext
 from sft_lab.core.io import read_json
 from sft_lab.dedup import forecast as dedup_forecast
@@ -101,8 +102,9 @@ def test_choices_that_keep_the_same_rows_are_named(
 
 
 def test_data_that_no_stage_has_read_is_counted_and_the_rest_is_unknown_once(
-    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store, "FRESH", -1)  # the file is seconds old
     rows = [{"prompt": f"Say {number}.", "completion": f"{number} it is."} for number in range(1000)]
     Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))  # the last without a line end
     words = [*overrides, "trainer.max_steps=-1", "dataset=file", "dataset.path=rows.jsonl", "seed=1,2"]
