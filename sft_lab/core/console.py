@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from sft_lab.core.redaction import Formatter
@@ -67,7 +68,7 @@ def each_line_once() -> Iterator[None]:
 
 
 class _Repeats(logging.Filter):
-    """Hides what was shown already, whether it was computed or found in the store; never training or an error."""
+    """Hides what was shown already, computed or found in the store; never training, a launcher's line or an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +76,8 @@ class _Repeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        if message.startswith("train: ") or record.levelno >= logging.ERROR:
+        of_launcher = Path(record.pathname).parent.name == "jobs"
+        if of_launcher or message.startswith("train: ") or record.levelno >= logging.ERROR:
             return True
         line = re.sub(r" (computed|stored) +| +\d+\.\d s\b", "", message)
         is_new = line not in self._lines

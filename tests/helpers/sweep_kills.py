@@ -150,7 +150,7 @@ def _compare(whole: Path, resumed: Path) -> list[str]:
     if names[0] != names[1]:
         return [f"the sweep folder holds {names[1]} instead of {names[0]}"]
     problems = []
-    for job in (path for path in (whole / "sweep").iterdir() if path.is_dir()):
+    for job in (path for path in (whole / "sweep").glob("[!.]*") if path.is_dir()):
         found = warm.run_differences(job, resumed / "sweep" / job.name)
         problems += [f"{job.name}: {one}" for one in found]
     return problems + warm.store_differences(whole / "store", resumed / "store")

@@ -20,7 +20,7 @@ from sft_lab.tools.merge import merge_adapter
 pytestmark = pytest.mark.slow
 
 SMALL = ["dedup=exact", "decontaminate.method=exact", "tracking=local", "trainer.learning_rate=2e-2",
-         "trainer.max_steps=3", "trainer.warmup_steps=0", "split.max_eval_rows=8"]  # fmt: skip
+         "trainer.max_steps=3", "trainer.warmup_steps=0", "split.max_eval_rows=8", "dataset.turns=first"]  # fmt: skip
 
 
 def trained(folder: Path, *words: str) -> Path:

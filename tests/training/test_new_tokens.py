@@ -52,7 +52,7 @@ def opened(folder: Path, trainer: str = "lora"):
     run = compose(
         ["tracking=local", "model=local", f"model.name_or_path={folder}", "template=chatml", f"trainer={trainer}",
          "dedup=exact", "decontaminate.method=exact", "filter.length.max_tokens=200", "split.max_eval_tokens=200",
-         "split.max_eval_rows=8"]
+         "split.max_eval_rows=8", "dataset.turns=first"]
     )  # fmt: skip
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(context, run.template.special_tokens))
     return run, context
