@@ -16,7 +16,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "One run, or with -m every combination of the values given.",
         """\
   sft-lab                                        the main job: bundled model and conversations
-  sft-lab dataset=my.jsonl                          your own conversations
+  sft-lab dataset=my.jsonl                       your own conversations
   sft-lab -m dedup.threshold=0.8,0.95 trainer.learning_rate=1e-5,1e-4
   sft-lab +experiment=quickstart                 a file of experiments/
   sft-lab --cfg job dedup=exact                  show the composed config, run nothing
