@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_lab.core.mapped import release, rows_between_releases
+from sft_lab.core.mapped import stretches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,16 +91,8 @@ def value_batches(
     columns: Sequence[pa.ChunkedArray], positions: np.ndarray, size: int
 ) -> Iterator[tuple[list[Any], ...]]:
     """Yield the values of some columns, ``size`` positions at a time; little of a mapped table stays resident."""
-    # A single batch is not worth the sum over all chunks.
-    pause = rows_between_releases(columns) if len(positions) > size else size + 1
-    read = 0
-    for start in range(0, len(positions), size):
-        part = positions[start : start + size]
-        yield tuple(values_of(gather(column, part)) for column in columns)
-        read += len(part)
-        if read >= pause:
-            release(columns)
-            read = 0
+    for part in stretches(columns, len(positions), size):
+        yield tuple(values_of(gather(column, positions[part])) for column in columns)
 
 
 def gather(column: pa.ChunkedArray, positions: np.ndarray) -> pa.ChunkedArray:

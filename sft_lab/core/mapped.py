@@ -16,10 +16,20 @@ RESIDENT = 2**28  # bytes of a table that a pass over it may keep in memory
 PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4: unlike MADV_DONTNEED it loses nothing, wherever the bytes lie
 
 
-def rows_between_releases(columns: Sequence[pa.ChunkedArray]) -> int:
-    """Return after how many rows a pass over some columns has read about ``RESIDENT`` bytes."""
-    size = sum(column.nbytes for column in columns)
-    return max(1, RESIDENT * len(columns[0]) // max(1, size)) if columns else 1
+def stretches(columns: Sequence[pa.ChunkedArray], count: int, size: int) -> Iterator[slice]:
+    """Yield slices of ``size`` out of ``count`` rows that are read of some columns; give memory back on the way.
+
+    About ``RESIDENT`` bytes are read between two times. A single slice is not worth the sum over all chunks.
+    """
+    bytes_read = sum(column.nbytes for column in columns) if count > size else 0
+    pause = max(1, RESIDENT * len(columns[0]) // bytes_read) if bytes_read else count + size
+    read = 0
+    for start in range(0, count, size):
+        yield slice(start, start + size)
+        read += size
+        if read >= pause:
+            release(columns)
+            read = 0
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.columns import BATCH, gather, message_fields, values_of
-from sft_lab.core.mapped import kept_small, release, rows_between_releases
+from sft_lab.core.mapped import kept_small, release, stretches
 from sft_lab.core.rows import TableWriter, load_table
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
     folder.mkdir()
     writer = TableWriter(folder, schema)
     sources = [*map(columns.column, names), texts]
-    pause, read = rows_between_releases(sources), 0
-    for start in range(0, len(positions), BATCH):
-        part = slice(start, start + BATCH)
+    for part in stretches(sources, len(positions), BATCH):
         gathered = [gather(columns.column(name), positions[part]) for name in names]
         values = [
             _exported(values, kind, is_json=name in json_columns)
@@ -86,10 +84,6 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
         values.append(gather(texts, indices[part]))
         values += tokens[part].columns if tokens else []
         writer.write(pa.table(values, schema=schema))
-        read += BATCH
-        if read >= pause:
-            release(sources)
-            read = 0
     release(sources)
     writer.close()
     return load_table(folder)

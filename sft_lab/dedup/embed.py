@@ -284,7 +284,7 @@ def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageCont
     folder = context.store.root / "embed" / f".{key[:32]}"
     folder.parent.mkdir(exist_ok=True)
     with progress("embed", len(texts), "texts") as done:
-        work = EmbedBlock(embedder, context.store.root, model, done)
+        work = EmbedBlock(embedder, context.store.root, model, precision(), done)
         blocks = run_blocks(work, payloads, folder, "embed", context.engine.of_torch)
         for part, block in zip(parts, blocks, strict=True):
             _keep(block, hex_names(texts.hashes[part]), key, context)

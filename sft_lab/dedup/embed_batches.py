@@ -46,21 +46,24 @@ class EmbedBlock:
         embedder: whose vectors are wanted.
         store: root of the store, where a distilled model lies.
         model: what ``embedder`` loads.
+        precision: of every worker, whatever its processor is fast at.
         done: called with the number of texts after each batch.
     """
 
-    def __init__(self, embedder: Embedder, store: Path, model: Any, done: Callable[[int], object]) -> None:
-        self._embedder, self._store, self._model, self._done = embedder, store, model, done
-        self.precision = precision()  # of every worker, whatever its processor is fast at
+    def __init__(
+        self, embedder: Embedder, store: Path, model: Any, precision: str, done: Callable[[int], object]
+    ) -> None:
+        self._embedder, self._store, self._model = embedder, store, model
+        self._precision, self._done = precision, done
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _in_worker, (self._embedder, self._store, self.precision)
+        return _in_worker, (self._embedder, self._store, self._precision)
 
     def __call__(self, block: tuple[list[str], list[int]]) -> pa.Table:
         import pyarrow as pa
 
         texts, lengths = block
-        vectors = encode_texts(self._model, texts, lengths, self._embedder, self.precision, self._done)
+        vectors = encode_texts(self._model, texts, lengths, self._embedder, self._precision, self._done)
         return pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])})
 
 
@@ -71,15 +74,14 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     return vectors
 
 
-_loaded: dict[tuple[str, Path], EmbedBlock] = {}  # of a worker, which keeps its model for the next block
+_loaded: dict[str, EmbedBlock] = {}  # of a worker, which keeps its model for the next block
 
 
 def _in_worker(embedder: Embedder, store: Path, precision: str) -> EmbedBlock:
-    key = (repr(embedder), store)
+    key = repr((embedder, store, precision))
     if key not in _loaded:
         model = embedder.load(StageContext(Store(store)))
-        _loaded[key] = EmbedBlock(embedder, store, model, lambda count: None)  # noqa: ARG005
-    _loaded[key].precision = precision
+        _loaded[key] = EmbedBlock(embedder, store, model, precision, lambda count: None)  # noqa: ARG005
     return _loaded[key]
 
 

@@ -43,4 +43,12 @@ def test_what_lies_in_memory_is_kept() -> None:
     copy = column.to_pylist()
     mapped.release([column])
     assert column.to_pylist() == copy
-    assert mapped.rows_between_releases([column]) >= 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 501])
+def test_stretches_are_all_rows_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "RESIDENT", 20_000)
+    column = pa.chunked_array([[f"{number} " * 100 for number in range(501)]])
+    covered = [row for part in mapped.stretches([column], count, 7) for row in range(count)[part]]
+    assert covered == list(range(count))
+    assert [*mapped.stretches([], count, 7)] == [*mapped.stretches([column], count, 7)]
