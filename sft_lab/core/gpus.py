@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 from sft_lab.core.hardware import rank
 from sft_lab.core.log import log
@@ -20,6 +21,12 @@ def visible_gpus() -> list[str]:
     if allowed is not None:
         names = [name.strip() for name in allowed.split(",")]
         return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
+    return [*installed_gpus()]
+
+
+@cache
+def installed_gpus() -> list[str]:
+    """Return the numbers of the GPUs that the driver lists; asked once, since it takes a tenth of a second."""
     if not shutil.which("nvidia-smi"):
         return []
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sft_lab.core.errors import FolderError
+from sft_lab.core.io import TEMPORARY
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -134,7 +135,8 @@ def _test_locks(folder: Path) -> str:
     """Return what happens when one lock is taken twice through two open files, unless the second is refused."""
     # A store in use has lock files; with one of those, a plan leaves no trace.
     used = next((file for file in folder.glob("*.lock") if not file.name.startswith(".")), None)
-    file = used or folder / f".sft_lab-{uuid.uuid4().hex[:8]}.lock"
+    # By its name no part of a run folder, for a command that looks at this moment.
+    file = used or folder / f".sft_lab-{uuid.uuid4().hex[:8]}{TEMPORARY}"
     handles = []
     try:
         handles.append(os.open(file, os.O_RDWR if used else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))

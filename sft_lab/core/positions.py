@@ -37,13 +37,18 @@ def within_positions(length: int, config: Any) -> int:
 
 
 def empty_model(config: Any) -> Any | None:
-    """Return a model without weights (on the meta device), None where its code cannot be built so."""
+    """Return a model without weights (on the meta device), None where its code cannot be built so.
+
+    Its attention is none that the config names: that may be a kernel, which Transformers would fetch from the Hub.
+    """
     import torch
     import transformers
 
     try:
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", trust_remote_code=False
+            )
     except Exception as error:  # noqa: BLE001 - a model's code may raise anything; loading it will report it
         log.debug("an empty model cannot be made: %s", error)
         return None

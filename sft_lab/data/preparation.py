@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class Prepared:
     grouped_by: str
     steps: dict[str, tuple[Rows, Selection]]
 
-    @property
+    @cached_property
     def train_fingerprint(self) -> str:
         """A key of which rows are trained, by their ids in order."""
         return digest([*self.train.rows.ids])

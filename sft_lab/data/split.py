@@ -10,6 +10,7 @@ import abc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
@@ -69,7 +70,7 @@ class Sides:
         both = np.sort(np.concatenate([self.held_out_rows.positions, self.test_rows.positions]))
         return Rows(self.held_out_rows.table, both, self.held_out_rows.table_key)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A key of the held-out rows in use, by content: the id of a row holds its content's hash."""
         return digest(sorted(row_id.split("-", 1)[-1] for row_id in self.held_out.ids))
@@ -143,7 +144,7 @@ class Split(Bounded, abc.ABC):
 
         Args:
             rows: the loaded rows.
-            context: for the tokenizer, where ``max_eval_tokens`` counts tokens.
+            context: for the tokenizer, needed as soon as a row is held out.
             surplus: which training rows are more than asked for (``Dataset.surplus``).
 
         Raises:
@@ -151,6 +152,7 @@ class Split(Bounded, abc.ABC):
         """
         import numpy as np
 
+        from sft_lab.core.context import StageContext
         from sft_lab.core.rows import Rows, Selection
 
         context = context or StageContext()

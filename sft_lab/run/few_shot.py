@@ -42,7 +42,7 @@ def few_shot_prefix(baseline: Baseline, sides: Sides) -> Messages:
         and 0 < len(answer) <= MAX_EXAMPLE_CHARACTERS
         and normalize(answer) not in held_out_answers
     )
-    chosen: list[tuple[float, str, str]] = []  # the smallest so far, of equal ones the first
+    chosen: list[tuple[float, str, str]] = []  # the smallest so far
     for candidate in candidates:
         if candidate not in chosen:
             bisect.insort(chosen, candidate)

@@ -59,8 +59,8 @@ def job_identity(run: Run) -> dict[str, Any]:
     # copy in each process, like one process alone, computes under autocast: a little different.
     if run.launch.num_processes > 1:
         identity["num_processes"] = run.launch.num_processes
-    if run.launch.distributed and run.launch.distributed_type() != DDP:
-        identity["distributed_type"] = run.launch.distributed_type()
+    if run.launch.config_file is not None and (kind := run.launch.distributed_type()) != DDP:
+        identity["distributed_type"] = kind
     return identity
 
 

@@ -28,6 +28,6 @@ def easiest_questions(ready: Ready, count: int, rules: LabelRules) -> list[Quest
     for prompt, messages, (first, stop) in zip(*columns, borders, strict=True):
         if messages:
             answered = messages[min(rules.weights(messages))]
-            questions.append(Question(prompt, answered["content"], sorted(prompts[first:stop], key=len)[0]))
+            questions.append(Question(prompt, answered["content"], min(prompts[first:stop], key=len)))
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].reference))
     return [questions[index] for index in sorted(order[:count])]

@@ -121,7 +121,10 @@ class Session:
 
     def finish_as(self, twin: RunDir, data: Prepared) -> dict[str, Any]:
         """Finish with the result of a job that has done the same training, and return its summary."""
+        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)  # of an earlier attempt at it here
+        self.folder.metrics.unlink(missing_ok=True)
         self.begin(data)
+        self.note_training_key(data)
         trained = records.read(twin.manifest)
         original = trained.get("same_as") or twin.path.name
         log.info("train: not again, since %s has trained on the same rows in the same way", original)

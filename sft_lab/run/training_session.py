@@ -27,7 +27,7 @@ from sft_lab.training.checkpoints import last_checkpoint
 from sft_lab.training.config import refuse_no_step, resolve_precision
 from sft_lab.training.rehearsal import refuse_misfit, rehearse, warn_of_long_rows
 from sft_lab.training.sft_config import build_sft_config
-from sft_lab.training.weights import TRUST_KERNEL, packing_attention
+from sft_lab.training.weights import TRUST_KERNEL, packing_attention, takes_flash_attention
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,10 +167,13 @@ class TrainingSession(Session):
         attention = packing_attention(own_attention, options.holding.precision)
         if attention is None and gpu_is_in_use() and "flash" not in (own_attention or ""):
             tokens = options.per_device_train_batch_size * options.max_length
+            remedy = "Lower trainer.per_device_train_batch_size"
+            if takes_flash_attention(options.holding.precision):
+                kernel = f"{TRUST_KERNEL}=kernels-community/flash-attn2"
+                remedy = f"pip install flash-attn, or pip install kernels and set {kernel}; else l{remedy[1:]}"
             self.context.notice(
                 f"packing without FlashAttention: each of the {tokens:,} tokens of a batch is compared with every "
-                f"other (a mask of {tokens**2 / 1e9:.1f} GB). pip install flash-attn, or pip install kernels and set "
-                f"{TRUST_KERNEL}=kernels-community/flash-attn2; else lower trainer.per_device_train_batch_size"
+                f"other (a mask of {tokens**2 / 1e9:.1f} GB). {remedy}"
             )
         return attention
 

@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sft_lab.tracking.wandb_login import is_logged_in, server_url, strange_settings
-
 if TYPE_CHECKING:
     from sft_lab.tracking.tracked_run import TrackedRun
 
@@ -177,6 +175,8 @@ class Wandb(Tracking):
         modes = [known.name for known in Mode if known is not Mode.auto]
         if self.mode is Mode.auto and mode and mode not in modes:
             return [f"WANDB_MODE={mode}: must be one of {', '.join(modes)}; set one, or tracking.mode, or unset it"]
+        from sft_lab.tracking.wandb_login import strange_settings
+
         return [] if self.resolved_mode() == "disabled" else strange_settings(Path.cwd())
 
     def missing_requirements(self) -> list[str]:
@@ -188,6 +188,8 @@ class Wandb(Tracking):
             setting, remedy = "WANDB_MODE=online", "WANDB_MODE=offline, or unset it"
         else:
             return []
+        from sft_lab.tracking.wandb_login import is_logged_in, server_url
+
         if not is_logged_in():
             return [f"{setting}: there is no login for W&B at {server_url()}; run `wandb login`, or set {remedy}"]
         from sft_lab.tracking.wandb_mirror import verify_login
@@ -228,4 +230,6 @@ class Wandb(Tracking):
         for mode in ("online", "offline", "disabled"):
             if name == mode:
                 return mode
+        from sft_lab.tracking.wandb_login import is_logged_in
+
         return "online" if is_logged_in() else "offline"

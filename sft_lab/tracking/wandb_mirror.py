@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import shutil
@@ -140,7 +141,7 @@ def verify_login(url: str) -> None:
     """
     import wandb
 
-    patience = int(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT))
+    patience = math.ceil(float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT)))
     is_in_use, began = bool(wandb.run or os.environ.get("WANDB_SERVICE")), time.monotonic()
     try:
         wandb.Api(timeout=patience)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import shutil
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import ConfigError, require
+from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
@@ -236,8 +236,8 @@ class Lora(Full):
 
 
 def _has_nvidia_gpu() -> bool:
-    """Return whether the system has one; importing PyTorch to ask would take a second."""
-    return bool(shutil.which("nvidia-smi")) or any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/dxg"))
+    """Return whether this process may use one; importing PyTorch to ask would take a second."""
+    return bool(visible_gpus())
 
 
 # Fields of PEFT's LoraConfig that an adapter may have to be loaded again: sizes, names of layers, starting values.

@@ -32,7 +32,7 @@ class Footprint:
         gradients: bytes.
         optimizer: bytes of AdamW's moments; None for another optimizer.
         activations: bytes that a batch of the longest rows keeps for its gradients, reckoned for a Llama and not
-            measured: a third more or less is likely. None for a config without the usual names.
+            measured. None for a config without the usual names.
     """
 
     parameters: int
@@ -54,7 +54,10 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
     dtype = model.arithmetic(context, options.holding)["dtype"]
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(
-            model.config(context), dtype="float32" if dtype == "auto" else dtype, **model.trust()
+            model.config(context),
+            dtype="float32" if dtype == "auto" else dtype,
+            attn_implementation="eager",  # none that the config names, which may be a kernel of the Hub
+            **model.trust(),
         )
     return footprint_of(empty, options)
 

@@ -174,7 +174,9 @@ class Model(Bounded, abc.ABC):
             if problem := refused_attention(str(saved_config.get(name) or "")):
                 raise FolderError(f"{folder / 'config.json'}: {problem}")
         with torch.device("meta"):  # the class alone, since a config in the folder could name the code of another
-            empty = transformers.AutoModelForCausalLM.from_config(self.config(context), **self.trust())
+            empty = transformers.AutoModelForCausalLM.from_config(
+                self.config(context), attn_implementation="eager", **self.trust()
+            )
         kwargs = self._kwargs(context, replace(holding, four_bit=False))
         kwargs = {name: value for name, value in kwargs.items() if name not in self.init_kwargs}
         model: PreTrainedModel = type(empty).from_pretrained(

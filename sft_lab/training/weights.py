@@ -120,10 +120,16 @@ def packing_attention(attention: str | None, precision: str) -> str | None:
         attention: chosen by the user; None: by Transformers.
         precision: of training; FlashAttention takes no ``fp32``.
     """
+    if attention is not None or not takes_flash_attention(precision):
+        return None
+    if importlib.util.find_spec("flash_attn"):
+        return "flash_attention_2"
+    kernel = os.environ.get(TRUST_KERNEL, "")
+    return kernel if "flash" in kernel and importlib.util.find_spec("kernels") else None
+
+
+def takes_flash_attention(precision: str) -> bool:
+    """Return whether FlashAttention could be used here: its cards are those that have bf16, and it takes no fp32."""
     import torch
 
-    if attention is not None or precision == "fp32" or not torch.cuda.is_available():
-        return None
-    if importlib.util.find_spec("flash_attn") and fast_bf16("cuda"):  # its cards are those that have bf16
-        return "flash_attention_2"
-    return os.environ.get(TRUST_KERNEL) if importlib.util.find_spec("kernels") else None
+    return precision != "fp32" and torch.cuda.is_available() and fast_bf16("cuda")

@@ -14,7 +14,7 @@ import pytest
 
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
-from sft_lab.core.gpus import visible_gpus
+from sft_lab.core.gpus import installed_gpus, visible_gpus
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import Work
@@ -52,7 +52,9 @@ def test_devices_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, tmp_
     listing.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    installed_gpus.cache_clear()
     assert visible_gpus() == ["0", "1"]
+    installed_gpus.cache_clear()
     listing.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     assert visible_gpus() == []
 

@@ -130,3 +130,5 @@ def test_a_killed_training_is_done_by_the_one_that_waited(here: Path, tiny: list
     assert read_json(trains.summary)["same_as"] == other.path.name
     assert json.loads(trains.metrics.read_text().splitlines()[-1])["step"] == 80
     assert not trains.checkpoints.exists()
+    keys = {read_json(job.manifest)["training_key"] for job in (trains, other)}
+    assert len(keys) == 1

@@ -12,7 +12,7 @@ import trl
 
 from sft_lab.cli import main
 from sft_lab.core.errors import ConfigError
-from sft_lab.core.positions import learned_positions
+from sft_lab.core.positions import empty_model, learned_positions
 from sft_lab.training.config import OWN_FIELDS, Full, Lora, Peft, planned_steps, refuse_no_step
 from sft_lab.training.peft_config import build_peft_config
 from sft_lab.training.rehearsal import rehearse
@@ -83,6 +83,14 @@ def test_drop_last_counts_whole_batches() -> None:
     assert planned_steps(7, options) == 1
     with pytest.raises(ConfigError, match="3 rows"):
         refuse_no_step(3, options)
+
+
+def test_an_empty_model_has_no_kernel_that_its_config_names() -> None:
+    config = transformers.LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=16)
+    config._attn_implementation = "kernels-community/flash-attn2"  # as a stranger's config.json sets it
+    model = empty_model(config)
+    assert model is not None
+    assert model.config._attn_implementation == "eager"
 
 
 def test_positions_and_modules_of_an_empty_model() -> None:
