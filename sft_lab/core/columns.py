@@ -9,21 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_lab.core.mapped import stretches
+from sft_lab.core.types import MESSAGE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 1024  # rows whose texts are in memory at once
-# The fields of a stored message by their Arrow types; all but the first two are null where they are not given.
-MESSAGE = {
-    "role": "string",
-    "content": "string",
-    "name": "string",
-    "tool_calls": "string",  # JSON text: the schemas of different tools do not fit into one column
-    "tool_call_id": "string",
-    "reasoning_content": "string",
-    "weight": "float32",
-}
 
 
 def message_type() -> pa.DataType:

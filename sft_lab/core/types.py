@@ -8,6 +8,19 @@ Curve = list[tuple[float, float]]  # (step or epoch, value); NaN where the value
 
 IGNORED = -100  # the label of a token that is neither trained nor scored: PyTorch's cross entropy leaves it out
 
+# The fields of a stored message by their Arrow types; all but the first two are null where they are not given.
+MESSAGE = {
+    "role": "string",
+    "content": "string",
+    "name": "string",
+    "tool_calls": "string",  # JSON text: the schemas of different tools do not fit into one column
+    "tool_call_id": "string",
+    "reasoning_content": "string",
+    "weight": "float32",
+}
+# The columns of what a template is given beside the messages: JSON text, null where not given.
+TEMPLATE_INPUTS = ("tools", "template_kwargs", "documents")
+
 
 class RunState(StrEnum):
     """How far the work in a run folder came, as ``status.json`` has it."""

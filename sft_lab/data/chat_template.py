@@ -14,7 +14,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.packages import package_path, saved_path
 from sft_lab.core.stage import ReadsFiles
-from sft_lab.data.label_rules import SystemTurn, Unroll
+from sft_lab.data.label_rules import LabelRules, SystemTurn, Unroll
 
 if TYPE_CHECKING:
     import datasets
@@ -70,7 +70,7 @@ class Template(Bounded, ReadsFiles, abc.ABC):
         return renderer
 
     def __call__(self, rows: Rows | datasets.Dataset, context: StageContext) -> tuple[Selection, Encoded]:
-        """Render and encode every row, or find the stored result.
+        """Render and encode every row, or find the stored result; every turn trains.
 
         Returns:
             The selection (dropped: conversations the template refuses), and texts and tokens of the rows.
@@ -79,7 +79,7 @@ class Template(Bounded, ReadsFiles, abc.ABC):
         from sft_lab.data.encoding import encode
 
         view = Rows.of(rows)
-        encoded = encode(view, self, context)
+        encoded = encode(view, self, context, LabelRules(unroll=self.unroll))
         return encoded.selection(view), encoded
 
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sft_lab.data.template_layout import PRIVATE_USE, CannotRender, Message, Rendered
+from sft_lab.data.messages import Message
+from sft_lab.data.template_layout import PRIVATE_USE, CannotRender, Rendered
 
 
 def refuse_missing(messages: list[Message], text: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sft_lab.data.formats import TEXT
 from sft_lab.data.load import BEFORE_LAST, WEIGHT_0, Consecutive, LeadingAssistant, Turns
-from sft_lab.data.messages import SYSTEM_ROLES, Message, Unreadable
+from sft_lab.data.messages import SYSTEM_ROLES, Message, Unreadable, is_silent
 
 # What is counted of turns: all of the assistant's, and why some are not trained, or are no turn of their own.
 READ, LATER, EMPTY, BEFORE_USER = "read", "after_first_exchange", "empty_turn", "before_first_user_turn"
@@ -63,8 +63,10 @@ class Cutter:
             talk = self._joined(_answered(talk, lost), lost)
         answers = [message for message in talk if message["role"] == "assistant"]
         if len(talk) > 2:  # an only answer is for the filters to judge
-            lost[EMPTY] = len([message for message in answers if is_silent(message)])
-            lost[BEFORE_LAST] = max(0, len(answers) - lost[EMPTY] - 1)
+            lost[EMPTY] = len(answers)
+            answers = [message for message in answers if not is_silent(message)]
+            lost[EMPTY] -= len(answers)
+            lost[BEFORE_LAST] = max(0, len(answers) - 1)
         lost[WEIGHT_0] = len([message for message in answers if len(message) > 2 and message.get("weight") == 0])
         counts[READ] += _count_answers(messages)
         for reason, count in lost.items():
@@ -94,8 +96,7 @@ class Cutter:
 
 def _answered(talk: list[Message], lost: dict[str, int]) -> list[Message]:
     """Return the turns up to the last answer; refuse what no template could write, or that answers nothing."""
-    while talk and (role := talk[-1]["role"]) != "assistant":
-        reason = TRAILING.get(role, "")
+    while talk and (reason := TRAILING.get(talk[-1]["role"])):
         lost[reason] = lost.get(reason, 0) + 1
         talk = talk[:-1]
     _check(talk)
@@ -104,13 +105,6 @@ def _answered(talk: list[Message], lost: dict[str, int]) -> list[Message]:
 
 def _count_answers(messages: list[Message]) -> int:
     return [message["role"] for message in messages].count("assistant")
-
-
-def is_silent(message: Message) -> bool:
-    """Return whether a turn of the assistant holds nothing that a model could learn to write."""
-    if message["content"] and not message["content"].isspace():
-        return False
-    return message["role"] == "assistant" and not message.keys() & {"tool_calls", "reasoning_content"}
 
 
 def _first_exchange(talk: list[Message]) -> int:
@@ -191,7 +185,7 @@ def texts_of(messages: list[Message]) -> dict[str, str]:
 def answers_of(messages: list[Message]) -> list[str]:
     """Return what each turn of the assistant says, but for those that hold nothing, which do not train."""
     return [
-        _text_with_calls(message) or message["reasoning_content"]
+        text if (text := _text_with_calls(message)).strip() else message["reasoning_content"]
         for message in messages
         if message["role"] == "assistant" and not is_silent(message)
     ]

@@ -26,13 +26,14 @@ from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.mapped import release
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import Rows, Selection, TableWriter, load_table
-from sft_lab.core.types import IGNORED
+from sft_lab.core.types import IGNORED, TEMPLATE_INPUTS
 from sft_lab.data.chat_template import Template
 from sft_lab.data.examples import ExampleMaker
 from sft_lab.data.label_checks import check_messages
 from sft_lab.data.label_rules import LabelRules
+from sft_lab.data.messages import Message
 from sft_lab.data.template_input import Conversation
-from sft_lab.data.template_layout import CannotRender, Message, Rendered
+from sft_lab.data.template_layout import CannotRender, Rendered
 from sft_lab.data.token_ranges import (
     answer_ranges,
     encode_in_pieces,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
     from sft_lab.core.context import StageContext
 
-VERSION = 2
+VERSION = 3
 ALL_TURNS = LabelRules()
 _Tokens = tuple[np.ndarray, np.ndarray, np.ndarray | None, list[int]]
 IDS = pa.list_(pa.int32())
@@ -62,7 +63,6 @@ PROMPT, ANSWER, ALL, ENDS, REFUSED, EXAMPLES = range(6)
 # An example's row, counted in its block, has the numbers but the last two.
 BLOCK_SCHEMA = pa.schema([*SCHEMA, ("row", pa.int32()), ("numbers", pa.list_(pa.int32(), 4)),
                           ("refused", pa.list_(pa.string(), 2))])  # fmt: skip
-BESIDE = ("tools", "documents", "template_kwargs")  # columns of what a template is given beside the messages
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class _Encoder:
         self._tokenizer = self._renderer.tokenizer
         # Of a turn, of a call, and of plain text.
         self._ends = [*self._renderer.end_ids, self._tokenizer.convert_tokens_to_ids(self._renderer.call_style[0])]
-        self._beside = [name for name in BESIDE if name in rows.table.column_names]
+        self._beside = [name for name in TEMPLATE_INPUTS if name in rows.table.column_names]
 
     def __call__(self, block: range) -> pa.Table:
         positions = self._rows.positions[block.start : block.stop]

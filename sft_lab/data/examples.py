@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sft_lab.data.label_rules import LabelRules, Reasoning, Unroll
+from sft_lab.data.messages import Message
 from sft_lab.data.renderer import Renderer, ThoughtStyle
 from sft_lab.data.template_input import (
     PLAIN_FIELDS,
@@ -19,8 +20,9 @@ from sft_lab.data.template_input import (
     split_thought,
     thought_of,
     with_thought_inside,
+    without_thought,
 )
-from sft_lab.data.template_layout import CannotRender, Message, Rendered
+from sft_lab.data.template_layout import CannotRender, Rendered
 
 MAX_UNROLLED = 200  # examples of a conversation, since each holds all that came before it
 REWRITTEN = ("rewrites_history", "no_end_of_turn")  # the text at the end is another one than at an earlier turn
@@ -68,7 +70,7 @@ class ExampleMaker:
         if "reasoning_content" not in message and "think>" not in message["content"]:
             return message
         if self.rules.reasoning is Reasoning.drop:
-            return _without_thought(split_thought(message))
+            return without_thought(split_thought(message))
         style = self.renderer.thought_style
         if style is ThoughtStyle.inside:
             return with_thought_inside(message)
@@ -82,7 +84,7 @@ class ExampleMaker:
         """Return an example of the whole conversation, and one up to each turn whose thought is hidden afterwards."""
         is_prompted = self.renderer.thought_style is ThoughtStyle.prompt
         prompted = {index: thought for index in weights if is_prompted and (thought := thought_of(messages[index]))}
-        written = [_without_thought(message) for message in messages] if prompted else messages
+        written = [without_thought(message) for message in messages] if prompted else messages
         examples = []
         stop, missing = len(messages), set(weights)
         while missing:
@@ -138,7 +140,3 @@ def _thought_block(text: str, span: tuple[int, int], message: Message) -> tuple[
     end = start + len(thought)
     closed = _CLOSED.match(text, end)
     return span[0], closed.end() if closed else end
-
-
-def _without_thought(message: Message) -> Message:
-    return {name: value for name, value in message.items() if name != "reasoning_content"}

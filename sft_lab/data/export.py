@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core.columns import BATCH, gather, message_fields, values_of
 from sft_lab.core.mapped import kept_small, release, stretches
 from sft_lab.core.rows import TableWriter, load_table
+from sft_lab.core.types import TEMPLATE_INPUTS
 
 if TYPE_CHECKING:
     import datasets
@@ -89,9 +90,9 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
     return load_table(folder)
 
 
-# The columns of JSON text by the names that TRL gives them. They and messages with more than text become JSON objects:
-# with an Arrow column for each of their fields, every tool would have those of all others.
-JSON_COLUMNS = {"tools": "tools", "template_kwargs": "chat_template_kwargs", "documents": "documents"}
+# What a template is given, by the names of TRL. It and messages with more than text become JSON objects: with an Arrow
+# column for each of their fields, every tool would have those of all others.
+JSON_COLUMNS = {name: "chat_template_kwargs" if name == "template_kwargs" else name for name in TEMPLATE_INPUTS}
 
 
 def _has_values(columns: Any, name: str) -> bool:

@@ -37,6 +37,7 @@ def check_messages(rows: Rows, maker: ExampleMaker, context: StageContext) -> No
         return
 
     weights = pc.struct_field(pc.list_flatten(messages), "weight")
+    weights = pc.if_else(pc.equal(roles, "assistant"), weights, pa.scalar(None, weights.type))  # no other trains
     if maker.rules.train_on is TrainOn.marked:
         if not maker.rules.loss_weights:
             _refuse_fractions(rows, messages, weights)

@@ -7,7 +7,9 @@ from enum import Enum
 from typing import Any
 
 from sft_lab.core.params import plain
-from sft_lab.data.template_layout import CannotRender, Message
+from sft_lab.data.messages import Message, is_silent
+from sft_lab.data.template_input import without_thought
+from sft_lab.data.template_layout import CannotRender
 
 
 class TrainOn(Enum):
@@ -68,10 +70,11 @@ class LabelRules:
             CannotRender: if none does.
         """
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        filled = [index for index in turns if _is_filled(messages[index])]
-        weights = dict.fromkeys(filled or turns, 1.0)  # "end of turn" alone teaches silence
+        filled = [index for index in turns if self._has_content(messages[index])]
+        # "End of turn" alone teaches silence; where nothing else is said, the filters have let it pass.
+        weights = dict.fromkeys(filled or [index for index in turns if is_silent(messages[index])], 1.0)
         if self.train_on is TrainOn.last:
-            weights = {index: weight for index, weight in weights.items() if index == max(weights)}
+            weights = dict(list(weights.items())[-1:])
         elif self.train_on is TrainOn.marked:
             weights = {index: float(messages[index].get("weight", 1)) for index in weights}
             weights = {index: weight for index, weight in weights.items() if weight}
@@ -79,6 +82,6 @@ class LabelRules:
             raise CannotRender("no_turn_trains")
         return weights
 
-
-def _is_filled(message: Message) -> bool:
-    return bool(message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
+    def _has_content(self, message: Message) -> bool:
+        """Return whether a turn holds something that trains; a thought that is dropped or masked does not."""
+        return not is_silent(message if self.reasoning is Reasoning.keep else without_thought(message))

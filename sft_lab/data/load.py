@@ -19,6 +19,7 @@ from sft_lab.core.errors import require
 from sft_lab.core.io import digest, read_json
 from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
+from sft_lab.core.text import count_of
 from sft_lab.data.formats import Format
 from sft_lab.data.label_rules import Reasoning, TrainOn
 
@@ -181,7 +182,7 @@ class Dataset(Bounded, abc.ABC):
         notes = read_json(entry.path / "load.json")
         if unread := notes.get("unread"):  # a plug-in's version may be older than this notice
             by_count = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-            named = ", ".join(f"`{name}` in {count:,} row{'s' * (count > 1)}" for name, count in by_count[:12])
+            named = ", ".join(f"`{name}` in {count_of(count, 'row')}" for name, count in by_count[:12])
             named += f" and {len(by_count) - 12:,} more" if len(by_count) > 12 else ""
             context.notice(f"load: not read: {named}; docs/data.md has what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)

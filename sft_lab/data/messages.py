@@ -98,6 +98,13 @@ def _taken(fields: dict[str, Any], key: str) -> Any:
     return fields.take(key) if isinstance(fields, Watched) else fields.get(key)
 
 
+def is_silent(message: Message) -> bool:
+    """Return whether a turn of the assistant holds nothing that a model could learn to write."""
+    if message["content"] and not message["content"].isspace():
+        return False
+    return message["role"] == "assistant" and not message.keys() & {"tool_calls", "reasoning_content"}
+
+
 def read_messages(turns: Any) -> list[Message]:
     """Return the messages of a list of turns; none of None."""
     if turns is None:
@@ -165,7 +172,9 @@ def _call(call: Any) -> dict[str, Any]:
     function = call.pop("function", None)
     if function is None:  # its fields stand by themselves
         function = {key: call.pop(key) for key in ("name", "arguments", "parameters") if key in call}
-        function = {"name": function.get("name"), "arguments": function.get("arguments", function.get("parameters"))}
+    if isinstance(function, dict) and "parameters" in function:  # Llama 3's name for the arguments
+        function = {"arguments": function["parameters"], **function}
+        del function["parameters"]
     if not isinstance(function, dict) or not (isinstance(function.get("name"), str) and function["name"].strip()):
         raise Unreadable("a tool call names no function", "bad_tool_call")
     arguments = function.get("arguments") or {}

@@ -34,7 +34,8 @@ from sft_lab.data.control_tokens import (
     unused_characters,
 )
 from sft_lab.data.label_rules import SystemTurn
-from sft_lab.data.template_layout import PRIVATE_USE, CannotRender, Layout, Message, Rendered, literals
+from sft_lab.data.messages import Message
+from sft_lab.data.template_layout import PRIVATE_USE, CannotRender, Layout, Rendered, literals
 from sft_lab.data.turn_search import TurnSearch
 
 if TYPE_CHECKING:
@@ -191,17 +192,17 @@ class Renderer:
     def turns(
         self, messages: list[Message], inputs: dict[str, Any], wanted: Collection[int], *, shows_all: bool = False
     ) -> tuple[Rendered, list[int], CannotRender | None]:
-        """Render a conversation and find some of its assistant turns by rendering it again for each.
+        """Render a conversation and find its last assistant turns by rendering it again for each, back to a hidden one.
 
         Args:
             messages: of the conversation.
             inputs: ``tools``, ``documents`` and other variables of the template.
             wanted: indices of the turns to find.
-            shows_all: whether a turn that is not written as it is refuses the conversation at once.
+            shows_all: whether an answer that is left out or changed refuses the conversation before any is searched.
 
         Returns:
-            The text with a span for each turn that is shown as the model writes it, the indices of these turns, and why
-            the first of the others is not.
+            The text with a span for each of these turns, their indices, and why the turn before them is not shown as
+            the model writes it; None where all are.
 
         Raises:
             CannotRender: if the template refuses it, or leaves out or changes what is said.
@@ -210,17 +211,17 @@ class Renderer:
         text, marked = search.text, search.messages
         refuse_missing(marked if shows_all else [m for m in marked if m["role"] != "assistant"], text)
         spans, indices, hidden = [], [], None
-        for index in sorted(wanted):
+        for index in sorted(wanted, reverse=True):
             try:
                 first, end = self._stretch(search, index)
                 start = search.start(index, first)
                 refuse_missing([marked[index]], text[start:end])
             except CannotRender as error:
-                hidden = hidden or error
-            else:
-                spans.append((start, end))
-                indices.append(index)
-        return unmarked(text, spans, mark), indices, hidden
+                hidden = error
+                break  # what a template hides of this turn it hides of those before, and each costs renderings
+            spans.append((start, end))
+            indices.append(index)
+        return unmarked(text, spans[::-1], mark), indices[::-1], hidden
 
     def last_turn(self, messages: list[Message], inputs: dict[str, Any]) -> Rendered:
         """Render the prompt of a conversation's last turn and that turn behind it.

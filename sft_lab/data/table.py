@@ -27,6 +27,7 @@ from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import RowIds, Selection, TableWriter, load_table, shared_strings
 from sft_lab.core.text import content_group
+from sft_lab.core.types import TEMPLATE_INPUTS
 from sft_lab.data.conversation import Cutter, texts_of
 from sft_lab.data.formats import TEXT, Reader, find_reader, read_record
 from sft_lab.data.load import HELD_OUT, BadAnswers, Dataset, Record
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
 
 Batch = list[tuple[str, Record | None]]  # split and record; None: a record that cannot be read
-FIELDS = ("tools", "template_kwargs", "documents")  # JSON text, null where not given
-COLUMNS = ("id", "source_id", "system", "prompt", "answer", "messages", *FIELDS, "group", "source", "source_split")
+COLUMNS = (
+    "id", "source_id", "system", "prompt", "answer", "messages", *TEMPLATE_INPUTS, "group", "source", "source_split",
+)  # fmt: skip
 SCHEMA = pa.schema([(name, message_type() if name == "messages" else pa.string()) for name in COLUMNS])
 BLOCK_SCHEMA = pa.schema([*SCHEMA, *((name, pa.string()) for name in ("reason", "cause", "group_value"))])
 _NUMBERED = re.compile(r"^(.+)_\d+$", re.DOTALL)

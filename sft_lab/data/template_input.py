@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sft_lab.data.messages import without_surrogates
-from sft_lab.data.template_layout import MAX_CAUSE, CannotRender, Message
+from sft_lab.core.types import MESSAGE
+from sft_lab.data.messages import Message, without_surrogates
+from sft_lab.data.template_layout import MAX_CAUSE, CannotRender
 
 # A thought at the head of an answer; its opening tag may stand in the generation prompt.
 THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>\n*(.*)\Z", re.DOTALL)
 OPENED = re.compile(r"\A\s*<think>")
 PLAIN_FIELDS = {"role", "content"}
-_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight"}
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,34 @@ def split_thought(message: Message) -> Message:
     return {**message, "reasoning_content": match.group(1).strip("\n"), "content": match.group(2)}
 
 
+def without_thought(message: Message) -> Message:
+    """Return a message of a conversation without its thought; one that is never closed stays."""
+    if message["role"] != "assistant":
+        return message
+    rest = {name: value for name, value in message.items() if name != "reasoning_content"}
+    match = THOUGHT.match(message["content"]) if _has_thought_inside(message) else None
+    return {**rest, "content": match.group(2)} if match else rest
+
+
 def with_thought_inside(message: Message) -> Message:
     """Return an assistant's message with its thought at the head of its content, where it may be already."""
     rest = {name: value for name, value in message.items() if name != "reasoning_content"}
     thought = message.get("reasoning_content", "").strip()
-    if not thought or "</think>" in message["content"]:
+    if not thought or _has_thought_inside(message):
         return rest
     separator = "\n\n" if message["content"] else ""
     return {**rest, "content": f"<think>\n{thought}\n</think>{separator}{message['content']}"}
 
 
+def _has_thought_inside(message: Message) -> bool:
+    """Return whether a thought is at the head of the content; where it is also given apart, that one."""
+    head, closing, _ = message["content"].partition("</think>")
+    return bool(closing) and message.get("reasoning_content", "").strip() in head
+
+
 def _message(message: Message) -> Message:
     """Return a message as templates take it, still with its weight."""
-    cleaned = {name: value for name, value in message.items() if name in _FIELDS and value is not None}
+    cleaned = {name: value for name, value in message.items() if name in MESSAGE and value is not None}
     cleaned["content"] = message.get("content") or ""
     if calls := cleaned.pop("tool_calls", None):
         calls = _load(calls, list, "tool_calls_unreadable") if isinstance(calls, str) else calls

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from sft_lab.core.text import one_line
+from sft_lab.data.messages import Message
 
 MAX_CAUSE = 200  # characters
-Message = dict[str, Any]  # role and content, and in rows with tools or thoughts more
 PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters that stand for nothing
 _ROLES = {"system", "user", "assistant", "tool"}  # compared with a message's role
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a statement of Transformers' own

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sft_lab.data.template_layout import CannotRender, Message
+from sft_lab.data.messages import Message
+from sft_lab.data.template_layout import CannotRender
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.params import plain
 from sft_lab.core.positions import learned_positions, within_positions
 from sft_lab.core.rows import Rows
+from sft_lab.core.types import TEMPLATE_INPUTS
 from sft_lab.data.chat_template import Auto, Jinja, Template
-from sft_lab.data.encoding import BESIDE, prompt_ids
+from sft_lab.data.encoding import prompt_ids
 from sft_lab.data.label_rules import LabelRules, TrainOn
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
@@ -238,7 +239,7 @@ class Evaluator:
 
     def prompted(self, template: Template, prefix: Messages, ready: Ready) -> Ready:
         """Return held-out rows with the prefix before each; the answers of its examples are not scored."""
-        beside = [name for name in BESIDE if name in ready.rows.table.column_names]
+        beside = [name for name in TEMPLATE_INPUTS if name in ready.rows.table.column_names]
         columns = {name: ready.rows.column(name) for name in ("id", "prompt", "answer", "messages", *beside)}
         takes_system = self._takes_system(template)
         columns["messages"] = [

@@ -151,6 +151,17 @@ def test_turns_that_are_marked_or_come_before_the_last_are_counted_where_they_do
     assert load(context, path, train_on=TrainOn.marked).turns == {"read": 4, "weight_0": 2}
     assert load(context, path, train_on=TrainOn.last).turns == {"read": 4, "before_last_turn": 2}
     assert load(context, path).turns == {"read": 4}
+    record["messages"][1]["content"] = ""
+    path = write(record, name="another.jsonl")
+    assert load(context, path, train_on=TrainOn.marked).turns == {"read": 3, "empty_turn": 1, "weight_0": 1}
+
+
+def test_a_system_turn_at_the_end_is_no_turn_without_a_name(context: StageContext, write: Any) -> None:
+    record = talk("u 1", "a 2")
+    record["messages"].append({"role": "system", "content": "Be brief."})
+    loaded = load(context, write(record, talk("u 1", "a 2")))
+    assert loaded.selection.cause[0] == "a system turn in the middle of a conversation"
+    assert "" not in loaded.turns
 
 
 def test_turns_that_would_not_say_the_same_as_one_are_kept_apart(context: StageContext, write: Any) -> None:

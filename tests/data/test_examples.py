@@ -18,6 +18,7 @@ from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Jinja
 from sft_lab.data.encoding import encode, tokenize
 from sft_lab.data.label_rules import LabelRules, Reasoning, SystemTurn, TrainOn, Unroll
+from sft_lab.data.renderer import Renderer
 
 Message = dict[str, Any]
 SHAPES = {name.lower(): shape for name, shape in vars(chat_shapes).items() if isinstance(shape, chat_shapes.Shape)}
@@ -255,6 +256,56 @@ def test_thoughts_are_dropped_or_masked(tmp_path: Path, shape: str) -> None:
             assert "Hello." in answer or "Well." in answer
 
 
+def test_an_answer_may_speak_of_the_tags_of_thoughts(tmp_path: Path) -> None:
+    answer = "It ends with </think>."
+    talk = [user("Hi?"), assistant(answer, "Hmm.")]
+    assert all_trained(CHATML, encoded(tmp_path, CHATML, talk)[1]) == [[f"{thought('Hmm.')}{answer}<|im_end|>"]]
+    dropped = encoded(tmp_path, CHATML, talk, rules=LabelRules(reasoning=Reasoning.drop))[1]
+    assert all_trained(CHATML, dropped) == [[f"{answer}<|im_end|>"]]
+    both = [user("Hi?"), assistant("<think>Hmm.</think>Hello.", "Hmm.")]
+    dropped = encoded(tmp_path, CHATML, both, rules=LabelRules(reasoning=Reasoning.drop))[1]
+    assert all_trained(CHATML, dropped) == [["Hello.<|im_end|>"]]
+
+
+@pytest.mark.parametrize("rule", [Reasoning.drop, Reasoning.mask])
+@pytest.mark.parametrize("silent", [assistant("", "Hmm."), assistant("<think>\nHmm.\n</think>\n\n")])
+def test_a_turn_of_a_thought_alone_does_not_train_silence(tmp_path: Path, rule: Reasoning, silent: Message) -> None:
+    rules = LabelRules(reasoning=rule)
+    for shape in (CHATML, QWEN3):
+        _, examples = encoded(tmp_path, shape, [user("Hi?"), silent, user("And?"), assistant("Well.")], rules=rules)
+        (answers,) = all_trained(shape, examples)
+        assert len(answers) == 1
+        assert answers[0].endswith("Well.<|im_end|>")
+        assert encoded(tmp_path, shape, [user("Hi?"), silent], rules=rules)[0] == "no_turn_trains"
+
+
+def test_hidden_thoughts_are_not_searched_for_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn once: renderings grow with the turns, not with their square."""
+    render, counts = Renderer._render, {}
+
+    def counted(self: Renderer, *args: Any, **kwargs: Any) -> str:
+        counts[turns] += 1
+        return render(self, *args, **kwargs)
+
+    monkeypatch.setattr(Renderer, "_render", counted)
+    for turns in (10, 20):
+        counts[turns] = 0
+        talk = [message for n in range(turns) for message in (user(f"{n}?"), assistant(f"{n}.", f"Hmm {n}."))]
+        _, examples = encoded(tmp_path, QWEN3, talk)
+        assert len(examples) == turns
+    assert counts[20] < 2 * counts[10]
+
+
+def test_a_template_called_by_itself_unrolls_as_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "qwen3.jinja"
+    path.write_text(QWEN3.jinja, encoding="utf-8")
+    rows = Rows.of(datasets.Dataset.from_dict({"prompt": ["a"], "answer": ["b"], "messages": [THOUGHTS]}))
+    context = StageContext(Store(tmp_path / "store"), lambda: QWEN3.tokenizer)
+    for unroll, reason in ((Unroll.auto, ""), (Unroll.never, "thought_not_rendered")):
+        selection, _ = Jinja(path=str(path), unroll=unroll)(rows, context)
+        assert selection.reason == [reason]
+
+
 def test_a_conversation_is_not_unrolled_where_only_its_last_turn_trains(tmp_path: Path) -> None:
     _, examples = encoded(tmp_path, QWEN3, THOUGHTS, rules=LabelRules(TrainOn.last))
     assert all_trained(QWEN3, examples) == [[f"{thought('So.')}Well.<|im_end|>"]]
@@ -287,6 +338,11 @@ def test_weights_are_refused_unless_the_loss_has_them(tmp_path: Path) -> None:
     weights = [weight for weight, label in zip(example["weights"], example["labels"], strict=True) if label != IGNORED]
     sizes = [len(QWEN25.tokenizer(text)["input_ids"]) for text in trained(QWEN25, example)]
     assert weights == [0.5] * sizes[0] + [1.0] * sizes[1]
+
+
+def test_the_weight_of_a_turn_that_never_trains_is_no_matter(tmp_path: Path) -> None:
+    talk = [{**user("a"), "weight": 0.5}, assistant("b", weight=1.0)]
+    assert encoded(tmp_path, QWEN25, talk, rules=LabelRules(TrainOn.marked))[0] == ""
 
 
 def test_marks_that_are_not_read_are_noticed(tmp_path: Path) -> None:

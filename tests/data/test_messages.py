@@ -88,6 +88,17 @@ def test_other_names_of_the_same(context: StageContext, write: Any) -> None:
     assert not context.notices
 
 
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_arguments_may_be_called_parameters(context: StageContext, write: Any, is_nested: bool) -> None:
+    call: dict[str, Any] = {"name": "weather", "parameters": {"city": "Rome"}}
+    turns = [USER, {"role": "assistant", "tool_calls": [{"function": call} if is_nested else call]}]
+    loaded = load(context, write({"messages": turns, "tools": [WEATHER]}))
+    (message,) = messages_of(loaded)[1:]
+    assert message["tool_calls"] == [
+        {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    ]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "json feature", "jsonl"])
 def test_what_arrow_pads_with_nulls_is_taken_out_again(context: StageContext, tmp_path: Path, kind: str) -> None:
     """One column holds the schemas of different tools, each with the fields of all of them."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Answered(Filter):
     """Drop rows whose prompt or answer is blank or shorter than the limits (characters, white space at ends off).
 
-    Of a conversation with several answers, each that trains is judged: the shortest decides. Empty ones do not train.
+    Of a conversation with several answers, each that is not empty is judged, whichever train: the shortest decides.
     Blank is a text of nothing but white space and Unicode's format characters (category Cf: zero-width space, byte
     order mark, direction marks).
     """
