@@ -193,8 +193,9 @@ def _parser() -> _Parser:
         _add_overrides(commands[name], sweeps=name != "search")
     _add_to_search(commands["search"])
     for name in ("train", "prepare", "plan", "search", "exec", "replay", "generate", "merge", "push"):
+        rows = " and three rows as the model gets them" if name == "prepare" else ""
         commands[name].add_argument(
-            "-v", "--verbose", action="store_true", help="show the output of the libraries, too"
+            "-v", "--verbose", action="store_true", help=f"show the output of the libraries{rows}, too"
         )
 
     train = commands["train"]

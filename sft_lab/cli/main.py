@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab.cli import output
 from sft_lab.cli.arguments import parse, refuse
+from sft_lab.cli.model_rows import show_model_rows
 from sft_lab.core import console, home, interrupt
 from sft_lab.core.errors import JobError, SftLabError, UserError
 
@@ -120,6 +121,8 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
     if plan.swept:
         output.show_prepared_sweep([(job.folder, job.job.axes) for job in jobs])
     elif not failures:
+        if arguments.verbose:
+            show_model_rows(jobs[0].folder)
         output.show_prepared(jobs[0].folder)
     return _report(failures)
 

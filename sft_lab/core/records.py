@@ -63,7 +63,18 @@ SCHEMAS: dict[str, Schema] = {
             "tokens_per_second", "watching_share", "prompted/eval_loss", "prompted/eval_bits_per_byte", "objective",
         ), "number"),
     },
-    "data.json": {"notices": ["text!"], "tokens": _TOKENS, "*": "anything"},
+    "data.json": {
+        "notices": ["text!"], "tokens": _TOKENS,
+        "conversations": {
+            "tokens": "number", "trained_tokens": "number",
+            "*": {"turns": {"*": "number"}, "*": "number"},
+        },
+        "model_rows": [{
+            "choice": "text", "id": "text", "*": "number",
+            "parts": [{"text": "text", "trained": "flag", "special": "flag", "omitted": "number"}],
+        }],
+        "*": "anything",
+    },
     "recipe.json": {
         "params": {"*": "anything"}, "files": {"*": ["scalar!"]}, "stage": "text", "*": "anything",
     },

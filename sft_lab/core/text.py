@@ -21,6 +21,10 @@ CONTROL_TOKENS = (
 )  # fmt: skip
 
 
+# A reader does not see these: control characters, zero-width ones, and those that turn the direction of a text.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
 class On(Enum):
     """Which text of a row is judged or compared; ``both``: prompt and answer as one text, in this order."""
 
@@ -63,6 +67,11 @@ def _script(character: str) -> str:
     if not character.isalpha():
         return ""
     return unicodedata.name(character, "UNKNOWN").split()[0].removesuffix("-1")
+
+
+def visible(text: str) -> str:
+    r"""Return a text with the characters that cannot be seen spelled out, such as ``\x1b`` and ``\u202e``."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def is_unicode(text: str) -> bool:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.core import parquet
+from sft_lab.core.errors import FolderError
 from sft_lab.core.io import is_number, read_text
 from sft_lab.core.records import read, read_config, read_lines
+from sft_lab.core.run_names import option_names, set_values
 from sft_lab.core.types import RunState, Verdict, Work
 from sft_lab.report.figures import draw_figures
 from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, with_minus
@@ -64,6 +66,7 @@ MEASURES = (
 )
 TIMESTAMP = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # name of a run folder outside a sweep
 TITLE_CHOICES = ("dataset", "dedup", "template", "model", "trainer")  # groups whose options name such a run
+NAMED_IN_OPTIONS = ("path", "name_or_path")  # keys whose values those options are named by
 
 
 class KeyNumber(NamedTuple):
@@ -96,12 +99,13 @@ def write_report(folder: RunDir) -> Path:
 def _content(folder: RunDir) -> dict[str, Any]:
     """Return the variables of the template."""
     summary, waterfall, status = read(folder.summary), read(folder.waterfall), read(folder.status)
-    title, job_hash, parent = _heading(folder)
+    title, job_hash, parent, subject = _heading(folder)
     tone, meaning = VERDICTS.get(summary.get("verdict") or "", ("none", ""))
     return {
         "title": title,
         "hash": job_hash,
         "parent": parent,
+        "subject": subject,
         "summary": summary,
         "tone": tone,
         "meaning": meaning,
@@ -122,24 +126,24 @@ def _content(folder: RunDir) -> dict[str, Any]:
     }
 
 
-def _heading(folder: RunDir) -> tuple[str, str, str]:
-    """Return the run's title, the hash of a sweep's job, and the folder that the run is in."""
+def _heading(folder: RunDir) -> tuple[str, str, str, str]:
+    """Return the title, the hash of a sweep's job, the folder that the run is in, and its data and model.
+
+    Data and model are part of the title where nobody named the folder, so that it is the time at which the run began.
+    """
     path = folder.path.absolute()
-    axes, _, job_hash = path.name.rpartition("-")  # a job's folder is <what differs>-<hash>
-    if folder.sweep and axes:
-        return axes, job_hash, path.parent.name
-    if TIMESTAMP.fullmatch(path.name) and (choices := _describe_choices(folder)):
-        return choices, "", f"{path.parent.name} {path.name}"
-    return path.name, "", path.parent.name
-
-
-def _describe_choices(folder: RunDir) -> str:
-    """Return the options chosen for a run; empty where the config cannot be read."""
     try:
-        choices = read_config(folder.config)["choices"]
-        return ", ".join(str(choices[name]) for name in TITLE_CHOICES if name in choices)
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
+        config = read_config(folder.config)
+    except FolderError:
+        config = {}
+    axes, _, job_hash = path.name.rpartition("-")  # a job's folder is <what differs>-<hash>
+    subject = ", ".join(option_names(config, ("dataset", "model")))
+    if folder.sweep and axes:
+        return axes, job_hash, path.parent.name, subject
+    if TIMESTAMP.fullmatch(path.name) and (options := option_names(config, TITLE_CHOICES)):
+        values = [text for text in set_values(folder.hydra) if text.partition("=")[0] not in NAMED_IN_OPTIONS]
+        return ", ".join([*options, *values]), "", f"{path.parent.name} {path.name}", ""
+    return path.name, "", path.parent.name, subject
 
 
 def _state_to_show(status: dict[str, Any], *, has_result: bool) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_lab.core.io import write_text
+from sft_lab.core.text import visible
 from sft_lab.report import formatting
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def template_environment(*folders: Path) -> jinja2.Environment:
         "share_of": formatting.format_share,
         "css_share_of": formatting.css_share,
         "isolated": formatting.isolate_right_to_left,
+        "visible": visible,
     }
     return environment
 

@@ -15,6 +15,8 @@ from sft_lab.core.io import read_json, write_json, write_text
 from sft_lab.core.rows import Rows, shared_strings
 from sft_lab.core.text import On
 from sft_lab.data.languages import LANGUAGE_NAMES, detect
+from sft_lab.data.model_view import stretches_of, view_rows
+from sft_lab.data.turn_counts import count_trained_tokens, count_turns
 from sft_lab.dedup import graph_stats
 from sft_lab.dedup.graph_dedup import GraphDedup
 from sft_lab.dedup.known import known_texts
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
     from sft_lab.core.rows import Selection
     from sft_lab.core.run_dir import RunDir
-    from sft_lab.data.preparation import Prepared
+    from sft_lab.data.preparation import Prepared, Ready
     from sft_lab.dedup.graph import NeighborGraph
     from sft_lab.dedup.texts import Texts
     from sft_lab.run.config import Run
@@ -50,10 +52,12 @@ def write(folder: RunDir, run: Run, data: Prepared, context: StageContext) -> No
         "notices": context.notices,
         "sources": _compared("source", *(shared_strings(rows.arrow("source")) for rows in (before, after))),
         "tokens": _tokens(before, after, context, max_tokens),
+        "conversations": _conversations(before, data.train),
         "languages": _languages(before, after),
         **near,
         "dropped": _dropped(data),
         "contaminated": _contaminated(run, data, context),
+        "model_rows": view_rows(data.train, context.tokenizer),
         **_extremes(after, context),
     }
     write_json(folder.data, content)
@@ -71,6 +75,12 @@ def tables(folder: RunDir) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
     for name, rows in records.items():
         if rows:
             yield name, list(rows[0]), [list(row.values()) for row in rows]
+
+    if views := content["model_rows"]:
+        names = ["choice", "id", "tokens", "trained_tokens"]
+        texts = ["".join(text for text, _ in stretches_of(view["parts"])) for view in views]
+        rows = [[*map(view.get, names), text] for view, text in zip(views, texts, strict=True)]
+        yield "model_rows", [*names, "text"], rows
 
     if curve := (content["thresholds"] or {}).get("curve"):
         yield "threshold_curve", ["threshold", "rows_kept"], curve
@@ -111,11 +121,31 @@ def _edges(longest: int, limit: int | None) -> list[int]:
 
 
 def _histogram(values: np.ndarray, edges: list[int]) -> dict[str, Any]:
+    return {"counts": np.histogram(values, edges)[0].tolist(), **_averages(values)}
+
+
+def _averages(values: np.ndarray) -> dict[str, Any]:
     if not len(values):
-        return {"counts": [0] * (len(edges) - 1), "mean": None, "median": None, "p90": None, "max": None}
+        return {"mean": None, "median": None, "p90": None, "max": None}
     median, p90 = np.percentile(values, [50, 90]).tolist()
-    counts = np.histogram(values, edges)[0].tolist()
-    return {"counts": counts, "mean": float(values.mean()), "median": median, "p90": p90, "max": int(values.max())}
+    return {"mean": float(values.mean()), "median": median, "p90": p90, "max": int(values.max())}
+
+
+def _conversations(before: Rows, train: Ready) -> dict[str, Any]:
+    """Return what the rows hold, before and after: turns, tools, thoughts; and how many tokens train."""
+    counts = count_turns(before)
+    is_kept = np.isin(before.positions, train.rows.positions)
+    content: dict[str, Any] = {}
+    for name, side in (("before", slice(None)), ("after", is_kept)):
+        turns, tools, thoughts = (values[side] for values in counts)
+        content[name] = {
+            "rows": len(turns),
+            "turns": _averages(turns[turns > 0]),
+            "with_tools": int(tools.sum()),
+            "with_thoughts": int(thoughts.sum()),
+        }
+    content["tokens"], content["trained_tokens"] = count_trained_tokens(train)
+    return content
 
 
 def _languages(before: Rows, after: Rows) -> list[dict[str, Any]]:

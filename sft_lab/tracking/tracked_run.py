@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.io import digest, flat
-from sft_lab.core.records import read, read_overrides
+from sft_lab.core.records import read
+from sft_lab.core.run_names import option_names, set_values
 from sft_lab.core.types import Work
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
 
 MAX_NAME = 128  # characters of a name, as W&B has it
-# Groups whose options tell one run from another, and options that say less than the file or model they name.
-_NAMING_GROUPS = ("dataset", "dedup", "model", "trainer")
-_NAMED_BY = {"dataset": ("name", "path"), "model": ("name_or_path",)}
-# Keys whose values tell one run from another: knobs of the stages and of training, not where its files are.
-_NAMING_KEY = re.compile(
-    r"seed$|(dataset\.limit|split\.|filter\.|decontaminate\.|dedup\.|template\.|model\.|trainer\.)"
-)
-_UNNAMED_OPTIONS = ("file", "hub", "local")
+_NAMING_GROUPS = ("dataset", "dedup", "model", "trainer")  # whose options tell one run from another
 _ID = re.compile(r"[0-9a-f-]{12,40}")
 _CLOCK = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # the name of a folder that the user has not named
 
@@ -70,14 +64,10 @@ class TrackedRun:
         return "-".join(filter(None, (chosen, differences)))[:MAX_NAME] or self.folder.path.name
 
     def _own_name(self) -> str:
-        folder, choices = self.folder.path.name, self.config.get("choices") or {}
-        options = [_naming_option(group, choices[group], self.config) for group in _NAMING_GROUPS if group in choices]
+        folder, options = self.folder.path.name, option_names(self.config, _NAMING_GROUPS)
         if not options or not _CLOCK.fullmatch(folder):
             return folder
-        overrides = read_overrides(self.folder.hydra / "overrides.yaml") or []
-        keyed = [override.lstrip("+").partition("=") for override in overrides]
-        values = [f"{key.rpartition('.')[2]}={value}" for key, _, value in keyed if _NAMING_KEY.match(key)]
-        return "-".join([*options, *values])
+        return "-".join([*options, *set_values(self.folder.hydra)])
 
 
 def tracking_id(folder: RunDir, job: str) -> str:
@@ -95,15 +85,6 @@ def tracking_id(folder: RunDir, job: str) -> str:
     if noted.get("job") == job:
         return job if folder.sweep else f"{job}-{digest(str(folder.path.absolute()))[:4]}"
     return f"{job}-{secrets.token_hex(4)}"
-
-
-def _naming_option(group: str, option: Any, config: dict[str, Any]) -> str:
-    """Return a chosen option, or the last part of the path or name that it only passes on."""
-    if option in _UNNAMED_OPTIONS:
-        for key in _NAMED_BY.get(group, ()):
-            if value := config[group].get(key):
-                return re.split(r"[/\\]", str(value).rstrip("/\\"))[-1]
-    return str(option)
 
 
 def summary_values(summary: dict[str, Any]) -> dict[str, Any]:

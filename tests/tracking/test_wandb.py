@@ -54,7 +54,7 @@ def test_jobs_of_one_process_do_not_mix(sweep: Path) -> None:
         text = json.dumps(records)
         for part in ("train/loss", "train/grad_norm", "train/learning_rate", "train/global_step", "train/epoch",
                      "eval/loss", "waterfall", "samples", "outputs", "verdict", "evidence.not_judged.says",
-                     "figures/tokens", "figures/waterfall", "languages", "longest"):  # fmt: skip
+                     "figures/tokens", "figures/waterfall", "languages", "longest", "model_rows"):  # fmt: skip
             assert part in text, part
 
 

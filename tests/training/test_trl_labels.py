@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
+import chat_shapes
 import datasets
 import pytest
 import trl
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-import chat_shapes
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.rows import Rows

@@ -1,0 +1,28 @@
+"""Training rows as the model gets them, on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sft_lab.core import records
+from sft_lab.core.console import console
+
+if TYPE_CHECKING:
+    from sft_lab.core.run_dir import RunDir
+
+
+def show_model_rows(folder: RunDir) -> None:
+    """Print the rows that the data report has, with brackets and color around what trains."""
+    from rich.text import Text
+
+    from sft_lab.data.model_view import stretches_of
+
+    out = console()
+    out.print("Rows as the model gets them; what is in ⟦ ⟧ trains")
+    for view in records.read(folder.data, []).get("model_rows") or []:
+        counts = f"{view.get('tokens') or 0:,} tokens, of which {view.get('trained_tokens') or 0:,} train"
+        out.print(Text(f"\n{view.get('choice')}, {view.get('id')}: {counts}", style="bold"), soft_wrap=True)
+        parts = [part for part in view.get("parts") or [] if part]
+        stretches = ((text, "green" if trained else "") for text, trained in stretches_of(parts))
+        out.print(Text.assemble(*stretches), soft_wrap=True)
+    out.print()
