@@ -52,6 +52,7 @@ def generate(
     """
     training = model.training
     model.eval()
+    _switch_off_router_logits(model)
     answers: dict[int, Answer] = {}
     limit = learned_positions(model)
     room = {index: max_new_tokens if limit is None else limit - len(ids) for index, ids in enumerate(prompts)}
@@ -79,6 +80,13 @@ def generate(
     finally:
         model.train(training)
     return [answers[index] for index in range(len(prompts))]
+
+
+def _switch_off_router_logits(model: Any) -> None:
+    """Let a mixture of experts write with a cache, which the balancing loss that these logits are for cannot bear."""
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
 
 
 def _left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

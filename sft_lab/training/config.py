@@ -168,9 +168,17 @@ class Full(Bounded):
 
     def check(self) -> list[str]:
         """Return what this machine lacks for the training."""
-        if self.precision is not Precision.fp16 or _has_nvidia_gpu():
+        if _has_nvidia_gpu():
             return []
-        return ["trainer.precision=fp16: needs a GPU, and this machine has none; auto takes bf16 or fp32"]
+        problems = []
+        if self.precision is Precision.fp16:
+            problems.append("trainer.precision=fp16: needs a GPU, and this machine has none; auto takes bf16 or fp32")
+        if self.sft_config.get("activation_offloading"):
+            problems.append(
+                "trainer.sft_config.activation_offloading=true: needs a GPU, whose activations it keeps in the "
+                "machine's memory, and this machine has none; leave it out, or set trainer.activation_checkpointing"
+            )
+        return problems
 
 
 @dataclass
@@ -209,11 +217,26 @@ class Peft(Bounded):
 
 @dataclass
 class Lora(Full):
-    """Train a LoRA adapter beside the frozen weights."""
+    """Train a LoRA adapter beside the frozen weights.
+
+    Attributes:
+        loraplus_lr_ratio: the learning rate of the adapter's B matrices over that of the rest (LoRA+; Hayou et al.,
+            "LoRA+: Efficient Low Rank Adaptation of Large Models", ICML 2024); null: the same rate for all.
+    """
 
     learning_rate: float = bounded(2e-4, above=0)
+    loraplus_lr_ratio: float | None = bounded(None, at_least=1, added=True)
     quantization: Quantization = Quantization.none
     peft: Peft = field(default_factory=Peft)
+
+    def __post_init__(self) -> None:
+        """Refuse LoRA+ with an optimizer that divides the weights into groups of its own."""
+        super().__post_init__()
+        if self.loraplus_lr_ratio is not None and self.optim.startswith(GROUPING_OPTIMS):
+            raise ConfigError(
+                f"loraplus_lr_ratio={self.loraplus_lr_ratio}: optim={self.optim} groups the weights by itself, so that "
+                "B matrices cannot have their own learning rate; take optim=adamw_torch_fused or leave the ratio out"
+            )
 
     @property
     def holding(self) -> Holding:
@@ -254,6 +277,9 @@ OWN_ADAPTER_FIELDS = {
 }  # fmt: skip
 # Starting values that need data, other weights, or another draw when the adapter is loaded.
 REFUSED_STARTS = ("eva", "corda", "lora_ga", "loftq", "pissa_niter")
+
+# Optimizers of Transformers that make their own groups of weights.
+GROUPING_OPTIMS = ("galore", "apollo", "lomo", "adalomo")
 
 # Fields of SFTConfig that sft_lab sets itself, from its own keys or for its own evaluation.
 OWN_FIELDS = {

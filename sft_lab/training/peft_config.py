@@ -30,7 +30,9 @@ def build_peft_config(options: Full, model: Any, new_tokens: list[int], *, is_em
 
     modules = options.peft.target_modules
     if modules != ["all-linear"]:
-        _refuse_unmatched(modules, model)
+        _refuse_unmatched("target_modules", modules, model)
+    for key in ("modules_to_save", "target_parameters"):
+        _refuse_unmatched(f"config.{key}", options.peft.config.get(key) or [], model)
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     if unknown := sorted(set(options.peft.config) - known):
         raise ConfigError(f"trainer.peft.config={unknown}: no field of PEFT {peft.__version__}'s LoraConfig")
@@ -53,22 +55,46 @@ def build_peft_config(options: Full, model: Any, new_tokens: list[int], *, is_em
         raise ConfigError(f"trainer.peft: refused by PEFT: {' '.join(str(error).split())}") from error
 
 
-def _refuse_unmatched(names: list[str], model: Any) -> None:
-    """Refuse names that no module has; PEFT accepts a list when one of its names matches.
+def build_loraplus_optimizer(model: Any, args: Any, ratio: float) -> Any:
+    """Return the optimizer of the training arguments with the B matrices at ``ratio`` times the learning rate.
+
+    PEFT counts vectors, such as DoRA's lengths, among them. Adapters of embeddings keep the learning rate.
+    """
+    import transformers
+    from peft.optimizers import create_loraplus_optimizer
+
+    kind, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args, model)
+    return create_loraplus_optimizer(
+        model,
+        kind,
+        loraplus_lr_ratio=ratio,
+        loraplus_lr_embedding=kwargs["lr"],
+        loraplus_weight_decay=args.weight_decay,
+        **kwargs,
+    )
+
+
+def _refuse_unmatched(key: str, names: list[str], model: Any) -> None:
+    """Refuse names that no module, or for ``target_parameters`` no parameter, has: PEFT passes over them.
 
     Raises:
         ConfigError: naming those, and the nearest that exist.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
-    missing = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    kind = "parameter" if key.endswith("parameters") else "module"
+    parts = dict(model.named_parameters() if kind == "parameter" else model.named_modules())
+    missing = [name for name in names if not any(f".{part}".endswith(f".{name}") for part in parts)]
     if not missing:
         return
 
-    with_weights = [name for name, module in modules.items() if getattr(module, "weight", None) is not None]
-    known = list(dict.fromkeys(name.rpartition(".")[2] for name in with_weights if not name.endswith("norm")))
+    if kind == "parameter":
+        short = [".".join(name.split(".")[-2:]) for name in parts]
+    else:
+        with_weights = [name for name, part in parts.items() if getattr(part, "weight", None) is not None]
+        short = [name.rpartition(".")[2] for name in with_weights if not name.endswith("norm")]
+    known = list(dict.fromkeys(short))
     near = [match for name in missing for match in difflib.get_close_matches(name, known, n=1)]
     raise ConfigError(
-        f"trainer.peft.target_modules={missing}: no module of the model has this name; "
+        f"trainer.peft.{key}={missing}: no {kind} of the model has this name; "
         + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
     )
 

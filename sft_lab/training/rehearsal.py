@@ -52,8 +52,6 @@ def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
     """Return the optimizer over one number; plain SGD where it needs the layers of a model."""
     weight = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([weight], lr=args.learning_rate)
-    if args.optim_target_modules:
-        return plain
     name = getattr(args.optim, "value", args.optim)
     try:
         kind, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
@@ -64,6 +62,8 @@ def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
     except ImportError as error:
         raise ConfigError(f"trainer.optim={name}: needs a package that is not installed: {_line(error)}") from error
     except (TypeError, ValueError, KeyError) as error:
+        if args.optim_target_modules:  # of a model that is not here
+            return plain
         raise ConfigError(
             f"trainer.optim={name}: refused by Transformers or PyTorch ({_line(error)}); its settings go into "
             "trainer.sft_config: optim_args, optim_target_modules, adam_beta1, adam_beta2, adam_epsilon"

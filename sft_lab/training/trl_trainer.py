@@ -28,9 +28,9 @@ from sft_lab.core.log import log
 from sft_lab.core.text import count_of
 from sft_lab.training import loss_head, turn_weights
 from sft_lab.training.callbacks import Event, MetricsCallback, ProgressBar, StopCallback, Watch, log_held_out_loss
-from sft_lab.training.checkpoints import is_out_of_patience, last_checkpoint
-from sft_lab.training.config import Budget, Full, LossHead, planned_steps, refuse_no_step, resolve_precision
-from sft_lab.training.peft_config import build_peft_config
+from sft_lab.training.checkpoints import last_checkpoint, load_finished
+from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, refuse_no_step, resolve_precision
+from sft_lab.training.peft_config import build_loraplus_optimizer, build_peft_config
 from sft_lab.training.sft_config import build_sft_config
 
 
@@ -67,6 +67,15 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     plain_head = False
     measures_last = True
     own_attention: str  # the model's, by which it is measured
+    loraplus_lr_ratio: float | None = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return Transformers' optimizer, or LoRA+'s."""
+        if self.optimizer is None and self.loraplus_lr_ratio is not None:
+            wrapped = self.model if model is None else model
+            self.optimizer = build_loraplus_optimizer(wrapped, self.args, self.loraplus_lr_ratio)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -248,7 +257,7 @@ def train(
             log.info("train: goes on from %s", checkpoint.name)
         began = time.monotonic()
         try:
-            was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
+            was_finished = bool(checkpoint and load_finished(trainer, checkpoint))
             if not was_finished:
                 _run(trainer, checkpoint)
         except ImportError as error:  # such as an optimizer's package
@@ -310,10 +319,15 @@ def _build_trainer(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
+    if trainer.aux_loss_enabled:  # TRL asks for these logits in each step; in the saved config they break generating
+        trainer.model.config.get_text_config().output_router_logits = False
+
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.watch, trainer.own_attention = watch, own_attention
     trainer.measures_last = args.metric_for_best_model is not None  # some schedulers need it too
     trainer.plain_head = loss_head.takes_plain(trainer, LossHead.plain if has_weights else options.loss_head)
+    if isinstance(options, Lora):
+        trainer.loraplus_lr_ratio = options.loraplus_lr_ratio
     if has_weights:
         trainer._signature_columns = ready.column_names  # noqa: SLF001 - of those that batches are made of
         turn_weights.pass_on_weights(trainer)
@@ -365,23 +379,6 @@ def _log_plan(trainer: Any, options: Full, rows: int) -> None:
     if args.world_size > 1:
         plan += f", {args.world_size} processes ({trainer.accelerator.distributed_type.value})"
     log.info("train: %s", plan)
-
-
-def _load_finished(trainer: Any, checkpoint: Path) -> bool:
-    """Load the weights of a training that had done all its steps when it was interrupted.
-
-    The Transformers trainer would do one more step before it saw that none is left.
-
-    Returns:
-        Whether it had.
-    """
-    state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < state.max_steps and not is_out_of_patience(state, trainer):
-        return False
-    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
-    trainer.state = state
-    return True
 
 
 def _run(trainer: Any, checkpoint: Path | None) -> None:

@@ -10,9 +10,10 @@ import torch
 import transformers
 
 from sft_lab.core.context import StageContext
+from sft_lab.evaluation.generation import generate
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Watch
-from sft_lab.training.config import Full, Lora, LossHead, Precision
+from sft_lab.training.config import Full, Lora, LossHead, Peft, Precision
 from sft_lab.training.trl_trainer import train
 
 pytestmark = pytest.mark.slow
@@ -101,6 +102,21 @@ def test_a_second_loss_is_left_to_trl(context, rows, tmp_path, caplog) -> None:
     with caplog.at_level(logging.INFO, "sft_lab"):
         train_with(model, context, rows.select(range(6)), tmp_path, LossHead.plain, max_steps=1)
     assert "loss_head=trl, since a mixture of experts has a second loss" in caplog.text
+
+
+def test_a_mixture_of_experts_writes_after_its_training(context, rows, tmp_path) -> None:
+    """TRL leaves its balancing loss switched on, which fails with a cache; experts are adapted by their parameters."""
+    model = small("mixtral", num_local_experts=2, num_experts_per_tok=1, output_router_logits=True)
+    assert generate(model, context.tokenizer, [[5, 6, 7]], end_ids=[], max_new_tokens=2)
+    experts = Peft(r=2, config={"target_parameters": ["mlp.experts.gate_up_proj"]})
+    options = Lora(max_steps=2, learning_rate=1e-2, peft=experts, precision=Precision.fp32)
+    watch = Watch(None, lambda _: None)
+    trained = train(model, context.tokenizer, rows, options, folder=tmp_path, seed=3, watch=watch).model
+    assert not trained.config.output_router_logits
+    matrices = {name: values for name, values in trained.named_parameters() if "experts.lora_B" in name}
+    assert len(matrices) == model.config.num_hidden_layers
+    assert all(values.any() for values in matrices.values())
+    assert generate(trained, context.tokenizer, [[5, 6, 7]], end_ids=[], max_new_tokens=2)
 
 
 class Shifted(transformers.LlamaForCausalLM):

@@ -28,6 +28,10 @@ SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_kwargs=.*min_lr"),
         ({"sft_config": {"adam_beta1": 2.0}}, "trainer.optim=.*adam_beta1"),
         ({"optim": "galore_adamw"}, "trainer.optim=galore_adamw"),
+        (
+            {"optim": "galore_adamw", "sft_config": {"optim_target_modules": ["q_proj"]}},
+            "not installed: .*galore_torch",
+        ),
         ({"sft_config": {"dataloader_persistent_workers": True}}, "dataloader_"),
         ({"sft_config": {"save_only_model": True}}, "save_only_model=true: .* without its optimizer"),
     ],
@@ -60,6 +64,8 @@ def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: py
     ("overrides", "message"),
     [
         (["trainer.peft.target_modules=[q_proj,v_porj]"], r"\['v_porj'\]: .* did you mean v_proj"),
+        (["+trainer.peft.config.modules_to_save=[lm_hed]"], r"modules_to_save=\['lm_hed'\]: .* did you mean lm_head"),
+        (["+trainer.peft.config.target_parameters=[mlp.experts.up]"], "no parameter of the model .* up_proj.weight"),
         (["trainer.lr_scheduler_type=warmup_stable_decay"], "num_decay_steps"),
         (["trainer.warmup_steps=1.5"], "trainer.warmup_steps=1.5: must be a whole number"),
         (["trainer.per_device_train_batch_size=999", "+trainer.sft_config.dataloader_drop_last=true"], "no step"),

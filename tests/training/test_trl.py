@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ModelError
+from sft_lab.core.errors import ConfigError, ModelError
 from sft_lab.run.config import Run
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Budget, Full, Lora, LossHead, Peft, Precision, Quantization, planned_steps
@@ -39,7 +40,7 @@ def trained(run: Run, context: StageContext, rows, options: Full, folder: Path, 
 
 
 @pytest.mark.parametrize("head", [LossHead.plain, LossHead.trl])
-@pytest.mark.parametrize("kind", [Full, Lora])
+@pytest.mark.parametrize("kind", [Full, Lora, partial(Lora, loraplus_lr_ratio=4.0)])
 def test_a_cut_off_training_ends_with_the_weights_of_a_whole_one(kind, head, run, context, rows, tmp_path) -> None:
     """Stopped after step 5 of 8 and taken up from the checkpoint of step 4: the same weights, bit for bit."""
 
@@ -104,6 +105,27 @@ def test_knobs_of_peft_arrive(run, context) -> None:
 def test_dora_trains_lengths(run, context, rows, tmp_path) -> None:
     done = trained(run, context, rows, Lora(max_steps=2, peft=Peft(r=4, use_dora=True)), tmp_path)
     assert any("lora_magnitude_vector" in name for name, _ in done.model.named_parameters())
+
+
+def test_loraplus_moves_b_matrices_by_the_ratio(run, context, rows, tmp_path) -> None:
+    """AdamW's first step moves each weight by its learning rate; A does not move yet, since B begins at zero."""
+
+    def after_one_step(**knobs) -> dict[str, torch.Tensor]:
+        options = Lora(max_steps=1, learning_rate=1e-3, warmup_steps=0, max_grad_norm=0, **knobs)
+        return trained(run, context, rows, options, tmp_path / str(knobs)).model.state_dict()
+
+    alike, faster = after_one_step(), after_one_step(loraplus_lr_ratio=16)
+    matrices = [name for name in alike if "lora_B" in name]
+    assert matrices
+    assert all(alike[name].abs().max() > 9e-4 for name in matrices)
+    assert all(torch.allclose(faster[name], 16 * alike[name], rtol=1e-4) for name in matrices)
+    assert all(torch.equal(faster[name], alike[name]) for name in alike if name not in matrices)
+
+
+@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw", "lomo", "adalomo"])
+def test_loraplus_is_refused_with_an_optimizer_that_groups_by_itself(optim) -> None:
+    with pytest.raises(ConfigError, match=r"loraplus_lr_ratio=16: .* take optim=adamw_torch_fused"):
+        Lora(optim=optim, loraplus_lr_ratio=16)
 
 
 def test_training_warns_of_nothing_of_ours(run, context, rows, tmp_path, recwarn) -> None:
