@@ -67,6 +67,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     plain_head = False
     measures_last = True
     own_attention: str  # the model's, by which it is measured
+    optimizer: Any  # of Transformers' trainer
     loraplus_lr_ratio: float | None = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
