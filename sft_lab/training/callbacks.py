@@ -51,6 +51,16 @@ class Watch:
     is_hopeless: Callable[[float, Event], bool] | None = None
     clock: Stopwatch = field(default_factory=Stopwatch, init=False)
 
+    def show(self, display: Callable[[Event], None]) -> None:
+        """Pass each logging event on to a display, once it is recorded."""
+        record = self.record
+
+        def record_and_show(event: Event) -> None:
+            record(event)
+            display(event)
+
+        self.record = record_and_show
+
 
 class MetricsCallback(transformers.TrainerCallback):  # type: ignore[misc]
     """Records each log entry under sft_lab's metric names; stops training at a loss that is not finite."""

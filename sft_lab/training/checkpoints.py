@@ -1,4 +1,4 @@
-"""Checkpoints of an interrupted training: the newest complete one, and that of a training that had ended."""
+"""Checkpoints of an interrupted training: the newest complete one, and whether training had ended."""
 
 from __future__ import annotations
 
@@ -28,26 +28,7 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def load_finished(trainer: Any, checkpoint: Path) -> bool:
-    """Load the weights of a training that had done all its steps when it was interrupted.
-
-    The Transformers trainer would do one more step before it saw that none is left.
-
-    Returns:
-        Whether it had.
-    """
-    import transformers
-
-    state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < state.max_steps and not _is_out_of_patience(state, trainer):
-        return False
-    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
-    trainer.state = state
-    return True
-
-
-def _is_out_of_patience(state: Any, trainer: Any) -> bool:
+def is_out_of_patience(state: Any, trainer: Any) -> bool:
     """Return whether early stopping had ended the training that left this state."""
     import transformers
 

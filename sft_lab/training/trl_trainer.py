@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from sft_lab.core.log import log
 from sft_lab.core.text import count_of
 from sft_lab.training import loss_head, turn_weights
 from sft_lab.training.callbacks import Event, MetricsCallback, ProgressBar, StopCallback, Watch, log_held_out_loss
-from sft_lab.training.checkpoints import last_checkpoint, load_finished
+from sft_lab.training.checkpoints import is_out_of_patience, last_checkpoint
 from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, refuse_no_step, resolve_precision
 from sft_lab.training.peft_config import build_loraplus_optimizer, build_peft_config
 from sft_lab.training.sft_config import build_sft_config
@@ -70,13 +70,12 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     optimizer: Any  # of Transformers' trainer
     loraplus_lr_ratio: float | None = None
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         """Return Transformers' optimizer, or LoRA+'s."""
         if self.optimizer is None and self.loraplus_lr_ratio is not None:
-            wrapped = self.model if model is None else model
-            self.optimizer = build_loraplus_optimizer(wrapped, self.args, self.loraplus_lr_ratio)
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        return optimizer
+            ratio = self.loraplus_lr_ratio
+            self.optimizer = build_loraplus_optimizer(self.model if model is None else model, self.args, ratio)
+        return super().create_optimizer(model)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -258,7 +257,7 @@ def train(
             log.info("train: goes on from %s", checkpoint.name)
         began = time.monotonic()
         try:
-            was_finished = bool(checkpoint and load_finished(trainer, checkpoint))
+            was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
             if not was_finished:
                 _run(trainer, checkpoint)
         except ImportError as error:  # such as an optimizer's package
@@ -341,22 +340,14 @@ def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig, own_attention: 
     if args.process_index == 0 and sys.stderr.isatty():
         bar = ProgressBar()
         callbacks.append(bar)
-        watch.record = _both(watch.record, bar.show)
+        watch.show(bar.show)
     elif args.process_index == 0:
-        watch.record = _both(watch.record, log_held_out_loss)
+        watch.show(log_held_out_loss)
     if watch.samples_every:
         callbacks.append(_SampleCallback(watch, own_attention))
     if options.early_stopping_patience and watch.measure:
         callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     return callbacks
-
-
-def _both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Callable[[Event], None]:
-    def call(event: Event) -> None:
-        first(event)
-        second(event)
-
-    return call
 
 
 def _log_plan(trainer: Any, options: Full, rows: int) -> None:
@@ -380,6 +371,23 @@ def _log_plan(trainer: Any, options: Full, rows: int) -> None:
     if args.world_size > 1:
         plan += f", {args.world_size} processes ({trainer.accelerator.distributed_type.value})"
     log.info("train: %s", plan)
+
+
+def _load_finished(trainer: Any, checkpoint: Path) -> bool:
+    """Load the weights of a training that had done all its steps when it was interrupted.
+
+    The Transformers trainer would do one more step before it saw that none is left.
+
+    Returns:
+        Whether it had.
+    """
+    state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps and not is_out_of_patience(state, trainer):
+        return False
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
+    trainer.state = state
+    return True
 
 
 def _run(trainer: Any, checkpoint: Path | None) -> None:
