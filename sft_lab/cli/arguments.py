@@ -70,6 +70,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab compare multirun/sweep-1a2b3c4d        table; compare.html and compare.json in its folder
   sft-lab compare outputs/*/* --out comparison   any runs, wherever they are
+  sft-lab compare multirun/sweep-1a2b3c4d --rank-by outputs/ended_share
 """,
     ),
     "replay": (
@@ -218,6 +219,10 @@ def _parser() -> _Parser:
     compare = commands["compare"]
     compare.add_argument("folders", nargs="+", type=Path, metavar="SWEEP_DIR|RUN_DIR")
     compare.add_argument("--out", type=Path, metavar="DIR", help="folder for compare.html and compare.json")
+    compare.add_argument(
+        "--rank-by", metavar="KEY", help="sort the table by a number of summary.json, highest first: metrics.words.mean"
+    )
+    compare.add_argument("--lowest-first", action="store_true", help="with --rank-by: the lowest number first")
     compare.add_argument("--test", action="store_true", help="score the best job on its test rows (split.test_share)")
 
     replay = commands["replay"]

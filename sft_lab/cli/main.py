@@ -188,7 +188,10 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import compare
 
     _refuse_rest("compare", rest)
-    comparison = compare.analyze(compare.collect_jobs(arguments.folders))
+    if arguments.lowest_first and not arguments.rank_by:
+        raise UserError("--lowest-first: sorts by the number that --rank-by names; give that too")
+    order = compare.Order(arguments.rank_by, arguments.lowest_first) if arguments.rank_by else None
+    comparison = compare.analyze(compare.collect_jobs(arguments.folders), order)
     folder = arguments.out or (arguments.folders[0] if len(arguments.folders) == 1 else Path())
     page = compare.write_comparison(comparison, folder)
     compare.print_comparison(comparison, page)

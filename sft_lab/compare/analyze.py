@@ -12,6 +12,7 @@ import numpy as np
 from sft_lab.compare.axes import SEED
 from sft_lab.compare.collect import ComparedJob, has_diverged
 from sft_lab.compare.effects import AxisEffect, measure_effects
+from sft_lab.compare.job_order import Order
 from sft_lab.compare.merged_twins import merge_twins, unmerged
 from sft_lab.compare.scores import CommonRows, Measure, Obstacle, choose_measure, find_common_rows
 from sft_lab.compare.trials import SearchHistory, read_search
@@ -24,6 +25,7 @@ from sft_lab.compare.uncertainty import (
     estimate_seed_spread,
 )
 from sft_lab.core.io import is_number
+from sft_lab.core.records import extra_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,12 +61,14 @@ class BaseModelScore:
         prompted: the same with a system prompt and examples; empty where that was not measured.
         axes: values that its jobs share; empty where all jobs started from one base model.
         jobs: names of the jobs that started from it.
+        extras: numbers of custom metrics and benchmark tasks.
     """
 
     losses: dict[Measure, float | None]
     prompted: dict[Measure, float]
     axes: dict[str, Any]
     jobs: list[str]
+    extras: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Comparison:
         unscored: finished jobs without row losses, by name.
         spread: over seeds.
         search: that the jobs are trials of; None where they are of none.
+        extras: keys of the numbers of custom metrics and benchmark tasks that jobs have.
+        order: key of the number by which the jobs are sorted; None: by their axes.
     """
 
     jobs: list[ComparedJob]
@@ -104,6 +110,8 @@ class Comparison:
     unscored: list[str] = field(default_factory=list)
     spread: SeedSpread = field(default_factory=lambda: estimate_seed_spread([]))
     search: SearchHistory | None = None
+    extras: list[str] = field(default_factory=list)
+    order: Order | None = None
 
     @property
     def winner(self) -> Setting | None:
@@ -112,9 +120,16 @@ class Comparison:
         return self.settings[0] if claims and all(claim in WINNING_CLAIMS for claim in claims) else None
 
 
-def analyze(jobs: list[ComparedJob]) -> Comparison:
-    """Return the comparison of jobs, as ``collect_jobs`` reads them."""
+def analyze(jobs: list[ComparedJob], order: Order | None = None) -> Comparison:
+    """Return the comparison of jobs, as ``collect_jobs`` reads them.
+
+    Raises:
+        ConfigError: if they shall be sorted by a number that none of them has.
+    """
     jobs = merge_twins(jobs)
+    extras = list(dict.fromkeys(key for job in jobs for key in extra_keys(job.numbers)))
+    if order:
+        jobs = order.sort(jobs)
     axes = list(dict.fromkeys(key for job in jobs for key in job.axes))
     axes.sort(key=lambda axis: axis == SEED)
     judged = [job for job in jobs if job.is_judged]
@@ -125,7 +140,7 @@ def analyze(jobs: list[ComparedJob]) -> Comparison:
         fingerprints.setdefault(job.fingerprint or UNKNOWN, []).append(job.name)
 
     bases, search = _score_base_models(judged or jobs), read_search(jobs)
-    comparison = Comparison(jobs, axes, measure, reason, bases, fingerprints, search=search)
+    comparison = Comparison(jobs, axes, measure, reason, bases, fingerprints, search=search, extras=extras, order=order)
     if len(set(fingerprints) - {UNKNOWN}) > 1:
         return replace(comparison, obstacle=Obstacle.OTHER_ROWS)
     return _rank(comparison, judged) if judged else comparison
@@ -146,6 +161,7 @@ def _score_base_models(jobs: list[ComparedJob]) -> list[BaseModelScore]:
             prompted=_prompted_losses(group[0]),
             axes=_shared_axes(group) if len(groups) > 1 else {},
             jobs=[job.name for job in group],
+            extras=_base_extras(group[0]),
         )
         for losses, group in groups.items()
     ]
@@ -154,6 +170,11 @@ def _score_base_models(jobs: list[ComparedJob]) -> list[BaseModelScore]:
 def _prompted_losses(job: ComparedJob) -> dict[Measure, float]:
     values = {measure: job.summary.get(f"prompted/{measure.replace('/', '_')}") for measure in Measure}
     return {measure: value for measure, value in values.items() if is_number(value)}
+
+
+def _base_extras(job: ComparedJob) -> dict[str, float]:
+    values = {key: job.numbers.get(f"base/{key}") for key in extra_keys(job.numbers)}
+    return {key: value for key, value in values.items() if is_number(value)}
 
 
 def _shared_axes(jobs: list[ComparedJob]) -> dict[str, Any]:

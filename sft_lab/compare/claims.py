@@ -197,6 +197,7 @@ def notes(comparison: Comparison) -> list[str]:
     return [
         *_notes_on_rows(comparison),
         *_notes_on_jobs(comparison),
+        *_note_on_order(comparison),
         *_same_training_rows(comparison),
         *_kept_equal(comparison),
         *_how_to_settle(comparison),
@@ -268,6 +269,12 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
     if len(comparison.base_models) > 1 and not comparison.obstacle:
         sentences.append("Jobs started from different base models; each is measured against its own.")
     return sentences
+
+
+def _note_on_order(comparison: Comparison) -> list[str]:
+    if not comparison.order:
+        return []
+    return [f"The table is sorted by {comparison.order}; what is claimed rests on the held-out loss alone."]
 
 
 def _same_training_rows(comparison: Comparison) -> list[str]:

@@ -94,7 +94,7 @@ def _content(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "notes": claims.notes(comparison),
         "axes": axes,
         "first_axis": _axis_to_color_by(comparison),
-        "columns": list(job_table.COLUMNS),
+        "columns": list(job_table.columns_of(comparison)),
         "rows": [
             {
                 "row": row,

@@ -30,6 +30,7 @@ COLUMNS = {
     "converged at": ("converged_at", "{:,.0f}"),
     "seconds": ("seconds", "{:,.0f}"),
 }
+MAX_EXTRAS = 6  # columns of custom metrics and benchmark tasks; compare.json has all of them
 ERROR_WIDTH = 60  # characters of an error on the terminal
 CONSOLE_WIDTH = 200  # characters of a line where the output is a file
 MAX_BASE_ROWS = 3  # base models that get a row each
@@ -42,7 +43,7 @@ class TableRow(NamedTuple):
         job: None for a base model.
         axes: values of the axes, in the order of the comparison's; empty where the job has none.
         state: of the job; the name of a base model.
-        numbers: in the order of COLUMNS; empty where a number is not known.
+        numbers: in the order of the columns; empty where a number is not known.
         verdict: of a finished job.
         error: first line of what stopped the job.
         is_best: whether no other job has a lower loss.
@@ -57,16 +58,25 @@ class TableRow(NamedTuple):
     is_best: bool = False
 
 
+def columns_of(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    """Return the columns of numbers: the usual ones, what the jobs are sorted by, and extra numbers."""
+    chosen = [comparison.order.key] if comparison.order else []
+    usual = {key for key, _ in COLUMNS.values()}
+    extras = [key for key in dict.fromkeys([*chosen, *comparison.extras]) if key not in usual]
+    return COLUMNS | {key.partition(".")[2] or key: (key, "{:.4g}") for key in extras[:MAX_EXTRAS]}
+
+
 def build_rows(comparison: Comparison) -> list[TableRow]:
     """Return the rows of the table."""
-    rows = _base_rows(comparison)
+    columns = [*columns_of(comparison).values()]
+    rows = _base_rows(comparison, columns)
     for job in comparison.jobs:
         rows.append(
             TableRow(
                 job,
                 _format_axes(job.axes, comparison.axes),
                 job.state,
-                _format_numbers(job.numbers),
+                _format_numbers(job.numbers, columns),
                 verdict=str(job.summary.get("verdict") or "").replace("_", " "),
                 error=next((line.strip() for line in job.error.splitlines() if line.strip()), ""),
                 is_best=job is comparison.best,
@@ -75,20 +85,20 @@ def build_rows(comparison: Comparison) -> list[TableRow]:
     return rows
 
 
-def _base_rows(comparison: Comparison) -> list[TableRow]:
+def _base_rows(comparison: Comparison, columns: list[tuple[str, str]]) -> list[TableRow]:
     """Return a row for each base model, or one with their range where seeds made many."""
     bases = comparison.base_models
     if len(bases) > MAX_BASE_ROWS:
-        columns = zip(*(_format_numbers(base.losses) for base in bases), strict=True)
-        ranges = [f"{min(values)}–{max(values)}" if max(values) else "" for values in columns]
+        texts = zip(*(_format_numbers(base.losses, columns) for base in bases), strict=True)
+        ranges = [f"{min(values)}–{max(values)}" if max(values) else "" for values in texts]
         return [TableRow(None, [""] * len(comparison.axes), f"{len(bases)} base models", ranges)]
 
     rows = []
     for base in bases:
         axes = _format_axes(base.axes, comparison.axes)
-        rows.append(TableRow(None, axes, "base model", _format_numbers(base.losses)))
+        rows.append(TableRow(None, axes, "base model", _format_numbers({**base.losses, **base.extras}, columns)))
         if base.prompted:
-            rows.append(TableRow(None, axes, "base, prompted", _format_numbers(base.prompted)))
+            rows.append(TableRow(None, axes, "base, prompted", _format_numbers(base.prompted, columns)))
     return rows
 
 
@@ -96,8 +106,8 @@ def _format_axes(values: dict[str, Any], axes: list[str]) -> list[str]:
     return [format_value(values[axis]) if axis in values else "" for axis in axes]
 
 
-def _format_numbers(numbers: Mapping[Any, Any]) -> list[str]:
-    values = [(numbers.get(key), form) for key, form in COLUMNS.values()]
+def _format_numbers(numbers: Mapping[Any, Any], columns: list[tuple[str, str]]) -> list[str]:
+    values = [(numbers.get(key), form) for key, form in columns]
     return [with_minus(form.format(value)) if is_number(value) else "" for value, form in values]
 
 
@@ -124,8 +134,9 @@ def build_table(comparison: Comparison) -> Table:
     names = short_names(comparison.axes)
     axis_names = [names[axis] for axis in comparison.axes]
     table = Table("", *axis_names, "state", box=box.SIMPLE_HEAD, title_justify="left")
-    table.title = f"Jobs (losses: held-out; ranked by {claims.UNITS[comparison.measure]})"
-    for heading in COLUMNS:
+    order = f"; sorted by {comparison.order}" if comparison.order else ""
+    table.title = f"Jobs (losses: held-out; ranked by {claims.UNITS[comparison.measure]}{order})"
+    for heading in columns_of(comparison):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     if not comparison.axes:

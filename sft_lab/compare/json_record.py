@@ -28,6 +28,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "winner": _winner(comparison),
         "settings": [_setting(setting) for setting in comparison.settings],
         "seed_spread": {"share_of_loss": spread.share, "replicates": spread.replicates},
+        "sorted_by": asdict(comparison.order) if comparison.order else None,
         "search": asdict(comparison.search) if comparison.search else None,
         "held_out_rows": comparison.row_count,
         "held_out_fingerprints": comparison.fingerprints,
@@ -54,7 +55,7 @@ def _job(job: ComparedJob, merged: ComparedJob) -> dict[str, Any]:
 
 def _base_model(base: BaseModelScore) -> dict[str, Any]:
     losses = {str(measure): loss for measure, loss in base.losses.items()}
-    return {**losses, "prompted": base.prompted, "axes": base.axes, "jobs": base.jobs}
+    return {**losses, **base.extras, "prompted": base.prompted, "axes": base.axes, "jobs": base.jobs}
 
 
 def _effect(effect: AxisEffect) -> dict[str, Any]:

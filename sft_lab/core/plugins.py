@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "sft_lab.stages"
 VARIABLE = "SFT_LAB_STAGES"
@@ -86,19 +89,31 @@ def named() -> list[Plugin]:
     return [*installed, *(Plugin(name) for name in names if name and name not in known)]
 
 
-@lru_cache(maxsize=1)
 def _installed(paths: tuple[str, ...]) -> list[Plugin]:
-    """Return the plug-ins of installed packages, cached for as long as Python's path is the same."""
+    """Return the plug-ins of installed packages."""
+    points = sorted(_entry_points(GROUP, paths), key=lambda point: point.module)
+    return [Plugin(point.module, distribution_of(point)) for point in points]
+
+
+def entry_points(group: str) -> list[EntryPoint]:
+    """Return what installed packages name in an entry-point group, by name; nothing is imported."""
+    return sorted(_entry_points(group, tuple(sys.path)), key=lambda point: (point.name, point.value))
+
+
+def distribution_of(point: EntryPoint) -> str:
+    """Return the installed distribution that names an entry point, with its version."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+
+
+@lru_cache(maxsize=2)
+def _entry_points(group: str, paths: tuple[str, ...]) -> list[EntryPoint]:
+    """Return the entry points of a group, cached for as long as Python's path is the same."""
     files = (file for path in paths for file in Path(path).glob("*-info/entry_points.txt"))
-    if not any(GROUP.encode() in file.read_bytes() for file in files if os.access(file, os.R_OK)):
+    if not any(group.encode() in file.read_bytes() for file in files if os.access(file, os.R_OK)):
         return []  # the usual case, in every command: importlib.metadata would take 15 ms
     from importlib import metadata
 
-    points = metadata.entry_points(group=GROUP)
-    return [
-        Plugin(point.module, f"{point.dist.name} {point.dist.version}" if point.dist else point.module)
-        for point in sorted(points, key=lambda point: point.module)
-    ]
+    return list(metadata.entry_points(group=group))
 
 
 @contextmanager

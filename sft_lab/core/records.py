@@ -98,6 +98,8 @@ SCHEMAS: dict[str, Schema] = {
     "metrics.jsonl": {"step": "number!", "*": "number"},
     "samples.jsonl": {"prompt": "text!", "*": "text"},
 }  # fmt: skip
+# How the keys of numbers begin that no verdict rests on: of custom metrics, and of the tasks of a benchmark.
+METRICS, TASKS = "metrics.", "tasks."
 _RENAMED_METRICS = {"learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
 
@@ -122,6 +124,11 @@ def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
     if not isinstance(content, dict):
         return _refused(path, f"must hold an object, holds a {type(content).__name__}", problems)
     return _fitting(path, content, problems)
+
+
+def extra_keys(summary: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a summary's numbers of custom metrics and benchmark tasks."""
+    return [key for key, value in summary.items() if key.startswith((METRICS, TASKS)) and is_number(value)]
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import is_number, read_text
-from sft_lab.core.records import read, read_config, read_lines
+from sft_lab.core.records import extra_keys, read, read_config, read_lines
 from sft_lab.core.run_names import option_names, set_values
 from sft_lab.core.types import RunState, Verdict, Work
 from sft_lab.report.figures import draw_figures
@@ -204,7 +204,8 @@ def _format_known(form: str, value: float | None) -> str:
 def _measures(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Return each measure's label with its values for base model, prompted base model and tuned model."""
     rows = []
-    for name, label, form in MEASURES:
+    extras = [(key, key.partition(".")[2], "{:.4g}") for key in extra_keys(summary)]
+    for name, label, form in (*MEASURES, *extras):
         base_name = name.replace("/", "_")
         values = [summary.get(key) for key in (f"base/{base_name}", f"prompted/{base_name}", name)]
         if any(is_number(value) for value in values):

@@ -67,6 +67,13 @@ def write(folder: RunDir, run: Run, data: Prepared, context: StageContext) -> No
         write_text(folder.review, _review(near["pairs"]))
 
 
+def write_notices(folder: RunDir, context: StageContext) -> None:
+    """Write the notices given since ``data.json`` was written, as those of measuring are."""
+    content = read_json(folder.data)
+    if content["notices"] != context.notices:
+        write_json(folder.data, {**content, "notices": context.notices})
+
+
 def tables(folder: RunDir) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
     """Yield the tables in ``data.json``: name, columns and rows."""
     content = read_json(folder.data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -27,12 +27,13 @@ from sft_lab.data.sources import File
 from sft_lab.data.template_layout import CannotRender
 from sft_lab.evaluation import heldout
 from sft_lab.evaluation.answers import contains_expected, measure_answers
+from sft_lab.evaluation.custom_metrics import measure_custom
 from sft_lab.evaluation.generation import Answer, generate
 from sft_lab.evaluation.heldout import AnswerEnding, Scores
 from sft_lab.pipeline import label_rules
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
 from sft_lab.run.fixed_prompts import fixed_prompts
-from sft_lab.run.questions import Question, easiest_questions
+from sft_lab.run.questions import Output, answer_questions, easiest_questions, rows_asked
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -45,14 +46,6 @@ PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
 MAX_TRAINING_ANSWERS = 20_000  # with which the model's are compared
 
 _SAMPLE_MESSAGES = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
-
-
-class Output(NamedTuple):
-    """A model's answer to a question."""
-
-    prompt: str
-    reference: str
-    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -172,7 +165,8 @@ class Evaluator:
         probe_scores: Scores | None = None,
     ) -> Measurement:
         rules = label_rules(self._run)
-        outputs = _answered(easiest_questions(held_out, self._options.outputs, rules), generate_answers)
+        questions = easiest_questions(held_out, self._options.outputs, rules)
+        outputs = answer_questions(questions, generate_answers)
         question_sets = self._question_sets(template)
         if held_out_scores is None and len(held_out.rows):
             held_out_scores = score(held_out)
@@ -183,6 +177,8 @@ class Evaluator:
             prompts, references, answers = zip(*outputs, strict=True)
             metrics = measure_answers(answers, prompts, references, _sampled_answers(data.train.rows))
             numbers |= {f"outputs/{name}": value for name, value in metrics.items()}
+        texts = [output.answer.text for output in outputs]
+        numbers |= measure_custom(rows_asked(questions, held_out.rows), texts, self._context.notice)
         numbers |= {f"{name}/loss": score(ready).loss for name, ready in question_sets.items()}
         if "domain" in question_sets:
             numbers |= _domain_numbers(question_sets["domain"], generate_answers, rules)
@@ -369,18 +365,11 @@ def _domain_numbers(
     ready: Ready, generate_answers: Callable[[list[list[int]]], list[Answer]], rules: LabelRules
 ) -> dict[str, float]:
     """Return the share of the domain questions that are answered with what was expected."""
-    outputs = _answered(easiest_questions(ready, len(ready.rows), rules), generate_answers)
+    outputs = answer_questions(easiest_questions(ready, len(ready.rows), rules), generate_answers)
     if not outputs:
         return {}
     right = sum(contains_expected(answer.text, expected) for _, expected, answer in outputs)
     return {"domain/right_share": right / len(outputs)}
-
-
-def _answered(questions: list[Question], generate_answers: Callable[[list[list[int]]], list[Answer]]) -> list[Output]:
-    answers = generate_answers([question.ids for question in questions])
-    return [
-        Output(question.prompt, question.reference, answer) for question, answer in zip(questions, answers, strict=True)
-    ]
 
 
 def _sampled_answers(rows: Rows) -> list[str]:

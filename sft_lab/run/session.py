@@ -21,6 +21,7 @@ from sft_lab.core.redaction import Formatter
 from sft_lab.core.types import Work
 from sft_lab.data import export
 from sft_lab.data.waterfall import write as write_waterfall
+from sft_lab.evaluation import custom_metrics
 from sft_lab.report import card, figures, html_report
 from sft_lab.run import data_report, inputs, twins
 from sft_lab.tracking import manifest
@@ -63,6 +64,7 @@ class Session:
                 "git": manifest.git_state(),
                 "packages": manifest.versions(),
                 "plugins": self.run.plugins,
+                "metrics": custom_metrics.origins(),
                 "job": self.run.hash,
                 "tracking_id": tracking_id(self.folder, self.run.hash),
                 "seed": self.run.seed,

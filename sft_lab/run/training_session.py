@@ -16,6 +16,7 @@ from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
 from sft_lab.core.types import Work
 from sft_lab.report import card, html_report
+from sft_lab.run import data_report
 from sft_lab.run.evaluator import BaseMeasurement, Evaluator, Measurement
 from sft_lab.run.session import Session
 from sft_lab.run.summary import summarize
@@ -234,6 +235,7 @@ class TrainingSession(Session):
         write_lines(self.folder.outputs, _output_rows(base, tuned))
 
         self._note_stages()
+        data_report.write_notices(self.folder, self.context)
         html_report.write_report(self.folder)
         card.write_model_card(self.folder, self.run.model.base_name)
         self._mirror_data(data)
