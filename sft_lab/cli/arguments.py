@@ -51,7 +51,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "run the saved config of a job folder; every launcher starts this",
         "Run the config.yaml of a job folder and write the results beside it.",
         """\
-  sft-lab exec multirun/sweep-1a2b3c4d/seed=1-0123456789ab   resume a job of a sweep
+  sft-lab exec multirun/sweep-1a2b3c4d/seed_1-0123456789ab   resume a job of a sweep
   sft-lab exec outputs/2026-11-21/10-30-00                   a folder with a config.yaml
 """,
     ),
@@ -85,7 +85,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "keep a run's config as ./experiments/NAME.yaml",
         "Write what differs from the defaults as an experiment, checked to give the same config.",
         """\
-  sft-lab promote multirun/sweep-1a2b3c4d/seed=1-0123456789ab best   writes experiments/best.yaml
+  sft-lab promote multirun/sweep-1a2b3c4d/seed_1-0123456789ab best   writes experiments/best.yaml
   sft-lab promote outputs/2026-11-22/10-30-00 best --force           replaces that file
 """,
     ),

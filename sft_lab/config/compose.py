@@ -46,11 +46,13 @@ class Job:
         run: the run object.
         overrides: of the command line and the sweep; None for a saved config, which was composed before.
         axes: the swept keys with this job's values.
+        subdir: ``hydra.sweep.subdir`` as it comes out for this job; None where nobody sets it.
     """
 
     run: Run
     overrides: list[str] | None
     axes: dict[str, str]
+    subdir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,12 @@ def build_plan(
     jobs_by_problem: dict[str, list[str]] = {}
     folders: tuple[str | None, str | None] = (None, None)
     cache: dict[tuple[str, ...], DictConfig] = {}
-    for overrides in grid:
+    for number, overrides in enumerate(grid):
         try:
             config = composed if composed is not None else _compose_cached(cache, fixed, overrides)
             folders = _folder(config, "run"), _folder(config, "sweep")
-            jobs.append(build_job(config, fixed, overrides))
+            subdir = sweep_subdir(config, number, overrides) if is_sweep else None
+            jobs.append(build_job(config, fixed, overrides, subdir))
         except ConfigError as error:
             for problem in problems_in(error):
                 jobs_by_problem.setdefault(problem, []).append(" ".join(overrides))
@@ -203,13 +206,42 @@ def _folder(composed: DictConfig, mode: str) -> str | None:
         raise ConfigError(f"hydra.{mode}.dir: {first_line(error)}; give a folder") from error
 
 
-def build_job(composed: DictConfig, fixed: list[str], overrides: list[str]) -> Job:
+def sweep_subdir(composed: DictConfig, number: int, overrides: list[str]) -> str | None:
+    """Return ``hydra.sweep.subdir`` for a job, None where nobody sets it.
+
+    Args:
+        composed: the job's config, with Hydra's node.
+        number: of the job in its grid, ``hydra.job.num``.
+        overrides: the job's own, ``hydra.job.override_dirname``; Hydra would name those that all jobs share as well.
+
+    Raises:
+        ConfigError: if it refers to what there is not.
+    """
+    hydra = composed.hydra
+    if OmegaConf.is_missing(hydra.sweep, "subdir"):
+        return None
+    style = hydra.job.config.override_dirname
+    named = sorted(text for text in overrides if key_of(text) not in style.exclude_keys)
+    job = {"num": number, "id": str(number), "override_dirname": style.item_sep.join(named).replace("=", style.kv_sep)}
+    OmegaConf.set_readonly(hydra, value=False)
+    hydra.job.update(job)
+    try:
+        return str(hydra.sweep.subdir)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"hydra.sweep.subdir={plain_data(hydra.sweep)['subdir']}: {first_line(error)}; refer to keys of the "
+            "config, to ${hydra.job.num} or to ${hydra.job.override_dirname}"
+        ) from error
+
+
+def build_job(composed: DictConfig, fixed: list[str], overrides: list[str], subdir: str | None = None) -> Job:
     """Check a composed config, including files and packages, and build its job.
 
     Args:
         composed: the config, with Hydra's node.
         fixed: overrides that all jobs share.
         overrides: this job's own.
+        subdir: as in ``Job``.
 
     Raises:
         ConfigError: naming every problem.
@@ -219,7 +251,7 @@ def build_job(composed: DictConfig, fixed: list[str], overrides: list[str]) -> J
     if problems := run.check():
         raise all_problems(problems)
     axes = {key_of(text): re.sub(r"^'([\w.+-]+)'$", r"\1", value_of(text)) for text in overrides}
-    return Job(run, [*fixed, *overrides], axes)
+    return Job(run, [*fixed, *overrides], axes, subdir)
 
 
 def compose_raw(overrides: list[str]) -> DictConfig:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_lab.config.compose import Plan, build_job, compose_raw
+from sft_lab.config.compose import Plan, build_job, compose_raw, sweep_subdir
 from sft_lab.config.error_messages import explain
 from sft_lab.config.overrides import experiment_name, key_of, parse, texts_of, translate_submitit
 from sft_lab.config.search_path import hydra_session
@@ -56,7 +56,8 @@ def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], conf
         fixed = [text for text in texts_of(parsed) if text not in swept]
         refuse_hydra_settings(compose_raw([text for text in fixed if not re.match("hydra[./]", key_of(text))]))
 
-        task = partial(_run_task, run_job, experiment_name(fixed), frozenset(fixed))
+        subdir = next((override.value() for override in parsed if override.key_or_group == "hydra.sweep.subdir"), None)
+        task = partial(_run_task, run_job, experiment_name(fixed), frozenset(fixed), subdir)
         # Hydra writes its own record, multirun.yaml, into its sweep folder, even if none of its jobs is there.
         sweep_dir = [] if _sets_sweep_dir(fixed) else ["hydra.sweep.dir=multirun/hydra"]
         hydra = GlobalHydra.instance().hydra
@@ -68,16 +69,20 @@ def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], conf
             raise ConfigError(explain(error)) from error
 
 
-def _run_task(run_job: Callable[[Plan], float], name: str | None, fixed: frozenset[str], config: DictConfig) -> float:
+def _run_task(
+    run_job: Callable[[Plan], float], name: str | None, fixed: frozenset[str], subdir: Any, config: DictConfig
+) -> float:
     """Turn a Hydra task into a job and run it."""
     settings = HydraConfig.get()
     composed = copy.deepcopy(config)
     OmegaConf.set_readonly(composed, value=False)
     OmegaConf.set_struct(composed, value=False)
-    composed.hydra = {"runtime": {"choices": settings.runtime.choices}}
+    composed.hydra = {"runtime": {"choices": settings.runtime.choices}, "job": settings.job}
+    composed.hydra.sweep = {"subdir": "???" if subdir is None else subdir}
     overrides = [str(text) for text in settings.overrides.task if str(text) not in fixed]
     sweep_dir = str(settings.sweep.dir) if _sets_sweep_dir(fixed) else None
-    return run_job(Plan([build_job(composed, sorted(fixed), overrides)], True, name, None, sweep_dir))
+    readable = sweep_subdir(composed, settings.job.num, overrides)
+    return run_job(Plan([build_job(composed, sorted(fixed), overrides, readable)], True, name, None, sweep_dir))
 
 
 def _sets_sweep_dir(overrides: Iterable[str]) -> bool:

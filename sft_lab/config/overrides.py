@@ -27,7 +27,9 @@ from sft_lab.run.launch_config import Slurm
 MAX_JOBS = 10_000  # each is composed and checked before the first starts
 
 # The settings of Hydra's that have an effect here; the others concern hydra.main, which is not used.
-_HYDRA_SETTINGS = r"hydra\.(run\.dir|sweep\.dir|mode|searchpath|(sweeper|launcher)\b)"
+_HYDRA_SETTINGS = (
+    r"hydra\.(run\.dir|sweep\.(sub)?dir|job\.config\.override_dirname|mode|searchpath|(sweeper|launcher)\b)"
+)
 _FILTER_GROUPS = ("filter", "split/filter")
 # A text in quotes, or an unquoted one: up to what the grammar reads as a sign.
 _TEXT = re.compile(
@@ -121,7 +123,7 @@ def _problem_before_parsing(text: str) -> str:
     if key == "hparams_search":
         return f"{text}: describes a search; run it by `sft-lab search {text.lstrip('+')}`"
     if key.startswith("hydra.") and not re.match(_HYDRA_SETTINGS, key):
-        return f"{key}: has no effect here; sft_lab reads hydra.run.dir and hydra.sweep.dir"
+        return f"{key}: has no effect here; sft_lab reads hydra.run.dir, hydra.sweep.dir and hydra.sweep.subdir"
     return ""
 
 

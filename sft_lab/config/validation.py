@@ -54,8 +54,8 @@ def refuse_hydra_settings(composed: DictConfig) -> None:
     refused += [key for key in settings if key not in _HYDRA_NODES and settings[key] != defaults.get(key)]
     if refused:
         raise ConfigError(
-            f"hydra.{sorted(refused)[0]}: set in a file, which may only set hydra.mode, run.dir, sweep.dir and "
-            "sweeper.params, since a config is data; take it out, or write it on the command line"
+            f"hydra.{sorted(refused)[0]}: set in a file, which may only set hydra.mode, run.dir, sweep.dir, "
+            "sweep.subdir and sweeper.params, since a config is data; take it out, or write it on the command line"
         )
 
 

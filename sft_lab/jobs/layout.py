@@ -21,10 +21,11 @@ import yaml
 
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
+from sft_lab.core import records
 from sft_lab.core.errors import FolderError, SftLabError, all_problems
 from sft_lab.core.io import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
 from sft_lab.core.locks import distrust
-from sft_lab.core.run_dir import LOCK, SWEEP, FolderInUse, RunDir, free_path, make_folders
+from sft_lab.core.run_dir import LOCK, REPLACED, SWEEP, FolderInUse, RunDir, free_path, make_folders
 from sft_lab.core.types import RunState, Work
 from sft_lab.jobs.skip_finished import is_finished
 from sft_lab.run import inputs
@@ -32,6 +33,7 @@ from sft_lab.run.config import Run
 from sft_lab.run.identity import NOT_IDENTITY
 
 MAX_NAME = 80  # characters of a job folder's name before its hash
+_HASHED = re.compile(r"(?:^|-)([0-9a-f]{12})$")  # how the name of a job's folder ends
 MAX_DIFFERENCES = 3  # listed in a message
 
 
@@ -100,7 +102,7 @@ def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
     if plan.swept:
         sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan, work)).absolute()
         _sweep_marker(sweep, plan)
-        folders = [RunDir(_job_path(sweep, job)) for job in plan.jobs]
+        folders = [RunDir(path) for path in _job_paths(sweep, plan.jobs)]
     else:
         folders = [RunDir(Path(plan.run_dir or free_path(RunDir.timestamped())).absolute())]
     run = plan.jobs[0].run
@@ -132,17 +134,31 @@ def sweep_name(plan: Plan, work: str = Work.RUN) -> str:
     return f"{_safe(plan.name or 'sweep')}{kind}-{digest(_base_identity(plan))[:8]}"
 
 
-def _job_path(sweep: Path, job: Job) -> Path:
-    """Return the folder with the job's hash, or a new path with a readable name."""
-    for pattern in (f"*-{job.run.hash}", job.run.hash):
-        if matches := sorted(sweep.glob(pattern)):
-            return matches[0]
-    readable = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.axes.items())
-    return sweep / f"{_safe(readable)[:MAX_NAME]}-{job.run.hash}".lstrip("-")
+def _job_paths(sweep: Path, jobs: list[Job]) -> list[Path]:
+    """Return the folder of each job: the one that has its hash, whatever its name is, or a new path."""
+    paths = _paths_by_hash(sweep)
+    return [paths.get(job.run.hash) or sweep / _job_name(job) for job in jobs]
+
+
+def _paths_by_hash(sweep: Path) -> dict[str, Path]:
+    """Return the job folders of a sweep by hash: as their names end, or as the manifest of a renamed one has it."""
+    folders = [path for path in sorted(sweep.glob("*/")) if not REPLACED.search(path.name)]
+    named = {path: match[1] for path in folders if (match := _HASHED.search(path.name))}
+    renamed = {path: records.read(RunDir(path).manifest, []).get("job") for path in folders if path not in named}
+    return {str(key): path for path, key in [*named.items(), *renamed.items()][::-1] if key}
+
+
+def _job_name(job: Job) -> str:
+    """Return the name of a job's new folder: its swept values, or what the user's ``hydra.sweep.subdir`` says."""
+    readable = job.subdir
+    if readable is None:
+        readable = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.axes.items())
+    return f"{_safe(readable)[:MAX_NAME]}-{job.run.hash}".lstrip("-")
 
 
 def _safe(name: str) -> str:
-    return re.sub(r"[^\w.=+,-]+", "_", name).strip("_")
+    """Return a name without signs that Hydra's grammar, a shell or a file system would read as more than a name."""
+    return re.sub(r"[^\w.+-]+", "_", re.sub(r"[\[\]{}()'\"]", "", name).replace(",", "-")).strip("_")
 
 
 def _axes(plan: Plan) -> list[str]:

@@ -66,7 +66,7 @@ def test_two_processes_give_the_losses_of_one_and_leave_one_run_folder(one: Path
 @pytest.mark.slow
 def test_two_such_jobs_in_a_sweep(here: Path, tiny: list[str]) -> None:
     assert main(["-m", *tiny, *TWO, "seed=1,2", "hydra.sweep.dir=sweep"]) == 0
-    jobs = sorted((here / "sweep").glob("seed=*"))
+    jobs = sorted((here / "sweep").glob("seed_*"))
     assert [read_json(job / "status.json")["state"] for job in jobs] == ["finished", "finished"]
     assert [len(curve(job, "train/loss")) for job in jobs] == [8, 8]
 

@@ -64,7 +64,7 @@ def test_a_sweeper_of_the_users_own_gets_the_objective(tmp_path: Path, tiny: lis
     jobs = {path.parent.name: read_json(path) for path in tmp_path.glob("multirun/sweep-*/*/summary.json")}
     assert len(jobs) == 3
     told = next(line for line in done.stdout.splitlines() if line.startswith("OBJECTIVES"))
-    for name in ("learning_rate=0.001-", "learning_rate=0.005-"):
+    for name in ("learning_rate_0.001-", "learning_rate_0.005-"):
         (summary,) = (found for job, found in jobs.items() if job.startswith(name))
         assert str(summary["objective"]) in told
         assert summary["objective"] == summary["eval/bits_per_byte"]
@@ -72,8 +72,12 @@ def test_a_sweeper_of_the_users_own_gets_the_objective(tmp_path: Path, tiny: lis
 
 def test_hydras_own_launcher_may_be_chosen(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", "hydra/launcher=basic", *tiny, "seed=1,2"]
-    assert main(words) == 0
-    jobs = sorted(here.glob("multirun/sweep-*/seed=*/summary.json"))
+    assert main([*words, "hydra.sweep.subdir=seed_${seed}_of_${hydra.job.num}"]) == 0
+    assert sorted(path.parent.name[:-13] for path in here.glob("multirun/sweep-*/*/summary.json")) == [
+        "seed_1_of_0",
+        "seed_2_of_1",
+    ]
+    jobs = sorted(here.glob("multirun/sweep-*/seed_*/summary.json"))
     assert len(jobs) == 2
     when = [job.stat().st_mtime_ns for job in jobs]
     assert main(words) == 0  # finished ones are left alone here too

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from sft_lab import config
-from sft_lab.core.errors import FolderError
+from sft_lab.config.overrides import parse
+from sft_lab.config.search_path import hydra_session
+from sft_lab.core.errors import ConfigError, FolderError
 from sft_lab.core.run_dir import SWEEP
 from sft_lab.core.types import RunState
 from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders, sweep_name
@@ -207,7 +209,7 @@ def test_a_sweeps_folders_say_what_differs():
     (folder,) = {job_folder.folder.path.parent for job_folder in jobs}
     assert re.fullmatch(r"sweep-[0-9a-f]{8}", folder.name)
     assert folder.parent == Path.cwd() / "multirun"
-    assert re.fullmatch(r"seed=1-learning_rate=0\.0001-[0-9a-f]{12}", jobs[0].folder.path.name)
+    assert re.fullmatch(r"seed_1-learning_rate_0\.0001-[0-9a-f]{12}", jobs[0].folder.path.name)
     assert jobs[0].folder.path.name.endswith(jobs[0].job.run.hash)
     assert jobs[0].folder.sweep == folder
     assert all(job_folder.progress is JobProgress.NEW for job_folder in jobs)
@@ -258,6 +260,67 @@ def test_a_job_is_found_by_its_hash_alone():
     again = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
     assert again[0].folder.path == renamed
     assert [job_folder.progress for job_folder in again] == [JobProgress.FINISHED, JobProgress.UNFINISHED]
+
+
+def test_a_sweep_of_an_older_version_goes_on_in_its_folders():
+    first = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
+    for job_folder in first:
+        mark(job_folder, RunState.FINISHED)
+        old = f"seed={job_folder.job.run.seed}-{job_folder.job.run.hash}"
+        job_folder.folder.path.rename(Path("sweep", old))
+    again = create_sweep("seed=1,2,3", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=other")
+    assert [job_folder.folder.path.name.rpartition("-")[0] for job_folder in again] == ["seed=1", "seed=2", "other"]
+    assert [job_folder.progress for job_folder in again[:2]] == [JobProgress.FINISHED] * 2
+
+
+def test_a_renamed_job_is_found_by_the_hash_in_its_manifest():
+    first = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
+    mark(first[0], RunState.FINISHED)
+    manifest = json.loads(first[0].folder.manifest.read_text())
+    first[0].folder.manifest.write_text(json.dumps({**manifest, "job": first[0].job.run.hash}))
+    renamed = first[0].folder.path.rename(Path("sweep").absolute() / "the good one")
+    again = create_sweep("seed=1,2", "hydra.sweep.dir=sweep")
+    assert again[0].folder.path == renamed
+    assert [job_folder.progress for job_folder in again] == [JobProgress.FINISHED, JobProgress.UNFINISHED]
+
+
+@pytest.mark.parametrize(
+    ("subdir", "expected"),
+    [
+        ("${hydra.job.num}", ["0", "1"]),
+        ("lr_${trainer.learning_rate}/${seed}", ["lr_0.0002_1", "lr_0.0002_2"]),
+        ("${hydra.job.override_dirname}", ["filter_answered-length-seed_1", "filter_answered-length-seed_2"]),
+        (
+            "'${hydra.job.override_dirname}' hydra.job.config.override_dirname.exclude_keys=[filter]",
+            ["seed_1", "seed_2"],
+        ),
+        ("same", ["same", "same"]),
+    ],
+)
+def test_the_readable_part_of_a_jobs_name_is_hydras_subdir(subdir, expected):
+    overrides = ["filter=choice([answered,length])", "seed=1,2", *f"hydra.sweep.subdir={subdir}".split()]
+    jobs = create_sweep(*overrides)
+    assert [job_folder.folder.path.name for job_folder in jobs] == [
+        f"{name}-{job_folder.job.run.hash}" for name, job_folder in zip(expected, jobs, strict=True)
+    ]
+    plain = create_sweep("seed=2,1", "filter=choice([answered,length])")
+    assert names(plain) == names(jobs)
+
+
+def test_the_path_of_a_job_goes_into_an_override_without_quotes():
+    jobs = create_sweep("trainer.learning_rate=1e-05,2e-4", "filter=[answered],[answered,length]", "template=auto")
+    for job_folder in jobs:
+        Path(job_folder.folder.path, "model").mkdir()
+        override = f"model.name_or_path={job_folder.folder.path.relative_to(Path.cwd())}/model"
+        with hydra_session():
+            (parsed,) = parse([override])
+        assert parsed.value() == override.partition("=")[2]
+
+
+@pytest.mark.parametrize("subdir", ["${nowhere}", "${oc.env:HOME}"])
+def test_a_subdir_that_cannot_be_read_is_named(subdir):
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.subdir=\$\{"):
+        create_sweep("seed=1,2", f"hydra.sweep.subdir={subdir}")
 
 
 def test_rerun_of_a_sweep_keeps_the_old_jobs_and_does_not_find_them():

@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_ends_at_once(here: Path, tiny: list[str]) -> None:
 
 def test_a_sweep_of_processes_saves_a_checkpoint_of_each_job(here: Path, tiny: list[str]) -> None:
     process = start("-m", *tiny, *LONG, "seed=1,2", "launch=processes", "launch.at_once=2", "hydra.sweep.dir=sweep")
-    folders = [wait(trains(f"sweep/seed={seed}-*"), process) for seed in (1, 2)]
+    folders = [wait(trains(f"sweep/seed_{seed}-*"), process) for seed in (1, 2)]
     process.send_signal(signal.SIGINT)
     text = ended(process)
     assert process.returncode == 130

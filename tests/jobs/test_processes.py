@@ -91,7 +91,7 @@ def test_a_job_killed_by_the_system_is_one_failed_job(here: Path, tiny: list[str
              "hydra.sweep.dir=sweep"]  # fmt: skip
     command = [sys.executable, "-m", "sft_lab", "-m", *words, "seed=1,2"]
     sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    first, second = (_training(here / "sweep", f"seed={seed}-*") for seed in (1, 2))
+    first, second = (_training(here / "sweep", f"seed_{seed}-*") for seed in (1, 2))
     os.kill(read_json(first.status)["pid"], signal.SIGKILL)
     _wait(lambda: read_json(first.status)["state"] == "failed")
     assert "SIGKILL" in read_json(first.status)["error"]
@@ -111,7 +111,7 @@ def test_jobs_that_outlive_their_sweep_are_waited_for(here: Path, tiny: list[str
     words = [*tiny, *LONG, *TWO, "hydra.sweep.dir=sweep", "seed=1,2,3"]
     command = [sys.executable, "-m", "sft_lab", "-m", *words]
     sweep = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    jobs = [_training(here / "sweep", f"seed={seed}-*") for seed in (1, 2)]
+    jobs = [_training(here / "sweep", f"seed_{seed}-*") for seed in (1, 2)]
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
     at_work = [read_json(job.status)["pid"] for job in jobs]
@@ -136,7 +136,7 @@ def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: lis
     words = [*tiny, *LONG, "hydra.sweep.dir=sweep", "seed=1,2"]
     command = [sys.executable, "-m", "sft_lab", "-m", *words]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    job = _training(here / "sweep", "seed=1-*")
+    job = _training(here / "sweep", "seed_1-*")
     with Path("told").open("wb") as told:
         second = subprocess.Popen(command, stderr=told)
     _wait(lambda: f"is being worked on by process {first.pid} on" in Path("told").read_text())

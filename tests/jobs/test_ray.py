@@ -31,7 +31,7 @@ RAY = ["launch=ray", "launch.num_cpus=1"]
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a cluster of one core has one worker")
 def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str]) -> None:
     sweep = interrupted_sweep.start([*tiny, *RAY, "seed=1,2,3"])
-    one = interrupted_sweep.wait_for_training("seed=*")
+    one = interrupted_sweep.wait_for_training("seed_*")
     first = interrupted_sweep.process_id(one)
     assert Path(f"/proc/{first}/cmdline").read_bytes().startswith(b"ray::")  # the job is Ray's worker itself
     os.kill(first, signal.SIGKILL)
@@ -53,14 +53,14 @@ def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a cluster of one core has one worker")
 def test_a_sweep_that_loses_a_worker_for_good_and_is_stopped(here: Path, tiny: list[str]) -> None:
     sweep = interrupted_sweep.start([*tiny, *RAY, "launch.max_retries=0", "seed=1,2"])
-    one = interrupted_sweep.wait_for_training("seed=1-*")
+    one = interrupted_sweep.wait_for_training("seed_1-*")
     os.kill(interrupted_sweep.process_id(one), signal.SIGKILL)
     interrupted_sweep.wait_until(lambda: interrupted_sweep.state(one) == "failed")
     assert "its process died, and was not started again by Ray (WorkerCrashedError" in read_json(one.status)["error"]
-    two = interrupted_sweep.wait_for_training("seed=2-*")
+    two = interrupted_sweep.wait_for_training("seed_2-*")
     worker = interrupted_sweep.process_id(two)
     sweep.terminate()
-    assert re.search(r"seed=1-\w+: failed: its process died", interrupted_sweep.wait_for_output(sweep, None))
+    assert re.search(r"seed_1-\w+: failed: its process died", interrupted_sweep.wait_for_output(sweep, None))
     assert interrupted_sweep.state(two) == "interrupted"
     interrupted_sweep.wait_until(lambda: not Path(f"/proc/{worker}").exists(), 20)
 
@@ -152,7 +152,7 @@ def test_on_a_ray_of_two_machines(
         first.do(*begin, f"--node-ip-address={first.address}", f"--temp-dir={short}/1")
         second.do(*words, f"--address={head}", f"--node-ip-address={second.address}")
         sweep = interrupted_sweep.start([*tiny, *RAY, f"launch.address={head}", "seed=1,2"], first.on)
-        jobs = [interrupted_sweep.wait_for_training(f"seed={seed}-*") for seed in (1, 2)]
+        jobs = [interrupted_sweep.wait_for_training(f"seed_{seed}-*") for seed in (1, 2)]
         (lost,) = [job for job in jobs if read_json(job.status)["host"] == second.name]
         second.end()
         told = interrupted_sweep.wait_for_output(sweep, 0)

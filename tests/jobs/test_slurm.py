@@ -200,14 +200,14 @@ def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
     # To submitit a job of less than ten minutes has always run out of time, which it grants only where it may go on.
     words = [*tiny, *LOCAL, "launch.timeout_min=9", "seed=1,2"]
     sweep = interrupted_sweep.start(words)
-    one = interrupted_sweep.wait_for_training("seed=1-*")
+    one = interrupted_sweep.wait_for_training("seed_1-*")
     first = interrupted_sweep.process_id(one)
     os.kill(first, signal.SIGUSR2)  # as Slurm does before it takes the machine away, or time is over
-    two = interrupted_sweep.wait_for_training("seed=2-*")
+    two = interrupted_sweep.wait_for_training("seed_2-*")
     os.kill(interrupted_sweep.process_id(two), signal.SIGKILL)
     interrupted_sweep.wait_until(lambda: interrupted_sweep.state(two) == "failed")
     assert re.search(r"job \d+ ended \(gone from the queue\); see .*log.out", read_json(two.status)["error"])
-    interrupted_sweep.wait_for_training("seed=1-*", but=first)  # started again by submitit, after the signal
+    interrupted_sweep.wait_for_training("seed_1-*", but=first)  # started again by submitit, after the signal
     sweep.terminate()
     told = interrupted_sweep.wait_for_output(sweep, None)
     assert "interrupted\n" in told
@@ -249,10 +249,10 @@ def test_on_a_real_slurm(
             monkeypatch.setenv(key, environment[key])
         words = [*tiny, *CPU]
         sweep = interrupted_sweep.start([*words, "seed=1,2"])
-        one = interrupted_sweep.wait_for_training("seed=1-*")
+        one = interrupted_sweep.wait_for_training("seed_1-*")
         assert read_json(one.queued)["job_id"] == "1_0"
         subprocess.check_call(["scontrol", "requeue", "1_0"])
-        two = interrupted_sweep.wait_for_training("seed=2-*")
+        two = interrupted_sweep.wait_for_training("seed_2-*")
         subprocess.check_call(["scancel", "--signal=USR2", "1_1"])
         told = interrupted_sweep.wait_for_output(sweep, 0)
         assert told.count(": interrupted\n") == 2

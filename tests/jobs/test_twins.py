@@ -118,7 +118,7 @@ def test_on_every_launcher(launch: list[str], here: Path, tiny: list[str]) -> No
 @pytest.mark.slow
 def test_a_killed_training_is_done_by_the_one_that_waited(here: Path, tiny: list[str]) -> None:
     sweep = interrupted_sweep.start([*tiny, "launch=processes", "launch.at_once=2", TWINS])
-    trains = interrupted_sweep.wait_for_training("filter=*")
+    trains = interrupted_sweep.wait_for_training("filter_*")
     interrupted_sweep.wait_until(lambda: len(list(Path("sweep").glob("*/run.log"))) == 2)
     os.kill(interrupted_sweep.process_id(trains), signal.SIGKILL)
     assert "killed by SIGKILL" in interrupted_sweep.wait_for_output(sweep, 1)

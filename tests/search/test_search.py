@@ -128,7 +128,7 @@ def test_a_hopeless_job_is_pruned(here: Path, tiny: list[str], capsys: pytest.Ca
 def test_the_best_are_trained_with_other_seeds(here: Path, tiny: list[str]) -> None:
     command = ["search", SWEEP, *tiny, *QUICK, *RATES, "--trials", "2", "--confirm", "2"]
     assert main(command) == 0
-    seeds = {path.parent.name for path in Path("search").glob("*seed=43*/summary.json")}
+    seeds = {path.parent.name for path in Path("search").glob("*seed_43*/summary.json")}
     assert len(seeds) == 2
     assert len(trials()) == 2
     assert main(["compare", "search"]) == 0
