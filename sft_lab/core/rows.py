@@ -67,7 +67,7 @@ class Rows:
         return RowIds(self.table.data.column("id"), self.positions)
 
     def column(self, name: str) -> list[Any]:
-        """Give one column's values for the rows in view."""
+        """Return one column's values for the rows in view."""
         # Not by datasets' select, whose fingerprint of the selection takes longer than the values.
         return values_of(self.arrow(name))
 

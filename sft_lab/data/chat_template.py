@@ -51,7 +51,7 @@ class Template(Bounded, ReadsFiles, abc.ABC):
 
     @abc.abstractmethod
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Give the Jinja text."""
+        """Return the Jinja text."""
 
     def bind(self, context: StageContext) -> Renderer:
         """Bind the template to the run's tokenizer, and say so if it would teach the model wrong words."""
@@ -92,7 +92,7 @@ class Auto(Template):
         return "template=auto"
 
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Give the tokenizer's template.
+        """Return the tokenizer's template.
 
         Raises:
             ModelError: if the model has none.
@@ -131,7 +131,7 @@ class Jinja(Template):
         return f"template.path={self.path}"
 
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:  # noqa: ARG002 - the same text for every model
-        """Give the file's text, as it was when it was first read: rows, prompts and ``model/`` have one template."""
+        """Return the file's text, as it was when it was first read: rows, prompts and ``model/`` have one template."""
         return io.TextIOWrapper(io.BytesIO(self._content), encoding="utf-8").read()  # line ends as of a text file
 
     def files(self) -> list[Path]:

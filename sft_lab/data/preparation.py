@@ -203,7 +203,7 @@ class Preparation:
         )  # fmt: skip
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:
-        """Give held-out rows under another template, outside the waterfall."""
+        """Return held-out rows under another template, outside the waterfall."""
         as_texts = self._context.encode or partial(encode, context=self._context)
         return self._as_tokens(as_texts(rows, template), rows, None, loss_on_all=False)
 

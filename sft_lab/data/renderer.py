@@ -269,7 +269,7 @@ class Renderer:
         return [match.end() for match in control.finditer(text)] if control else []
 
     def plain_text(self, text: str) -> Rendered:
-        """Give plain text between BOS, where the tokenizer puts one, and EOS: no template, and all of it is trained.
+        """Return plain text between BOS, where the tokenizer puts one, and EOS: no template, and all of it is trained.
 
         Raises:
             CannotRender: if the tokenizer has no EOS, so that the model could not learn to stop.
