@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tomllib
@@ -20,6 +21,7 @@ from sft_lab.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+NOTEBOOK = ROOT / "docs/colab.ipynb"
 PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b|\.\.\.")  # what a reader must put in: such a line is parsed and not composed
 COMPOSED = ("train", "prepare", "plan")
 # What a machine may lack: a command that is right otherwise is refused for it, after it has been composed.
@@ -37,6 +39,19 @@ ROWS = [
 ]
 
 
+def cells(kind: str) -> list[str]:
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def text_of(page: Path) -> str:
+    """The text of a page; of the notebook as Markdown, its cells of commands as code blocks."""
+    if page != NOTEBOOK:
+        return page.read_text(encoding="utf-8")
+    commands = "".join(f"```\n{cell}\n```\n" for cell in cells("code"))
+    return "\n\n".join(cells("markdown")) + "\n\n" + re.sub("^!", "", commands, flags=re.MULTILINE)
+
+
 def without_fences(text: str) -> str:
     return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -49,8 +64,8 @@ def lines_in_fences(text: str) -> Iterator[str]:
 def commands() -> dict[str, str]:
     """Each distinct command, and the page where it was found first: lines of code blocks, and those in sentences."""
     found: dict[str, str] = {}
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
+    for page in (*PAGES, NOTEBOOK):
+        text = text_of(page)
         inline = re.findall(r"`(sft-lab [^`]* [^`]*|sft-lab [^`]*=[^`]*)`", without_fences(text).replace("\n", " "))
         for said in (*map(str.strip, lines_in_fences(text)), *inline):
             if said.startswith("sft-lab ") and page.name != "wrong_inputs.md":
@@ -129,9 +144,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, NOTEBOOK], ids=lambda page: page.name)
 def test_a_link_leads_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_fences(page.read_text(encoding="utf-8"))):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_fences(text_of(page))):
         if re.match("https?://|mailto:", target):
             continue
         name, _, anchor = unquote(target).partition("#")
@@ -149,6 +164,23 @@ def test_every_page_is_in_the_index():
     there = {page.name if page.parent.name == "docs" else f"../{page.name}" for page in PAGES} - {"index.md"}
     assert listed >= there
     assert in_toctree == there
+
+
+def test_the_notebook_opens_and_keeps_no_output():
+    """What nbformat 4.4 asks of a notebook; that its Python is Python is ruff's to say."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 4)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in notebook["cells"]:
+        assert all(line.endswith("\n") for line in cell["source"][:-1])
+        if cell["cell_type"] == "markdown":
+            assert cell.keys() == {"cell_type", "metadata", "source"}
+            continue
+        assert cell.keys() == {"cell_type", "execution_count", "metadata", "outputs", "source"}
+        assert (cell["outputs"], cell["execution_count"]) == ([], None)
+    assert sum(page == NOTEBOOK.name for page in COMMANDS.values()) > 8
+    for page in ("docs/index.md", "docs/gpu.md"):
+        assert f"({NOTEBOOK.name})" in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_workflows_use_what_is_there():
