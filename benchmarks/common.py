@@ -82,7 +82,7 @@ def watched(command: list[str], environment: dict[str, str]) -> tuple[float, flo
         most = 0
         while process.poll() is None:
             time.sleep(0.5)
-            most = max(most, _pss(process))
+            most = max(most, memory_of(process))
         seconds = time.perf_counter() - began
         output.seek(0)
         if process.returncode:
@@ -90,7 +90,7 @@ def watched(command: list[str], environment: dict[str, str]) -> tuple[float, flo
         return seconds, most / 2**30
 
 
-def _pss(process: psutil.Process) -> int:
+def memory_of(process: psutil.Process) -> int:
     """Bytes of a process and its children; shared pages are divided among those that share them."""
     total = 0
     with suppress(psutil.Error):

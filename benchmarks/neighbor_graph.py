@@ -40,9 +40,9 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.io import digest
 from sft_lab.core.store import Store
 from sft_lab.dedup import embed
-from sft_lab.dedup import graph as graphs
-from sft_lab.dedup.graph import NeighborGraph
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup import neighbor_graph as graphs
+from sft_lab.dedup.graph_options import Index
+from sft_lab.dedup.neighbor_graph import NeighborGraph
 from sft_lab.dedup.select import Keep, representatives
 from sft_lab.dedup.texts import Texts, hex_names
 from sft_lab.dedup.vector_search import CPU_BLOCK, build, cosine

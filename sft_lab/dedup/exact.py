@@ -54,7 +54,7 @@ class Exact(Dedup):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
         """Drop duplicates with the reason ``duplicate`` and the score 1."""
-        from sft_lab.dedup.graph import NeighborGraph
+        from sft_lab.dedup.neighbor_graph import NeighborGraph
         from sft_lab.dedup.select import selection
         from sft_lab.dedup.texts import Texts, nodes_of
 

@@ -6,7 +6,7 @@ import os
 
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.dedup.exact import Dedup
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.semantic import Semantic
 
 LEAST_ROWS = 20_000  # fewer are a matter of seconds

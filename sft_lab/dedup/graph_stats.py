@@ -14,7 +14,7 @@ from sft_lab.dedup.select import Keep, representatives
 
 if TYPE_CHECKING:
     from sft_lab.core.rows import Selection
-    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.neighbor_graph import NeighborGraph
 
 
 def threshold_curve(

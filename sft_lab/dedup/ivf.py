@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from sft_lab.dedup.graph import NeighborGraph, Sample
+from sft_lab.dedup.neighbor_graph import NeighborGraph, Sample
 
 LISTS = 2.0  # times the square root of the rows
 PROBES = 16  # lists that a row is compared with at most

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
-from sft_lab.dedup.graph_dedup import GraphDedup, stored_graph
+from sft_lab.dedup.graph_options import GraphDedup, stored_graph
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sft_lab.core.rows import Rows
-    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.neighbor_graph import NeighborGraph
     from sft_lab.dedup.texts import Texts
 
 VERSION = 1  # of the edges that shingles.py finds; part of each stored graph's key

@@ -10,7 +10,7 @@ from sft_lab.dedup.exact import Keep
 
 if TYPE_CHECKING:
     from sft_lab.core.rows import Rows, Selection
-    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.neighbor_graph import NeighborGraph
 
 __all__ = ["Keep", "representatives", "selection"]
 

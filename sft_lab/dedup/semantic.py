@@ -17,7 +17,7 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.log import log
 from sft_lab.core.ratio import share
 from sft_lab.dedup.embed import Embedder, embed
-from sft_lab.dedup.graph_dedup import GraphDedup, Index, stored_graph
+from sft_lab.dedup.graph_options import GraphDedup, Index, stored_graph
 from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, jaccard_graph
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sft_lab.core.rows import Rows
-    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.neighbor_graph import NeighborGraph
     from sft_lab.dedup.texts import Texts
 
 

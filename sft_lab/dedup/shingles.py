@@ -18,8 +18,8 @@ import numpy as np
 
 from sft_lab.core.blocks import Compute, in_memory
 from sft_lab.core.text import normalize
-from sft_lab.dedup.graph import Edges, NeighborGraph
 from sft_lab.dedup.minhash import band_rows
+from sft_lab.dedup.neighbor_graph import Edges, NeighborGraph
 from sft_lab.dedup.texts import Texts
 
 BLOCK = 1024  # texts whose shingles are in memory at once

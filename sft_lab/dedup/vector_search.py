@@ -21,8 +21,8 @@ from sft_lab.core.blocks import Compute, in_memory, notes_of, with_notes
 from sft_lab.core.errors import ModelError, require
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import FAISS_REMEDY
-from sft_lab.dedup.graph import Edges, NeighborGraph
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.graph_options import Index
+from sft_lab.dedup.neighbor_graph import Edges, NeighborGraph
 
 if TYPE_CHECKING:
     import pyarrow as pa

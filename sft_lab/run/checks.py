@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sft_lab.core.packages import FAISS_REMEDY
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.graph_options import Index
 from sft_lab.run.identity import plugin_origins
 
 if TYPE_CHECKING:

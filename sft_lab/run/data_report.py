@@ -18,7 +18,7 @@ from sft_lab.data.languages import LANGUAGE_NAMES, detect
 from sft_lab.data.model_view import stretches_of, view_rows
 from sft_lab.data.turn_counts import count_trained_tokens, count_turns
 from sft_lab.dedup import graph_stats
-from sft_lab.dedup.graph_dedup import GraphDedup
+from sft_lab.dedup.graph_options import GraphDedup
 from sft_lab.dedup.known import known_texts
 from sft_lab.dedup.semantic import Semantic
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sft_lab.core.rows import Selection
     from sft_lab.core.run_dir import RunDir
     from sft_lab.data.preparation import Prepared, Ready
-    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.neighbor_graph import NeighborGraph
     from sft_lab.dedup.texts import Texts
     from sft_lab.run.config import Run
 

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lab.core.errors import ConfigError, ModelError
-from sft_lab.dedup import graph as graphs
 from sft_lab.dedup import ivf, vector_search
-from sft_lab.dedup.graph import NeighborGraph
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup import neighbor_graph as graphs
+from sft_lab.dedup.graph_options import Index
+from sft_lab.dedup.neighbor_graph import NeighborGraph
 from sft_lab.dedup.vector_search import build
 
 MANY = 10**9

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_lab.dedup.graph import NeighborGraph
+from sft_lab.dedup.neighbor_graph import NeighborGraph
 from sft_lab.dedup.select import Keep, representatives, selection
 
 Case = tuple[NeighborGraph, np.ndarray, np.ndarray]

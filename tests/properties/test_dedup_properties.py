@@ -15,7 +15,7 @@ from small_parts import context, rows_of
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.core.text import On, normalize
 from sft_lab.dedup.exact import Dedup, Exact, Keep, Nothing
-from sft_lab.dedup.graph_dedup import Index
+from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.minhash import MinHash
 from sft_lab.dedup.select import representatives, selection
 from sft_lab.dedup.semantic import Semantic

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sft_lab.core.rows import Rows, Selection
-    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.neighbor_graph import NeighborGraph
     from sft_lab.dedup.texts import Texts
 
 VERSION = 1  # of the edges that vector_search.py finds; part of each stored graph's key
@@ -93,7 +93,7 @@ def stored_graph(
     Raises:
         ConfigError: if more than max_edges pairs reach the threshold.
     """
-    from sft_lab.dedup.graph import NeighborGraph
+    from sft_lab.dedup.neighbor_graph import NeighborGraph
 
     floor = FLOOR if threshold >= FLOOR else max(round(threshold - 0.01, 2), LOWEST)
     if floor < FLOOR:
