@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -140,14 +141,9 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 _HYDRA_OPTIONS = {
     "--config-path": "--config-dir DIR, a further folder of options",
     "-cp": "--config-dir DIR, a further folder of options",
-    "--config-name": "+experiment=NAME, a file of experiments/",
-    "-cn": "+experiment=NAME, a file of experiments/",
-    "-cd": "--config-dir DIR",
-    "-c": "--cfg job",
     "-r": "what happens without -m",
     "--run": "what happens without -m",
     "--resolve": "not needed: --cfg job resolves",
-    "-i": "--info searchpath",
 }
 
 
@@ -165,6 +161,12 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, [*getattr(arguments, "overrides", []), *rest]
 
 
+def options_of(command: str) -> list[str]:
+    """Return the long options of a command, for a shell's completion."""
+    text = argparse.ArgumentParser.format_help(_parser().commands[command])
+    return sorted({*re.findall(r"(?<![\w-])--[a-z][\w-]*", text)})
+
+
 def refuse(message: str) -> None:
     """Print the usage and the problem, and exit with 2."""
     _parser().error(message)
@@ -180,7 +182,7 @@ def _parser() -> _Parser:
     parser.lists_options = True
     parser.add_argument("--version", action=_Version, nargs=0, help="versions of sft_lab and of the libraries it uses")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
-    commands = {
+    parser.commands = commands = {
         name: subparsers.add_parser(
             name,
             help=summary,
@@ -200,9 +202,17 @@ def _parser() -> _Parser:
         )
 
     train = commands["train"]
-    train.add_argument("--cfg", choices=["job"], help="show the composed config and run nothing")
+    train.add_argument(
+        "-c",
+        "--cfg",
+        choices=["job", "hydra", "all"],
+        help="show the composed config, Hydra's own or both; run nothing",
+    )
     train.add_argument("-p", "--package", metavar="KEY", help="with --cfg: show this part only")
-    train.add_argument("--info", choices=["searchpath"], help="show the folders that options are read from")
+    train.add_argument(
+        "-sc", "--shell-completion", metavar="install=SHELL", help="completion for bash, zsh, fish: eval what it prints"
+    )
+    train.add_argument("-i", "--info", choices=["searchpath"], help="show the folders that options are read from")
 
     execute = commands["exec"]
     execute.add_argument("folder", type=Path, metavar="JOB_DIR")
@@ -304,7 +314,8 @@ def _add_overrides(parser: _Parser, *, sweeps: bool = True) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
     if sweeps:
         parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
-    parser.add_argument("--config-dir", metavar="DIR", help="a further folder of options")
+    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a further folder of options")
+    parser.add_argument("-cn", "--config-name", metavar="NAME", help="compose conf/NAME.yaml instead of config.yaml")
     parser.lists_options = True
 
 
@@ -312,6 +323,7 @@ class _Parser(argparse.ArgumentParser):
     """Lists the options by group in its help, and reads the option files only then."""
 
     lists_options = False
+    commands: dict[str, _Parser]
 
     def format_help(self) -> str:
         from sft_lab.core.option_files import listing

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.cli import output
+from sft_lab.cli import output, shell_completion
 from sft_lab.cli.arguments import parse, refuse
 from sft_lab.cli.model_rows import show_model_rows
 from sft_lab.core import console, home, interrupt
@@ -80,8 +80,10 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
             return _show(arguments, overrides)
         finally:
             gc.enable()
+    if arguments.shell_completion:
+        return shell_completion.run(arguments.shell_completion)
     if arguments.package:
-        raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg job")
+        raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg")
     from sft_lab import config
     from sft_lab.core.types import Work
     from sft_lab.jobs import launch
@@ -106,7 +108,7 @@ def _hydra_sweep(arguments: Arguments, overrides: list[str]) -> int:
         raise UserError("hydra/sweeper and hydra/launcher are for sweeps; put -m before the overrides")
     try:
         with console.each_line_once():
-            config.run_hydra_sweep(overrides, objective_of, arguments.config_dir)
+            config.run_hydra_sweep(overrides, objective_of, arguments.config_dir, arguments.config_name)
     except SftLabError:
         raise
     except Exception as error:  # plugins of Hydra's raise errors of any type
@@ -128,10 +130,9 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
 
 
 def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[JobFolder], list[Failure]]:
-    from sft_lab import config
     from sft_lab.jobs import launch, layout
 
-    plan = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    plan = _compose(arguments, overrides)
     jobs = layout.create_job_folders(plan, work)
     output.print_message(output.choices_line(plan.jobs[0].run))
     path = jobs[0].folder.path
@@ -140,11 +141,21 @@ def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan
         return plan, jobs, launch.launch(jobs, work)
 
 
-def _plan(arguments: Arguments, overrides: list[str]) -> int:
+def _compose(arguments: Arguments, overrides: list[str]) -> Plan:
     from sft_lab import config
+
+    return config.compose_jobs(
+        overrides,
+        multirun=arguments.multirun,
+        config_dir=arguments.config_dir,
+        config_name=arguments.config_name,
+    )
+
+
+def _plan(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import plan
 
-    jobs = config.compose_jobs(overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    jobs = _compose(arguments, overrides)
     outlooks = plan.forecast_jobs(jobs)
     raw_data = plan.describe_raw_data(outlooks)
     output.show_plan(outlooks, plan.shared_stages(outlooks), plan.same_rows(outlooks), raw_data)
@@ -163,6 +174,7 @@ def _search(arguments: Arguments, overrides: list[str]) -> int:
         at_once=arguments.at_once,
         confirm=arguments.confirm,
         config_dir=arguments.config_dir,
+        config_name=arguments.config_name,
     )
     with console.each_line_once():
         result = search.run_search(space, options)
@@ -302,7 +314,7 @@ def _report(failures: list[Failure]) -> int:
 
 
 def _show(arguments: Arguments, overrides: list[str]) -> int:
-    """Print the composed config for ``--cfg job``, or the folders of options for ``--info searchpath``."""
+    """Print the composed config for ``--cfg``, or the folders of options for ``--info searchpath``."""
     from omegaconf import OmegaConf
 
     from sft_lab import config
@@ -310,12 +322,14 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.info:
         sys.stdout.write(f"{config.describe_search_path()}\n")
         return 0
-    node: Any = config.compose_config(overrides, config_dir=arguments.config_dir)
+    node: Any = config.compose_config(
+        overrides, arguments.cfg, config_dir=arguments.config_dir, config_name=arguments.config_name
+    )
     for part in filter(None, (arguments.package or "").split(".")):
-        if not OmegaConf.is_dict(node) or part not in node:
+        if not OmegaConf.is_dict(node) or part not in node.keys():  # noqa: SIM118 - ``in node`` leaves out missing values
             names = ", ".join(node) if OmegaConf.is_dict(node) else "no parts below a value"
             raise UserError(f"--package {arguments.package}: no such part of the config; there are {names}")
-        node = node[part]
+        node = "???" if OmegaConf.is_missing(node, part) else node[part]
     sys.stdout.write(OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n")
     return 0
 

@@ -30,7 +30,7 @@ from sft_lab.config.overrides import (
     texts_of,
     value_of,
 )
-from sft_lab.config.search_path import hydra_session
+from sft_lab.config.search_path import PRIMARY, OptionSearchPath, hydra_session
 from sft_lab.config.serialize import build
 from sft_lab.config.validation import refuse_hydra_settings, validate
 from sft_lab.core.errors import ConfigError, all_problems
@@ -86,34 +86,48 @@ def compose(overrides: list[str] | None = None) -> Run:
     return plan.jobs[0].run
 
 
-def compose_config(overrides: list[str], *, config_dir: str | None = None) -> DictConfig:
-    """Return the config of one job for ``--cfg job``: valid, but without checks of files and packages.
+def compose_config(
+    overrides: list[str], shown: str = "job", *, config_dir: str | None = None, config_name: str | None = None
+) -> DictConfig:
+    """Return the config of one job for ``--cfg``: valid, but without checks of files and packages.
+
+    Args:
+        overrides: of the command line, in Hydra's grammar.
+        shown: ``job``, ``hydra`` (Hydra's own node alone) or ``all``.
+        config_dir: an additional folder of options.
+        config_name: of the config to compose, instead of ``config``.
 
     Raises:
         ConfigError: naming every problem.
     """
-    with hydra_session(config_dir):
+    with hydra_session(config_dir, config_name):
         parsed = parse(overrides)
         if swept := texts_of(parsed, only_swept=True):
-            raise ConfigError(f"{swept[0]}: --cfg job shows one job; give one value")
+            raise ConfigError(f"{swept[0]}: --cfg shows one job; give one value")
         config = compose_raw(texts_of(parsed))
+        hydra = copy.deepcopy(config.hydra) if shown != "job" else None
         validate(config)
         build(config)
-        return config
+        if shown == "all":
+            config.hydra = hydra
+        return OmegaConf.create({"hydra": hydra}) if shown == "hydra" else config
 
 
-def compose_jobs(overrides: list[str], *, multirun: bool, config_dir: str | None = None) -> Plan:
+def compose_jobs(
+    overrides: list[str], *, multirun: bool, config_dir: str | None = None, config_name: str | None = None
+) -> Plan:
     """Compose, check and build every job of a command before any starts.
 
     Args:
         overrides: of the command line, in Hydra's grammar.
         multirun: whether ``-m`` was given; a sweep file sweeps by itself.
         config_dir: an additional folder of options.
+        config_name: of the config to compose, instead of ``config``.
 
     Raises:
         ConfigError: naming every problem of every job.
     """
-    with hydra_session(config_dir):
+    with hydra_session(config_dir, config_name):
         parsed = parse(overrides)
         swept_keys = {key_of(text) for text in texts_of(parsed, only_swept=True)}
         fixed = [text for text in texts_of(parsed) if key_of(text) not in swept_keys]
@@ -260,10 +274,14 @@ def compose_raw(overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: for overrides that Hydra refuses.
     """
+    name = OptionSearchPath.config_name
     try:
-        return hydra_compose("config", overrides=[*map(_forced, overrides)], return_hydra_config=True)
+        composed = hydra_compose(name, overrides=[*map(_forced, overrides)], return_hydra_config=True)
     except Exception as error:  # Hydra and PyYAML raise errors of any type for a user's mistakes
         raise ConfigError(explain(error)) from error
+    if OmegaConf.get_type(composed) is not Run:
+        raise ConfigError(f"--config-name {name}: does not build on config; begin its defaults list with `- {PRIMARY}`")
+    return composed
 
 
 def _compose_cached(cache: dict[tuple[str, ...], DictConfig], fixed: list[str], overrides: list[str]) -> DictConfig:

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.errors import MissingConfigException
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import BooleanNode, DictConfig, EnumNode, FloatNode, IntegerNode, ListConfig, OmegaConf
@@ -185,6 +186,9 @@ def _no_such_option(path: str) -> str:
             f"found here has; install the package that brings it, or set {plugins.VARIABLE} to its module"
         )
     loader = GlobalHydra.instance().config_loader()
+    if "/" not in path and not loader.get_group_options(path):
+        names = ", ".join(name for name in loader.get_group_options("", ObjectType.CONFIG) if name[0] != "_")
+        return f"--config-name {path}: no such config; in the folders of options there are {names}"
     candidates = (path.rpartition("/")[0], path.partition("/")[0])
     group = next((group for group in candidates if loader.get_group_options(group)), path)
     names = loader.get_group_options(group)

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sft_lab.config.compose import Plan, build_job, compose_raw, sweep_subdir
 from sft_lab.config.error_messages import explain
 from sft_lab.config.overrides import experiment_name, key_of, parse, texts_of, translate_submitit
-from sft_lab.config.search_path import hydra_session
+from sft_lab.config.search_path import OptionSearchPath, hydra_session
 from sft_lab.config.validation import refuse_hydra_settings
 from sft_lab.core.errors import ConfigError
 
@@ -36,13 +36,19 @@ def is_driven_by_hydra(overrides: list[str]) -> bool:
     return any(key_of(text) in CHOOSERS for text in translate_submitit(overrides))
 
 
-def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], config_dir: str | None = None) -> Any:
+def run_hydra_sweep(
+    overrides: list[str],
+    run_job: Callable[[Plan], float],
+    config_dir: str | None = None,
+    config_name: str | None = None,
+) -> Any:
     """Let Hydra run a sweep.
 
     Args:
         overrides: the command line's overrides, which choose the sweeper, the launcher or both.
         run_job: creates the folder of a plan's only job, runs it and returns its objective.
         config_dir: a further folder of options.
+        config_name: of the config to compose, instead of ``config``.
 
     Returns:
         What the sweeper returns.
@@ -50,7 +56,7 @@ def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], conf
     Raises:
         ConfigError: if Hydra refuses it.
     """
-    with hydra_session(config_dir):
+    with hydra_session(config_dir, config_name):
         parsed = parse(overrides)
         swept = texts_of(parsed, only_swept=True)
         fixed = [text for text in texts_of(parsed) if text not in swept]
@@ -64,7 +70,7 @@ def run_hydra_sweep(overrides: list[str], run_job: Callable[[Plan], float], conf
         assert hydra is not None
         arguments = [*texts_of(parsed), *sweep_dir, *_NO_OUTPUT]
         try:
-            return hydra.multirun("config", task, arguments, with_log_configuration=False)
+            return hydra.multirun(OptionSearchPath.config_name, task, arguments, with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
 

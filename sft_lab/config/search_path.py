@@ -38,15 +38,17 @@ from sft_lab.run.schemas import SCHEMAS
 
 # Hydra reads the package of an option file from the comments at its top.
 _PACKAGE = re.compile(r"(?:\s*#[^\n]*\n|\s*\n)*?\s*#\s*@package\s+(\S+)")
+PRIMARY = "config"  # the config whose defaults list is composed
 _STANDALONE_SCHEMAS: dict[str, type] = {"run": Run, "embedder": Embedder}  # schemas that belong to no group
 
 
 @contextmanager
-def hydra_session(config_dir: str | None = None) -> Iterator[None]:
+def hydra_session(config_dir: str | None = None, config_name: str | None = None) -> Iterator[None]:
     """Initialize Hydra with our conf/, and restore its state afterwards: the caller may use Hydra too.
 
     Args:
         config_dir: an additional folder of options.
+        config_name: the file with the defaults list, ``config`` unless another is given.
 
     Raises:
         ConfigError: if there is no such folder, or the working folder cannot be named in UTF-8.
@@ -61,8 +63,9 @@ def hydra_session(config_dir: str | None = None) -> Iterator[None]:
     register_plugins()
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    settings = OptionSearchPath.is_active, OptionSearchPath.config_dir
+    settings = OptionSearchPath.is_active, OptionSearchPath.config_dir, OptionSearchPath.config_name
     OptionSearchPath.is_active, OptionSearchPath.config_dir = True, config_dir
+    OptionSearchPath.config_name = (config_name or PRIMARY).removesuffix(".yaml")
     # Hydra's own config without its logging, help and output folders, which only hydra.main reads: composing a job
     # takes a third less time.
     _store_hydra_config(HydraConf(defaults=["_self_", {"launcher": "basic"}, {"sweeper": "basic"}]))
@@ -70,7 +73,7 @@ def hydra_session(config_dir: str | None = None) -> Iterator[None]:
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
             yield
     finally:
-        OptionSearchPath.is_active, OptionSearchPath.config_dir = settings
+        OptionSearchPath.is_active, OptionSearchPath.config_dir, OptionSearchPath.config_name = settings
         if not OptionSearchPath.is_active:  # a run that a sweeper of Hydra's started may compose, too
             _store_hydra_config(HydraConf())
         GlobalHydra.instance().hydra = previous
@@ -85,6 +88,7 @@ class OptionSearchPath(SearchPathPlugin):
 
     is_active: ClassVar[bool] = False  # Hydra asks every plugin, also for the composition of others
     config_dir: ClassVar[str | None] = None
+    config_name: ClassVar[str] = PRIMARY
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if not self.is_active:

@@ -94,12 +94,14 @@ class SearchSpace:
         fixed: overrides that all jobs share.
         axes: the keys that are varied.
         config_dir: a further folder of options.
+        config_name: of the config to compose, instead of ``config``.
     """
 
     name: str | None
     fixed: list[str]
     axes: list[SearchAxis]
     config_dir: str | None = None
+    config_name: str | None = None
 
     def plan(self, jobs: list[dict[str, str]]) -> Plan:
         """Compose, check and build jobs.
@@ -111,7 +113,7 @@ class SearchSpace:
             ConfigError: naming every problem.
         """
         grid = [[f"{key}={value}" for key, value in values.items()] for values in jobs]
-        with hydra_session(self.config_dir):
+        with hydra_session(self.config_dir, self.config_name):
             return build_plan(f"{self.name}-search" if self.name else "search", self.fixed, grid, is_sweep=True)
 
     def probe(self) -> Plan:
@@ -127,18 +129,21 @@ class SearchSpace:
             ) from error
 
 
-def read_space(overrides: list[str], axes: list[str], config_dir: str | None = None) -> SearchSpace:
+def read_space(
+    overrides: list[str], axes: list[str], config_dir: str | None = None, config_name: str | None = None
+) -> SearchSpace:
     """Return the space that a command line spans; axes may also be in an experiment's ``hydra.sweeper.params``.
 
     Args:
         overrides: of the command line; those with several values are axes, too.
         axes: overrides that must have several values.
         config_dir: a further folder of options.
+        config_name: of the config to compose, instead of ``config``.
 
     Raises:
         ConfigError: for what is no override, no axis, or cannot be searched over.
     """
-    with hydra_session(config_dir):
+    with hydra_session(config_dir, config_name):
         parsed = [*parse(overrides), *_parse_axes(axes)]
         swept = {key_of(text) for text in texts_of(parsed, only_swept=True)}
         fixed = [text for text in texts_of(parsed) if key_of(text) not in swept]
@@ -154,7 +159,7 @@ def read_space(overrides: list[str], axes: list[str], config_dir: str | None = N
         varied = [override for override in [*from_file, *parsed] if override.is_sweep_override()]
         if not varied:
             raise ConfigError(f"search: no key has several values, so there is nothing to search; write {GRAMMAR}")
-        return SearchSpace(name, fixed, _read_axes(varied), config_dir)
+        return SearchSpace(name, fixed, _read_axes(varied), config_dir, config_name)
 
 
 def _parse_axes(axes: list[str]) -> list[Override]:

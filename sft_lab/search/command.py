@@ -23,6 +23,7 @@ def read_command(
     at_once: int | None = None,
     confirm: int = 0,
     config_dir: str | None = None,
+    config_name: str | None = None,
 ) -> tuple[SearchSpace, SearchOptions]:
     """Return the space and the options of a search.
 
@@ -35,6 +36,7 @@ def read_command(
         at_once: jobs that are proposed together.
         confirm: seeds of the best.
         config_dir: a further folder of options.
+        config_name: of the config to compose, instead of ``config``.
 
     Raises:
         ConfigError: naming every problem.
@@ -54,7 +56,7 @@ def read_command(
         trials, sampler, at_once = trials or file.trials, sampler or file.sampler, at_once or file.at_once
         seed = file.seed if seed is None else seed
 
-    space = read_space(overrides, axes, config_dir)
+    space = read_space(overrides, axes, config_dir, config_name)
     options = SearchOptions(trials, sampler or "tpe", pruner or "none", at_once, confirm, seed)
     options.check(space)
     for axis in space.axes:

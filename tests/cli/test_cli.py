@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sft_lab.cli import main
+from sft_lab.cli.shell_completion import candidates
 from sft_lab.core.option_files import shipped
 from sft_lab.core.store import Store
 
@@ -128,6 +129,9 @@ def test_cfg_job_shows_the_composed_config(capsys):
         (["dedup=exact", "--cfg", "job", "--package", "dedup.keep"], "Keep.first\n"),
         (["-p", "seed", "seed=7", "--cfg", "job"], "7\n"),
         (["--cfg", "job", "-p", "trainer.peft.target_modules"], "- all-linear\n"),
+        (["-c", "hydra", "-p", "hydra.sweep", "hydra.sweep.dir=x"], "dir: x\nsubdir: ???\n"),
+        (["--cfg", "all", "-p", "hydra.sweep.subdir"], "???\n"),
+        (["--cfg", "all", "-p", "seed", "seed=7"], "7\n"),
     ],
 )
 def test_cfg_job_shows_a_part(words, shown, capsys):
@@ -141,6 +145,70 @@ def test_cfg_job_of_a_sweep_file_shows_its_base(capsys):
     own.write_text("# @package _global_\nseed: 7\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2\n")
     assert ended("--cfg", "job", "-p", "seed", "experiment=mine") == 0
     assert capsys.readouterr().out == "7\n"
+
+
+def test_a_config_of_the_users_own_may_be_the_primary_one(capsys):
+    Path("conf").mkdir()
+    Path("conf/mine.yaml").write_text("defaults:\n  - config\n  - override dedup: exact\n  - _self_\nseed: 7\n")
+    Path("conf/bare.yaml").write_text("seed: 7\n")
+    for words, shown in (
+        (["-cn", "mine", "-p", "seed"], "7\n"),
+        (["--config-name=mine.yaml", "-p", "seed", "seed=8"], "8\n"),
+        (["--config-name", "mine", "-p", "dedup.keep"], "Keep.first\n"),
+    ):
+        assert ended("--cfg", "job", *words) == 0
+        assert capsys.readouterr().out == shown
+    assert ended("plan", "--config-name", "mine", "-m", "model=tiny_random", "seed=1,2") == 0
+    assert "Dedup" not in capsys.readouterr().out  # which semantic dedup would have announced
+    for name, problem in (("bare", "does not build on config"), ("nowhere", "no such config; in the folders")):
+        assert ended("plan", "--config-name", name) == 2
+        assert f"--config-name {name}: {problem}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("", ["plan", "compare", "dedup", "dedup.", "trainer="]),
+        ("pl", ["plan"]),
+        ("plan -m dedup=none,exact seed=1,2 trainer.lea", ["trainer.learning_rate="]),
+        ("dedup=", ["dedup=exact", "dedup=minhash", "dedup=none", "dedup=semantic"]),
+        ("dedup=exact no override dedup.", ["dedup.keep=", "dedup.on="]),
+        ("+experiment=qu", ["+experiment=quickstart"]),
+        ("dataset=./ro", ["dataset=./rows.jsonl"]),
+        ("prepare --mul", ["--multirun"]),
+        ("runs mul", ["multirun/"]),
+        ("runs multirun/sw", ["multirun/sweep-1/"]),
+        ("-cd options dedup=mi", ["dedup=mine", "dedup=minhash"]),
+    ],
+)
+def test_a_shell_offers_what_may_come_next(line, offered):
+    Path("multirun/sweep-1").mkdir(parents=True)
+    Path("rows.jsonl").touch()
+    Path("options/dedup").mkdir(parents=True)
+    Path("options/dedup/mine.yaml").touch()
+    shown = candidates(f"sft-lab {line}")
+    assert offered == shown if line else {*offered} < {*shown}
+
+
+@pytest.mark.slow
+def test_bash_completes_a_command():
+    lines = ["sft-lab pl", "sft-lab plan dedup=se"]
+    complete = "\n".join(
+        f"COMP_LINE='{line}' COMP_CWORD={line.count(' ')}; hydra_bash_completion; echo ${{COMPREPLY[@]}}"
+        for line in lines
+    )
+    folder = Path(sys.executable).parent
+    script = (
+        f'PATH={folder}:$PATH; eval "$(sft-lab -sc install=bash)"\n{complete}\neval "$(sft-lab -sc uninstall=bash)"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (["plan", "dedup=semantic"], "")
+
+
+@pytest.mark.parametrize("text", ["install=nu", "bash", "show=bash"])
+def test_a_shell_that_is_unknown_is_named(text, capsys):
+    assert ended("-sc", text) == 2
+    assert text.rpartition("=")[2] in capsys.readouterr().err
 
 
 def test_info_searchpath(capsys):
@@ -163,7 +231,7 @@ def test_info_searchpath(capsys):
         (["--cfg", "job", "-m", "seed=1,2"], "seed=1,2"),
         (["--cfg", "job", "-p", "dedpu"], "there are dataset"),
         (["--cfg", "job", "-p", "seed.x"], "seed.x"),
-        (["-p", "trainer"], "belongs to --cfg job"),
+        (["-p", "trainer"], "belongs to --cfg"),
         (["--config-dir", "/no/such", "--cfg", "job"], "/no/such"),
         (["--frobnicate"], "unknown option --frobnicate"),
         (["--config-path", "conf"], "unknown option --config-path; here it is --config-dir DIR"),
@@ -172,7 +240,7 @@ def test_info_searchpath(capsys):
         (["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=processes, slurm or ray start jobs without one"),
         (["dedup=exact", "--frobnicate", "seed=1"], "unknown option --frobnicate"),
         (["pln"], "pln: no such command"),
-        (["--cfg", "hydra"], "job"),
+        (["--cfg", "everything"], "job"),
         (["exec"], "JOB_DIR"),
         (["exec", "nowhere"], "nowhere"),
         (["exec", "nowhere", "seed=1"], "unknown arguments seed=1"),
