@@ -69,7 +69,8 @@ def _readable(words: list[str]) -> list[str]:
 
 
 def _plugin(shell: str) -> Any:
-    plugins: dict[str, Any] = {plugin.provides(): plugin for plugin in Plugins.instance().discover(CompletionPlugin)}
+    known: list[Any] = [*Plugins.instance().discover(CompletionPlugin)]
+    plugins = {plugin.provides(): plugin for plugin in known}
     if shell not in plugins:
         raise ConfigError(
             f"-sc install={shell}: no completion for this shell; there is one for {', '.join(sorted(plugins))}"

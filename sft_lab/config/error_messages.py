@@ -187,8 +187,8 @@ def _no_such_option(path: str) -> str:
         )
     loader = GlobalHydra.instance().config_loader()
     if "/" not in path and not loader.get_group_options(path):
-        names = ", ".join(name for name in loader.get_group_options("", ObjectType.CONFIG) if name[0] != "_")
-        return f"--config-name {path}: no such config; in the folders of options there are {names}"
+        configs = ", ".join(name for name in loader.get_group_options("", ObjectType.CONFIG) if name[0] != "_")
+        return f"--config-name {path}: no such config; in the folders of options there are {configs}"
     candidates = (path.rpartition("/")[0], path.partition("/")[0])
     group = next((group for group in candidates if loader.get_group_options(group)), path)
     names = loader.get_group_options(group)
