@@ -40,24 +40,24 @@ def candidates(line: str) -> list[str]:
     Args:
         line: as typed so far, from the name of the program on.
     """
-    words = line.split()[1:]
-    word = "" if not words or line[-1].isspace() else words.pop()
-    command = words[0] if words and words[0] in ABOUT else "train"
+    tokens = line.split()[1:]
+    word = "" if not tokens or line[-1].isspace() else tokens.pop()
+    command = tokens[0] if tokens and tokens[0] in ABOUT else "train"
     if word.startswith("-"):
         return [option for option in options_of(command) if option.startswith(word)]
-    if (words and words[-1] in _WITH_PATH) or command not in WITH_OVERRIDES:
+    if (tokens and tokens[-1] in _WITH_PATH) or command not in WITH_OVERRIDES:
         return _paths(word)
 
     from sft_lab.config.completion import complete_overrides
 
-    names = [] if words else [name for name in ABOUT if name.startswith(word)]
-    before = [text for text in words if "=" in text or text in ("-m", "--multirun")]
-    folder, name = (_value_of(words, *option) for option in (("--config-dir", "-cd"), ("--config-name", "-cn")))
+    names = [] if tokens else [name for name in ABOUT if name.startswith(word)]
+    before = [text for text in tokens if "=" in text or text in ("-m", "--multirun")]
+    folder, name = (_value_of(tokens, *option) for option in (("--config-dir", "-cd"), ("--config-name", "-cn")))
     return [*names, *complete_overrides(before, word, folder, name)]
 
 
-def _value_of(words: list[str], *names: str) -> str | None:
-    return next((value for option, value in pairwise(words) if option in names), None)
+def _value_of(tokens: list[str], *names: str) -> str | None:
+    return next((value for option, value in pairwise(tokens) if option in names), None)
 
 
 def _paths(word: str) -> list[str]:
