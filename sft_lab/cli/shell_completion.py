@@ -22,7 +22,7 @@ def run(text: str) -> int:
     """
     action, _, shell = text.partition("=")
     if action == "query":
-        sys.stdout.write("".join(f"{word}\n" for word in candidates(os.environ.get("COMP_LINE", ""))))
+        sys.stdout.write("".join(f"{candidate}\n" for candidate in candidates(os.environ.get("COMP_LINE", ""))))
     elif action in ("install", "uninstall"):
         from sft_lab.config.completion import shell_script
 
@@ -41,32 +41,32 @@ def candidates(line: str) -> list[str]:
         line: as typed so far, from the name of the program on.
     """
     tokens = line.split()[1:]
-    word = "" if not tokens or line[-1].isspace() else tokens.pop()
+    prefix = "" if not tokens or line[-1].isspace() else tokens.pop()
     command = tokens[0] if tokens and tokens[0] in ABOUT else "train"
-    if word.startswith("-"):
-        return [option for option in options_of(command) if option.startswith(word)]
+    if prefix.startswith("-"):
+        return [option for option in options_of(command) if option.startswith(prefix)]
     if (tokens and tokens[-1] in _WITH_PATH) or command not in WITH_OVERRIDES:
-        return _paths(word)
+        return _paths(prefix)
 
     from sft_lab.config.completion import complete_overrides
 
-    names = [] if tokens else [name for name in ABOUT if name.startswith(word)]
+    names = [] if tokens else [name for name in ABOUT if name.startswith(prefix)]
     before = [text for text in tokens if "=" in text or text in ("-m", "--multirun")]
     folder, name = (_value_of(tokens, *option) for option in (("--config-dir", "-cd"), ("--config-name", "-cn")))
-    return [*names, *complete_overrides(before, word, folder, name)]
+    return [*names, *complete_overrides(before, prefix, folder, name)]
 
 
 def _value_of(tokens: list[str], *names: str) -> str | None:
     return next((value for option, value in pairwise(tokens) if option in names), None)
 
 
-def _paths(word: str) -> list[str]:
-    folder, _, start = word.rpartition("/")
-    root = Path(f"{folder}/" if "/" in word else ".").expanduser()
-    prefix = word[: len(word) - len(start)]
+def _paths(prefix: str) -> list[str]:
+    folder, _, start = prefix.rpartition("/")
+    root = Path(f"{folder}/" if "/" in prefix else ".").expanduser()
+    parent = prefix[: len(prefix) - len(start)]
     try:
         return sorted(
-            f"{prefix}{path.name}{'/' * path.is_dir()}" for path in root.iterdir() if path.name.startswith(start)
+            f"{parent}{path.name}{'/' * path.is_dir()}" for path in root.iterdir() if path.name.startswith(start)
         )
     except OSError:
         return []

@@ -34,19 +34,19 @@ def shell_script(shell: str, action: str) -> str:
     return output.getvalue()
 
 
-def complete_overrides(before: list[str], word: str, config_dir: str | None, config_name: str | None) -> list[str]:
+def complete_overrides(before: list[str], prefix: str, config_dir: str | None, config_name: str | None) -> list[str]:
     """Return what an override may go on with: groups, options, keys and values; files behind ``key=./``.
 
     Args:
         before: overrides and options of Hydra's before it; those that cannot be read do not count.
-        word: as typed so far.
+        prefix: as typed so far.
         config_dir: an additional folder of options.
         config_name: of the config to compose, instead of ``config``.
     """
     with hydra_session(config_dir, config_name), redirect_stdout(io.StringIO()) as output:
         options = [text for text in before if text.startswith("-")]
         previous = os.environ.get(LINE)
-        os.environ[LINE] = " ".join(["sft-lab", *options, *_readable(before), word])
+        os.environ[LINE] = " ".join(["sft-lab", *options, *_readable(before), prefix])
         try:
             _plugin("fish").query(OptionSearchPath.config_name)  # which writes a line for each
         except Exception:  # noqa: BLE001 - Hydra raises errors of any type; a shell has nowhere to show them
@@ -55,7 +55,7 @@ def complete_overrides(before: list[str], word: str, config_dir: str | None, con
             os.environ.pop(LINE)
             if previous is not None:
                 os.environ[LINE] = previous
-    hidden = ("schema", "choices", "plugins", *(() if word.startswith("hydra") else ("hydra",)))
+    hidden = ("schema", "choices", "plugins", *(() if prefix.startswith("hydra") else ("hydra",)))
     return [text for text in output.getvalue().splitlines() if text and not text.startswith(hidden)]
 
 

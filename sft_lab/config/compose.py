@@ -87,13 +87,13 @@ def compose(overrides: list[str] | None = None) -> Run:
 
 
 def compose_config(
-    overrides: list[str], shown: str = "job", *, config_dir: str | None = None, config_name: str | None = None
+    overrides: list[str], part: str = "job", *, config_dir: str | None = None, config_name: str | None = None
 ) -> DictConfig:
     """Return the config of one job for ``--cfg``: valid, but without checks of files and packages.
 
     Args:
         overrides: of the command line, in Hydra's grammar.
-        shown: ``job``, ``hydra`` (Hydra's own node alone) or ``all``.
+        part: ``job``, ``hydra`` (Hydra's own node alone) or ``all``.
         config_dir: an additional folder of options.
         config_name: of the config to compose, instead of ``config``.
 
@@ -105,12 +105,12 @@ def compose_config(
         if swept := texts_of(parsed, only_swept=True):
             raise ConfigError(f"{swept[0]}: --cfg shows one job; give one value")
         config = compose_raw(texts_of(parsed))
-        hydra = copy.deepcopy(config.hydra) if shown != "job" else None
+        hydra = copy.deepcopy(config.hydra) if part != "job" else None
         validate(config)
         build(config)
-        if shown == "all":
+        if part == "all":
             config.hydra = hydra
-        return OmegaConf.create({"hydra": hydra}) if shown == "hydra" else config
+        return OmegaConf.create({"hydra": hydra}) if part == "hydra" else config
 
 
 def compose_jobs(
