@@ -126,7 +126,7 @@ ALLOWED_ABOVE = {
     "config": {"run", "config"},
     "jobs": {"config", "pipeline", "run", "jobs"},
     "compare": {"run", "compare"},
-    "tools": {"config", "jobs", "run", "tools"},
+    "tools": {"config", "jobs", "pipeline", "run", "tools"},
     "search": {"config", "run", "jobs", "compare", "search"},
     "cli": {"cli", "config", "run", "jobs", "compare", "search", "tools"},
     "__main__": {"cli"},

@@ -96,6 +96,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab generate outputs/2026-11-22/11-00-00 "What is the capital of Norway?" --base
   sft-lab generate outputs/2026-11-22/11-00-00 - --temperature 0.7 --top-p 0.9 < prompt.txt
+  sft-lab generate outputs/2026-11-22/11-00-00 --messages talk.json   with its tools
 """,
     ),
     "merge": (
@@ -266,7 +267,12 @@ def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
     """Add the arguments of the commands that use the model of a finished run."""
     generate = commands["generate"]
     generate.add_argument("folder", type=Path, metavar="RUN_DIR")
-    generate.add_argument("prompt", metavar="PROMPT", help="the user's message; -: read from standard input")
+    prompt_help = "the user's message; -: read from standard input"
+    prompt = generate.add_argument("prompt", metavar="PROMPT", help=prompt_help)
+    generate.add_argument(
+        "--messages", type=Path, metavar="FILE", action=_InsteadOf, other=prompt,
+        help="in place of PROMPT: JSON or JSON lines, conversations to go on with, with their tools",
+    )  # fmt: skip
     generate.add_argument("--base", action="store_true", help="print the base model's answer, too")
     generate.add_argument("--system", default="", metavar="TEXT", help="a system message before the prompt")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer; default 256")
@@ -333,6 +339,18 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line, in a message without secrets and control characters."""
         super().error(printable(redact(message)))
+
+
+class _InsteadOf(argparse.Action):
+    """An option in place of a positional argument, which is then not required."""
+
+    def __init__(self, *arguments: Any, other: argparse.Action, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._other = other
+
+    def __call__(self, _: object, namespace: argparse.Namespace, values: Any, __: str | None = None) -> None:
+        self._other.required = False
+        setattr(namespace, self.dest, values)
 
 
 class _Version(argparse.Action):

@@ -250,6 +250,18 @@ def _generate(arguments: Arguments, rest: list[str]) -> int:
         arguments.top_k,
         arguments.seed,
     )
+    if arguments.messages:
+        for name, value in (("prompt", arguments.prompt), ("--system", options.system)):
+            if value:
+                raise UserError(
+                    f"{name}: --messages brings the messages, the system message too; give only one of them"
+                )
+        from sft_lab.data.conversation_file import read_conversations
+
+        conversations = read_conversations(arguments.messages)
+        answered = generate.answer_conversations(arguments.folder, conversations, options, base=arguments.base)
+        generate.print_conversations(answered, options)
+        return 0
     from_stdin = arguments.prompt == "-"
     prompt = generate.read_stdin() if from_stdin else generate.decode_argument(arguments.prompt, "prompt")
     answers = generate.answer_prompt(arguments.folder, prompt, options, base=arguments.base)

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from sft_lab.data.control_tokens import refuse_missing_tools
 from sft_lab.data.label_rules import LabelRules, Reasoning, Unroll
 from sft_lab.data.messages import Message
 from sft_lab.data.renderer import Renderer, ThoughtStyle
@@ -58,6 +59,19 @@ class ExampleMaker:
                 if error.reason not in REWRITTEN:
                     raise
         return self._unrolled(messages, conversation.inputs, weights)
+
+    def prompt(self, conversation: Conversation) -> Rendered:
+        """Return a conversation that the model is to go on with, as it would be before a turn that trains.
+
+        Raises:
+            CannotRender: if the template refuses it, or does not write its thoughts or tools.
+        """
+        messages = [self._prepared(message) for message in conversation.messages]
+        if self.renderer.thought_style is ThoughtStyle.prompt:
+            messages = [*map(without_thought, messages)]
+        rendered = self.renderer.prompt(messages, conversation.inputs)
+        refuse_missing_tools(conversation.inputs, rendered.text)
+        return rendered
 
     def _prepared(self, message: Message) -> Message:
         """Return a message with its thought and its tool calls in the form that the template takes."""

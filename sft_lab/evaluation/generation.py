@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +22,13 @@ class Answer:
         text: without special tokens, stripped.
         ended: whether it ended its turn; else it was cut at ``max_new_tokens``.
         stray: control tokens in the text before its end, of this model family or of another.
+        raw: the text with its control tokens, which tool calls may begin with; empty if it was not kept.
     """
 
     text: str
     ended: bool
     stray: list[str]
+    raw: str = field(default="", compare=False)
 
 
 def generate(
@@ -102,4 +104,4 @@ def _answer(tokenizer: Any, ids: list[int], end_ids: list[int]) -> Answer:
     raw_text = tokenizer.decode(ids[:end], skip_special_tokens=False)
     control_tokens = {*CONTROL_TOKENS, *tokenizer.all_special_tokens}
     stray = sorted(token for token in control_tokens if token in raw_text)
-    return Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None, stray)
+    return Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None, stray, raw_text)

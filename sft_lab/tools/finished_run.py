@@ -62,7 +62,8 @@ class FinishedRun:
         from sft_lab.data.renderer import Renderer
 
         try:
-            return Renderer(self.tokenizer, str(self.tokenizer.get_chat_template()), self.context.template_date)
+            jinja = str(self.tokenizer.get_chat_template())
+            return Renderer(self.tokenizer, jinja, self.context.template_date, self.run.template.system)
         except FolderError:
             raise
         except ValueError as error:  # ours, or of a tokenizer without a template

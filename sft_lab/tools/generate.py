@@ -1,9 +1,10 @@
-"""``sft-lab generate``: answer a prompt with the model of a finished run, and with its base model for comparison."""
+"""``sft-lab generate``: answer prompts with the model of a finished run, and with its base model for comparison."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from sft_lab.evaluation.config import MOST_NEW_TOKENS
 from sft_lab.tools.finished_run import FinishedRun, open_run
 
 if TYPE_CHECKING:
+    from sft_lab.data.call_form import CallForm
     from sft_lab.data.renderer import Renderer
+    from sft_lab.data.template_input import Conversation
     from sft_lab.evaluation.generation import Answer
 
 MAX_NEW_TOKENS = 256
@@ -76,12 +79,16 @@ class GeneratedAnswers:
         base: of the base model; None if it did not answer.
         is_base_plain: whether the base model got the prompt as plain text, since it does not know the run's template.
         max_new_tokens: the limit that applied; lower than requested if the prompt leaves fewer positions.
+        tools: that the conversation gives the model, as JSON schemas.
+        call_form: how the template writes calls of them; None where there are none, or it is not known.
     """
 
     tuned: Answer
     base: Answer | None = None
     is_base_plain: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
+    tools: Sequence[dict[str, Any]] = ()
+    call_form: CallForm | None = None
 
 
 def decode_argument(text: str, name: str) -> str:
@@ -128,26 +135,62 @@ def answer_prompt(path: Path, prompt: str, options: GenerationOptions, *, base: 
     Raises:
         UserError: if the folder has no finished run with weights, or the prompt is empty or refused by its template.
     """
+    from sft_lab.data.template_input import Conversation
+
     if not prompt.strip():
         raise UserError("prompt: is empty; give a text, or - and the text on standard input")
+    system = [{"role": "system", "content": options.system}] if options.system.strip() else []
+    conversation = Conversation([*system, {"role": "user", "content": prompt}])
+    return answer_conversations(path, {"prompt": conversation}, options, base=base)[0]
+
+
+def answer_conversations(
+    path: Path, conversations: Mapping[str, Conversation], options: GenerationOptions, *, base: bool = False
+) -> list[GeneratedAnswers]:
+    """Answer the last message of conversations with the model of a finished run.
+
+    Args:
+        path: the run folder.
+        conversations: with their tools, by their names in messages; the last message of each is the user's or a tool's.
+        options: length and sampling.
+        base: whether the base model answers too.
+
+    Raises:
+        UserError: if the folder has no finished run with weights, or its template refuses a conversation.
+    """
+    from sft_lab.data.call_form import CallForm
+
     finished = open_run(path)
     renderer = base_renderer = finished.renderer
-    ids = base_ids = _render_prompt(renderer, prompt, options, finished.tokenizer)
-    is_plain = base and finished.context.tokenizer.chat_template != renderer.jinja
+
+    def render(renderer: Renderer) -> list[list[int]]:
+        return [_render_prompt(finished, renderer, *item, options) for item in conversations.items()]
+
+    prompts = base_prompts = render(renderer)
+    has_tools = any("tools" in conversation.inputs for conversation in conversations.values())
+    # Plain text has no tools: rows with some are asked in the run's template, though it is new to the model.
+    is_plain = base and not has_tools and finished.context.tokenizer.chat_template != renderer.jinja
     if is_plain:
         base_renderer = _plain_renderer(finished)
-        base_ids = _render_prompt(base_renderer, prompt, options, finished.tokenizer)
+        base_prompts = render(base_renderer)
 
-    options = _limit_length(options, finished.run.model.config(finished.context), max(len(ids), len(base_ids)))
-    model = base_answer = None
+    longest = max(map(len, [*prompts, *base_prompts]))
+    options = _limit_length(options, finished.run.model.config(finished.context), longest)
+    form = CallForm.of(renderer) if has_tools else None
+    ends = {form.end} if form else set()
+    model = None
+    base_answers: Sequence[Answer | None] = [None] * len(prompts)
     if base:
         model = finished.load_base(four_bit=finished.run.trainer.holding.four_bit)
-        base_answer = _generate(finished, model, base_ids, base_renderer, options)
+        base_answers = _generate(finished, model, base_prompts, base_renderer, options, ends)
         if not finished.is_adapter:
             model = None
             release_memory()
-    tuned_answer = _generate(finished, finished.load_tuned(model), ids, renderer, options)
-    return GeneratedAnswers(tuned_answer, base_answer, is_plain, options.max_new_tokens)
+    answers = _generate(finished, finished.load_tuned(model), prompts, renderer, options, ends)
+    return [
+        GeneratedAnswers(tuned, other, is_plain, options.max_new_tokens, each.inputs.get("tools", ()), form)
+        for tuned, other, each in zip(answers, base_answers, conversations.values(), strict=True)
+    ]
 
 
 def _limit_length(options: GenerationOptions, config: Any, prompt_tokens: int) -> GenerationOptions:
@@ -171,51 +214,56 @@ def _plain_renderer(finished: FinishedRun) -> Renderer:
     return Renderer(finished.tokenizer, PLAIN.jinja(finished.tokenizer))
 
 
-def _render_prompt(renderer: Renderer, prompt: str, options: GenerationOptions, tokenizer: Any) -> list[int]:
+def _render_prompt(
+    finished: FinishedRun, renderer: Renderer, name: str, conversation: Conversation, options: GenerationOptions
+) -> list[int]:
     """Return the tokens of the prompt in the template that the model was trained on."""
     from sft_lab.data.encoding import prompt_ids
+    from sft_lab.data.examples import ExampleMaker
     from sft_lab.data.template_layout import CannotRender
+    from sft_lab.pipeline import label_rules
 
     remedy = "put the text into the prompt"
-    system = [{"role": "system", "content": options.system}] if options.system.strip() else []
     try:
-        rendered = renderer.prompt([*system, {"role": "user", "content": prompt}])
+        rendered = ExampleMaker(renderer, label_rules(finished.run)).prompt(conversation)
     except CannotRender as error:
-        if system:
+        if options.system.strip():
             message = f"--system: the run's chat template takes no system turn ({error}); {remedy}"
             raise UserError(message) from error
-        raise UserError(f"prompt: the run's chat template refuses it ({error}); change the prompt") from error
+        raise UserError(f"{name}: the run's chat template refuses it ({error}); change it") from error
     if options.system.strip() not in rendered.text:
         raise UserError(f"--system: the run's chat template takes no system turn; {remedy}")
-    return prompt_ids(rendered, tokenizer)
+    return prompt_ids(rendered, finished.tokenizer)
 
 
 def _generate(
-    finished: FinishedRun, model: Any, ids: list[int], renderer: Renderer, options: GenerationOptions
-) -> Answer:
+    finished: FinishedRun, model: Any, prompts: list[list[int]], renderer: Renderer, options: GenerationOptions,
+    ends: set[str],
+) -> list[Answer]:  # fmt: skip
+    """Return answers; they end where a turn does, or at one of ``ends``, tokens of the template."""
     import transformers
 
     from sft_lab.evaluation import generation
 
     transformers.set_seed(finished.run.seed if options.seed is None else options.seed)
-    (answer,) = generation.generate(
+    return generation.generate(
         model,
         finished.tokenizer,
-        [ids],
-        end_ids=renderer.end_ids,
+        prompts,
+        end_ids=sorted({*renderer.end_ids, *map(finished.tokenizer.convert_tokens_to_ids, ends)}),
         max_new_tokens=options.max_new_tokens,
         sampling=options.sampling,
     )
-    return answer
 
 
 def print_answers(answers: GeneratedAnswers, options: GenerationOptions) -> None:
     """Print just the answer, to be piped; with a base model's answer, print each under its name."""
     if answers.base is None:
-        sys.stdout.write(f"{answers.tuned.text}\n")
+        sys.stdout.write(f"{_with_calls(answers, answers.tuned)}\n")
     else:
         plain = ", asked in plain text: it does not know the run's template" if answers.is_base_plain else ""
-        sys.stdout.write(f"base{plain}:\n{answers.base.text}\n\ntuned:\n{answers.tuned.text}\n")
+        base, tuned = (_with_calls(answers, answer) for answer in (answers.base, answers.tuned))
+        sys.stdout.write(f"base{plain}:\n{base}\n\ntuned:\n{tuned}\n")
 
     by_name = {"base": answers.base, "tuned": answers.tuned}
     cut = [name for name, answer in by_name.items() if answer and not answer.ended]
@@ -224,3 +272,24 @@ def print_answers(answers: GeneratedAnswers, options: GenerationOptions) -> None
         is_own_limit = limit == options.max_new_tokens
         remedy = "--max-new-tokens allows more" if is_own_limit else "the model has no more positions after the prompt"
         sys.stderr.write(f"cut at {limit} tokens: {', '.join(cut)}; {remedy}\n")
+
+
+def print_conversations(answers: Sequence[GeneratedAnswers], options: GenerationOptions) -> None:
+    """Print the answers to conversations, each under its number where there are several."""
+    for number, each in enumerate(answers, start=1):
+        if len(answers) > 1:
+            sys.stdout.write(f"{'' if number == 1 else chr(10)}conversation {number}\n")
+        print_answers(each, options)
+
+
+def _with_calls(answers: GeneratedAnswers, answer: Answer) -> str:
+    """Return an answer's text; where there are tools as it was written, and below it the calls in it."""
+    from sft_lab.evaluation.tool_calls import describe_calls
+
+    if not answers.tools:
+        return answer.text
+    text = answer.raw.strip()
+    if answers.call_form is None:
+        return f"{text}\n\ntool calls: the run's chat template does not tell how they are written"
+    calls = describe_calls(answers.call_form.parse(answer.raw), answers.tools)
+    return f"{text}\n\n" + ("no tool call" if not calls else f"tool call: {calls}".replace("\n", "\ntool call: "))

@@ -95,6 +95,13 @@ def status(**content: Any) -> Change:
     return put("status.json", json.dumps({"format": 1, **content}))
 
 
+def talk(what: str, content: str, *words: str) -> Wrong:
+    """A file of a conversation that no model can go on with; it is read before the run's folder is looked at."""
+    command = ["generate", "run", "--messages", "talk.json", *words]
+    return Wrong("conversations", f"`sft-lab {' '.join(command)}`: {what}", command, written("talk.json", content),
+                 quick=True)  # fmt: skip
+
+
 def around(what: str, *words: str, make: Change = lambda _: None, **more: Any) -> Wrong:
     environment = {name: more.pop(name) for name in list(more) if name.isupper()}
     return Wrong("environment", what, list(words), make, environment, **more)
@@ -131,6 +138,19 @@ CASES = [
     folder("into the run itself", "sft-lab replay run --out run", lambda _: None),
     folder("a name that leads elsewhere", "sft-lab promote run ../mine", lambda _: None),
     folder("an empty prompt", "sft-lab generate run ", lambda _: None),
+    talk("an empty file", ""),
+    talk("no message", "[]"),
+    talk("half a list", '[{"role": "user"'),
+    talk("a broken line", '[{"role": "user", "content": "Hi"}]\n{"messages": ['),
+    talk("no messages in the object", '{"prompt": "Hi"}'),
+    talk("a role that is not known", '[{"role": "narrator", "content": "Hi"}]'),
+    talk("an answer at its end", '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'),
+    talk("a tool without a name", '{"messages": [{"role": "user", "content": "Hi"}], "tools": [{"type": "function"}]}'),
+    talk("a prompt beside it", "[]", "Hi?"),
+    talk("a system message beside it", "[]", "--system", "Be brief."),
+    folder("a conversation that is a folder", "sft-lab generate run --messages run", lambda _: None),
+    folder("a conversation with tools, of which the template writes none", "sft-lab generate run --messages run/t.json",
+           put("t.json", '{"messages": [{"role": "user", "content": "Hi"}], "tools": [{"name": "look"}]}')),
     folder("a length below 1", "sft-lab generate run Hi? --max-new-tokens 0", lambda _: None),
     folder("a length beyond any model", "sft-lab generate run Hi? --max-new-tokens 1000000", lambda _: None),
     folder("a temperature near 0", "sft-lab generate run Hi? --temperature 1e-320", lambda _: None),

@@ -1,0 +1,91 @@
+"""Conversations in a file that a model is to go on with: JSON, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sft_lab.core.errors import UserError
+from sft_lab.core.io import SMALL
+from sft_lab.data.json_array import unique_fields
+from sft_lab.data.messages import Unreadable, parsed_turns, read_messages, read_row_fields
+from sft_lab.data.template_input import Conversation
+from sft_lab.data.template_layout import CannotRender
+
+_FORMS = "a list of messages, or an object with messages and, if wanted, tools; or such a one on each line"
+
+
+def read_conversations(file: Path) -> dict[str, Conversation]:
+    """Return the conversations in a file, one or one of each line, by what they are called in messages.
+
+    Raises:
+        UserError: naming the file, and the line where there are several, if one cannot be read or answered.
+    """
+    if not file.is_file() or file.stat().st_size > SMALL:
+        kinds = {"a folder": file.is_dir(), "too large": file.is_file(), "a device or a pipe": file.exists()}
+        problem = next((kind for kind, applies in kinds.items() if applies), "no such file")
+        raise UserError(f"--messages {file}: {problem}; give a file that holds {_FORMS}")
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--messages {file}: cannot be read ({error.strerror}); give another file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--messages {file}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it so") from error
+    if not text.strip():
+        raise UserError(f"--messages {file}: is empty; give {_FORMS}")
+    return {at: _conversation(value, at) for at, value in _values(text, f"--messages {file}")}
+
+
+def _values(text: str, at: str) -> Iterator[tuple[str, Any]]:
+    """Yield the JSON values in a text, each with where it is: one, or one of each line."""
+    try:
+        yield at, _parsed(text)
+    except ValueError as error:
+        lines = [(f"{at}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if len(lines) < 2 or not _is_json(lines[0][1]):
+            raise UserError(f"{at}: not JSON ({error}); give {_FORMS}") from error
+    else:
+        return
+    for at_line, line in lines:
+        try:
+            value = _parsed(line)
+        except ValueError as error:
+            raise UserError(f"{at_line}: not JSON ({error}); fix the line") from error
+        yield at_line, value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=unique_fields)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _parsed(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _conversation(value: Any, at: str) -> Conversation:
+    record = {"messages": value} if isinstance(value, list) else value
+    if not isinstance(record, dict) or "messages" not in record:
+        raise UserError(f"{at}: holds neither a list of messages nor an object with messages; give {_FORMS}")
+    try:
+        messages = read_messages(parsed_turns(record["messages"]))
+        conversation = Conversation.of(messages, **read_row_fields(record))
+    except (Unreadable, CannotRender) as error:
+        raise UserError(f"{at}: {error.cause or error.reason}; docs/data.md has the form of messages") from error
+    if not messages:
+        raise UserError(f"{at}: holds no message; give {_FORMS}")
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise UserError(
+            f"{at}: ends with a message of the {messages[-1]['role']}, so there is nothing to answer; end it with one "
+            "of the user or a tool"
+        )
+    weightless = [{key: item for key, item in message.items() if key != "weight"} for message in conversation.messages]
+    return Conversation(weightless, conversation.inputs)
