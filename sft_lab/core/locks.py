@@ -94,6 +94,22 @@ def holder(file: Path) -> Holder | None:
         return None
 
 
+def is_taken(file: Path) -> bool:
+    """Return whether a process holds a lock at this moment; the file of a lock that nobody holds is removed."""
+    from filelock import Timeout
+
+    if not file.exists():
+        return False
+    try:
+        with file_lock(file).acquire(timeout=0):
+            file.unlink(missing_ok=True)
+    except Timeout:
+        return True
+    except (OSError, FolderError):  # a folder that this user cannot write
+        return False
+    return False
+
+
 @contextmanager
 def holding(file: Path, title: str) -> Iterator[None]:
     """Hold a lock; while another process has it, wait, and log its name.

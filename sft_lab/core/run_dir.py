@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sft_lab.core import records
 from sft_lab.core.errors import FolderError, Pruned
 from sft_lab.core.io import clear_temporary, write_json
-from sft_lab.core.locks import Holder, file_lock, holder
+from sft_lab.core.locks import Holder, file_lock, holder, is_taken
 from sft_lab.core.redaction import redact
 from sft_lab.core.types import RunState, Work
 
@@ -204,18 +204,7 @@ class RunDir:
 
     def is_held(self) -> bool:
         """Return whether a process works in the folder at this moment."""
-        from filelock import Timeout
-
-        if not self._lock.exists():
-            return False
-        try:
-            with file_lock(self._lock).acquire(timeout=0):
-                self._lock.unlink(missing_ok=True)
-        except Timeout:
-            return True
-        except (OSError, FolderError):  # a folder that this user cannot write
-            return False
-        return False
+        return is_taken(self._lock)
 
     def holder(self) -> Holder | None:
         """Return the process that works in the folder, None where the lock does not name it."""

@@ -72,10 +72,16 @@ def list_runs(root: Path | None = None) -> list[RunLine]:
         raise FolderError(f"{root}: no such folder; name one that holds runs, or none for ./outputs and ./multirun")
     roots = [root] if root is not None else [Path(name) for name in DEFAULT_ROOTS if Path(name).is_dir()]
     installed = manifest.versions()
-    return [_line(folder, installed) for path in roots for folder in find_run_dirs(path)]
+    return [run_line(folder, installed) for path in roots for folder in find_run_dirs(path)]
 
 
-def _line(folder: RunDir, installed: dict[str, str]) -> RunLine:
+def run_line(folder: RunDir, installed: dict[str, str]) -> RunLine:
+    """Return the line of a run folder.
+
+    Args:
+        folder: of the run.
+        installed: the versions of the installed packages, with which those of the run are compared.
+    """
     problems: list[str] = []
     status = records.read(folder.status, problems)
     is_broken = bool(problems)

@@ -23,11 +23,11 @@ from sft_lab.jobs.launch import launch, read_summary
 from sft_lab.jobs.layout import JobFolder, create_job_folders, find_job_folders
 from sft_lab.run.config import Run
 from sft_lab.run.launch_config import Processes, Serial
+from sft_lab.run.trial import SEARCH_LOCK
 from sft_lab.search.options import SearchOptions
 from sft_lab.search.search_record import write_record
 from sft_lab.search.study import Outcome, SearchStudy, Trial
 
-LOCK = ".search.lock"  # one command at a time proposes trials
 DEFAULT_OBJECTIVE = "eval/bits_per_byte"  # of evaluation.objective
 CLUSTER_AT_ONCE = 4  # jobs that are proposed together where a cluster executes them
 MAX_REPEATS = 20  # proposals of known jobs, one after another, before a search ends
@@ -82,7 +82,7 @@ def run_search(space: SearchSpace, options: SearchOptions) -> SearchResult:
         raise ConfigError("rerun=true: a search never trains the same twice; choose a new folder with hydra.sweep.dir")
     sweep = find_job_folders(probe)[0].folder.path.parent
     created = make_folders(sweep)
-    lock = file_lock(sweep / LOCK)
+    lock = file_lock(sweep / SEARCH_LOCK)
     _claim(lock, sweep)
     try:
         search = _Search(space, options, sweep, run)
@@ -90,7 +90,7 @@ def run_search(space: SearchSpace, options: SearchOptions) -> SearchResult:
         failures = search.confirm() if options.confirm else []
         return SearchResult(sweep, search.measure, search.ended(), search.study.importance(), failures)
     finally:
-        (sweep / LOCK).unlink(missing_ok=True)
+        (sweep / SEARCH_LOCK).unlink(missing_ok=True)
         lock.release()
         _remove_unused(sweep, created)
 
@@ -101,7 +101,7 @@ def _claim(lock: Any, sweep: Path) -> None:
     try:
         lock.acquire(timeout=0.5)
     except Timeout as error:
-        process = holder(sweep / LOCK) or "another process"
+        process = holder(sweep / SEARCH_LOCK) or "another process"
         raise FolderError(f"{sweep}: {process} searches here; wait until it has ended") from error
 
 

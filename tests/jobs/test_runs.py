@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
+from sft_lab.core.locks import file_lock
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import RunState
 from sft_lab.jobs import list_runs
@@ -291,6 +293,85 @@ def test_what_is_at_work_is_never_deleted(
     output = capsys.readouterr().out
     assert "outputs/elsewhere: running on elsewhere; it stays" in output
     assert "1 run folder deleted" in output
+
+
+class _Meanwhile(io.StringIO):
+    """A user who answers yes after something has happened."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        super().__init__("y\n")
+        self.happens = happens
+
+    def readline(self, size: int | None = -1, /) -> str:
+        self.happens()
+        return super().readline(-1 if size is None else size)
+
+
+def test_what_begins_while_the_question_is_open_stays(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Path("multirun/sweep-1")
+    for name in ("a", "b"):
+        make_run(f"{sweep}/{name}")
+    for name in ("sweep.json", "search.journal", "compare.html"):
+        (sweep / name).write_text("{}")
+    (sweep / "wandb").mkdir()
+    working = [RunDir(sweep / name) for name in ("b", "c")]
+
+    def begin_work() -> None:
+        make_run(f"{sweep}/c", state=RunState.RUNNING, summary=None, host=socket.gethostname(), pid=os.getpid())
+        for folder in working:
+            folder.claim()
+
+    monkeypatch.setattr(sys, "stdin", _Meanwhile(begin_work))
+    assert main(["runs", str(sweep), "--delete"]) == 1
+    for folder in working:
+        folder.release()
+        assert folder.status.exists()
+    names = sorted(path.name for path in sweep.iterdir())
+    assert names == ["b", "c", "compare.html", "search.journal", "sweep.json", "wandb"]
+    output = capsys.readouterr().out
+    assert "multirun/sweep-1/b: work has begun there; it stays" in output
+    assert "1 run folder deleted" in output
+
+
+def test_files_of_the_user_in_a_sweep_stay(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for sweep in ("multirun/sweep-1", "multirun/sweep-2"):
+        make_run(f"{sweep}/a")
+        for name in ("sweep.json", "search.json", "search.journal", ".search.journal.lock", "compare.json"):
+            Path(sweep, name).write_text("{}")
+        for name in ("wandb/run-1", ".locks", ".submitit"):
+            Path(sweep, name).mkdir(parents=True)
+    Path("multirun/sweep-1/merged").mkdir()
+    Path("multirun/sweep-1/merged/model.safetensors").write_text("mine")
+    answer(monkeypatch, "y\n")
+    assert main(["runs", "multirun", "--delete"]) == 0
+    files = [str(path) for path in Path("multirun").rglob("*") if path.is_file()]
+    assert files == ["multirun/sweep-1/merged/model.safetensors"]
+    assert sorted(path.name for path in Path("multirun").rglob("*")) == ["merged", "model.safetensors", "sweep-1"]
+
+
+def test_a_search_at_work_keeps_its_record(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("search/a")
+    for name in ("sweep.json", "search.journal"):
+        Path("search", name).write_text("{}")
+    answer(monkeypatch, "y\n")
+    with file_lock(Path("search/.search.lock")):
+        assert main(["runs", "search", "--delete"]) == 0
+    assert {path.name for path in Path("search").iterdir()} >= {"sweep.json", "search.journal"}
+
+
+def test_the_size_counts_a_shared_file_once_and_only_if_its_last_link_goes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        make_run(f"sweep/{name}")
+    Path("sweep/a/weights").write_bytes(bytes(3_000_000))
+    Path("sweep/b/weights").hardlink_to("sweep/a/weights")
+    for root, size in (("sweep", "3.0 MB"), ("sweep/a", "0.0 MB")):
+        answer(monkeypatch, "n\n")
+        assert main(["runs", root, "--delete"]) == 0
+        assert f", {size}? [y/N]" in capsys.readouterr().out
 
 
 def test_a_folder_with_a_link_out_of_it_is_not_deleted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
