@@ -107,6 +107,15 @@ ABOUT: dict[str, tuple[str, str, str]] = {
   sft-lab merge outputs/2026-11-22/11-00-00 --out my-model
 """,
     ),
+    "export": (
+        "write a run's model for llama.cpp, Ollama or vLLM",
+        "Write a run's model, with chat template and stop tokens, for what serves it; print the command that does.",
+        """\
+  sft-lab export outputs/2026-11-22/11-00-00 --to gguf      one file for llama.cpp
+  sft-lab export outputs/2026-11-22/11-00-00 --to ollama    the same, and a Modelfile
+  sft-lab export outputs/2026-11-22/11-00-00 --to vllm      a merged folder, and its `vllm serve` line
+""",
+    ),
     "push": (
         "publish a run's model or prepared data on the Hugging Face Hub",
         "Publish on the Hub: private unless --public. Needs HF_TOKEN or a login.",
@@ -196,7 +205,7 @@ def _parser() -> _Parser:
     for name in ("train", "prepare", "plan", "search"):
         _add_overrides(commands[name], sweeps=name != "search")
     _add_to_search(commands["search"])
-    for name in ("train", "prepare", "plan", "search", "exec", "replay", "generate", "merge", "push"):
+    for name in ("train", "prepare", "plan", "search", "exec", "replay", "generate", "merge", "export", "push"):
         rows = " and three rows as the model gets them" if name == "prepare" else ""
         commands[name].add_argument(
             "-v", "--verbose", action="store_true", help=f"show the output of the libraries{rows}, too"
@@ -288,6 +297,11 @@ def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
     merge = commands["merge"]
     merge.add_argument("folder", type=Path, metavar="RUN_DIR")
     merge.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/merged")
+
+    export = commands["export"]
+    export.add_argument("folder", type=Path, metavar="RUN_DIR")
+    export.add_argument("--to", choices=["gguf", "ollama", "vllm"], required=True, help="what will serve it")
+    export.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/export/gguf or ollama")
 
     push = commands["push"]
     push.add_argument("folder", type=Path, metavar="RUN_DIR")

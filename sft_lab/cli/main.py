@@ -277,6 +277,15 @@ def _merge(arguments: Arguments, rest: list[str]) -> int:
     return 0
 
 
+def _export(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.tools.export_model import export_model
+
+    _refuse_rest("export", rest)
+    exported = export_model(arguments.folder, arguments.to, arguments.out)
+    sys.stdout.write("\n".join([str(exported.path), *(f"use it: {command}" for command in exported.commands), ""]))
+    return 0
+
+
 def _push(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.tools.push import push_to_hub
@@ -376,6 +385,7 @@ COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
     "promote": _promote,
     "generate": _generate,
     "merge": _merge,
+    "export": _export,
     "push": _push,
     "doctor": _doctor,
     "store": _store,

@@ -61,6 +61,7 @@ class RunDir:
         self.report = path / "report.html"
         self.model = path / "model"
         self.merged = path / "merged"
+        self.export = path / "export"
         self.dataset = path / "dataset"
         self.hydra = path / ".hydra"  # config and overrides once more, where tools for Hydra's folders look for them
         self.inputs = path / "inputs"  # copies of the small files that the config names
@@ -193,7 +194,7 @@ class RunDir:
             FolderError: naming the link and its target.
         """
         root = self.path.resolve()
-        trees = [self.figures, self.model, self.merged, self.dataset, self.checkpoints, self.hydra]
+        trees = [self.figures, self.model, self.merged, self.export, self.dataset, self.checkpoints, self.hydra]
         files = [path for path in vars(self).values() if isinstance(path, Path) and path not in (self.path, *trees)]
         for path in (*files, *trees, *(below for tree in trees for below in tree.rglob("*"))):
             if path.is_symlink() and not (target := path.resolve()).is_relative_to(root):

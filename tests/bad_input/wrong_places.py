@@ -113,7 +113,7 @@ TOO_LONG = "x" * 300
 CASES = [
     *(folder("no such folder", f"sft-lab {command}", quick=True)
       for command in ("exec run", "runs run", "compare run", "replay run", "promote run mine", "generate run Hi?",
-                      "merge run", "push run me/it", "doctor run")),
+                      "merge run", "export run --to gguf", "push run me/it", "doctor run")),
     no_run("an empty folder", "sft-lab exec run", EMPTY),
     no_run("an empty folder", "sft-lab compare run", EMPTY),
     no_run("a file that is no saved config", "sft-lab replay run", AS_FILE),
@@ -165,6 +165,8 @@ CASES = [
     folder("summary.json is no summary", "sft-lab merge run",
            put("summary.json", '{"format": 1, "verdict": 7, "evidence": 3, "eval/loss": "low"}')),
     folder("into a folder in use", "sft-lab merge run --out run", lambda _: None),
+    folder("into a folder in use", "sft-lab export run --to ollama --out run", lambda _: None),
+    folder("the template is gone", "sft-lab export run --to ollama", removed("model/chat_template.jinja")),
     folder("no name of a repository", "sft-lab push run ../it", lambda _: None),
     folder("no login", "sft-lab push run me/it", put("model/README.md", "x")),
     around("the store is a file", *PREPARE, make=written("store", "x"), SFT_LAB_STORE="{here}/store"),

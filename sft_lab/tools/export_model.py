@@ -1,0 +1,123 @@
+"""``sft-lab export``: a run's model for what serves it, with its chat template and the tokens that end an answer."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from sft_lab.core.errors import FolderError, UserError
+from sft_lab.core.log import log
+from sft_lab.tools.finished_run import FinishedRun, open_run
+from sft_lab.tools.merge import merge_adapter
+
+TARGETS = ("gguf", "ollama", "vllm")
+WEIGHTS = "model.gguf"
+
+
+class Exported(NamedTuple):
+    """What was written, and the commands that use it."""
+
+    path: Path
+    commands: list[str]
+
+
+def export_model(path: Path, target: str, out: Path | None = None) -> Exported:
+    """Write a run's model for llama.cpp, Ollama or vLLM.
+
+    An adapter is merged first, into ``merged/`` of the run folder, or used from there if it is merged already.
+
+    Args:
+        path: a finished run.
+        target: ``gguf``, ``ollama`` or ``vllm``.
+        out: the new folder; None: ``export/<target>/`` in the run folder, and for vLLM the merged folder itself.
+
+    Raises:
+        UserError: if the run has no model, its kind of model or template cannot be written, or ``out`` is in use.
+    """
+    finished = open_run(path)
+    if target == "vllm":
+        return _for_vllm(finished, out)
+    folder = (out or finished.folder.export / target).absolute()
+    _refuse_used(folder)
+    finished.folder.refuse_links()
+    modelfile = _modelfile(finished) if target == "ollama" else ""
+    source = _whole_model(finished)
+    work = folder.with_name(f".{folder.name}.unfinished")  # renamed when complete
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        _write_gguf(finished, source, work / WEIGHTS, folder)
+        if modelfile:
+            (work / "Modelfile").write_text(modelfile, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        work.rename(folder)
+    except OSError as error:
+        raise FolderError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    log.info("export: %.1f MB in %s", (folder / WEIGHTS).stat().st_size / 1e6, folder)
+
+    weights = shlex.quote(str(folder / WEIGHTS))
+    if target == "ollama":
+        file = shlex.quote(str(folder / "Modelfile"))
+        return Exported(folder, [f"ollama create tuned -f {file}", "ollama run tuned"])
+    return Exported(folder / WEIGHTS, [f"llama-server -m {weights} --jinja", f"llama-cli -m {weights} --jinja"])
+
+
+def _for_vllm(finished: FinishedRun, out: Path | None) -> Exported:
+    """Return the merged folder: vLLM reads its chat template, and the end tokens in its generation config."""
+    if out is None:
+        folder = _whole_model(finished)
+    elif finished.is_adapter:
+        folder = merge_adapter(finished.folder.path, out)
+    else:
+        _refuse_used(out.absolute())
+        folder = Path(shutil.copytree(finished.folder.model, out.absolute(), dirs_exist_ok=True))
+    return Exported(folder, [f"vllm serve {shlex.quote(str(folder))} --served-model-name tuned"])
+
+
+def _whole_model(finished: FinishedRun) -> Path:
+    """Return the folder with all weights, merged now if they were not before."""
+    if not finished.is_adapter:
+        return finished.folder.model
+    merged = finished.folder.merged
+    return merged if (merged / "config.json").is_file() else merge_adapter(finished.folder.path)
+
+
+def _modelfile(finished: FinishedRun) -> str:
+    from sft_lab.tools.ollama import TurnTexts, modelfile
+
+    renderer, tokenizer = finished.renderer, finished.tokenizer
+    texts = TurnTexts.of(renderer)
+    if _adds_bos(finished):
+        texts = texts.without_bos(tokenizer.bos_token)
+    stops = tokenizer.convert_ids_to_tokens(renderer.end_ids)
+    return modelfile(texts, WEIGHTS, stops, finished.run.model.base_name or "A model")
+
+
+def _adds_bos(finished: FinishedRun) -> bool:
+    """Return whether a prompt begins with BOS."""
+    from sft_lab.data.encoding import prompt_ids
+
+    ids = prompt_ids(finished.renderer.prompt([{"role": "user", "content": "a"}]), finished.tokenizer)
+    return bool(ids) and ids[0] == finished.tokenizer.bos_token_id
+
+
+def _write_gguf(finished: FinishedRun, source: Path, file: Path, folder: Path) -> None:
+    from sft_lab.tools.gguf_file import write_gguf
+    from sft_lab.tools.gguf_vocab import CannotWrite
+
+    name = f"{finished.run.model.base_name or finished.folder.path.name} fine-tuned"
+    try:
+        write_gguf(source, file, name, end_ids=finished.renderer.end_ids, adds_bos=_adds_bos(finished))
+    except CannotWrite as error:
+        command = shlex.join(["python", "convert_hf_to_gguf.py", str(source), "--outfile", str(folder / WEIGHTS)])
+        raise UserError(f"export: {error} are not written as GGUF here; llama.cpp's script does: {command}") from error
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FolderError(f"{folder}: exists; remove it, or name another folder with --out")
