@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_lab.core import records
@@ -19,13 +20,11 @@ from sft_lab.run import inputs
 from sft_lab.run.identity import SELECTING_STAGES, training_key
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sft_lab.core.context import StageContext
     from sft_lab.data.preparation import Prepared
     from sft_lab.run.config import Run
 
-LOCKS = ".locks"  # in a sweep folder: a lock for each training
+LOCKS = ".locks"  # in a sweep folder: for each training a lock, and the names of the jobs that have come to it
 # What a manifest says of the training itself, and not of the job whose folder it is in.
 OF_TRAINING = ("git", "packages", "threads", "hardware", "precision")
 
@@ -54,19 +53,27 @@ def turn(run: Run, folder: RunDir, key: str) -> Iterator[RunDir | None]:
     sweep = folder.sweep
     # Processes that train together have taken their turn before they were started, where one machine has them all.
     is_shared = rank() is not None or run.launch.num_machines > 1
-    if not key or sweep is None or is_shared or run.rerun or folder.replay.exists():
+    if not key or sweep is None:
         yield None
         return
     make_folders(sweep / LOCKS)
+    with (sweep / LOCKS / f"{key}.jobs").open("a", encoding="utf-8") as file:
+        file.write(f"{folder.path.name}\n")
+    if is_shared or run.rerun or folder.replay.exists():
+        yield None
+        return
     with holding(sweep / LOCKS / f"{key}.lock", "train: the same rows in the same way"):
         yield _find_trained(sweep, folder, key)
 
 
 def _find_trained(sweep: Path, folder: RunDir, key: str) -> RunDir | None:
-    """Return a finished job with this training; the one that did it, before those that took its result."""
+    """Return a finished job with this training; the one that did it, before those that took its result.
+
+    Only the jobs that have come to this training before are read: a sweep may have thousands of others.
+    """
     finished = []
-    for file in sorted(sweep.glob("*/manifest.json")):
-        other = RunDir(file.parent)
+    for name in sorted({*(sweep / LOCKS / f"{key}.jobs").read_text(encoding="utf-8").splitlines()}):
+        other = RunDir(sweep / Path(name).name)
         if other.path == folder.path or REPLACED.search(other.path.name):
             continue
         with suppress(FolderError):
