@@ -6,10 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sft_lab import compare
+    from sft_lab.api import sweep
     from sft_lab.config.compose import compose
     from sft_lab.run.config import Run
 
-__all__ = ["Run", "compose"]
+__all__ = ["Run", "compare", "compose", "sweep"]
 
 # The libraries' telemetry is off unless the user has turned it on; they look once, when they are imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -27,6 +29,14 @@ def __getattr__(name: str) -> Any:
         from sft_lab.config import compose
 
         return compose
+    if name == "compare":
+        import sft_lab.compare
+
+        return sft_lab.compare
+    if name == "sweep":
+        from sft_lab.api import sweep
+
+        return sweep
     if name == "Run":
         from sft_lab.run.config import Run
 

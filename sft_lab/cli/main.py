@@ -131,10 +131,11 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
 
 def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan, list[JobFolder], list[Failure]]:
     from sft_lab.jobs import launch, layout
+    from sft_lab.run.overview import choices_line
 
     plan = _compose(arguments, overrides)
     jobs = layout.create_job_folders(plan, work)
-    output.print_message(output.choices_line(plan.jobs[0].run))
+    output.print_message(choices_line(plan.jobs[0].run))
     path = jobs[0].folder.path
     output.print_message(f"{len(jobs)} jobs in {path.parent}" if plan.swept else f"run folder {path}")
     with console.each_line_once() if plan.swept else nullcontext():

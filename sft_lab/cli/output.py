@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.core.store import Store
     from sft_lab.jobs.plan import Outlook
-    from sft_lab.run.config import Run
     from sft_lab.search.loop import SearchResult
 
 
@@ -72,13 +71,6 @@ def guarded() -> Iterator[None]:
 def print_message(text: str) -> None:
     """Write a line on standard error, without control characters and secrets."""
     sys.stderr.write(f"{printable(redact(text))}\n")
-
-
-def choices_line(run: Run) -> str:
-    """Return the chosen options of a run on one line."""
-    choices = {group: "+".join(names) if isinstance(names, list) else names for group, names in run.choices.items()}
-    groups = ("dataset", "filter", "dedup", "template", "model", "trainer", "tracking")
-    return "  ".join(f"{group}={choices.get(group, '?')}" for group in groups)
 
 
 def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from sft_lab.compare.uncertainty import (
 )
 from sft_lab.core.io import is_number
 from sft_lab.core.records import extra_keys
+from sft_lab.core.text import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,6 +113,17 @@ class Comparison:
     search: SearchHistory | None = None
     extras: list[str] = field(default_factory=list)
     order: Order | None = None
+
+    def __repr__(self) -> str:
+        from sft_lab.compare.claims import headline
+
+        result = headline(self)
+        return f"Comparison({count_of(len(self.jobs), 'job')}; {result.badge}: {result.sentences[0]})"
+
+    def _repr_html_(self) -> str:
+        from sft_lab.compare.job_table import build_html
+
+        return build_html(self)
 
     @property
     def winner(self) -> Setting | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,10 @@ class ComparedJob:
     base: RowLosses | None = None
     twins: list[ComparedJob] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        verdict = self.summary.get("verdict")
+        return f"ComparedJob({self.name}: {self.state}{f', {verdict}' if verdict else ''})"
+
     @property
     def is_judged(self) -> bool:
         """Whether the run has finished and has a held-out loss."""
@@ -123,15 +128,19 @@ def has_diverged(job: ComparedJob) -> bool:
     return job.summary.get("verdict") == Verdict.DIVERGED
 
 
-def collect_jobs(paths: list[Path]) -> list[ComparedJob]:
+def collect_jobs(paths: Sequence[Path | str] | Path | str) -> list[ComparedJob]:
     """Return the jobs of sweep and run folders, sorted by the values of their axes.
 
     A job that has not finished, or that cannot be read, is returned with what its folder has.
 
+    Args:
+        paths: of the folders, or of a single one.
+
     Raises:
         FolderError: if a path is not a folder or contains no run folder.
     """
-    folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path.absolute())))
+    paths = [paths] if isinstance(paths, Path | str) else paths
+    folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(Path(path).absolute())))
     names = [folder.name for folder in folders]
     jobs = [
         _read(RunDir(folder), folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}")

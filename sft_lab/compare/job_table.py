@@ -8,6 +8,7 @@ from sft_lab.compare import claims
 from sft_lab.compare.axes import format_value, short_names
 from sft_lab.core.console import console
 from sft_lab.core.io import is_number
+from sft_lab.core.notebook import html_table
 from sft_lab.report.formatting import with_minus
 
 if TYPE_CHECKING:
@@ -131,22 +132,36 @@ def build_table(comparison: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    names = short_names(comparison.axes)
-    axis_names = [names[axis] for axis in comparison.axes]
-    table = Table("", *axis_names, "state", box=box.SIMPLE_HEAD, title_justify="left")
-    order = f"; sorted by {comparison.order}" if comparison.order else ""
-    table.title = f"Jobs (losses: held-out; ranked by {claims.UNITS[comparison.measure]}{order})"
-    for heading in columns_of(comparison):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    if not comparison.axes:
-        table.add_column("job")
-
+    numbers = columns_of(comparison)
+    table = Table(box=box.SIMPLE_HEAD, title=_title(comparison), title_justify="left")
+    for heading in _headings(comparison):
+        table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in build_rows(comparison):
-        cells = ["*" if row.is_best else "", *row.axes, row.state, *row.numbers]
-        cells.append("; ".join(filter(None, [row.verdict, row.error[:ERROR_WIDTH]])))
-        if not comparison.axes:
-            cells.append(row.job.name if row.job else "")
         style = "bold" if row.is_best else "dim" if row.job is None else ""
-        table.add_row(*map(Text, cells), style=style)
+        table.add_row(*map(Text, _cells(comparison, row)), style=style)
     return table
+
+
+def build_html(comparison: Comparison) -> str:
+    """Return the table for a notebook, under what may be claimed."""
+    headline = claims.headline(comparison)
+    caption = f"{headline.badge}: {' '.join(headline.sentences)} {_title(comparison)}"
+    rows = [_cells(comparison, row) for row in build_rows(comparison)]
+    return html_table(_headings(comparison), rows, caption)
+
+
+def _title(comparison: Comparison) -> str:
+    order = f"; sorted by {comparison.order}" if comparison.order else ""
+    return f"Jobs (losses: held-out; ranked by {claims.UNITS[comparison.measure]}{order})"
+
+
+def _headings(comparison: Comparison) -> list[str]:
+    names = short_names(comparison.axes)
+    axes = [names[axis] for axis in comparison.axes]
+    return ["", *axes, "state", *columns_of(comparison), "verdict", *([] if axes else ["job"])]
+
+
+def _cells(comparison: Comparison, row: TableRow) -> list[str]:
+    verdict = "; ".join(filter(None, [row.verdict, row.error[:ERROR_WIDTH]]))
+    names = [] if comparison.axes else [row.job.name if row.job else ""]
+    return ["*" if row.is_best else "", *row.axes, row.state, *row.numbers, verdict, *names]

@@ -6,7 +6,7 @@ built before anything starts. All problems are reported in one error.
 
 from __future__ import annotations
 
-from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, describe_search_path
+from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, describe_search_path, override_list
 from sft_lab.config.hydra_sweepers import is_driven_by_hydra, run_hydra_sweep
 from sft_lab.config.registry import register_plugins
 from sft_lab.config.search_space import SearchAxis, SearchSpace, read_space
@@ -25,6 +25,7 @@ __all__ = [
     "from_saved",
     "is_driven_by_hydra",
     "load",
+    "override_list",
     "read_space",
     "register_plugins",
     "run_hydra_sweep",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,16 +75,30 @@ class Plan:
     sweep_dir: str | None
 
 
-def compose(overrides: list[str] | None = None) -> Run:
+def compose(overrides: Sequence[str] | str = ()) -> Run:
     """Return the run of some overrides, as on the command line: ``compose(["dedup.threshold=0.9"])``.
 
     Raises:
         ConfigError: naming every problem.
     """
-    plan = compose_jobs(list(overrides or []), multirun=False)
+    plan = compose_jobs(override_list(overrides), multirun=False, sweep_remedy="call sft_lab.sweep([...])")
     if plan.swept:
-        raise ConfigError("compose: this experiment is a sweep of several runs; use the command line, sft-lab -m")
+        raise ConfigError("compose: this experiment is a sweep of several runs; call sft_lab.sweep([...])")
     return plan.jobs[0].run
+
+
+def override_list(overrides: Sequence[str] | str | None) -> list[str]:
+    """Return the overrides that a Python caller gives; a text alone is one override.
+
+    Raises:
+        ConfigError: for what is no text.
+    """
+    texts = [overrides] if isinstance(overrides, str) else overrides or []
+    if isinstance(texts, dict) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(
+            f"{overrides!r}: overrides are texts, key=value, in a list, as in ['dedup.threshold=0.9', 'seed=1']"
+        )
+    return list(texts)
 
 
 def compose_config(
@@ -114,7 +129,12 @@ def compose_config(
 
 
 def compose_jobs(
-    overrides: list[str], *, multirun: bool, config_dir: str | None = None, config_name: str | None = None
+    overrides: list[str],
+    *,
+    multirun: bool,
+    config_dir: str | None = None,
+    config_name: str | None = None,
+    sweep_remedy: str = "put -m before the overrides",
 ) -> Plan:
     """Compose, check and build every job of a command before any starts.
 
@@ -123,6 +143,7 @@ def compose_jobs(
         multirun: whether ``-m`` was given; a sweep file sweeps by itself.
         config_dir: an additional folder of options.
         config_name: of the config to compose, instead of ``config``.
+        sweep_remedy: what the caller can do where a single run has several values.
 
     Raises:
         ConfigError: naming every problem of every job.
@@ -143,7 +164,7 @@ def compose_jobs(
         is_sweep = multirun or (mode is not None and mode.name == "MULTIRUN")
         if swept_keys and not is_sweep:
             text = next(text for text in texts_of(parsed) if key_of(text) in swept_keys)
-            raise ConfigError(f"{text}: several values for one key are a sweep; put -m before the overrides")
+            raise ConfigError(f"{text}: several values for one key are a sweep; {sweep_remedy}")
         refuse_sweep_settings(parsed, is_sweep=is_sweep)
 
         params = composed.hydra.sweeper.get("params") or {}

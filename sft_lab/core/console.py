@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sft_lab.core.notebook import in_notebook
 from sft_lab.core.redaction import Formatter
 
 if TYPE_CHECKING:
@@ -50,6 +51,17 @@ def prepare(*, verbose: bool = False) -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+
+
+def show_in_notebook() -> None:
+    """Show the log below the cell of a notebook; elsewhere a Python program sets up the log by itself."""
+    own = logging.getLogger("sft_lab")
+    if in_notebook() and not any(isinstance(handler, _Stderr) for handler in own.handlers):
+        handler = _Stderr()
+        handler.setFormatter(Formatter("%(message)s"))
+        own.addHandler(handler)
+        own.setLevel(logging.INFO)
+        own.propagate = False  # the root logger of Colab shows it a second time
 
 
 @contextmanager
@@ -97,11 +109,14 @@ def console(width: int | None = None) -> Console:
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to the current ``sys.stderr``, not to that of when the handler was made."""
+    """Writes to the current ``sys.stderr``, not to that of when the handler was made.
+
+    A notebook colors standard error as a fault, so there it is standard output.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> TextIO:
-        return sys.stderr
+        return sys.stdout if in_notebook() else sys.stderr

@@ -1,4 +1,4 @@
-"""Progress bars, on a terminal only so that log files stay readable, and a stopwatch."""
+"""Progress bars, on a terminal or in a notebook only so that log files stay readable, and a stopwatch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from sft_lab.core.notebook import shows_widgets
+
 T = TypeVar("T")
+
+
+def is_shown() -> bool:
+    """Return whether somebody sees progress bars."""
+    return sys.stderr.isatty() or shows_widgets()
 
 
 def track(steps: Sequence[T], description: str) -> Iterable[T]:
@@ -23,9 +30,9 @@ def track(steps: Sequence[T], description: str) -> Iterable[T]:
 def progress(description: str, total: int, unit: str = "rows") -> Iterator[Callable[[int], object]]:
     """Show a progress bar with rate and time left, and yield the function that advances it.
 
-    The bar disappears at the end. Without a terminal nothing is shown.
+    The bar disappears at the end.
     """
-    if not sys.stderr.isatty():
+    if not is_shown():
         yield lambda count: None  # noqa: ARG005
         return
     from rich.console import Console

@@ -10,7 +10,7 @@ import hashlib
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,6 +19,7 @@ import numpy as np
 from sft_lab.core import parquet
 from sft_lab.core.columns import BATCH, gather, value_batches, values_of
 from sft_lab.core.errors import SourceError
+from sft_lab.core.notebook import html_table
 from sft_lab.core.text import On, content_group
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self):,} of {len(self.table):,} rows; columns {', '.join(self.table.column_names)})"
 
     @property
     def key(self) -> str:
@@ -111,7 +115,7 @@ class Rows:
         return all(self.is_text)
 
     def take(self, kept: np.ndarray) -> Rows:
-        """Return the view of the rows for which ``kept`` (bool, shape (rows,)) is true."""
+        """Return the view of the rows for which ``kept`` (bool, shape (rows,)) is true, or of those at its indices."""
         return Rows(self.table, self.positions[kept], self.table_key)
 
 
@@ -205,15 +209,8 @@ def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.concat_arrays([column]) for column in batch.columns], schema=batch.schema)
 
 
-def save_table(table: pa.Table, folder: Path) -> None:
-    """Write ``table.arrow``."""
-    writer = TableWriter(folder, table.schema)
-    writer.write(table)
-    writer.close()
-
-
 def load_table(folder: Path) -> Dataset:
-    """Read what ``save_table`` wrote, memory-mapped."""
+    """Read what ``TableWriter`` wrote, memory-mapped."""
     import datasets
     from datasets.table import MemoryMappedTable
 
@@ -248,6 +245,9 @@ class RowIds(Sequence[str]):
             return ids
         return str(self._column[int(self._positions[index])].as_py())
 
+    def __repr__(self) -> str:
+        return f"RowIds({len(self):,}: {', '.join([*self[:3], '...'] if len(self) > 3 else self)})"
+
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), BATCH):
             yield from self[start : start + BATCH]
@@ -277,6 +277,7 @@ class Selection:
         score: float32, shape (rows,): the number behind the decision (tokens, cosine), NaN where there is none.
         nearest: the id of the nearest kept row, ``""`` where there is none.
         cause: what in the row is behind the reason, where the reason alone does not say it; else ``""``.
+        source: the rows that were seen; None where only the decisions are at hand.
     """
 
     ids: RowIds
@@ -284,6 +285,7 @@ class Selection:
     score: np.ndarray
     nearest: list[str]
     cause: list[str] = field(default_factory=list)
+    source: Rows | Dataset | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Take a plain list of ids too, and no causes."""
@@ -302,7 +304,16 @@ class Selection:
         """Return a selection of ``rows``; score, nearest and cause may be left out."""
         size = len(rows)
         values = np.full(size, np.nan, np.float32) if score is None else np.asarray(score, np.float32)
-        return cls(rows.ids, reason, values, nearest or [""] * size, cause or [])
+        return cls(rows.ids, reason, values, nearest or [""] * size, cause or [], rows)
+
+    def __repr__(self) -> str:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+        return f"Selection({self.kept.sum():,} of {len(self.ids):,} rows kept{dropped and f'; dropped: {dropped}'})"
+
+    def _repr_html_(self) -> str:
+        kept = int(self.kept.sum())
+        rows = [("kept", f"{kept:,}"), *((reason, f"{count:,}") for reason, count in self.dropped.items())]
+        return html_table(("reason", "rows"), rows, f"{kept:,} of {len(self.ids):,} rows kept")
 
     @property
     def kept(self) -> np.ndarray:
@@ -314,6 +325,19 @@ class Selection:
         """Rows dropped by reason, most first."""
         return dict(Counter(reason for reason in self.reason if reason).most_common())
 
+    def dataset(self) -> Dataset:
+        """Return the kept rows as a ``datasets.Dataset``, with the columns of what the stage was called with.
+
+        Raises:
+            SourceError: where only the decisions are at hand.
+        """
+        kept = np.flatnonzero(self.kept)
+        if self.source is None:
+            raise SourceError("this selection has no rows with it; call the stage on a datasets.Dataset or on Rows")
+        if isinstance(self.source, Rows):
+            return self.source.table.select(self.source.positions[kept])
+        return self.source.select(kept)
+
     def take(self, indices: np.ndarray) -> Selection:
         """Return what was decided about some of the rows: int64, shape (those rows,)."""
         return Selection(
@@ -322,6 +346,7 @@ class Selection:
             self.score[indices],
             [self.nearest[index] for index in indices],
             [self.cause[index] for index in indices],
+            self.source.take(indices) if isinstance(self.source, Rows) else None,
         )
 
     def bring_back(self, ids: set[str]) -> Selection:
@@ -329,7 +354,7 @@ class Selection:
         if not ids:
             return self
         reasons = ["" if row_id in ids else reason for row_id, reason in zip(self.ids, self.reason, strict=True)]
-        return Selection(self.ids, reasons, self.score, self.nearest, self.cause)
+        return replace(self, reason=reasons)
 
     def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
         """Return the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""

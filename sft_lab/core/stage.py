@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sft_lab.core.bounds import Bounded
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     import datasets
 
     from sft_lab.core.rows import Rows, Selection
+
+
+class UsesContext:
+    """A stage that may be called without a context: it then makes that of its run."""
+
+    def attach(self, make_context: Callable[[], StageContext]) -> None:
+        """Let calls without a context use this one."""
+        self._make_context = make_context
+
+    def context_for(self, context: StageContext | None) -> StageContext:
+        """Return the context of a call; a stage outside of a run has one without a tokenizer."""
+        make_context: Callable[[], StageContext] = getattr(self, "_make_context", StageContext)
+        return context or make_context()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the run out: worker processes get the stage alone."""
+        return {name: value for name, value in vars(self).items() if name != "_make_context"}
 
 
 class ReadsFiles:
@@ -36,7 +54,7 @@ class ReadsFiles:
 
 
 @dataclass
-class Selector(Bounded, abc.ABC):
+class Selector(Bounded, UsesContext, abc.ABC):
     """A stage that keeps or drops rows: a filter or a dedup. Its dataclass fields are its knobs."""
 
     group: ClassVar[str]  # the prefix of the stage's name, as in filter.answered
@@ -54,7 +72,7 @@ class Selector(Bounded, abc.ABC):
         """Return the selection of these rows, from the store if it is there."""
         from sft_lab.core.rows import Rows, Selection
 
-        context = context or StageContext()
+        context = self.context_for(context)
         view = Rows.of(rows)
         recipe = {
             "version": version_of(self),
@@ -67,4 +85,4 @@ class Selector(Bounded, abc.ABC):
             recipe,
             lambda folder: self.select(view, context).save(folder),
         )
-        return Selection.load(entry.path, view.ids)
+        return replace(Selection.load(entry.path, view.ids), source=rows)

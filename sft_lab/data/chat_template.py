@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +13,7 @@ from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.packages import package_path, saved_path
-from sft_lab.core.stage import ReadsFiles
+from sft_lab.core.stage import ReadsFiles, UsesContext
 from sft_lab.data.label_rules import LabelRules, SystemTurn, Unroll
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Template(Bounded, ReadsFiles, abc.ABC):
+class Template(Bounded, ReadsFiles, UsesContext, abc.ABC):
     """What every template option has: a Jinja text. Rows of plain text go past it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Template(Bounded, ReadsFiles, abc.ABC):
             )
         return renderer
 
-    def __call__(self, rows: Rows | datasets.Dataset, context: StageContext) -> tuple[Selection, Encoded]:
+    def __call__(self, rows: Rows | datasets.Dataset, context: StageContext | None = None) -> tuple[Selection, Encoded]:
         """Render and encode every row, or find the stored result; every turn trains.
 
         Returns:
@@ -79,8 +79,8 @@ class Template(Bounded, ReadsFiles, abc.ABC):
         from sft_lab.data.encoding import encode
 
         view = Rows.of(rows)
-        encoded = encode(view, self, context, LabelRules(unroll=self.unroll))
-        return encoded.selection(view), encoded
+        encoded = encode(view, self, self.context_for(context), LabelRules(unroll=self.unroll))
+        return replace(encoded.selection(view), source=rows), encoded
 
 
 @dataclass

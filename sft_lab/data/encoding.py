@@ -79,6 +79,9 @@ class Encoded:
     path: Path
     numbers: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"Encoded({len(self.view):,} rows in {self.path})"
+
     @cached_property
     def table(self) -> datasets.Dataset:
         """``id``, ``text``, ``input_ids``, ``labels`` (of what trains) and ``weights`` of examples, memory-mapped."""

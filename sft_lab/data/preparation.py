@@ -16,7 +16,7 @@ from sft_lab.core.ratio import share
 from sft_lab.core.rows import Rows, Selection
 from sft_lab.data.encoding import Encoded, encode, tokenize
 from sft_lab.data.split import Sides, Split, group_hash
-from sft_lab.data.waterfall import Sources, Waterfall, commonest_causes, log_stage
+from sft_lab.data.waterfall import Sources, Waterfall, commonest_causes, log_stage, stages_html
 
 if TYPE_CHECKING:
     import datasets
@@ -79,6 +79,12 @@ class Prepared:
     held_out_flow: Waterfall
     grouped_by: str
     steps: dict[str, tuple[Rows, Selection]]
+
+    def __repr__(self) -> str:
+        return f"Prepared({len(self.train.rows):,} training rows, {len(self.held_out.rows):,} held-out rows)"
+
+    def _repr_html_(self) -> str:
+        return stages_html(self.train_flow.stages)
 
     @cached_property
     def train_fingerprint(self) -> str:

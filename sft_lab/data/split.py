@@ -17,6 +17,7 @@ from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import ConfigError, require
 from sft_lab.core.io import digest
 from sft_lab.core.packages import absolute_path
+from sft_lab.core.stage import UsesContext
 from sft_lab.data.filters import Filter
 from sft_lab.data.formats import Format
 from sft_lab.data.load import HELD_OUT, Dataset
@@ -50,6 +51,10 @@ class Sides:
     test_rows: Rows
     test_selection: Selection
 
+    def __repr__(self) -> str:
+        sides = {"training": self.train, "held-out": self.held_out, "test": self.test}
+        return f"Sides({', '.join(f'{len(rows):,} {name} rows' for name, rows in sides.items())})"
+
     @property
     def held_out(self) -> Rows:
         """The held-out rows that are used."""
@@ -82,7 +87,7 @@ def group_hash(group: str) -> float:
 
 
 @dataclass
-class Split(Bounded, abc.ABC):
+class Split(Bounded, UsesContext, abc.ABC):
     """What every split has: which held-out rows are used, and how many.
 
     Attributes:
@@ -144,7 +149,7 @@ class Split(Bounded, abc.ABC):
 
         Args:
             rows: the loaded rows.
-            context: for the tokenizer, needed as soon as a row is held out.
+            context: for the tokenizer; None: the run's.
             surplus: which training rows are more than asked for (``Dataset.surplus``).
 
         Raises:
@@ -152,10 +157,9 @@ class Split(Bounded, abc.ABC):
         """
         import numpy as np
 
-        from sft_lab.core.context import StageContext
         from sft_lab.core.rows import Rows, Selection
 
-        context = context or StageContext()
+        context = self.context_for(context)
         rows = Rows.of(rows)
         held_out, test = self.is_held_out(rows), self.is_test(rows)
         measured = held_out | test

@@ -15,6 +15,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import write_json
 from sft_lab.core.log import log
+from sft_lab.core.notebook import html_table
 from sft_lab.data.conversation import UNUSED
 
 if TYPE_CHECKING:
@@ -66,6 +67,13 @@ class Waterfall:
         self._side = side
         self._dropped: list[pa.Table] = []
         self.causes: dict[str, str] = {}  # the commonest of each stage that gives any
+
+    def __repr__(self) -> str:
+        rows = [f"{stage['stage']} {stage['rows_kept']:,}" for stage in self.stages]
+        return f"Waterfall({', '.join(rows)})"
+
+    def _repr_html_(self) -> str:
+        return stages_html(self.stages)
 
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record what a stage decided about ``rows`` and give the rows that stay."""
@@ -149,6 +157,21 @@ class Waterfall:
     def dropped(self) -> pa.Table:
         """Return every dropped row, stage by stage, with the columns of ``dropped.parquet``."""
         return pa.concat_tables([parquet.arrow_schema(parquet.DROPPED).empty_table(), *self._dropped])
+
+
+def stages_html(stages: list[dict[str, Any]]) -> str:
+    """Return the stages of a waterfall as a table for a notebook."""
+    reasons = [stage.get("turns") or stage["dropped"] for stage in stages]
+    rows = [
+        (
+            stage["stage"],
+            f"{stage['rows_kept']:,}",
+            f"{stage['tokens_kept']:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in counts.items()),
+        )
+        for stage, counts in zip(stages, reasons, strict=True)
+    ]
+    return html_table(("stage", "rows", "tokens", "dropped"), rows, "Waterfall")
 
 
 def commonest_causes(selection: Selection, limit: int = 3) -> str:

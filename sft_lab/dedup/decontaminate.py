@@ -6,7 +6,7 @@ Embeddings are shared with dedup.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +16,7 @@ from sft_lab.core.errors import JobError
 from sft_lab.core.packages import absolute_path
 from sft_lab.core.params import result_params
 from sft_lab.core.remote import missing_file
+from sft_lab.core.stage import UsesContext
 from sft_lab.core.text import On
 from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, NGRAM, NUM_PERM
@@ -48,7 +49,7 @@ class Action(Enum):
 
 
 @dataclass
-class Decontaminate(Bounded):
+class Decontaminate(Bounded, UsesContext):
     """Find training rows equal or near to a held-out row (whether this run uses it or not) or a benchmark row.
 
     Attributes:
@@ -90,7 +91,7 @@ class Decontaminate(Bounded):
         Args:
             train: the rows to judge.
             held_out: the rows on the held-out side.
-            context: the run's store and log.
+            context: store and log; None: the run's.
             against: the rows of the benchmarks. A row without an answer is compared by its prompt with the
                 training rows' prompts, whatever ``on`` is.
 
@@ -103,7 +104,8 @@ class Decontaminate(Bounded):
         """
         from sft_lab.core.rows import Rows, Selection
 
-        context = context or StageContext()
+        context = self.context_for(context)
+        source = train
         train, held_out = Rows.of(train), Rows.of(held_out)
         semantic = self.method is Method.semantic
         params = result_params(self)
@@ -119,7 +121,7 @@ class Decontaminate(Bounded):
         entry = context.stage(
             "decontaminate", recipe, lambda folder: self._compare(train, held_out, against, context).save(folder)
         )
-        selection = Selection.load(entry.path, train.ids)
+        selection = replace(Selection.load(entry.path, train.ids), source=source)
         near = len(selection.reason) - int(selection.kept.sum())
         if near and self.action is Action.fail:
             reasons = ("near_held_out", "equals_held_out", "near_benchmark", "equals_benchmark")
@@ -131,7 +133,7 @@ class Decontaminate(Bounded):
             )
         if near and self.action is Action.report:
             context.notice(f"decontaminate: {near} training rows are equal or near to rows kept for measuring and stay")
-            return Selection(selection.ids, [""] * len(selection.ids), selection.score, selection.nearest)
+            return replace(selection, reason=[""] * len(selection.ids), cause=[])
         return selection
 
     def _compare(self, train: Rows, held_out: Rows, against: Rows | None, context: StageContext) -> Selection:

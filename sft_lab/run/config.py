@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from sft_lab import pipeline
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.engine import Engine
 from sft_lab.core.errors import ConfigError
+from sft_lab.core.stage import UsesContext
 from sft_lab.core.store import Store, default_root
 from sft_lab.data.chat_template import Template
 from sft_lab.data.filters import Filter
@@ -25,6 +28,7 @@ from sft_lab.dedup.semantic import Semantic
 from sft_lab.evaluation.config import Evaluation
 from sft_lab.run import checks, execute, identity, inputs
 from sft_lab.run.launch_config import Launcher
+from sft_lab.run.overview import choices_line, choices_table
 from sft_lab.run.schemas import kind_of
 from sft_lab.tracking.config import Tracking
 from sft_lab.training.config import Full
@@ -109,6 +113,7 @@ class Run(Bounded):
         super().__post_init__()
         self.prepare = replace(self.prepare)  # another run's own carries out the stages of that one
         self.prepare.bind(self)
+        self._attach_stages()
         self._refuse_longer_rows()
         if self.trainer.loss_weights and self.dataset.train_on is not TrainOn.marked:
             raise ConfigError(
@@ -116,6 +121,22 @@ class Run(Bounded):
                 "set dataset.train_on=marked, or leave it out"
             )
         self.plugins = self.plugins or identity.plugin_origins(self)
+
+    def _attach_stages(self) -> None:
+        """Let stages that are called alone use one context of this run; they may be shared with another run."""
+        make_context = functools.cache(self.context)
+        for name in ("split", "decontaminate", "dedup", "template"):
+            setattr(self, name, copy.copy(getattr(self, name)))
+        self.filter = {name: copy.copy(stage) for name, stage in self.filter.items()}
+        stages: list[UsesContext] = [self.split, self.decontaminate, self.dedup, self.template, *self.filter.values()]
+        for stage in stages:
+            stage.attach(make_context)
+
+    def __repr__(self) -> str:
+        return f"Run({choices_line(self)})"
+
+    def _repr_html_(self) -> str:
+        return choices_table(self)
 
     def _refuse_longer_rows(self) -> None:
         limits = {"split.max_eval_tokens": self.split.max_eval_tokens}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab import pipeline
-from sft_lab.core import heavy_imports
+from sft_lab.core import console, heavy_imports
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.gpus import gpu_is_in_use, release_memory, use_one_gpu
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 def execute(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
     """Carry out the whole run; return its summary and ``folder``, nothing in a process that assists in training."""
+    console.show_in_notebook()
     if not run.launch.distributed:  # processes that train together have a GPU each
         use_one_gpu()
     with heavy_imports.imports():
@@ -71,6 +72,7 @@ def _assist(run: Run, folder: RunDir) -> dict[str, Any]:
 
 def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
     """Carry out the data stages, and write their report and the rows."""
+    console.show_in_notebook()
     use_one_gpu()
     with heavy_imports.imports():
         from sft_lab.run.session import Session

@@ -6,7 +6,6 @@ sft_lab's too, so the trainer's own evaluation, a mean of batch means, never run
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from sft_lab.core.errors import ConfigError, Pruned
 from sft_lab.core.interrupt import noted
 from sft_lab.core.io import sync
 from sft_lab.core.log import log
+from sft_lab.core.progress import is_shown
 from sft_lab.core.text import count_of
 from sft_lab.training import loss_head, turn_weights
 from sft_lab.training.callbacks import Event, MetricsCallback, ProgressBar, StopCallback, Watch, log_held_out_loss
@@ -72,8 +72,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Return Transformers' optimizer, or LoRA+'s."""
-        if self.optimizer is None and self.loraplus_lr_ratio is not None:
-            ratio = self.loraplus_lr_ratio
+        if self.optimizer is None and (ratio := self.loraplus_lr_ratio):
             self.optimizer = build_loraplus_optimizer(self.model if model is None else model, self.args, ratio)
         return super().create_optimizer(model)
 
@@ -337,7 +336,7 @@ def _build_trainer(
 def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig, own_attention: str) -> list[Any]:
     """Return the callbacks: metrics, samples, early stopping, and a progress bar or log lines for the user."""
     callbacks: list[Any] = [MetricsCallback(watch)]
-    if args.process_index == 0 and sys.stderr.isatty():
+    if args.process_index == 0 and is_shown():
         bar = ProgressBar()
         callbacks.append(bar)
         watch.show(bar.show)

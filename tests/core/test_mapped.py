@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from sft_lab.core import mapped
-from sft_lab.core.rows import Rows, load_table, save_table
+from sft_lab.core.rows import Rows, TableWriter, load_table
 
 ROWS = 60_000
 
@@ -24,7 +24,10 @@ def resident() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="MADV_PAGEOUT is Linux's")
 def test_a_pass_keeps_little_of_a_table_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [f"{number} " + "x" * 2000 for number in range(ROWS)]
-    save_table(pa.table({"id": [str(number) for number in range(ROWS)], "answer": answers}), tmp_path)
+    table = pa.table({"id": [str(number) for number in range(ROWS)], "answer": answers})
+    writer = TableWriter(tmp_path, table.schema)
+    writer.write(table)
+    writer.close()
     size = sum(map(len, answers))
     rows = Rows(load_table(tmp_path), np.arange(ROWS), "key")
     monkeypatch.setattr(mapped, "RESIDENT", size // 10)
