@@ -1,4 +1,4 @@
-"""Rows and selections: what the data stages take and return.
+"""Rows: what the data stages take.
 
 The table is loaded once and never changes. A stage gets ``Rows``, a view of it, and returns a ``Selection``: for
 every row whether it is kept, or the reason why it is dropped. Only template and tokenize make new columns.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from sft_lab.core import parquet
 from sft_lab.core.columns import BATCH, gather, value_batches, values_of
 from sft_lab.core.errors import SourceError
-from sft_lab.core.notebook import html_table
 from sft_lab.core.text import On, content_group
 
 if TYPE_CHECKING:
@@ -267,122 +264,10 @@ class RowIds(Sequence[str]):
         return gather(self._column, self._positions)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What a stage decided about the rows it saw, in their order.
+def __getattr__(name: str) -> Any:
+    """Return ``Selection``, which was defined here: stages of others may import it from this module."""
+    if name != "Selection":
+        raise AttributeError(name)
+    from sft_lab.core.selection import Selection
 
-    Attributes:
-        ids: row ids.
-        reason: ``""`` for a kept row, else why it was dropped; equal reasons are one string in memory.
-        score: float32, shape (rows,): the number behind the decision (tokens, cosine), NaN where there is none.
-        nearest: the id of the nearest kept row, ``""`` where there is none.
-        cause: what in the row is behind the reason, where the reason alone does not say it; else ``""``.
-        source: the rows that were seen; None where only the decisions are at hand.
-    """
-
-    ids: RowIds
-    reason: list[str]
-    score: np.ndarray
-    nearest: list[str]
-    cause: list[str] = field(default_factory=list)
-    source: Rows | Dataset | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        """Take a plain list of ids too, and no causes."""
-        object.__setattr__(self, "ids", RowIds.of(self.ids))
-        object.__setattr__(self, "cause", self.cause or [""] * len(self.reason))
-
-    @classmethod
-    def of(
-        cls,
-        rows: Rows,
-        reason: list[str],
-        score: np.ndarray | Sequence[float] | None = None,
-        nearest: list[str] | None = None,
-        cause: list[str] | None = None,
-    ) -> Selection:
-        """Return a selection of ``rows``; score, nearest and cause may be left out."""
-        size = len(rows)
-        values = np.full(size, np.nan, np.float32) if score is None else np.asarray(score, np.float32)
-        return cls(rows.ids, reason, values, nearest or [""] * size, cause or [], rows)
-
-    def __repr__(self) -> str:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-        return f"Selection({self.kept.sum():,} of {len(self.ids):,} rows kept{dropped and f'; dropped: {dropped}'})"
-
-    def _repr_html_(self) -> str:
-        kept = int(self.kept.sum())
-        rows = [("kept", f"{kept:,}"), *((reason, f"{count:,}") for reason, count in self.dropped.items())]
-        return html_table(("reason", "rows"), rows, f"{kept:,} of {len(self.ids):,} rows kept")
-
-    @property
-    def kept(self) -> np.ndarray:
-        """True for each kept row: bool, shape (rows,)."""
-        return np.fromiter((not reason for reason in self.reason), bool, len(self.reason))
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Rows dropped by reason, most first."""
-        return dict(Counter(reason for reason in self.reason if reason).most_common())
-
-    def dataset(self) -> Dataset:
-        """Return the kept rows as a ``datasets.Dataset``, with the columns of what the stage was called with.
-
-        Raises:
-            SourceError: where only the decisions are at hand.
-        """
-        kept = np.flatnonzero(self.kept)
-        if self.source is None:
-            raise SourceError("this selection has no rows with it; call the stage on a datasets.Dataset or on Rows")
-        if isinstance(self.source, Rows):
-            return self.source.table.select(self.source.positions[kept])
-        return self.source.select(kept)
-
-    def take(self, indices: np.ndarray) -> Selection:
-        """Return what was decided about some of the rows: int64, shape (those rows,)."""
-        return Selection(
-            self.ids.select(indices),
-            [self.reason[index] for index in indices],
-            self.score[indices],
-            [self.nearest[index] for index in indices],
-            [self.cause[index] for index in indices],
-            self.source.take(indices) if isinstance(self.source, Rows) else None,
-        )
-
-    def bring_back(self, ids: set[str]) -> Selection:
-        """Keep these rows whatever was decided about them; score and nearest stay, to be looked at."""
-        if not ids:
-            return self
-        reasons = ["" if row_id in ids else reason for row_id, reason in zip(self.ids, self.reason, strict=True)]
-        return replace(self, reason=reasons)
-
-    def examples(self, reason: str, n: int = 3) -> list[dict[str, Any]]:
-        """Return the first ``n`` rows dropped for ``reason``: id, score and nearest kept id."""
-        dropped = [index for index, row_reason in enumerate(self.reason) if row_reason == reason][:n]
-        return [{"id": self.ids[i], "score": float(self.score[i]), "nearest": self.nearest[i]} for i in dropped]
-
-    def save(self, folder: Path) -> None:
-        """Write ``selection.parquet``."""
-        decisions = {name: getattr(self, name) for name in parquet.SELECTION if name != "id"}
-        parquet.write(folder / "selection.parquet", {"id": self.ids.array()} | decisions, parquet.SELECTION)
-
-    @classmethod
-    def load(cls, folder: Path, ids: RowIds | None = None) -> Selection:
-        """Read what ``save`` wrote.
-
-        Args:
-            folder: of the stored result.
-            ids: of the rows, where they are at hand; None: as they were saved.
-        """
-        names = [name for name in parquet.SELECTION if name != "id" or ids is None]
-        table = parquet.read(folder / "selection.parquet", {name: parquet.SELECTION[name] for name in names})
-        ids = RowIds(table["id"]) if ids is None else ids
-        texts = {name: shared_strings(table[name]) for name in ("reason", "nearest", "cause")}
-        return cls(ids, score=table["score"].to_numpy(), **texts)
-
-
-def shared_strings(column: pa.ChunkedArray) -> list[str]:
-    """Return a column's strings as a list in which equal ones are one object."""
-    values: dict[str, str] = {}
-    return [values.setdefault(text, text) for chunk in column.chunks for start in range(0, len(chunk), BATCH)
-            for text in chunk.slice(start, BATCH).to_pylist()]  # fmt: skip
+    return Selection

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     import datasets
 
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 
 class UsesContext:
@@ -70,7 +71,8 @@ class Selector(Bounded, UsesContext, abc.ABC):
 
     def __call__(self, rows: Rows | datasets.Dataset, context: StageContext | None = None) -> Selection:
         """Return the selection of these rows, from the store if it is there."""
-        from sft_lab.core.rows import Rows, Selection
+        from sft_lab.core.rows import Rows
+        from sft_lab.core.selection import Selection
 
         context = self.context_for(context)
         view = Rows.of(rows)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
     from sft_lab.data.encoding import Encoded
     from sft_lab.data.renderer import Renderer
 

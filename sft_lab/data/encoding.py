@@ -25,7 +25,8 @@ from sft_lab.core.errors import ModelError
 from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.mapped import release
 from sft_lab.core.plugins import version_of
-from sft_lab.core.rows import Rows, Selection, TableWriter, load_table
+from sft_lab.core.rows import Rows, TableWriter, load_table
+from sft_lab.core.selection import Selection
 from sft_lab.core.types import IGNORED, TEMPLATE_INPUTS
 from sft_lab.data.chat_template import Template
 from sft_lab.data.examples import ExampleMaker

@@ -26,7 +26,8 @@ from sft_lab.data.label_rules import Reasoning, TrainOn
 if TYPE_CHECKING:
     import numpy as np
 
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
     from sft_lab.core.store import Store
 
 Record = dict[str, Any]
@@ -158,7 +159,8 @@ class Dataset(Bounded, abc.ABC):
         """
         import numpy as np
 
-        from sft_lab.core.rows import Rows, Selection, load_table
+        from sft_lab.core.rows import Rows, load_table
+        from sft_lab.core.selection import Selection
 
         if held_out is not None:
             held_out.max_record_mb = self.max_record_mb

@@ -108,7 +108,7 @@ class Mixture(Dataset):
         """Return true for each training-side row beyond its source's part of the mixture: bool, shape (rows,)."""
         import numpy as np
 
-        from sft_lab.core.rows import shared_strings
+        from sft_lab.core.selection import shared_strings
 
         name_of_row = np.array(shared_strings(train.arrow("source")), dtype=object)
         over = np.ones(len(train), bool)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sft_lab.core.context import StageContext
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class Split(Bounded, UsesContext, abc.ABC):
         """
         import numpy as np
 
-        from sft_lab.core.rows import Rows, Selection
+        from sft_lab.core.rows import Rows
+        from sft_lab.core.selection import Selection
 
         context = self.context_for(context)
         rows = Rows.of(rows)
@@ -187,7 +189,7 @@ class Split(Bounded, UsesContext, abc.ABC):
     def _usable(self, rows: Rows, context: StageContext) -> Selection:
         import numpy as np
 
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
 
         if not len(rows):
             return Selection.of(rows, [])
@@ -270,7 +272,7 @@ class Source(Split):
         """
         import numpy as np
 
-        from sft_lab.core.rows import shared_strings
+        from sft_lab.core.selection import shared_strings
 
         splits = shared_strings(rows.arrow("source_split"))
         if len(set(splits)) < 2:
@@ -307,7 +309,7 @@ class FromFile(Split):
         """A row is held out iff it comes from the file."""
         import numpy as np
 
-        from sft_lab.core.rows import shared_strings
+        from sft_lab.core.selection import shared_strings
 
         splits = shared_strings(rows.arrow("source_split"))
         return np.fromiter((split == HELD_OUT for split in splits), bool, len(rows))

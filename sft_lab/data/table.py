@@ -25,7 +25,8 @@ from sft_lab.core.errors import SourceError
 from sft_lab.core.io import digest, write_json
 from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
-from sft_lab.core.rows import RowIds, Selection, TableWriter, load_table, shared_strings
+from sft_lab.core.rows import RowIds, TableWriter, load_table
+from sft_lab.core.selection import Selection, shared_strings
 from sft_lab.core.text import content_group
 from sft_lab.core.types import TEMPLATE_INPUTS
 from sft_lab.data.conversation import Cutter, texts_of

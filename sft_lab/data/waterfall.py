@@ -19,8 +19,9 @@ from sft_lab.core.notebook import html_table
 from sft_lab.data.conversation import UNUSED
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
     from sft_lab.core.run_dir import RunDir
+    from sft_lab.core.selection import Selection
     from sft_lab.core.store import Entry
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
     from sft_lab.dedup.texts import Texts
 
 BLOCK = 4096  # rows of the product held at once
@@ -102,7 +103,8 @@ class Decontaminate(Bounded, UsesContext):
         Raises:
             JobError: with ``action=fail``, when there is such a row.
         """
-        from sft_lab.core.rows import Rows, Selection
+        from sft_lab.core.rows import Rows
+        from sft_lab.core.selection import Selection
 
         context = self.context_for(context)
         source = train
@@ -139,7 +141,7 @@ class Decontaminate(Bounded, UsesContext):
     def _compare(self, train: Rows, held_out: Rows, against: Rows | None, context: StageContext) -> Selection:
         import numpy as np
 
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
         from sft_lab.dedup.texts import Texts
 
         size = len(train)

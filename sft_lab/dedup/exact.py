@@ -11,7 +11,8 @@ from sft_lab.core.stage import Selector
 from sft_lab.core.text import On
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 
 class Keep(Enum):
@@ -40,7 +41,7 @@ class Nothing(Dedup):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
         """Keep every row."""
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
 
         return Selection.of(rows, [""] * len(rows))
 

@@ -19,7 +19,8 @@ from sft_lab.dedup.exact import Dedup, Keep
 if TYPE_CHECKING:
     import numpy as np
 
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
     from sft_lab.dedup.neighbor_graph import NeighborGraph
     from sft_lab.dedup.texts import Texts
 

@@ -13,7 +13,7 @@ from sft_lab.core.text import scripts
 from sft_lab.dedup.select import Keep, representatives
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Selection
+    from sft_lab.core.selection import Selection
     from sft_lab.dedup.neighbor_graph import NeighborGraph
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from sft_lab.dedup.exact import Keep
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
     from sft_lab.dedup.neighbor_graph import NeighborGraph
 
 __all__ = ["Keep", "representatives", "selection"]
@@ -23,7 +24,7 @@ def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: K
 
     Reasons: ``duplicate`` where the nearest row has the same text, ``near_duplicate`` where it has another.
     """
-    from sft_lab.core.rows import Selection
+    from sft_lab.core.selection import Selection
 
     answers = (answer for (batch,) in rows.batches("answer") for answer in batch)
     lengths = np.fromiter(map(len, answers), np.int64, len(rows))

@@ -12,7 +12,8 @@ import numpy as np
 
 from sft_lab import pipeline
 from sft_lab.core.io import read_json, write_json, write_text
-from sft_lab.core.rows import Rows, shared_strings
+from sft_lab.core.rows import Rows
+from sft_lab.core.selection import shared_strings
 from sft_lab.core.text import On
 from sft_lab.data.languages import LANGUAGE_NAMES, detect
 from sft_lab.data.model_view import stretches_of, view_rows
@@ -24,8 +25,8 @@ from sft_lab.dedup.semantic import Semantic
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
-    from sft_lab.core.rows import Selection
     from sft_lab.core.run_dir import RunDir
+    from sft_lab.core.selection import Selection
     from sft_lab.data.preparation import Prepared, Ready
     from sft_lab.dedup.neighbor_graph import NeighborGraph
     from sft_lab.dedup.texts import Texts

@@ -286,7 +286,7 @@ from sft_lab.data.load import Dataset
 from sft_lab.data.split import Split
 from sft_lab.data.chat_template import Template
 from sft_lab.dedup.exact import Dedup
-from sft_lab.core.rows import Selection
+from sft_lab.core.selection import Selection
 
 @dataclass
 class Counted(Dataset):

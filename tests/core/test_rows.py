@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sft_lab.core.errors import SourceError
-from sft_lab.core.rows import Rows, Selection
+from sft_lab.core.rows import Rows
+from sft_lab.core.selection import Selection
 
 PLAIN = {"prompt": ["a?", "b?", "c?", "d?"], "answer": ["A", "B", "C", "D"]}
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
-from sft_lab.core.rows import Rows, Selection
+from sft_lab.core.rows import Rows
+from sft_lab.core.selection import Selection
 from sft_lab.core.store import Store
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from row_strategies import TEXTS
 from small_parts import context, rows_of
 
-from sft_lab.core.rows import Rows, Selection
+from sft_lab.core.rows import Rows
+from sft_lab.core.selection import Selection
 from sft_lab.core.text import On, normalize
 from sft_lab.dedup.exact import Dedup, Exact, Keep, Nothing
 from sft_lab.dedup.graph_options import Index

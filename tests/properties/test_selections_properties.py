@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from row_strategies import TEXTS
 from small_parts import PAIR, context, rows_of
 
-from sft_lab.core.rows import Rows, Selection
+from sft_lab.core.rows import Rows
+from sft_lab.core.selection import Selection
 from sft_lab.data.filters import Filter
 from sft_lab.data.filters.answered import Answered
 from sft_lab.data.filters.language import Language

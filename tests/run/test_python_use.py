@@ -14,7 +14,8 @@ from datasets import Dataset
 import sft_lab
 from sft_lab.core import console, progress
 from sft_lab.core.errors import ConfigError, FolderError, SourceError
-from sft_lab.core.rows import RowIds, Selection
+from sft_lab.core.rows import RowIds
+from sft_lab.core.selection import Selection
 from sft_lab.run.config import Run
 
 SMALL = ["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "split.min_eval_rows=1", "threads=1"]

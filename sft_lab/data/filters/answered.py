@@ -12,7 +12,8 @@ from sft_lab.data.conversation import answers_of
 from sft_lab.data.filters import Filter
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Answered(Filter):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
         """Reasons: ``empty_prompt``, ``short_prompt``, ``empty_answer``, ``short_answer``; score: characters."""
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
 
         reasons, scores = [], []
         columns = rows.batches("prompt", "answer", "messages")

@@ -14,7 +14,8 @@ from sft_lab.data.filters import Filter
 from sft_lab.data.languages import LANGUAGE_NAMES, languages_of
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Language(Filter):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``language_unclear``, ``other_language``; score: confidence."""
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
 
         codes, confidences = languages_of(rows, context, self.on)
         reasons = [

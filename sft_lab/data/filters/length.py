@@ -11,7 +11,8 @@ from sft_lab.core.errors import require
 from sft_lab.data.filters import Filter
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Length(Filter):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``over_max_tokens``, ``under_min_tokens``, ``under_min_answer_tokens``; score: tokens."""
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
 
         counts = context.token_counts(rows)
         total = counts.sum(axis=1)

@@ -14,7 +14,8 @@ from sft_lab.core.text import On
 from sft_lab.data.filters import Filter
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Pattern(Filter):
         """Reasons: ``no_pattern_matches``, ``pattern_matches``; score: the first of its list that matched, from 0."""
         import numpy as np
 
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
 
         keep, drop = self._compiled("keep"), self._compiled("drop")
         reasons, scores = [], []

@@ -19,7 +19,8 @@ from sft_lab.core.packages import package_path
 from sft_lab.data.filters import Filter
 
 if TYPE_CHECKING:
-    from sft_lab.core.rows import Rows, Selection
+    from sft_lab.core.rows import Rows
+    from sft_lab.core.selection import Selection
 
 DECISIONS = ("keep", "drop", "")
 
@@ -68,7 +69,7 @@ class Reviewed(Filter):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
         """Reasons: ``reviewed_drop``, ``not_reviewed``; no score."""
-        from sft_lab.core.rows import Selection
+        from sft_lab.core.selection import Selection
 
         decisions = self._decisions()
         ids = rows.column("id")
