@@ -29,6 +29,9 @@ LACKING = re.compile(r"needs GPUs|NVIDIA GPU|pip install")
 # Files that the commands speak of, in the folder they are composed in.
 ROWS = [
     "my_conversations.jsonl",
+    "turns.jsonl",
+    "tools.jsonl",
+    "thoughts.jsonl",
     "my.jsonl",
     "my.csv",
     "rows.jsonl",

@@ -56,6 +56,7 @@ MEASURES = (
     ("outputs/echoed_share", "Generated answers that only repeat the question", "{:.0%}"),
     ("outputs/json_share", "Generated answers in JSON of the right form, where it was asked for", "{:.0%}"),
     ("outputs/exact_share", "Generated answers that match exactly, where the reference is short", "{:.0%}"),
+    ("outputs/call_share", "Generated answers that are a valid call of a known tool, where one was called", "{:.0%}"),
     ("outputs/distinct_2", "Variety: distinct word pairs among all (distinct-2)", "{:.0%}"),
     ("outputs/likeness", "Similarity to the nearest training answer (ROUGE-L)", "{:.2f}"),
     ("train/recalled_share", "Training rows continued verbatim", "{:.0%}"),

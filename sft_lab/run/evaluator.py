@@ -6,7 +6,6 @@ What the base model scores and answers is stored: it is the same for every job o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +18,25 @@ from sft_lab.core.params import plain
 from sft_lab.core.positions import learned_positions, within_positions
 from sft_lab.core.rows import Rows
 from sft_lab.core.types import TEMPLATE_INPUTS
+from sft_lab.data.call_form import CallForm
 from sft_lab.data.chat_template import Auto, Jinja, Template
 from sft_lab.data.encoding import prompt_ids
-from sft_lab.data.label_rules import LabelRules, TrainOn
+from sft_lab.data.label_rules import TrainOn
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
+from sft_lab.data.template_input import Conversation
 from sft_lab.data.template_layout import CannotRender
 from sft_lab.evaluation import heldout
-from sft_lab.evaluation.answers import contains_expected, measure_answers
+from sft_lab.evaluation.answers import measure_answers
 from sft_lab.evaluation.custom_metrics import measure_custom
 from sft_lab.evaluation.generation import Answer, generate
 from sft_lab.evaluation.heldout import AnswerEnding, Scores
 from sft_lab.pipeline import label_rules
+from sft_lab.run.call_checks import call_numbers, has_tools, shown_calls, without_call_tokens
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
 from sft_lab.run.fixed_prompts import fixed_prompts
-from sft_lab.run.questions import Output, answer_questions, easiest_questions, rows_asked
+from sft_lab.run.measurement import BaseMeasurement, Measurement, domain_numbers, held_out_numbers
+from sft_lab.run.questions import answer_questions, easiest_questions, rows_asked
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -46,40 +49,6 @@ PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
 MAX_TRAINING_ANSWERS = 20_000  # with which the model's are compared
 
 _SAMPLE_MESSAGES = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured of a model.
-
-    Attributes:
-        ids: of the held-out rows.
-        held_out: their scores, None without any.
-        prompts: the fixed prompts.
-        answers: to them: of ``tuned``, of ``base`` and of ``prompted_base``.
-        outputs: answers to some held-out prompts.
-        numbers: what goes into the summary.
-    """
-
-    ids: list[str]
-    held_out: Scores | None
-    prompts: list[str]
-    answers: dict[str, list[str]]
-    outputs: list[Output]
-    numbers: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class BaseMeasurement(Measurement):
-    """The base model, measured under its own template, or ``plain`` where the run's is new to it.
-
-    Attributes:
-        untrained: its held-out scores under the run's template.
-        prompted: the same with a system prompt and examples before each row.
-    """
-
-    untrained: Scores | None = None
-    prompted: Scores | None = None
 
 
 class Evaluator:
@@ -96,27 +65,30 @@ class Evaluator:
         self._context = context
         self._load_model = load_model
         self._options = run.evaluation
+        self._has_tools: bool | None = None
 
     def measure_base(self, data: Prepared) -> BaseMeasurement:
         """Measure the base model, or read what was measured before."""
         # Plain text has no tools: rows with some are asked in the run's template, though it is new to the model.
-        is_known = self.knows(self._run.template) or _has_tools(data.held_out.rows)
+        is_known = self.knows(self._run.template) or has_tools(data.held_out.rows)
         template = self._run.template if is_known else PLAIN
+        form = self._call_form(template, data)
         held_out = data.held_out if is_known else self._templated(template, data.held_out.rows)
         probe = data.probe if is_known else self._templated(template, data.probe.rows)
         prefix = few_shot_prefix(self._options.baseline, data.sides)
         fixed_answers = {
-            "base": self._stored_answers(self._fixed_prompts(data, template, []), template),
-            "prompted_base": self._stored_answers(self._fixed_prompts(data, template, prefix), template),
+            "base": self._stored_answers(self._fixed_prompts(data, template, []), template, form),
+            "prompted_base": self._stored_answers(self._fixed_prompts(data, template, prefix), template, form),
         }
         measured = self._measure(
             held_out,
             probe,
             template,
-            {name: [answer.text for answer in answers] for name, answers in fixed_answers.items()},
+            fixed_answers,
             data,
+            form,
             score=lambda ready: self._stored_scores(ready, template),
-            generate_answers=lambda prompts: self._stored_answers(prompts, template),
+            generate_answers=lambda prompts: self._stored_answers(prompts, template, form),
         )
 
         untrained = measured.held_out
@@ -139,14 +111,16 @@ class Evaluator:
             probe_scores: of these weights where they are known already.
         """
         template = self._run.template
+        form = self._call_form(template, data)
         return self._measure(
             data.held_out,
             data.probe,
             template,
             {"tuned": self.answer_fixed_prompts(model, data)},
             data,
+            form,
             score=lambda ready: self.score(model, ready),
-            generate_answers=lambda prompts: self._generate(model, prompts, template),
+            generate_answers=lambda prompts: self._generate(model, prompts, template, form),
             held_out_scores=held_out_scores,
             probe_scores=probe_scores,
         )
@@ -156,8 +130,9 @@ class Evaluator:
         held_out: Ready,
         probe: Ready,
         template: Template,
-        fixed_answers: dict[str, list[str]],
+        fixed_answers: dict[str, list[Answer]],
         data: Prepared,
+        form: CallForm | None,
         *,
         score: Callable[[Ready], Scores],
         generate_answers: Callable[[list[list[int]]], list[Answer]],
@@ -165,25 +140,45 @@ class Evaluator:
         probe_scores: Scores | None = None,
     ) -> Measurement:
         rules = label_rules(self._run)
-        questions = easiest_questions(held_out, self._options.outputs, rules)
-        outputs = answer_questions(questions, generate_answers)
+        questions = easiest_questions(held_out, self._options.outputs, rules, self._decode)
+        outputs = answer_questions(questions, generate_answers, form)
         question_sets = self._question_sets(template)
         if held_out_scores is None and len(held_out.rows):
             held_out_scores = score(held_out)
         probe_scores = probe_scores or score(probe)
 
-        numbers = {**_held_out_numbers(held_out_scores, probe_scores)}
+        numbers = {**held_out_numbers(held_out_scores, probe_scores)}
         if outputs:
-            prompts, references, answers = zip(*outputs, strict=True)
+            prompts, references, answers, *_ = zip(*outputs, strict=True)
             metrics = measure_answers(answers, prompts, references, _sampled_answers(data.train.rows))
-            numbers |= {f"outputs/{name}": value for name, value in metrics.items()}
+            numbers |= {f"outputs/{name}": value for name, value in metrics.items()} | call_numbers(outputs, form)
         texts = [output.answer.text for output in outputs]
         numbers |= measure_custom(rows_asked(questions, held_out.rows), texts, self._context.notice)
         numbers |= {f"{name}/loss": score(ready).loss for name, ready in question_sets.items()}
         if "domain" in question_sets:
-            numbers |= _domain_numbers(question_sets["domain"], generate_answers, rules)
-        ids = held_out.rows.column("id")
-        return Measurement(ids, held_out_scores, self.prompts(data), fixed_answers, outputs, numbers)
+            domain = question_sets["domain"]
+            domain_questions = easiest_questions(domain, len(domain.rows), rules, self._decode)
+            numbers |= domain_numbers(answer_questions(domain_questions, generate_answers))
+        prompts_with_tools = fixed_prompts(self._options.prompts, data.held_out.rows)
+        tools = [prompt.tools for prompt in prompts_with_tools]
+        return Measurement(
+            held_out.rows.column("id"),
+            held_out_scores,
+            [prompt.text for prompt in prompts_with_tools],
+            {name: [answer.text for answer in answers] for name, answers in fixed_answers.items()},
+            {name: shown_calls(answers, tools, form) for name, answers in fixed_answers.items()},
+            outputs,
+            numbers,
+        )
+
+    def _call_form(self, template: Template, data: Prepared) -> CallForm | None:
+        """Return how a template writes tool calls; None where the held-out rows have no tools."""
+        if self._has_tools is None:
+            self._has_tools = has_tools(data.held_out.rows)
+        return CallForm.of(template.bind(self._context)) if self._has_tools else None
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._context.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def score(self, model: Any, ready: Ready, template: Template | None = None, *, shared: bool = False) -> Scores:
         """Return the held-out scores of rows.
@@ -202,12 +197,13 @@ class Evaluator:
 
     def prompts(self, data: Prepared) -> list[str]:
         """Return the fixed prompts."""
-        return fixed_prompts(self._options.prompts, data.held_out.rows)
+        return [prompt.text for prompt in fixed_prompts(self._options.prompts, data.held_out.rows)]
 
-    def answer_fixed_prompts(self, model: Any, data: Prepared) -> list[str]:
+    def answer_fixed_prompts(self, model: Any, data: Prepared) -> list[Answer]:
         """Return a model's answers to the fixed prompts under the run's template."""
         template = self._run.template
-        return [answer.text for answer in self._generate(model, self._fixed_prompts(data, template, []), template)]
+        form = self._call_form(template, data)
+        return self._generate(model, self._fixed_prompts(data, template, []), template, form)
 
     def base_key(self) -> str:
         """Return a key of the base model's weights as they are held."""
@@ -295,12 +291,15 @@ class Evaluator:
         renderer = template.bind(self._context)
         takes_system = self._takes_system(template)
         prompts = []
-        for text in self.prompts(data):
+        for text, tools in fixed_prompts(self._options.prompts, data.held_out.rows):
             messages = with_prefix(prefix, [{"role": "user", "content": text}], takes_system=takes_system)
-            prompts.append(prompt_ids(renderer.prompt(messages), self._context.tokenizer))
+            inputs = Conversation.of(messages, tools).inputs
+            prompts.append(prompt_ids(renderer.prompt(messages, inputs), self._context.tokenizer))
         return prompts
 
-    def _generate(self, model: Any, prompts: list[list[int]], template: Template) -> list[Answer]:
+    def _generate(
+        self, model: Any, prompts: list[list[int]], template: Template, form: CallForm | None
+    ) -> list[Answer]:  # fmt: skip
         max_new_tokens = self._options.max_new_tokens
         limit, longest = learned_positions(model), max(map(len, prompts), default=0)
         if limit and longest + max_new_tokens > limit:
@@ -308,8 +307,10 @@ class Evaluator:
                 f"evaluation.max_new_tokens={max_new_tokens}: the model has learned {limit:,} positions, "
                 f"and the longest prompt takes {longest:,}: its answer is cut at {max(limit - longest, 0):,} tokens"
             )
-        end_ids = sorted(self._ending(template).stops)
-        return generate(model, self._context.tokenizer, prompts, end_ids=end_ids, max_new_tokens=max_new_tokens)
+        tokenizer = self._context.tokenizer
+        ends = {*self._ending(template).stops, *([tokenizer.convert_tokens_to_ids(form.end)] if form else [])}
+        answers = generate(model, tokenizer, prompts, end_ids=sorted(ends), max_new_tokens=max_new_tokens)
+        return without_call_tokens(answers, form) if form else answers
 
     def _stored_scores(self, ready: Ready, template: Template) -> Scores:
         ending = self._ending(template)
@@ -326,50 +327,22 @@ class Evaluator:
 
         return Scores.load(self._context.stage("base", recipe, compute).path)
 
-    def _stored_answers(self, prompts: list[list[int]], template: Template) -> list[Answer]:
+    def _stored_answers(
+        self, prompts: list[list[int]], template: Template, form: CallForm | None
+    ) -> list[Answer]:  # fmt: skip
         if not prompts:
             return []
 
         def compute(folder: Path) -> None:
-            answers = self._generate(self._load_model(), prompts, template)
+            answers = self._generate(self._load_model(), prompts, template, form)
             write_json(folder / "answers.json", {"answers": [vars(answer) for answer in answers]})
 
         params = {"max_new_tokens": self._options.max_new_tokens}
         recipe = {"version": 2, "params": params, "model": self.base_key(), "input": digest(prompts)}
+        if form:
+            recipe["calls"] = plain(form)  # they are read in what was written, which older results do not hold
         path = self._context.stage("base_answers", recipe, compute).path
         return [Answer(**fields) for fields in read_json(path / "answers.json")["answers"]]
-
-
-def _has_tools(rows: Rows) -> bool:
-    tools = rows.column("tools") if "tools" in rows.table.column_names else []
-    return any(tools) or any("tool_calls" in message for messages in rows.column("messages") for message in messages)
-
-
-def _held_out_numbers(held_out: Scores | None, probe: Scores) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    if held_out is not None:
-        numbers["eval/recalled_share"] = held_out.recalled_share
-    numbers["train/recalled_share"] = probe.recalled_share
-    if held_out is not None:
-        numbers |= {
-            "eval/loss": held_out.loss,
-            "eval/bits_per_byte": held_out.bits_per_byte,
-            "eval/token_accuracy": held_out.accuracy,
-            "eval/stop_probability": held_out.stop_probability,
-            "eval/foreign_probability": held_out.foreign_probability,
-        }
-    return {**numbers, "train/probe_loss": probe.loss}
-
-
-def _domain_numbers(
-    ready: Ready, generate_answers: Callable[[list[list[int]]], list[Answer]], rules: LabelRules
-) -> dict[str, float]:
-    """Return the share of the domain questions that are answered with what was expected."""
-    outputs = answer_questions(easiest_questions(ready, len(ready.rows), rules), generate_answers)
-    if not outputs:
-        return {}
-    right = sum(contains_expected(answer.text, expected) for _, expected, answer in outputs)
-    return {"domain/right_share": right / len(outputs)}
 
 
 def _sampled_answers(rows: Rows) -> list[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sft_lab.data.preparation import Prepared
     from sft_lab.evaluation.heldout import Scores
     from sft_lab.run.config import Run
-    from sft_lab.run.evaluator import BaseMeasurement, Measurement
+    from sft_lab.run.measurement import BaseMeasurement, Measurement
     from sft_lab.tracking.record import Record, Unwritten
     from sft_lab.training.trl_trainer import Trained
 

@@ -17,7 +17,8 @@ from sft_lab.core.progress import Stopwatch
 from sft_lab.core.types import Work
 from sft_lab.report import card, html_report
 from sft_lab.run import data_report
-from sft_lab.run.evaluator import BaseMeasurement, Evaluator, Measurement
+from sft_lab.run.evaluator import Evaluator
+from sft_lab.run.measurement import BaseMeasurement, Measurement
 from sft_lab.run.session import Session
 from sft_lab.run.summary import summarize
 from sft_lab.run.trial import create_pruning
@@ -125,7 +126,7 @@ class TrainingSession(Session):
         def sample(model: Any, step: int) -> None:
             answers = self._evaluator.answer_fixed_prompts(model, data)
             for prompt, answer in zip(self._evaluator.prompts(data), answers, strict=True):
-                self._samples.write({"step": step, "prompt": prompt, "answer": answer})
+                self._samples.write({"step": step, "prompt": prompt, "answer": answer.text})
 
         if token_counts := self.record.curve("train/num_tokens"):  # up to the checkpoint
             self._tokens_before = int(token_counts[-1][1])
@@ -281,26 +282,31 @@ class TrainingSession(Session):
         parquet.write(self.folder.eval, columns, parquet.EVAL)
 
     def _sample_rows(self, base: BaseMeasurement, tuned: Measurement) -> list[dict[str, str]]:
-        answers = base.answers | tuned.answers
+        columns = base.answers | tuned.answers
+        columns |= {f"{name}_calls": calls for name, calls in (base.calls | tuned.calls).items() if calls}
         return [
-            {"prompt": prompt, **{name: texts[index] for name, texts in answers.items()}}
+            {"prompt": prompt, **{name: texts[index] for name, texts in columns.items()}}
             for index, prompt in enumerate(tuned.prompts)
         ]
 
 
 def _output_rows(base: BaseMeasurement, tuned: Measurement) -> list[dict[str, Any]]:
-    base_answers = {output.prompt: output.answer.text for output in base.outputs}
-    return [
-        {
+    of_base = {output.prompt: output for output in base.outputs}
+    rows = []
+    for output in tuned.outputs:
+        before = of_base.get(output.prompt)
+        row = {
             "prompt": output.prompt,
             "reference": output.reference,
-            "base": base_answers.get(output.prompt),
+            "base": before and before.answer.text,
             "tuned": output.answer.text,
             "ended": output.answer.ended,
             "stray": output.answer.stray,
         }
-        for output in tuned.outputs
-    ]
+        if output.calls is not None:
+            row |= {"base_calls": before and before.calls, "tuned_calls": output.calls}
+        rows.append(row)
+    return rows
 
 
 def _event(held_out: Scores, probe: Scores | None) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from datasets import Dataset
 
 from sft_lab import compose
@@ -24,14 +25,28 @@ def held_out(*prompts: str) -> Rows:
 
 def test_the_first_short_ones_each_once() -> None:
     rows = held_out("Where?", "x" * (MAX_CHARACTERS + 1), "Where?", "When?", "Why?", "Who?")
-    assert fixed_prompts(None, rows) == ["Where?", "When?", "Why?"]
-    assert fixed_prompts(None, held_out("Where?")) == ["Where?"]
+    assert fixed_prompts(None, rows) == [("Where?", None), ("When?", None), ("Why?", None)]
+    assert fixed_prompts(None, held_out("Where?")) == [("Where?", None)]
     assert fixed_prompts(None, rows.take([])) == []
 
 
 def test_chosen_ones_come_first() -> None:
-    assert fixed_prompts(["How?"], held_out("Where?")) == ["How?"]
+    assert fixed_prompts(["How?", "How?"], held_out("Where?")) == [("How?", None)] * 2
     assert fixed_prompts([], held_out("Where?")) == []
+
+
+def test_a_prompt_brings_the_tools_of_its_row() -> None:
+    rows = [
+        {
+            "id": "1",
+            "prompt": "Where?",
+            "answer": "",
+            "messages": [{"role": "user", "content": "Where?"}],
+            "tools": "[]",
+        }
+    ]
+    (prompt,) = fixed_prompts(None, Rows(Dataset.from_list(rows), np.arange(1), "key"))
+    assert prompt == ("Where?", "[]")
 
 
 def test_the_bundled_conversations_bring_theirs(tiny: list[str]) -> None:

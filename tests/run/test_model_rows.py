@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from chat_shapes import QWEN25
+from chat_shapes import QWEN3, QWEN25, Shape
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -34,9 +35,9 @@ def talk(prompt: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 
-def prepare(here: Path, tiny: list[str], rows: list[dict[str, Any]], *options: str) -> RunDir:
+def prepare(here: Path, tiny: list[str], rows: list[dict[str, Any]], *options: str, shape: Shape = QWEN25) -> RunDir:
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (here / "qwen.jinja").write_text(QWEN25.jinja, encoding="utf-8")
+    (here / "qwen.jinja").write_text(shape.jinja, encoding="utf-8")
     overrides = ["dataset=rows.jsonl", "template=file", "template.path=qwen.jinja", IM, "split.eval_share=0"]
     assert (
         main(
@@ -116,6 +117,29 @@ def test_every_token_trains_and_is_shown_so(here: Path, tiny: list[str]) -> None
     assert [text_of(view, trained=True) for view in content["model_rows"]] == [
         text_of(view) for view in content["model_rows"]
     ]
+
+
+@pytest.mark.parametrize(
+    ("page", "examples", "trained"),
+    [
+        ("many_turns", 3, ["Seven.<|im_end|>Eleven.<|im_end|>", "C, A, T.<|im_end|>"]),
+        ("tools", 2, [f"{ANSWERED}31 degrees.<|im_end|>", "Good morning.<|im_end|>"]),
+        ("thoughts", 4, ["<think>\n17 times 3 is 51.\n</think>\n\n51<|im_end|>",
+                         "<think>\nNo prime up to 9 divides 97.\n</think>\n\nYes.<|im_end|>"]),
+    ],
+)  # fmt: skip
+def test_the_files_to_copy(page: str, examples: int, trained: list[str], here: Path, tiny: list[str]) -> None:
+    text = (Path(__file__).parents[2] / f"docs/{page}.md").read_text(encoding="utf-8")
+    for number, block in enumerate(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[:2]):
+        rows = [*map(json.loads, block.splitlines())]
+        shape = QWEN3 if page == "thoughts" else QWEN25
+        folder = prepare(here, tiny, rows, f"hydra.run.dir=out{number}", "filter=[]", shape=shape)
+        folder = RunDir(here / f"out{number}")
+        last = read_json(folder.waterfall)["stages"][-1]
+        assert last["rows_kept"] == len(rows)
+        if not number:
+            assert last.get("examples", last["rows_kept"]) == examples
+            assert set(trained) <= {text_of(view, trained=True) for view in read_json(folder.data)["model_rows"]}
 
 
 def test_a_space_at_a_border_stays() -> None:
