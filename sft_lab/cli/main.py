@@ -102,18 +102,22 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
 def _hydra_sweep(arguments: Arguments, overrides: list[str]) -> int:
     """Run a sweep with the Hydra sweeper or launcher that the command line chooses."""
     from sft_lab import config
-    from sft_lab.jobs.launch import objective_of
+    from sft_lab.jobs.launch import objectives_of
 
     if not arguments.multirun:
         raise UserError("hydra/sweeper and hydra/launcher are for sweeps; put -m before the overrides")
     try:
         with console.each_line_once():
-            config.run_hydra_sweep(overrides, objective_of, arguments.config_dir, arguments.config_name)
+            failures = config.run_hydra_sweep(overrides, objectives_of, arguments.config_dir, arguments.config_name)
     except SftLabError:
         raise
     except Exception as error:  # plugins of Hydra's raise errors of any type
         raise JobError(f"{type(error).__name__}: {error}") from error
-    return 0
+    for failure in failures:
+        output.print_message(f"sft-lab: {failure}")
+    if not failures:
+        return 0
+    return 2 if all(isinstance(failure, UserError) for failure in failures) else 1
 
 
 def _prepare(arguments: Arguments, overrides: list[str]) -> int:

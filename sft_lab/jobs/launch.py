@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import Any
 
 from sft_lab.config import Plan
 from sft_lab.core import records
-from sft_lab.core.errors import FolderError, JobError, UserError
+from sft_lab.core.errors import FolderError, JobError, SftLabError, UserError
 from sft_lab.core.gpus import release_memory
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
@@ -112,20 +113,27 @@ def _interruption_message(job_folders: list[JobFolder], work: str) -> str:
     return f"interrupted; {first.resume_command} goes on: finished jobs stay, a cut-off training has its checkpoint"
 
 
-def objective_of(plan: Plan) -> float:
-    """Execute the only job of a plan and return its objective, for a Hydra sweeper.
+def objectives_of(plan: Plan) -> list[float | SftLabError]:
+    """Execute the jobs that a Hydra sweeper proposes together; return the objective of each, or why it has none.
 
     Raises:
-        JobError, UserError: when it fails.
+        UserError: for folders that cannot be used, and jobs that a cluster rejects.
     """
-    (job_folder,) = create_job_folders(plan)
-    name = job_folder.folder.path.name
-    if failures := launch([job_folder]):
-        raise (UserError if failures[0].by_input else JobError)(f"{name}: {failures[0].message}")
-    release_memory()  # for the job of the next call
-    objective = read_summary(job_folder.folder).get("objective")
+    job_folders = create_job_folders(plan)
+    failures = {failure.folder.path: failure for failure in launch(job_folders)}
+    release_memory()  # for the jobs of the next call
+    return [_objective(job_folder.folder, failures.get(job_folder.folder.path)) for job_folder in job_folders]
+
+
+def _objective(folder: RunDir, failure: Failure | None) -> float | SftLabError:
+    name = folder.path.name
+    if failure:
+        return (UserError if failure.by_input else JobError)(f"{name}: {failure.message}")
+    objective = read_summary(folder).get("objective")
     if objective is None:
-        raise JobError(f"{name}: has no objective; without held-out rows there is none")
+        return JobError(f"{name}: has no objective; without held-out rows there is none")
+    if not math.isfinite(objective):
+        return JobError(f"{name}: its objective is {objective}")
     return float(objective)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,100 @@ def test_a_sweeper_of_the_users_own_gets_the_objective(tmp_path: Path, tiny: lis
         (summary,) = (found for job, found in jobs.items() if job.startswith(name))
         assert str(summary["objective"]) in told
         assert summary["objective"] == summary["eval/bits_per_byte"]
+
+
+# Its three proposals go out together; with a rule for failures as Hydra's plugins for Optuna, Ax and Nevergrad have it.
+BATCHES = """
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+
+@dataclass
+class Plain:
+    _target_: str = "hydra_plugins.batches.Batches"
+    values: str = ""
+
+
+@dataclass
+class Ruled(Plain):
+    max_failure_rate: float = 0.0
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="plain", node=Plain)
+ConfigStore.instance().store(group="hydra/sweeper", name="ruled", node=Ruled)
+
+
+class Batches(Sweeper):
+    def __init__(self, values, max_failure_rate=None):
+        self.values, self.rate = values.split(), max_failure_rate
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            config=config, hydra_context=hydra_context, task_function=task_function
+        )
+
+    def sweep(self, arguments):
+        results, failures = [], []
+        for result in self.launcher.launch([[*arguments, value] for value in self.values], initial_job_idx=0):
+            try:
+                results.append(result.return_value)
+            except Exception as error:
+                if self.rate is None:
+                    raise
+                failures.append(error)
+        if self.rate is not None and len(failures) > self.rate * len(self.values):
+            raise failures[0]
+        print("RESULTS", results, "FAILED", len(failures))
+"""
+
+
+def _drive(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    plugins = folder / "hydra_plugins"
+    plugins.mkdir(exist_ok=True)
+    (plugins / "batches.py").write_text(BATCHES)
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
+    command = [sys.executable, "-m", "sft_lab", "-m", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "results"),
+    [
+        (["plain"], r"RESULTS \[\d\.\d+, nan, nan\] FAILED 0"),
+        (["ruled"], r"RESULTS \[\d\.\d+\] FAILED 2"),
+        (["ruled", "hydra.sweeper.max_failure_rate=0.1"], ""),
+    ],
+    ids=["NaN", "own rule", "own limit"],
+)
+def test_a_failed_job_reaches_the_sweeper_as_it_can_take_it(
+    tmp_path: Path, tiny: list[str], sweeper: list[str], results: str
+) -> None:
+    proposals = "trainer.max_steps=2 filter.length.min_tokens=100000 trainer.learning_rate=-1"
+    done = _drive(tmp_path, f"hydra/sweeper={sweeper[0]}", f"hydra.sweeper.values='{proposals}'", *sweeper[1:], *tiny)
+    assert bool(results) == ("RESULTS" in done.stdout)
+    assert re.search(results, done.stdout)
+    assert done.returncode == 2
+    assert "learning_rate=-1" in done.stderr
+    assert "min_tokens" in done.stderr
+    assert len([*tmp_path.glob("multirun/sweep-*/*/summary.json")]) == 1
+
+
+def test_jobs_proposed_together_run_at_once(tmp_path: Path, tiny: list[str]) -> None:
+    words = [
+        "hydra/sweeper=plain",
+        "hydra.sweeper.values='seed=1 seed=2 seed=1'",
+        "launch=processes",
+        "launch.at_once=2",
+    ]
+    done = _drive(tmp_path, *words, *tiny)
+    assert (done.returncode, "RESULTS" in done.stdout) == (0, True), done.stderr
+    jobs = [read_json(path) for path in tmp_path.glob("multirun/sweep-*/*/manifest.json")]
+    assert len(jobs) == 2
+    (begin, end), (other_begin, other_end) = ((job["started"], job["finished"]) for job in jobs)
+    assert max(begin, other_begin) < min(end, other_end)
 
 
 def test_hydras_own_launcher_may_be_chosen(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
