@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sft_lab.cli.model_arguments import add_to_model_commands
+from sft_lab.core.errors import UserError
 from sft_lab.core.redaction import printable, redact
 
 # For each command: its line in the list of commands, the first line of its own help, and examples.
@@ -99,6 +101,15 @@ ABOUT: dict[str, tuple[str, str, str]] = {
   sft-lab generate outputs/2026-11-22/11-00-00 --messages talk.json   with its tools
 """,
     ),
+    "evaluate": (
+        "benchmark a run's model and its base model (lm-evaluation-harness)",
+        "Score both models on benchmark tasks; the numbers go into summary, report, W&B and compare.",
+        """\
+  sft-lab evaluate outputs/2026-11-22/11-00-00 --tasks hellaswag,arc_easy
+  sft-lab evaluate outputs/2026-11-22/11-00-00 --tasks my_task.yaml     a task of your own
+  sft-lab compare multirun/sweep-1a2b3c4d --rank-by tasks.hellaswag.acc_norm
+""",
+    ),
     "merge": (
         "merge an adapter into the weights of its base model",
         "Write a run's model so that Transformers alone can load it: weights, tokenizer, template, card.",
@@ -109,11 +120,11 @@ ABOUT: dict[str, tuple[str, str, str]] = {
     ),
     "export": (
         "write a run's model for llama.cpp, Ollama or vLLM",
-        "Write a run's model, with chat template and stop tokens, for what serves it; print the command that does.",
+        "Write a run's model, with chat template and stop tokens, and print the commands that serve it.",
         """\
   sft-lab export outputs/2026-11-22/11-00-00 --to gguf      one file for llama.cpp
   sft-lab export outputs/2026-11-22/11-00-00 --to ollama    the same, and a Modelfile
-  sft-lab export outputs/2026-11-22/11-00-00 --to vllm      a merged folder, and its `vllm serve` line
+  sft-lab export outputs/2026-11-22/11-00-00 --to vllm      a merged folder
 """,
     ),
     "push": (
@@ -182,6 +193,12 @@ def refuse(message: str) -> None:
     _parser().error(message)
 
 
+def refuse_rest(command: str, rest: list[str]) -> None:
+    """Refuse words behind a command that takes no overrides."""
+    if rest:
+        raise UserError(f"{command}: unknown arguments {' '.join(rest)}; sft-lab {command} --help lists its arguments")
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="sft-lab",
@@ -205,7 +222,19 @@ def _parser() -> _Parser:
     for name in ("train", "prepare", "plan", "search"):
         _add_overrides(commands[name], sweeps=name != "search")
     _add_to_search(commands["search"])
-    for name in ("train", "prepare", "plan", "search", "exec", "replay", "generate", "merge", "export", "push"):
+    for name in (
+        "train",
+        "prepare",
+        "plan",
+        "search",
+        "exec",
+        "replay",
+        "generate",
+        "evaluate",
+        "merge",
+        "export",
+        "push",
+    ):
         rows = " and three rows as the model gets them" if name == "prepare" else ""
         commands[name].add_argument(
             "-v", "--verbose", action="store_true", help=f"show the output of the libraries{rows}, too"
@@ -255,7 +284,7 @@ def _parser() -> _Parser:
     promote.add_argument("name", metavar="NAME")
     promote.add_argument("--force", action="store_true", help="put it replaces an experiment of this name")
 
-    _add_to_model_commands(commands)
+    add_to_model_commands(commands)
 
     doctor = commands["doctor"]
     doctor.add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="show what changed since this run")
@@ -270,47 +299,6 @@ def _parser() -> _Parser:
     )
     store.add_argument("--stage", metavar="NAME", help="prune this stage only")
     return parser
-
-
-def _add_to_model_commands(commands: dict[str, _Parser]) -> None:
-    """Add the arguments of the commands that use the model of a finished run."""
-    generate = commands["generate"]
-    generate.add_argument("folder", type=Path, metavar="RUN_DIR")
-    prompt_help = "the user's message; -: read from standard input"
-    prompt = generate.add_argument("prompt", metavar="PROMPT", help=prompt_help)
-    generate.add_argument(
-        "--messages", type=Path, metavar="FILE", action=_InsteadOf, other=prompt,
-        help="in place of PROMPT: JSON or JSON lines, conversations to go on with, with their tools",
-    )  # fmt: skip
-    generate.add_argument("--base", action="store_true", help="print the base model's answer, too")
-    generate.add_argument("--system", default="", metavar="TEXT", help="a system message before the prompt")
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer; default 256")
-    generate.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="default 0: always the likeliest token"
-    )
-    generate.add_argument(
-        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens that have this share"
-    )
-    generate.add_argument("--top-k", type=int, metavar="K", help="sample from this many of the likeliest tokens")
-    generate.add_argument("--seed", type=int, metavar="N", help="of the sampling; default: the run's")
-
-    merge = commands["merge"]
-    merge.add_argument("folder", type=Path, metavar="RUN_DIR")
-    merge.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/merged")
-
-    export = commands["export"]
-    export.add_argument("folder", type=Path, metavar="RUN_DIR")
-    export.add_argument("--to", choices=["gguf", "ollama", "vllm"], required=True, help="what will serve it")
-    export.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/export/gguf or ollama")
-
-    push = commands["push"]
-    push.add_argument("folder", type=Path, metavar="RUN_DIR")
-    push.add_argument("repo", metavar="REPO", help="owner/name")
-    push.add_argument("--what", choices=["model", "dataset"], default="model", help="default: model")
-    push.add_argument(
-        "--merged", action="store_true", help="push the model that `sft-lab merge` wrote, not the adapter"
-    )
-    push.add_argument("--public", action="store_true", help="make the repository public")
 
 
 def _add_to_search(search: _Parser) -> None:
@@ -353,18 +341,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line, in a message without secrets and control characters."""
         super().error(printable(redact(message)))
-
-
-class _InsteadOf(argparse.Action):
-    """An option in place of a positional argument, which is then not required."""
-
-    def __init__(self, *arguments: Any, other: argparse.Action, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self._other = other
-
-    def __call__(self, _: object, namespace: argparse.Namespace, values: Any, __: str | None = None) -> None:
-        self._other.required = False
-        setattr(namespace, self.dest, values)
 
 
 class _Version(argparse.Action):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.cli import output, shell_completion
-from sft_lab.cli.arguments import parse, refuse
+from sft_lab.cli.arguments import parse, refuse, refuse_rest
+from sft_lab.cli.model_commands import evaluate, export, generate, merge, push
 from sft_lab.cli.model_rows import show_model_rows
 from sft_lab.core import console, home, interrupt
 from sft_lab.core.errors import JobError, SftLabError, UserError
@@ -192,7 +193,7 @@ def _search(arguments: Arguments, overrides: list[str]) -> int:
 def _runs(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.jobs import list_runs
 
-    _refuse_rest("runs", rest)
+    refuse_rest("runs", rest)
     if arguments.delete:
         from sft_lab.jobs.delete_runs import delete_runs
 
@@ -204,7 +205,7 @@ def _runs(arguments: Arguments, rest: list[str]) -> int:
 def _compare(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab import compare
 
-    _refuse_rest("compare", rest)
+    refuse_rest("compare", rest)
     if arguments.lowest_first and not arguments.rank_by:
         raise UserError("--lowest-first: sorts by the number that --rank-by names; give that too")
     order = compare.Order(arguments.rank_by, arguments.lowest_first) if arguments.rank_by else None
@@ -232,82 +233,16 @@ def _replay(arguments: Arguments, overrides: list[str]) -> int:
 def _promote(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.jobs.promote import promote
 
-    _refuse_rest("promote", rest)
+    refuse_rest("promote", rest)
     file = promote(arguments.folder, arguments.name, force=arguments.force)
     sys.stdout.write(f"{file}\nrun it: sft-lab +experiment={file.stem}\n")
-    return 0
-
-
-def _refuse_rest(command: str, rest: list[str]) -> None:
-    if rest:
-        raise UserError(f"{command}: unknown arguments {' '.join(rest)}; sft-lab {command} --help lists its arguments")
-
-
-def _generate(arguments: Arguments, rest: list[str]) -> int:
-    from sft_lab.tools import generate
-
-    _refuse_rest("generate", rest)
-    options = generate.GenerationOptions(
-        generate.decode_argument(arguments.system, "--system"),
-        arguments.max_new_tokens,
-        arguments.temperature,
-        arguments.top_p,
-        arguments.top_k,
-        arguments.seed,
-    )
-    if arguments.messages:
-        for name, value in (("prompt", arguments.prompt), ("--system", options.system)):
-            if value:
-                raise UserError(
-                    f"{name}: --messages brings the messages, the system message too; give only one of them"
-                )
-        from sft_lab.data.conversation_file import read_conversations
-
-        conversations = read_conversations(arguments.messages)
-        answered = generate.answer_conversations(arguments.folder, conversations, options, base=arguments.base)
-        generate.print_conversations(answered, options)
-        return 0
-    from_stdin = arguments.prompt == "-"
-    prompt = generate.read_stdin() if from_stdin else generate.decode_argument(arguments.prompt, "prompt")
-    answers = generate.answer_prompt(arguments.folder, prompt, options, base=arguments.base)
-    generate.print_answers(answers, options)
-    return 0
-
-
-def _merge(arguments: Arguments, rest: list[str]) -> int:
-    from sft_lab.tools.merge import merge_adapter
-
-    _refuse_rest("merge", rest)
-    sys.stdout.write(f"{merge_adapter(arguments.folder, arguments.out)}\n")
-    return 0
-
-
-def _export(arguments: Arguments, rest: list[str]) -> int:
-    from sft_lab.tools.export_model import export_model
-
-    _refuse_rest("export", rest)
-    exported = export_model(arguments.folder, arguments.to, arguments.out)
-    sys.stdout.write("\n".join([str(exported.path), *(f"use it: {command}" for command in exported.commands), ""]))
-    return 0
-
-
-def _push(arguments: Arguments, rest: list[str]) -> int:
-    from sft_lab.core.run_dir import RunDir
-    from sft_lab.tools.push import push_to_hub
-
-    _refuse_rest("push", rest)
-    folder = RunDir(arguments.folder.absolute())
-    url = push_to_hub(
-        folder, arguments.repo, repo_type=arguments.what, public=arguments.public, merged=arguments.merged
-    )
-    sys.stdout.write(f"{url}\n")
     return 0
 
 
 def _doctor(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.tools import doctor
 
-    _refuse_rest("doctor", rest)
+    refuse_rest("doctor", rest)
     if arguments.folder is None:
         code = doctor.print_diagnoses([], doctor.diagnose_machine())
     else:
@@ -323,7 +258,7 @@ def _exec(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.jobs.worker import execute
 
-    _refuse_rest("exec", rest)
+    refuse_rest("exec", rest)
     failure = execute(RunDir(arguments.folder.absolute()), arguments.work)
     return _report([failure] if failure else [])
 
@@ -363,7 +298,7 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
 def _store(arguments: Arguments, rest: list[str]) -> int:
     from sft_lab.core.store import Store, default_root
 
-    _refuse_rest("store", rest)
+    refuse_rest("store", rest)
     store = Store(arguments.path.expanduser().absolute() if arguments.path else default_root())
     if not store.root.is_dir() and (arguments.path or store.root.exists()):
         raise UserError(f"{store.root}: no store folder; give one with --path or SFT_LAB_STORE")
@@ -388,10 +323,11 @@ COMMANDS: dict[str, Callable[[Arguments, list[str]], int]] = {
     "compare": _compare,
     "replay": _replay,
     "promote": _promote,
-    "generate": _generate,
-    "merge": _merge,
-    "export": _export,
-    "push": _push,
+    "generate": generate,
+    "evaluate": evaluate,
+    "merge": merge,
+    "export": export,
+    "push": push,
     "doctor": _doctor,
     "store": _store,
 }

@@ -66,6 +66,7 @@ class RunDir:
         self.hydra = path / ".hydra"  # config and overrides once more, where tools for Hydra's folders look for them
         self.inputs = path / "inputs"  # copies of the small files that the config names
         self.checkpoints = path / "checkpoints"
+        self.tasks = path / "tasks.json"
         self.log = path / "run.log"
         self.trial = path / "trial.json"  # which trial of a search the run is
         self.queued = path / "queued.json"  # the job's number in the queue of Slurm

@@ -33,11 +33,15 @@ class RunState(StrEnum):
 
 
 class Work(StrEnum):
-    """What is done in a run folder: a whole run, or preparing its data alone; ``data``: for a training that follows."""
+    """What is done in a run folder: a whole run, or preparing its data alone; ``data``: for a training that follows.
+
+    ``evaluate``: benchmarks on the weights of a finished run.
+    """
 
     RUN = "run"
     PREPARE = "prepare"
     DATA = "data"
+    EVALUATE = "evaluate"
 
 
 class Verdict(StrEnum):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import LONG, flat, is_number, parse_json, read_json, read_text
+from sft_lab.core.records import TASKS
 from sft_lab.core.types import Work
 from sft_lab.jobs.environment import Difference
 
@@ -67,7 +68,9 @@ def _training_numbers(folder: RunDir) -> Numbers:
     ]
     left_out = {*TIMES, "format", "advice.says", "same_as"}
     numbers: Numbers = {
-        f"summary.json {key}": {"": value} for key, value in flat(summary).items() if key not in left_out
+        f"summary.json {key}": {"": value}
+        for key, value in flat(summary).items()
+        if key not in left_out and not key.removeprefix("base/").startswith(TASKS)  # added after the run
     }
 
     for line in read_text(folder.metrics, LONG).splitlines():

@@ -42,9 +42,9 @@ class TrackedRun:
 
     @property
     def job_type(self) -> str:
-        """The kind of job: ``train``, ``prepare``, or ``search`` for a trial of a search."""
-        if self.work == Work.PREPARE:
-            return "prepare"
+        """The kind of job: ``train``, ``prepare``, ``evaluate``, or ``search`` for a trial of a search."""
+        if self.work in (Work.PREPARE, Work.EVALUATE):
+            return str(self.work)
         return "search" if self.folder.trial.exists() else "train"
 
     @property
