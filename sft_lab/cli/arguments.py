@@ -107,7 +107,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab evaluate outputs/2026-11-22/11-00-00 --tasks hellaswag,arc_easy
   sft-lab evaluate outputs/2026-11-22/11-00-00 --tasks my_task.yaml     a task of your own
-  sft-lab compare multirun/sweep-1a2b3c4d --rank-by tasks.hellaswag.acc_norm
+  sft-lab evaluate outputs/2026-11-22/11-00-00 --limit 100 --apply-chat-template
 """,
     ),
     "merge": (
