@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_model_rows(folder: RunDir) -> None:
-    """Print the rows that the data report has, with brackets and color around what trains."""
+    """Print the rows that the data report has: brackets and color for what trains, control tokens dim."""
     from rich.text import Text
 
     from sft_lab.data.model_view import stretches_of
@@ -21,8 +21,12 @@ def show_model_rows(folder: RunDir) -> None:
     out.print("Rows as the model gets them; what is in ⟦ ⟧ trains")
     for view in records.read(folder.data, []).get("model_rows") or []:
         counts = f"{view.get('tokens') or 0:,} tokens, of which {view.get('trained_tokens') or 0:,} train"
+        if (view.get("examples") or 1) > 1:
+            counts += f"; example {view.get('example')} of {view['examples']} of this row"
         out.print(Text(f"\n{view.get('choice')}, {view.get('id')}: {counts}", style="bold"), soft_wrap=True)
         parts = [part for part in view.get("parts") or [] if part]
-        stretches = ((text, "green" if trained else "") for text, trained in stretches_of(parts))
-        out.print(Text.assemble(*stretches), soft_wrap=True)
+        line = Text()
+        for text, trained, special in stretches_of(parts):
+            line.append(text, " ".join([*(["green"] if trained else []), *(["dim"] if special else [])]))
+        out.print(line, soft_wrap=True)
     out.print()

@@ -85,6 +85,8 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
             if row.get(name) is not None:
                 answer = " ".join(row[name].split())[:300] or "(nothing)"
                 out.print(Text(f"  {name.replace('_', ' '):<14}{answer}"))
+            if calls := row.get(f"{name}_calls"):
+                out.print(Text(f"  {'':<14}calls {calls}"))
     out.print()
     for line in result_lines(summary):
         out.print(line, soft_wrap=True)

@@ -62,11 +62,19 @@ def view_rows(ready: Ready, tokenizer: PreTrainedTokenizerBase) -> list[dict[str
     return views
 
 
-def stretches_of(parts: list[Part]) -> Iterator[tuple[str, bool]]:
-    """Yield a row as texts with whether they train, those in brackets; control characters are spelled out."""
+def stretches_of(parts: list[Part]) -> Iterator[tuple[str, bool, bool]]:
+    """Yield a row as texts, with whether each trains and is a control token.
+
+    Brackets stand around what trains, and characters that cannot be seen are spelled out.
+    """
     for trained, group in itertools.groupby(parts, lambda part: bool(part.get("trained"))):
-        text = "".join(_omission(part) if part.get("omitted") else visible(part.get("text") or "") for part in group)
-        yield f"⟦{text}⟧" if trained else text, trained
+        if trained:
+            yield "⟦", True, False
+        for part in group:
+            text = _omission(part) if part.get("omitted") else visible(part.get("text") or "")
+            yield text, trained, bool(part.get("special"))
+        if trained:
+            yield "⟧", True, False
 
 
 def _omission(part: Part) -> str:

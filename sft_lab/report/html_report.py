@@ -67,6 +67,7 @@ MEASURES = (
 )
 TIMESTAMP = re.compile(r"\d\d-\d\d-\d\d(-\d+)?")  # name of a run folder outside a sweep
 TITLE_CHOICES = ("dataset", "dedup", "template", "model", "trainer")  # groups whose options name such a run
+MAX_VALUE = 40  # characters of a key and value that stand in a title
 NAMED_IN_OPTIONS = ("path", "name_or_path")  # keys whose values those options are named by
 
 
@@ -142,7 +143,11 @@ def _heading(folder: RunDir) -> tuple[str, str, str, str]:
     if folder.sweep and axes:
         return axes, job_hash, path.parent.name, subject
     if TIMESTAMP.fullmatch(path.name) and (options := option_names(config, TITLE_CHOICES)):
-        values = [text for text in set_values(folder.hydra) if text.partition("=")[0] not in NAMED_IN_OPTIONS]
+        values = [
+            text
+            for text in set_values(folder.hydra)
+            if text.partition("=")[0] not in NAMED_IN_OPTIONS and len(text) <= MAX_VALUE
+        ]
         return ", ".join([*options, *values]), "", f"{path.parent.name} {path.name}", ""
     return path.name, "", path.parent.name, subject
 

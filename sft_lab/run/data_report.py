@@ -86,7 +86,7 @@ def tables(folder: RunDir) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
 
     if views := content["model_rows"]:
         names = ["choice", "id", "tokens", "trained_tokens"]
-        texts = ["".join(text for text, _ in stretches_of(view["parts"])) for view in views]
+        texts = ["".join(text for text, *_ in stretches_of(view["parts"])) for view in views]
         rows = [[*map(view.get, names), text] for view, text in zip(views, texts, strict=True)]
         yield "model_rows", [*names, "text"], rows
 

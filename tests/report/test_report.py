@@ -123,6 +123,7 @@ def test_a_run_named_by_its_time_is_titled_by_its_choices(make: Make) -> None:
     folder = make("summary")
     write_text(folder.config, CONFIG + "choices: {dataset: file, dedup: exact, model: local, trainer: lora}\n")
     overrides = ["model=local", "model.name_or_path=HuggingFaceTB/SmolLM2-135M", "trainer.learning_rate=0.0002"]
+    overrides.append(f"template.special_tokens=[{'x' * 40}]")
     write_text(folder.hydra / "overrides.yaml", yaml.safe_dump(overrides))
     html = html_of(folder)
     assert ">sharegpt-english,<wbr> exact,<wbr> SmolLM2-135M,<wbr> lora,<wbr> learning_rate=0.0002</bdi></h1>" in html
