@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 30  # held-out rows below which intervals deserve a warning
 MAX_NAMES = 3  # in a list inside a sentence
-UNITS = {Measure.LOSS: "nats per token", Measure.BITS_PER_BYTE: "bits per byte"}
+UNITS: dict[str, str] = {Measure.LOSS: "nats per token", Measure.BITS_PER_BYTE: "bits per byte"}
 CLAIM_TEXTS = {
     Claim.OVER_SEEDS: "differs over seeds",
     Claim.BEYOND_SPREAD: "differs by more than the seed spread",

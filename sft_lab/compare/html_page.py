@@ -259,7 +259,9 @@ def _search(comparison: Comparison, marks: _JobMarks) -> dict[str, Any] | None:
         for trial in search.trials
         if trial.loss is not None and trial.job in jobs
     ]
-    section = describe_search(search, dots, claims.UNITS[comparison.measure], _base_losses(comparison))
+    unit = claims.UNITS.get(search.measure, search.measure)
+    starts = _base_losses(comparison) if search.measure == comparison.measure else []
+    section = describe_search(search, dots, unit, starts)
     return section | {"importance": [(marks.names.get(axis, axis), share) for axis, share in search.importance.items()]}
 
 

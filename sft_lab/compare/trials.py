@@ -30,12 +30,14 @@ class SearchHistory:
     Attributes:
         sampler: what proposed the trials.
         pruner: what ended hopeless ones.
+        measure: a key of ``summary.json``, the loss of a trial.
         trials: by number.
         importance: of each axis: its share in what the values change of the loss, the largest first.
     """
 
     sampler: str
     pruner: str
+    measure: str
     trials: list[SearchTrial]
     importance: dict[str, float] = field(default_factory=dict)
 
@@ -68,7 +70,8 @@ def read_search(jobs: list[ComparedJob]) -> SearchHistory | None:
         for index, trial in enumerate(content["trials"], start=1)
     ]
     importance = sorted((content.get("importance") or {}).items(), key=lambda item: -item[1])
-    return SearchHistory(str(content.get("sampler")), str(content.get("pruner")), trials, dict(importance))
+    sampler, pruner, measure = (str(content.get(name)) for name in ("sampler", "pruner", "measure"))
+    return SearchHistory(sampler, pruner, measure, trials, dict(importance))
 
 
 def describe_search(
@@ -86,7 +89,7 @@ def describe_search(
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
     chart = charts.draw_scatter(
         "trials",
-        "Held-out loss of each trial, and the best so far",
+        f"Loss of each trial ({search.measure}), and the best so far",
         dots,
         ("trial", unit),
         paths=[charts.JobMark("", "best so far", search.best_so_far)],

@@ -12,11 +12,11 @@ from sft_lab.core.errors import FolderError, JobError, SftLabError, UserError
 from sft_lab.core.gpus import release_memory
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
-from sft_lab.core.types import Work
+from sft_lab.core.types import RunState, Work
 from sft_lab.jobs import processes, ray, slurm
 from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders
 from sft_lab.jobs.skip_finished import skip_if_finished
-from sft_lab.jobs.supervise import Failure, result_line
+from sft_lab.jobs.supervise import Failure, read_status, result_line
 from sft_lab.jobs.worker import attempt, interruption_message
 from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
 
@@ -92,7 +92,7 @@ def _execute_in_turn(jobs: list[tuple[str, JobFolder]], work: str) -> list[Failu
             failures.append(failure)
             if title:
                 log.error("%s: failed: %s", title, failure.message)
-        elif title:
+        elif title and read_status(job_folder.folder).get("state") != RunState.PRUNED:  # which is logged already
             log.info("%s: %s", title, result_line(job_folder.folder))
         if title:  # of a sweep: the next job needs the memory
             release_memory()

@@ -53,7 +53,9 @@ def read_command(
             log.warning("%s: not used here: %s", file.path, ", ".join(file.ignored))
         keys = {override.partition("=")[0] for override in [*overrides, *axes]}
         overrides += [axis for axis in file.axes if axis.partition("=")[0] not in keys]
-        trials, sampler, at_once = trials or file.trials, sampler or file.sampler, at_once or file.at_once
+        sampler = sampler or file.sampler
+        trials = file.trials if trials is None else trials
+        at_once = file.at_once if at_once is None else at_once
         seed = file.seed if seed is None else seed
 
     space = read_space(overrides, axes, config_dir, config_name)

@@ -5,7 +5,7 @@ The same command goes on with the trials of its folder: those that a kill cut of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def run_search(space: SearchSpace, options: SearchOptions) -> SearchResult:
         search = _Search(space, options, sweep, run)
         search.go_on()
         failures = search.confirm() if options.confirm else []
-        return SearchResult(sweep, search.measure, search.ended(), search.study.importance(), failures)
+        return SearchResult(sweep, search.measure, search.ended(), search.importance, failures)
     finally:
         (sweep / SEARCH_LOCK).unlink(missing_ok=True)
         lock.release()
@@ -122,14 +122,21 @@ class _Search:
         self.space, self.options, self.sweep, self.run = space, options, sweep, run
         self.planned = options.planned_trials(space)
         self.at_once = options.at_once or _capacity(run)
-        self.measure: str = choose_measure([], [axis.key for axis in space.axes])[0]
+        self.held_out_measure: str = choose_measure([], [axis.key for axis in space.axes])[0]  # of the pruner
+        objective = run.evaluation.objective
+        self.measure = self.held_out_measure if objective == DEFAULT_OBJECTIVE else objective
+        self.importance: dict[str, float] = {}
+        self._recorded: list[Trial] | None = None
         seed = run.seed if options.seed is None else options.seed
         self.study = SearchStudy(sweep, space, options, seed)
         self._failed_by_input = False  # whether a trial of this command did
 
     def ended(self) -> list[Trial]:
         """Return the trials that count."""
-        return [trial for trial in self.study.trials() if trial.counts]
+        trials = [trial for trial in self.study.trials() if trial.counts]
+        if self.measure != self.held_out_measure:  # the last that was measured of a pruned one is another number
+            trials = [replace(trial, loss=None) if trial.outcome is Outcome.PRUNED else trial for trial in trials]
+        return trials
 
     def go_on(self) -> None:
         """Carry out the open trials, and new ones until there are enough."""
@@ -140,7 +147,8 @@ class _Search:
         while repeats < MAX_REPEATS:
             open_trials = [trial for trial in self.study.trials() if trial.outcome is None][: self.at_once]
             wanted = min(self.at_once, self.planned - len(self.ended())) - len(open_trials)
-            batch = [*open_trials, *(self.study.propose() for _ in range(wanted))]
+            proposals = (self.study.propose() for _ in range(wanted))
+            batch = [*open_trials, *(trial for trial in proposals if trial)]
             if not batch:
                 break
             before = len(self.ended())
@@ -192,14 +200,14 @@ class _Search:
         job = folder.path.name
         twin = next((other for other in self.study.trials() if other.job == job and other.number != trial.number), None)
         if twin:
-            self.study.report(trial, Outcome.REPEATED, twin.loss)
+            self.study.report(trial, Outcome.REPEATED, twin.loss if twin.outcome is Outcome.FINISHED else None)
             return None
         self.study.note_job(trial, job)
         if folder.state() == RunState.PRUNED:  # a kill came before that was reported
             self.study.report(trial, Outcome.PRUNED)
             return None
         pruner = self.options.pruner if self.options.pruner != "none" else None
-        write_json(folder.trial, {"number": trial.number, "measure": self.measure, "pruner": pruner})
+        write_json(folder.trial, {"number": trial.number, "measure": self.held_out_measure, "pruner": pruner})
         return job_folder
 
     def _plan(self, values: dict[str, str]) -> Plan:
@@ -223,13 +231,14 @@ class _Search:
 
         self._refuse_other_rows(folder)
         summary = read_summary(folder)
-        chosen = self.run.evaluation.objective
-        loss = summary.get("objective") if chosen != DEFAULT_OBJECTIVE else summary.get(self.measure)
+        loss = summary.get(self.measure)
         if not is_number(loss):
             loss = None
         if summary.get("verdict") == Verdict.DIVERGED:
             return Outcome.DIVERGED, loss, ""
-        return (Outcome.FAILED, None, "it has no held-out loss") if loss is None else (Outcome.FINISHED, loss, "")
+        if loss is None:
+            return Outcome.FAILED, None, f"its summary.json has no {self.measure}"
+        return Outcome.FINISHED, loss, ""
 
     def _refuse_other_rows(self, folder: RunDir) -> None:
         """Refuse trials that were measured on different rows.
@@ -271,7 +280,10 @@ class _Search:
         return [f"{failure.folder.path.name}: {failure.message}" for failure in launch(jobs, keeps_failed=True)]
 
     def _write(self) -> None:
-        write_record(self.sweep, self.space, self.options, self.measure, self.ended(), self.study.importance())
+        trials = self.ended()
+        if trials != self._recorded:
+            self._recorded, self.importance = trials, self.study.importance()
+            write_record(self.sweep, self.space, self.options, self.measure, trials, self.importance)
 
 
 def _capacity(run: Run) -> int:

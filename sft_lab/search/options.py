@@ -12,8 +12,6 @@ from sft_lab.core.text import count_of
 if TYPE_CHECKING:
     from sft_lab.config import SearchSpace
 
-SAMPLERS = ("tpe", "random", "grid", "cmaes")
-PRUNERS = ("none", "halving")
 DEFAULT_TRIALS = 20
 MOST_TRIALS = 10_000
 
@@ -24,8 +22,8 @@ class SearchOptions:
 
     Attributes:
         trials: jobs to train, those of earlier commands counted; None: 20, or all values of a grid.
-        sampler: what proposes values, one of ``SAMPLERS``.
-        pruner: what ends hopeless jobs, one of ``PRUNERS``.
+        sampler: what proposes values: ``tpe``, ``random``, ``grid`` or ``cmaes``.
+        pruner: what ends hopeless jobs: ``none`` or ``halving``.
         at_once: jobs that are proposed together; None: as many as the launcher has devices for.
         confirm: seeds that the best few get in the end, their own counted; 0: none.
         seed: of the sampler; None: the run's.

@@ -91,12 +91,12 @@ class SearchStudy:
         self._refuse_other_space(space)
         self._axes = space.axes
         self._distributions = {axis.key: _distribution(axis) for axis in space.axes}
+        self._is_grid = options.sampler == "grid"
         trials = options.planned_trials(space)
         # Another seed each time a search goes on: the same one would propose the same values again.
         self._study.sampler = _sampler(options.sampler, seed + len(self.trials()), trials)
         self._study.pruner = _pruner(options.pruner)
-        if options.sampler == "grid":
-            self._enqueue_grid()
+        self._close_waiting()
 
     def _refuse_other_space(self, space: SearchSpace) -> None:
         kinds = {axis.key: axis.kind for axis in space.axes}
@@ -109,27 +109,41 @@ class SearchStudy:
             )
         self._study.set_user_attr("axes", kinds)
 
-    def _enqueue_grid(self) -> None:
-        for values in itertools.product(*(axis.points() for axis in self._axes)):
-            point = {axis.key: value for axis, value in zip(self._axes, values, strict=True)}
-            self._study.enqueue_trial(point, skip_if_exists=True)
+    def _close_waiting(self) -> None:
+        """End the trials of a grid that waited in an older journal: Optuna would take them before any proposal."""
+        from optuna.trial import TrialState
+
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            self._storage.set_trial_state_values(self._trial_id(trial.number), TrialState.FAIL)
 
     # --- trials -----------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[Trial]:
-        """Return all trials that were begun, the open ones too."""
-        from optuna.trial import TrialState
+        """Return all trials, the open ones too."""
+        return [_read_trial(trial) for trial in self._study.get_trials(deepcopy=False)]
 
-        trials = self._study.get_trials(deepcopy=False)
-        return [_read_trial(trial) for trial in trials if trial.state is not TrialState.WAITING]
+    def propose(self) -> Trial | None:
+        """Return a new trial; None where each point of a grid has been one."""
+        from optuna.samplers import PartialFixedSampler, RandomSampler
 
-    def propose(self) -> Trial:
-        """Return a new trial."""
         with _quiet():
+            if self._is_grid:
+                point = self._next_point()
+                if point is None:
+                    return None
+                self._study.sampler = PartialFixedSampler(point, RandomSampler())
             trial = self._study.ask(self._distributions)
         values = {axis.key: axis.format(trial.params[axis.key]) for axis in self._axes}
         trial.set_user_attr("values", values)
         return Trial(trial.number, values)
+
+    def _next_point(self) -> dict[str, Any] | None:
+        """Return the first point of the grid that no trial has had."""
+        known = {tuple(trial.values.get(axis.key) for axis in self._axes) for trial in self.trials()}
+        for values in itertools.product(*(axis.points() for axis in self._axes)):
+            if tuple(axis.format(value) for axis, value in zip(self._axes, values, strict=True)) not in known:
+                return {axis.key: value for axis, value in zip(self._axes, values, strict=True)}
+        return None
 
     def note_job(self, trial: Trial, job: str) -> None:
         """Note the folder of an open trial."""
@@ -138,26 +152,31 @@ class SearchStudy:
     def report(self, trial: Trial, outcome: Outcome, loss: float | None = None, reason: str = "") -> None:
         """End a trial.
 
-        One that diverged or was pruned counts to the sampler as worse than those that finished; of one that failed
-        it learns nothing.
+        One that diverged or was pruned counts to the sampler as worse than those that finished, whatever its loss;
+        of one that failed it learns nothing.
         """
         from optuna.trial import TrialState
 
+        loss = loss if loss is not None and math.isfinite(loss) else None
         self._note(trial, "outcome", outcome)
         if reason:
             self._note(trial, "reason", reason)
+        if outcome is Outcome.DIVERGED and loss is not None:
+            self._note(trial, "loss", loss)
         with _quiet():
-            if loss is not None and math.isfinite(loss):
+            if outcome in (Outcome.FINISHED, Outcome.REPEATED) and loss is not None:
                 self._study.tell(trial.number, loss)
             elif outcome in (Outcome.PRUNED, Outcome.DIVERGED):
                 self._study.tell(trial.number, state=TrialState.PRUNED)
             else:
                 self._study.tell(trial.number, state=TrialState.FAIL)
 
-    def _note(self, trial: Trial, name: str, value: str) -> None:
+    def _note(self, trial: Trial, name: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._trial_id(trial.number), name, value)
+
+    def _trial_id(self, number: int) -> int:
         study_id = self._storage.get_study_id_from_name(STUDY)
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-        self._storage.set_trial_user_attr(trial_id, name, value)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
     # --- facts of the whole search ----------------------------------------------------------------------------------
 
@@ -188,12 +207,12 @@ class SearchStudy:
 def _read_trial(trial: FrozenTrial) -> Trial:
     attributes = trial.user_attrs
     ended = trial.state.is_finished()
-    loss = trial.value if trial.value is not None and math.isfinite(trial.value) else None
+    loss = attributes.get("loss", trial.value)
     return Trial(
         trial.number,
         dict(attributes.get("values") or {}),
         Outcome(attributes.get("outcome", Outcome.FAILED)) if ended else None,
-        loss if ended else None,
+        loss if ended and loss is not None and math.isfinite(loss) else None,
         str(attributes.get("job", "")),
         str(attributes.get("reason", "")),
     )
@@ -218,7 +237,7 @@ def _sampler(name: str, seed: int, trials: int) -> BaseSampler:
         return samplers.TPESampler(seed=seed, n_startup_trials=max(2, min(MAX_RANDOM, trials // 3)))
     if name == "cmaes":
         return samplers.CmaEsSampler(seed=seed)
-    return samplers.RandomSampler(seed=seed)  # of a grid, whose points wait in the study, it draws nothing
+    return samplers.RandomSampler(seed=seed)
 
 
 def _pruner(name: str) -> BasePruner:

@@ -55,6 +55,19 @@ def test_the_page_shows_loss_by_trial_and_importance(sweep: Path) -> None:
     assert "at 25% of the training" in html  # in the table
 
 
+def test_the_page_names_the_objective_that_the_search_learned_from(sweep: Path) -> None:
+    record = read_json(sweep / "search.json")
+    try:
+        write_json(sweep / "search.json", record | {"measure": "gap"})
+        html = write_comparison(analyze(collect_jobs([sweep])), sweep).read_text()
+    finally:
+        write_json(sweep / "search.json", record)
+    section = html.partition("<h2>The search</h2>")[2].partition("</section>")[0]
+    assert 'aria-label="Loss of each trial (gap), and the best so far"' in section
+    assert ">gap<" in re.sub(r"<!--(.*?)-->", "", section)
+    assert "nats per token" not in section
+
+
 def test_many_values_of_an_axis_are_a_line_and_few_are_groups(sweep: Path) -> None:
     html = write_comparison(analyze(collect_jobs([sweep])), sweep).read_text()
     section = html.partition("<h2>What each axis did</h2>")[2].partition("</section>")[0]
@@ -76,8 +89,8 @@ def test_the_comparison_as_data_has_the_search(sweep: Path) -> None:
 def test_the_best_so_far_is_a_staircase_of_finished_trials() -> None:
     ends = [("finished", 3.0), ("pruned", 1.0), ("finished", 2.0), ("failed", None), ("finished", 2.5)]
     trials = [SearchTrial(number, "", outcome, loss) for number, (outcome, loss) in enumerate(ends, start=1)]
-    assert SearchHistory("tpe", "none", trials).best_so_far == [(1, 3.0), (3, 3.0), (3, 2.0), (5, 2.0)]
-    assert SearchHistory("tpe", "none", trials[1:2]).best_so_far == []
+    assert SearchHistory("tpe", "none", "eval/loss", trials).best_so_far == [(1, 3.0), (3, 3.0), (3, 2.0), (5, 2.0)]
+    assert SearchHistory("tpe", "none", "eval/loss", trials[1:2]).best_so_far == []
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_trials_are_jobs_of_a_sweep_and_the_same_command_goes_on(
     assert [line.state for line in list_runs(Path("search"))] == ["finished"] * 3
 
 
+def test_the_objective_is_the_loss_of_a_trial_and_is_named(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", SWEEP, *tiny, *QUICK, *RATES, "--trials", "1", "evaluation.objective=train/loss"]) == 0
+    (trial,) = trials()
+    summary = read_json(folder_of(trial).summary)
+    assert trial["loss"] == summary["train/loss"] != summary["eval/loss"]
+    assert record()["measure"] == "train/loss"
+    assert read_json(folder_of(trial).trial)["measure"] == "eval/loss"  # which a pruner can follow
+    assert "Trials (loss: train/loss)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_failed_trials_stop_nothing(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"What is {number}?", "response": f"It is the number {number}."} for number in range(80)]
@@ -101,9 +113,12 @@ def test_other_held_out_rows_end_the_search(here: Path, tiny: list[str], capsys:
 def test_a_hopeless_job_is_pruned(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     steps = ["trainer.max_steps=8", "trainer.eval_steps=2", "trainer.save_steps=2", "trainer.logging_steps=1"]
     grid = ["--over", "trainer.learning_rate=5e-2,1e-5,2e-5", "--sampler", "grid", "--pruner", "halving"]
-    command = ["search", SWEEP, *tiny, *QUICK, *steps, *grid]
+    command = ["search", SWEEP, *tiny, *QUICK, *steps, *grid, "--at-once", "2"]
     assert main(command) == 0
     best, *hopeless = trials()
+    output = capsys.readouterr().err
+    assert f"[1/2] {best['job']}: finished" in output
+    assert f"[2/2] {hopeless[0]['job']}: finished" not in output
     assert best["outcome"] == "finished"
     for trial in hopeless:
         folder = folder_of(trial)
@@ -143,9 +158,9 @@ def test_several_trials_at_once(here: Path, tiny: list[str]) -> None:
     command = ["search", SWEEP, *tiny, *QUICK, *RATES, "--trials", "3", "launch=processes", "launch.at_once=2"]
     assert main(command) == 0
     assert [trial["outcome"] for trial in trials()] == ["finished"] * 3
-    times = [folder_of(trial).output.stat().st_mtime for trial in trials()[:2]]
+    spans = [read_json(folder_of(trial).manifest) for trial in trials()[:2]]
     assert all((Path("search") / trial["job"] / "output.log").exists() for trial in trials()[:2])
-    assert abs(times[0] - times[1]) < 60
+    assert max(span["started"] for span in spans) < min(span["finished"] for span in spans)
 
 
 @pytest.mark.slow

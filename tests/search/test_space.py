@@ -155,6 +155,9 @@ def test_a_file_of_lightning_hydra_template_is_understood(
     space, options = read_command(["hparams_search=mine", *tiny], ["trainer.max_steps=2,3"], trials=3, sampler="tpe")
     assert {axis.key: axis.text for axis in space.axes}["trainer.max_steps"] == "2,3"
     assert (options.trials, options.sampler) == (3, "tpe")
+    for wrong in ({"trials": 0}, {"at_once": 0}):
+        with pytest.raises(ConfigError, match="0: must be"):
+            read_command(["hparams_search=mine", *tiny], [], **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 
 from sft_lab.config import SearchAxis, SearchSpace
@@ -39,6 +40,7 @@ def search(
             study.report(trial, Outcome.FINISHED, loss_at(trial.values))
     while sum(trial.counts for trial in study.trials()) < trials:
         trial = study.propose()
+        assert trial
         study.report(trial, Outcome.FINISHED, loss_at(trial.values))
     return study
 
@@ -106,22 +108,46 @@ def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:
     study = search(tmp_path, 1, 9, space, sampler="grid")
     pairs = [tuple(trial.values.values()) for trial in study.trials()]
     assert pairs == [(str(rate), kind) for rate in (1, 2, 3) for kind in "abc"]
+    assert study.propose() is None
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_another_sampler_goes_on_after_a_grid_within_its_own_ends(tmp_path: Path, *, is_old: bool) -> None:
+    """An old journal holds all points of the grid as waiting trials."""
+    wide, narrow = (
+        SearchSpace(None, [], [SearchAxis("rate", f"range({low},21)", low=low, high=20, step=1, is_whole=True)])
+        for low in (1, 11)
+    )
+    study = SearchStudy(tmp_path, wide, SearchOptions(sampler="grid"), 1)
+    first = study.propose()
+    assert first
+    study.report(first, Outcome.FINISHED, 1.0)
+    assert [trial.values for trial in study.trials()] == [{"rate": "1"}]  # nothing waits
+    if is_old:
+        old = optuna.load_study(study_name="search", storage=open_storage(tmp_path))
+        for rate in (2, 3):
+            old.enqueue_trial({"rate": rate})
+    study = SearchStudy(tmp_path, narrow, SearchOptions(sampler="random"), 1)
+    proposed = [study.propose() for _ in range(4)]
+    assert all(trial and int(trial.values["rate"]) > 10 for trial in proposed)
+    assert sum(trial.counts for trial in study.trials()) == 1
 
 
 def test_a_failed_trial_teaches_nothing_and_a_diverged_one_is_worst(tmp_path: Path) -> None:
     study = SearchStudy(tmp_path, SPACE, SearchOptions(trials=5), 1)
-    failed, diverged, pruned, finished = (study.propose() for _ in range(4))
+    failed, diverged, pruned, finished = filter(None, (study.propose() for _ in range(4)))
     study.report(failed, Outcome.FAILED, reason="no memory")
-    study.report(diverged, Outcome.DIVERGED)
+    study.report(diverged, Outcome.DIVERGED, 1.0)
     study.report(pruned, Outcome.PRUNED)
     study.report(finished, Outcome.FINISHED, 2.0)
     outcomes = {trial.number: (trial.outcome, trial.loss, trial.reason, trial.counts) for trial in study.trials()}
     assert outcomes == {
         0: ("failed", None, "no memory", True),
-        1: ("diverged", None, "", True),
+        1: ("diverged", 1.0, "", True),
         2: ("pruned", None, "", True),
         3: ("finished", 2.0, "", True),
     }
+    assert optuna.load_study(study_name="search", storage=open_storage(tmp_path)).best_trial.number == 3
 
 
 def test_a_line_that_a_kill_cut_off_is_forgotten(tmp_path: Path) -> None:
