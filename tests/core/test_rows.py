@@ -118,3 +118,11 @@ def test_score_and_nearest_may_be_left_out() -> None:
     assert np.isnan(found.score).all()
     assert found.nearest == [""] * 4
     assert found.dropped == {}
+
+
+def test_a_stage_of_others_may_import_selection_as_it_was_documented_first() -> None:
+    from sft_lab.core import rows
+
+    assert rows.Selection is Selection
+    with pytest.raises(ImportError):
+        from sft_lab.core.rows import Election  # noqa: F401
