@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 project = "sft_lab"
 author = "sft_lab"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-include_patterns = ["README.md", "README.ar.md", "CONTRIBUTING.md", "docs/*.md"]
+include_patterns = ["README.md", "README.ar.md", "README.ro.md", "CONTRIBUTING.md", "docs/*.md"]
 root_doc = "docs/index"
 language = "en"
 

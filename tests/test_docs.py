@@ -141,6 +141,18 @@ def test_a_search_composes(command):
     assert len(space.probe().jobs) > 1
 
 
+@pytest.mark.parametrize("language", ["ar", "ro"])
+def test_a_translated_readme_has_the_commands_of_the_original(language):
+    """In their order, so that a command that changes is changed in every language; comments may be missing."""
+
+    def typed(name: str) -> list[list[str]]:
+        lines = [*map(str.strip, lines_in_fences((ROOT / name).read_text(encoding="utf-8")))]
+        return [shlex.split(line, comments=True) for line in lines if re.match("(make|pip|sft-lab) ", line)]
+
+    assert len(typed("README.md")) > 8
+    assert typed(f"README.{language}.md") == typed("README.md")
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as a code host makes them."""
     headings = re.findall(r"^#+ (.+)$", without_fences(page.read_text(encoding="utf-8")), re.MULTILINE)
