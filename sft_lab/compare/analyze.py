@@ -13,7 +13,7 @@ from sft_lab.compare.axes import SEED
 from sft_lab.compare.collect import ComparedJob, has_diverged
 from sft_lab.compare.effects import AxisEffect, measure_effects
 from sft_lab.compare.job_order import Order
-from sft_lab.compare.merged_twins import merge_twins, unmerged
+from sft_lab.compare.merged_twins import merge_twins, training_of, unmerged
 from sft_lab.compare.scores import CommonRows, Measure, Obstacle, choose_measure, find_common_rows
 from sft_lab.compare.trials import SearchHistory, read_search
 from sft_lab.compare.uncertainty import (
@@ -235,11 +235,16 @@ def _losses(jobs: Iterable[ComparedJob], measure: Measure, common: CommonRows | 
 
 def _group_settings(jobs: list[ComparedJob], losses: dict[str, float], common: CommonRows | None) -> list[Setting]:
     """Return the settings, best first; of several jobs with one seed the first counts."""
+    firsts = {job.name: job.twins[0] if job.twins else job for job in jobs}  # of a seed with more twins or with fewer
+    keys: dict[str, str] = {}  # by training: a job that repeats one of several twins has the setting of all
+    for first in (firsts[job.name] for job in sorted(jobs, key=lambda job: -len(job.twins))):
+        keys.setdefault(training_of(first), json.dumps(_axes_without_seed(first), default=str))
+
     groups: dict[str, dict[Any, ComparedJob]] = {}
     for job in jobs:
-        first = job.twins[0] if job.twins else job  # of a seed with more twins, and of one with fewer
-        key = json.dumps(_axes_without_seed(first), default=str)
-        groups.setdefault(key, {}).setdefault(job.axes.get(SEED), job)  # the same run twice is no replicate
+        groups.setdefault(keys[training_of(firsts[job.name])], {}).setdefault(
+            job.axes.get(SEED), job
+        )  # the same run twice is no replicate
 
     settings = []
     for group in (list(by_seed.values()) for by_seed in groups.values()):

@@ -21,16 +21,38 @@ class AnyOf(tuple[Any, ...]):
 
 
 def merge_twins(jobs: list[ComparedJob]) -> list[ComparedJob]:
-    """Return the jobs, of twins the one that trained, with the axis values of all."""
+    """Return the jobs, of twins the one that trained, with the axis values of all; a repeated job stays beside them."""
     groups: dict[str, list[ComparedJob]] = {}
     for job in jobs:
-        groups.setdefault(_training_of(job), []).append(job)
-    return [_merge(group) if len(group) > 1 else group[0] for group in groups.values()]
+        groups.setdefault(training_of(job), []).append(job)
+    parts = [part for group in groups.values() for part in _distinct(group)]
+    return [_merge(part) if len(part) > 1 else part[0] for part in parts]
 
 
-def _training_of(job: ComparedJob) -> str:
+def _distinct(group: list[ComparedJob]) -> list[list[ComparedJob]]:
+    """Divide jobs with one training into parts in which each choice of rows comes once."""
+    shared = {job.summary.get("same_as") for job in group} - {None}  # results that one of them took from another
+
+    def stands_alone(job: ComparedJob) -> bool:
+        return shared.isdisjoint({job.folder.path.name, job.summary.get("same_as")})
+
+    parts: list[dict[str, ComparedJob]] = []
+    for job in sorted(group, key=stands_alone):
+        choice = json.dumps([job.axes[axis] for axis in _row_axes(job)], default=str)
+        part = next((part for part in parts if choice not in part), None)
+        if part is None:
+            parts.append(part := {})
+        part[choice] = job
+    return [sorted(part.values(), key=group.index) for part in parts]
+
+
+def _row_axes(job: ComparedJob) -> list[str]:
+    return [axis for axis in job.axes if axis.partition(".")[0] in SELECTING_STAGES]
+
+
+def training_of(job: ComparedJob) -> str:
     """Return a key of a finished job's training; of any other job its own name."""
-    row_axes = [axis for axis in job.axes if axis.partition(".")[0] in SELECTING_STAGES]
+    row_axes = _row_axes(job)
     if not (job.is_judged and job.train_fingerprint and row_axes):
         return f"job {job.folder.path}"
     rest = {axis: value for axis, value in job.axes.items() if axis not in row_axes}

@@ -338,6 +338,19 @@ def test_twins_are_no_replicates_and_no_rivals(tmp_path):
     assert "kept the same training rows: trained once." in text
 
 
+@pytest.mark.parametrize("repeated", ["exact", "none"])
+def test_a_repeated_job_is_a_row_beside_the_twins_and_no_rival(tmp_path, repeated):
+    for name, kind, worse in (("a", "exact", 1.0), ("again", repeated, 1.5), ("b", "none", 1.0)):
+        taken = {"same_as": "a"} if name == "b" else None
+        write_job(tmp_path / name, nats_of(worse), train_fingerprint="f", summary=taken, dedup__kind=kind)
+    comparison = analyze_folders(tmp_path)
+    (merged,) = (job for job in comparison.jobs if job.twins)
+    assert {job.name for job in comparison.jobs} == {"a", "again"}
+    assert {twin.name for twin in merged.twins} == {"a", "b"}
+    assert [setting.jobs[0].name for setting in comparison.settings] == ["a"]
+    assert {job["job"] for job in to_json(comparison)["jobs"]} == {"a", "again", "b"}
+
+
 def test_a_seed_whose_twin_has_not_finished_belongs_to_the_same_setting(tmp_path):
     for seed, threshold in ((1, 0.9), (1, 0.95), (2, 0.9)):
         write_job(
