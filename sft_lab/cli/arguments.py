@@ -39,6 +39,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab plan                                        the main job: rows, tokens, steps
   sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: what is finished, what jobs share
+  sft-lab plan --probe                                train six steps of it, to say how long all will take
 """,
     ),
     "search": (
@@ -239,6 +240,10 @@ def _parser() -> _Parser:
         commands[name].add_argument(
             "-v", "--verbose", action="store_true", help=f"show the output of the libraries{rows}, too"
         )
+
+    commands["plan"].add_argument(
+        "--probe", action="store_true", help="train a few steps in a temporary folder, to say how long the jobs take"
+    )
 
     train = commands["train"]
     train.add_argument(

@@ -163,6 +163,10 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
 
     jobs = _compose(arguments, overrides)
     outlooks = plan.forecast_jobs(jobs)
+    if arguments.probe:
+        from sft_lab.jobs.probe import probe_jobs
+
+        outlooks = probe_jobs(outlooks)
     raw_data = plan.describe_raw_data(outlooks)
     output.show_plan(outlooks, plan.shared_stages(outlooks), plan.same_rows(outlooks), raw_data)
     return 0

@@ -243,7 +243,11 @@ def show_plan(
     if counts := [name for name in unknown if name != "time"]:
         lines.append(f"{', '.join(counts).capitalize()}: unknown until prepared; `sft-lab prepare` does that alone")
     if "time" in unknown:
-        lines.append("Time: unknown until a run with the same model and trainer has finished")
+        lines.append(
+            "Time: unknown until a run with the same model and trainer has finished; `sft-lab plan --probe` trains a "
+            "few steps to measure it"
+        )
+    lines += dict.fromkeys(outlook.probe for outlook in outlooks if outlook.probe)
     lines += dict.fromkeys(outlook.dedup for outlook in outlooks if outlook.dedup)
     lines += _memory_lines(outlooks)
     versions = {f"{name} {old}": None for outlook in outlooks for name, old in outlook.other_versions.items()}

@@ -22,7 +22,7 @@ from sft_lab.core.types import RunState
 from sft_lab.dedup.forecast import forecast
 from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
-from sft_lab.jobs.raw_data import look_at_files
+from sft_lab.jobs.raw_data import RawData, look_at_files
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
 from sft_lab.tracking.manifest import template_date, versions
@@ -62,6 +62,8 @@ class Outlook:
         memory: what training holds; None where the model is not here yet.
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
         dedup: how long semantic dedup will take; empty where that is seconds, done or not known.
+        held_out_rows: None until all data stages are stored.
+        probe: what a probe has measured; empty without one.
     """
 
     job_folder: JobFolder
@@ -77,6 +79,8 @@ class Outlook:
     memory: Footprint | None
     trained_as: str | None
     dedup: str
+    held_out_rows: int | None = None
+    probe: str = ""
 
 
 class TimedRun(NamedTuple):
@@ -105,7 +109,7 @@ def forecast_jobs(plan: configs.Plan) -> list[Outlook]:
     finished_runs = list(_finished_runs(job_folders[0].folder.path.parent))
     tokenizers: dict[str, Any] = {}
     footprints: dict[str, Footprint | None] = {}
-    with _quiet():
+    with quiet():
         return [_forecast(job_folder, finished_runs, tokenizers, footprints) for job_folder in job_folders]
 
 
@@ -138,13 +142,22 @@ def describe_raw_data(outlooks: list[Outlook]) -> list[str]:
     for run in runs.values():
         if raw := look_at_files(run):
             tokens = "" if raw.tokens is None else f", about {raw.tokens:,} tokens by a sample"
-            limit = run.dataset.limit
-            rows = raw.records if limit is None else min(raw.records, limit)
             steps = ""
             if run.trainer.max_steps <= 0 and not run.trainer.packing:
+                rows = _most_rows(run, raw)
                 steps = f"; at most {rows:,} rows and {_planned_steps(run, rows):,} steps"
             lines.append(f"Data before any stage: {raw.records:,} records{tokens}{steps}")
     return lines
+
+
+def most_steps(run: Run) -> int | None:
+    """Return the steps of a job if no row of its files were dropped; None where they cannot be counted."""
+    raw = None if run.trainer.packing else look_at_files(run)
+    return _planned_steps(run, _most_rows(run, raw)) if raw else None
+
+
+def _most_rows(run: Run, raw: RawData) -> int:
+    return raw.records if run.dataset.limit is None else min(raw.records, run.dataset.limit)
 
 
 def _forecast(
@@ -190,6 +203,7 @@ def _forecast(
         memory=footprints[shape],
         trained_as=training_key(run, prepared) if prepared else None,
         dedup=forecast(run.dedup, _rows_before_dedup(data), run.threads),
+        held_out_rows=len(prepared.held_out.rows) if prepared else None,
     )
 
 
@@ -266,13 +280,13 @@ def _finished_runs(parent: Path) -> Iterator[TimedRun]:
     for folder in newest[:MAX_FINISHED_RUNS]:
         try:
             if folder.state() == RunState.FINISHED:
-                shape = _cost_shape(configs.load(folder.config))
+                shape = cost_shape(configs.load(folder.config))
                 yield TimedRun(folder.path, shape, read_json(folder.summary))
         except (OSError, ValueError, LookupError):
             continue
 
 
-def _cost_shape(run: Run) -> dict[str, Any]:
+def cost_shape(run: Run) -> dict[str, Any]:
     """Return what decides the cost of an optimizer step."""
     saved = run.saved()
     trainer = {name: value for name, value in flat(saved["trainer"]).items() if name not in SAME_COST}
@@ -284,7 +298,7 @@ def _time(run: Run, steps: int | None, finished_runs: list[TimedRun]) -> tuple[f
 
     Both are None without such a run.
     """
-    shape = _cost_shape(run)
+    shape = cost_shape(run)
     for finished in finished_runs:
         summary = finished.summary
         if steps and finished.shape == shape and summary.get("steps"):
@@ -294,7 +308,7 @@ def _time(run: Run, steps: int | None, finished_runs: list[TimedRun]) -> tuple[f
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the stages' log, which is about work that is not done here."""
     log = logging.getLogger("sft_lab")
     before = log.level

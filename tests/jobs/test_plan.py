@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.jobs import plan
 from sft_lab.jobs.plan import Outlook
+from sft_lab.jobs.probe import Speed, whole_seconds
 
 
 def forecast(tiny: list[str], *changed: str, sweep: bool = False) -> list[Outlook]:
@@ -227,4 +229,41 @@ def test_a_trainer_that_misfits_the_model_is_refused_as_the_job_would_be(
     changed = [word for word in overrides if not word.startswith("trainer=")]
     assert main(["plan", *changed, "trainer=lora", "trainer.peft.target_modules=[q_proj,v_porj]"]) == 2
     assert "did you mean v_proj" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_probe_measures_each_kind_of_step_once_and_leaves_nothing(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    store_before = everything(store.default_root())
+    words = ["trainer.max_steps=-1", "trainer.num_train_epochs=2", "seed=1,2", "trainer.learning_rate=1e-3,1e-4"]
+    assert main(["plan", "--probe", "-m", *tiny, *words]) == 0
+    output = capsys.readouterr()
+    assert output.err.count("probe: 6 steps of trainer=smoke on model=tiny_random") == 1
+    text = " ".join(output.out.split())
+    assert re.search(
+        r"Probe of 6 steps .* [\d,]+ tokens/s, [\d.e-]+ s a step; times are of .* without the data stages", text
+    )
+    assert "the longest they can be" in text
+    assert len(re.findall(r" new \d+ (?:s|min) ", text)) == 4
+    assert not list(temporary.glob("sft-lab-*"))
+    assert list(here.iterdir()) == []
+    assert everything(store.default_root()) == store_before
+
+
+def test_the_time_of_a_job_is_that_of_its_steps_and_of_what_is_measured(tiny: list[str]) -> None:
+    run = compose([*tiny, "trainer.eval_steps=0.25", "split.max_eval_rows=50"])
+    speed = Speed(tokens_per_second=None, step_seconds=2.0, row_seconds=0.1, fixed_seconds=7.0)
+    assert whole_seconds(run, speed, 100, held_out_rows=20) == pytest.approx(200 + 6 * 20 * 0.1 + 7)
+    assert whole_seconds(run, speed, 100, held_out_rows=None) == pytest.approx(200 + 6 * 50 * 0.1 + 7)
+    assert whole_seconds(run, speed, 100, held_out_rows=0) == pytest.approx(207)
+
+
+def test_a_probe_that_cannot_train_says_why(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--probe", *tiny, "filter.length.min_tokens=1000"]) == 1
+    assert "min_tokens" in capsys.readouterr().err
     assert list(here.iterdir()) == []

@@ -1,0 +1,143 @@
+"""``sft-lab plan --probe``: train a few steps of a planned job in a temporary folder, to say how long it will take."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_lab.core import records
+from sft_lab.core.engine import LocalEngine
+from sft_lab.core.gpus import release_memory
+from sft_lab.core.io import digest
+from sft_lab.core.log import log
+from sft_lab.core.run_dir import RunDir
+from sft_lab.dedup.decontaminate import Method
+from sft_lab.dedup.exact import Nothing
+from sft_lab.jobs.layout import JobProgress
+from sft_lab.jobs.plan import Outlook, cost_shape, most_steps, quiet
+from sft_lab.run.config import StoreConfig
+from sft_lab.run.launch_config import Serial
+from sft_lab.tracking.config import Tracking
+
+if TYPE_CHECKING:
+    from sft_lab.run.config import Run
+
+STEPS = 6
+WARM_UP = 2  # the first of them, which are slower
+LEAST_ROWS = 64  # to train on; filters drop some
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a probe has measured.
+
+    Attributes:
+        tokens_per_second: of training.
+        step_seconds: of an optimizer step.
+        row_seconds: of measuring a held-out row, and a row of the probe beside it.
+        fixed_seconds: before and after training, whatever the number of rows: own answers, the model's loading.
+    """
+
+    tokens_per_second: float | None
+    step_seconds: float
+    row_seconds: float
+    fixed_seconds: float
+
+
+def probe_jobs(outlooks: list[Outlook]) -> list[Outlook]:
+    """Return outlooks with the time of each unfinished job, measured once for all whose steps cost the same.
+
+    Raises:
+        UserError, JobError: as a run, if the steps cannot be trained.
+    """
+    speeds: dict[str, Speed] = {}
+    return [outlook if _is_finished(outlook) else _probe(outlook, speeds) for outlook in outlooks]
+
+
+def _is_finished(outlook: Outlook) -> bool:
+    return outlook.job_folder.progress is JobProgress.FINISHED
+
+
+def _probe(outlook: Outlook, speeds: dict[str, Speed]) -> Outlook:
+    run = outlook.job_folder.job.run
+    key = digest([cost_shape(run), run.saved()["dataset"], list(run.filter)])
+    if key not in speeds:
+        log.info(
+            "probe: %d steps of trainer=%s on model=%s", STEPS, *(run.choices.get(k) for k in ("trainer", "model"))
+        )
+        speeds[key] = measure_speed(run)
+    speed = speeds[key]
+    steps = outlook.steps or most_steps(run)
+    rate = "" if speed.tokens_per_second is None else f"{speed.tokens_per_second:,.0f} tokens/s, "
+    text = f"Probe of {STEPS} steps in a temporary folder, on this machine: {rate}{speed.step_seconds:.2g} s a step"
+    if steps is None:
+        return replace(outlook, like=None, probe=f"{text}; the number of steps is unknown until prepared")
+    bound = "" if outlook.steps else "; the longest they can be, as if no row were dropped"
+    return replace(
+        outlook,
+        seconds=whole_seconds(run, speed, steps, outlook.held_out_rows),
+        like=None,
+        probe=f"{text}; times are of training and measuring, without the data stages{bound}",
+    )
+
+
+def whole_seconds(run: Run, speed: Speed, steps: int, held_out_rows: int | None) -> float:
+    """Return the seconds that a job will take, without its data stages.
+
+    Args:
+        run: of the job.
+        speed: of its steps.
+        steps: of the whole training.
+        held_out_rows: None where they are not known; as many as the split allows, then.
+    """
+    rows = run.split.max_eval_rows if held_out_rows is None else held_out_rows
+    every = run.trainer.eval_steps if run.trainer.eval_steps >= 1 else math.ceil(run.trainer.eval_steps * steps)
+    measurements = math.ceil(steps / every) + 2  # before and after training, too
+    return steps * speed.step_seconds + measurements * rows * speed.row_seconds + speed.fixed_seconds
+
+
+def measure_speed(run: Run) -> Speed:
+    """Train a few steps of a run on its own rows; nothing is left behind."""
+    with tempfile.TemporaryDirectory(prefix="sft-lab-probe-") as root, quiet():
+        folder = RunDir(Path(root) / "run")
+        summary = _few_steps(run, Path(root) / "store").execute(folder.path)
+        events = records.read_metrics(folder.metrics)
+    release_memory()
+    watching = summary["train_seconds"] * (summary["watching_share"] or 0.0)
+    row_seconds = watching / summary["eval_rows"] if summary["eval_rows"] else 0.0
+    fixed = max(summary["measuring_seconds"] - 2 * watching, 0.0)
+    rates = [event for event in events if event.get("tokens_per_second")]
+    if len(rates) <= WARM_UP:
+        return Speed(None, (summary["train_seconds"] - watching) / summary["steps"], row_seconds, fixed)
+    counts = [event["train/num_tokens"] for event in rates]
+    seconds = [
+        (after - before) / event["tokens_per_second"]
+        for before, after, event in zip([0.0, *counts], counts, rates, strict=False)
+    ][WARM_UP:]
+    tokens = (counts[-1] - counts[WARM_UP - 1]) / sum(seconds)
+    return Speed(tokens, statistics.mean(seconds), row_seconds, fixed)
+
+
+def _few_steps(run: Run, store: Path) -> Run:
+    """Return a run with the same steps, but few, and few rows; without what only large sets need."""
+    trainer, split = run.trainer, run.split
+    rows = max(LEAST_ROWS, 2 * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps)
+    watching: dict[str, Any] = {"eval_steps": STEPS, "save_steps": 10 * STEPS, "logging_steps": 1, "warmup_steps": 0}
+    plain: dict[str, Any] = {"load_best_model_at_end": False, "early_stopping_patience": None}
+    return replace(
+        run,
+        dataset=replace(run.dataset, limit=min(rows, run.dataset.limit or rows)),
+        split=replace(split, max_eval_rows=split.min_eval_rows),
+        decontaminate=replace(run.decontaminate, method=Method.exact),
+        dedup=Nothing(),
+        trainer=replace(trainer, max_steps=STEPS, **watching, **plain),
+        tracking=Tracking(),
+        launch=Serial(),
+        engine=LocalEngine(),
+        store=StoreConfig(str(store)),
+        rerun=False,
+    )
