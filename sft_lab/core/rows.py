@@ -101,10 +101,13 @@ class Rows:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        messages = self.arrow("messages")
+        messages = self.table.data.column("messages")
         if pa.types.is_null(messages.type):  # of a set without any message
-            return [True] * len(messages)
-        return [not length for length in pc.list_value_length(messages).to_pylist()]
+            return [True] * len(self)
+        # Of the whole table: the lengths alone are read, and taking rows would copy every text.
+        lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy()
+        is_text: list[bool] = (lengths[self.positions] == 0).tolist()
+        return is_text
 
     @property
     def is_plain_text(self) -> bool:
