@@ -27,7 +27,6 @@ ARCHITECTURES = {
 }
 _ROTATED = re.compile(r"self_attn\.(q|k)_proj\.(weight|bias)$")
 _GENERATION = re.compile(r"{%(-?)\s*(?:end)?generation\s*(-?)%}")  # a statement of Transformers' own
-_TYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 
 
 def write_gguf(folder: Path, file: Path, name: str, *, end_ids: list[int], adds_bos: bool) -> None:
@@ -94,38 +93,42 @@ class _Tensors:
     @property
     def main_type(self) -> str:
         """The data type of the embedding, and so of the matrices."""
-        name = next(name for name, (new_name, _) in self._names.items() if new_name == "token_embd.weight")
-        return _TYPES[str(self._tensor(name).dtype)]
+        return next(self._kind(name) for name, (new_name, _) in self._names.items() if new_name == "token_embd.weight")
 
     def infos(self) -> Iterator[tuple[Any, ...]]:
-        """Yield name, shape, data type, bytes and GGUF's data type of each tensor."""
+        """Yield name, shape, data type here, bytes and data type in the file of each tensor, from the headers alone."""
         import gguf
+        import numpy as np
 
-        for name, (new_name, _) in self._names.items():
-            data, kind = self._converted(name)
-            yield new_name, data.shape, data.dtype, data.nbytes, gguf.GGMLQuantizationType[kind]
+        for name, (new_name, file) in self._names.items():
+            shape, kind = file.get_slice(name).get_shape(), self._kind(name)
+            size = math.prod(shape) * (4 if kind == "F32" else 2)
+            yield new_name, shape, np.dtype(np.float32), size, gguf.GGMLQuantizationType[kind]
 
     def values(self) -> Iterator[np.ndarray]:
         """Yield each tensor's data, in the same order."""
-        for name in self._names:
-            yield self._converted(name)[0]
-
-    def _tensor(self, name: str) -> Any:
-        return self._names[name][1].get_tensor(name)
-
-    def _converted(self, name: str) -> tuple[np.ndarray, str]:
         import gguf
 
-        tensor = self._tensor(name)
-        # What is no matrix, such as the scale of a norm, is kept in full precision.
-        kind = _TYPES[str(tensor.dtype)] if tensor.ndim > 1 else "F32"
-        data: np.ndarray = tensor.float().numpy()
+        for name, (_, file) in self._names.items():
+            data = self._ordered(name, file.get_tensor(name).float().numpy())
+            yield gguf.quants.quantize(data, gguf.GGMLQuantizationType[self._kind(name)])
+
+    def _kind(self, name: str) -> str:
+        """Return a tensor's data type in the file; what is no matrix, such as a norm's scale, is kept precisely."""
+        header = self._names[name][1].get_slice(name)
+        kind = str(header.get_dtype())
+        if kind not in ("F32", "F16", "BF16"):
+            raise CannotWrite(f"models with weights of type {kind}")
+        return kind if len(header.get_shape()) > 1 else "F32"
+
+    def _ordered(self, name: str, data: np.ndarray) -> np.ndarray:
+        """Return the rows of a projection in the order in which llama.cpp rotates them."""
         rotated = _ROTATED.search(name)
-        if rotated and self._interleaves:
-            heads = self._config.num_attention_heads if rotated[1] == "q" else self._config.num_key_value_heads
-            halves = data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:])
-            data = halves.swapaxes(1, 2).reshape(data.shape)
-        return gguf.quants.quantize(data, gguf.GGMLQuantizationType[kind]), kind
+        if not rotated or not self._interleaves:
+            return data
+        heads = self._config.num_attention_heads if rotated[1] == "q" else self._config.num_key_value_heads
+        halves = data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:])
+        return halves.swapaxes(1, 2).reshape(data.shape)
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Any, name: str, kind: str) -> None:
