@@ -137,11 +137,13 @@ def test_plain_rows_have_two_fields_and_no_tools(context: StageContext, write: A
     assert rows.column("tools") == rows.column("template_kwargs") == rows.column("documents") == [None]
 
 
-@pytest.mark.parametrize("section", ["Many turns", "Tools", "Thoughts"])
-def test_the_rows_in_the_documentation_are_read(context: StageContext, write: Any, section: str) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    block = page.split(f"## {section}\n")[1].split("```json\n")[1].split("```")[0]
-    for line in block.splitlines():
-        loaded = load(context, write(json.loads(line)))
+@pytest.mark.parametrize("page", ["many_turns", "tools", "thoughts"])
+def test_the_rows_in_the_documentation_are_read(context: StageContext, write: Any, page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in text.split("```json\n")[1:]]
+    lines = [line for block in blocks for line in block.splitlines() if "assistant" in line or "gpt" in line]
+    assert len(lines) >= 2
+    for number, line in enumerate(lines):
+        loaded = load(context, write(json.loads(line), name=f"{number}.jsonl"))
         assert loaded.selection.reason == [""]
         assert not context.notices
