@@ -17,8 +17,10 @@ from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.dedup.decontaminate import Method
 from sft_lab.dedup.exact import Nothing
+from sft_lab.evaluation.config import Baseline
 from sft_lab.jobs.layout import JobProgress
 from sft_lab.jobs.plan import Outlook, cost_shape, most_steps, quiet
+from sft_lab.jobs.supervise import sigterm_exits
 from sft_lab.run.config import StoreConfig
 from sft_lab.run.launch_config import Serial
 from sft_lab.tracking.config import Tracking
@@ -39,13 +41,11 @@ class Speed:
         tokens_per_second: of training.
         step_seconds: of an optimizer step.
         row_seconds: of measuring a held-out row, and a row of the probe beside it.
-        fixed_seconds: before and after training, whatever the number of rows: own answers, the model's loading.
     """
 
     tokens_per_second: float | None
     step_seconds: float
     row_seconds: float
-    fixed_seconds: float
 
 
 def probe_jobs(outlooks: list[Outlook]) -> list[Outlook]:
@@ -81,12 +81,12 @@ def _probe(outlook: Outlook, speeds: dict[str, Speed]) -> Outlook:
         outlook,
         seconds=whole_seconds(run, speed, steps, outlook.held_out_rows),
         like=None,
-        probe=f"{text}; times are of training and measuring, without the data stages{bound}",
+        probe=f"{text}; times are of training and held-out loss, without data stages and own answers{bound}",
     )
 
 
 def whole_seconds(run: Run, speed: Speed, steps: int, held_out_rows: int | None) -> float:
-    """Return the seconds that a job will take, without its data stages.
+    """Return the seconds that a job will take to train and to measure held-out loss.
 
     Args:
         run: of the job.
@@ -97,41 +97,43 @@ def whole_seconds(run: Run, speed: Speed, steps: int, held_out_rows: int | None)
     rows = run.split.max_eval_rows if held_out_rows is None else held_out_rows
     every = run.trainer.eval_steps if run.trainer.eval_steps >= 1 else math.ceil(run.trainer.eval_steps * steps)
     measurements = math.ceil(steps / every) + 2  # before and after training, too
-    return steps * speed.step_seconds + measurements * rows * speed.row_seconds + speed.fixed_seconds
+    return steps * speed.step_seconds + measurements * rows * speed.row_seconds
 
 
 def measure_speed(run: Run) -> Speed:
     """Train a few steps of a run on its own rows; nothing is left behind."""
-    with tempfile.TemporaryDirectory(prefix="sft-lab-probe-") as root, quiet():
+    with tempfile.TemporaryDirectory(prefix="sft-lab-probe-") as root, quiet(), sigterm_exits():
         folder = RunDir(Path(root) / "run")
         summary = _few_steps(run, Path(root) / "store").execute(folder.path)
         events = records.read_metrics(folder.metrics)
     release_memory()
     watching = summary["train_seconds"] * (summary["watching_share"] or 0.0)
     row_seconds = watching / summary["eval_rows"] if summary["eval_rows"] else 0.0
-    fixed = max(summary["measuring_seconds"] - 2 * watching, 0.0)
     rates = [event for event in events if event.get("tokens_per_second")]
     if len(rates) <= WARM_UP:
-        return Speed(None, (summary["train_seconds"] - watching) / summary["steps"], row_seconds, fixed)
+        return Speed(None, (summary["train_seconds"] - watching) / summary["steps"], row_seconds)
     counts = [event["train/num_tokens"] for event in rates]
     seconds = [
         (after - before) / event["tokens_per_second"]
         for before, after, event in zip([0.0, *counts], counts, rates, strict=False)
     ][WARM_UP:]
     tokens = (counts[-1] - counts[WARM_UP - 1]) / sum(seconds)
-    return Speed(tokens, statistics.mean(seconds), row_seconds, fixed)
+    return Speed(tokens, statistics.mean(seconds), row_seconds)
 
 
 def _few_steps(run: Run, store: Path) -> Run:
-    """Return a run with the same steps, but few, and few rows; without what only large sets need."""
+    """Return a run with the same steps, but few, and few rows; nothing is answered or compared."""
     trainer, split = run.trainer, run.split
     rows = max(LEAST_ROWS, 2 * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps)
     watching: dict[str, Any] = {"eval_steps": STEPS, "save_steps": 10 * STEPS, "logging_steps": 1, "warmup_steps": 0}
+    answers: dict[str, Any] = {"prompts": [], "outputs": 0, "samples_every": 0, "general": None, "domain": None}
+    answers["objective"] = "eval/loss"  # another may need one of these
     plain: dict[str, Any] = {"load_best_model_at_end": False, "early_stopping_patience": None}
     return replace(
         run,
         dataset=replace(run.dataset, limit=min(rows, run.dataset.limit or rows)),
         split=replace(split, max_eval_rows=split.min_eval_rows),
+        evaluation=replace(run.evaluation, baseline=Baseline(None, 0), **answers),
         decontaminate=replace(run.decontaminate, method=Method.exact),
         dedup=Nothing(),
         trainer=replace(trainer, max_steps=STEPS, **watching, **plain),
