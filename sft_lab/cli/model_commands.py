@@ -30,7 +30,7 @@ def generate(arguments: argparse.Namespace, rest: list[str]) -> int:
                 )
         from sft_lab.data.conversation_file import read_conversations
 
-        conversations = read_conversations(arguments.messages)
+        conversations = read_conversations(arguments.messages, f"--messages {arguments.messages}")
         answered = tool.answer_conversations(arguments.folder, conversations, options, base=arguments.base)
         tool.print_conversations(answered, options)
         return 0

@@ -17,8 +17,12 @@ from sft_lab.data.template_layout import CannotRender
 _FORMS = "a list of messages, or an object with messages and, if wanted, tools; or such a one on each line"
 
 
-def read_conversations(file: Path) -> dict[str, Conversation]:
+def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
     """Return the conversations in a file, one or one of each line, by what they are called in messages.
+
+    Args:
+        file: to read.
+        name: of the file in messages, with the option that names it.
 
     Raises:
         UserError: naming the file, and the line where there are several, if one cannot be read or answered.
@@ -26,16 +30,16 @@ def read_conversations(file: Path) -> dict[str, Conversation]:
     if not file.is_file() or file.stat().st_size > SMALL:
         kinds = {"a folder": file.is_dir(), "too large": file.is_file(), "a device or a pipe": file.exists()}
         problem = next((kind for kind, applies in kinds.items() if applies), "no such file")
-        raise UserError(f"--messages {file}: {problem}; give a file that holds {_FORMS}")
+        raise UserError(f"{name}: {problem}; give a file that holds {_FORMS}")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"--messages {file}: cannot be read ({error.strerror}); give another file") from error
+        raise UserError(f"{name}: cannot be read ({error.strerror}); give another file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--messages {file}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it so") from error
+        raise UserError(f"{name}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it so") from error
     if not text.strip():
-        raise UserError(f"--messages {file}: is empty; give {_FORMS}")
-    return {at: _conversation(value, at) for at, value in _values(text, f"--messages {file}")}
+        raise UserError(f"{name}: is empty; give {_FORMS}")
+    return {at: _conversation(value, at) for at, value in _values(text, name)}
 
 
 def _values(text: str, at: str) -> Iterator[tuple[str, Any]]:

@@ -66,12 +66,14 @@ class ExampleMaker:
         Raises:
             CannotRender: if the template refuses it, or does not write its thoughts or tools.
         """
-        messages = [self._prepared(message) for message in conversation.messages]
-        if self.renderer.thought_style is ThoughtStyle.prompt:
-            messages = [*map(without_thought, messages)]
-        rendered = self.renderer.prompt(messages, conversation.inputs)
+        rendered = self.renderer.prompt(self.messages_of_prompt(conversation.messages), conversation.inputs)
         refuse_missing_tools(conversation.inputs, rendered.text)
         return rendered
+
+    def messages_of_prompt(self, messages: list[Message]) -> list[Message]:
+        """Return messages with their thoughts and calls in the form in which they stand before a turn that trains."""
+        messages = [*map(self._prepared, messages)]
+        return [*map(without_thought, messages)] if self.renderer.thought_style is ThoughtStyle.prompt else messages
 
     def _prepared(self, message: Message) -> Message:
         """Return a message with its thought and its tool calls in the form that the template takes."""

@@ -42,7 +42,9 @@ class Evaluation(Bounded):
 
     Attributes:
         objective: the summary key a sweep compares jobs by; lower is better.
-        prompts: answered by base, prompted base and tuned model; null: the first three short ones of the held-out rows.
+        prompts: answered by base, prompted base and tuned model; null: the first three short ones of the held-out rows,
+            unless there are messages.
+        messages: a file of conversations that they go on with, in the form of ``sft-lab generate --messages``.
         outputs: held-out prompts that base and tuned model answer too, those with the shortest reference answers.
         max_new_tokens: of an answer.
         samples_every: optimizer steps between answers to the prompts during training; 0: none.
@@ -55,6 +57,7 @@ class Evaluation(Bounded):
 
     objective: str = bounded("eval/bits_per_byte", choices=OBJECTIVES)
     prompts: list[str] | None = None
+    messages: str | None = bounded(None, added=True)
     outputs: int = bounded(8, at_least=0)
     max_new_tokens: int = bounded(40, at_least=1, at_most=MOST_NEW_TOKENS)
     samples_every: int = bounded(0, at_least=0, limit="at least 0 (optimizer steps; 0: none)")
@@ -74,19 +77,24 @@ class Evaluation(Bounded):
             limit = f"of a question file that is set; set evaluation.{name}=FILE"
             require(name in self.sets(), "objective", self.objective, limit)
 
-        for name, path in self.sets().items():
+        for name, path in self.files().items():
             setattr(self, name, saved_path(path))
 
     def sets(self) -> dict[str, str]:
         """Return the question files that are set, by name."""
         return {name: path for name in ("general", "domain") if (path := getattr(self, name)) is not None}
 
+    def files(self) -> dict[str, str]:
+        """Return all files that are set, by name."""
+        return self.sets() | ({"messages": self.messages} if self.messages is not None else {})
+
     def check(self) -> list[str]:
-        """Return an error for each question file that is missing."""
+        """Return an error for each file that is missing."""
         problems = []
-        for name, path in self.sets().items():
+        for name, path in self.files().items():
+            content = "conversations" if name == "messages" else "questions with answers"
             if problem := missing_package(path):
                 problems.append(f"evaluation.{name}={path}: {problem}")
             elif problem := missing_file(path):
-                problems.append(f"evaluation.{name}={path}: {problem}; give questions with answers, or null")
+                problems.append(f"evaluation.{name}={path}: {problem}; give {content}, or null")
         return problems

@@ -33,23 +33,26 @@ def call_numbers(outputs: Sequence[Output], form: CallForm | None) -> dict[str, 
     expected = [output for output in outputs if output.is_call]
     if form is None or not expected:
         return {}
-    valid = [are_valid(form.parse(output.answer.raw), _schemas(output.tools)) for output in expected]
+    valid = [are_valid(form.parse(output.answer.raw), schemas_of(output.tools)) for output in expected]
     return {"outputs/call_share": sum(valid) / len(valid)}
 
 
-def shown_calls(answers: Sequence[Answer], tools: Sequence[str | None], form: CallForm | None) -> list[str]:
+def shown_calls(
+    answers: Sequence[Answer], tools: Sequence[list[dict[str, Any]]], form: CallForm | None
+) -> list[str]:  # fmt: skip
     """Return the calls in answers for a reader, empty where there is none; nothing without a form.
 
     Args:
         answers: of a model.
-        tools: JSON text of what each was given.
+        tools: that each was given, as JSON schemas.
         form: how the template writes calls.
     """
     if form is None:
         return []
     pairs = zip(answers, tools, strict=True)
-    return [describe_calls(form.parse(answer.raw), _schemas(text)) for answer, text in pairs]
+    return [describe_calls(form.parse(answer.raw), schemas) for answer, schemas in pairs]
 
 
-def _schemas(tools: str | None) -> list[dict[str, Any]]:
+def schemas_of(tools: str | None) -> list[dict[str, Any]]:
+    """Return the JSON schemas in a row's column of tools."""
     return [tool for tool in json.loads(tools or "[]") if isinstance(tool, dict)]

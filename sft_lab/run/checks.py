@@ -6,7 +6,8 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sft_lab.core.packages import FAISS_REMEDY
+from sft_lab.core.errors import UserError
+from sft_lab.core.packages import FAISS_REMEDY, is_url, package_path
 from sft_lab.dedup.graph_options import Index
 from sft_lab.run.identity import plugin_origins
 
@@ -22,7 +23,7 @@ def check(run: Run) -> list[str]:
     problems += [*run.dataset.check(), *run.split.check(), *run.template.check(), *run.model.check()]
     for row_filter in run.filter.values():
         problems += row_filter.check()
-    problems += [*run.decontaminate.check(), *run.evaluation.check()]
+    problems += [*run.decontaminate.check(), *run.evaluation.check(), *_check_messages(run)]
     if not run.launch.is_remote:  # a login node needs no GPU; the machine that executes the job checks itself
         problems += run.trainer.check()
     problems += [*run.tracking.check(), *run.launch.check(), *run.engine.check()]
@@ -50,6 +51,19 @@ def _check_faiss(run: Run) -> list[str]:
     if getattr(run.dedup, "index", None) is not Index.flat or find_spec("faiss"):
         return []
     return [f"dedup.index=flat: FAISS is not installed; {FAISS_REMEDY}"]
+
+
+def _check_messages(run: Run) -> list[str]:
+    path = run.evaluation.messages
+    if path is None or is_url(path) or not package_path(path).is_file():  # read later, or refused already
+        return []
+    from sft_lab.data.conversation_file import read_conversations
+
+    try:
+        read_conversations(package_path(path), f"evaluation.messages={path}")
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _check_plugins(run: Run) -> list[str]:

@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
-from sft_lab.core.errors import ModelError
+from sft_lab.core.errors import ConfigError, ModelError
 from sft_lab.core.io import digest, read_json, write_json
 from sft_lab.core.params import plain
 from sft_lab.core.positions import learned_positions, within_positions
+from sft_lab.core.remote import local_path
 from sft_lab.core.rows import Rows
+from sft_lab.core.text import one_line
 from sft_lab.core.types import TEMPLATE_INPUTS
 from sft_lab.data.call_form import CallForm
 from sft_lab.data.chat_template import Auto, Jinja, Template
+from sft_lab.data.control_tokens import refuse_missing_tools
+from sft_lab.data.conversation_file import read_conversations
 from sft_lab.data.encoding import prompt_ids
+from sft_lab.data.examples import ExampleMaker
 from sft_lab.data.label_rules import TrainOn
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
-from sft_lab.data.template_input import Conversation
 from sft_lab.data.template_layout import CannotRender
 from sft_lab.evaluation import heldout
 from sft_lab.evaluation.answers import measure_answers
@@ -34,7 +38,7 @@ from sft_lab.evaluation.heldout import AnswerEnding, Scores
 from sft_lab.pipeline import label_rules
 from sft_lab.run.call_checks import call_numbers, has_tools, shown_calls, without_call_tokens
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
-from sft_lab.run.fixed_prompts import fixed_prompts
+from sft_lab.run.fixed_prompts import FixedPrompt, fixed_prompts
 from sft_lab.run.measurement import BaseMeasurement, Measurement, domain_numbers, held_out_numbers
 from sft_lab.run.questions import answer_questions, easiest_questions, rows_asked
 
@@ -70,7 +74,7 @@ class Evaluator:
     def measure_base(self, data: Prepared) -> BaseMeasurement:
         """Measure the base model, or read what was measured before."""
         # Plain text has no tools: rows with some are asked in the run's template, though it is new to the model.
-        is_known = self.knows(self._run.template) or has_tools(data.held_out.rows)
+        is_known = self.knows(self._run.template) or self._gives_tools(data)
         template = self._run.template if is_known else PLAIN
         form = self._call_form(template, data)
         held_out = data.held_out if is_known else self._templated(template, data.held_out.rows)
@@ -159,12 +163,12 @@ class Evaluator:
             domain = question_sets["domain"]
             domain_questions = easiest_questions(domain, len(domain.rows), rules, self._decode)
             numbers |= domain_numbers(answer_questions(domain_questions, generate_answers))
-        prompts_with_tools = fixed_prompts(self._options.prompts, data.held_out.rows)
-        tools = [prompt.tools for prompt in prompts_with_tools]
+        fixed = self._chosen_prompts(data)
+        tools = [prompt.conversation.inputs.get("tools", []) for prompt in fixed]
         return Measurement(
             held_out.rows.column("id"),
             held_out_scores,
-            [prompt.text for prompt in prompts_with_tools],
+            [prompt.text for prompt in fixed],
             {name: [answer.text for answer in answers] for name, answers in fixed_answers.items()},
             {name: shown_calls(answers, tools, form) for name, answers in fixed_answers.items()},
             outputs,
@@ -172,10 +176,14 @@ class Evaluator:
         )
 
     def _call_form(self, template: Template, data: Prepared) -> CallForm | None:
-        """Return how a template writes tool calls; None where the held-out rows have no tools."""
+        """Return how a template writes tool calls; None where no prompt has tools."""
+        return CallForm.of(template.bind(self._context)) if self._gives_tools(data) else None
+
+    def _gives_tools(self, data: Prepared) -> bool:
         if self._has_tools is None:
-            self._has_tools = has_tools(data.held_out.rows)
-        return CallForm.of(template.bind(self._context)) if self._has_tools else None
+            of_prompts = any("tools" in prompt.conversation.inputs for prompt in self._chosen_prompts(data))
+            self._has_tools = of_prompts or has_tools(data.held_out.rows)
+        return self._has_tools
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._context.tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -197,7 +205,15 @@ class Evaluator:
 
     def prompts(self, data: Prepared) -> list[str]:
         """Return the fixed prompts."""
-        return [prompt.text for prompt in fixed_prompts(self._options.prompts, data.held_out.rows)]
+        return [prompt.text for prompt in self._chosen_prompts(data)]
+
+    def _chosen_prompts(self, data: Prepared) -> list[FixedPrompt]:
+        path = self._options.messages
+        conversations = None
+        if path is not None:
+            file = local_path(path, self._context.store)
+            conversations = read_conversations(file, f"evaluation.messages={path}").values()
+        return fixed_prompts(self._options.prompts, data.held_out.rows, conversations)
 
     def answer_fixed_prompts(self, model: Any, data: Prepared) -> list[Answer]:
         """Return a model's answers to the fixed prompts under the run's template."""
@@ -291,10 +307,17 @@ class Evaluator:
         renderer = template.bind(self._context)
         takes_system = self._takes_system(template)
         prompts = []
-        for text, tools in fixed_prompts(self._options.prompts, data.held_out.rows):
-            messages = with_prefix(prefix, [{"role": "user", "content": text}], takes_system=takes_system)
-            inputs = Conversation.of(messages, tools).inputs
-            prompts.append(prompt_ids(renderer.prompt(messages, inputs), self._context.tokenizer))
+        maker = ExampleMaker(renderer, label_rules(self._run))
+        for text, conversation in self._chosen_prompts(data):
+            try:
+                own_messages = maker.messages_of_prompt(conversation.messages)
+                messages = with_prefix(prefix, own_messages, takes_system=takes_system)
+                rendered = renderer.prompt(messages, conversation.inputs)
+                refuse_missing_tools(conversation.inputs, rendered.text)
+            except CannotRender as error:
+                problem = f"the template cannot write the conversation that ends with {one_line(text, 60)!r} ({error})"
+                raise ConfigError(f"evaluation: {problem}; give other prompts, or another template") from error
+            prompts.append(prompt_ids(rendered, self._context.tokenizer))
         return prompts
 
     def _generate(

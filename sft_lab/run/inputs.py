@@ -39,7 +39,7 @@ def named_files(run: Run, store: Store) -> dict[str, tuple[str, list[Path]]]:
             named[f"{key}.path"] = (", ".join(map(str, files)), files)
     for number, path in enumerate(run.decontaminate.against):
         named[f"decontaminate.against.{number}"] = (path, _available(path, store))
-    for name, path in run.evaluation.sets().items():
+    for name, path in run.evaluation.files().items():
         named[f"evaluation.{name}"] = (path, _available(path, store))
     named |= _models(run)
     if run.launch.config_file and (config_file := run.launch.accelerate_config()).parent != ACCELERATE_CONFIGS:
@@ -116,7 +116,7 @@ def data_fingerprint(run: Run, store: Store) -> str:
 
     filters = [*run.filter.values(), *run.split.filter.values()]
     files = [file for row_filter in filters for file in row_filter.files()]
-    sets = [path for path in run.evaluation.sets().values() if not path.startswith("package:")]
+    sets = [path for path in run.evaluation.files().values() if not path.startswith("package:")]
     files += [local_path(path, store) for path in (*run.decontaminate.against, *sets)]
     keys += [sha256(run, store, [file]) for file in files]
     return keys[0] if len(keys) == 1 else digest(keys)

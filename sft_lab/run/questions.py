@@ -13,7 +13,7 @@ from sft_lab.core.types import IGNORED
 from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.preparation import Ready
 from sft_lab.evaluation.generation import Answer
-from sft_lab.run.call_checks import shown_calls
+from sft_lab.run.call_checks import schemas_of, shown_calls
 
 if TYPE_CHECKING:
     from sft_lab.data.call_form import CallForm
@@ -94,7 +94,7 @@ def answer_questions(
         form: how calls are written; None where there are no tools.
     """
     answers = generate_answers([question.ids for question in questions])
-    tools = [question.tools for question in questions]
+    tools = [schemas_of(question.tools) for question in questions]
     calls: Sequence[str | None] = shown_calls(answers, tools, form) if form else [None] * len(questions)
     return [
         Output(question.prompt, question.reference, answer, question.tools, question.is_call, described)

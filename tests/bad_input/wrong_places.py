@@ -138,6 +138,10 @@ CASES = [
     folder("into the run itself", "sft-lab replay run --out run", lambda _: None),
     folder("a name that leads elsewhere", "sft-lab promote run ../mine", lambda _: None),
     folder("an empty prompt", "sft-lab generate run ", lambda _: None),
+    *(Wrong("conversations", f"`evaluation.messages=talk.json`: {what}",
+            [*SMALL, "hydra.run.dir=run", "evaluation.messages=talk.json"], make)
+      for what, make in (("no such file", lambda _: None),
+                         ("an answer at its end", written("talk.json", '[{"role": "assistant", "content": "Hi"}]')))),
     talk("an empty file", ""),
     talk("no message", "[]"),
     talk("half a list", '[{"role": "user"'),

@@ -28,19 +28,19 @@ def test_a_list_an_object_and_lines_of_them(tmp_path: Path) -> None:
     bodies = [json.dumps(TALK), json.dumps({"messages": TALK, "tools": json.dumps([TOOL])})]
     for text in (*bodies, json.dumps(TALK, indent=2), f"\ufeff{bodies[0]}"):
         file.write_text(text, encoding="utf-8")
-        (conversation,) = read_conversations(file).values()
+        (conversation,) = read_conversations(file, "talk").values()
         assert [message["role"] for message in conversation.messages] == ["user", "assistant", "tool"]
         assert conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
         assert "weight" not in conversation.messages[1]
         assert conversation.inputs == ({"tools": [TOOL]} if "tools" in text else {})
     file.write_text("\n\n".join(bodies) + "\n", encoding="utf-8")
-    assert [*read_conversations(file)] == [f"--messages {file}, line 1", f"--messages {file}, line 3"]
+    assert [*read_conversations(file, "talk")] == ["talk, line 1", "talk, line 3"]
 
 
 def test_the_prompt_is_what_the_model_was_trained_on(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     file.write_text(json.dumps({"messages": TALK, "tools": [TOOL]}), encoding="utf-8")
-    (conversation,) = read_conversations(file).values()
+    (conversation,) = read_conversations(file, "talk").values()
     shape = chat_shapes.QWEN3
     maker = ExampleMaker(Renderer(shape.tokenizer, shape.jinja), LabelRules())
     prompt = maker.prompt(conversation)
@@ -55,4 +55,4 @@ def test_the_prompt_is_what_the_model_was_trained_on(tmp_path: Path) -> None:
 
 def test_a_device_is_not_read() -> None:
     with pytest.raises(UserError, match=r"^--messages /dev/zero: a device or a pipe; give a file that holds a list"):
-        read_conversations(Path("/dev/zero"))
+        read_conversations(Path("/dev/zero"), "--messages /dev/zero")

@@ -44,9 +44,9 @@ def test_the_share_of_valid_calls_is_of_the_answers_that_should_call() -> None:
 
 def test_calls_are_shown_beside_the_text() -> None:
     answers = [Answer(text, ended=True, stray=[], raw=text) for text in (CALL, "Hm.", CALL.replace("Rome", "Bonn"))]
-    shown = shown_calls(answers, [json.dumps(TOOLS), json.dumps(TOOLS), None], form(QWEN25))
+    shown = shown_calls(answers, [TOOLS, TOOLS, []], form(QWEN25))
     assert shown == ['weather {"city": "Rome"}', "", 'weather {"city": "Bonn"}  (no such tool)']
-    assert shown_calls(answers, [None] * 3, None) == []
+    assert shown_calls(answers, [[]] * 3, None) == []
 
 
 def test_the_tokens_of_a_call_are_not_astray() -> None:
@@ -81,8 +81,9 @@ def test_a_run_on_conversations_with_tools(here: Path, tiny: list[str], capsys: 
         "trainer.per_device_train_batch_size=8", "dedup=none", "decontaminate.method=none", "filter=answered",
         "template=file", "template.path=qwen.jinja", "template.special_tokens=['<|im_start|>','<|im_end|>']",
         "split.eval_share=0.3", "split.min_eval_rows=1", "evaluation.max_new_tokens=60", "hydra.run.dir=run",
-        "evaluation.general=null",
+        "evaluation.general=null", "evaluation.messages=last.json",
     ]  # fmt: skip
+    (here / "last.json").write_text(json.dumps({"messages": rows()[0]["messages"][:3], "tools": TOOLS}))
     assert main(overrides) == 0
     folder = RunDir(here / "run")
     summary, outputs = read_json(folder.summary), read_lines(folder.outputs)
@@ -92,7 +93,12 @@ def test_a_run_on_conversations_with_tools(here: Path, tiny: list[str], capsys: 
     called = [row for row in outputs if row["tuned_calls"]]
     assert len(called) == summary["outputs/call_share"] * len(outputs)
     assert called[0]["tuned_calls"].startswith('weather {"city": "')
-    assert {row["tuned_calls"] for row in read_lines(folder.samples)} <= {row["tuned_calls"] for row in outputs}
+    (sample,) = read_lines(folder.samples)
+    assert sample["prompt"] == "10"  # what the tool returned
+    assert (sample["tuned_calls"], sample["tuned"][-9:]) == ("", " degrees.")
+    assert (folder.path / "inputs/evaluation.messages.json").exists() or "evaluation.messages" in read_json(
+        folder.manifest
+    )["inputs"]
     page = folder.report.read_text(encoding="utf-8")
     assert '<div class="call" dir="auto"><b>calls</b> weather {&#34;city&#34;: &#34;' in page
     assert "a valid call of a known tool" in page
