@@ -44,7 +44,7 @@ def test_jobs_of_one_process_do_not_mix(sweep: Path) -> None:
         records = inspect(runs[json.loads((job / "manifest.json").read_text())["tracking_id"]])
         run = next(record["run"] for record in records if record["type"] == "run")
         config = run["config"]["update"]
-        assert config["trainer"]["learning_rate"] == float(job.name.split("=")[1].rpartition("-")[0])
+        assert config["trainer"]["learning_rate"] == float(job.name.rpartition("-")[0].removeprefix("learning_rate_"))
         assert config["trainer"]["peft"]["r"] == 16  # nested as deep as it is
         assert not [key for key in config if "." in key]
         assert (run["run_group"], run["job_type"], run["project"]) == ("my_sweep", "train", "mine")
