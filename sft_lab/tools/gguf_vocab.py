@@ -18,6 +18,7 @@ PRE_TOKENIZERS: dict[tuple[Any, ...], str] = {
     (("Split", _CONTRACTIONS + r"\p{N}{1,3}" + _REST), ("ByteLevel", False, False)): "llama-bpe",
     (("Split", _CONTRACTIONS + r"\p{N}" + _REST), ("ByteLevel", False, False)): "qwen2",
 }
+NORMALIZERS = (None, {"type": "NFC"})  # llama.cpp normalizes nothing; most text is in NFC already
 WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is not merged from its bytes
 
 
@@ -61,7 +62,8 @@ class Vocabulary:
         settings = parse_json(read_text(folder / "tokenizer.json", LONG))
         model = settings["model"]
         pre = PRE_TOKENIZERS.get(_splits(settings.get("pre_tokenizer")))
-        if model["type"] != "BPE" or pre is None or bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS):
+        is_known = model["type"] == "BPE" and settings.get("normalizer") in NORMALIZERS
+        if pre is None or not is_known or bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS):
             raise CannotWrite("models with a tokenizer that is no byte-level BPE known by llama.cpp")
         if len(tokenizer) > size:
             raise CannotWrite(f"models with {size:,} embeddings, fewer rows than its tokenizer has tokens")

@@ -21,7 +21,7 @@ from sft_lab.cli.main import main
 from sft_lab.core.io import read_json
 from sft_lab.tools.export_model import export_model
 from sft_lab.tools.gguf_file import plain_jinja, write_gguf
-from sft_lab.tools.gguf_vocab import PRE_TOKENIZERS, CannotWrite
+from sft_lab.tools.gguf_vocab import PRE_TOKENIZERS, CannotWrite, Vocabulary
 from sft_lab.training.tiny_random import TOKENIZER_FOLDER
 
 SMALL = ["dedup=exact", "decontaminate.method=exact", "tracking=local", "trainer.learning_rate=2e-2",
@@ -278,10 +278,25 @@ def test_what_would_be_wrong_is_not_written(options: dict[str, Any], reason: str
         write(make_model(tmp_path / "llama", "llama", **options))
 
 
-def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"pre_tokenizer": {"type": "Whitespace"}}, {"normalizer": {"type": "Lowercase"}}])
+def test_another_tokenizer_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     folder = make_model(tmp_path / "qwen3", "qwen3")
     settings = read_json(folder / "tokenizer.json")
-    settings["pre_tokenizer"] = {"type": "Whitespace"}
-    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    (folder / "tokenizer.json").write_text(json.dumps({**settings, **change}))
     with pytest.raises(CannotWrite, match="a tokenizer that is no byte-level BPE"):
         write(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre"), [(transformers.Qwen2Tokenizer, "qwen2"), (transformers.GPT2Tokenizer, "gpt-2")]
+)
+def test_the_tokenizers_of_transformers_are_known(kind: type, pre: str, tmp_path: Path) -> None:
+    tokenizer = kind(vocab={"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}, merges=[("a", "b")])
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path)
+    vocabulary = Vocabulary.of(tmp_path, 5)
+    assert (vocabulary.pre, vocabulary.tokens[:4], vocabulary.merges) == (
+        pre,
+        ["a", "b", "ab", "<|endoftext|>"],
+        ["a b"],
+    )
