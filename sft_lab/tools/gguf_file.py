@@ -1,7 +1,7 @@
 """Writing a model as a GGUF file, with its vocabulary and chat template, for llama.cpp and what builds on it.
 
-Tensors are read one at a time from a folder as Transformers saves it. Llama, Mistral, Qwen2 and Qwen3 models with a
-byte-level BPE tokenizer are written; llama.cpp's own script converts the others.
+Tensors are read one at a time from a folder as Transformers saves it. Llama, Mistral, Qwen2 and Qwen3 models are
+written whose tokenizer llama.cpp splits texts like; its own script converts the others.
 """
 
 from __future__ import annotations
@@ -176,11 +176,19 @@ def _rope_factors(config: Any) -> np.ndarray | None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, end_ids: list[int], *, adds_bos: bool) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
+    if vocabulary.model == "llama":
+        # A space goes before a text's first word alone, and a prompt begins with BOS instead; llama.cpp would put one
+        # behind each control token too.
+        if not adds_bos:
+            raise CannotWrite("models with a SentencePiece tokenizer whose prompts do not begin with BOS")
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(value=False)
+    else:
+        writer.add_token_merges(vocabulary.merges)
     for kind, token_id in vocabulary.special.items():
         if token_id is not None:
             getattr(writer, f"add_{kind}_token_id")(token_id)

@@ -1,7 +1,8 @@
-"""The vocabulary of a byte-level BPE tokenizer, as GGUF holds it."""
+"""The vocabulary of a BPE tokenizer, of bytes or of characters as in SentencePiece, as GGUF holds it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ PRE_TOKENIZERS: dict[tuple[Any, ...], str] = {
     (("Split", _CONTRACTIONS + r"\p{N}" + _REST), ("ByteLevel", False, False)): "qwen2",
 }
 NORMALIZERS = (None, {"type": "NFC"})  # llama.cpp normalizes nothing; most text is in NFC already
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}  # of SentencePiece
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is not merged from its bytes
 
 
@@ -31,19 +34,23 @@ class Vocabulary:
     """Tokens and merges of a tokenizer.
 
     Attributes:
-        pre: llama.cpp's name for how a text is split before merging.
+        model: llama.cpp's name of the algorithm: ``gpt2`` merges bytes, ``llama`` characters as SentencePiece does.
+        pre: its name for how a text is split before merging.
         tokens: by id; names that nothing writes where a model has more rows than its tokenizer has tokens.
         types: GGUF's kind of each token.
-        merges: the two parts of each merge, with a space between.
+        merges: of ``gpt2``: the two parts of each merge, with a space between.
+        scores: of ``llama``: of each token; the pair that makes the highest is merged first.
         special: ids of ``bos``, ``pad`` and ``unk``; None where there is none.
         eos_id: the end of text; None where there is none.
         chat_template: its text.
     """
 
+    model: str
     pre: str
     tokens: list[str]
     types: list[int]
     merges: list[str]
+    scores: list[float]
     special: dict[str, int | None]
     eos_id: int | None
     chat_template: str
@@ -55,29 +62,84 @@ class Vocabulary:
         Raises:
             CannotWrite: if it is of another kind.
         """
-        import gguf
         import transformers
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        settings = parse_json(read_text(folder / "tokenizer.json", LONG))
-        model = settings["model"]
-        pre = PRE_TOKENIZERS.get(_splits(settings.get("pre_tokenizer")))
-        is_known = model["type"] == "BPE" and settings.get("normalizer") in NORMALIZERS
-        if pre is None or not is_known or bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS):
-            raise CannotWrite("models with a tokenizer that is no byte-level BPE known by llama.cpp")
         if len(tokenizer) > size:
             raise CannotWrite(f"models with {size:,} embeddings, fewer rows than its tokenizer has tokens")
+        settings = parse_json(read_text(folder / "tokenizer.json", LONG))
+        name, pre = _kind(settings)
+        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in settings["model"]["merges"]]
         tokens = [f"[PAD{number}]" for number in range(size)]
-        types = [gguf.TokenType.UNUSED.value] * size
         for token, token_id in tokenizer.get_vocab().items():
-            tokens[token_id], types[token_id] = token, gguf.TokenType.NORMAL.value
-        for token_id, token in tokenizer.added_tokens_decoder.items():
-            kind = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
-            types[token_id] = kind.value
-        pairs = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
-        special = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "pad", "unk")}
-        merges = [" ".join(pair) for pair in pairs]
-        return cls(pre, tokens, types, merges, special, tokenizer.eos_token_id, tokenizer.get_chat_template())
+            tokens[token_id] = token
+        scores = []
+        if name == "llama":
+            merged = _scores({*tokenizer.get_vocab()} - {*tokenizer.get_added_vocab()}, pairs)
+            scores = [merged.get(token, 0.0) for token in tokens]
+        return cls(
+            name,
+            pre,
+            tokens,
+            _types(tokenizer, size, has_bytes=name == "llama"),
+            [" ".join(pair) for pair in pairs] if name == "gpt2" else [],
+            scores,
+            {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "pad", "unk")},
+            tokenizer.eos_token_id,
+            tokenizer.get_chat_template(),
+        )
+
+
+def _kind(settings: dict[str, Any]) -> tuple[str, str]:
+    """Return llama.cpp's names for a tokenizer's algorithm and for how it splits a text first."""
+    model, splits, normalizer = settings["model"], settings.get("pre_tokenizer"), settings.get("normalizer")
+    if model["type"] == "BPE" and model.get("byte_fallback") and splits == METASPACE and normalizer is None:
+        return "llama", "default"
+    pre = PRE_TOKENIZERS.get(_splits(splits))
+    is_known = model["type"] == "BPE" and not model.get("byte_fallback") and normalizer in NORMALIZERS
+    if pre is None or not is_known or bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS):
+        raise CannotWrite("models with a tokenizer whose way to split a text llama.cpp has no name for")
+    return "gpt2", pre
+
+
+def _types(tokenizer: Any, size: int, *, has_bytes: bool) -> list[int]:
+    """Return GGUF's kind of each token."""
+    from gguf import TokenType
+
+    types = [TokenType.UNUSED.value] * size
+    for token, token_id in tokenizer.get_vocab().items():
+        is_byte = has_bytes and _BYTE.fullmatch(token)
+        types[token_id] = (TokenType.BYTE if is_byte else TokenType.NORMAL).value
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        types[token_id] = (TokenType.CONTROL if token.special else TokenType.USER_DEFINED).value
+    if has_bytes and tokenizer.unk_token_id is not None:
+        types[tokenizer.unk_token_id] = TokenType.UNKNOWN.value
+    return types
+
+
+def _scores(tokens: set[str], pairs: list[list[str]]) -> dict[str, float]:
+    """Return a score for each token that merging makes, with which SentencePiece merges as these merges do.
+
+    It merges any two neighbors that make a token, so the merges must have every pair, those of one token together.
+
+    Raises:
+        CannotWrite: if they do not.
+    """
+    scores: dict[str, float] = {}
+    latest = ""
+    for pair in pairs:
+        token = "".join(pair)
+        is_late = token in scores and token != latest
+        if is_late:
+            raise CannotWrite("models whose tokenizer merges in an order that SentencePiece does not have")
+        scores.setdefault(token, -float(len(scores)))
+        latest = token
+    known = {tuple(pair) for pair in pairs}
+    for token in tokens:
+        ways = ((token[:at], token[at:]) for at in range(1, 0 if _BYTE.fullmatch(token) else len(token)))
+        if any({*way} <= tokens and way not in known for way in ways):
+            raise CannotWrite("models whose tokenizer lacks merges that SentencePiece would make")
+    return scores
 
 
 def _splits(pre_tokenizer: dict[str, Any] | None) -> tuple[Any, ...]:

@@ -15,7 +15,9 @@ import gguf
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from training.test_new_tokens import base_model
+from transformers.tokenization_utils_base import generate_merges
 
 from sft_lab.cli.main import main
 from sft_lab.core.io import read_json
@@ -96,9 +98,30 @@ def make_model(folder: Path, kind: str, spare: int = 5, **options: Any) -> Path:
     return folder
 
 
+def use_sentencepiece(folder: Path) -> Path:
+    """Give a model the tokenizer of Llama 2 and Mistral 7B, with a small vocabulary."""
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.Metaspace()
+    rows = (TOKENIZER_FOLDER.parents[1] / "starter/conversations.jsonl").read_text(encoding="utf-8")
+    learned.train_from_iterator([rows[:200_000]], trainers.BpeTrainer(vocab_size=1500, show_progress=False))
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces = sorted(learned.get_vocab(), key=learned.get_vocab().get)
+    vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *pieces]))}
+    tokenizer = transformers.LlamaTokenizer(vocab=vocab, merges=generate_merges(vocab, None, special))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]"]})
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}"
+        "{% else %}{{ '[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write(folder: Path) -> Path:
     file = folder.with_suffix(".gguf")
-    write_gguf(folder, file, "a model", end_ids=[END], adds_bos=folder.name == "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    adds_bos = tokenizer.bos_token_id is not None and "bos_token" in tokenizer.chat_template
+    write_gguf(folder, file, "a model", end_ids=[END], adds_bos=adds_bos)
     return file
 
 
@@ -137,7 +160,8 @@ def holds_what_is_in(folder: Path, post: Callable[[str, dict[str, Any]], Any], t
     """Hold llama.cpp's tokens, prompt and probabilities against Transformers'."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    for text in TEXTS:
+    begin = "<s>" if "<s>" in tokenizer.get_vocab() else ""  # SentencePiece puts a space before a first word
+    for text in (begin + text for text in TEXTS):
         asked = {"content": text, "add_special": False, "parse_special": True}
         assert post("/tokenize", asked)["tokens"] == tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
@@ -158,6 +182,36 @@ def holds_what_is_in(folder: Path, post: Callable[[str, dict[str, Any]], Any], t
 def test_llama_cpp_computes_the_same(kind: str, tmp_path: Path, serve: Callable[[Path], Any]) -> None:
     folder = make_model(tmp_path / kind, kind)
     holds_what_is_in(folder, serve(write(folder)), tolerance=0.02)  # it keeps keys and values in 16 bits
+
+
+@pytest.mark.slow
+def test_llama_cpp_splits_texts_as_sentencepiece_does(tmp_path: Path, serve: Callable[[Path], Any]) -> None:
+    folder = use_sentencepiece(make_model(tmp_path / "mistral", "mistral"))
+    holds_what_is_in(folder, serve(write(folder)), tolerance=0.02)
+
+
+def test_a_sentencepiece_tokenizer_that_llama_cpp_would_read_otherwise(tmp_path: Path) -> None:
+    folder = use_sentencepiece(make_model(tmp_path / "mistral", "mistral"))
+    settings = read_json(folder / "tokenizer.json")
+    model, merges = settings["model"], settings["model"]["merges"]
+
+    def refused() -> str:
+        (folder / "tokenizer.json").write_text(json.dumps(settings))
+        with pytest.raises(CannotWrite) as error:
+            write(folder)
+        return str(error.value)
+
+    model["merges"] = merges[:-1]
+    assert refused() == "models whose tokenizer lacks merges that SentencePiece would make"
+    twice = next(number for number, pair in enumerate(merges) if "".join(pair) == "".join(merges[number + 1]))
+    model["merges"] = [*merges[: twice + 1], *merges[twice + 2 :], merges[twice + 1]]
+    assert refused() == "models whose tokenizer merges in an order that SentencePiece does not have"
+    model["merges"] = merges
+    settings["pre_tokenizer"]["prepend_scheme"] = "always"
+    assert "llama.cpp has no name for" in refused()
+    settings["pre_tokenizer"]["prepend_scheme"] = "first"
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    assert refused() == "models with a SentencePiece tokenizer whose prompts do not begin with BOS"
 
 
 @pytest.mark.slow
@@ -283,7 +337,7 @@ def test_another_tokenizer_is_refused(change: dict[str, Any], tmp_path: Path) ->
     folder = make_model(tmp_path / "qwen3", "qwen3")
     settings = read_json(folder / "tokenizer.json")
     (folder / "tokenizer.json").write_text(json.dumps({**settings, **change}))
-    with pytest.raises(CannotWrite, match="a tokenizer that is no byte-level BPE"):
+    with pytest.raises(CannotWrite, match="whose way to split a text"):
         write(folder)
 
 
