@@ -55,8 +55,9 @@ def _suggestions(run: Any) -> dict[str, tuple[str, str]]:
             longer if has_own_template else "template=auto",
         ),
         Verdict.NOT_JUDGED: (
-            "Hold rows out, and measure at least three times.",
-            "trainer.eval_steps=0.2" if has_held_out else "split.eval_share=0.1",
+            ("Measure the held-out loss at least three times during training.", "trainer.eval_steps=0.2")
+            if has_held_out
+            else ("Hold rows out, so that there is something to judge by.", "split.eval_share=0.1")
         ),
     }
 
