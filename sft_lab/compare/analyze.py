@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from sft_lab.compare.uncertainty import (
 from sft_lab.core.io import is_number
 from sft_lab.core.records import extra_keys
 from sft_lab.core.text import count_of
+from sft_lab.core.types import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -118,7 +120,11 @@ class Comparison:
         from sft_lab.compare.claims import headline
 
         result = headline(self)
-        return f"Comparison({count_of(len(self.jobs), 'job')}; {result.badge}: {result.sentences[0]})"
+        unfinished = Counter(job.state for job in self.jobs if job.state != RunState.FINISHED)
+        jobs = ", ".join(
+            [count_of(len(self.jobs), "job"), *(f"{count} {state}" for state, count in unfinished.items())]
+        )
+        return f"Comparison({jobs}; {result.badge}: {result.sentences[0]})"
 
     def _repr_html_(self) -> str:
         from sft_lab.compare.job_table import build_html

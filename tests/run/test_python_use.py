@@ -91,6 +91,18 @@ def test_objects_are_tables_in_a_notebook(run) -> None:
     assert "<td>filter.answered</td>" in data._repr_html_()
 
 
+@pytest.mark.slow  # trains once
+def test_a_sweep_goes_on_past_a_job_that_fails(tiny, here) -> None:
+    job = ["dataset.limit=null", "split.min_eval_rows=1", "hydra.sweep.dir=sweep"]
+    comparison = sft_lab.sweep([*tiny, *job, "decontaminate.action=drop,fail"])
+    assert [job.state for job in comparison.jobs] == ["finished", "failed"]
+    assert repr(comparison.jobs).startswith("[ComparedJob(action_drop-")
+    assert repr(comparison).startswith("Comparison(2 jobs, 1 failed; ")
+    assert comparison._repr_html_().count("<tr>") == 5  # headings, two base models, two jobs
+    assert "decontaminate.action=fail" in comparison.jobs[1].error
+    assert repr(sft_lab.compare(["sweep"])) == repr(sft_lab.compare("sweep")) == repr(comparison)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
