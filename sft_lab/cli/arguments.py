@@ -39,7 +39,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         """\
   sft-lab plan                                        the main job: rows, tokens, steps
   sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: what is finished, what jobs share
-  sft-lab plan --probe                                train six steps of it, to say how long all will take
+  sft-lab plan --probe                                train six steps, to say how long all take
 """,
     ),
     "search": (
