@@ -212,8 +212,10 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
     refuse_rest("compare", rest)
     if arguments.lowest_first and not arguments.rank_by:
         raise UserError("--lowest-first: sorts by the number that --rank-by names; give that too")
-    order = compare.Order(arguments.rank_by, arguments.lowest_first) if arguments.rank_by else None
-    comparison = compare.analyze(compare.collect_jobs(arguments.folders), order)
+    jobs, order = compare.collect_jobs(arguments.folders), None
+    if arguments.rank_by:
+        order = compare.Order.of(jobs, arguments.rank_by, lowest_first=arguments.lowest_first)
+    comparison = compare.analyze(jobs, order)
     folder = arguments.out or (arguments.folders[0] if len(arguments.folders) == 1 else Path())
     page = compare.write_comparison(comparison, folder)
     compare.print_comparison(comparison, page)

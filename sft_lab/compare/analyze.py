@@ -139,11 +139,7 @@ class Comparison:
 
 
 def analyze(jobs: list[ComparedJob], order: Order | None = None) -> Comparison:
-    """Return the comparison of jobs, as ``collect_jobs`` reads them.
-
-    Raises:
-        ConfigError: if they shall be sorted by a number that none of them has.
-    """
+    """Return the comparison of jobs, as ``collect_jobs`` reads them."""
     jobs = merge_twins(jobs)
     extras = list(dict.fromkeys(key for job in jobs for key in extra_keys(job.numbers)))
     if order:

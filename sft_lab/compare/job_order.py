@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import is_number
+from sft_lab.core.records import METRICS, TASKS
 
 if TYPE_CHECKING:
     from sft_lab.compare.collect import ComparedJob
@@ -28,16 +30,23 @@ class Order:
     def __str__(self) -> str:
         return f"{self.key}, {'lowest' if self.lowest_first else 'highest'} first"
 
-    def sort(self, jobs: list[ComparedJob]) -> list[ComparedJob]:
-        """Return the jobs in this order.
+    @classmethod
+    def of(cls, jobs: list[ComparedJob], name: str, *, lowest_first: bool) -> Order:
+        """Return the order by a number that jobs have: its key, or the heading of its column.
 
         Raises:
-            ConfigError: if none of them has the number.
+            ConfigError: if none of them has it.
         """
-        if not any(is_number(job.numbers.get(self.key)) for job in jobs):
-            keys = dict.fromkeys(key for job in jobs for key, value in job.numbers.items() if is_number(value))
-            known = f"they have {', '.join(keys)}" if keys else "none has finished"
-            raise ConfigError(f"compare --rank-by {self.key}: no job has this number; {known}")
+        keys = list(dict.fromkeys(key for job in jobs for key, value in job.numbers.items() if is_number(value)))
+        for key in (name, f"{METRICS}{name}", f"{TASKS}{name}"):
+            if key in keys:
+                return cls(key, lowest_first)
+        close = difflib.get_close_matches(name, keys, 1)
+        hint = f"did you mean {close[0]}?" if close else "the summary.json of a finished job has all"
+        raise ConfigError(f"compare --rank-by {name}: no job has this number; {hint}")
+
+    def sort(self, jobs: list[ComparedJob]) -> list[ComparedJob]:
+        """Return the jobs in this order."""
 
         def position(job: ComparedJob) -> float:
             value = job.numbers.get(self.key)

@@ -136,6 +136,8 @@ CASES = [
     folder("summary.json is gone", "sft-lab replay run", removed("summary.json")),
     folder("an unknown key to change", "sft-lab replay run sed=1", lambda _: None),
     folder("into the run itself", "sft-lab replay run --out run", lambda _: None),
+    folder("a number to sort by that it lacks", "sft-lab compare run --rank-by eval/los", lambda _: None),
+    folder("an order without a number", "sft-lab compare run --lowest-first", lambda _: None),
     folder("a name that leads elsewhere", "sft-lab promote run ../mine", lambda _: None),
     folder("an empty prompt", "sft-lab generate run ", lambda _: None),
     *(Wrong("conversations", f"`evaluation.messages=talk.json`: {what}",

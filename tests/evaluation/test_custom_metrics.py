@@ -170,7 +170,10 @@ def test_a_run_measures_it_and_compare_sorts_by_it(
     assert order("--lowest-first") == sorted(summaries, key=lambda name: summaries[name]["metrics.words.mean"])
     assert "Words.covered</th>" in Path("s/compare.html").read_text()
     assert main(["compare", "s", "--rank-by", "metrics.word"]) == 2
-    assert "compare --rank-by metrics.word: no job has this number; they have " in capsys.readouterr().err
+    message = "compare --rank-by metrics.word: no job has this number; did you mean metrics.words.mean?"
+    assert message in capsys.readouterr().err
+    assert main(["compare", "s", "--rank-by", "words.covered"]) == 0  # as its column is called
+    assert "sorted by metrics.words.covered" in capsys.readouterr().out
     assert main(["compare", "s", "--lowest-first"]) == 2
     assert "give that too" in capsys.readouterr().err
 
