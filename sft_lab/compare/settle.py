@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS
+from sft_lab.core.records import read
 
 if TYPE_CHECKING:
     from sft_lab.compare.analyze import Comparison, Setting
+    from sft_lab.compare.collect import ComparedJob
 
 MAX_RIVALS = 2  # of the best setting that get more seeds, the nearest first
+_OPTIONS = ("--config-dir", "-cd", "--config-name", "-cn")  # which say what overrides are applied to
 _LEFT_OUT = ("seed", "rerun")  # overrides that the command sets itself, or that would train again what is there
 
 
@@ -37,7 +42,8 @@ def settling_commands(comparison: Comparison) -> tuple[int, list[str]]:
     fewest = min(len(setting.jobs) for setting in settings)
     count = SEEDS_NEEDED if fewest < SEEDS_NEEDED else fewest + SEEDS_NEEDED
     seeds = _seeds(settings, count)
-    return len(seeds), [shlex.join([*command, *_ending(seeds, sweep)]) for command in _commands(settings)]
+    commands = [[*command, *_ending(seeds, sweep), *_options(settings[0].jobs[0])] for command in _commands(settings)]
+    return len(seeds), [shlex.join(command) for command in commands]
 
 
 def _seeds(settings: list[Setting], count: int) -> list[int]:
@@ -51,6 +57,16 @@ def _seeds(settings: list[Setting], count: int) -> list[int]:
 def _ending(seeds: list[int], sweep: Path) -> list[str]:
     folder = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
     return [f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={folder}"]
+
+
+def _options(job: ComparedJob) -> list[str]:
+    """Return the options of a job's command that name a folder of options or another primary config."""
+    with suppress(ValueError):
+        texts = shlex.split(read(job.folder.manifest, []).get("command") or "")
+        pairs = [[option, value] for option, value in pairwise(texts) if option in _OPTIONS]
+        joined = [text for text in texts if text.partition("=")[0] in _OPTIONS and "=" in text]
+        return [*(text for pair in pairs for text in pair), *joined]
+    return []
 
 
 def _commands(settings: list[Setting]) -> list[list[str]]:

@@ -478,6 +478,14 @@ def test_a_near_tie_names_the_command_that_settles_it(tmp_path, monkeypatch):
     assert f"3 seeds of the settings in question would settle it: {command}" in text_of(analyze_folders(sweep))
 
 
+def test_the_command_names_the_config_that_its_overrides_change(tmp_path):
+    write_tied(tmp_path, (7,), ["trainer.learning_rate=1e-3"], ["trainer.learning_rate=2e-3"])
+    for path in tmp_path.glob("*/manifest.json"):
+        command = "sft-lab -m -cn mine seed=7,8 --config-dir=options trainer.learning_rate=1e-3,2e-3"
+        write_json(path, {**read_json(path), "command": command})
+    assert f"hydra.sweep.dir={tmp_path} -cn mine --config-dir=options" in text_of(analyze_folders(tmp_path))
+
+
 def test_settings_that_differ_in_several_keys_have_a_command_each(tmp_path):
     own = [["dedup=none"], ["dedup=exact", "dedup.keep=longest"]]
     write_tied(tmp_path, (1, 2, 3), *own)
