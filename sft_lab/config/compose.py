@@ -81,7 +81,10 @@ def compose(overrides: Sequence[str] | str = ()) -> Run:
     Raises:
         ConfigError: naming every problem.
     """
-    plan = compose_jobs(override_list(overrides), multirun=False, sweep_remedy="call sft_lab.sweep([...])")
+    try:
+        plan = compose_jobs(override_list(overrides), multirun=False, sweep_remedy="call sft_lab.sweep([...])")
+    except ConfigError as error:
+        raise error from None  # without the hundred lines of Hydra's own errors
     if plan.swept:
         raise ConfigError("compose: this experiment is a sweep of several runs; call sft_lab.sweep([...])")
     return plan.jobs[0].run

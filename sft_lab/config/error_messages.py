@@ -241,7 +241,10 @@ def _wrong_value(error: OmegaConfBaseException) -> str | None:
     noun = next((noun for kind, noun in nouns.items() if isinstance(node, kind)), None)
     if noun is None:
         return None
-    return "must be a list, [a,b]" if noun == "a list" else f"must be {noun}, not {str(value)!r}"
+    if noun == "a list":
+        return "must be a list, [a,b]"
+    remedy = "; the values of a sweep stand without brackets, a,b" if isinstance(value, list | ListConfig) else ""
+    return f"must be {noun}, not {str(value)!r}{remedy}"
 
 
 def yaml_problem(error: BaseException) -> str:

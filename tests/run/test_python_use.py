@@ -109,6 +109,7 @@ def test_a_sweep_goes_on_past_a_job_that_fails(tiny, here) -> None:
         (lambda: sft_lab.compose(["seed=1,2"]), r"seed=1,2: .* a sweep; call sft_lab\.sweep\(\[\.\.\.\]\)"),
         (lambda: sft_lab.compose("+experiment=epochs_sweep"), r"call sft_lab\.sweep\(\[\.\.\.\]\)"),
         (lambda: sft_lab.compose("sede=1"), "did you mean seed"),
+        (lambda: sft_lab.compose("seed=[1,2]"), "must be a whole number, .*; the values of a sweep stand without"),
         (lambda: sft_lab.compose([1]), r"\[1\]: overrides are texts, key=value, in a list"),
         (lambda: sft_lab.compose({"seed": 1}), "{'seed': 1}: overrides are texts"),
         (lambda: sft_lab.sweep("seed"), "seed: has no value"),
@@ -117,8 +118,9 @@ def test_a_sweep_goes_on_past_a_job_that_fails(tiny, here) -> None:
     ],
 )
 def test_slips_are_answered(call, message, here) -> None:
-    with pytest.raises((ConfigError, FolderError), match=message):
+    with pytest.raises((ConfigError, FolderError), match=message) as error:
         call()
+    assert error.value.__cause__ is None  # a notebook would show the errors of Hydra first
 
 
 def test_a_text_is_one_override() -> None:
