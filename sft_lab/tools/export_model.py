@@ -92,18 +92,17 @@ def _modelfile(finished: FinishedRun) -> str:
 
     renderer, tokenizer = finished.renderer, finished.tokenizer
     texts = TurnTexts.of(renderer)
-    if _adds_bos(finished):
+    if _prompt(finished)[0] == tokenizer.bos_token_id:
         texts = texts.without_bos(tokenizer.bos_token)
     stops = tokenizer.convert_ids_to_tokens(renderer.end_ids)
     return modelfile(texts, WEIGHTS, stops, finished.run.model.base_name or "A model")
 
 
-def _adds_bos(finished: FinishedRun) -> bool:
-    """Return whether a prompt begins with BOS."""
+def _prompt(finished: FinishedRun) -> list[int]:
+    """Return the tokens of a prompt."""
     from sft_lab.data.encoding import prompt_ids
 
-    ids = prompt_ids(finished.renderer.prompt([{"role": "user", "content": "a"}]), finished.tokenizer)
-    return bool(ids) and ids[0] == finished.tokenizer.bos_token_id
+    return prompt_ids(finished.renderer.prompt([{"role": "user", "content": "a"}]), finished.tokenizer)
 
 
 def _write_gguf(finished: FinishedRun, source: Path, file: Path, folder: Path) -> None:
@@ -112,7 +111,7 @@ def _write_gguf(finished: FinishedRun, source: Path, file: Path, folder: Path) -
 
     name = f"{finished.run.model.base_name or finished.folder.path.name} fine-tuned"
     try:
-        write_gguf(source, file, name, end_ids=finished.renderer.end_ids, adds_bos=_adds_bos(finished))
+        write_gguf(source, file, name, end_ids=finished.renderer.end_ids, prompt=_prompt(finished))
     except CannotWrite as error:
         command = shlex.join(["python", "convert_hf_to_gguf.py", str(source), "--outfile", str(folder / WEIGHTS)])
         raise UserError(f"export: {error} are not written as GGUF here; llama.cpp's script does: {command}") from error

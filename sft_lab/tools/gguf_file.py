@@ -29,7 +29,7 @@ _ROTATED = re.compile(r"self_attn\.(q|k)_proj\.(weight|bias)$")
 _GENERATION = re.compile(r"{%(-?)\s*(?:end)?generation\s*(-?)%}")  # a statement of Transformers' own
 
 
-def write_gguf(folder: Path, file: Path, name: str, *, end_ids: list[int], adds_bos: bool) -> None:
+def write_gguf(folder: Path, file: Path, name: str, *, end_ids: list[int], prompt: list[int]) -> None:
     """Write the model in a folder as one file, its matrices in the data type they were saved in.
 
     Args:
@@ -37,7 +37,7 @@ def write_gguf(folder: Path, file: Path, name: str, *, end_ids: list[int], adds_
         file: to write.
         name: of the model, for the file's metadata.
         end_ids: tokens that end an answer.
-        adds_bos: whether a prompt begins with BOS.
+        prompt: the tokens of any prompt, which shows how they begin.
 
     Raises:
         CannotWrite: for another kind of model, tokenizer or position encoding.
@@ -54,7 +54,7 @@ def write_gguf(folder: Path, file: Path, name: str, *, end_ids: list[int], adds_
 
     writer = gguf.GGUFWriter(file, architecture)
     _add_shape(writer, config, name, tensors.main_type)
-    _add_vocabulary(writer, vocabulary, end_ids, adds_bos=adds_bos)
+    _add_vocabulary(writer, vocabulary, end_ids, prompt[0])
     factors = _rope_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
@@ -175,16 +175,18 @@ def _rope_factors(config: Any) -> np.ndarray | None:
     return np.asarray(1 / ((1 - share) / rope["factor"] + share), np.float32)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, end_ids: list[int], *, adds_bos: bool) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, end_ids: list[int], first_id: int) -> None:
+    import gguf
+
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     if vocabulary.model == "llama":
-        # A space goes before a text's first word alone, and a prompt begins with BOS instead; llama.cpp would put one
-        # behind each control token too.
-        if not adds_bos:
-            raise CannotWrite("models with a SentencePiece tokenizer whose prompts do not begin with BOS")
+        # A space goes before a text's first word alone, and a prompt begins with a control token instead; llama.cpp
+        # would put one behind each control token too.
+        if vocabulary.types[first_id] != gguf.TokenType.CONTROL.value:
+            raise CannotWrite("models with a SentencePiece tokenizer whose prompts do not begin with a control token")
         writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(value=False)
     else:
@@ -195,7 +197,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, end_ids: li
     # Two keys end an answer there: the end of text, and the end of a turn.
     writer.add_eos_token_id(vocabulary.eos_id if vocabulary.eos_id in end_ids else end_ids[0])
     writer.add_eot_token_id(next((token_id for token_id in end_ids if token_id != vocabulary.eos_id), end_ids[0]))
-    writer.add_add_bos_token(adds_bos)
+    writer.add_add_bos_token(first_id == vocabulary.special["bos"])
     writer.add_chat_template(plain_jinja(vocabulary.chat_template))
 
 

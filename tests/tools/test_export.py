@@ -120,8 +120,8 @@ def use_sentencepiece(folder: Path) -> Path:
 def write(folder: Path) -> Path:
     file = folder.with_suffix(".gguf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    adds_bos = tokenizer.bos_token_id is not None and "bos_token" in tokenizer.chat_template
-    write_gguf(folder, file, "a model", end_ids=[END], adds_bos=adds_bos)
+    prompt = tokenizer.apply_chat_template(MESSAGES[1:2], add_generation_prompt=True, return_dict=False)
+    write_gguf(folder, file, "a model", end_ids=[END], prompt=prompt)
     return file
 
 
@@ -211,7 +211,7 @@ def test_a_sentencepiece_tokenizer_that_llama_cpp_would_read_otherwise(tmp_path:
     assert "llama.cpp has no name for" in refused()
     settings["pre_tokenizer"]["prepend_scheme"] = "first"
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
-    assert refused() == "models with a SentencePiece tokenizer whose prompts do not begin with BOS"
+    assert refused() == "models with a SentencePiece tokenizer whose prompts do not begin with a control token"
 
 
 @pytest.mark.slow
@@ -234,6 +234,20 @@ def test_a_run_exported_for_llama_cpp(
     written = model.generate(**ids, max_new_tokens=30, do_sample=False)[0][ids["input_ids"].shape[1] :]
     assert answer["message"]["content"] == tokenizer.decode(written, skip_special_tokens=True)
     assert (answer["finish_reason"] == "stop") == (written[-1] == END)
+
+
+@pytest.mark.slow
+def test_tokens_that_training_added_are_in_it(tmp_path: Path, serve: Callable[[Path], Any]) -> None:
+    base = use_sentencepiece(make_model(tmp_path / "base", "mistral", spare=0))
+    run = tmp_path / "run"
+    local = ["model=local", f"model.name_or_path={base}", "template=chatml", "trainer=lora"]
+    assert main([*SMALL, *local, f"hydra.run.dir={run}"]) == 0
+    file = export_model(run, "gguf").path
+    holds_what_is_in(run / "merged", serve(file), tolerance=0.02)
+    fields = gguf.GGUFReader(file).fields
+    tokens = transformers.AutoTokenizer.from_pretrained(run / "merged").convert_ids_to_tokens
+    assert tokens(int(fields["tokenizer.ggml.eos_token_id"].contents())) == "</s>"
+    assert tokens(int(fields["tokenizer.ggml.eot_token_id"].contents())) == "<|im_end|>"
 
 
 @pytest.mark.slow
