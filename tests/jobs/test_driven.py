@@ -150,13 +150,13 @@ def test_a_failed_job_reaches_the_sweeper_as_it_can_take_it(
     assert len([*tmp_path.glob("multirun/sweep-*/*/summary.json")]) == 1
 
 
-def test_jobs_proposed_together_run_at_once(tmp_path: Path, tiny: list[str]) -> None:
-    words = [
-        "hydra/sweeper=plain",
-        "hydra.sweeper.values='seed=1 seed=2 seed=1'",
-        "launch=processes",
-        "launch.at_once=2",
-    ]
+@pytest.mark.parametrize(
+    "launch",
+    [["launch=processes", "launch.at_once=2"], ["hydra/launcher=submitit_local"]],
+    ids=["processes", "slurm"],
+)
+def test_jobs_proposed_together_run_at_once(tmp_path: Path, tiny: list[str], launch: list[str]) -> None:
+    words = ["hydra/sweeper=plain", "hydra.sweeper.values='seed=1 seed=2 seed=1'", *launch]
     done = _drive(tmp_path, *words, *tiny)
     assert (done.returncode, "RESULTS" in done.stdout) == (0, True), done.stderr
     jobs = [read_json(path) for path in tmp_path.glob("multirun/sweep-*/*/manifest.json")]
