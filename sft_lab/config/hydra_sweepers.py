@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +40,7 @@ _NO_OUTPUT = [
     "+hydra/job_logging=none",
     "+hydra/hydra_logging=none",
 ]
-_FAILURE_RATE = "max_failure_rate"  # a sweeper's own rule for failed jobs: of optuna, ax and nevergrad
+_FAILURE_RATE = "max_failure_rate"  # a sweeper's own rule for failed jobs: of Optuna's and Nevergrad's
 _BATCHES = "sft_lab"  # the launcher below, where the user chooses none
 _PLUGIN_MODULE = f"hydra_plugins.{_BATCHES}"
 
@@ -162,7 +163,7 @@ class _Task:
             subdir = sweep_subdir(composed, settings.job.num, overrides)
             return build_job(composed, sorted(self.fixed), overrides, subdir)
         except ConfigError as error:
-            log.error("%s: %s", " ".join(overrides), error)
+            log.error("job %d: %s", settings.job.num, error)
             return error
 
 
@@ -176,6 +177,7 @@ class BatchLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert isinstance(self.task, _Task)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # where sweepers write their results
         configs = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
