@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,5 +256,22 @@ def _refuse_misread(file: Path, content: DictConfig) -> None:
                 refuse_none_with_filters(choice, f"{file}: filter")
 
 
+def _hydra_plugins() -> Plugins:
+    """Return Hydra's registry, which imports every plugin of Hydra's that is installed.
+
+    Raises:
+        ConfigError: if one of them cannot be imported.
+    """
+    try:
+        return Plugins.instance()
+    except Exception as error:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        file = next((file for file in reversed(files) if "hydra_plugins" in file), "hydra_plugins")
+        raise ConfigError(
+            f"{file}: this plugin of Hydra's cannot be imported ({error}); uninstall it, or install a version for this "
+            "Python"
+        ) from error
+
+
 for _plugin in (OptionSource, ExperimentSource, SchemaSource, OptionSearchPath):
-    Plugins.instance().register(_plugin)
+    _hydra_plugins().register(_plugin)

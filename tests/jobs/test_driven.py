@@ -184,6 +184,14 @@ def test_hydras_own_launcher_may_be_chosen(here: Path, tiny: list[str], capsys: 
     assert [job.stat().st_mtime_ns for job in jobs] == when
 
 
+def test_a_plugin_that_cannot_be_imported_is_named(tmp_path: Path, tiny: list[str]) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "broken.py").write_text("raise ValueError('mutable default')\n")
+    done = _drive(tmp_path, *tiny, "seed=1,2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"sft-lab: \S+broken\.py: this plugin .*\(mutable default\).*\n", done.stderr)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
