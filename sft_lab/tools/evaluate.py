@@ -127,7 +127,7 @@ def _score(model: Any, finished: FinishedRun, specs: list[str], manager: Any, op
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    with _without_library_output():
+    with _tied(model), _without_library_output():
         scored: dict[str, Any] = lm_eval.simple_evaluate(
             HFLM(pretrained=model, tokenizer=finished.tokenizer, batch_size=options.batch_size),
             tasks=list(specs),
@@ -205,6 +205,16 @@ def _refuse_unknown(tasks: list[str], manager: Any) -> None:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else "`lm-eval ls tasks` lists them; a file ends with .yaml"
             raise UserError(f"--tasks {name}: no such task of lm-evaluation-harness; {hint}")
+
+
+@contextmanager
+def _tied(model: Any) -> Iterator[None]:
+    """Let nobody tie the weights once more: the harness does, and PEFT's wrapper around added tokens fails at that."""
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
 
 
 @contextmanager

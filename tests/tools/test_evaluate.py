@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tracking.test_wandb import inspect
+from training.test_new_tokens import base_model
 
 from sft_lab.cli.main import main
 from sft_lab.core.records import read
@@ -101,6 +102,19 @@ def test_both_models_are_scored_and_compared(
 
     assert main(["evaluate", str(whole), "--tasks", "signs.yaml", "--limit", "5", "--apply-chat-template"]) == 0
     assert read(whole / "tasks.json")["signs"]["tuned"]["questions"] == 5
+
+
+@pytest.mark.slow
+def test_an_adapter_with_added_tokens_asked_in_its_template(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval")
+    base = base_model(Path("base").absolute(), "llama", 0)
+    assert main(["model=local", f"model.name_or_path={base}", "template=chatml", "trainer=lora", "dedup=exact",
+                 "decontaminate.method=exact", "tracking=local", "trainer.max_steps=1", "dataset.turns=first",
+                 "filter.length.max_tokens=200", "split.max_eval_tokens=200", "hydra.run.dir=run"]) == 0  # fmt: skip
+    capsys.readouterr()
+    options = ["--limit", "4", "--num-fewshot", "1", "--apply-chat-template"]
+    assert main(["evaluate", "run", "--tasks", "signs.yaml", *options]) == 0
+    assert "signs   acc_norm" in capsys.readouterr().out
 
 
 @pytest.mark.slow
