@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_ERROR = 300  # characters of the harness's error in ours
+WIDTH = 120  # characters of a line where the output is a file
 YAML = (".yaml", ".yml")
 
 # Of each task the number of its ``questions`` and, by metric, the ``value`` and its ``stderr`` (None: not known).
@@ -100,7 +101,7 @@ def evaluate_run(path: Path, options: EvaluationOptions) -> TaskScores:
 
 def print_scores(scores: TaskScores) -> None:
     """Print each metric of both models."""
-    console().print(_table(scores))
+    console(WIDTH).print(_table(scores))
 
 
 def _score_both(finished: FinishedRun, options: EvaluationOptions) -> tuple[Results, Results]:
