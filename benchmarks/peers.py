@@ -1,4 +1,4 @@
-"""The same job beside other trainers: 20 LoRA steps of a tiny Llama on real conversations, on a processor.
+"""The same job beside other trainers: 24 LoRA steps of a tiny Llama on real conversations, on a processor.
 
     python benchmarks/peers.py rows.jsonl
     python benchmarks/peers.py rows.jsonl --peer llamafactory=/envs/llamafactory --peer swift=/envs/swift --rounds 3
@@ -43,7 +43,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.store import Store
 from sft_lab.data.sources import File
 
-STEPS, LENGTH, RATE, NEXT_RATE = 20, 1280, 1e-3, 5e-4
+STEPS, LENGTH, RATE, NEXT_RATE = 24, 1280, 1e-3, 5e-4
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # what the model's template puts first
 # The model's template with the marks that TRL's command line needs to find the answers.
 MARKED_TEMPLATE = (
@@ -53,7 +53,7 @@ MARKED_TEMPLATE = (
     "{%- else %}{{ turn.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# What each prints when it begins to train, and of a step.
+# What each prints when it begins to train, and of a step. The model has 20 tensors, which are loaded under a bar too.
 BEGUN = re.compile(rf"\b[01]/{STEPS}\b|optimizer steps, which is")
 LOSS = re.compile(r"""["']?loss["']?: *["']?(\d+\.\d+)""")
 
