@@ -80,7 +80,7 @@ def test_the_batch_script_asks_for_what_the_config_says(
     told = capsys.readouterr().err
     assert "submitted as job 12_2" in told
     assert re.search(
-        r"seed=1-\w+: job 12_0 ended before its work began \(gone from the queue\); see \S+12_0_0_log.out", told
+        r"seed_1-\w+: job 12_0 ended before its work began \(gone from the queue\); see \S+12_0_0_log.out", told
     )
     assert not list(stand_ins.glob("sweep/*/queued.json"))
 
@@ -99,8 +99,8 @@ def test_a_job_in_the_queue_is_not_submitted_again(
     with pytest.raises(SystemExit):
         main(words)
     told = capsys.readouterr().err
-    assert re.search(r"seed=1-\w+: job 12_0 is in the queue or at work; waiting for it", told)
-    assert re.search(r"seed=2-\w+: submitted as job 12\n", told)  # one alone is no array
+    assert re.search(r"seed_1-\w+: job 12_0 is in the queue or at work; waiting for it", told)
+    assert re.search(r"seed_2-\w+: submitted as job 12\n", told)  # one alone is no array
     assert (stand_ins / "submitted").read_text() == "x\nx\n"
     assert "--jobs=12" in (stand_ins / "asked").read_text()
     (stand_ins / "then").unlink()
@@ -217,8 +217,8 @@ def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
 
     sweep = interrupted_sweep.start(words)
     told = interrupted_sweep.wait_for_output(sweep, 0)
-    assert re.search(r"seed=1-\w+: job \d+ is in the queue or at work; waiting for it", told)
-    assert re.search(r"seed=2-\w+: submitted as job", told)
+    assert re.search(r"seed_1-\w+: job \d+ is in the queue or at work; waiting for it", told)
+    assert re.search(r"seed_2-\w+: submitted as job", told)
     assert len(list(here.glob("sweep/.submitit/*_submitted.pkl"))) == 3
     assert (interrupted_sweep.count_resumes(one), interrupted_sweep.count_resumes(two)) == (1, 1)
     assert interrupted_sweep.steps(one) == interrupted_sweep.steps(two) == interrupted_sweep.STEPS
