@@ -28,7 +28,7 @@ def test_a_moved_sweep_is_compared_replayed_and_gone_on_with(
     Path("first").rename("elsewhere/second")
     assert main(["compare", "elsewhere/second"]) == 0
     assert "elsewhere/second/compare.html" in capfd.readouterr().out
-    job = next(Path("elsewhere/second").glob("*=0.001-*"))
+    job = next(Path("elsewhere/second").glob("*_0.001-*"))
     assert main(["replay", str(job)]) == 0
     capfd.readouterr()
     status = (job / "status.json").read_bytes()

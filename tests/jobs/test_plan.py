@@ -239,6 +239,7 @@ def test_a_probe_measures_each_kind_of_step_once_and_leaves_nothing(
 ) -> None:  # fmt: skip
     temporary = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("SFT_LAB_STORE", str(tmp_path_factory.mktemp("store")))  # where nothing is known of these rows
     store_before = everything(store.default_root())
     words = ["trainer.max_steps=-1", "trainer.num_train_epochs=2", "seed=1,2", "trainer.learning_rate=1e-3,1e-4"]
     assert main(["plan", "--probe", "-m", *tiny, *words]) == 0
