@@ -305,7 +305,7 @@ def _duration(seconds: float | None) -> str:
 def _memory_lines(outlooks: list[Outlook]) -> list[str]:
     footprints = dict.fromkeys(outlook.memory for outlook in outlooks if outlook.memory)
     if not footprints:
-        return ["Memory: unknown until the model is downloaded; its file in conf/model/ has an estimate"]
+        return ["Memory: unknown before the model is downloaded or unpacked"]
     lines = []
     for memory in footprints:
         parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}

@@ -291,7 +291,7 @@ def _same_training_rows(comparison: Comparison) -> list[str]:
 
 
 def _kept_equal(comparison: Comparison) -> list[str]:
-    """Return what stayed equal between jobs with different numbers of training rows."""
+    """Return what differs by at most 1% between jobs with different numbers of training rows."""
     summaries = [job.summary for job in comparison.jobs if job.is_judged]
     if len({summary.get("train_rows") for summary in summaries}) < 2:
         return []
@@ -301,8 +301,8 @@ def _kept_equal(comparison: Comparison) -> list[str]:
         values = [float(value) for summary in summaries if is_number(value := summary.get(key))]
         if len(values) == len(summaries) and max(values) - min(values) <= 0.01 * abs(max(values)):
             equal.append(name)
-    result = f"{' and '.join(equal)} stayed equal" if equal else "neither steps, epochs nor tokens stayed equal"
-    return [f"Jobs trained on different numbers of rows; {result}."]
+    result = f"their {', '.join(equal)} differ by at most 1%" if equal else "so do their steps, epochs and tokens"
+    return [f"The jobs' numbers of training rows differ; {result}."]
 
 
 def _how_to_settle(comparison: Comparison) -> list[str]:

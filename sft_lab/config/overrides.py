@@ -118,6 +118,8 @@ def _problem_before_parsing(text: str) -> str:
     if not key:
         return f"{text or repr(text)}: no key; write key=value"
     if "=" not in text and not text.startswith("~"):
+        if Path(text).is_file():
+            return f"{text}: has no key; write dataset={text}"
         is_key = text[:1].isalpha()
         return f"{text}: has no value; write {key}=..." if is_key else f"{text}: has no key; write key={text}"
     if key == "hparams_search":

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sft_lab.core.rows import Rows
     from sft_lab.core.selection import Selection
 
+MANY_TOO_LONG = 0.2  # share of the held-out rows that may be too long to be measured without a word
+
 
 @dataclass(frozen=True)
 class Sides:
@@ -183,6 +185,13 @@ class Split(Bounded, UsesContext, abc.ABC):
             raise ConfigError(
                 f"split.min_eval_rows={self.min_eval_rows}: only {len(sides.held_out)} held-out rows can be used "
                 f"({len(held_out_rows)} of {len(rows)} rows are held out{unused}); {self.remedy()}"
+            )
+        long = sides.held_out_selection.dropped.get("over_max_eval_tokens", 0)
+        if long > MANY_TOO_LONG * len(held_out_rows):
+            context.notice(
+                f"split: {long} of {len(held_out_rows)} held-out rows have more than split.max_eval_tokens="
+                f"{self.max_eval_tokens} tokens and are not measured; raise it (up to trainer.max_length) to judge by "
+                "long rows too"
             )
         return sides
 

@@ -44,6 +44,12 @@ def test_a_file_is_a_dataset(here: Path, tiny: list[str]) -> None:
     assert short.hash == compose([*tiny, "dataset=file", "dataset.path=my rows.jsonl"]).hash
 
 
+def test_a_file_without_its_key_is_answered_with_the_key(here: Path) -> None:
+    Path("rows.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: has no key; write dataset=rows\.jsonl"):
+        compose(["rows.jsonl"])
+
+
 def test_values_with_a_space_between_them(tiny: list[str]) -> None:
     plan = compose_jobs([*tiny, "trainer.learning_rate=1e-4,", "2e-4"], multirun=True)
     assert [job.run.trainer.learning_rate for job in plan.jobs] == [1e-4, 2e-4]

@@ -52,6 +52,16 @@ def test_about_the_share_is_held_out(sides: Sides) -> None:
     assert sides.side.dropped == {"held_out": len(sides.held_out)}
 
 
+def test_held_out_rows_that_are_too_long_to_be_measured_are_noticed(context: StageContext) -> None:
+    short = table(MANY)
+    Hash(max_eval_tokens=200)(short, context)
+    assert not context.notices
+    answers = [answer + " again" * 300 * (n % 4 // 2) for n, answer in enumerate(short["answer"])]
+    Hash(max_eval_tokens=200)(short.remove_columns("answer").add_column("answer", answers), context)
+    (notice,) = context.notices
+    assert "held-out rows have more than split.max_eval_tokens=200 tokens" in notice
+
+
 def test_a_group_stays_on_one_side(sides: Sides) -> None:
     assert not set(sides.train.column("group")) & set(sides.held_out.column("group"))
 
