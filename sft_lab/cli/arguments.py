@@ -287,7 +287,7 @@ def _parser() -> _Parser:
     promote = commands["promote"]
     promote.add_argument("folder", type=Path, metavar="RUN_DIR")
     promote.add_argument("name", metavar="NAME")
-    promote.add_argument("--force", action="store_true", help="put it replaces an experiment of this name")
+    promote.add_argument("--force", action="store_true", help="replace an experiment of this name")
 
     add_to_model_commands(commands)
 

@@ -244,12 +244,11 @@ def _group_settings(jobs: list[ComparedJob], losses: dict[str, float], common: C
 
     groups: dict[str, dict[Any, ComparedJob]] = {}
     for job in jobs:
-        groups.setdefault(keys[training_of(firsts[job.name])], {}).setdefault(
-            job.axes.get(SEED), job
-        )  # the same run twice is no replicate
+        by_seed = groups.setdefault(keys[training_of(firsts[job.name])], {})
+        by_seed.setdefault(job.axes.get(SEED), job)  # the same run twice is no replicate
 
     settings = []
-    for group in (list(by_seed.values()) for by_seed in groups.values()):
+    for group in (list(each.values()) for each in groups.values()):
         nats = np.stack([common.nats[job.name] for job in group]) if common else None
         mean = float(np.mean([losses[job.name] for job in group]))
         axes = _axes_without_seed(max(group, key=lambda job: len(job.twins)))

@@ -301,7 +301,7 @@ def _kept_equal(comparison: Comparison) -> list[str]:
         values = [float(value) for summary in summaries if is_number(value := summary.get(key))]
         if len(values) == len(summaries) and max(values) - min(values) <= 0.01 * abs(max(values)):
             equal.append(name)
-    result = f"their {', '.join(equal)} differ by at most 1%" if equal else "so do their steps, epochs and tokens"
+    result = f"their {' and '.join(equal)} differ by at most 1%" if equal else "so do their steps, epochs and tokens"
     return [f"The jobs' numbers of training rows differ; {result}."]
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from sft_lab.core.hardware import rank
 from sft_lab.core.log import log
 
+DEVICE_FILES = ("/dev/nvidia0", "/dev/dxg")  # of the driver, and of that in WSL
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # read once, when CUDA begins to work in a process
 
 
@@ -34,6 +35,16 @@ def installed_gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [str(number) for number, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def has_gpu() -> bool:
+    """Return whether the system has an NVIDIA GPU that this process may use.
+
+    A container may have the device and no ``nvidia-smi``; importing PyTorch to ask would take a second.
+    """
+    if os.environ.get(VISIBLE) is not None and not visible_gpus():
+        return False
+    return bool(shutil.which("nvidia-smi")) or any(map(os.path.exists, DEVICE_FILES))
 
 
 def use_one_gpu() -> None:

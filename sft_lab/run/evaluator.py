@@ -70,6 +70,7 @@ class Evaluator:
         self._load_model = load_model
         self._options = run.evaluation
         self._has_tools: bool | None = None
+        self._fixed: list[FixedPrompt] | None = None  # read once, so that all models are asked the same
 
     def measure_base(self, data: Prepared) -> BaseMeasurement:
         """Measure the base model, or read what was measured before."""
@@ -208,12 +209,13 @@ class Evaluator:
         return [prompt.text for prompt in self._chosen_prompts(data)]
 
     def _chosen_prompts(self, data: Prepared) -> list[FixedPrompt]:
-        path = self._options.messages
-        conversations = None
-        if path is not None:
-            file = local_path(path, self._context.store)
-            conversations = read_conversations(file, f"evaluation.messages={path}").values()
-        return fixed_prompts(self._options.prompts, data.held_out.rows, conversations)
+        if self._fixed is None:
+            path, conversations = self._options.messages, None
+            if path is not None:
+                file = local_path(path, self._context.store)
+                conversations = read_conversations(file, f"evaluation.messages={path}").values()
+            self._fixed = fixed_prompts(self._options.prompts, data.held_out.rows, conversations)
+        return self._fixed
 
     def answer_fixed_prompts(self, model: Any, data: Prepared) -> list[Answer]:
         """Return a model's answers to the fixed prompts under the run's template."""

@@ -169,13 +169,13 @@ class TrainingSession(Session):
         attention = packing_attention(own_attention, options.holding.precision)
         if attention is None and gpu_is_in_use() and "flash" not in (own_attention or ""):
             tokens = options.per_device_train_batch_size * options.max_length
-            remedy = "Lower trainer.per_device_train_batch_size"
+            remedy = "lower trainer.per_device_train_batch_size"
             if takes_flash_attention(options.holding.precision):
                 kernel = f"{TRUST_KERNEL}=kernels-community/flash-attn2"
-                remedy = f"pip install flash-attn, or pip install kernels and set {kernel}; else l{remedy[1:]}"
+                remedy = f"pip install flash-attn, or pip install kernels and set {kernel}; else {remedy}"
             self.context.notice(
                 f"packing without FlashAttention: each of the {tokens:,} tokens of a batch is compared with every "
-                f"other (a mask of {tokens**2 / 1e9:.1f} GB). {remedy}"
+                f"other (a mask of {tokens**2 / 1e9:.1f} GB); {remedy}"
             )
         return attention
 

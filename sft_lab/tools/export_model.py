@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from sft_lab.core.errors import FolderError, UserError
+from sft_lab.core.errors import UserError
 from sft_lab.core.log import log
 from sft_lab.tools.finished_run import FinishedRun, open_run
 from sft_lab.tools.merge import merge_adapter
+from sft_lab.tools.new_folder import new_folder, refuse_used
 
-TARGETS = ("gguf", "ollama", "vllm")
 WEIGHTS = "model.gguf"
 
 
@@ -40,24 +40,14 @@ def export_model(path: Path, target: str, out: Path | None = None) -> Exported:
     if target == "vllm":
         return _for_vllm(finished, out)
     folder = (out or finished.folder.export / target).absolute()
-    _refuse_used(folder)
+    refuse_used(folder)
     finished.folder.refuse_links()
     modelfile = _modelfile(finished) if target == "ollama" else ""
     source = _whole_model(finished)
-    work = folder.with_name(f".{folder.name}.unfinished")  # renamed when complete
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
+    with new_folder(folder) as work:
         _write_gguf(finished, source, work / WEIGHTS, folder)
         if modelfile:
             (work / "Modelfile").write_text(modelfile, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
-    except OSError as error:
-        raise FolderError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     log.info("export: %.1f MB in %s", (folder / WEIGHTS).stat().st_size / 1e6, folder)
 
     weights = shlex.quote(str(folder / WEIGHTS))
@@ -74,8 +64,10 @@ def _for_vllm(finished: FinishedRun, out: Path | None) -> Exported:
     elif finished.is_adapter:
         folder = merge_adapter(finished.folder.path, out)
     else:
-        _refuse_used(out.absolute())
-        folder = Path(shutil.copytree(finished.folder.model, out.absolute(), dirs_exist_ok=True))
+        folder = out.absolute()
+        refuse_used(folder)
+        with new_folder(folder) as work:
+            shutil.copytree(finished.folder.model, work, dirs_exist_ok=True)
     return Exported(folder, [f"vllm serve {shlex.quote(str(folder))} --served-model-name tuned"])
 
 
@@ -115,8 +107,3 @@ def _write_gguf(finished: FinishedRun, source: Path, file: Path, folder: Path) -
     except CannotWrite as error:
         command = shlex.join(["python", "convert_hf_to_gguf.py", str(source), "--outfile", str(folder / WEIGHTS)])
         raise UserError(f"export: {error} are not written as GGUF here; llama.cpp's script does: {command}") from error
-
-
-def _refuse_used(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FolderError(f"{folder}: exists; remove it, or name another folder with --out")

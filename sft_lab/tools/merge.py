@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from sft_lab.core.errors import FolderError, UserError
+from sft_lab.core.errors import UserError
 from sft_lab.core.log import log
 from sft_lab.tools.finished_run import open_run
+from sft_lab.tools.new_folder import new_folder, refuse_used
 
 
 def merge_adapter(path: Path, out: Path | None = None) -> Path:
@@ -28,8 +28,7 @@ def merge_adapter(path: Path, out: Path | None = None) -> Path:
             f"{finished.folder.model}: holds all weights and no adapter, so there is nothing to merge; load it directly"
         )
     target = (out or finished.folder.merged).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FolderError(f"{target}: exists; remove it, or name another folder with --out")
+    refuse_used(target)
     finished.folder.refuse_links()
 
     from sft_lab.report import card
@@ -38,18 +37,9 @@ def merge_adapter(path: Path, out: Path | None = None) -> Path:
     tokenizer, renderer = finished.tokenizer, finished.renderer
     base = finished.load_base(four_bit=False)
     merged = finished.load_tuned(base).merge_and_unload(safe_merge=True)
-    work = target.with_name(f".{target.name}.unfinished")  # renamed when complete
-    shutil.rmtree(work, ignore_errors=True)
-    try:
+    with new_folder(target) as work:
         model_io.save(merged, tokenizer, renderer.jinja, work, end_ids=renderer.end_ids)
         card.write_model_card(finished.folder, finished.run.model.base_name, work)
-        if target.exists():
-            target.rmdir()
-        work.rename(target)
-    except OSError as error:
-        raise FolderError(f"{target}: cannot be written ({error.strerror}); name another folder with --out") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
     size = sum(file.stat().st_size for file in target.iterdir())
     log.info("merge: %.1f MB in %s", size / 1e6, target)

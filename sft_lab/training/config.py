@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import ConfigError, require
-from sft_lab.core.gpus import visible_gpus
+from sft_lab.core.gpus import has_gpu
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
@@ -168,7 +168,7 @@ class Full(Bounded):
 
     def check(self) -> list[str]:
         """Return what this machine lacks for the training."""
-        if _has_nvidia_gpu():
+        if has_gpu():
             return []
         problems = []
         if self.precision is Precision.fp16:
@@ -249,18 +249,13 @@ class Lora(Full):
         problems = super().check()
         if self.quantization is not Quantization.nf4:
             return problems
-        missing = [] if _has_nvidia_gpu() else ["an NVIDIA GPU (this machine has none)"]
+        missing = [] if has_gpu() else ["an NVIDIA GPU (this machine has none)"]
         if not importlib.util.find_spec("bitsandbytes"):
             missing.append("the package bitsandbytes (pip install bitsandbytes)")
         if not missing:
             return problems
         remedy = "trainer=lora trains the same adapter beside weights that are not quantized"
         return [*problems, f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
-
-
-def _has_nvidia_gpu() -> bool:
-    """Return whether this process may use one; importing PyTorch to ask would take a second."""
-    return bool(visible_gpus())
 
 
 # Fields of PEFT's LoraConfig that an adapter may have to be loaded again: sizes, names of layers, starting values.

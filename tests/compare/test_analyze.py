@@ -283,7 +283,7 @@ def test_what_stayed_equal_is_noted_where_rows_differ(tmp_path):
             summary={"train_rows": rows, "epochs": rows / 90},
         )
     text = text_of(analyze_folders(tmp_path))
-    assert "numbers of training rows differ; their optimizer steps, trained tokens differ by at most 1%" in text
+    assert "numbers of training rows differ; their optimizer steps and trained tokens differ by at most 1%" in text
 
 
 def test_thresholds_that_kept_the_same_rows_are_one(tmp_path):

@@ -155,3 +155,18 @@ def test_wrong_input_is_said_by_the_child(here: Path, tiny: list[str]) -> None:
     folder.config.write_text(run.to_yaml())
     with pytest.raises(UserError, match="fit no known format"):
         accelerate_launch.prepare_data_in_child(folder, accelerate_launch.Machine.from_environment())
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"), [(None, True, True), ("0", True, True), ("", True, False), ("0", False, False)]
+)
+def test_a_gpu_is_a_device_that_the_process_may_use(
+    visible: str | None, device: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may have no nvidia-smi; and a number in the environment is no device."""
+    monkeypatch.setattr(gpus, "DEVICE_FILES", (str(tmp_path if device else tmp_path / "none"),))
+    monkeypatch.setattr(gpus.shutil, "which", lambda _: None)
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(gpus.VISIBLE, visible)
+    assert gpus.has_gpu() is expected

@@ -61,6 +61,20 @@ def test_two_system_turns_become_one() -> None:
     assert with_prefix(head, []) == []  # plain text
 
 
+def test_conversations_are_read_once_and_asked_of_all_models(here: Path, tiny: list[str]) -> None:
+    """Their file may change while a model trains."""
+    file = here / "talk.json"
+    file.write_text('[{"role": "user", "content": "Why?"}]')
+    run = compose([*tiny, "evaluation.prompts=[]", "evaluation.messages=talk.json"])
+    context = run.context()
+    data = run.prepare(context)
+    evaluator = Evaluator(run, context, lambda: None)
+    assert evaluator.prompts(data) == ["Why?"]
+    file.write_text('[{"role": "user", "content": "Where?"}]\n[{"role": "user", "content": "When?"}]')
+    assert evaluator.prompts(data) == ["Why?"]
+    assert Evaluator(run, context, lambda: None).prompts(data) == ["Where?", "When?"]
+
+
 def test_a_prompted_row_scores_the_same_answer_behind_prompt_and_examples(here: Path, tiny: list[str]) -> None:
     run = compose([*tiny, "evaluation.baseline.examples=2"])
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(StageContext()))
