@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.console import console
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def show_model_rows(folder: RunDir) -> None:
 
     out = console()
     out.print("Rows as the model gets them; what is in ⟦ ⟧ trains")
-    for view in records.read(folder.data, []).get("model_rows") or []:
+    for view in tolerant_readers.read(folder.data, []).get("model_rows") or []:
         counts = f"{view.get('tokens') or 0:,} tokens, of which {view.get('trained_tokens') or 0:,} train"
         if (view.get("examples") or 1) > 1:
             counts += f"; example {view.get('example')} of {view['examples']} of this row"

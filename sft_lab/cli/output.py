@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.console import console
 from sft_lab.core.redaction import printable, redact
 
@@ -79,7 +79,7 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
 
     out = console()
     out.print(_waterfall(folder))
-    for row in records.read_lines(folder.samples, []):
+    for row in tolerant_readers.read_lines(folder.samples, []):
         out.print(Text(row.get("prompt", ""), style="bold"))
         for name in ("base", "prompted_base", "tuned"):
             if row.get(name) is not None:
@@ -98,7 +98,7 @@ def show_prepared(folder: RunDir) -> None:
     out = console()
     out.print(_waterfall(folder))
     lines = [f"Data set: {folder.dataset}", f"Report: {folder.report}"]
-    if any((records.read(folder.data).get("pairs") or {}).values()):
+    if any((tolerant_readers.read(folder.data).get("pairs") or {}).values()):
         lines.insert(1, f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
     for line in lines:
         out.print(line, soft_wrap=True)
@@ -110,7 +110,7 @@ def _waterfall(folder: RunDir) -> Table:
 
     table = Table("stage", "rows", "tokens", "dropped", box=box.SIMPLE_HEAD, title="Waterfall", title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
-    for stage in records.read(folder.waterfall).get("stages") or []:
+    for stage in tolerant_readers.read(folder.waterfall).get("stages") or []:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
         table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", dropped)
     return table
@@ -149,7 +149,7 @@ def show_prepared_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     axes = list(dict.fromkeys(key for _, values in jobs for key in values))
     table = Table(*axes, "state", "rows", "tokens", "report", box=box.SIMPLE_HEAD)
     for folder, values in jobs:
-        last = (records.read(folder.waterfall, []).get("stages") or [{}])[-1]
+        last = (tolerant_readers.read(folder.waterfall, []).get("stages") or [{}])[-1]
         numbers = [f"{last[name]:,}" if last else "" for name in ("rows_kept", "tokens_kept")]
         report = str(folder.report) if folder.report.exists() else ""
         table.add_row(*(values.get(key, "") for key in axes), folder.state() or "", *numbers, report)
@@ -168,7 +168,7 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     table.title, table.title_justify = "Jobs (loss: held-out, by the weights that were saved)", "left"
     axes_by_name = {folder.path.name: values for folder, values in jobs}
     for folder, values in jobs:
-        summary = records.read(folder.summary, [])
+        summary = tolerant_readers.read(folder.summary, [])
         numbers = [_number(summary.get(name)) for name in ("eval/loss", "eval/bits_per_byte", "gap")]
         rows = str(summary.get("train_rows", ""))
         verdict = summary.get("verdict", "")

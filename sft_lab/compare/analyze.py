@@ -26,8 +26,8 @@ from sft_lab.compare.uncertainty import (
     estimate_seed_spread,
 )
 from sft_lab.core.io import is_number
-from sft_lab.core.records import extra_keys
 from sft_lab.core.text import count_of
+from sft_lab.core.tolerant_readers import extra_keys
 from sft_lab.core.types import RunState
 
 if TYPE_CHECKING:

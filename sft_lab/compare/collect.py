@@ -14,8 +14,8 @@ from sft_lab.compare.axes import find_axes, sort_key
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
-from sft_lab.core.records import read, read_config, read_lines, read_metrics, read_overrides
 from sft_lab.core.run_dir import REPLACED, RunDir
+from sft_lab.core.tolerant_readers import read, read_config, read_lines, read_metrics, read_overrides
 from sft_lab.core.types import Curve, RunState, Verdict, Work
 from sft_lab.report.figures import extract_curve
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import is_number
-from sft_lab.core.records import METRICS, TASKS
+from sft_lab.core.tolerant_readers import METRICS, TASKS
 
 if TYPE_CHECKING:
     from sft_lab.compare.collect import ComparedJob

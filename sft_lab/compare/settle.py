@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS
-from sft_lab.core.records import read
+from sft_lab.core.tolerant_readers import read
 
 if TYPE_CHECKING:
     from sft_lab.compare.analyze import Comparison, Setting

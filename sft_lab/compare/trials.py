@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.compare import charts
-from sft_lab.core.records import read
 from sft_lab.core.run_dir import SEARCH
+from sft_lab.core.tolerant_readers import read
 
 if TYPE_CHECKING:
     from sft_lab.compare.collect import ComparedJob

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import open_file
 
@@ -14,7 +14,7 @@ RECIPE = "recipe.json"
 
 def recipe_of(path: Path) -> dict[str, Any]:
     """Return an entry's recipe, empty where there is none to read."""
-    return records.read(path / RECIPE, [])
+    return tolerant_readers.read(path / RECIPE, [])
 
 
 def contents(folder: Path) -> dict[str, list[int | str]]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, Pruned
 from sft_lab.core.io import clear_temporary, write_json
 from sft_lab.core.locks import Holder, file_lock, holder, is_taken
@@ -120,7 +120,7 @@ class RunDir:
             FolderError: if it is not as a run writes it.
         """
         problems: list[str] = []
-        content = records.read(self.status, problems)
+        content = tolerant_readers.read(self.status, problems)
         if content.get("state"):
             return content
 
@@ -334,7 +334,7 @@ class RunDir:
     def _noted(self, name: str) -> Any:
         """Return a field of the manifest, None where there is none yet."""
         problems: list[str] = []
-        content = records.read(self.manifest, problems)
+        content = tolerant_readers.read(self.manifest, problems)
         if problems:
             problem = problems[0].removeprefix(f"{self.manifest.name}: ")
             raise FolderError(f"{self.manifest}: {problem}; rerun=true runs it again")

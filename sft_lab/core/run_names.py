@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_lab.core.records import read_overrides
+from sft_lab.core.tolerant_readers import read_overrides
 
 # Options that say less than the file or model they name.
 _NAMED_BY = {"dataset": ("name", "path"), "model": ("name_or_path",), "template": ("path",)}

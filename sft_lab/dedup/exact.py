@@ -55,8 +55,8 @@ class Exact(Dedup):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
         """Drop duplicates with the reason ``duplicate`` and the score 1."""
+        from sft_lab.dedup.keep_rules import selection
         from sft_lab.dedup.neighbor_graph import NeighborGraph
-        from sft_lab.dedup.select import selection
         from sft_lab.dedup.texts import Texts, nodes_of
 
         distinct, node_of_row = nodes_of(Texts.of(rows, self.on))

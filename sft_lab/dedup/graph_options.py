@@ -67,7 +67,7 @@ class GraphDedup(Dedup):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
         """Drop rows as ``duplicate`` (equal text) or ``near_duplicate``; the score is that to the nearest kept row."""
-        from sft_lab.dedup.select import selection
+        from sft_lab.dedup.keep_rules import selection
 
         graph, node_of_row, _ = self.graph(rows, context)
         return selection(rows, graph.at(self.threshold), node_of_row, self.keep)

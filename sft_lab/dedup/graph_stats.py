@@ -10,7 +10,7 @@ import numpy as np
 
 from sft_lab.core.errors import require
 from sft_lab.core.text import scripts
-from sft_lab.dedup.select import Keep, representatives
+from sft_lab.dedup.keep_rules import Keep, representatives
 
 if TYPE_CHECKING:
     from sft_lab.core.selection import Selection

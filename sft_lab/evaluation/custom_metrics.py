@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core import plugins
-from sft_lab.core.records import METRICS
 from sft_lab.core.text import one_line
+from sft_lab.core.tolerant_readers import METRICS
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

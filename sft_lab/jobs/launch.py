@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from sft_lab.config import Plan
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, JobError, SftLabError, UserError
 from sft_lab.core.gpus import release_memory
 from sft_lab.core.log import log
@@ -139,4 +139,4 @@ def _objective(folder: RunDir, failure: Failure | None) -> float | SftLabError:
 
 def read_summary(folder: RunDir) -> dict[str, Any]:
     """Return a finished run's summary; empty if there is none."""
-    return records.read(folder.summary)
+    return tolerant_readers.read(folder.summary)

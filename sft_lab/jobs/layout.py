@@ -21,7 +21,7 @@ import yaml
 
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, SftLabError, all_problems
 from sft_lab.core.io import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
 from sft_lab.core.locks import distrust
@@ -144,7 +144,9 @@ def _paths_by_hash(sweep: Path) -> dict[str, Path]:
     """Return the job folders of a sweep by hash: as their names end, or as the manifest of a renamed one has it."""
     folders = [path for path in sorted(sweep.glob("*/")) if not REPLACED.search(path.name)]
     named = {path: match[1] for path in folders if (match := _HASHED.search(path.name))}
-    renamed = {path: records.read(RunDir(path).manifest, []).get("job") for path in folders if path not in named}
+    renamed = {
+        path: tolerant_readers.read(RunDir(path).manifest, []).get("job") for path in folders if path not in named
+    }
     return {str(key): path for path, key in [*named.items(), *renamed.items()][::-1] if key}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.console import console
 from sft_lab.core.errors import FolderError
 from sft_lab.core.run_dir import RunDir
@@ -83,9 +83,9 @@ def run_line(folder: RunDir, installed: dict[str, str]) -> RunLine:
         installed: the versions of the installed packages, with which those of the run are compared.
     """
     problems: list[str] = []
-    status = records.read(folder.status, problems)
+    status = tolerant_readers.read(folder.status, problems)
     is_broken = bool(problems)
-    summary, content = (records.read(file, problems) for file in (folder.summary, folder.manifest))
+    summary, content = (tolerant_readers.read(file, problems) for file in (folder.summary, folder.manifest))
     state = BROKEN if is_broken else _state(status)
     return RunLine(
         folder.path,

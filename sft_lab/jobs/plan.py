@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab import config as configs
 from sft_lab import pipeline
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.io import digest, flat, read_json
@@ -189,9 +189,10 @@ def _forecast(
         footprints[shape] = _memory(run)
     seconds, like = _time(run, steps, finished_runs)
     is_finished = job_folder.progress is JobProgress.FINISHED
+    manifest = tolerant_readers.read(job_folder.folder.manifest) if is_finished else {}
     return Outlook(
         job_folder=job_folder,
-        other_versions=other_versions(records.read(job_folder.folder.manifest), versions()) if is_finished else {},
+        other_versions=other_versions(manifest, versions()),
         stages=data.stages,
         missing=data.missing,
         rows=rows,

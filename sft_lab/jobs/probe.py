@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.engine import LocalEngine
 from sft_lab.core.gpus import release_memory
 from sft_lab.core.io import digest
@@ -105,7 +105,7 @@ def measure_speed(run: Run) -> Speed:
     with tempfile.TemporaryDirectory(prefix="sft-lab-probe-") as root, quiet(), sigterm_exits():
         folder = RunDir(Path(root) / "run")
         summary = _few_steps(run, Path(root) / "store").execute(folder.path)
-        events = records.read_metrics(folder.metrics)
+        events = tolerant_readers.read_metrics(folder.metrics)
     release_memory()
     watching = summary["train_seconds"] * (summary["watching_share"] or 0.0)
     row_seconds = watching / summary["eval_rows"] if summary["eval_rows"] else 0.0

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from sft_lab import config as configs
 from sft_lab.config.raw_composition import Bare, bare_of, compose_bare
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import ConfigError, FolderError, UserError
 from sft_lab.core.io import flat, write_text
 from sft_lab.core.option_files import option_roots, shipped
@@ -238,7 +238,8 @@ def _thin(values: dict[str, Any], composed: dict[str, Any]) -> None:
 
 def _header(folder: RunDir, name: str) -> str:
     """Return the comments at the top of the file: its origin, and how to run it."""
-    manifest, status, summary = (records.read(file, []) for file in (folder.manifest, folder.status, folder.summary))
+    files = (folder.manifest, folder.status, folder.summary)
+    manifest, status, summary = (tolerant_readers.read(file, []) for file in files)
     prepared = status.get("work") == Work.PREPARE
     base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))
     if isinstance(loss, float):

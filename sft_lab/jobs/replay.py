@@ -9,7 +9,7 @@ from typing import Any
 
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.console import console
 from sft_lab.core.errors import ConfigError, FolderError, all_problems
 from sft_lab.core.io import read_json, write_json
@@ -148,7 +148,7 @@ def _read_old_run(folder: RunDir | None, config: Path) -> OldRun:
     job = _load(config, []).hash
     if folder is None:
         return OldRun(None, job, None, None, Work.RUN, None)
-    manifest = records.read(folder.manifest) or None
+    manifest = tolerant_readers.read(folder.manifest) or None
     try:
         state, work = folder.state(), folder.work()
     except FolderError as error:
@@ -194,7 +194,7 @@ def _compare(done: Replay, old: OldRun, extra: list[Difference]) -> Replay:
         old: the run it is compared with.
         extra: differences of the environment that no manifest notes.
     """
-    manifest = records.read(done.folder.manifest)
+    manifest = tolerant_readers.read(done.folder.manifest)
     differences = done.environment
     if old.manifest is not None:  # what it really ran on, now or when it was finished before
         differences = [*extra, *environment.differences(old.manifest, manifest)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import LONG, flat, is_number, parse_json, read_json, read_text
-from sft_lab.core.records import TASKS
+from sft_lab.core.tolerant_readers import TASKS
 from sft_lab.core.types import Work
 from sft_lab.jobs.environment import Difference
 

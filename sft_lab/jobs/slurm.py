@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, UserError
 from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.io import write_json
@@ -180,7 +180,7 @@ class QueuedJob(SupervisedJob):
         before_work = "" if read_status(self.folder) != self.status_before else " before its work began"
         log_file = self.logs / f"{self.job_id}_0_log.out"
         reason = f"job {self.job_id} ended{before_work} ({state}); see {log_file}"
-        failure = records.read(_failure_file(self.logs, self.job_id), [])
+        failure = tolerant_readers.read(_failure_file(self.logs, self.job_id), [])
         if "message" not in failure:
             return Ending(reason)
         return Ending(reason, str(failure["message"]), by_input=bool(failure.get("by_input")))
@@ -273,7 +273,7 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
 
 def _read_note(folder: RunDir) -> dict[str, Any]:
     """Return an earlier command's note about the job; empty if it is not a note of ours."""
-    note = records.read(folder.queued, [])
+    note = tolerant_readers.read(folder.queued, [])
     return note if re.fullmatch(r"\d+(_\d+)?", note.get("job_id", "")) and "logs" in note else {}
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
@@ -138,7 +138,7 @@ def result_line(folder: RunDir, seconds: float | None = None) -> str:
         folder: of the job.
         seconds: that it took; None: as its summary has them.
     """
-    summary = records.read(folder.summary, [])
+    summary = tolerant_readers.read(folder.summary, [])
     took = summary.get("seconds") if seconds is None else seconds
     line = "finished" if took is None else f"finished in {took:.0f} s"
     if summary.get("same_as"):
@@ -211,7 +211,7 @@ def stop_processes(processes: Sequence[subprocess.Popen[bytes]], patience: float
 
 def read_status(folder: RunDir) -> dict[str, Any]:
     """Return the content of ``status.json``; empty if it cannot be read now, as may happen over a network."""
-    return records.read(folder.status, [])
+    return tolerant_readers.read(folder.status, [])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.errors import FolderError
-from sft_lab.core.records import read, read_config
+from sft_lab.core.tolerant_readers import read, read_config
 from sft_lab.report.html_report import VERDICTS
 from sft_lab.report.pages import template_environment, write_page
 

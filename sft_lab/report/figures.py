@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.io import is_number, write_text
-from sft_lab.core.records import read, read_metrics
+from sft_lab.core.tolerant_readers import read, read_metrics
 from sft_lab.report.data_figures import draw_histograms, draw_similarity, draw_thresholds, has_texts, row_count
 from sft_lab.report.style import (
     COLORS,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import is_number, read_text
-from sft_lab.core.records import extra_keys, read, read_config, read_lines
 from sft_lab.core.run_names import option_names, set_values
+from sft_lab.core.tolerant_readers import extra_keys, read, read_config, read_lines
 from sft_lab.core.types import RunState, Verdict, Work
 from sft_lab.report.figures import draw_figures
 from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, with_minus

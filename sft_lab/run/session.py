@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import Pruned
 from sft_lab.core.io import write_json, write_text
 from sft_lab.core.log import log
@@ -127,14 +127,14 @@ class Session:
         self.folder.metrics.unlink(missing_ok=True)
         self.begin(data)
         self.note_training_key(data)
-        trained = records.read(twin.manifest)
+        trained = tolerant_readers.read(twin.manifest)
         original = trained.get("same_as") or twin.path.name
         log.info("train: not again, since %s has trained on the same rows in the same way", original)
-        for event in records.read_metrics(twin.metrics):
+        for event in tolerant_readers.read_metrics(twin.metrics):
             self._mirror.log({name: math.nan if value is None else value for name, value in event.items()})
 
         twins.take_files(twin, self.folder)
-        summary = records.read(twin.summary) | {"same_as": original}
+        summary = tolerant_readers.read(twin.summary) | {"same_as": original}
         write_json(self.folder.summary, summary)
         self._note({"same_as": original, **{name: trained[name] for name in twins.OF_TRAINING if name in trained}})
         self._note_stages()
@@ -197,7 +197,7 @@ class Session:
     def _mirror_answers(self) -> None:
         """Send the samples and the answers to held-out prompts to W&B too."""
         for file in (self.folder.samples, self.folder.outputs):
-            if rows := records.read_lines(file):
+            if rows := tolerant_readers.read_lines(file):
                 self._mirror.table(file.stem, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
 
     def _mirror_data(self, data: Prepared) -> None:

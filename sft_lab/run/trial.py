@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.hardware import rank
 from sft_lab.core.locks import file_lock
 
@@ -104,7 +104,7 @@ def create_pruning(folder: RunDir) -> Callable[[float, dict[str, float]], bool] 
     Args:
         folder: of the run; None is returned unless it is a trial of a search that prunes.
     """
-    record = records.read(folder.trial)
+    record = tolerant_readers.read(folder.trial)
     sweep = folder.path.parent
     if not record.get("pruner") or not (sweep / JOURNAL).is_file():
         return None

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import digest
@@ -77,7 +77,7 @@ def _find_trained(sweep: Path, folder: RunDir, key: str) -> RunDir | None:
         if other.path == folder.path or REPLACED.search(other.path.name):
             continue
         with suppress(FolderError):
-            manifest = records.read(other.manifest)
+            manifest = tolerant_readers.read(other.manifest)
             if manifest.get("training_key") == key and _has_result(other):
                 other.refuse_links()
                 finished.append((manifest.get("same_as") is not None, other))

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft_lab.compare.scores import choose_measure
 from sft_lab.config import Plan, SearchSpace
-from sft_lab.core import records
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import ConfigError, FolderError, UserError
 from sft_lab.core.gpus import release_memory
 from sft_lab.core.io import is_number, write_json
@@ -223,7 +223,7 @@ class _Search:
 
     def _outcome(self, folder: RunDir, message: str) -> tuple[Outcome, float | None, str]:
         """Return how a trial's job ended, with its loss or the reason."""
-        status = records.read(folder.status)
+        status = tolerant_readers.read(folder.status)
         if status.get("state") == RunState.PRUNED:
             return Outcome.PRUNED, None, ""
         if message or status.get("state") != RunState.FINISHED:
@@ -246,7 +246,7 @@ class _Search:
         Raises:
             UserError: naming the folder.
         """
-        rows = records.read(folder.manifest).get("held_out_fingerprint")
+        rows = tolerant_readers.read(folder.manifest).get("held_out_fingerprint")
         if rows and self.study.first_value("held_out_rows", rows) != rows:
             raise UserError(
                 f"{folder.path.name}: was measured on other held-out rows than the trials before, so that their losses "

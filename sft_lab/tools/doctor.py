@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sft_lab import config as configs
-from sft_lab.core import plugins, records
+from sft_lab.core import plugins, tolerant_readers
 from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.hub import unreachable_hub
@@ -118,7 +118,7 @@ def diagnose_run(path: Path) -> tuple[list[str], list[Diagnosis]]:
     """
     folder = open_run_dir(path)
     run = configs.load(folder.config)
-    manifest = records.read(folder.manifest)
+    manifest = tolerant_readers.read(folder.manifest)
     differences = environment.differences(manifest, environment.current(run)) if manifest else None
     return environment.lines(differences), [_problem("run", message) for message in run.check()]
 

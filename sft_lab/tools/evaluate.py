@@ -21,8 +21,8 @@ from sft_lab.core.errors import FolderError, JobError, SftLabError, UserError
 from sft_lab.core.gpus import release_memory, use_one_gpu
 from sft_lab.core.io import is_number, write_json
 from sft_lab.core.log import log
-from sft_lab.core.records import TASKS, read
 from sft_lab.core.text import one_line
+from sft_lab.core.tolerant_readers import TASKS, read
 from sft_lab.core.types import Work
 from sft_lab.report.formatting import DASH, format_count
 from sft_lab.tools.finished_run import FinishedRun, open_run

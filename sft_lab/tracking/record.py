@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.core.io import LONG, finite, read_text, write_text
-from sft_lab.core.records import current_metrics
+from sft_lab.core.tolerant_readers import current_metrics
 from sft_lab.core.types import Curve
 from sft_lab.tracking.config import Mirror
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.io import digest, flat
-from sft_lab.core.records import read
 from sft_lab.core.run_names import option_names, set_values
+from sft_lab.core.tolerant_readers import read
 from sft_lab.core.types import Work
 
 if TYPE_CHECKING:

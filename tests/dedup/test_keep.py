@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_lab.dedup.keep_rules import Keep, representatives, selection
 from sft_lab.dedup.neighbor_graph import NeighborGraph
-from sft_lab.dedup.select import Keep, representatives, selection
 
 Case = tuple[NeighborGraph, np.ndarray, np.ndarray]
 KEEPS = st.sampled_from(list(Keep))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sft_lab.cli.main import main
-from sft_lab.core.records import read
+from sft_lab.core.tolerant_readers import read
 from sft_lab.evaluation.custom_metrics import measure_custom, origins
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_metric.md"

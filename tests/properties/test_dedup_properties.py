@@ -17,8 +17,8 @@ from sft_lab.core.selection import Selection
 from sft_lab.core.text import On, normalize
 from sft_lab.dedup.exact import Dedup, Exact, Keep, Nothing
 from sft_lab.dedup.graph_options import Index
+from sft_lab.dedup.keep_rules import representatives, selection
 from sft_lab.dedup.minhash import MinHash
-from sft_lab.dedup.select import representatives, selection
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.dedup.texts import Texts, nodes_of
 from sft_lab.dedup.vector_search import build

@@ -21,8 +21,8 @@ import yaml
 
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import write_json, write_text
-from sft_lab.core.records import read_lines
 from sft_lab.core.run_dir import RunDir
+from sft_lab.core.tolerant_readers import read_lines
 from sft_lab.report import card, figures, formatting, html_report
 
 HOSTILE = "<script>alert('x')</script>"

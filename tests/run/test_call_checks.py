@@ -11,8 +11,8 @@ from chat_shapes import MISTRAL, QWEN25
 
 from sft_lab.cli.main import main
 from sft_lab.core.io import read_json
-from sft_lab.core.records import read_lines
 from sft_lab.core.run_dir import RunDir
+from sft_lab.core.tolerant_readers import read_lines
 from sft_lab.data.call_form import CallForm
 from sft_lab.data.renderer import Renderer
 from sft_lab.evaluation.generation import Answer

@@ -12,7 +12,7 @@ from tracking.test_wandb import inspect
 from training.test_new_tokens import base_model
 
 from sft_lab.cli.main import main
-from sft_lab.core.records import read
+from sft_lab.core.tolerant_readers import read
 
 TASK = """\
 task: signs

@@ -13,8 +13,8 @@ import yaml
 
 from sft_lab.cli.main import main
 from sft_lab.core.io import write_json, write_text
-from sft_lab.core.records import read_metrics
 from sft_lab.core.run_dir import RunDir
+from sft_lab.core.tolerant_readers import read_metrics
 from sft_lab.tracking.config import Mirror, Mode, Wandb
 from sft_lab.tracking.record import Record
 from sft_lab.tracking.tracked_run import TrackedRun, summary_values, tracking_id
