@@ -28,7 +28,7 @@ check: $(READY)  ## style and types
 docs: $(DOCS_READY)  ## the site, in docs/_build/html; a dead link inside it or a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --write-all --conf-dir docs . docs/_build/html
 
-bench: $(READY)  ## every benchmark into the README's table, half an hour; FILE=conversations.jsonl.gz for your own rows
+bench: $(READY)  ## every benchmark, into the table of docs/benchmarks.md (half an hour); FILE=conversations.jsonl.gz for your own rows
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/table.py $(FILE) --enforce
 
