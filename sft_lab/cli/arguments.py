@@ -177,8 +177,13 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     arguments, rest = _parser().parse_known_args(command_line)
     if unknown := [text for text in rest if text.startswith("-")]:
-        equivalent = _HYDRA_OPTIONS.get(unknown[0].partition("=")[0])
+        from sft_lab.config.other_names import our_name  # the package takes Hydra along, which --help does without
+
+        option, _, value = unknown[0].partition("=")
+        equivalent = _HYDRA_OPTIONS.get(option) or our_name(option.lstrip("-"))
         hint = f"here it is {equivalent}" if equivalent else "sft-lab --help lists the options"
+        if option.startswith("--") and not equivalent:
+            hint += f"; settings have no dashes: {option[2:]}={value or 'VALUE'}"
         refuse(f"unknown option {unknown[0]}; {hint}")
     return arguments, [*getattr(arguments, "overrides", []), *rest]
 

@@ -15,38 +15,13 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import BooleanNode, DictConfig, EnumNode, FloatNode, IntegerNode, ListConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
+from sft_lab.config.other_names import our_name
 from sft_lab.core import plugins
 from sft_lab.core.errors import ConfigError
 from sft_lab.run.schemas import SCHEMAS
 
 GROUPS = (*SCHEMAS, "experiment")
 
-# Names that libraries dropped or other trainers use, and ours.
-RENAMED = {
-    "trainer.warmup_ratio": "trainer.warmup_steps (a share below 1)",
-    "trainer.max_seq_length": "trainer.max_length",
-    "trainer.max_seq_len": "trainer.max_length",
-    "trainer.evaluation_strategy": "trainer.eval_steps",
-    "trainer.eval_strategy": "trainer.eval_steps",
-    "trainer.report_to": "tracking=wandb, tensorboard, local or [wandb,tensorboard]",
-    "trainer.lr": "trainer.learning_rate",
-    "trainer.epochs": "trainer.num_train_epochs",
-    "trainer.batch_size": "trainer.per_device_train_batch_size",
-    "trainer.gradient_checkpointing": "trainer.activation_checkpointing",
-    "trainer.bf16": "trainer.precision=bf16",
-    "trainer.fp16": "trainer.precision",
-    "trainer.completion_only_loss": "trainer.loss_on=answer",
-    "trainer.assistant_only_loss": "trainer.loss_on=answer",
-    "report_to": "tracking=wandb, tensorboard, local or [wandb,tensorboard]",
-    "logger": "tracking",
-    "wandb": "tracking",
-    "max_seq_length": "trainer.max_length",
-    "warmup_ratio": "trainer.warmup_steps (a share below 1)",
-    "evaluation_strategy": "trainer.eval_steps",
-    "learning_rate": "trainer.learning_rate",
-    "model.torch_dtype": "model.dtype",
-    "model.trust_remote_code": "SFT_LAB_TRUST_REMOTE_CODE=<the model's name>, for that model alone",
-}
 NO_SUCH_KEY = "has no such key"
 UNQUOTED_WORD = "YAML reads an unquoted on, off, yes or no as true or false; quote it, as in 'on'"
 
@@ -66,8 +41,8 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
         config: the config, which may have a key of that name elsewhere.
         choices: the chosen options.
     """
-    if path in RENAMED:
-        return f"{path}: unknown key; here it is {RENAMED[path]}"
+    if other := our_name(path):
+        return f"{path}: unknown key; here it is {other}"
     parent, _, leaf = path.rpartition(".")
     if leaf in ("True", "False"):
         return f"{path}: {UNQUOTED_WORD}"
@@ -82,7 +57,8 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
     if nearest := difflib.get_close_matches(leaf, known if parent else [*known, *GROUPS], n=1, cutoff=0.6):
         return f"{path}: unknown key; did you mean {f'{parent}.' if parent else ''}{nearest[0]}?"
     available = f"known here: {', '.join(known)}" if known else "there are no keys here"
-    return f"{path}: unknown key; {available}"
+    passed_on = {"trainer": f"; a field of TRL's SFTConfig is +trainer.sft_config.{leaf}=..."}.get(parent, "")
+    return f"{path}: unknown key; {available}{passed_on}"
 
 
 def field_names(schema: Any) -> list[str]:

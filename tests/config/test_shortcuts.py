@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from sft_lab import compose
+from sft_lab.cli.arguments import parse
 from sft_lab.config.compose import compose_jobs
+from sft_lab.config.error_messages import all_keys
+from sft_lab.config.other_names import OUR_NAMES, our_name
 from sft_lab.config.shortcuts import expand
 from sft_lab.core.errors import ConfigError
 
@@ -27,6 +31,7 @@ from sft_lab.core.errors import ConfigError
         ("dataset=starter,rows.jsonl", ["dataset=starter,rows.jsonl"]),
         ("model=opt_350m", ["model=opt_350m"]),
         ("dataset.path=rows.jsonl", ["dataset.path=rows.jsonl"]),
+        ("dataset=none.txt", ["dataset=none.txt"]),
     ],
 )
 def test_what_a_shortcut_stands_for(typed: str, meant: list[str]) -> None:
@@ -36,6 +41,50 @@ def test_what_a_shortcut_stands_for(typed: str, meant: list[str]) -> None:
 def test_a_folder_with_a_slash_is_a_folder(here: Path) -> None:
     (here / "saved" / "rows").mkdir(parents=True)
     assert expand("dataset=saved/rows") == ["dataset=file", "dataset.path=saved/rows"]
+
+
+def test_a_file_of_no_known_kind_is_answered_with_the_kinds(here: Path, tiny: list[str]) -> None:
+    Path("notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"notes\.txt is of another kind; give .*\.jsonl"):
+        compose([*tiny, "dataset=notes.txt"])
+
+
+def test_names_of_other_trainers_are_answered_with_keys_that_exist(here: Path, tiny: list[str]) -> None:
+    Path("x.jinja").write_text("{{ messages }}")
+    config = compose([*tiny, "trainer=lora", "template=file", "template.path=x.jinja", "tracking=wandb"]).saved()
+    known = {path for path, _ in all_keys(config)}
+    for name in OUR_NAMES:
+        answer = our_name(f"trainer.{name}") or ""
+        keys = re.findall(r"\b(?:trainer|model|dataset|split|template|launch|tracking|hydra)(?:\.\w+)*", answer)
+        assert keys or "SFT_LAB_TRUST_REMOTE_CODE" in answer
+        assert [key for key in keys if key not in known and not key.startswith(("dataset.jsonl", "hydra."))] == [], name
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("lora_r=8", "lora_r: unknown key; here it is trainer.peft.r"),
+        ("trainer.sequence_len=9", "trainer.sequence_len: unknown key; here it is trainer.max_length"),
+        ("trainer.neftune_noise_alpha=5", r"SFTConfig is \+trainer\.sft_config\.neftune_noise_alpha=\.\.\."),
+    ],
+)
+def test_a_key_of_another_trainer(typed: str, message: str, tiny: list[str]) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose([*tiny, typed])
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--dataset", "mine.jsonl"], "settings have no dashes: dataset=VALUE"),
+        (["--seed=3"], "settings have no dashes: seed=3"),
+        (["--lora_rank", "8"], "unknown option --lora_rank; here it is trainer.peft.r"),
+    ],
+)
+def test_settings_typed_as_options(typed: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["train", *typed])
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_is_a_dataset(here: Path, tiny: list[str]) -> None:

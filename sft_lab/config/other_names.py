@@ -1,0 +1,81 @@
+"""Names that other trainers have for our keys, and names that libraries have dropped."""
+
+from __future__ import annotations
+
+_MIRRORS = "tracking=wandb, tensorboard, local or [wandb,tensorboard]"
+_SHARE = "trainer.warmup_steps (a share below 1)"
+_LENGTH = "trainer.max_length"
+_BATCH = "trainer.per_device_train_batch_size"
+_EPOCHS = "trainer.num_train_epochs"
+_ANSWERS = "trainer.loss_on=answer or all"
+_FOUR_BITS = "trainer=qlora"
+
+# The last part of a key, as typed by itself or below any group.
+OUR_NAMES = {
+    "lr": "trainer.learning_rate",
+    "epochs": _EPOCHS,
+    "num_epochs": _EPOCHS,
+    "batch_size": _BATCH,
+    "micro_batch_size": _BATCH,
+    "train_batch_size": _BATCH,
+    "grad_accum": "trainer.gradient_accumulation_steps",
+    "max_seq_length": _LENGTH,
+    "max_seq_len": _LENGTH,
+    "sequence_len": _LENGTH,
+    "seq_len": _LENGTH,
+    "cutoff_len": _LENGTH,
+    "model_max_length": _LENGTH,
+    "warmup_ratio": _SHARE,
+    "evaluation_strategy": "trainer.eval_steps",
+    "eval_strategy": "trainer.eval_steps",
+    "save_strategy": "trainer.save_steps",
+    "lr_scheduler": "trainer.lr_scheduler_type",
+    "optimizer": "trainer.optim",
+    "gradient_checkpointing": "trainer.activation_checkpointing",
+    "bf16": "trainer.precision=bf16",
+    "fp16": "trainer.precision=fp16",
+    "sample_packing": "trainer.packing",
+    "completion_only_loss": _ANSWERS,
+    "assistant_only_loss": _ANSWERS,
+    "train_on_inputs": _ANSWERS,
+    "train_on_prompt": _ANSWERS,
+    "lora_r": "trainer.peft.r",
+    "lora_rank": "trainer.peft.r",
+    "lora_target": "trainer.peft.target_modules",
+    "lora_target_modules": "trainer.peft.target_modules",
+    "lora_target_linear": "trainer.peft.target_modules=[all-linear]",
+    "load_in_4bit": _FOUR_BITS,
+    "quantization_bit": _FOUR_BITS,
+    "use_peft": "trainer=lora",
+    "finetuning_type": "trainer=lora, full or qlora",
+    "base_model": "model=owner/name or model=./folder",
+    "model_name_or_path": "model=owner/name or model=./folder",
+    "model_id": "model=owner/name or model=./folder",
+    "torch_dtype": "model.dtype",
+    "attn_impl": "model.attn_implementation",
+    "flash_attention": "model.attn_implementation=flash_attention_2",
+    "trust_remote_code": "SFT_LAB_TRUST_REMOTE_CODE=<the model's name>, for that model alone",
+    "dataset_name": "dataset=owner/name",
+    "datasets": "dataset=file.jsonl, dataset=owner/name, or dataset=mixture for several",
+    "train_file": "dataset=file.jsonl",
+    "max_samples": "dataset.limit",
+    "val_set_size": "split.eval_share",
+    "val_size": "split.eval_share",
+    "test_size": "split.eval_share",
+    "chat_template": "template=file template.path=FILE",
+    "output_dir": "hydra.run.dir, and hydra.sweep.dir for a sweep",
+    "report_to": _MIRRORS,
+    "logger": _MIRRORS,
+    "wandb": _MIRRORS,
+    "wandb_project": "tracking.project",
+    "wandb_name": "tracking.name",
+    "run_name": "tracking.name",
+    "deepspeed": "launch=processes launch.config_file=deepspeed_zero3",
+    "fsdp": "launch=processes launch.config_file=fsdp",
+    "num_gpus": "launch=processes launch.num_processes",
+}
+
+
+def our_name(key: str) -> str | None:
+    """Return the key or option that does what a key of another trainer does, or None."""
+    return OUR_NAMES.get(key.rpartition(".")[2])
