@@ -86,8 +86,8 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.package:
         raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg")
     from sft_lab import config
+    from sft_lab.core import tolerant_readers
     from sft_lab.core.types import Work
-    from sft_lab.jobs import launch
 
     if config.is_driven_by_hydra(overrides):
         return _hydra_sweep(arguments, overrides)
@@ -95,7 +95,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     if plan.swept:
         output.show_sweep([(job.folder, job.job.axes) for job in jobs])
         output.show_next(jobs[0].folder.path.parent, failed=len(failures))
-    elif not failures and (summary := launch.read_summary(jobs[0].folder)):
+    elif not failures and (summary := tolerant_readers.read(jobs[0].folder.summary)):
         output.show_summary(jobs[0].folder, summary)
     return _report(failures)
 
@@ -232,7 +232,7 @@ def _replay(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import replay
 
     result = replay.replay(arguments.source, overrides, arguments.out)
-    replay.show(result)
+    console.print_lines(replay.lines(result))
     return result.exit_code
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from sft_lab.core import tolerant_readers
-from sft_lab.core.console import console
+from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.redaction import printable, redact
 
 if TYPE_CHECKING:
@@ -88,27 +88,20 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
             if calls := row.get(f"{name}_calls"):
                 out.print(Text(f"  {'':<14}calls {calls}"))
     out.print()
-    for line in result_lines(summary):
-        out.print(line, soft_wrap=True)
-    out.print(f"Report: {folder.report}", soft_wrap=True)
+    print_lines([*result_lines(summary), f"Report: {folder.report}"])
 
 
 def show_prepared(folder: RunDir) -> None:
     """Print the result of the data stages: waterfall, and the files to open next."""
-    out = console()
-    out.print(_waterfall(folder))
+    console().print(_waterfall(folder))
     lines = [f"Data set: {folder.dataset}", f"Report: {folder.report}"]
     if any((tolerant_readers.read(folder.data).get("pairs") or {}).values()):
         lines.insert(1, f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
-    for line in lines:
-        out.print(line, soft_wrap=True)
+    print_lines(lines)
 
 
 def _waterfall(folder: RunDir) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table("stage", "rows", "tokens", "dropped", box=box.SIMPLE_HEAD, title="Waterfall", title_justify="left")
+    table = new_table("stage", "rows", "tokens", "dropped", title="Waterfall")
     table.columns[1].justify = table.columns[2].justify = "right"
     for stage in tolerant_readers.read(folder.waterfall).get("stages") or []:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
@@ -143,11 +136,8 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
 
 def show_prepared_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     """Print the jobs of a sweep over data side by side: axes, state, rows left."""
-    from rich import box
-    from rich.table import Table
-
     axes = list(dict.fromkeys(key for _, values in jobs for key in values))
-    table = Table(*axes, "state", "rows", "tokens", "report", box=box.SIMPLE_HEAD)
+    table = new_table(*axes, "state", "rows", "tokens", "report")
     for folder, values in jobs:
         last = (tolerant_readers.read(folder.waterfall, []).get("stages") or [{}])[-1]
         numbers = [f"{last[name]:,}" if last else "" for name in ("rows_kept", "tokens_kept")]
@@ -158,14 +148,11 @@ def show_prepared_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
 
 def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     """Print the jobs of a sweep side by side: axes, state, losses, verdict."""
-    from rich import box
-    from rich.table import Table
-
     axes = list(dict.fromkeys(key for _, values in jobs for key in values))
     leaves = [axis.rpartition(".")[2] for axis in axes]
     names = leaves if len(set(leaves)) == len(axes) else axes
-    table = Table(*names, "state", "rows", "loss", "bits/byte", "gap", "verdict", box=box.SIMPLE_HEAD)
-    table.title, table.title_justify = "Jobs (loss: held-out, by the weights that were saved)", "left"
+    title = "Jobs (loss: held-out, by the weights that were saved)"
+    table = new_table(*names, "state", "rows", "loss", "bits/byte", "gap", "verdict", title=title)
     axes_by_name = {folder.path.name: values for folder, values in jobs}
     for folder, values in jobs:
         summary = tolerant_readers.read(folder.summary, [])
@@ -183,20 +170,14 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
 
 def show_search(result: SearchResult) -> None:
     """Print the trials of a search, best first, and what to do next."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     ranked = result.ranked
     axes = list(dict.fromkeys(key for trial in result.trials for key in trial.values))
-    table = Table("trial", *axes, "outcome", "loss", box=box.SIMPLE_HEAD)
-    table.title, table.title_justify = f"Trials (loss: {result.measure})", "left"
+    table = new_table("trial", *axes, "outcome", "loss", title=f"Trials (loss: {result.measure})")
     positions = {trial.number: str(position) for position, trial in enumerate(result.trials, start=1)}
     for trial in [*ranked, *(trial for trial in result.trials if trial not in ranked)]:
         cells = (positions[trial.number], *(trial.values.get(axis, "") for axis in axes), str(trial.outcome))
-        table.add_row(*map(Text, cells), _number(trial.loss), style="bold" if trial in ranked[:1] else "")
-    out = console(160)
-    out.print(table)
+        table.add_row(*cells, _number(trial.loss), style="bold" if trial in ranked[:1] else "")
+    console(160).print(table)
     lines = [
         f"{count} failed: {reason}" for reason, count in Counter(t.reason for t in result.trials if t.reason).items()
     ]
@@ -205,19 +186,17 @@ def show_search(result: SearchResult) -> None:
         lines.append(f"What the loss depended on: {shares}")
     if ranked:
         lines.append(f"Best: {result.folder / ranked[0].job}")
-    lines.append(f"Next: sft-lab compare {shlex.quote(str(result.folder))}")
-    for line in lines:
-        out.print(Text(line), soft_wrap=True)
+    print_lines([*lines, f"Next: sft-lab compare {shlex.quote(str(result.folder))}"])
 
 
 def show_next(sweep: Path, failed: int) -> None:
     """Print where the jobs of a sweep are, and the command that follows."""
-    out = console()
-    out.print(f"Folder: {sweep}", soft_wrap=True)
+    lines = [f"Folder: {sweep}"]
     if failed:
-        out.print(f"The same command runs {'the job that' if failed == 1 else f'the {failed} jobs that'} failed again")
+        jobs = "the job" if failed == 1 else f"the {failed} jobs"
+        lines.append(f"The same command runs {jobs} that failed again")
     relative = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
-    out.print(f"Next: sft-lab compare {shlex.quote(str(relative))}", soft_wrap=True)
+    print_lines([*lines, f"Next: sft-lab compare {shlex.quote(str(relative))}"])
 
 
 def _number(value: float | None) -> str:
@@ -235,8 +214,7 @@ def show_plan(
         same_rows: jobs that differ in nothing but the way to the same rows.
         raw_data: what is known of data that no stage has read.
     """
-    out = console(160)
-    out.print(_plan_table(outlooks))
+    console(160).print(_plan_table(outlooks))
     lines = [f"{stage}: computed once for {jobs} jobs" for stage, jobs in shared if jobs > 1]
     lines += [_known_rows(outlooks[0])] if outlooks[0].stages else raw_data
     unknown = [name for name, texts in _plan_columns(outlooks).items() if not any(texts)]
@@ -263,19 +241,14 @@ def show_plan(
     if request := job_folder.job.run.launch.cluster_request():
         lines.append(f"Requested from the cluster for each job: {request}")
     path = job_folder.folder.path
-    lines.append(f"Folder: {path.parent if len(outlooks) > 1 else path}")
-    for line in lines:
-        out.print(line, soft_wrap=True)
+    print_lines([*lines, f"Folder: {path.parent if len(outlooks) > 1 else path}"])
 
 
 def _plan_table(outlooks: list[Outlook]) -> Table:
-    from rich import box
-    from rich.table import Table
-
     axes = list(dict.fromkeys(key for outlook in outlooks for key in outlook.job_folder.job.axes))
     columns = {name: texts for name, texts in _plan_columns(outlooks).items() if any(texts)}
-    table = Table(*axes, "state", *columns, "data", box=box.SIMPLE_HEAD)
-    table.title, table.title_justify = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run", "left"
+    title = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run"
+    table = new_table(*axes, "state", *columns, "data", title=title)
     for index, outlook in enumerate(outlooks):
         values = (outlook.job_folder.job.axes.get(key, "") for key in axes)
         state = f"{outlook.job_folder.progress}{' (other versions)' if outlook.other_versions else ''}"
@@ -327,16 +300,12 @@ def _known_rows(outlook: Outlook) -> str:
 
 def show_store(store: Store) -> None:
     """Print what the store holds: stage, key, size, how long unused."""
-    from rich import box
-    from rich.table import Table
-
     entries = list(store.listing())
-    table = Table("stage", "key", "MB", "unused", "parameters", box=box.SIMPLE_HEAD)
+    table = new_table("stage", "key", "MB", "unused", "parameters")
     for entry in entries:
         days = f"{entry.idle / 86400:.1f} days"
         params = ", ".join(f"{name}={value}" for name, value in entry.params.items())
         table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:,.1f}", days, params[:60])
-    out = console()
-    out.print(table)
+    console().print(table)
     total = sum(entry.size for entry in entries) / 1e6
-    out.print(f"{len(entries)} entries, {total:,.1f} MB in {store.root}", soft_wrap=True)
+    print_lines([f"{len(entries)} entries, {total:,.1f} MB in {store.root}"])

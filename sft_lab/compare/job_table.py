@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare import claims
 from sft_lab.compare.axes import format_value, short_names
-from sft_lab.core.console import console
+from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.io import is_number
 from sft_lab.core.notebook import html_table
 from sft_lab.report.formatting import with_minus
@@ -122,23 +122,18 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
     headline = claims.headline(comparison)
     badge = Text(f"{headline.badge}: ", style="bold")
     out.print(badge + Text(" ".join(headline.sentences)), soft_wrap=True)
-    for line in [*claims.notes(comparison), f"Page: {page}"]:
-        out.print(line, soft_wrap=True)
+    print_lines([*claims.notes(comparison), f"Page: {page}"])
 
 
 def build_table(comparison: Comparison) -> Table:
     """Return the table for the terminal; a star marks the best job."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     numbers = columns_of(comparison)
-    table = Table(box=box.SIMPLE_HEAD, title=_title(comparison), title_justify="left")
+    table = new_table(title=_title(comparison))
     for heading in _headings(comparison):
         table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in build_rows(comparison):
         style = "bold" if row.is_best else "dim" if row.job is None else ""
-        table.add_row(*map(Text, _cells(comparison, row)), style=style)
+        table.add_row(*_cells(comparison, row), style=style)
     return table
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -17,6 +17,7 @@ from sft_lab.core.redaction import Formatter
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _LIBRARIES = (
     ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
@@ -98,14 +99,29 @@ class _Repeats(logging.Filter):
 
 
 def console(width: int | None = None) -> Console:
-    """Return the console for standard output. What it prints is data: brackets are no markup, numbers no colors.
+    """Return the console for standard output. What it prints is data: no markup, no colored numbers, no emoji.
 
     Args:
         width: characters where the output is a file, so that no number is cut off.
     """
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else width)
+    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else width)
+
+
+def new_table(*headings: str, title: str | None = None) -> Table:
+    """Return an empty table for the console."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(*headings, box=box.SIMPLE_HEAD, title=title, title_justify="left")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on standard output without breaking the long ones."""
+    out = console()
+    for line in lines:
+        out.print(line, soft_wrap=True)
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]

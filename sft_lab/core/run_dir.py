@@ -113,6 +113,14 @@ class RunDir:
         """Return what was last done in the folder, one of ``Work``."""
         return str(self._read_status().get("work", Work.RUN)) if self.status.exists() else Work.RUN
 
+    def has_finished(self, work: str) -> bool:
+        """Return whether some work has been finished in the folder; a finished run has prepared its data too.
+
+        Raises:
+            FolderError: if ``status.json`` cannot be read.
+        """
+        return self.state() == RunState.FINISHED and self.work() in (Work.RUN, work)
+
     def _read_status(self) -> dict[str, Any]:
         """Return what ``status.json`` holds.
 

@@ -6,13 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sft_lab.core.text import count_of
 from sft_lab.run import inputs
+from sft_lab.run.identity import plugin_origins
 from sft_lab.tracking import manifest
 from sft_lab.training.config import resolve_precision
 
 if TYPE_CHECKING:
     from sft_lab.run.config import Run
-from sft_lab.run.identity import plugin_origins
 
 UNCOMMITTED = "uncommitted changes"
 
@@ -96,9 +97,4 @@ def lines(items: list[Difference] | None) -> list[str]:
         return ["Environment: nothing is known of the old one."]
     if not items:
         return ["Environment: the same (commit, versions, data, hardware, threads, precision)."]
-    return [f"Environment: {counted(items)}", *(f"  {difference}" for difference in items)]
-
-
-def counted(items: list[Difference]) -> str:
-    """Return how many differences there are, in words."""
-    return "1 difference" if len(items) == 1 else f"{len(items)} differences"
+    return [f"Environment: {count_of(len(items), 'difference')}", *(f"  {difference}" for difference in items)]

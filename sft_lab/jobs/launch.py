@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import Any
 
 from sft_lab.config import Plan
 from sft_lab.core import tolerant_readers
@@ -129,14 +128,9 @@ def _objective(folder: RunDir, failure: Failure | None) -> float | SftLabError:
     name = folder.path.name
     if failure:
         return (UserError if failure.by_input else JobError)(f"{name}: {failure.message}")
-    objective = read_summary(folder).get("objective")
+    objective = tolerant_readers.read(folder.summary).get("objective")
     if objective is None:
         return JobError(f"{name}: has no objective; without held-out rows there is none")
     if not math.isfinite(objective):
         return JobError(f"{name}: its objective is {objective}")
     return float(objective)
-
-
-def read_summary(folder: RunDir) -> dict[str, Any]:
-    """Return a finished run's summary; empty if there is none."""
-    return tolerant_readers.read(folder.summary)

@@ -26,8 +26,7 @@ from sft_lab.core.errors import FolderError, SftLabError, all_problems
 from sft_lab.core.io import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
 from sft_lab.core.locks import distrust
 from sft_lab.core.run_dir import LOCK, REPLACED, SWEEP, FolderInUse, RunDir, free_path, make_folders
-from sft_lab.core.types import RunState, Work
-from sft_lab.jobs.skip_finished import is_finished
+from sft_lab.core.types import Work
 from sft_lab.run import inputs
 from sft_lab.run.config import Run
 from sft_lab.run.identity import NOT_IDENTITY
@@ -236,8 +235,7 @@ def _progress(run: Run, folder: RunDir, work: str) -> JobProgress:
         return JobProgress.NEW
     _refuse_other_config(run, folder)
     try:
-        is_done = is_finished(folder, work)
-        holds_run = folder.state() == RunState.FINISHED and folder.work() == Work.RUN
+        is_done, holds_run = folder.has_finished(work), folder.has_finished(Work.RUN)
     except (FolderError, OSError, ValueError, LookupError) as error:
         raise FolderError(
             f"{folder.path}: its status.json cannot be read ({error}); rerun=true runs it again"

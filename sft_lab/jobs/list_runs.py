@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core import tolerant_readers
-from sft_lab.core.console import console
+from sft_lab.core.console import console, new_table
 from sft_lab.core.errors import FolderError
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import find_run_dirs
@@ -144,11 +144,7 @@ def _is_alive(pid: object, since: str) -> bool:
 
 def table(lines: list[RunLine]) -> Table:
     """Return the lines as a table; a star marks runs with other library versions, the last column has problems."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    runs = Table("run", "state", "work", "verdict", "base", "loss", "gap", "rows", "when", "", box=box.SIMPLE_HEAD)
+    runs = new_table("run", "state", "work", "verdict", "base", "loss", "gap", "rows", "when", "")
     for column in runs.columns[4:8]:
         column.justify, column.no_wrap = "right", True
     # A path is shown in full, over several lines if need be.
@@ -159,8 +155,7 @@ def table(lines: list[RunLine]) -> Table:
         rows = "" if line.rows is None else f"{line.rows:,}"
         notes = "; ".join([*line.problems, *(["*"] if line.other_versions else [])])
         time = line.time[:16].replace("T", " ")
-        cells = (str(line.path), line.state, line.work, line.verdict, *numbers, rows, time, notes)
-        runs.add_row(*map(Text, cells))  # a path may hold [brackets], which are markup in a plain string
+        runs.add_row(str(line.path), line.state, line.work, line.verdict, *numbers, rows, time, notes)
 
     if packages := sorted({name for line in lines for name in line.other_versions}):
         listed = ", ".join(packages[:MAX_PACKAGES])

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sft_lab.run.launch_config import Processes
 
 STOP_SECONDS = 60.0  # for a job to end cleanly when the sweep is stopped; it may be writing a checkpoint
-OUTPUT = "output.log"  # what a job's process printed, beside run.log
 
 
 def launch(jobs: list[tuple[str, RunDir]], launcher: Processes, work: str) -> list[Failure]:
@@ -75,7 +74,7 @@ class ProcessJob(SupervisedJob):
         command = [sys.executable, "-P", "-m", "sft_lab", "exec", str(self.folder.path), "--work", work]
 
         # Appended: a process of an earlier command may still be at work, and print into the file.
-        with (self.folder.path / OUTPUT).open("ab") as output:
+        with self.folder.output.open("ab") as output:
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
@@ -104,9 +103,8 @@ class ProcessJob(SupervisedJob):
 
     def _last_line(self) -> str:
         """Return the last line that the process printed: its error if it could not write a status."""
-        file = self.folder.path / OUTPUT
-        lines = read_text(file, LONG, errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("sft-lab: ") if lines else f"see {file}"
+        lines = read_text(self.folder.output, LONG, errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("sft-lab: ") if lines else f"see {self.folder.output}"
 
 
 class ChildProcesses(Backend):

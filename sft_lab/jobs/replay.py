@@ -10,12 +10,12 @@ from typing import Any
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
 from sft_lab.core import tolerant_readers
-from sft_lab.core.console import console
 from sft_lab.core.errors import ConfigError, FolderError, all_problems
 from sft_lab.core.io import read_json, write_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import open_run_dir
+from sft_lab.core.text import count_of
 from sft_lab.core.types import RunState, Work
 from sft_lab.jobs import environment
 from sft_lab.jobs.environment import Difference
@@ -256,7 +256,7 @@ def lines(done: Replay) -> list[str]:
     if not done.result:
         return [*text, f"Result: equal, {measure} ({done.compared:,} numbers compared)."]
     text += [
-        f"Result: {environment.counted(done.result)} ({measure})",
+        f"Result: {count_of(len(done.result), 'difference')} ({measure})",
         *(f"  {difference}" for difference in done.result),
     ]
     if done.changed:
@@ -264,10 +264,3 @@ def lines(done: Replay) -> list[str]:
     if done.exit_code == 0:
         return [*text, "The environment is not the same: a difference may come from there."]
     return [*text, "The environment is the same and the numbers are not: this run does not reproduce."]
-
-
-def show(done: Replay) -> None:
-    """Print ``lines``."""
-    out = console()
-    for line in lines(done):
-        out.print(line, soft_wrap=True)

@@ -1,23 +1,13 @@
-"""Skipping of finished jobs: whether the work in a run folder is done, and what happens then."""
+"""Skipping of finished jobs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from sft_lab.core.log import log
-from sft_lab.core.types import RunState, Work
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
-
-
-def is_finished(folder: RunDir, work: str) -> bool:
-    """Return whether the work in a run folder is done; a finished run has prepared its data too.
-
-    Raises:
-        FolderError: if ``status.json`` cannot be read.
-    """
-    return folder.state() == RunState.FINISHED and folder.work() in (Work.RUN, work)
 
 
 def skip_if_finished(folder: RunDir, work: str, title: str = "") -> bool:
@@ -27,8 +17,11 @@ def skip_if_finished(folder: RunDir, work: str, title: str = "") -> bool:
         folder: folder of the job.
         work: run it, or only prepare its data.
         title: name of the job in the log; empty for its folder.
+
+    Raises:
+        FolderError: if ``status.json`` cannot be read.
     """
-    if not is_finished(folder, work):
+    if not folder.has_finished(work):
         return False
     log.info("%s: finished before; nothing to do", title or folder.path)
     folder.tidy()

@@ -22,7 +22,6 @@ from sft_lab.core.errors import FolderError
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import RunState, Work
-from sft_lab.jobs.skip_finished import is_finished
 
 POLL_SECONDS = 0.2  # between two checks of a child process
 
@@ -115,7 +114,7 @@ class SupervisedJob:
 
     def _is_finished(self, work: str) -> bool:
         try:
-            return is_finished(self.folder, work)
+            return self.folder.has_finished(work)
         except FolderError:
             return False
 

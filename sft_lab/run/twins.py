@@ -15,7 +15,7 @@ from sft_lab.core.hardware import rank
 from sft_lab.core.io import digest
 from sft_lab.core.locks import holding
 from sft_lab.core.run_dir import REPLACED, RunDir, make_folders
-from sft_lab.core.types import RunState, Work
+from sft_lab.core.types import Work
 from sft_lab.run import inputs
 from sft_lab.run.identity import SELECTING_STAGES, training_key
 
@@ -78,15 +78,11 @@ def _find_trained(sweep: Path, folder: RunDir, key: str) -> RunDir | None:
             continue
         with suppress(FolderError):
             manifest = tolerant_readers.read(other.manifest)
-            if manifest.get("training_key") == key and _has_result(other):
+            has_result = other.has_finished(Work.RUN) and other.summary.exists() and other.model.is_dir()
+            if manifest.get("training_key") == key and has_result:
                 other.refuse_links()
                 finished.append((manifest.get("same_as") is not None, other))
     return min(finished, key=lambda entry: entry[0])[1] if finished else None
-
-
-def _has_result(folder: RunDir) -> bool:
-    is_finished = folder.state() == RunState.FINISHED and folder.work() == Work.RUN
-    return is_finished and folder.summary.exists() and folder.model.is_dir()
 
 
 def take_files(twin: RunDir, folder: RunDir) -> None:

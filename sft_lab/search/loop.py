@@ -19,7 +19,7 @@ from sft_lab.core.locks import file_lock, holder
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir, make_folders
 from sft_lab.core.types import RunState, Verdict
-from sft_lab.jobs.launch import launch, read_summary
+from sft_lab.jobs.launch import launch
 from sft_lab.jobs.layout import JobFolder, create_job_folders, find_job_folders
 from sft_lab.run.config import Run
 from sft_lab.run.launch_config import Processes, Serial
@@ -230,7 +230,7 @@ class _Search:
             return Outcome.FAILED, None, message or "it has not finished"
 
         self._refuse_other_rows(folder)
-        summary = read_summary(folder)
+        summary = tolerant_readers.read(folder.summary)
         loss = summary.get(self.measure)
         if not is_number(loss):
             loss = None

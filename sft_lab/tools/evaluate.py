@@ -10,13 +10,13 @@ import difflib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core.console import console
+from sft_lab.core.console import console, new_table
 from sft_lab.core.errors import FolderError, JobError, SftLabError, UserError
 from sft_lab.core.gpus import release_memory, use_one_gpu
 from sft_lab.core.io import is_number, write_json
@@ -210,7 +210,7 @@ def _refuse_unknown(tasks: list[str], manager: Any) -> None:
 
 @contextmanager
 def _tied(model: Any) -> Iterator[None]:
-    """Let nobody tie the weights once more: the harness does, and PEFT's wrapper around added tokens fails at that."""
+    """Keep the harness from tying the weights again, which fails with PEFT's wrapper around added tokens."""
     model.tie_weights = lambda *_, **__: None
     try:
         yield
@@ -220,7 +220,7 @@ def _tied(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _harness_errors() -> Iterator[None]:
-    """Tell what the harness raises in one line; tasks and their data are somebody else's."""
+    """Turn any error of the harness into a one-line message: tasks and their data are third-party code."""
     try:
         yield
     except SftLabError:
@@ -232,29 +232,23 @@ def _harness_errors() -> Iterator[None]:
 
 @contextmanager
 def _without_library_output() -> Iterator[None]:
-    """Hide what the harness and the Git that it calls write to standard error, unless all shall be shown."""
+    """Hide what the harness and the Git processes it starts write to standard error, except with ``--verbose``."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with nullcontext() if log.isEnabledFor(logging.DEBUG) else _closed_descriptor(2):
+    if log.isEnabledFor(logging.DEBUG):
         yield
-
-
-@contextmanager
-def _closed_descriptor(number: int) -> Iterator[None]:
-    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, number)
+        return
+    saved = os.dup(2)
+    with Path(os.devnull).open("wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, number)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _table(scores: TaskScores) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table("task", "metric", box=box.SIMPLE_HEAD)
+    table = new_table("task", "metric")
     for heading in ("base", "tuned", "standard error", "questions"):
         table.add_column(heading, justify="right")
     for task, result in scores.tuned.items():

@@ -115,7 +115,7 @@ def test_jobs_that_outlive_their_sweep_are_waited_for(here: Path, tiny: list[str
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
     at_work = [read_json(job.status)["pid"] for job in jobs]
-    printed = [(job.path / processes.OUTPUT).read_text() for job in jobs]
+    printed = [job.output.read_text() for job in jobs]
     again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "failed" not in again.stderr
@@ -123,7 +123,7 @@ def test_jobs_that_outlive_their_sweep_are_waited_for(here: Path, tiny: list[str
         assert f"{job.path.name}: is being worked on by process {pid} on {socket.gethostname()}; waiting for it" in (
             again.stderr
         )
-        assert (job.path / processes.OUTPUT).read_text().startswith(before)
+        assert job.output.read_text().startswith(before)
         assert "train: goes on" not in job.log.read_text()  # nobody else has trained here
         assert read_json(job.status)["pid"] == pid
     states = [read_json(file)["state"] for file in (here / "sweep").glob("*/status.json")]
