@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MANY_HELD_OUT = 0.2  # share of the held-out rows that a training filter may drop without a word
 MANY_TOKENS = 1 / 3  # the same of the training tokens, where they are of few rows
+MANY_ROWS = 0.5  # the same of the training rows
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,19 @@ class Preparation:
 
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
         """Filter the training side; the held-out side stays, and it is said when the two grow apart."""
-        stays = self.step(f"filter.{name}", rows, keep(rows, self._context))
+        decided = keep(rows, self._context)
+        stays = self.step(f"filter.{name}", rows, decided)
         lost = 1 - share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
         lost_rows = 1 - share(len(stays), len(rows))
         if lost > MANY_TOKENS and lost > 2 * lost_rows:
             self._context.notice(
                 f"filter.{name} drops {lost_rows:.0%} of the rows and with them {lost:.0%} of the tokens: the long "
                 f"conversations go; loosen filter.{name} if the model is to learn from them"
+            )
+        elif lost_rows > MANY_ROWS:
+            reason = max(decided.dropped, key=decided.dropped.__getitem__)
+            self._context.notice(
+                f"filter.{name} drops {lost_rows:.0%} of the rows, most as {reason}; loosen it if that was not intended"
             )
         if keep.judges_by_id:
             return stays
