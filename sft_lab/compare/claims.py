@@ -310,7 +310,8 @@ def _how_to_settle(comparison: Comparison) -> list[str]:
     seeds, commands = settling_commands(comparison)
     if not commands:
         return []
-    return [f"{seeds} seeds of the settings in question would settle it: {'  and  '.join(commands)}"]
+    first, *rest = commands
+    return [f"{seeds} seeds of the settings in question would settle it: {first}", *(f"and: {more}" for more in rest)]
 
 
 def describe_axes(axes: dict[str, Any], names: dict[str, str]) -> str:

@@ -42,16 +42,21 @@ def settling_commands(comparison: Comparison) -> tuple[int, list[str]]:
     fewest = min(len(setting.jobs) for setting in settings)
     count = SEEDS_NEEDED if fewest < SEEDS_NEEDED else fewest + SEEDS_NEEDED
     seeds = _seeds(settings, count)
-    commands = [[*command, *_ending(seeds, sweep), *_options(settings[0].jobs[0])] for command in _commands(settings)]
+    ending = [*_ending(seeds, sweep), *_options(settings[0].jobs[0])]
+    commands = [[*command, *ending] for command in _commands(settings, seeds)]
     return len(seeds), [shlex.join(command) for command in commands]
 
 
 def _seeds(settings: list[Setting], count: int) -> list[int]:
     """Return the seeds that some of the settings have, and further ones."""
-    seeds = sorted({int(job.config.get("seed", 0)) for setting in settings for job in setting.jobs})
+    seeds = sorted(set().union(*map(_seeds_of, settings)))
     while len(seeds) < count:
         seeds.append(seeds[-1] + 1)
     return seeds
+
+
+def _seeds_of(setting: Setting) -> set[int]:
+    return {int(job.config.get("seed", 0)) for job in setting.jobs}
 
 
 def _ending(seeds: list[int], sweep: Path) -> list[str]:
@@ -69,14 +74,16 @@ def _options(job: ComparedJob) -> list[str]:
     return []
 
 
-def _commands(settings: list[Setting]) -> list[list[str]]:
-    """Return the words of a command for all settings, where they differ in one key, else one for each."""
+def _commands(settings: list[Setting], seeds: list[int]) -> list[list[str]]:
+    """Return the words of a command for all settings, if they differ in one key, else one for each that lacks seeds."""
     configs = [_by_key(setting.jobs[0].overrides or []) for setting in settings]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
     if len(differing) == 1 and all(differing[0] in config for config in configs):
         values = ",".join(dict.fromkeys(config[differing[0]].partition("=")[2] for config in configs))
         configs = [configs[0] | {differing[0]: f"{configs[0][differing[0]].partition('=')[0]}={values}"}]
+    else:
+        configs = [config for config, setting in zip(configs, settings, strict=True) if set(seeds) - _seeds_of(setting)]
     return [["sft-lab", "-m", *config.values()] for config in configs]
 
 

@@ -494,6 +494,17 @@ def test_settings_that_differ_in_several_keys_have_a_command_each(tmp_path):
         assert f"sft-lab -m model=tiny_random {words} seed=1,2,3,4,5,6 hydra.sweep.dir={tmp_path}" in text
 
 
+def test_settings_that_have_all_seeds_have_no_command(tmp_path):
+    write_tied(tmp_path, (1, 2, 3), ["dedup=none"])
+    for seed in (1, 2):
+        folder = write_job(tmp_path / f"1-{seed}", nats_of(1.001, seed), seed=seed, dataset__limit=1)
+        write_text(folder.hydra / "overrides.yaml", '["dedup=exact", "dedup.keep=longest"]')
+    text = text_of(analyze_folders(tmp_path))
+    assert "would settle it: sft-lab -m dedup=exact dedup.keep=longest seed=1,2,3 " in text
+    assert "sft-lab -m dedup=none" not in text
+    assert "sft-lab -m model=tiny_random dedup=none" not in text
+
+
 def test_no_command_where_a_folder_does_not_say_how_it_was_made(tmp_path):
     write_tied(tmp_path, (1,), ["dedup=none"], ["dedup=exact"])
     for damaged in ("{", "- 1", "a: b"):
