@@ -311,7 +311,10 @@ def _how_to_settle(comparison: Comparison) -> list[str]:
     if not commands:
         return []
     first, *rest = commands
-    return [f"{seeds} seeds of the settings in question would settle it: {first}", *(f"and: {command}" for command in rest)]
+    return [
+        f"{seeds} seeds of the settings in question would settle it: {first}",
+        *(f"and: {command}" for command in rest),
+    ]
 
 
 def describe_axes(axes: dict[str, Any], names: dict[str, str]) -> str:
