@@ -8,6 +8,8 @@ _LENGTH = "trainer.max_length"
 _BATCH = "trainer.per_device_train_batch_size"
 _EPOCHS = "trainer.num_train_epochs"
 _ANSWERS = "trainer.loss_on=answer or all"
+_NEVER_CUT = "trainer.max_length; longer rows are dropped, never cut"
+_PUSH = "the command sft-lab push RUN_DIR OWNER/NAME"
 _FOUR_BITS = "trainer=qlora"
 
 # The last part of a key, as typed by itself or below any group.
@@ -28,13 +30,17 @@ OUR_NAMES = {
     "warmup_ratio": _SHARE,
     "evaluation_strategy": "trainer.eval_steps",
     "eval_strategy": "trainer.eval_steps",
+    "evals_per_epoch": "trainer.eval_steps",
     "save_strategy": "trainer.save_steps",
+    "early_stopping_steps": "trainer.early_stopping_patience",
+    "resume_from_checkpoint": "the command sft-lab exec RUN_DIR",
     "lr_scheduler": "trainer.lr_scheduler_type",
     "optimizer": "trainer.optim",
     "gradient_checkpointing": "trainer.activation_checkpointing",
     "bf16": "trainer.precision=bf16",
     "fp16": "trainer.precision=fp16",
     "sample_packing": "trainer.packing",
+    "neat_packing": "trainer.packing",
     "completion_only_loss": _ANSWERS,
     "assistant_only_loss": _ANSWERS,
     "train_on_inputs": _ANSWERS,
@@ -47,12 +53,17 @@ OUR_NAMES = {
     "load_in_4bit": _FOUR_BITS,
     "quantization_bit": _FOUR_BITS,
     "use_peft": "trainer=lora",
+    "adapter": "trainer=lora, qlora or full",
+    "peft_use_dora": "trainer=dora",
     "finetuning_type": "trainer=lora, full or qlora",
     "base_model": "model=owner/name or model=./folder",
     "model_name_or_path": "model=owner/name or model=./folder",
     "model_id": "model=owner/name or model=./folder",
+    "revision_of_model": "model.revision",
+    "model_revision": "model.revision",
     "torch_dtype": "model.dtype",
     "attn_impl": "model.attn_implementation",
+    "flash_attn": "model.attn_implementation=flash_attention_2",
     "flash_attention": "model.attn_implementation=flash_attention_2",
     "trust_remote_code": "SFT_LAB_TRUST_REMOTE_CODE=<the model's name>, for that model alone",
     "dataset_name": "dataset=owner/name",
@@ -62,7 +73,19 @@ OUR_NAMES = {
     "val_set_size": "split.eval_share",
     "val_size": "split.eval_share",
     "test_size": "split.eval_share",
+    "test_datasets": "split=file split.path=FILE",
+    "eval_dataset": "split=file split.path=FILE",
+    "dataset_test_split": "split=source",
+    "dataset_exact_deduplication": "dedup=exact",
+    "interleave_probs": "dataset=mixture, with dataset.sources.NAME.share",
+    "formatting": "dataset.format",
+    "field_messages": "dataset.columns",
+    "roles_to_train": "dataset.train_on",
+    "mask_history": "dataset.train_on=last",
+    "excess_length_strategy": _NEVER_CUT,
+    "truncation_mode": _NEVER_CUT,
     "chat_template": "template=file template.path=FILE",
+    "chat_template_path": "template=file template.path=FILE",
     "output_dir": "hydra.run.dir, and hydra.sweep.dir for a sweep",
     "report_to": _MIRRORS,
     "logger": _MIRRORS,
@@ -72,6 +95,9 @@ OUR_NAMES = {
     "run_name": "tracking.name",
     "deepspeed": "launch=processes launch.config_file=deepspeed_zero3",
     "fsdp": "launch=processes launch.config_file=fsdp",
+    "accelerate_config": "launch=processes launch.config_file=FILE",
+    "hub_model_id": _PUSH,
+    "push_to_hub": _PUSH,
     "num_gpus": "launch=processes launch.num_processes",
 }
 

@@ -10,10 +10,12 @@ import pytest
 from sft_lab import compose
 from sft_lab.cli.arguments import parse
 from sft_lab.config.compose import compose_jobs
-from sft_lab.config.error_messages import all_keys
+from sft_lab.config.error_messages import field_names
 from sft_lab.config.other_names import OUR_NAMES, our_name
 from sft_lab.config.shortcuts import expand
 from sft_lab.core.errors import ConfigError
+from sft_lab.run.schemas import SCHEMAS
+from sft_lab.training.config import Peft
 
 
 @pytest.mark.parametrize(
@@ -49,15 +51,27 @@ def test_a_file_of_no_known_kind_is_answered_with_the_kinds(here: Path, tiny: li
         compose([*tiny, "dataset=notes.txt"])
 
 
-def test_names_of_other_trainers_are_answered_with_keys_that_exist(here: Path, tiny: list[str]) -> None:
-    Path("x.jinja").write_text("{{ messages }}")
-    config = compose([*tiny, "trainer=lora", "template=file", "template.path=x.jinja", "tracking=wandb"]).saved()
-    known = {path for path, _ in all_keys(config)}
+def test_names_of_other_trainers_are_answered_with_keys_that_exist() -> None:
+    known = {
+        f"{group}.{name}" for group, kinds in SCHEMAS.items() for kind in kinds.values() for name in field_names(kind)
+    }
+    known |= {*SCHEMAS, *(f"trainer.peft.{name}" for name in field_names(Peft)), "hydra.run.dir", "hydra.sweep.dir"}
     for name in OUR_NAMES:
         answer = our_name(f"trainer.{name}") or ""
-        keys = re.findall(r"\b(?:trainer|model|dataset|split|template|launch|tracking|hydra)(?:\.\w+)*", answer)
-        assert keys or "SFT_LAB_TRUST_REMOTE_CODE" in answer
-        assert [key for key in keys if key not in known and not key.startswith(("dataset.jsonl", "hydra."))] == [], name
+        keys = re.findall(
+            r"\b(?:trainer|model|dataset|split|template|launch|tracking|hydra|dedup)(?:\.[a-z_]+)*", answer
+        )
+        assert keys or "SFT_LAB_TRUST_REMOTE_CODE" in answer or "the command sft-lab" in answer
+        assert set(keys) - known <= {"dataset.jsonl", "dataset.sources", "dataset.file.jsonl"}, name
+
+
+def test_every_key_in_the_table_of_other_trainers_is_answered_with_ours() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "coming_from.md").read_text()
+    rows = page.partition("\n## Keys\n")[2].partition("\n## ")[0].split("\n| ")[2:]
+    theirs = {name for row in rows for name in re.findall(r"`([a-z_]{4,})`", row.partition(" | ")[2])}
+    ours = {name for kinds in (*SCHEMAS.values(), {"": Peft}) for kind in kinds.values() for name in field_names(kind)}
+    assert len(theirs) > 50
+    assert [name for name in sorted(theirs - ours - {*SCHEMAS, "type", "qlora"}) if not our_name(name)] == []
 
 
 @pytest.mark.parametrize(
