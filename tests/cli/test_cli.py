@@ -97,7 +97,7 @@ def test_help_lists_every_option_and_the_working_folders_own(capsys):
     own.write_text("# @package _global_\n# What I tried.\nseed: 1\n")
     assert ended("--help") == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^    semantic +Rows that mean nearly the same", shown, re.MULTILINE)
+    assert re.search(r"^    semantic +Rows with nearly the same meaning", shown, re.MULTILINE)
     assert re.search(r"^  dedup/embedder\n    bge_m3 +BAAI", shown, re.MULTILINE)
     assert re.search(r"^    my_experiment +What I tried\.$", shown, re.MULTILINE)
     told = " ".join(shown.split())
