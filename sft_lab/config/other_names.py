@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_MIRRORS = "tracking=wandb, tensorboard, local or [wandb,tensorboard]"
+_MIRRORS = "tracking=wandb, tensorboard, trackio, local or [wandb,tensorboard]"
 _SHARE = "trainer.warmup_steps (a share below 1)"
 _LENGTH = "trainer.max_length"
 _BATCH = "trainer.per_device_train_batch_size"

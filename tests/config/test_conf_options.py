@@ -75,12 +75,19 @@ def test_option_says_what_it_is_and_gives_a_command(name):
 
 
 # What a machine may lack, and how the option then says so, after it has been composed and built.
-NEEDS = dict.fromkeys(["trainer=qlora", "experiment=mistral7b_sharegpt_qlora"], "NVIDIA GPU|bitsandbytes")
+HAS_GPU = shutil.which("nvidia-smi") and importlib.util.find_spec("bitsandbytes")
+HAS_TRACKIO = importlib.util.find_spec("trackio")
+NEEDS = (
+    {}
+    if HAS_GPU
+    else dict.fromkeys(["trainer=qlora", "experiment=mistral7b_sharegpt_qlora"], "NVIDIA GPU|bitsandbytes")
+)
+NEEDS |= {} if HAS_TRACKIO else {"tracking=trackio": "needs the package trackio"}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_option_and_its_commands_compose_and_build(name):
-    if name in NEEDS and not (shutil.which("nvidia-smi") and importlib.util.find_spec("bitsandbytes")):
+    if name in NEEDS:
         with pytest.raises(ConfigError, match=NEEDS[name]):
             config.compose_jobs([name], multirun=False)
         return

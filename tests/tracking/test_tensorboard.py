@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from sft_lab.cli.main import main
 from sft_lab.config import compose, from_saved
 from sft_lab.core.run_dir import RunDir
-from sft_lab.tracking.config import TensorBoard
+from sft_lab.tracking.config import FileMirror, Tracking
 from sft_lab.tracking.tracked_run import TrackedRun
 
 SHORT = ["trainer.max_steps=4", "evaluation.prompts=[Hello]", "evaluation.general=null", "evaluation.outputs=0",
          "evaluation.baseline.examples=0", "evaluation.baseline.system_prompt=null"]  # fmt: skip
+
+NEEDS_TRACKIO = pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
 
 
 def read_events(folder: Path) -> EventAccumulator:
@@ -68,7 +71,9 @@ def test_a_run_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "run")
 
     def train(first_step: int, last_step: int, loss: float, *, fails: bool = True) -> list[tuple[int, float]]:
-        mirror = TensorBoard().start(TrackedRun(folder, "id", {"seed": 1}, first_step=first_step))
+        mirror = Tracking({"tensorboard": FileMirror()}).start(
+            TrackedRun(folder, "id", {"seed": 1}, first_step=first_step)
+        )
         for step in range(first_step + 1, last_step + 1):
             mirror.log({"step": step, "epoch": 0.0, "train/loss": loss})
         assert bool(mirror.finish(None if fails else {"objective": 1.0, "verdict": "healthy"}))
@@ -88,6 +93,15 @@ def test_a_run_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
         ("tracking=[tensorboard]", "local", ["tensorboard"], ["tensorboard"]),
         ("tracking=[wandb,tensorboard]", "wandb", ["tensorboard"], ["wandb", "tensorboard"]),
         ("tracking=[tensorboard,wandb]", "wandb", ["tensorboard"], ["wandb", "tensorboard"]),
+        pytest.param("tracking=trackio", "local", ["trackio"], "trackio", marks=NEEDS_TRACKIO),
+        pytest.param(
+            "tracking=[trackio,tensorboard]",
+            "local",
+            ["trackio", "tensorboard"],
+            ["trackio", "tensorboard"],
+            marks=NEEDS_TRACKIO,
+        ),
+        pytest.param("tracking=[wandb,trackio]", "wandb", ["trackio"], ["wandb", "trackio"], marks=NEEDS_TRACKIO),
         ("tracking=[wandb]", "wandb", [], ["wandb"]),
         ("tracking=[]", "local", [], ["local"]),
         ("tracking=local", "local", [], "local"),
