@@ -15,10 +15,10 @@ from sft_lab.core.redaction import printable, redact
 # For each command: its line in the list of commands, the first line of its own help, and examples.
 ABOUT: dict[str, tuple[str, str, str]] = {
     "train": (
-        "one run or a sweep; the default: `sft-lab x=y` is `sft-lab train x=y`",
-        "One run, or with -m every combination of the values given.",
+        "start a run or a sweep; the default: `sft-lab x=y` is `sft-lab train x=y`",
+        "Start one run, or with -m one job for every combination of values.",
         """\
-  sft-lab                                        the main job: bundled model and conversations
+  sft-lab                                        the defaults: bundled model and conversations
   sft-lab dataset=my.jsonl                       your own conversations
   sft-lab -m dedup.threshold=0.8,0.95 trainer.learning_rate=1e-5,1e-4
   sft-lab +experiment=quickstart                 a file of experiments/
@@ -26,42 +26,42 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 """,
     ),
     "prepare": (
-        "the data stages alone: report, figures, dataset/",
-        "Load, split, filter, decontaminate, dedup, template; no training.",
+        "run only the data stages: report, figures, dataset/",
+        "Load, split, filter, decontaminate, deduplicate and apply the template, without training.",
         """\
-  sft-lab prepare dataset=my.jsonl                     filter, dedup, report; dataset/ to train on
-  sft-lab prepare -m dedup.threshold=0.8,0.9,0.95      the same at several thresholds, side by side
+  sft-lab prepare dataset=my.jsonl                     report, and dataset/ to train on
+  sft-lab prepare -m dedup.threshold=0.8,0.9,0.95      the same at several thresholds
 """,
     ),
     "plan": (
-        "what would run and what is stored already; writes nothing",
-        "Show jobs, folders, stored data stages, rows, steps and time before anything runs.",
+        "show what would run and what is already stored; writes nothing",
+        "Show jobs, folders, stored data stages, rows, steps and time before running anything.",
         """\
-  sft-lab plan                                        the main job: rows, tokens, steps
-  sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: what is finished, what jobs share
-  sft-lab plan --probe                                train six steps, to say how long all take
+  sft-lab plan                                        the defaults: rows, tokens, steps
+  sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: finished jobs, shared work
+  sft-lab plan --probe                                train six steps to estimate all times
 """,
     ),
     "search": (
-        "look for the best values of a few keys, trial by trial (Optuna)",
-        "Propose values, train, learn from the loss; the same command goes on with its trials.",
+        "search for the best values of a few keys with Optuna",
+        "Let Optuna propose values, trial by trial. The same command again resumes the search.",
         """\
   sft-lab search --over 'trainer.learning_rate=tag(log, interval(1e-5,1e-3))' --trials 20
   sft-lab search --over 'dedup.threshold=interval(0.7,0.99)' 'trainer.peft.r=8,16' --confirm 3
-  sft-lab search hparams_search=mine    hparams_search/mine.yaml as lightning-hydra-template has it
+  sft-lab search hparams_search=mine    hparams_search/mine.yaml, as in lightning-hydra-template
 """,
     ),
     "exec": (
-        "run the saved config of a job folder; every launcher starts this",
-        "Run the config.yaml of a job folder and write the results beside it.",
+        "run the saved config of a job folder, as every launcher does",
+        "Run the config.yaml of a job folder and write the results into that folder.",
         """\
   sft-lab exec multirun/sweep-1a2b3c4d/seed_1-0123456789ab   resume a job of a sweep
   sft-lab exec outputs/2026-11-21/10-30-00                   a folder with a config.yaml
 """,
     ),
     "runs": (
-        "one line per run folder: state, verdict, losses",
-        "List the run folders below DIR, from their status and summary files.",
+        "list run folders, one line each: state, verdict, losses",
+        "List the run folders below DIR with their state, verdict and losses.",
         """\
   sft-lab runs                    one line per run folder
   sft-lab runs multirun/sweep-1a2b3c4d
@@ -69,10 +69,10 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 """,
     ),
     "compare": (
-        "jobs side by side: table, compare.html, compare.json",
+        "compare jobs: table, compare.html, compare.json",
         "Compare the jobs of a sweep, or any runs. Needs no network.",
         """\
-  sft-lab compare multirun/sweep-1a2b3c4d        table; compare.html and compare.json in its folder
+  sft-lab compare multirun/sweep-1a2b3c4d        table; compare.html and compare.json in the folder
   sft-lab compare outputs/*/* --out comparison   any runs, wherever they are
   sft-lab compare multirun/sweep-1a2b3c4d --rank-by outputs/ended_share
 """,
@@ -81,25 +81,25 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "run a saved config again and report every difference",
         "Report how the environment differs, run, and report how the result differs.",
         """\
-  sft-lab replay outputs/2026-11-22/10-30-00          again in a new folder; reports differences
-  sft-lab replay outputs/2026-11-22/10-30-00 seed=7   with a key of the saved config changed
+  sft-lab replay outputs/2026-11-22/10-30-00          in a new folder; reports every difference
+  sft-lab replay outputs/2026-11-22/10-30-00 seed=7   with one key changed
 """,
     ),
     "promote": (
-        "keep a run's config as ./experiments/NAME.yaml",
-        "Write what differs from the defaults as an experiment, checked to give the same config.",
+        "save a run's config as ./experiments/NAME.yaml",
+        "Save what differs from the defaults as an experiment, and verify that it gives the same config.",
         """\
   sft-lab promote multirun/sweep-1a2b3c4d/seed_1-0123456789ab best   writes experiments/best.yaml
   sft-lab promote outputs/2026-11-22/10-30-00 best --force           replaces that file
 """,
     ),
     "generate": (
-        "try the model of a run, beside the base model if wanted",
-        "Print the answer of a finished run's model to a prompt; greedy decoding unless a temperature is set.",
+        "try the model of a run, optionally next to its base model",
+        "Print how a finished run's model answers a prompt. Decoding is greedy unless you set a temperature.",
         """\
   sft-lab generate outputs/2026-11-22/11-00-00 "What is the capital of Norway?" --base
   sft-lab generate outputs/2026-11-22/11-00-00 - --temperature 0.7 --top-p 0.9 < prompt.txt
-  sft-lab generate outputs/2026-11-22/11-00-00 --messages talk.json   with its tools
+  sft-lab generate outputs/2026-11-22/11-00-00 --messages talk.json   a conversation with tools
 """,
     ),
     "evaluate": (
@@ -113,7 +113,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
     ),
     "merge": (
         "merge an adapter into the weights of its base model",
-        "Write a run's model so that Transformers alone can load it: weights, tokenizer, template, card.",
+        "Write a run's model so that Transformers can load it without PEFT.",
         """\
   sft-lab merge outputs/2026-11-22/11-00-00                  into merged/ in the run folder
   sft-lab merge outputs/2026-11-22/11-00-00 --out my-model
@@ -138,18 +138,18 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 """,
     ),
     "doctor": (
-        "what this machine has and lacks; what changed since a run",
+        "show what this machine has and lacks, or what changed since a run",
         "Check versions, devices, store, logins and known conflicts, or show what changed since a run.",
         """\
-  sft-lab doctor                                one line each: ok, note, or problem with its remedy
+  sft-lab doctor                                one line per check: ok, note or problem
   sft-lab doctor outputs/2026-11-22/10-30-00    what changed since this run
-  sft-lab doctor --train                        ten steps of each trainer on each device: a minute
-  sft-lab doctor --train --model smollm2_135m   the same with another option of model=
+  sft-lab doctor --train                        ten steps of each trainer on each device
+  sft-lab doctor --train --model smollm2_135m   the same with another model option
 """,
     ),
     "store": (
-        "list the stage store, or free space in it",
-        "All runs share the stored results of stages. List them, or remove those no longer used.",
+        "list stored stage results, or free their space",
+        "All runs share stored stage results. List them, or remove those that are no longer used.",
         """\
   sft-lab store list                             stage, key, size and last use of each result
   sft-lab store prune --older-than 7             remove results that no run has used for a week
@@ -161,11 +161,11 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 
 # Options of hydra.main, and what does the same here.
 _HYDRA_OPTIONS = {
-    "--config-path": "--config-dir DIR, a further folder of options",
-    "-cp": "--config-dir DIR, a further folder of options",
-    "-r": "what happens without -m",
-    "--run": "what happens without -m",
-    "--resolve": "not needed: --cfg job resolves",
+    "--config-path": "--config-dir DIR, another folder of options",
+    "-cp": "--config-dir DIR, another folder of options",
+    "-r": "the default, without -m",
+    "--run": "the default, without -m",
+    "--resolve": "not needed: --cfg job is already resolved",
 }
 
 
@@ -208,12 +208,12 @@ def refuse_rest(command: str, rest: list[str]) -> None:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="sft-lab",
-        description="A lab bench for supervised fine-tuning: conversations in, a tuned, judged, documented model out.",
+        description="A lab bench for supervised fine-tuning: from conversations to an evaluated, documented model.",
         epilog=f"examples:\n{ABOUT['train'][2]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.lists_options = True
-    parser.add_argument("--version", action=_Version, nargs=0, help="versions of sft_lab and of the libraries it uses")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of sft_lab and its libraries")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     parser.commands = commands = {
         name: subparsers.add_parser(
@@ -241,13 +241,13 @@ def _parser() -> _Parser:
         "export",
         "push",
     ):
-        rows = " and three rows as the model gets them" if name == "prepare" else ""
+        rows = " and three rows as the model sees them" if name == "prepare" else ""
         commands[name].add_argument(
-            "-v", "--verbose", action="store_true", help=f"show the output of the libraries{rows}, too"
+            "-v", "--verbose", action="store_true", help=f"also show the output of the libraries{rows}"
         )
 
     commands["plan"].add_argument(
-        "--probe", action="store_true", help="train a few steps in a temporary folder, to say how long the jobs take"
+        "--probe", action="store_true", help="train a few steps in a temporary folder to estimate the time of the jobs"
     )
 
     train = commands["train"]
@@ -255,39 +255,40 @@ def _parser() -> _Parser:
         "-c",
         "--cfg",
         choices=["job", "hydra", "all"],
-        help="show the composed config, Hydra's own or both; run nothing",
+        help="show the composed config, Hydra's config or both; run nothing",
     )
-    train.add_argument("-p", "--package", metavar="KEY", help="with --cfg: show this part only")
+    train.add_argument("-p", "--package", metavar="KEY", help="with --cfg: show only this part")
     train.add_argument(
-        "-sc", "--shell-completion", metavar="install=SHELL", help="completion for bash, zsh, fish: eval what it prints"
+        "-sc",
+        "--shell-completion",
+        metavar="install=SHELL",
+        help="print a completion script for bash, zsh or fish, to eval",
     )
     train.add_argument("-i", "--info", choices=["searchpath"], help="show the folders that options are read from")
 
     execute = commands["exec"]
     execute.add_argument("folder", type=Path, metavar="JOB_DIR")
-    work_help = "prepare: the data stages and their report; data: the data stages for a training that follows"
+    work_help = "run: everything; prepare: only the data stages and their report; data: only the data stages"
     execute.add_argument("--work", choices=["run", "prepare", "data"], default="run", help=work_help)
 
     commands["runs"].add_argument(
-        "folder", nargs="?", type=Path, metavar="DIR", help="default: outputs/ and multirun/ here"
+        "folder", nargs="?", type=Path, metavar="DIR", help="default: outputs/ and multirun/ in the working folder"
     )
-    commands["runs"].add_argument(
-        "--delete", action="store_true", help="delete them, after asking; never what is at work"
-    )
+    commands["runs"].add_argument("--delete", action="store_true", help="delete them after asking, except those in use")
 
     compare = commands["compare"]
     compare.add_argument("folders", nargs="+", type=Path, metavar="SWEEP_DIR|RUN_DIR")
     compare.add_argument("--out", type=Path, metavar="DIR", help="folder for compare.html and compare.json")
     compare.add_argument(
-        "--rank-by", metavar="KEY", help="sort the table by a number of summary.json, highest first: metrics.words.mean"
+        "--rank-by", metavar="KEY", help="sort by a number in summary.json, such as metrics.words.mean, highest first"
     )
-    compare.add_argument("--lowest-first", action="store_true", help="with --rank-by: the lowest number first")
+    compare.add_argument("--lowest-first", action="store_true", help="with --rank-by: sort lowest first")
     compare.add_argument("--test", action="store_true", help="score the best job on its test rows (split.test_share)")
 
     replay = commands["replay"]
     replay.add_argument("source", type=Path, metavar="RUN_DIR|CONFIG")
-    replay.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the saved config")
-    replay.add_argument("--out", type=Path, metavar="DIR", help="the new run folder; default outputs/<date>/<time>")
+    replay.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the saved config to change")
+    replay.add_argument("--out", type=Path, metavar="DIR", help="the new run folder; default: outputs/<date>/<time>")
 
     promote = commands["promote"]
     promote.add_argument("folder", type=Path, metavar="RUN_DIR")
@@ -298,16 +299,24 @@ def _parser() -> _Parser:
 
     doctor = commands["doctor"]
     doctor.add_argument("folder", nargs="?", type=Path, metavar="RUN_DIR", help="show what changed since this run")
-    doctor.add_argument("--train", action="store_true", help="ten steps of each trainer on each device, in a table")
-    doctor.add_argument("--model", default="tiny_random", metavar="OPTION", help="with --train; default tiny_random")
+    doctor.add_argument("--train", action="store_true", help="try ten steps of each trainer on each device")
+    doctor.add_argument(
+        "--model", default="tiny_random", metavar="OPTION", help="with --train: the model option; default: tiny_random"
+    )
 
     store = commands["store"]
     store.add_argument("action", choices=["list", "prune"])
-    store.add_argument("--path", type=Path, metavar="DIR", help="default $SFT_LAB_STORE or the user's cache")
     store.add_argument(
-        "--older-than", type=float, default=30, metavar="DAYS", help="prune: unused for this long; default 30"
+        "--path", type=Path, metavar="DIR", help="the store; default: $SFT_LAB_STORE or the user's cache"
     )
-    store.add_argument("--stage", metavar="NAME", help="prune this stage only")
+    store.add_argument(
+        "--older-than",
+        type=float,
+        default=30,
+        metavar="DAYS",
+        help="prune: results unused for this many days; default: 30",
+    )
+    store.add_argument("--stage", metavar="NAME", help="prune: only this stage")
     return parser
 
 
@@ -315,25 +324,29 @@ def _add_to_search(search: _Parser) -> None:
     search.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # habit; it changes nothing
     search.add_argument(
         "--over", nargs="+", action="append", default=[], metavar="key=values",
-        help="an axis: tag(log, interval(1e-5,1e-3)), int(interval(4,64)), range(1,5), choice(a,b)",
+        help="search axes: tag(log, interval(1e-5,1e-3)), int(interval(4,64)), range(1,5), choice(a,b)",
     )  # fmt: skip
-    search.add_argument("--trials", type=int, metavar="N", help="jobs, with those that are there already; default 20")
-    search.add_argument("--sampler", choices=["tpe", "random", "grid", "cmaes"], help="what proposes; default tpe")
     search.add_argument(
-        "--pruner", choices=["none", "halving"], help="halving: end the worse half at 25%% and 50%%; default none"
+        "--trials", type=int, metavar="N", help="total number of jobs, including existing ones; default: 20"
     )
-    search.add_argument("--at-once", type=int, metavar="N", help="trials proposed together; default: as launch= allows")
+    search.add_argument("--sampler", choices=["tpe", "random", "grid", "cmaes"], help="Optuna's sampler; default: tpe")
     search.add_argument(
-        "--confirm", type=int, default=0, metavar="N", help="train the best three with N seeds each in the end"
+        "--pruner", choices=["none", "halving"], help="halving: stop the worse half at 25%% and 50%%; default: none"
+    )
+    search.add_argument("--at-once", type=int, metavar="N", help="trials proposed at once; default: depends on launch=")
+    search.add_argument(
+        "--confirm", type=int, default=0, metavar="N", help="at the end, train the best three with N seeds each"
     )
 
 
 def _add_overrides(parser: _Parser, *, sweeps: bool = True) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
     if sweeps:
-        parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of values with commas")
-    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a further folder of options")
-    parser.add_argument("-cn", "--config-name", metavar="NAME", help="compose conf/NAME.yaml instead of config.yaml")
+        parser.add_argument(
+            "-m", "--multirun", action="store_true", help="run every combination of comma-separated values"
+        )
+    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="another folder of options")
+    parser.add_argument("-cn", "--config-name", metavar="NAME", help="use conf/NAME.yaml instead of config.yaml")
     parser.lists_options = True
 
 

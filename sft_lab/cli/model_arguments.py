@@ -16,43 +16,49 @@ def add_to_model_commands(commands: Mapping[str, argparse.ArgumentParser]) -> No
     prompt = generate.add_argument("prompt", metavar="PROMPT", help=prompt_help)
     generate.add_argument(
         "--messages", type=Path, metavar="FILE", action=_InsteadOf, other=prompt,
-        help="in place of PROMPT: JSON or JSON lines, conversations to go on with, with their tools",
+        help="instead of PROMPT: conversations to continue, with their tools (JSON or JSON lines)",
     )  # fmt: skip
-    generate.add_argument("--base", action="store_true", help="print the base model's answer, too")
+    generate.add_argument("--base", action="store_true", help="also print the base model's answer")
     generate.add_argument("--system", default="", metavar="TEXT", help="a system message before the prompt")
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer; default 256")
     generate.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="default 0: always the likeliest token"
+        "--max-new-tokens", type=int, default=256, metavar="N", help="maximum length of an answer; default: 256"
     )
     generate.add_argument(
-        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens that have this share"
+        "--temperature", type=float, default=0.0, metavar="T", help="default: 0, always the most likely token"
     )
-    generate.add_argument("--top-k", type=int, metavar="K", help="sample from this many of the likeliest tokens")
-    generate.add_argument("--seed", type=int, metavar="N", help="of the sampling; default: the run's")
+    generate.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the most likely tokens with this total probability"
+    )
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    generate.add_argument("--seed", type=int, metavar="N", help="seed for sampling; default: the run's")
 
     evaluate = commands["evaluate"]
     evaluate.add_argument("folder", type=Path, metavar="RUN_DIR")
     evaluate.add_argument(
         "--tasks", default="arc_easy,hellaswag,winogrande", metavar="NAMES|FILE",
-        help="tasks of the harness or YAML files, with commas between; default arc_easy,hellaswag,winogrande",
+        help="the harness's tasks or YAML files, comma-separated; default: arc_easy,hellaswag,winogrande",
     )  # fmt: skip
     evaluate.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task; default: all")
     evaluate.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples before a question; default: the task's"
+        "--num-fewshot", type=int, metavar="N", help="examples before each question; default: the task's"
     )
-    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions at a time; default 8")
+    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions per batch; default: 8")
     evaluate.add_argument(
-        "--apply-chat-template", action="store_true", help="ask in the run's chat template, the base model too"
+        "--apply-chat-template", action="store_true", help="use the run's chat template, for the base model too"
     )
 
     merge = commands["merge"]
     merge.add_argument("folder", type=Path, metavar="RUN_DIR")
-    merge.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/merged")
+    merge.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default: RUN_DIR/merged")
 
     export = commands["export"]
     export.add_argument("folder", type=Path, metavar="RUN_DIR")
-    export.add_argument("--to", choices=["gguf", "ollama", "vllm"], required=True, help="what will serve it")
-    export.add_argument("--out", type=Path, metavar="DIR", help="the new folder; default RUN_DIR/export/gguf or ollama")
+    export.add_argument(
+        "--to", choices=["gguf", "ollama", "vllm"], required=True, help="the program that will serve it"
+    )
+    export.add_argument(
+        "--out", type=Path, metavar="DIR", help="the new folder; default: RUN_DIR/export/gguf or ollama"
+    )
 
     push = commands["push"]
     push.add_argument("folder", type=Path, metavar="RUN_DIR")

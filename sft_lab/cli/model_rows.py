@@ -1,4 +1,4 @@
-"""Training rows as the model gets them, on the terminal."""
+"""Training rows as the model sees them, on the terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def show_model_rows(folder: RunDir) -> None:
-    """Print the rows that the data report has: brackets and color for what trains, control tokens dim."""
+    """Print the data report's rows: trained tokens in brackets and color, control tokens dimmed."""
     from rich.text import Text
 
     from sft_lab.data.model_view import stretches_of
 
     out = console()
-    out.print("Rows as the model gets them; what is in ⟦ ⟧ trains")
+    out.print("Rows as the model sees them; trained tokens are in ⟦ ⟧")
     for view in tolerant_readers.read(folder.data, []).get("model_rows") or []:
-        counts = f"{view.get('tokens') or 0:,} tokens, of which {view.get('trained_tokens') or 0:,} train"
+        counts = f"{view.get('tokens') or 0:,} tokens, {view.get('trained_tokens') or 0:,} of them trained on"
         if (view.get("examples") or 1) > 1:
             counts += f"; example {view.get('example')} of {view['examples']} of this row"
         out.print(Text(f"\n{view.get('choice')}, {view.get('id')}: {counts}", style="bold"), soft_wrap=True)
