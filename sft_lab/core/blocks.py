@@ -1,7 +1,7 @@
-"""Work on many rows, block by block: on every core or every machine, in order, and where it was left off after a kill.
+"""Work on many rows, block by block and in order, on every core or every machine.
 
-A block's result is an Arrow file of its own, written whole or not at all and named by what it was made of, so a
-killed run computes again only what it had not written. Nothing depends on how many workers there are.
+Each block's result is an Arrow file, written atomically and named by a hash of the block's input, so a killed run
+resumes with the blocks it had not written. No result depends on the number of workers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from sft_lab.core.engine import Engine
 
-LOG_EVERY = 10.0  # seconds between two lines about how far the work is
-NOTES = b"notes"  # the key, in a block's schema, of what was noted beside its rows
+LOG_EVERY = 10.0  # seconds between progress lines
+NOTES = b"notes"  # the key of a block's notes in its schema's metadata
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Block:
 
     Attributes:
         path: of its file.
-        notes: what was noted beside its rows.
+        notes: plain data about its rows.
     """
 
     path: Path
@@ -49,17 +49,17 @@ class Block:
         return cls(path, notes_of(_open(path).schema))
 
     def read(self) -> pa.Table:
-        """Read its rows, memory-mapped."""
+        """Return its rows, memory-mapped."""
         return _open(self.path).read_all()
 
 
 def with_notes(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
-    """Put notes, plain data, beside a table's rows."""
+    """Return a table with notes, plain data, in its metadata."""
     return table.replace_schema_metadata({NOTES: json.dumps(notes).encode("utf-8", "surrogatepass")})
 
 
 def notes_of(schema: pa.Schema) -> dict[str, Any]:
-    """Return the notes beside a table's rows."""
+    """Return the notes in a table's metadata."""
     notes: dict[str, Any] = json.loads((schema.metadata or {}).get(NOTES, b"{}"))
     return notes
 
@@ -74,13 +74,13 @@ Compute = Callable[[Work, Iterator[tuple[int, Any]], str], Iterator["pa.Table"]]
 
 
 def in_memory(work: Work, payloads: Iterator[tuple[int, Any]], label: str) -> Iterator[pa.Table]:  # noqa: ARG001
-    """Yield each block's table, computed in this process and kept nowhere."""
+    """Yield each block's table, computed in this process and not stored."""
     for _, payload in payloads:
         yield work(payload)
 
 
 def in_folder(folder: Path, engine: Engine) -> Compute:
-    """Return what computes blocks by ``run_blocks`` and yields their tables."""
+    """Return a function that computes blocks by ``run_blocks`` and yields their tables."""
 
     def compute(work: Work, payloads: Iterator[tuple[int, Any]], label: str) -> Iterator[pa.Table]:
         for block in run_blocks(work, payloads, folder, label, engine):
@@ -96,11 +96,10 @@ def run_blocks(
 
     Args:
         work: makes a block's table from its payload; the same payload always gives the same table.
-        payloads: of each block how many rows it has, and what it is made of; pickled to name the block.
-        folder: of the result in the making; blocks that lie beside it, of a process that was cut off, are not
-            computed again.
+        payloads: the number of rows and the input of each block; the input is pickled to name the block.
+        folder: where the result is being written; blocks that a killed process left beside it are reused.
         label: for the log: ``load``, ``encode``.
-        engine: where the work is done.
+        engine: where the work runs.
 
     Raises:
         JobError: if a worker was killed.
@@ -116,7 +115,7 @@ def run_blocks(
         for number, (rows, payload) in enumerate(itertools.chain(first, payloads)):
             name = _name(payload)
             path = folder / f"{number:07d}-{name or os.getpid()}.arrow"
-            # Data nested too deeply to be named or sent stays in this process.
+            # Data nested too deeply to be pickled is computed in this process.
             hand_over = submit if name else inline(work)
             waiting.append((rows, path, None if name and path.exists() else hand_over(payload, path)))
             if len(waiting) > ahead:
@@ -133,7 +132,7 @@ def _finished(rows: int, path: Path, pending: Pending | None, progress: _Progres
 
 
 def _name(payload: Any) -> str:
-    """Return a name of what a block is made of; empty where it has none."""
+    """Return a hash of a block's input; empty for data nested too deeply to be pickled."""
     import xxhash
 
     try:
@@ -143,7 +142,7 @@ def _name(payload: Any) -> str:
 
 
 class _Progress:
-    """Says in the log how many rows are done, and how many a second, where the work takes longer than moments."""
+    """Logs the rows done and the rows per second, every ``LOG_EVERY`` seconds."""
 
     def __init__(self, label: str) -> None:
         self._label = label

@@ -1,20 +1,28 @@
-"""Columns of an Arrow table: some of their values, and messages, whose fields are stored whether given or not."""
+"""Columns of an Arrow table: reading some of their values, columns of messages, and memory-mapped ones.
+
+What was read of a memory-mapped column counts towards the process's memory until it is released.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_lab.core.mapped import stretches
 from sft_lab.core.types import MESSAGE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 1024  # rows whose texts are in memory at once
+RESIDENT = 2**28  # bytes read from a mapped table before its memory is released
+PAGE_OUT = 21  # MADV_PAGEOUT, Linux 5.4 and later; unlike MADV_DONTNEED it loses nothing that is in no file
 
 
 def message_type() -> pa.DataType:
@@ -25,7 +33,7 @@ def message_type() -> pa.DataType:
 
 
 def message_fields(column: pa.ChunkedArray) -> set[str]:
-    """Return the fields that some message of a column has."""
+    """Return the fields that at least one message of a column has."""
     return {
         field.name
         for chunk in column.chunks
@@ -40,7 +48,7 @@ def message_array(conversations: Sequence[Sequence[dict[str, Any]]]) -> pa.Array
     import pyarrow as pa
 
     flat = [message for messages in conversations for message in messages]
-    is_plain = all(len(message) == 2 for message in flat)  # most are, and a column of nulls costs nothing
+    is_plain = all(len(message) == 2 for message in flat)  # the usual case, in which a column of nulls costs nothing
     fields = []
     for name, kind in MESSAGE.items():
         arrow_type = pa.type_for_alias(kind)
@@ -53,7 +61,7 @@ def message_array(conversations: Sequence[Sequence[dict[str, Any]]]) -> pa.Array
 
 
 def values_of(column: pa.ChunkedArray) -> list[Any]:
-    """Return a column's values; a message has the fields that were given, and no others."""
+    """Return a column's values; messages come without their null fields."""
     import pyarrow as pa
 
     if not (pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)):
@@ -81,15 +89,15 @@ def _conversations(chunk: pa.ListArray) -> Iterator[list[dict[str, Any]] | None]
 def value_batches(
     columns: Sequence[pa.ChunkedArray], positions: np.ndarray, size: int
 ) -> Iterator[tuple[list[Any], ...]]:
-    """Yield the values of some columns, ``size`` positions at a time; little of a mapped table stays resident."""
+    """Yield the values of some columns, ``size`` positions at a time, releasing the memory of a mapped table."""
     for part in stretches(columns, len(positions), size):
         yield tuple(values_of(gather(column, positions[part])) for column in columns)
 
 
 def gather(column: pa.ChunkedArray, positions: np.ndarray) -> pa.ChunkedArray:
-    """Return a column's values at some positions: int64, shape (values,).
+    """Return a column's values at ``positions`` (int64, shape (values,)).
 
-    Chunk by chunk, since ``take`` joins all chunks of a column first (pyarrow 26).
+    Taken chunk by chunk, since ``ChunkedArray.take`` first copies all chunks into one (pyarrow 26).
     """
     import pyarrow as pa
 
@@ -106,3 +114,50 @@ def gather(column: pa.ChunkedArray, positions: np.ndarray) -> pa.ChunkedArray:
         is_stretch = local[-1] - local[0] == len(local) - 1 and bool((np.diff(local) == 1).all())
         chunks.append(chunk.slice(int(local[0]), len(local)) if is_stretch else chunk.take(pa.array(local)))
     return pa.chunked_array(chunks, column.type)
+
+
+def stretches(columns: Sequence[pa.ChunkedArray], count: int, size: int) -> Iterator[slice]:
+    """Yield slices of ``size`` rows out of ``count``, releasing the columns' memory after every ``RESIDENT`` bytes.
+
+    For a single slice, sizes are not even summed: there is nothing to release on the way.
+    """
+    bytes_read = sum(column.nbytes for column in columns) if count > size else 0
+    pause = max(1, RESIDENT * len(columns[0]) // bytes_read) if bytes_read else count + size
+    read = 0
+    for start in range(0, count, size):
+        yield slice(start, start + size)
+        read += size
+        if read >= pause:
+            release(columns)
+            read = 0
+
+
+@contextmanager
+def kept_small(columns: Sequence[pa.ChunkedArray]) -> Iterator[None]:
+    """Release the memory of columns four times a second while a library reads them."""
+    done = threading.Event()
+
+    def release_regularly() -> None:
+        while not done.wait(0.25):
+            release(columns)
+
+    thread = threading.Thread(target=release_regularly, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        release(columns)
+
+
+def release(columns: Sequence[pa.ChunkedArray]) -> None:
+    """Release the memory of mapped columns; the system reads them from their file again when they are needed."""
+    libc = ctypes.CDLL(None)
+    for column in columns:
+        for chunk in column.chunks:
+            for buffer in filter(None, chunk.buffers()):
+                start = -(-buffer.address // mmap.PAGESIZE) * mmap.PAGESIZE
+                size = (buffer.address + buffer.size - start) // mmap.PAGESIZE * mmap.PAGESIZE
+                if size > 0:  # an older kernel returns an error and keeps the memory
+                    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), PAGE_OUT)

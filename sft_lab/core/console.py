@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sft_lab.core.log import log
 from sft_lab.core.notebook import in_notebook
 from sft_lab.core.redaction import Formatter
 
@@ -27,25 +28,22 @@ _LIBRARIES = (
     ("TRANSFORMERS_VERBOSITY", "error"),
     ("DATASETS_VERBOSITY", "error"),
     ("WANDB_SILENT", "true"),
-    # Threads that wait by spinning slow each other down as soon as anything else runs on the machine: a forward
-    # pass on two busy cores did 33 tokens/s so, 185 with this (docs/decisions.md).
+    # Threads that wait by spinning slow each other down as soon as anything else runs on the machine: on two busy
+    # cores a forward pass did 33 tokens/s without this setting and 185 with it (docs/decisions.md).
     ("OMP_WAIT_POLICY", "passive"),
 )
 
 
 def prepare(*, verbose: bool = False) -> None:
-    """Set up the log on the terminal, and silence the libraries.
+    """Set up the log on the terminal and silence the libraries; call it before they are imported.
 
-    To be called before they are imported. What the user has set in the environment stays.
+    Environment variables that the user has set are left as they are.
     """
     logging.raiseExceptions = False  # a log that cannot be written (full disk) must not print a second error
-    own = logging.getLogger("sft_lab")
-    own.setLevel(logging.DEBUG if verbose else logging.INFO)
-    own.propagate = False
-    if not own.handlers:
-        handler = _Stderr()
-        handler.setFormatter(Formatter("%(message)s"))
-        own.addHandler(handler)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.propagate = False
+    if not log.handlers:
+        log.addHandler(_Stderr())
     if verbose:
         return
     for name, value in _LIBRARIES:
@@ -55,22 +53,18 @@ def prepare(*, verbose: bool = False) -> None:
 
 
 def show_in_notebook() -> None:
-    """Show the log below the cell of a notebook; elsewhere a Python program sets up the log by itself."""
-    own = logging.getLogger("sft_lab")
-    if in_notebook() and not any(isinstance(handler, _Stderr) for handler in own.handlers):
-        handler = _Stderr()
-        handler.setFormatter(Formatter("%(message)s"))
-        own.addHandler(handler)
-        own.setLevel(logging.INFO)
-        own.propagate = False  # the root logger of Colab shows it a second time
+    """Show the log below the notebook's cell; outside a notebook, setting up the log is left to the program."""
+    if in_notebook() and not any(isinstance(handler, _Stderr) for handler in log.handlers):
+        log.addHandler(_Stderr())
+        log.setLevel(logging.INFO)
+        log.propagate = False  # Colab's root logger would show each line a second time
 
 
 @contextmanager
 def each_line_once() -> Iterator[None]:
-    """Show a line of the data stages or a warning on the terminal once, though every job of a sweep logs it."""
-    own = logging.getLogger("sft_lab")
+    """Show each line of the data stages and each warning once, although every job of a sweep logs it."""
     hide = _Repeats()
-    handlers = [handler for handler in own.handlers if isinstance(handler, _Stderr)]
+    handlers = [handler for handler in log.handlers if isinstance(handler, _Stderr)]
     for handler in handlers:
         handler.addFilter(hide)
     try:
@@ -81,7 +75,7 @@ def each_line_once() -> Iterator[None]:
 
 
 class _Repeats(logging.Filter):
-    """Hides what was shown already, computed or found in the store; never training, a launcher's line or an error."""
+    """Hides lines that were shown before; never those of training or of a launcher, nor errors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,10 +93,10 @@ class _Repeats(logging.Filter):
 
 
 def console(width: int | None = None) -> Console:
-    """Return the console for standard output. What it prints is data: no markup, no colored numbers, no emoji.
+    """Return the console for standard output, without markup, highlighting and emoji, since what it prints is data.
 
     Args:
-        width: characters where the output is a file, so that no number is cut off.
+        width: in characters, where the output is not a terminal; wide enough that no number is cut off.
     """
     from rich.console import Console
 
@@ -125,13 +119,14 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to the current ``sys.stderr``, not to that of when the handler was made.
+    """Writes to the current ``sys.stderr``, whenever it was replaced.
 
-    A notebook colors standard error as a fault, so there it is standard output.
+    In a notebook it writes to standard output, since notebooks show standard error in red.
     """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.setFormatter(Formatter("%(message)s"))
 
     @property
     def stream(self) -> TextIO:

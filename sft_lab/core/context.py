@@ -1,4 +1,4 @@
-"""What a stage works with: the store, the tokenizer and the log. A stage never sees the config."""
+"""The context of a stage: the store, the tokenizer and the log. A stage never sees the config."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows
 
-NOTICES = "notices.json"  # in a stored result: the notices that computing it gave
+NOTICES = "notices.json"  # in a stored result: the notices given while it was computed
 
 
 class StageContext:
-    """What one run shares among its stages.
+    """What the stages of a run share.
 
     Args:
-        store: where results are kept; None means the user's own store.
-        load_tokenizer: gives the tokenizer of the model to be tuned, called when first needed.
-        template_date: what a chat template that asks for the date is told; None: the day this process first asked.
-        engine: where blocks of rows are worked on; None: in this process alone.
+        store: of results; None: the user's default store.
+        load_tokenizer: returns the tokenizer of the model to be tuned; called when it is first needed.
+        template_date: the date for chat templates that use one; None: today, as of the process's first use.
+        engine: where blocks of rows are computed; None: in this process.
 
     Attributes:
-        encode: returns texts and tokens of rows, by the run's template or another one that is passed; None: tokens
-            are counted without one.
+        encode: returns the texts and tokens of rows, by the run's template or another one that is passed; None: tokens
+            are counted without a template.
     """
 
     def __init__(
@@ -64,19 +64,19 @@ class StageContext:
 
     @property
     def new_tokens(self) -> list[int]:
-        """Ids that ``Model.tokenizer`` added for the template, for which the weights have no trained embedding."""
+        """The ids that ``Model.tokenizer`` added for the template; the weights have no trained embedding for them."""
         ids: list[int] = getattr(self.tokenizer, "new_tokens", [])
         return ids
 
     @cached_property
     def tokenizer_key(self) -> str:
-        """A hash of what the tokenizer does: vocabulary, merges, normalizer, special tokens; not of its name."""
+        """A hash of the tokenizer's behavior (vocabulary, merges, normalizer, special tokens), not of its name."""
         tokenizer = self.tokenizer
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         return digest({"backend": tokenizer.backend_tokenizer.to_str(), "special": special})
 
     def stage(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
-        """Return the stored result of a recipe, computed if it is missing; its notices are given either way."""
+        """Return the stored result of a recipe, computed if missing; its notices are logged in both cases."""
 
         def compute_with_notices(folder: Path) -> None:
             count_before = len(self.notices)
@@ -93,12 +93,12 @@ class StageContext:
         return entry
 
     def note(self, entry: Entry) -> Entry:
-        """Record a stored result that this run used, for the log and the manifest."""
+        """Record a stored result used by this run, for the log and the manifest, and return it."""
         self.entries.append(entry)
         return entry
 
     def notice(self, text: str) -> None:
-        """Log a warning that the report repeats; once, however often it comes up."""
+        """Log a warning once, however often it comes up; the report repeats it."""
         if text not in self.notices:
             self.notices.append(text)
             log.warning("%s", text)
@@ -109,7 +109,7 @@ class StageContext:
         return entries
 
     def encoded(self, rows: Rows) -> Any:
-        """Return texts and tokens of all rows of a table, which are encoded at once for every stage and job."""
+        """Return the texts and tokens of the whole table behind ``rows``, encoded once for all stages and jobs."""
         import numpy as np
 
         from sft_lab.core.rows import Rows
@@ -121,7 +121,7 @@ class StageContext:
         return self._encoded[rows.table_key]
 
     def token_counts(self, rows: Rows) -> np.ndarray:
-        """Return the tokens of prompt and of answer, without those of a template: int32, shape (rows, 2)."""
+        """Return the tokens of each prompt and answer, template tokens left out: int32, shape (rows, 2)."""
         import numpy as np
 
         if self.encode:
@@ -145,5 +145,5 @@ class StageContext:
 
 @cache
 def today() -> datetime.date:
-    """Return the local date, the same for every job of a process that works past midnight."""
+    """Return the local date; a process that works past midnight keeps the first one for all its jobs."""
     return datetime.datetime.now().astimezone().date()

@@ -1,4 +1,4 @@
-"""Engines: where blocks of rows are worked on, as the config names it. No result depends on it."""
+"""Engines: where blocks of rows are computed. No result depends on the choice."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 @dataclass
 class Engine(Bounded, abc.ABC):
-    """What every engine has.
+    """The base of all engines.
 
     Attributes:
-        block: rows handed to a worker at a time.
+        block: rows given to a worker at a time.
     """
 
     block: int = bounded(1024, at_least=1)
 
     def check(self) -> list[str]:
-        """Return what this machine lacks for it; empty when nothing."""
+        """Return what this machine lacks to run it."""
         return []
 
     @property
     @abc.abstractmethod
     def size(self) -> int:
-        """How many blocks are worked on at a time."""
+        """The number of blocks computed at a time."""
 
     @property
     @abc.abstractmethod
     def of_torch(self) -> Engine:
-        """The engine for work that torch itself spreads over the cores of a machine."""
+        """The engine for work that torch parallelizes over the machine's cores by itself."""
 
     @abc.abstractmethod
     def workers_of(self, work: Work) -> AbstractContextManager[Submit]:
-        """Open the workers, who all do ``work``."""
+        """Start the workers, which all run ``work``, and yield the function that submits a block."""
 
     def ranges(self, rows: int) -> Iterator[tuple[int, range]]:
-        """Yield the rows of each block: how many there are, and their numbers."""
+        """Yield the size and the row numbers of each block."""
         for start in range(0, rows, self.block):
             numbers = range(start, min(start + self.block, rows))
             yield len(numbers), numbers
@@ -54,17 +54,17 @@ class Engine(Bounded, abc.ABC):
 
 @dataclass
 class LocalEngine(Engine):
-    """Processes of this machine.
+    """Processes on this machine.
 
     Attributes:
-        workers: how many; None: one for each core that this process may use.
+        workers: their number; None: one for each core that this process may use.
     """
 
     workers: int | None = bounded(None, at_least=1)
 
     @property
     def size(self) -> int:
-        """How many processes there are; 1 where they cannot be forked safely."""
+        """The number of processes; 1 where forking is not safe."""
         return (self.workers or len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
 
     @property
@@ -81,36 +81,36 @@ class LocalEngine(Engine):
 
 @dataclass
 class RayEngine(Engine):
-    """Tasks of a Ray cluster, whose machines share the store. A task whose worker dies is done again.
+    """Tasks of a Ray cluster whose machines share the store. A task is repeated if its worker dies.
 
     Attributes:
-        address: of a running cluster, ``auto`` or ``host:port``; None: one on this machine, started for the work.
-        workers: how many blocks at a time; None: two for each core of this machine.
+        address: of a running cluster, ``auto`` or ``host:port``; None: a cluster is started on this machine.
+        workers: blocks computed at a time; None: two for each core of this machine.
     """
 
     address: str | None = None
     workers: int | None = bounded(None, at_least=1)
 
     def check(self) -> list[str]:
-        """Ray is installed."""
+        """Return an error if Ray is not installed."""
         if find_spec("ray"):
             return []
         return ["engine=ray: the package ray is not installed; run: pip install 'sft_lab[ray]'"]
 
     @property
     def size(self) -> int:
-        """How many blocks are worked on at a time."""
+        """The number of blocks computed at a time."""
         return self.workers or 2 * (os.cpu_count() or 1)
 
     @property
     def of_torch(self) -> Engine:
-        """The cluster; where this machine has a GPU, which tasks do not get, this process alone."""
+        """The cluster; on a machine with a GPU this process alone, since tasks get no GPU."""
         import torch
 
         return LocalEngine(self.block, workers=1) if torch.cuda.is_available() else self
 
     def workers_of(self, work: Work) -> AbstractContextManager[Submit]:
-        """Join the cluster, unless this process has joined one."""
+        """Join the cluster, unless this process is already connected to one."""
         from sft_lab.core.workers import ray_tasks
 
         return ray_tasks(work, self.address)

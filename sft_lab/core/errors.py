@@ -23,7 +23,7 @@ class SftLabError(Exception):
     """Root of the tree above."""
 
     def __str__(self) -> str:
-        """Return the message with very long values shortened; punctuation behind a value stays."""
+        """Return the message with very long values shortened, but not the punctuation that follows a value."""
         long_value = re.compile(r"\S{299,}[^\s:;,.]")
         return long_value.sub(lambda value: f"{value[0][:100]}... ({len(value[0]):,} characters)", super().__str__())
 
@@ -53,12 +53,12 @@ class JobError(SftLabError, RuntimeError):
 
 
 class Pruned(SftLabError):
-    """A search has ended a job, since others of it were better at the same place."""
+    """A search has ended a job because others were better at the same point of training."""
 
 
 @contextmanager
 def during(stage: str) -> Iterator[None]:
-    """Set ``stage`` on an error that passes, unless an inner stage has: the remedy depends on it."""
+    """Set ``stage`` on an error raised inside, unless an inner stage has set it: the remedy depends on it."""
     try:
         yield
     except Exception as error:

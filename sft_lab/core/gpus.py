@@ -1,4 +1,4 @@
-"""The GPUs that this process may use, known without torch: importing it to ask would occupy one."""
+"""The GPUs that this process may use, without torch, which would occupy one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from functools import cache
 from sft_lab.core.hardware import rank
 from sft_lab.core.log import log
 
-DEVICE_FILES = ("/dev/nvidia0", "/dev/dxg")  # of the driver, and of that in WSL
-VISIBLE = "CUDA_VISIBLE_DEVICES"  # read once, when CUDA begins to work in a process
+DEVICE_FILES = ("/dev/nvidia0", "/dev/dxg")  # of the Linux driver and of WSL's
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # read once, when a process initializes CUDA
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that may be used, by the names CUDA knows them by."""
+    """Return the GPUs that may be used, by their CUDA names."""
     allowed = os.environ.get(VISIBLE)
     if allowed is not None:
         names = [name.strip() for name in allowed.split(",")]
@@ -27,7 +27,7 @@ def visible_gpus() -> list[str]:
 
 @cache
 def installed_gpus() -> list[str]:
-    """Return the numbers of the GPUs that the driver lists; asked once, since it takes a tenth of a second."""
+    """Return the numbers of the GPUs that the driver lists; cached, since the query takes a tenth of a second."""
     if not shutil.which("nvidia-smi"):
         return []
     try:
@@ -40,7 +40,7 @@ def installed_gpus() -> list[str]:
 def has_gpu() -> bool:
     """Return whether the system has an NVIDIA GPU that this process may use.
 
-    A container may have the device and no ``nvidia-smi``; importing PyTorch to ask would take a second.
+    A container may have the device and no ``nvidia-smi``. Asking PyTorch would take a second to import it.
     """
     if os.environ.get(VISIBLE) is not None and not visible_gpus():
         return False
@@ -50,7 +50,7 @@ def has_gpu() -> bool:
 def use_one_gpu() -> None:
     """Hide all GPUs but the first from a process that trains alone.
 
-    Transformers would count every visible one, and TRL refuses more than one in a process.
+    Transformers counts every visible GPU, and TRL refuses more than one in a process.
     """
     gpus = visible_gpus()
     if rank() is not None or len(gpus) < 2:
@@ -68,13 +68,13 @@ def use_one_gpu() -> None:
 
 
 def gpu_is_in_use() -> bool:
-    """Return whether this process has begun to work on a GPU."""
+    """Return whether this process has initialized CUDA."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def release_memory() -> None:
-    """Give back the memory of models that nothing uses any more: a trainer and its parts refer to one another."""
+    """Free the memory of models no longer in use; a trainer and its parts form reference cycles."""
     gc.collect()
     if gpu_is_in_use():
         sys.modules["torch"].cuda.empty_cache()

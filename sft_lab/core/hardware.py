@@ -12,20 +12,20 @@ _PARALLEL = "TOKENIZERS_PARALLELISM"  # read by tokenizers at each call
 
 
 def rank() -> int | None:
-    """Return this process's rank as torchrun sets it; None if it trains alone."""
+    """Return this process's rank as torchrun sets it; None outside distributed training."""
     return int(os.environ["RANK"]) if "RANK" in os.environ and "LOCAL_RANK" in os.environ else None
 
 
 def world() -> int:
-    """Return how many processes train this job together."""
+    """Return the number of processes that train this job."""
     return 1 if rank() is None else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def encoding_on_every_core() -> Iterator[None]:
-    """Let tokenizers encode a batch of texts on all cores; ``RAYON_NUM_THREADS`` lowers how many.
+    """Let tokenizers encode a batch of texts on all cores; ``RAYON_NUM_THREADS`` limits their number.
 
-    This has no effect in a process forked from one that has encoded: it lacks the threads, and would wait for them
+    It has no effect in a process forked from one that has encoded: the fork lacks the threads and would wait for them
     forever (https://github.com/huggingface/transformers/issues/5486).
     """
     before = os.environ.get(_PARALLEL)
@@ -47,7 +47,7 @@ def _first_to_encode() -> int:
 
 
 def fast_bf16(device: str) -> bool:
-    """Return whether the hardware multiplies in bf16; ``device`` is ``cuda``, or else the processor."""
+    """Return whether the hardware multiplies in bf16; ``device``: ``cuda``, or anything else for the processor."""
     import torch
 
     if device == "cuda":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pwd
 import tempfile
 from pathlib import Path
 
 from sft_lab.core.errors import UserError
-
-log = logging.getLogger("sft_lab")
+from sft_lab.core.log import log
 
 
 def ensure() -> None:

@@ -1,4 +1,4 @@
-"""Whether the Hub answers: tested once, since its client would retry each file for half a minute."""
+"""Whether the Hub answers: tested once per process, since its client retries each file for half a minute."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unreachable_hub() -> str:
     from huggingface_hub.utils import get_session
 
     try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)  # through the user's proxies; any answer will do
-    except Exception as error:  # noqa: BLE001 - whatever the client raises means the same
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)  # through the user's proxies; any response will do
+    except Exception as error:  # noqa: BLE001 - every error of the client means the same
         return f"the Hub {constants.ENDPOINT} does not answer ({str(error) or type(error).__name__})"
     return ""

@@ -1,4 +1,4 @@
-"""Whether a stored entry's files hold what was written: disks fail, and a power cut may leave empty files."""
+"""Checks that a stored entry's files are as written: disks fail, and a power cut may leave empty files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ RECIPE = "recipe.json"
 
 
 def recipe_of(path: Path) -> dict[str, Any]:
-    """Return an entry's recipe, empty where there is none to read."""
+    """Return an entry's recipe; empty if it cannot be read."""
     return tolerant_readers.read(path / RECIPE, [])
 
 
 def contents(folder: Path) -> dict[str, list[int | str]]:
-    """Return size and hash of every file; xxHash, since it detects accidents and reads 20 GB/s."""
+    """Return the size and hash of every file; xxHash, which is fast and need only detect accidents."""
     files = (file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): [file.stat().st_size, _xxh3(file)] for file in sorted(files)}
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends the work cleanly, a second Ctrl-C at once."""
+"""Ctrl-C and SIGTERM: the first signal ends the work cleanly, a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 def twice_ends_at_once() -> Iterator[None]:
     """Let the first Ctrl-C raise ``KeyboardInterrupt`` as usual, and a second one end the process without a traceback.
 
-    That holds during the clean-up and the interpreter's exit too, so the second handler is not removed.
+    This includes clean-up and the interpreter's exit, so the second handler is not removed.
     """
     if not _may_handle() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # a shell's background job ignores Ctrl-C; a notebook handles it itself
@@ -32,7 +32,7 @@ def twice_ends_at_once() -> Iterator[None]:
 
 
 class Request:
-    """Whether a signal has asked the work to stop, and which."""
+    """A request to stop: the signal that came first, or 0."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -49,7 +49,7 @@ class Request:
 
 @contextmanager
 def noted(notice: str) -> Iterator[Request]:
-    """Record Ctrl-C and SIGTERM instead of raising, for work that stops by itself at its next safe point.
+    """Record Ctrl-C and SIGTERM instead of raising, for work that stops at its next safe point.
 
     Args:
         notice: written to standard error when the first signal comes.

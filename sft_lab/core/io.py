@@ -1,4 +1,4 @@
-"""Small files: written atomically, and read with limits, since a file may be a stranger's; hashes."""
+"""Small files: written atomically, and read with limits, since they may come from elsewhere; hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sft_lab.core.errors import FolderError
 if TYPE_CHECKING:
     import yaml
 
-FORMAT = 1  # of every json file sft_lab writes
+FORMAT = 1  # of every JSON file that sft_lab writes
 TEMPORARY = ".part"  # suffix of half-written files
 MOST_DIGITS = 300  # of an integer in JSON; a float holds 308
 MOST_VALUES = 10_000  # of a YAML file with aliases
@@ -29,12 +29,12 @@ ANYWHERE = Path("/")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` through a temporary file and a rename, so that no reader sees half of it."""
+    """Write a text through a temporary file and a rename, so that no reader sees half of it."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` as ``write_text`` does."""
+    """Write bytes as ``write_text`` writes a text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
@@ -60,11 +60,11 @@ def sync(folder: Path) -> None:
 
 
 def clear_temporary(folder: Path, older_than: float = 0.0) -> None:
-    """Remove the temporary files below a folder that a killed ``write_text`` left.
+    """Remove the temporary files that a killed ``write_text`` left below a folder.
 
     Args:
-        folder: where they are; with ``older_than=0`` nobody else may be writing there.
-        older_than: seconds since a file's last change, longer than any write takes.
+        folder: to clear; with ``older_than=0`` no other process may be writing there.
+        older_than: minimum age of a file in seconds, longer than any write takes.
     """
     for file in folder.rglob(f".*{TEMPORARY}"):
         with suppress(FileNotFoundError):
@@ -97,21 +97,21 @@ def finite(content: Any) -> Any:
 
 
 def open_file(path: Path, max_bytes: int | None = None, inside: Path | None = None) -> BinaryIO:
-    """Open a file of a run folder or of the store, which may be a stranger's: opening a pipe would hang.
+    """Open a file of a run folder or of the store, which may come from elsewhere: opening a pipe would hang.
 
     Args:
         path: of the file; its folder may itself be reached through a link.
-        max_bytes: limit of its size in bytes; None for files that are not read into memory at once.
-        inside: the folder that links must not lead out of; None for the folder of the file.
+        max_bytes: the largest size allowed; None for files that are not read into memory at once.
+        inside: the folder that links must not lead out of; None: the folder of the file.
 
     Raises:
-        FolderError: if it is a pipe or a device, too big, or a link to somewhere else.
+        FolderError: if it is a pipe or a device, too big, or a link that leads out of the folder.
         OSError: if it cannot be opened.
     """
     root = (inside or path.parent).resolve()
     if not (target := path.resolve(strict=True)).is_relative_to(root):
         raise FolderError(f"{path}: is a link out of its folder (to {target}); put a copy of the file in its place")
-    if not target.is_file() and not target.is_dir():  # tested first, since opening a device may have an effect
+    if not target.is_file() and not target.is_dir():  # checked first, since opening a device may have an effect
         raise FolderError(f"{path}: is a pipe, a socket or a device; remove it, or put the file in its place")
     file = open(os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
     state = os.fstat(file.fileno())
@@ -145,7 +145,7 @@ def read_json(path: Path, inside: Path | None = None) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON that may be a stranger's.
+    """Parse JSON that may come from elsewhere.
 
     Raises:
         ValueError: if it is not JSON, or nested too deep.
@@ -157,22 +157,22 @@ def parse_json(text: str) -> Any:
 
 
 def _integer(digits: str) -> int | float:
-    """Return an int, or infinity if no float could hold it, which would make later arithmetic raise."""
+    """Return an int; infinity for one too large for a float, with which later arithmetic would raise."""
     return int(digits) if len(digits) < MOST_DIGITS else float(digits)
 
 
 def follow_mask(folder: Path) -> None:
-    """Give weights the mode of the ``*config.json`` beside them: safetensors makes them private whatever the umask."""
+    """Give weights the mode of the ``*config.json`` beside them: safetensors makes them private, whatever the umask."""
     mode = next(folder.glob("*config.json")).stat().st_mode
     for file in folder.glob("*.safetensors"):
         file.chmod(mode & 0o777)
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse plain YAML that may be a stranger's.
+    """Parse plain YAML that may come from elsewhere.
 
     Raises:
-        ValueError: if it is not YAML, nested too deep, or its aliases grow without end.
+        ValueError: if it is not YAML, nested too deep, or its aliases expand to too many values.
     """
     import yaml
 
@@ -188,14 +188,14 @@ def parse_yaml(text: str) -> Any:
 
 
 def refuse_alias_bomb(root: yaml.Node | None, text: str) -> None:
-    """Refuse YAML whose aliases, written out, would fill the memory: nine lines can make a billion values.
+    """Refuse YAML whose expanded aliases would fill the memory: nine lines can expand to a billion values.
 
     Args:
         root: the composed document.
-        text: that it was composed of.
+        text: of the document.
 
     Raises:
-        ValueError: if they come to more than ``MOST_VALUES``, as an alias inside its own anchor does.
+        ValueError: if they expand to more than ``MOST_VALUES``, as an alias inside its own anchor does.
     """
     values, nodes = 0, [root] if "&" in text else []
     while nodes:
@@ -217,7 +217,7 @@ def sha256_file(path: Path) -> str:
 
 
 class HashingReader(io.RawIOBase):
-    """Reads a file and hashes it on the way, so that a big file is read only once."""
+    """Reads a file and hashes it along the way, so that a big file is read only once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,9 +1,8 @@
-"""File locks for the store and the run folders: taking them, who holds one, and whether a file system keeps them."""
+"""File locks of the store and the run folders: taking one, who holds it, and whether a file system supports them."""
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import pwd
 import re
@@ -17,23 +16,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import TEMPORARY
+from sft_lab.core.log import log
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 MOUNTS = Path("/proc/self/mounts")
-# Mount options under which a lock holds on one machine alone: of NFS, Lustre, OCFS2, SMB and AFS.
+# Mount options that make locks local to one machine: of NFS, Lustre, OCFS2, SMB and AFS.
 LOCAL = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "localflocks", "nobrl", "flock=local"}
-# File systems whose flock is local to each machine (two mounts of the first two gave one lock to two holders;
+# File systems whose locks are local to each machine (two mounts of the first two gave one lock to two holders;
 # https://github.com/openssh/openssh-portable/pull/66, https://github.com/s3fs-fuse/s3fs-fuse/issues/2137).
 LOCAL_KINDS = {"fuse.sshfs", "fuse.rclone", "fuse.s3fs"}
 
-LOG_AFTER = 2.0  # seconds of waiting for a lock, after which the log names its holder
-log = logging.getLogger("sft_lab")
+LOG_AFTER = 2.0  # seconds of waiting for a lock before its holder is logged
 
 
 class Holder(NamedTuple):
-    """The process that holds a lock, as written into the lock's file."""
+    """The process that holds a lock, as the lock's file names it."""
 
     host: str
     pid: int
@@ -43,8 +42,8 @@ class Holder(NamedTuple):
 
 
 def file_lock(file: Path) -> BaseFileLock:
-    """Return a lock between processes. Its file names the holder, and the holder's death frees it."""
-    # filelock's soft lock, its fallback where there is no flock, would outlive a killed holder.
+    """Return a lock between processes; its file names the holder, and it is freed when the holder dies."""
+    # filelock's fallback without flock, a soft lock, would outlive a killed holder.
     return _lock_class()(file, fallback_to_soft=False, on_acquired=_sign)
 
 
@@ -80,13 +79,13 @@ def _owner(file: Path) -> str:
 
 
 def _sign(handle: int) -> None:
-    with suppress(OSError):  # on a full disk the name is not written, but the lock holds
+    with suppress(OSError):  # on a full disk the name is not written, but the lock works
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
 
 
 def holder(file: Path) -> Holder | None:
-    """Return the holder of a lock that is taken; None where its file does not name it."""
+    """Return the holder of a lock that is taken; None if its file does not name one."""
     try:
         host, pid = file.read_text(encoding="utf-8", errors="replace").split()
         return Holder(host, int(pid))
@@ -95,7 +94,7 @@ def holder(file: Path) -> Holder | None:
 
 
 def is_taken(file: Path) -> bool:
-    """Return whether a process holds a lock at this moment; the file of a lock that nobody holds is removed."""
+    """Return whether a process holds a lock at this moment; if none does, its file is removed."""
     from filelock import Timeout
 
     if not file.exists():
@@ -112,11 +111,11 @@ def is_taken(file: Path) -> bool:
 
 @contextmanager
 def holding(file: Path, title: str) -> Iterator[None]:
-    """Hold a lock; while another process has it, wait, and log its name.
+    """Hold a lock; while another process has it, wait and log which one.
 
     Args:
         file: of the lock.
-        title: what the lock guards.
+        title: of what the lock guards, for the log.
     """
     from filelock import Timeout
 
@@ -136,10 +135,10 @@ def distrust(folder: Path, *, several_machines: bool) -> str:
     """Return why locks in a folder cannot be trusted; empty if they can.
 
     Args:
-        folder: need not exist; what counts is the file system it is or would be on.
-        several_machines: whether the locks must hold between machines too.
+        folder: it need not exist; what counts is the file system it is or would be on.
+        several_machines: whether the locks must work between machines too.
     """
-    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 - False where no such path can be
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 - False for an impossible path
         folder = folder.parent
     if several_machines and (problem := _local_mount(folder.resolve())):
         return problem
@@ -148,16 +147,16 @@ def distrust(folder: Path, *, several_machines: bool) -> str:
 
 @lru_cache
 def _test_locks(folder: Path) -> str:
-    """Return what happens when one lock is taken twice through two open files, unless the second is refused."""
-    # A store in use has lock files; with one of those, a plan leaves no trace.
+    """Take one lock twice, through two open files, and return what is wrong unless the second is refused."""
+    # A store in use has lock files; with one of those, `plan` leaves no trace.
     used = next((file for file in folder.glob("*.lock") if not file.name.startswith(".")), None)
-    # By its name no part of a run folder, for a command that looks at this moment.
+    # Named like a temporary file, which other commands ignore.
     file = used or folder / f".sft_lab-{uuid.uuid4().hex[:8]}{TEMPORARY}"
     handles = []
     try:
         handles.append(os.open(file, os.O_RDWR if used else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         handles.append(os.open(file, os.O_RDWR))
-    except OSError:  # not writable: whoever writes there will report it
+    except OSError:  # not writable, which the first write will report
         return ""
     else:
         return _lock_twice(folder, *handles)
@@ -180,7 +179,7 @@ def _lock_twice(folder: Path, first: int, second: int) -> str:
 
 
 def _local_mount(folder: Path) -> str:
-    """Return why the locks of the folder's file system hold on one machine alone; empty if they do not."""
+    """Return why the locks of the folder's file system are local to one machine; empty if they are not."""
     mount, file_system, options = Path("/"), "", set[str]()
     for line in MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         _, escaped_path, line_system, line_options, *_ = line.split(" ")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sft_lab.core.io import ANYWHERE, read_json
 
-# Files that no loader here opens: notes, and weights that are pickles or for other frameworks.
+# Files that no loader here opens: notes, and weights in pickles or for other frameworks.
 NOT_LOADED = {".md", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".tflite"}
 
 
@@ -15,9 +15,9 @@ def loaded_files(root: Path, subfolder: str = "", *, deep: bool = False) -> list
     """Return the files of a model's folder that loading it may read, sorted.
 
     Args:
-        root: the folder; that of an adapter adds the folder of its base model.
+        root: the folder; for an adapter, the folder of its base model is included.
         subfolder: of the weights.
-        deep: whether to include all folders below, which hold the parts of a sentence-transformers model.
+        deep: include all subfolders, which hold the parts of a sentence-transformers model.
     """
     folders = [root, root / subfolder]
     with suppress(OSError, ValueError, AttributeError, TypeError):
@@ -36,10 +36,10 @@ def _is_hidden(folder: Path, root: Path) -> bool:
 
 
 def pickled_weights(key: str, folder: Path) -> list[str]:
-    """Return a problem where a folder's only weights are pickles: loading a pickle may run code.
+    """Return an error if a folder's only weights are pickles: loading a pickle may run code.
 
     Args:
-        key: of the config that names the folder, for the message.
+        key: the config key that names the folder, for the message.
         folder: of the model.
     """
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])

@@ -1,4 +1,4 @@
-"""What is different in a notebook: there is no terminal, and tables may be HTML."""
+"""Notebooks, where there is no terminal and tables are HTML."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def in_notebook() -> bool:
 
 
 def shows_widgets() -> bool:
-    """Return whether progress bars can be drawn in a notebook."""
+    """Return whether this is a notebook that can draw progress bars."""
     return in_notebook() and bool(find_spec("ipywidgets"))
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """Return a table for a notebook, with nothing in it taken for HTML."""
+    """Return a table as HTML, with all text escaped."""
 
     def line(tag: str, cells: Iterable[object]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

@@ -1,4 +1,4 @@
-"""The option files, and what ``--help`` lists of them without importing Hydra."""
+"""The option files, and their listing for ``--help``, made without importing Hydra."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def shipped(name: str) -> Path:
-    """Return the folder ``conf`` or ``experiments``: the checkout's, else the copy in the wheel."""
+    """Return the folder ``conf`` or ``experiments`` of the checkout, or else its copy in the wheel."""
     checkout = PACKAGE.parent / name
     in_checkout = (PACKAGE.parent / "pyproject.toml").exists() and checkout.is_dir()
     return checkout if in_checkout else PACKAGE / f"_{name}"
 
 
 def option_roots() -> list[Path]:
-    """Return the folders of options: shipped, the working folder's own ``conf/``, those of plug-ins."""
+    """Return the folders of options: the shipped one, ``conf/`` in the working folder, and those of plug-ins."""
     of_plugins = (plugin.conf() for plugin in plugins.named())
     return [shipped("conf"), Path.cwd() / "conf", *(conf for conf in of_plugins if conf)]
 
 
 def listing() -> str:
-    """Return a line with name and description for each option, those of plug-ins and the working folder too."""
+    """Return a line with name and description for each option, including plug-ins and the working folder."""
     lines = ["", "options by group (group=option):"]
     conf, roots = shipped("conf"), option_roots()
     for group in sorted(str(path.relative_to(conf)) for path in conf.rglob("*") if path.is_dir()):
@@ -63,7 +63,7 @@ def _files(roots: list[Path], group: str) -> dict[str, str]:
 
 
 def _first_comment(file: Path) -> str:
-    """Return the first comment that is not Hydra's package line."""
+    """Return the first comment line except Hydra's ``@package``."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line:
             return line.lstrip("# ").strip()

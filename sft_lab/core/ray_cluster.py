@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, of jobs and of blocks of rows."""
+"""The connection to a Ray cluster, for jobs and for blocks of rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from sft_lab.core.errors import UserError
 
-OBJECT_STORE_BYTES = 80 * 2**20  # for objects that tasks share; ours share little, and Ray takes no less
+OBJECT_STORE_BYTES = 80 * 2**20  # for objects that tasks share; the smallest that Ray accepts, since ours share little
 
 
 def imported() -> Any:
-    """Import Ray, which reads this setting when it is imported, and return it."""
+    """Import Ray without usage statistics, a setting that it reads on import, and return it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -24,12 +24,12 @@ def imported() -> Any:
 
 @contextmanager
 def connected(address: str | None, key: str, num_gpus: int = 0) -> Iterator[None]:
-    """Join a cluster, or start one on this machine and end it afterwards.
+    """Join a cluster, or start one on this machine and shut it down afterwards.
 
     Args:
         address: of the cluster; None: one is started.
-        key: of the config that names the address, for the error.
-        num_gpus: of the one that is started.
+        key: the config key of the address, for the error.
+        num_gpus: of a cluster that is started.
 
     Raises:
         UserError: if no cluster answers.
@@ -41,8 +41,8 @@ def connected(address: str | None, key: str, num_gpus: int = 0) -> Iterator[None
             _require_answer(address)
             ray.init(address=address, **quiet)
         else:
-            # "local" even where $RAY_ADDRESS names another; reached from this machine alone, since who reaches a
-            # cluster of Ray's can run anything on it.
+            # "local" even if $RAY_ADDRESS names a cluster. It listens on this machine only, since anyone who reaches
+            # a Ray cluster can run code on it.
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -67,7 +67,7 @@ def _require_answer(address: str) -> None:
     """Connect to ``host:port`` once; Ray itself would try for minutes.
 
     Raises:
-        OSError, ValueError: if nobody answers, or it is no such address.
+        OSError, ValueError: if nothing answers, or the address is malformed.
     """
     if address == "auto":
         return

@@ -1,4 +1,4 @@
-"""Text that may be shown and kept: without secrets, and without control characters that a terminal would obey."""
+"""Removing secrets and terminal control characters from text that is shown or kept."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REDACTED = "<redacted>"
 MAY_BE_SECRET = "a token, a password, the signature of a URL or the 40 digits of a W&B key (of a commit give 12)"  # noqa: S105 - no password
 _MIN_LENGTH = 8  # characters; a shorter value of a variable X_TOKEN is a switch, not a secret
 _NAMES = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|SECRET(?:_ACCESS_KEY)?|PASSWORD)$")
-# By their shape: tokens of the Hub, W&B, GitHub, OpenAI and its like, AWS; the signatures and tokens in a URL's query;
-# and what stands before the @ of a URL: up to the last @ of its host, or, behind a user and a colon that begins no
-# port, of all: a password may hold / and @.
+# By their shape: tokens of the Hub, W&B, GitHub, OpenAI and the like, AWS; signatures and tokens in a URL's query; and
+# the credentials before the @ of a URL. They end at the last @ of its host or, after a user and a colon that begins no
+# port number, at the last @ of all, since a password may contain / and @.
 _SHAPES = re.compile(
     r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{20,}|wandb_v\d+_\w{20,}|gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{22,}"
     r"|(?<![\w-])sk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_]{20,}|(?<![A-Z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Z0-9])"
@@ -27,19 +27,19 @@ _NAMED = re.compile(
     r"(?i)((?<![a-z0-9_])(?:(?:(?:hf|hub|auth|access|use_auth|wandb)_?)?token|\w*(?:api[_-]?key|password|passwd|secret))"
     r"['\"]?\s*[=:]\s*['\"]?)([^\s'\",;)}\]]+)"
 )
-# An old key of W&B's has the shape of a Git commit. It is taken for one behind the name of a key or an option, unless
-# that names a commit; a commit in a sentence, a path or a repository's URL stays.
+# An old W&B key looks like a Git commit. It counts as a key when it follows the name of a key or an option, unless that
+# name is one of a commit; a commit in a sentence, a path or a repository's URL stays.
 _KEY_OR_COMMIT = re.compile(r"(?<![\w/.@-])[0-9a-f]{40}(?![\w/@-]|\.\w)")
 _LABEL = re.compile(r"""([\w.-]+)(?:=\s*|['"]\s*:\s*|:)['"]?(?:[\[(][^\])]*|[^\s=:{}]*,)?['"]?$""")
 _OF_COMMIT = re.compile(
     r"(?i)(?:revision|commit|version|sha1?|hash|digest|checksum|fingerprint|(?<![a-z])(?:ref|rev))s?(?:\.\d+)?$"
 )
-_LABEL_REACH = 200  # characters before a value that are searched for its name
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+_LABEL_REACH = 200  # characters before a value in which its name is searched
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all except tab and line feed
 
 
 def redact(text: str) -> str:
-    """Return a text without the secrets of this environment, and without what looks like a secret or is named so."""
+    """Return a text without this environment's secrets and without anything that looks like one or is named as one."""
     for secret in known_secrets():
         text = text.replace(secret, REDACTED)
     text = _KEY_OR_COMMIT.sub(lambda match: REDACTED if _is_key(match) else match[0], _SHAPES.sub(REDACTED, text))
@@ -47,7 +47,7 @@ def redact(text: str) -> str:
 
 
 def redact_command(arguments: Sequence[str]) -> str:
-    """Return a command line without secrets, nor arguments that may be a key."""
+    """Return a command line without secrets or arguments that may be a key."""
     without_keys = (re.sub(r"(?<=key=)\S+", REDACTED, argument) for argument in arguments)
     return redact(" ".join(REDACTED if _KEY_OR_COMMIT.fullmatch(text) else text for text in without_keys))
 
@@ -58,11 +58,11 @@ def _is_key(match: re.Match[str]) -> bool:
 
 
 def holds_secret(text: str, known: Sequence[str] | None = None) -> bool:
-    """Return whether a text holds a secret of this environment, or what looks like one.
+    """Return whether a text contains a secret of this environment, or something that looks like one.
 
     Args:
-        text: to be searched; ``key=value`` for the value of a key, since its name counts too.
-        known: the result of ``known_secrets``, for callers with many texts; None calls it.
+        text: to search; ``key=value`` for the value of a key, since the name matters too.
+        known: the result of ``known_secrets``, for callers with many texts; None: it is computed.
     """
     return (
         bool(_SHAPES.search(text))
@@ -72,15 +72,15 @@ def holds_secret(text: str, known: Sequence[str] | None = None) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""Return text with control characters as ``\x1b``: a stranger's text must not move the cursor or set titles."""
+    r"""Return text with control characters as ``\x1b``: text from elsewhere must not move the cursor or set titles."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 class Formatter(logging.Formatter):
-    """Formats log lines so that they may be shown and kept."""
+    """Formats log lines without secrets and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line without secrets and control characters."""
+        """Return the line."""
         return printable(redact(super().format(record)))
 
 
@@ -113,7 +113,7 @@ def _of_user(path: str) -> Path:
 
 
 def known_secrets() -> list[str]:
-    """Return the secrets of this environment and its logins, the longest first: one may be a part of another."""
+    """Return the secrets of this environment and its logins, longest first: one may be part of another."""
     secrets = {value.strip() for name, value in os.environ.items() if _NAMES.search(name)}
     secrets |= _in_files(_hub_token_file(), netrc_file())
     return sorted((secret for secret in secrets if len(secret) >= _MIN_LENGTH), key=len, reverse=True)
@@ -121,7 +121,7 @@ def known_secrets() -> list[str]:
 
 @cache
 def _in_files(token_file: Path, netrc: Path) -> frozenset[str]:
-    """Return the secrets in the files of the logins; none of a file that cannot be read."""
+    """Return the secrets in the login files; a file that cannot be read has none."""
     texts = {}
     for file in (token_file, netrc):
         try:

@@ -1,7 +1,7 @@
-"""Remote files: what a URL names, read by fsspec, and its copy in the store.
+"""Remote files, read by fsspec and copied into the store.
 
-A file is copied once for each version of it (ETag, checksum or time of change, as its server gives it) and is read from
-the copy: the hash and the rows are of the same bytes, and a second run asks for the version only.
+Each version of a file (by the ETag, checksum or modification time that its server gives) is copied once and read from
+the copy: hash and rows are of the same bytes, and a second run asks only for the version.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from sft_lab.core.packages import is_url, package_path
 if TYPE_CHECKING:
     from sft_lab.core.store import Store
 
-# What file systems call the version of a file's content, the most reliable first.
+# What file systems call the version of a file's content, most reliable first.
 _VERSION_KEYS = (
     "ETag", "etag", "blob_id", "md5Hash", "content_md5", "Content-MD5", "generation", "sha",
     "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified", "created",
 )  # fmt: skip
-_RELEASED_WITH_FSSPEC = ("s3fs",)  # needs the fsspec of its own version
+_RELEASED_WITH_FSSPEC = ("s3fs",)  # needs fsspec of the same version
 
 
 def file_name(url: str) -> str:
-    """Return the name of the file that a URL leads to, without query."""
+    """Return the name of a URL's file, without query."""
     path = unquote(urlsplit(url).path) if url.startswith(("http://", "https://")) else url
     return PurePosixPath(path).name
 
 
 def expand(url: str) -> list[str]:
-    """Return the URLs of the files that a URL or a glob names, sorted; a name that exists is no glob.
+    """Return the URLs of the files that a URL or a glob names, sorted; a name that exists is not a glob.
 
     Raises:
         SourceError: if they cannot be listed.
@@ -49,7 +49,7 @@ def expand(url: str) -> list[str]:
         matches = filesystem.glob(path, detail=True)
     except FileNotFoundError:
         return []
-    except Exception as error:  # file systems raise errors of many libraries; all mean: no files
+    except Exception as error:  # file systems raise errors of many libraries, which all mean that there are no files
         raise _unreadable(url, error) from error
     names = sorted(name for name, info in matches.items() if info.get("type") == "file")
     hidden = PurePosixPath(path).name.startswith(".")
@@ -57,7 +57,7 @@ def expand(url: str) -> list[str]:
 
 
 def missing_file(path: str) -> str:
-    """Return what is wrong with the path or URL of a file that must exist; empty when it does."""
+    """Return what is wrong with the path or URL of a file that must exist; empty if it does."""
     try:
         exists = bool(expand(path)) if is_url(path) else package_path(path).is_file()
     except SftLabError as error:
@@ -66,7 +66,7 @@ def missing_file(path: str) -> str:
 
 
 def read_small(url: str) -> bytes | None:
-    """Return the content of a small file, None where there is none."""
+    """Return the content of a small file; None if there is no such file."""
     filesystem, path = _filesystem(url)
     if not _info(filesystem, url, path):
         return None
@@ -77,16 +77,16 @@ def read_small(url: str) -> bytes | None:
 
 
 def local_path(path: str, store: Store, view: Store | None = None) -> Path:
-    """Return a path, or the copy of what a URL names.
+    """Return the local path of a file: itself, or the copy of a URL's file.
 
     Args:
         path: a path or a URL.
-        store: remembers the copy for as long as it is open, and keeps it.
-        view: of the store, to look for a copy and make none.
+        store: that keeps the copy, and remembers it while it is open.
+        view: of the store, to look for a copy without making one.
 
     Raises:
         SourceError: if it cannot be copied.
-        NotStored: if the store may not be written and holds no copy of this version.
+        NotStored: if ``view`` has no copy of this version.
     """
     if not is_url(path):
         return package_path(path)
@@ -124,21 +124,21 @@ def _copy(url: str, store: Store) -> Path:
 
 
 def _version(info: dict[str, Any]) -> dict[str, str]:
-    """Return what identifies the content of a file as its server has it; empty where the server does not say."""
+    """Return what identifies the version of a file's content; empty if its server gives nothing that does."""
     key = next((key for key in _VERSION_KEYS if info.get(key)), None)
     return {"size": str(info.get("size")), key: str(info[key])} if key else {}
 
 
 def _info(filesystem: Any, url: str, path: str) -> dict[str, Any] | None:
-    """Return what a file system knows of a file or a folder, without reading it; None where there is none.
+    """Return a file system's metadata of a file or folder; None if there is none.
 
     Raises:
-        SourceError: if that cannot be found out.
+        SourceError: if the file system cannot be reached.
     """
     try:
         return dict(filesystem.info(path))
     except FileNotFoundError as error:
-        # So fsspec reports whatever a request over HTTP failed for.
+        # fsspec raises this for every failed HTTP request; the cause says which.
         cause = error.__cause__
         is_missing = getattr(cause, "status", 404) in (404, 410) and not isinstance(cause, OSError)
         if is_missing:
@@ -163,7 +163,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         if scheme in ("http", "https"):
             import aiohttp
 
-            # Its own limit is five minutes for a whole file.
+            # aiohttp's default is five minutes for a whole file.
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}
         elif scheme == "hf":
             fall_back_on_cache()

@@ -1,7 +1,7 @@
-"""Rows: what the data stages take.
+"""Rows: the input of the data stages.
 
 The table is loaded once and never changes. A stage gets ``Rows``, a view of it, and returns a ``Selection``: for
-every row whether it is kept, or the reason why it is dropped. Only template and tokenize make new columns.
+every row, whether it is kept or why it is dropped. Only template and tokenize make new columns.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Rows:
 
     Attributes:
         table: a ``datasets.Dataset`` with at least the columns ``id``, ``prompt`` and ``answer`` (texts).
-        positions: int64, shape (rows,): the table's rows in view, in source order.
-        table_key: the key of the recipe that made the table.
+        positions: the table's rows in view, in source order: int64, shape (rows,).
+        table_key: the key of the table's recipe.
     """
 
     table: Dataset
@@ -59,7 +59,7 @@ class Rows:
 
     @property
     def key(self) -> str:
-        """A hash of table and positions: equal views have equal keys, however they came about."""
+        """A hash of table and positions: equal views have equal keys, however they were made."""
         return hashlib.sha256(self.table_key.encode() + self.positions.astype("<i8").tobytes()).hexdigest()
 
     @property
@@ -73,17 +73,15 @@ class Rows:
         return values_of(self.arrow(name))
 
     def arrow(self, name: str) -> pa.ChunkedArray:
-        """Return one column's values for the rows in view, as they are in the table."""
+        """Return one column's values for the rows in view, in Arrow."""
         return gather(self.table.data.column(name), self.positions)
 
     def texts(self, on: On) -> list[str]:
         """Return the text of each row that is judged or compared."""
-        if on is On.both:
-            return [f"{a}\n{b}" for a, b in zip(self.column("prompt"), self.column("answer"), strict=True)]
-        return self.column(on.name)
+        return [text for batch in self.text_batches(on) for text in batch]
 
     def batches(self, *names: str) -> Iterator[tuple[list[Any], ...]]:
-        """Yield the values of some columns, ``BATCH`` rows at a time, for texts that together exceed memory."""
+        """Yield the values of some columns, ``BATCH`` rows at a time: all texts together may exceed memory."""
         yield from value_batches([self.table.data.column(name) for name in names], self.positions, BATCH)
 
     def text_batches(self, on: On) -> Iterator[list[str]]:
@@ -97,33 +95,28 @@ class Rows:
 
     @property
     def is_text(self) -> list[bool]:
-        """True for each row of plain text, which is no conversation and asks nothing: as many as there are rows."""
+        """For each row, whether it is plain text and not a conversation."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         messages = self.table.data.column("messages")
-        if pa.types.is_null(messages.type):  # of a set without any message
+        if pa.types.is_null(messages.type):  # no row has a message
             return [True] * len(self)
-        # Of the whole table: the lengths alone are read, and taking rows would copy every text.
+        # Computed for the whole table, which reads only the lengths; taking rows would copy every text.
         lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy()
         is_text: list[bool] = (lengths[self.positions] == 0).tolist()
         return is_text
 
-    @property
-    def is_plain_text(self) -> bool:
-        """Whether no row is a conversation."""
-        return all(self.is_text)
-
     def take(self, kept: np.ndarray) -> Rows:
-        """Return the view of the rows for which ``kept`` (bool, shape (rows,)) is true, or of those at its indices."""
+        """Return the view of some of the rows; ``kept``: bool, shape (rows,), or indices."""
         return Rows(self.table, self.positions[kept], self.table_key)
 
 
 def _completed(source: Dataset) -> Dataset:
-    """Return a plain set with the columns that load makes: texts without a None, ids as text, messages, groups.
+    """Return a plain data set with the columns that load makes: texts without None, ids as text, messages, groups.
 
     Raises:
-        SourceError: if prompt or answer is missing, or holds a value that is not text.
+        SourceError: if prompt or answer is missing or has a value that is not text.
     """
     if missing := [name for name in ("prompt", "answer") if name not in source.column_names]:
         raise SourceError(f"columns {source.column_names}: a stage needs prompt and answer; missing {missing}")
@@ -153,7 +146,7 @@ def _completed(source: Dataset) -> Dataset:
 
     import datasets
 
-    # Copied, since a set that was shuffled or filtered keeps its table and an index of the rows.
+    # Copied, since a data set that was shuffled or filtered keeps its old table and an index into it.
     return datasets.Dataset(source.with_format("arrow")[:])
 
 
@@ -163,9 +156,9 @@ def _messages(system: str, prompt: str, answer: str) -> list[dict[str, str]]:
 
 
 class TableWriter:
-    """Writes ``table.arrow`` some rows at a time: one memory-mappable file, which may also hold no rows.
+    """Writes ``table.arrow``, one memory-mappable file, some rows at a time; without rows it is valid too.
 
-    Rows are regrouped into batches of one size, so that the bytes do not depend on how they come.
+    Rows are regrouped into batches of one size, so that the bytes do not depend on how many are written at once.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -195,7 +188,7 @@ class TableWriter:
         self._rows -= rows
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         if self._rows:
             self._flush(self._rows)
         self._writer.close()
@@ -203,23 +196,23 @@ class TableWriter:
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch whose buffers begin at its own first row: equal rows are equal bytes."""
+    """Return a batch whose buffers begin at its first row, so that equal rows are equal bytes."""
     import pyarrow as pa
 
     return pa.RecordBatch.from_arrays([pa.concat_arrays([column]) for column in batch.columns], schema=batch.schema)
 
 
 def load_table(folder: Path) -> Dataset:
-    """Read what ``TableWriter`` wrote, memory-mapped."""
+    """Return the table that ``TableWriter`` wrote, memory-mapped."""
     import datasets
     from datasets.table import MemoryMappedTable
 
-    # The key in the store serves as fingerprint: for one of its own, datasets would pickle and hash the table's state.
+    # The store's key serves as fingerprint; without one, datasets would pickle and hash the table's state.
     return datasets.Dataset(MemoryMappedTable.from_file(str(folder / "table.arrow")), fingerprint=folder.name[:64])
 
 
 class RowIds(Sequence[str]):
-    """Ids of rows, read from their column when somebody asks: a million of them are no list."""
+    """Ids of rows, read from their column on access: there may be millions."""
 
     def __init__(self, column: pa.ChunkedArray, positions: np.ndarray | None = None) -> None:
         self._column = column
@@ -227,7 +220,7 @@ class RowIds(Sequence[str]):
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> RowIds:
-        """Hold ids that are at hand."""
+        """Return ids that are in memory already."""
         import pyarrow as pa
 
         return ids if isinstance(ids, cls) else cls(pa.chunked_array([pa.array(ids, pa.string())]))
@@ -268,7 +261,7 @@ class RowIds(Sequence[str]):
 
 
 def __getattr__(name: str) -> Any:
-    """Return ``Selection``, which was defined here: stages of others may import it from this module."""
+    """Return ``Selection``, which used to be defined here: plug-ins may import it from this module."""
     if name != "Selection":
         raise AttributeError(name)
     from sft_lab.core.selection import Selection

@@ -1,10 +1,9 @@
-"""The run folder: the path of each of its files, the state of its run, and the lock that guards it."""
+"""The run folder: the paths of its files, the state of its run, and its lock."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import logging
 import os
 import re
 import shlex
@@ -20,19 +19,19 @@ from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, Pruned
 from sft_lab.core.io import clear_temporary, write_json
 from sft_lab.core.locks import Holder, file_lock, holder, is_taken
+from sft_lab.core.log import log
 from sft_lab.core.redaction import redact
 from sft_lab.core.types import RunState, Work
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-LOCK = ".lock"  # in a run folder: held while a process works in it
-log = logging.getLogger("sft_lab")
+LOCK = ".lock"  # held while a process works in the folder
 PATIENCE = 0.5  # seconds to wait for the lock: another process may only be testing whether it is free
-SWEEP = "sweep.json"  # marks a folder that holds the run folders of a sweep
-SEARCH = "search.json"  # beside it where the runs are trials of a search
-REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # in the name of a run that rerun=true keeps beside the new one
-DATA = ("dataset_fingerprint", "inputs")  # fields of a manifest about the data that was read
+SWEEP = "sweep.json"  # marks the folder of a sweep
+SEARCH = "search.json"  # beside it, if the runs are trials of a search
+REPLACED = re.compile(r"\.old-\d{8}-\d{6}")  # in the name of an old run that rerun=true keeps beside the new one
+DATA = ("dataset_fingerprint", "inputs")  # the manifest's fields about the input data
 
 
 class FolderInUse(FolderError):
@@ -40,7 +39,7 @@ class FolderInUse(FolderError):
 
 
 class RunDir:
-    """Paths of one run's files, and its ``status.json``."""
+    """The paths of a run's files, its ``status.json`` and its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,16 +62,16 @@ class RunDir:
         self.merged = path / "merged"
         self.export = path / "export"
         self.dataset = path / "dataset"
-        self.hydra = path / ".hydra"  # config and overrides once more, where tools for Hydra's folders look for them
+        self.hydra = path / ".hydra"  # config and overrides again, for tools that read Hydra's folders
         self.inputs = path / "inputs"  # copies of the small files that the config names
         self.checkpoints = path / "checkpoints"
         self.tasks = path / "tasks.json"
         self.log = path / "run.log"
         self.trial = path / "trial.json"  # which trial of a search the run is
-        self.queued = path / "queued.json"  # the job's number in the queue of Slurm
-        self.output = path / "output.log"  # what the run printed as a process of its own
-        self.replay = path / "replay.json"  # of which run it is a replay, and what came out differently
-        self.wandb = path / "wandb"  # W&B's own files, among them links to logs elsewhere
+        self.queued = path / "queued.json"  # the job's number in Slurm's queue
+        self.output = path / "output.log"  # what the run printed, if it was a process of its own
+        self.replay = path / "replay.json"  # which run it replays, and what differs
+        self.wandb = path / "wandb"  # W&B's own files, including links to logs elsewhere
         self.tensorboard = path / "tensorboard"  # event files
         self._lock = path / LOCK
         self._claimed: BaseFileLock | None = None
@@ -84,7 +83,7 @@ class RunDir:
 
     @classmethod
     def new(cls) -> tuple[Self, list[Path]]:
-        """Make ``outputs/<date>/<time>``, with a counter where that is taken.
+        """Make ``outputs/<date>/<time>``, with a counter if that exists.
 
         Returns:
             The run folder, and the folders that ``make_folders`` made for it.
@@ -98,15 +97,15 @@ class RunDir:
 
     @property
     def sweep(self) -> Path | None:
-        """The folder of the sweep that this run is a job of, None for a single run."""
+        """The folder of the sweep to which this run belongs; None for a single run."""
         return self.path.parent if (self.path.parent / SWEEP).exists() else None
 
     def exec_command(self, work: str = Work.RUN) -> str:
-        """Return the command that goes on with the work in this folder, from any folder."""
+        """Return the command that resumes the work in this folder, valid in any working folder."""
         return f"sft-lab exec {shlex.quote(str(self.path))}" + ("" if work == Work.RUN else f" --work {work}")
 
     def state(self) -> str | None:
-        """Return the state in ``status.json``, one of ``RunState``; None in a folder without one."""
+        """Return the state in ``status.json``, one of ``RunState``; None without that file."""
         return str(self._read_status()["state"]) if self.status.exists() else None
 
     def work(self) -> str:
@@ -122,10 +121,10 @@ class RunDir:
         return self.state() == RunState.FINISHED and self.work() in (Work.RUN, work)
 
     def _read_status(self) -> dict[str, Any]:
-        """Return what ``status.json`` holds.
+        """Return the content of ``status.json``.
 
         Raises:
-            FolderError: if it is not as a run writes it.
+            FolderError: if a run did not write it so.
         """
         problems: list[str] = []
         content = tolerant_readers.read(self.status, problems)
@@ -141,19 +140,19 @@ class RunDir:
         write_json(self.status, {"state": state, "time": now, **process, **details})
 
     def _mark_on_full_disk(self, state: RunState, **details: Any) -> None:
-        """Mark the state; where there is no room for another file, in the disk block of the old one."""
+        """Write ``status.json``; on a full disk, overwrite the old file in place."""
         try:
             self._mark(state, **details)
         except OSError:
             with suppress(OSError, ValueError), self.status.open("r+", encoding="utf-8") as file:
                 content = {**json.load(file), "state": state, **details}
-                content.pop("traceback", None)  # too long for the block
+                content.pop("traceback", None)  # too long for the old file's disk block
                 file.seek(0)
                 file.write(json.dumps(content))
                 file.truncate()
 
     def mark_failed(self, error: str) -> None:
-        """Mark the run as failed, for a process that was killed before it could."""
+        """Mark the run as failed, on behalf of a process that was killed."""
         self._mark(RunState.FAILED, work=self.work(), error=redact(error))
 
     @contextmanager
@@ -190,14 +189,14 @@ class RunDir:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove the lock and checkpoints of a finished run that was killed before it could."""
+        """Remove the lock and checkpoints that a finished run left because it was killed at its very end."""
         if not self.is_held():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def refuse_links(self) -> None:
-        """Refuse a folder in which a link would lead reading or writing out of it.
+        """Refuse a folder with a link through which a run would read or write outside it.
 
-        Only the paths of a run are checked, not what a user or W&B has put beside them.
+        Only the paths of a run are checked, not files that a user or W&B has put beside them.
 
         Raises:
             FolderError: naming the link and its target.
@@ -213,16 +212,16 @@ class RunDir:
                 )
 
     def is_held(self) -> bool:
-        """Return whether a process works in the folder at this moment."""
+        """Return whether a process is working in the folder."""
         return is_taken(self._lock)
 
     def holder(self) -> Holder | None:
-        """Return the process that works in the folder, None where the lock does not name it."""
+        """Return the process that is working in the folder; None if the lock does not name it."""
         return holder(self._lock)
 
     @contextmanager
     def claimed(self, *, wait: bool = False) -> Iterator[None]:
-        """Claim the folder for as long as the block runs."""
+        """Claim the folder while the block runs."""
         self.claim(wait=wait)
         try:
             yield
@@ -235,7 +234,7 @@ class RunDir:
         Claims of one ``RunDir`` nest. They end with the process, however it ends.
 
         Args:
-            wait: whether to wait for another process that works here; otherwise it is an error.
+            wait: wait for another process that works here, instead of raising.
 
         Raises:
             FolderInUse: if another process works here.
@@ -256,7 +255,7 @@ class RunDir:
             raise self._unwritable(error) from error
 
     def _refuse_or_announce(self, error: Exception, *, wait: bool) -> None:
-        """Raise that another process works here or, with ``wait``, log which one is waited for."""
+        """Raise because another process works here; with ``wait``, log which one is waited for."""
         process = self.holder()
         if not wait:
             named = f" ({process})" if process else ""
@@ -267,7 +266,7 @@ class RunDir:
         """End a claim.
 
         Args:
-            wholly: end all nested claims, so that another process can work here.
+            wholly: end all nested claims at once, so that another process can work here.
         """
         lock = self._claimed
         if lock is None or not lock.is_locked:
@@ -277,10 +276,10 @@ class RunDir:
         lock.release(force=wholly)
 
     def discard(self, created: Sequence[Path]) -> None:
-        """Remove everything in the folder, and those of the folders that this command made that are empty afterwards.
+        """Remove everything in the folder, then the folders that this command made if they are empty.
 
         Args:
-            created: the folders that this command made, the deepest first.
+            created: the folders that this command made, deepest first.
         """
         with self.claimed():
             for path in self.path.iterdir():
@@ -304,7 +303,7 @@ class RunDir:
         """Refuse to go on with other data than the folder's run began with.
 
         Args:
-            changes: returns how the data differs from the fields ``DATA`` of a manifest.
+            changes: returns how the data differs from the manifest's fields ``DATA``.
 
         Raises:
             FolderError: naming the changes, or if the manifest cannot be read.
@@ -332,15 +331,15 @@ class RunDir:
             )
 
     def noted_data(self) -> dict[str, Any]:
-        """Return the manifest's fields about the data that the folder's run began with."""
+        """Return the manifest's fields about the input data."""
         return {name: value for name in DATA if (value := self._noted(name)) is not None}
 
     def training_key(self) -> str:
-        """Return what is equal for jobs whose training would be the same; empty where the manifest has none."""
+        """Return the key that jobs with the same training share; empty if the manifest has none."""
         return str(self._noted("training_key") or "")
 
     def _noted(self, name: str) -> Any:
-        """Return a field of the manifest, None where there is none yet."""
+        """Return a field of the manifest; None if it has none yet."""
         problems: list[str] = []
         content = tolerant_readers.read(self.manifest, problems)
         if problems:
@@ -356,12 +355,12 @@ class RunDir:
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Make a folder, and the parents that are missing.
+    """Make a folder and its missing parents.
 
     Several commands may do so at the same moment; each folder is made by only one of them.
 
     Returns:
-        The folders that this call made, the deepest first: this command may remove these and no others.
+        The folders that this call made, deepest first: this command may remove these and no others.
 
     Raises:
         FolderError: if one cannot be made.
@@ -374,7 +373,7 @@ def make_folders(path: Path) -> list[Path]:
                     folder.mkdir()
                     created.insert(0, folder)
         except OSError as error:
-            # Another command may have made a folder, or removed one of its own, in between.
+            # Meanwhile another command may have made a folder, or removed one of its own.
             if attempt == 99 or not isinstance(error, FileExistsError | FileNotFoundError):
                 raise FolderError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         else:
@@ -383,7 +382,7 @@ def make_folders(path: Path) -> list[Path]:
 
 
 def free_path(path: Path) -> Path:
-    """Return a path, with a counter where it is taken."""
+    """Return a path, with a counter appended if it exists."""
     candidate, counter = path, 1
     while candidate.exists():
         counter += 1

@@ -1,4 +1,4 @@
-"""Discovery of run folders: the one at a path, and all at or below one."""
+"""Finding run folders: the one at a path, or all at or below it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def open_run_dir(path: Path) -> RunDir:
 
 
 def find_run_dirs(root: Path, max_depth: int | None = None) -> Iterator[RunDir]:
-    """Yield every run folder at or below ``root``, by path; the insides of a run folder are not searched.
+    """Yield every run folder at or below ``root``, sorted by path; run folders themselves are not searched.
 
     Args:
         root: where to begin.
-        max_depth: levels of folders below ``root`` that are searched; None for all.
+        max_depth: levels of folders below ``root`` to search; None: all.
     """
     for parent, folders, files in os.walk(root):
         folder = RunDir(Path(parent))
@@ -46,7 +46,7 @@ def find_run_dirs(root: Path, max_depth: int | None = None) -> Iterator[RunDir]:
 
 
 def _is_saved_config(path: Path) -> bool:
-    """Return whether a ``config.yaml`` is a run's, and no defaults list of Hydra as in a project's ``conf/``."""
+    """Return whether a ``config.yaml`` is a run's, and not Hydra's defaults list as in a project's ``conf/``."""
     try:
         with open_file(path) as file:
             return file.read(7) == b"format:"

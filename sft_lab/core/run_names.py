@@ -1,4 +1,4 @@
-"""What tells one run from another in a few words: its data, its model, and the values that were set for it."""
+"""Short names for runs: their data, their model, and the values set for them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from sft_lab.core.tolerant_readers import read_overrides
 
-# Options that say less than the file or model they name.
+# Options whose file or model is a better name than the option itself.
 _NAMED_BY = {"dataset": ("name", "path"), "model": ("name_or_path",), "template": ("path",)}
 _UNNAMED_OPTIONS = ("file", "hub", "local")
-# Keys whose values tell one run from another: knobs of the stages and of training, not where its files are.
+# Keys whose values distinguish runs: options of the stages and of training, not the paths of files.
 _NAMING_KEY = re.compile(
     r"seed$|(dataset\.limit|split\.|filter\.|decontaminate\.|dedup\.|template\.|model\.|trainer\.)"
 )
 
 
 def option_names(config: dict[str, Any], groups: Sequence[str]) -> list[str]:
-    """Return the option chosen in each group, or the last part of the path or name that it only passes on."""
+    """Return the option chosen in each group, or the last part of the path or name given to it."""
     choices = config.get("choices") or {}
     return [_option_name(group, choices[group], config) for group in groups if group in choices]
 
@@ -36,10 +36,10 @@ def _option_name(group: str, option: Any, config: dict[str, Any]) -> str:
 
 
 def set_values(hydra: Path) -> list[str]:
-    """Return ``key=value`` for each value that the command set, by the last part of its key.
+    """Return ``key=value``, with the last part of the key, for each value that the command set.
 
     Args:
-        hydra: the run's ``.hydra`` folder, which has the overrides of the command.
+        hydra: the run's ``.hydra`` folder, with the overrides of the command.
     """
     overrides = read_overrides(hydra / "overrides.yaml") or []
     keyed = [override.lstrip("+").partition("=") for override in overrides]

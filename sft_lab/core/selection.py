@@ -1,4 +1,4 @@
-"""Selections: what a stage decided about the rows it saw, whether each is kept, or why it is dropped."""
+"""Selections: a stage's decision on each row it saw, kept or dropped for a reason."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a stage decided about the rows it saw, in their order.
+    """A stage's decisions on the rows it saw, in their order.
 
     Attributes:
         ids: row ids.
-        reason: ``""`` for a kept row, else why it was dropped; equal reasons are one string in memory.
-        score: float32, shape (rows,): the number behind the decision (tokens, cosine), NaN where there is none.
-        nearest: the id of the nearest kept row, ``""`` where there is none.
-        cause: what in the row is behind the reason, where the reason alone does not say it; else ``""``.
-        source: the rows that were seen; None where only the decisions are at hand.
+        reason: why a row is dropped, ``""`` if it is kept; equal reasons are one string in memory.
+        score: the number behind the decision (tokens, cosine), NaN without one: float32, shape (rows,).
+        nearest: the id of the nearest kept row, ``""`` without one.
+        cause: details of the reason, such as the template's own error; ``""`` without any.
+        source: the rows that were seen; None for decisions read from the store alone.
     """
 
     ids: RowIds
@@ -42,7 +42,7 @@ class Selection:
     source: Rows | Dataset | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """Take a plain list of ids too, and no causes."""
+        """Accept a plain list of ids, and no causes."""
         object.__setattr__(self, "ids", RowIds.of(self.ids))
         object.__setattr__(self, "cause", self.cause or [""] * len(self.reason))
 
@@ -71,19 +71,19 @@ class Selection:
 
     @property
     def kept(self) -> np.ndarray:
-        """True for each kept row: bool, shape (rows,)."""
+        """Whether each row is kept: bool, shape (rows,)."""
         return np.fromiter((not reason for reason in self.reason), bool, len(self.reason))
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Rows dropped by reason, most first."""
+        """The number of rows dropped for each reason, largest first."""
         return dict(Counter(reason for reason in self.reason if reason).most_common())
 
     def dataset(self) -> Dataset:
-        """Return the kept rows as a ``datasets.Dataset``, with the columns of what the stage was called with.
+        """Return the kept rows as a ``datasets.Dataset``, with the columns of the stage's input.
 
         Raises:
-            SourceError: where only the decisions are at hand.
+            SourceError: if ``source`` is None.
         """
         kept = np.flatnonzero(self.kept)
         if self.source is None:
@@ -93,7 +93,7 @@ class Selection:
         return self.source.select(kept)
 
     def take(self, indices: np.ndarray) -> Selection:
-        """Return what was decided about some of the rows: int64, shape (those rows,)."""
+        """Return the decisions on some of the rows; ``indices``: int64."""
         return Selection(
             self.ids.select(indices),
             [self.reason[index] for index in indices],
@@ -104,7 +104,7 @@ class Selection:
         )
 
     def bring_back(self, ids: set[str]) -> Selection:
-        """Keep these rows whatever was decided about them; score and nearest stay, to be looked at."""
+        """Return the selection with these rows kept, whatever was decided; their scores and nearest rows stay."""
         if not ids:
             return self
         reasons = ["" if row_id in ids else reason for row_id, reason in zip(self.ids, self.reason, strict=True)]
@@ -122,11 +122,11 @@ class Selection:
 
     @classmethod
     def load(cls, folder: Path, ids: RowIds | None = None) -> Selection:
-        """Read what ``save`` wrote.
+        """Return the selection that ``save`` wrote.
 
         Args:
             folder: of the stored result.
-            ids: of the rows, where they are at hand; None: as they were saved.
+            ids: of the rows, if they are in memory; None: they are read.
         """
         names = [name for name in parquet.SELECTION if name != "id" or ids is None]
         table = parquet.read(folder / "selection.parquet", {name: parquet.SELECTION[name] for name in names})
@@ -136,7 +136,7 @@ class Selection:
 
 
 def shared_strings(column: pa.ChunkedArray) -> list[str]:
-    """Return a column's strings as a list in which equal ones are one object."""
+    """Return a column's strings as a list in which equal strings are one object."""
     values: dict[str, str] = {}
     return [values.setdefault(text, text) for chunk in column.chunks for start in range(0, len(chunk), BATCH)
             for text in chunk.slice(start, BATCH).to_pylist()]  # fmt: skip

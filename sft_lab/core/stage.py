@@ -1,4 +1,4 @@
-"""The bases of stages: those that read files, and those that keep or drop rows."""
+"""Base classes of stages: those that read files, and those that keep or drop rows."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 
 class UsesContext:
-    """A stage that may be called without a context: it then makes that of its run."""
+    """A stage that may be called without a context and then uses its run's."""
 
     def attach(self, make_context: Callable[[], StageContext]) -> None:
-        """Let calls without a context use this one."""
+        """Set the context for calls without one."""
         self._make_context = make_context
 
     def context_for(self, context: StageContext | None) -> StageContext:
-        """Return the context of a call; a stage outside of a run has one without a tokenizer."""
+        """Return the context of a call; outside a run it has no tokenizer."""
         make_context: Callable[[], StageContext] = getattr(self, "_make_context", StageContext)
         return context or make_context()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the run out: worker processes get the stage alone."""
+        """Return the state without the run: worker processes get the stage alone."""
         return {name: value for name, value in vars(self).items() if name != "_make_context"}
 
 
 class ReadsFiles:
-    """What a stage says of the world it needs, and of the files that its config names."""
+    """A stage that needs files, or something else that a machine may lack."""
 
     def check(self) -> list[str]:
-        """Return what it lacks on this machine, each naming key or file."""
+        """Return what this machine lacks for it, one message each, naming key or file."""
         return []
 
     def files(self) -> list[Path]:
@@ -50,27 +50,27 @@ class ReadsFiles:
         return []
 
     def contents(self) -> dict[Path, bytes]:
-        """Return the content of those it has read fully, once: later changes to the file do not matter."""
+        """Return the content of files that it reads only once, so that later changes do not matter."""
         return {}
 
 
 @dataclass
 class Selector(Bounded, UsesContext, abc.ABC):
-    """A stage that keeps or drops rows: a filter or a dedup. Its dataclass fields are its knobs."""
+    """A stage that keeps or drops rows: a filter or a dedup. Its dataclass fields are its options."""
 
     group: ClassVar[str]  # the prefix of the stage's name, as in filter.answered
-    version: ClassVar[int] = 1  # raised when the same knobs give another result
+    version: ClassVar[int] = 1  # raised when the same options give another result
 
     @abc.abstractmethod
     def select(self, rows: Rows, context: StageContext) -> Selection:
-        """Return what is kept and dropped of the rows, in their order."""
+        """Return the decision on each row, in their order."""
 
-    def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002 - most stages depend on their knobs alone
-        """Return keys of what else changes the result, such as the tokenizer."""
+    def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002 - most depend on their options alone
+        """Return keys of whatever else changes the result, such as the tokenizer."""
         return {}
 
     def __call__(self, rows: Rows | datasets.Dataset, context: StageContext | None = None) -> Selection:
-        """Return the selection of these rows, from the store if it is there."""
+        """Return the selection of these rows, stored or computed."""
         from sft_lab.core.rows import Rows
         from sft_lab.core.selection import Selection
 

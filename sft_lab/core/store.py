@@ -1,15 +1,14 @@
 """The stage store: a result is computed once and looked up by its recipe.
 
 A key is the hash of a recipe: stage, version, the parameters that change the result, and the keys of its inputs.
-``<root>/<stage>/<key>/`` holds the result and ``recipe.json``, which says how it was computed and what its files hold.
-An entry is written in a temporary folder and renamed into place under a file lock, so that an entry that exists is
-complete. Before a process uses an entry it compares sizes and hashes, since disks fail and a power cut may leave empty
-files. Nothing is pickled.
+``<root>/<stage>/<key>/`` contains the result and ``recipe.json``, with the recipe and the size and hash of each file.
+An entry is written in a temporary folder and renamed into place under a file lock, so that every entry is complete. A
+process checks sizes and hashes before it uses an entry, since disks fail and a power cut may leave empty files.
+Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -25,10 +24,10 @@ from sft_lab.core.errors import FolderError, SourceError, UserError
 from sft_lab.core.integrity import RECIPE, contents, damage, recipe_of
 from sft_lab.core.io import HashingReader, digest, read_text, write_json, write_text
 from sft_lab.core.locks import distrust, file_lock, holding
+from sft_lab.core.log import log
 
-log = logging.getLogger("sft_lab")
-_LEFTOVER = re.compile(r"\.[^.]+\.(?:[0-9a-f]{8}|blocks|pruned)")  # an entry in the making, or on its way out
-FRESH = 2.0  # seconds, the coarsest resolution of time stamps: a younger file may change and keep its time
+_LEFTOVER = re.compile(r"\.[^.]+\.(?:[0-9a-f]{8}|blocks|pruned)")  # an entry being written or removed
+FRESH = 2.0  # seconds, the coarsest resolution of time stamps: a younger file may change without a new time stamp
 
 
 def default_root() -> Path:
@@ -40,7 +39,7 @@ def default_root() -> Path:
 
 
 def blocks_folder(temporary: Path) -> Path:
-    """Return where the blocks of a result lie that is being written into a folder of the store."""
+    """Return the folder for the blocks of a result that is being written to ``temporary``; it is made if missing."""
     folder = _blocks_path(temporary)
     folder.mkdir(exist_ok=True)
     return folder
@@ -52,7 +51,7 @@ def _blocks_path(temporary: Path) -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete result: its folder, whether it was there already (``hit``), and the seconds that took."""
+    """A complete result: its folder, whether it was stored already (``hit``), and the seconds it took."""
 
     stage: str
     key: str
@@ -79,14 +78,14 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._hashes: dict[Path, str] = {}
-        self._read_as: dict[Path, os.stat_result] = {}  # of files that this process has read, as of then
+        self._states: dict[Path, os.stat_result] = {}  # of the files in _hashes, when they were read
         self._answers: dict[str, Any] = {}
-        self._verified: set[Path] = set()  # entries whose hashes this process has compared
+        self._verified: set[Path] = set()  # entries whose hashes this process has checked
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
-        """Return the entry of ``recipe``; if it is missing, ``compute`` writes it into the folder it gets.
+        """Return the entry of ``recipe``; if it is missing, ``compute`` writes it into a folder.
 
-        Processes that need the same entry at the same time wait for the first.
+        Processes that need the same entry at the same time wait for the first one.
 
         Raises:
             FolderError: if the store cannot be written.
@@ -115,16 +114,16 @@ class Store:
     def entry_once_read(
         self, stage: str, name: str, recipe: Callable[[], dict[str, Any] | None], compute: Callable[[Path], None]
     ) -> Entry:
-        """Return an entry whose recipe may be known only once its input has been read to the end.
+        """Return an entry whose recipe may not be known before its input has been read to the end.
 
         Args:
             stage: as for ``entry``.
             name: of the input; processes that read the same input wait for each other.
-            recipe: None until it is known.
+            recipe: returns the recipe, None until it is known.
             compute: writes the entry; afterwards the recipe is known.
 
         Raises:
-            SourceError: if the recipe is still unknown then.
+            SourceError: if the recipe is unknown even then.
         """
         began = time.monotonic()
         if entry := self._lookup(stage, recipe()):
@@ -136,7 +135,7 @@ class Store:
 
             with self._writing(stage, name) as temporary:
                 compute(temporary)
-                # Known by now, for the bytes that were read, even if the file has changed since.
+                # Known by now, for the bytes that were read, even if the file has changed meanwhile.
                 if (known := recipe()) is None:
                     raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
                 entry = self.entry(stage, known, lambda folder: _move_all(temporary, folder))
@@ -144,10 +143,10 @@ class Store:
 
     @contextmanager
     def _writing(self, stage: str, name: str) -> Iterator[Path]:
-        """Make a folder to write in and remove it afterwards, as those of dead processes; called under the lock.
+        """Make a temporary folder, removed afterwards, and remove those of dead processes; called under the lock.
 
-        The finished blocks of a long computation stay if it is cut off, and it goes on from them; not if its input
-        is wrong.
+        If a long computation is killed, its finished blocks stay, so that it can resume; if its input is wrong, they
+        are removed too.
         """
         temporary = self.root / stage / f".{name}.{uuid.uuid4().hex[:8]}"
         for dead in (self.root / stage).glob(f".{name}.*"):
@@ -185,36 +184,33 @@ class Store:
         return Entry(stage, key, path, hit=True, seconds=time.monotonic() - began)
 
     def once(self, question: str, answer: Callable[[], Any]) -> Any:
-        """Return the cached result of ``answer()``, so that in one run the world outside does not change."""
+        """Return the cached result of ``answer()``, so that it stays the same during a run."""
         if question not in self._answers:
             self._answers[question] = answer()
         return self._answers[question]
 
     def sha256(self, file: Path) -> str:
-        """Return SHA-256 of a file's bytes, which are read only if it is not known."""
+        """Return the SHA-256 of a file, which is read only if it is not known."""
         return self.sha256_of([file])[0]
 
     def sha256_of(self, files: Sequence[Path]) -> list[str]:
-        """Return SHA-256 of each file's bytes, which are read only if it is not known.
+        """Return the SHA-256 of each file; files are read only if one is not known.
 
-        A store object keeps the hashes: for one run a file is what it was when it was first read.
+        The store object keeps the hashes: during a run, a file counts as it was when first read.
 
         Raises:
-            SourceError: if one changes while it is read.
+            SourceError: if a file changes while it is read.
         """
         if not self.know_sha256(files):
             for file in files:
                 if file not in self._hashes:
-                    self._read_for_hash(file)
+                    with HashingReader(file) as raw:
+                        self.remember_sha256(file, raw)
             self.keep_sha256(files)
         return [self._hashes[file] for file in files]
 
-    def _read_for_hash(self, file: Path) -> None:
-        with HashingReader(file) as raw:
-            self.remember_sha256(file, raw)
-
     def know_sha256(self, files: Sequence[Path]) -> bool:
-        """Return whether the hashes of files are known: they were read together before, and none has changed since."""
+        """Return whether the hashes of files are known: they were read together before and have not changed since."""
         if not all(file in self._hashes for file in files):
             recipe = {"stage": "file", **_recipe_of_files(files, map(Path.stat, files))}
             path = self.root / "file" / digest(recipe)[:32]
@@ -223,7 +219,7 @@ class Store:
         return all(file in self._hashes for file in files)
 
     def remember_sha256(self, file: Path, raw: HashingReader) -> None:
-        """Read a file to its end and remember its hash for as long as this store is open.
+        """Read a file to its end and remember its hash while this store object lives.
 
         Raises:
             SourceError: if it changed while it was read, or since this run first read it.
@@ -233,21 +229,21 @@ class Store:
             raise SourceError(f"{file}: changed while it was read; start again when nothing writes to it")
         if self._hashes.setdefault(file, value) != value:
             raise SourceError(f"{file}: has changed since this run first read it; start again")
-        self._read_as[file] = raw.opened_as
+        self._states[file] = raw.opened_as
 
     def keep_sha256(self, files: Sequence[Path]) -> None:
-        """Store the hashes of files that were read together, in one entry."""
-        if not all(file in self._read_as for file in files):
+        """Store the hashes of files that were read together as one entry."""
+        if not all(file in self._states for file in files):
             return
-        states = [self._read_as[file] for file in files]
-        # What lies in the store never changes.
+        states = [self._states[file] for file in files]
+        # Files in the store never change.
         outside = [state for file, state in zip(files, states, strict=True) if not file.is_relative_to(self.root)]
         if time.time() - max((max(state.st_mtime, state.st_ctime) for state in outside), default=0.0) > FRESH:
             text = "\n".join(self._hashes[file] for file in files)
             self.entry("file", _recipe_of_files(files, states), lambda folder: write_text(folder / "sha256", text))
 
     def check(self, *, several_machines: bool = False) -> list[str]:
-        """Return a problem if the file system keeps no locks: two processes would write one entry at the same time.
+        """Return an error if the file system's locks do not work: two processes could write one entry at a time.
 
         Args:
             several_machines: whether other machines use the store too.
@@ -257,7 +253,7 @@ class Store:
         return []
 
     def lock(self, name: str) -> AbstractContextManager[None]:
-        """Return a lock shared by all processes on this store; waiting for it is logged with the holder's name."""
+        """Return a lock shared by all processes on this store; waiting for it is logged, with its holder."""
         stage, _, key = name.rpartition("-")
         return holding(self._lock_file(name), f"store: {stage} {key[:12]}")
 
@@ -290,7 +286,7 @@ class Store:
     def _is_present(self, path: Path) -> bool:
         try:
             os.utime(path / RECIPE)  # marks the entry as used, for prune; raises if there is none
-        except OSError:  # also in a read-only store, which can still be used
+        except OSError:  # a read-only store raises too, but can be read
             return os.path.exists(path / RECIPE)  # noqa: PTH110 - False for a path that is too long
         return True
 
@@ -305,9 +301,9 @@ class Store:
             yield Listing(folder.parent.name, folder.name, folder, size, idle, recipe_of(folder).get("params") or {})
 
     def prune(self, older_than: float, stage: str | None = None) -> list[Listing]:
-        """Remove entries unused for ``older_than`` seconds, and half-written ones that a killed run left.
+        """Remove entries unused for ``older_than`` seconds, and incomplete ones left by killed runs.
 
-        An entry that a run is writing is left alone.
+        Entries that are being written stay.
 
         Returns:
             The removed entries.
@@ -319,9 +315,10 @@ class Store:
             if entry.idle < older_than or (stage and entry.stage != stage):
                 continue
             with self.lock(f"{entry.stage}-{entry.key}"):
-                # Renamed first, so that no reader sees half of it. Another prune may have been faster.
+                # Renamed first, so that no reader sees half of it. Another process may have removed it already.
                 if entry.path.exists():
                     doomed = entry.path.with_name(f".{entry.key}.pruned")
+                    shutil.rmtree(doomed, ignore_errors=True)  # of a prune that was killed
                     entry.path.rename(doomed)
                     shutil.rmtree(doomed)
                     removed.append(entry)
@@ -329,7 +326,7 @@ class Store:
         for leftover in self.root.glob("*/.*"):
             if not (_LEFTOVER.fullmatch(leftover.name) and leftover.is_dir()) or _is_linked(leftover):
                 continue
-            # A run that is writing holds the lock, and removes the folder itself.
+            # A run that is writing has the lock, and removes the folder itself.
             with (
                 suppress(Timeout),
                 file_lock(self._lock_file(f"{leftover.parent.name}-{leftover.name.split('.')[1]}")).acquire(timeout=0),
@@ -339,12 +336,12 @@ class Store:
 
 
 def _is_linked(folder: Path) -> bool:
-    """Return whether an entry's folder, or its stage's, is a link, whose target the store must not remove."""
+    """Return whether an entry's folder or its stage's is a link, whose target must not be removed."""
     return folder.is_symlink() or folder.parent.is_symlink()
 
 
 def _file_recipe(file: Path, state: os.stat_result) -> dict[str, Any]:
-    # The ctime is needed too, since a program can set the mtime back.
+    # ctime too, since a program can reset mtime.
     times = {"mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns}
     return {"path": str(file), "size": state.st_size, "inode": state.st_ino, **times}
 

@@ -1,4 +1,4 @@
-"""A read-only view of the stage store, for commands that plan."""
+"""A read-only view of the stage store, for ``sft-lab plan``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class NotStored(Exception):
     """An entry is not in the store.
 
     Attributes:
-        stage, key: of the entry; for the input of ``entry_once_read``, its name in place of the key.
+        stage, key: of the entry; for ``entry_once_read``, the input's name instead of the key.
     """
 
     def __init__(self, stage: str, key: str) -> None:
@@ -30,7 +30,7 @@ class StoreView(Store):
         """Return the entry of ``recipe``.
 
         Raises:
-            NotStored: if it is not there.
+            NotStored: if it is missing.
         """
         if entry := self._lookup(stage, recipe):
             return entry
@@ -39,10 +39,10 @@ class StoreView(Store):
     def entry_once_read(
         self, stage: str, name: str, recipe: Callable[[], dict[str, Any] | None], compute: Callable[[Path], None]
     ) -> Entry:
-        """Return the entry, if its recipe is known.
+        """Return the entry.
 
         Raises:
-            NotStored: if it is not there, or its input has not been read yet.
+            NotStored: if it is missing, or its recipe is unknown because the input has not been read yet.
         """
         known = recipe()
         if known is None:
@@ -50,7 +50,7 @@ class StoreView(Store):
         return self.entry(stage, known, compute)
 
     def keep_sha256(self, files: Sequence[Path]) -> None:
-        """Write nothing."""
+        """Do nothing: a view writes nothing."""
 
     def _is_present(self, path: Path) -> bool:
         return (path / RECIPE).exists()

@@ -1,7 +1,7 @@
-"""The fields of the files of run folders and store entries, with their types, and the readers of these files.
+"""Readers of the files in run folders and store entries, and the schemas of these files.
 
-A folder may be a stranger's, of another version, or damaged: readers report problems. A field may be null unless its
-type ends in "!".
+A folder may come from elsewhere, be of another version, or be damaged, so readers report problems and return the rest.
+A field may be null unless its type ends in "!".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import LONG, is_number, parse_json, parse_yaml, read_json, read_text
 
-# The name of a type, a list with the schema of its items, or schemas by field; "*" stands for all other fields.
+# The name of a type, a list with the schema of its items, or schemas by field, "*" for all other fields.
 Schema = str | list[Any] | Mapping[str, Any]
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
@@ -98,41 +98,35 @@ SCHEMAS: dict[str, Schema] = {
     "metrics.jsonl": {"step": "number!", "*": "number"},
     "samples.jsonl": {"prompt": "text!", "*": "text"},
 }  # fmt: skip
-# How the keys of numbers begin that no verdict rests on: of custom metrics, and of the tasks of a benchmark.
+# Prefixes of the keys of custom metrics and of benchmark tasks, on which no verdict depends.
 METRICS, TASKS = "metrics.", "tasks."
 _RENAMED_METRICS = {"learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
 
 
 def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
-    """Return the fields of a JSON file that match its schema; nothing if there is no file.
+    """Return the fields of a JSON file that match its schema; empty if there is no file.
 
     Args:
-        path: of the file, whose name decides the schema.
-        problems: collects what cannot be read, one line each; the rest is returned.
+        path: of the file; its name decides the schema.
+        problems: collects what cannot be read, one line each.
 
     Raises:
         FolderError: for the first problem, if ``problems`` is None.
     """
-    try:
-        content: Any = read_json(path)
-    except FileNotFoundError:
-        return {}
-    except FolderError as error:
-        return _refused(path, str(error).removeprefix(f"{path}: "), problems)
-    except (OSError, ValueError) as error:
-        return _refused(path, f"cannot be read ({error})", problems)
-    if not isinstance(content, dict):
-        return _refused(path, f"must hold an object, holds a {type(content).__name__}", problems)
-    return _fitting(path, content, problems)
+    for content in _read(path, lambda file: [read_json(file)], problems):
+        if isinstance(content, dict):
+            return _fitting(path, content, problems)
+        _refuse(path, f"must hold an object, holds a {type(content).__name__}", problems)
+    return {}
 
 
 def extra_keys(summary: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a summary's numbers of custom metrics and benchmark tasks."""
+    """Return the keys of custom metrics and benchmark tasks in a summary."""
     return [key for key, value in summary.items() if key.startswith((METRICS, TASKS)) and is_number(value)]
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return a saved config as plain data; nothing if there is no file.
+    """Return a saved config as plain data; empty if there is no file.
 
     Raises:
         FolderError: if it is not a saved config.
@@ -153,7 +147,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_overrides(path: Path) -> list[str] | None:
-    """Return the overrides that a job was composed by; None where there is no such file, or it holds something else."""
+    """Return the overrides from which a job was composed; None if there is no such file or it is malformed."""
     try:
         content = parse_yaml(read_text(path))
     except (FolderError, OSError, ValueError):
@@ -162,21 +156,14 @@ def read_overrides(path: Path) -> list[str] | None:
 
 
 def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the objects of JSON lines, as ``read`` does, without a last line that a kill cut off.
+    """Return the objects of a JSON Lines file, as ``read`` does, without a last line that a kill cut short.
 
     Raises:
         FolderError: as ``read``.
     """
     rows: list[dict[str, Any]] = []
-    try:
-        # Not splitlines, which also splits at U+2028; a JSON string may hold that.
-        lines = read_text(path, LONG).split("\n")
-    except FileNotFoundError:
-        return []
-    except FolderError as error:
-        return [_refused(path, str(error).removeprefix(f"{path}: "), problems)][:0]
-    except (OSError, ValueError) as error:
-        return [_refused(path, f"cannot be read ({error})", problems)][:0]
+    # Not splitlines, which also splits at U+2028; a JSON string may hold that.
+    lines = _read(path, lambda file: read_text(file, LONG).split("\n"), problems)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -185,17 +172,17 @@ def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, 
             row = parse_json(line)
         except ValueError as error:
             if number < len(lines):
-                _refused(path, f"is not JSON ({error})", problems, at)
+                _refuse(path, f"is not JSON ({error})", problems, at)
             continue
         if not isinstance(row, dict):
-            _refused(path, f"must hold an object, holds a {type(row).__name__}", problems, at)
+            _refuse(path, f"must hold an object, holds a {type(row).__name__}", problems, at)
         elif fields := _fitting(path, row, problems, at):
             rows.append(fields)
     return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the events of ``metrics.jsonl`` with the names that metrics have today.
+    """Return the events of ``metrics.jsonl`` under the current names of metrics.
 
     Raises:
         FolderError: as ``read``.
@@ -204,7 +191,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def current_metrics(event: dict[str, Any]) -> dict[str, Any]:
-    """Return an event with the names that metrics have today; older runs wrote two of them without ``train/``."""
+    """Return an event under the current names of metrics; older runs wrote two of them without ``train/``."""
     return {_RENAMED_METRICS.get(name, name): value for name, value in event.items()}
 
 
@@ -212,15 +199,27 @@ def _fitting(path: Path, content: dict[str, Any], problems: list[str] | None, at
     schema = SCHEMAS.get(path.name, {"*": "anything"})
     wrong = dict(_misfits(content, schema, ""))
     for text in wrong.values():
-        _refused(path, text, problems, at)
+        _refuse(path, text, problems, at)
     return {key: value for key, value in content.items() if key not in wrong}
 
 
-def _refused(path: Path, text: str, problems: list[str] | None, at: str = "") -> dict[str, Any]:
+def _read(path: Path, read_file: Callable[[Path], list[Any]], problems: list[str] | None) -> list[Any]:
+    """Return what ``read_file`` returns; empty if there is no file or it cannot be read."""
+    try:
+        return read_file(path)
+    except FileNotFoundError:
+        return []
+    except FolderError as error:
+        _refuse(path, str(error).removeprefix(f"{path}: "), problems)
+    except (OSError, ValueError) as error:
+        _refuse(path, f"cannot be read ({error})", problems)
+    return []
+
+
+def _refuse(path: Path, text: str, problems: list[str] | None, at: str = "") -> None:
     if problems is None:
         raise FolderError(f"{path}{at}: {text}; restore the file, or delete it to go without")
     problems.append(f"{path.name}{at}: {text}")
-    return {}
 
 
 def _misfits(content: dict[str, Any], fields: Any, inside: str) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ Curve = list[tuple[float, float]]  # (step or epoch, value); NaN where the value
 
 IGNORED = -100  # the label of a token that is neither trained nor scored: PyTorch's cross entropy leaves it out
 
-# The fields of a stored message by their Arrow types; all but the first two are null where they are not given.
+# The fields of a stored message and their Arrow types; all but the first two may be null.
 MESSAGE = {
     "role": "string",
     "content": "string",
@@ -18,24 +18,25 @@ MESSAGE = {
     "reasoning_content": "string",
     "weight": "float32",
 }
-# The columns of what a template is given beside the messages: JSON text, null where not given.
+# The columns of a template's inputs besides the messages: JSON text or null.
 TEMPLATE_INPUTS = ("tools", "template_kwargs", "documents")
 
 
 class RunState(StrEnum):
-    """How far the work in a run folder came, as ``status.json`` has it."""
+    """The state of the work in a run folder, as in ``status.json``."""
 
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
-    PRUNED = "pruned"  # ended by a search, in which others were better at the same place
+    PRUNED = "pruned"  # ended by a search because others were better at the same point of training
 
 
 class Work(StrEnum):
-    """What is done in a run folder: a whole run, or preparing its data alone; ``data``: for a training that follows.
+    """The work done in a run folder.
 
-    ``evaluate``: benchmarks on the weights of a finished run.
+    ``run``: a whole run. ``prepare``: its data alone. ``data``: its data, for a training that follows. ``evaluate``:
+    benchmarks of a finished run's weights.
     """
 
     RUN = "run"
@@ -45,7 +46,7 @@ class Work(StrEnum):
 
 
 class Verdict(StrEnum):
-    """The judgement of a run, as ``summary.json`` has it; ``evaluation/verdict.py`` has the rules."""
+    """The verdict on a run, as in ``summary.json``; its rules are in ``evaluation/verdict.py``."""
 
     HEALTHY = "healthy"
     UNDERTRAINED = "undertrained"

@@ -1,4 +1,4 @@
-"""Workers: what computes a block and writes it, in this process, in forked ones or on a Ray cluster."""
+"""Workers, which compute and write blocks: in this process, in forked ones or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Work = Callable[[Any], "pa.Table"]  # makes a block's table from its payload
-Submit = Callable[[Any, Path], "Pending"]  # hands over a payload, and the file that its block is written to
+Submit = Callable[[Any, Path], "Pending"]  # submits a payload, and the file to which its block is written
 
 
 class Pending(Protocol):
-    """A block in the making."""
+    """A block being computed."""
 
     def result(self) -> object:
         """Wait until it is written."""
 
 
 def inline(work: Work) -> Submit:
-    """Return what computes a block at once, in this process."""
+    """Return a function that computes a block in this process at once."""
 
     def submit(payload: Any, path: Path) -> Pending:
         done: Future[None] = Future()
@@ -45,9 +45,9 @@ def inline(work: Work) -> Submit:
 
 @contextmanager
 def forked(work: Work, size: int) -> Iterator[Submit]:
-    """Open processes that are forked: tokenizer and template are there already, and nothing is imported again.
+    """Fork worker processes, which have tokenizer and template in memory and import nothing again.
 
-    A worker encodes with one thread, and touches neither torch nor the network.
+    A worker encodes with one thread, and uses neither torch nor the network.
 
     Raises:
         JobError: if one is killed.
@@ -67,7 +67,7 @@ def forked(work: Work, size: int) -> Iterator[Submit]:
 
 @contextmanager
 def ray_tasks(work: Work, address: str | None) -> Iterator[Submit]:
-    """Join a Ray cluster, unless this process has joined one, and return what makes each block a task of it.
+    """Join a Ray cluster, unless this process is connected to one, and yield a function that submits a block to it.
 
     Raises:
         UserError: if there is no such cluster.
@@ -91,7 +91,7 @@ class _RayBlock:
         try:
             return ray.get(self.reference)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # the task's own error
+            raise error.cause from error  # the error that the task raised
         except ray.exceptions.RayError as error:
             raise JobError(f"engine=ray: {str(error).splitlines()[0]}") from error
 
@@ -101,14 +101,14 @@ def _write_on_cluster(work: Work, payload: Any, path: Path) -> None:
     _write(work, payload, path)
 
 
-_work: Work | None = None  # of a forked worker
+_work: Work | None = None  # set in a forked worker
 
 
 def _begin_worker(work: Work, parent: int) -> None:
-    global _work  # noqa: PLW0603 - once per process, in its first moment
+    global _work  # noqa: PLW0603 - once per process, as it starts
     _work = work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no worker outlives a killed parent
     if os.getppid() != parent:
@@ -121,7 +121,7 @@ def _write_in_worker(payload: Any, path: Path) -> None:
 
 
 def _write(work: Work, payload: Any, path: Path) -> None:
-    """Compute a block and write it whole or not at all."""
+    """Compute a block and write it atomically."""
     import pyarrow as pa
 
     table = work(payload)

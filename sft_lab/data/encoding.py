@@ -20,10 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from sft_lab.core.blocks import run_blocks
-from sft_lab.core.columns import values_of
+from sft_lab.core.columns import release, values_of
 from sft_lab.core.errors import ModelError
 from sft_lab.core.io import digest, read_json, write_json
-from sft_lab.core.mapped import release
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import Rows, TableWriter, load_table
 from sft_lab.core.selection import Selection

@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lab.core.columns import BATCH, gather, message_fields, values_of
-from sft_lab.core.mapped import kept_small, release, stretches
+from sft_lab.core.columns import BATCH, gather, kept_small, message_fields, release, stretches, values_of
 from sft_lab.core.rows import TableWriter, load_table
 from sft_lab.core.types import TEMPLATE_INPUTS
 
@@ -63,7 +62,7 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
             ready.encoded.example_indices(ready.rows),
         )
     names = ["id", *(["source"] if any(ready.rows.arrow("source").unique().to_pylist()) else [])]
-    if not ready.rows.is_plain_text:
+    if not all(ready.rows.is_text):
         names += ["messages", *(name for name in JSON_COLUMNS if _has_values(columns, name))]
     json_columns = {name for name in names if name in JSON_COLUMNS}
     if "messages" in names and message_fields(columns.column("messages")) - {"role", "content"}:

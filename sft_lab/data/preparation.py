@@ -12,7 +12,6 @@ import numpy as np
 from sft_lab.core.errors import JobError, SourceError
 from sft_lab.core.io import digest
 from sft_lab.core.log import log
-from sft_lab.core.ratio import share
 from sft_lab.core.rows import Rows
 from sft_lab.core.selection import Selection
 from sft_lab.data.encoding import Encoded, encode, tokenize
@@ -143,7 +142,7 @@ class Preparation:
         self.flow.record("split", sides.side.take(within_limit), within_limit)
         self.held_out_flow.record("split", sides.held_out_selection, sides.held_out_rows.positions)
         if begun := loaded.selection.dropped.get("begins_with_assistant", 0):
-            part = share(begun, len(loaded.selection.ids))
+            part = begun / len(loaded.selection.ids)
             if part > 0.1:
                 self._context.notice(
                     f"load: {part:.0%} of the rows begin with the assistant and are dropped; "
@@ -160,8 +159,8 @@ class Preparation:
         """Filter the training side; the held-out side stays, and it is said when the two grow apart."""
         decided = keep(rows, self._context)
         stays = self.step(f"filter.{name}", rows, decided)
-        lost = 1 - share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
-        lost_rows = 1 - share(len(stays), len(rows))
+        lost = 1 - _share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
+        lost_rows = 1 - _share(len(stays), len(rows))
         if lost > MANY_TOKENS and lost > 2 * lost_rows:
             self._context.notice(
                 f"filter.{name} drops {lost_rows:.0%} of the rows and with them {lost:.0%} of the tokens: the long "
@@ -175,7 +174,7 @@ class Preparation:
         if keep.judges_by_id:
             return stays
         held_out = self.sides.held_out
-        missed = share(len(held_out) - int(keep(held_out, self._context).kept.sum()), len(held_out))
+        missed = _share(len(held_out) - int(keep(held_out, self._context).kept.sum()), len(held_out))
         self._context.take_new_entries()
         if missed > MANY_HELD_OUT:
             self._context.notice(
@@ -247,6 +246,10 @@ class Preparation:
                     "tokenize: %d rows are longer than trainer.max_length=%d and dropped", over, self._max_length
                 )
         return rows.take(selection.kept)
+
+
+def _share(part: int, total: int) -> float:
+    return part / total if total else 0.0
 
 
 def _with_limit(loaded: Loaded, side: Selection) -> Selection:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sft_lab.core.columns import BATCH, gather
-from sft_lab.core.mapped import release, stretches
+from sft_lab.core.columns import BATCH, gather, release, stretches
 from sft_lab.core.types import IGNORED
 
 if TYPE_CHECKING:

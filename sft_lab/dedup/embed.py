@@ -116,12 +116,13 @@ class Embedder(Bounded):
 
     def _commit(self) -> str:
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
+        fall_back_on_cache()
         try:
             return str(HfApi().model_info(self.name_or_path, revision=self.revision, timeout=20).sha)
-        except (HfHubHTTPError, OSError) as error:
-            try:  # the hub cannot be reached: a downloaded snapshot still has a commit
+        except Exception as error:  # noqa: BLE001 - whatever the client raises, a downloaded snapshot has a commit
+            try:
                 return Path(snapshot_download(self.name_or_path, revision=self.revision, local_files_only=True)).name
             except (LocalEntryNotFoundError, OSError):
                 raise ModelError(

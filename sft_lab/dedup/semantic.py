@@ -15,7 +15,6 @@ from sft_lab.core.bounds import bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.log import log
-from sft_lab.core.ratio import share
 from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.graph_options import GraphDedup, Index, stored_graph
 from sft_lab.dedup.known import known_texts
@@ -118,7 +117,7 @@ def known_nodes(texts: Texts, embedder: Embedder, fallback: Fallback, stage: str
         )
     if unknown:
         method = "exact text" if fallback is Fallback.exact else "MinHash"
-        part = share(unknown, len(texts))
+        part = unknown / len(texts)
         text = (
             f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts or signs the embedder does not "
             f"know; compared by {method}"

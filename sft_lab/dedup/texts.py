@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_lab.core.columns import value_batches
-from sft_lab.core.mapped import release
+from sft_lab.core.columns import release, value_batches
 from sft_lab.core.text import On, normalize
 
 if TYPE_CHECKING:

@@ -190,6 +190,15 @@ def test_prune_by_age_and_stage(tmp_path: Path) -> None:
     assert not store.entry("load", RECIPE_OF, write_one).hit
 
 
+def test_prune_after_a_prune_that_was_killed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry = store.entry("load", RECIPE_OF, write_one)
+    leftover = entry.path.with_name(f".{entry.key}.pruned")
+    shutil.copytree(entry.path, leftover)
+    assert [pruned.key for pruned in store.prune(0)] == [entry.key]
+    assert not leftover.exists()
+
+
 def test_prune_leaves_alone_what_is_being_written(tmp_path: Path) -> None:
     store, writing, go_on = Store(tmp_path), threading.Event(), threading.Event()
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError
+from sft_lab.core.errors import ConfigError, ModelError
+from sft_lab.core.hub import fall_back_on_cache
 from sft_lab.core.packages import package_path
 from sft_lab.core.store import Entry, Store
 from sft_lab.data.sources import File
@@ -255,3 +258,20 @@ def test_a_folder_of_shards_is_taken_and_an_adapter_is_not(local: Path) -> None:
     (local / "adapter_config.json").write_text("{}")
     (problem,) = Embedder(str(local)).check("dedup.embedder")
     assert problem.endswith("is an adapter without its base model; give a merged model")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Hub whose port is closed."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port, where nothing listens
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", datasets.config.HF_HUB_OFFLINE)  # which the fallback sets
+    fall_back_on_cache.cache_clear()
+    yield
+    fall_back_on_cache.cache_clear()
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_an_embedder_of_a_hub_that_does_not_answer_is_an_error_of_ours() -> None:
+    with pytest.raises(ModelError, match=r"embedder me/none: not on this machine.*minilm_bundled"):
+        Embedder("me/none").key()

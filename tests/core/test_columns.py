@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sft_lab.core import mapped
+from sft_lab.core import columns
 from sft_lab.core.rows import Rows, TableWriter, load_table
 
 ROWS = 60_000
@@ -30,7 +30,7 @@ def test_a_pass_keeps_little_of_a_table_in_memory(tmp_path: Path, monkeypatch: p
     writer.close()
     size = sum(map(len, answers))
     rows = Rows(load_table(tmp_path), np.arange(ROWS), "key")
-    monkeypatch.setattr(mapped, "RESIDENT", size // 10)
+    monkeypatch.setattr(columns, "RESIDENT", size // 10)
     before = resident()
     most, read = 0, []
     for (batch,) in rows.batches("answer"):
@@ -44,14 +44,14 @@ def test_a_pass_keeps_little_of_a_table_in_memory(tmp_path: Path, monkeypatch: p
 def test_what_lies_in_memory_is_kept() -> None:
     column = pa.chunked_array([[f"{number} " * 1000 for number in range(500)], ["one"]])
     copy = column.to_pylist()
-    mapped.release([column])
+    columns.release([column])
     assert column.to_pylist() == copy
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 501])
 def test_stretches_are_all_rows_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped, "RESIDENT", 20_000)
+    monkeypatch.setattr(columns, "RESIDENT", 20_000)
     column = pa.chunked_array([[f"{number} " * 100 for number in range(501)]])
-    covered = [row for part in mapped.stretches([column], count, 7) for row in range(count)[part]]
+    covered = [row for part in columns.stretches([column], count, 7) for row in range(count)[part]]
     assert covered == list(range(count))
-    assert [*mapped.stretches([], count, 7)] == [*mapped.stretches([column], count, 7)]
+    assert [*columns.stretches([], count, 7)] == [*columns.stretches([column], count, 7)]
