@@ -1,4 +1,4 @@
-"""How a template writes tool calls, learned by rendering two of them; and the calls in what a model wrote."""
+"""How a template writes tool calls, learned by rendering two of them, and parsing calls in a model's answer."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 Call = tuple[str, dict[str, Any]]  # the function's name, and its arguments
 
-_ID = "abcdefghi"  # nine characters, as one family of templates wants it
+_ID = "abcdefghi"  # nine characters, as Mistral's templates require
 _NAMES = ("alpha", "gamma")
 _NAME = r'([^\s"<>{}\[\]]+)'
-_MAX_CALLS = 100  # of an answer
+_MAX_CALLS = 100  # in an answer
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """What a template writes around the names and arguments of calls.
+    """The text that a template writes around the names and arguments of calls.
 
     Attributes:
         opening: before the first name.
         following: before each further name.
         between: between a name and its arguments.
-        closing: behind the arguments.
+        closing: after the arguments.
         end: the token that ends a turn with calls.
     """
 
@@ -43,7 +43,7 @@ class CallForm:
 
     @classmethod
     def of(cls, renderer: Renderer) -> CallForm | None:
-        """Return the form that a template has; None where it writes no calls, or arguments otherwise than as JSON."""
+        """Return a template's form; None if it writes no calls, or writes arguments in another form than JSON."""
         end = renderer.call_style[0]
         if (first := _written(renderer, 1)) is None or (pieces := _around(first, 1)) is None:
             return None
@@ -58,10 +58,10 @@ class CallForm:
         return cls(opening, following, between, closing, end)
 
     def parse(self, text: str) -> list[Call]:
-        """Return the calls in an answer; none if it has none, or one of them is not written as the template has it.
+        """Return the calls in an answer; none if any of them is not written as the template writes it.
 
         Args:
-            text: of the answer, control tokens included.
+            text: of the answer, including control tokens.
         """
         text = text.rpartition("</think>")[2]
         calls: list[Call] = []
@@ -80,7 +80,7 @@ class CallForm:
 
 
 def _written(renderer: Renderer, count: int) -> str | None:
-    """Return what the template writes of a turn with some calls; None if it writes no such turn."""
+    """Return a turn with ``count`` calls as the template writes it; None if it cannot."""
     calls = [
         {"id": _ID, "type": "function", "function": {"name": name, "arguments": {f"{name}_key": "value"}}}
         for name in _NAMES[:count]
@@ -106,10 +106,10 @@ def _trained(rendered: Rendered) -> str:
 
 
 def _around(text: str, count: int) -> tuple[str, str, str] | None:
-    """Return what stands around the last of some calls.
+    """Return the text around calls.
 
-    Of one call: before its name, between name and arguments, behind them. Of two: the same, but between the first
-    one's arguments and the second's name in the middle.
+    For one call: before its name, between name and arguments, after the arguments. For two calls: before the first
+    name, between the first arguments and the second name, after the second arguments.
     """
     ends = [0]
     pieces: list[str] = []
@@ -136,7 +136,7 @@ def _common_start(left: str, right: str) -> str:
 
 
 def _pattern(*pieces: str) -> re.Pattern[str]:
-    """Return a pattern of pieces of text, in which white space and the id of a call may be others."""
+    """Return a pattern of pieces of text that allows for other white space and another call id."""
     return re.compile("".join(rf"{piece if piece == _NAME else _flexible(piece)}\s*" for piece in pieces))
 
 

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Template(Bounded, ReadsFiles, UsesContext, abc.ABC):
-    """What every template option has: a Jinja text. Rows of plain text go past it.
+    """The base of all template options: a Jinja text. Rows of plain text do not pass through it.
 
     Attributes:
-        special_tokens: it needs; those the tokenizer lacks are added, and trained with the rest.
-        system: what becomes of a system turn; ``merge`` puts it into the first user turn where the template takes none.
-        unroll: whether a conversation becomes several examples where the template hides the thoughts of earlier turns.
+        special_tokens: that it needs; those the tokenizer lacks are added and trained.
+        system: what is done with a system turn; ``merge`` puts it into the first user turn if the template takes none.
+        unroll: whether a conversation becomes several examples if the template hides the thoughts of earlier turns.
     """
 
     version: ClassVar[int] = 4
@@ -43,19 +43,19 @@ class Template(Bounded, ReadsFiles, UsesContext, abc.ABC):
     unroll: Unroll = bounded(Unroll.auto, added=True)
 
     def changes(self) -> dict[str, str]:
-        """Return what, beside its text, changes what it writes."""
+        """Return the options, besides the Jinja text, that change its output."""
         return {} if self.system is SystemTurn.keep else {"system": self.system.name}
 
     @abc.abstractmethod
     def named(self) -> str:
-        """Say for a message which template this is, by the key that chose it."""
+        """Return the key and value that chose it, for messages."""
 
     @abc.abstractmethod
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the Jinja text."""
 
     def bind(self, context: StageContext) -> Renderer:
-        """Bind the template to the run's tokenizer, and say so if it would teach the model wrong words."""
+        """Return the template bound to the run's tokenizer; notice another model's tokens that it writes as text."""
         from sft_lab.data.renderer import Renderer
 
         try:
@@ -71,10 +71,10 @@ class Template(Bounded, ReadsFiles, UsesContext, abc.ABC):
         return renderer
 
     def __call__(self, rows: Rows | datasets.Dataset, context: StageContext | None = None) -> tuple[Selection, Encoded]:
-        """Render and encode every row, or find the stored result; every turn trains.
+        """Return every row rendered and encoded, stored or computed; every turn trains.
 
         Returns:
-            The selection (dropped: conversations the template refuses), and texts and tokens of the rows.
+            The selection (dropped: conversations that the template refuses), and the texts and tokens of the rows.
         """
         from sft_lab.core.rows import Rows
         from sft_lab.data.encoding import encode
@@ -89,7 +89,7 @@ class Auto(Template):
     """The model's own chat template."""
 
     def named(self) -> str:
-        """By the option."""
+        """Return the option."""
         return "template=auto"
 
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -108,7 +108,7 @@ class Auto(Template):
 
 @dataclass
 class Jinja(Template):
-    """A Jinja file: one that ships with the package (``package:...``) or your own."""
+    """A Jinja file: one that the package ships (``package:...``) or your own."""
 
     path: str = bounded("???", holds=bool, limit="the path of a .jinja file")
 
@@ -118,7 +118,7 @@ class Jinja(Template):
         self.path = saved_path(self.path)
 
     def check(self) -> list[str]:
-        """The file is there, and text."""
+        """Return an error if the file is missing or is not UTF-8."""
         if not package_path(self.path).is_file():
             return [f"template.path={self.path}: no such file; give the path of a .jinja file"]
         try:
@@ -128,15 +128,15 @@ class Jinja(Template):
         return []
 
     def named(self) -> str:
-        """The path as given."""
+        """Return the path."""
         return f"template.path={self.path}"
 
     def jinja(self, tokenizer: PreTrainedTokenizerBase) -> str:  # noqa: ARG002 - the same text for every model
-        """Return the file's text, as it was when it was first read: rows, prompts and ``model/`` have one template."""
+        """Return the file's text as first read, so that rows, prompts and ``model/`` have the same template."""
         return io.TextIOWrapper(io.BytesIO(self._content), encoding="utf-8").read()  # line ends as of a text file
 
     def files(self) -> list[Path]:
-        """Return the file, unless a package brings it."""
+        """Return the file, unless it is a package's."""
         return [] if self.path.startswith("package:") else [Path(self.path)]
 
     def contents(self) -> dict[Path, bytes]:

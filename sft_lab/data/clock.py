@@ -1,4 +1,4 @@
-"""The clock of chat templates: Transformers offers them ``strftime_now``, and a run must fix the date."""
+"""The date in chat templates: Transformers gives them ``strftime_now``, and a run must fix what it returns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def is_read(jinja: str) -> bool:
     try:
         return any(token[1:] == ("name", "strftime_now") for token in jinja2.Environment().lex(jinja))  # noqa: S701
     except jinja2.TemplateSyntaxError:
-        return False  # rendering reports the error
+        return False  # rendering will report the error
 
 
 def set_to(date: datetime.date, jinja: str) -> None:
-    """Have a template's ``strftime_now`` format the midnight at which a date begins.
+    """Make a template's ``strftime_now`` format midnight at the beginning of a date.
 
-    A function passed to ``apply_chat_template`` would be turned into text, so the function is set on the compiled
-    template, which Transformers caches by the template's text.
+    A function passed to ``apply_chat_template`` would be turned into text, so it is set on the compiled template, which
+    Transformers caches by the template's text.
     """
     from transformers.utils import chat_template_utils
 

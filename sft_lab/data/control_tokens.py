@@ -1,4 +1,4 @@
-"""Control tokens in somebody's own words: a mark is put into each, so that it stays words when the text is encoded."""
+"""Control tokens in the text of messages: each gets a mark inside, so that it is encoded as ordinary text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sft_lab.data.template_layout import PRIVATE_USE, CannotRender, Rendered
 
 
 def refuse_missing(messages: list[Message], text: str) -> None:
-    """Refuse a text that leaves out what a message says, its thought or its calls."""
+    """Refuse a text in which the content, the thought or a call of a message is missing."""
     for message in messages:
         content = message["content"].strip()
-        # Some templates write what a tool returned as JSON.
+        # Some templates write a tool's result as JSON.
         if content not in text and not (message["role"] == "tool" and _is_written(content, text)):
             raise CannotRender("message_not_rendered")
         if message.get("reasoning_content", "").strip() not in text:
@@ -27,7 +27,7 @@ def refuse_missing(messages: list[Message], text: str) -> None:
 
 
 def refuse_missing_tools(inputs: dict[str, Any], text: str) -> None:
-    """Refuse a text that leaves out a tool."""
+    """Refuse a text in which a tool is missing."""
     for tool in inputs.get("tools", []):
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, dict) else None
@@ -38,7 +38,7 @@ def refuse_missing_tools(inputs: dict[str, Any], text: str) -> None:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Yield the texts, numbers and truth values in plain data."""
+    """Yield the texts, numbers and booleans in plain data."""
     if isinstance(value, dict):
         for item in value.values():
             yield from _leaves(item)
@@ -50,14 +50,14 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _is_written(value: Any, text: str) -> bool:
-    """Return whether a value stands in a text, as it is or as JSON."""
+    """Return whether a text contains a value, as it is or as JSON."""
     if str(value) in text:
         return True
     return any(json.dumps(value, ensure_ascii=ascii_only).strip('"') in text for ascii_only in (False, True))
 
 
 def unused_characters(messages: list[Message], inputs: dict[str, Any] | None) -> tuple[str, str]:
-    """Return two characters that occur nowhere in a conversation, escaped as JSON does it neither."""
+    """Return two characters that do not occur in a conversation, not even as JSON escapes."""
     text = "".join(message["content"] for message in messages)
     if inputs or any(len(message) > 2 for message in messages):
         text = json.dumps([messages, inputs], ensure_ascii=False)
@@ -69,12 +69,12 @@ def unused_characters(messages: list[Message], inputs: dict[str, Any] | None) ->
 
 
 def escaped(character: str) -> str:
-    """Return a character as JSON of ASCII alone has it."""
+    """Return a character as ASCII-only JSON writes it."""
     return json.dumps(character)[1:-1]
 
 
 def marked_values(value: Any, control: re.Pattern[str] | None, mark: str) -> Any:
-    """Return plain data with ``mark`` in every control token that its texts hold."""
+    """Return plain data with ``mark`` inside every control token in its texts."""
     if isinstance(value, str):
         return control.sub(rf"\g<0>{mark}", value) if control else value
     if isinstance(value, dict):
@@ -85,13 +85,13 @@ def marked_values(value: Any, control: re.Pattern[str] | None, mark: str) -> Any
 
 
 def control_pattern(tokens: set[str]) -> re.Pattern[str] | None:
-    """Match the first character of every control token, overlapping ones too: behind it the text is broken."""
-    longer = sorted(token for token in tokens if len(token) > 1)  # one character cannot be broken
+    """Return a pattern for the first character of every control token, overlapping ones too; the mark follows it."""
+    longer = sorted(token for token in tokens if len(token) > 1)  # a single character cannot be split
     return re.compile(f"(?={'|'.join(map(re.escape, longer))}).", re.DOTALL) if longer else None
 
 
 def unmarked(text: str, spans: list[tuple[int, int]], mark: str) -> Rendered:
-    """Return a text without its marks, which become cuts."""
+    """Return a text without its marks, whose positions become cuts."""
     cuts = [match.start() - earlier for earlier, match in enumerate(re.finditer(mark, text))]
 
     def moved(position: int) -> int:

@@ -1,4 +1,4 @@
-"""What of a conversation becomes a row: a system text, and messages from a user's turn to an assistant's."""
+"""Cutting conversations to rows: a system text, and messages from a user's turn to an assistant's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sft_lab.data.formats import TEXT
 from sft_lab.data.load import BEFORE_LAST, WEIGHT_0, Consecutive, LeadingAssistant, Turns
 from sft_lab.data.messages import SYSTEM_ROLES, Message, Unreadable, is_silent
 
-# What is counted of turns: all of the assistant's, and why some are not trained, or are no turn of their own.
+# The counts of turns: all of the assistant's, and why some are not trained or not turns of their own.
 READ, LATER, EMPTY, BEFORE_USER = "read", "after_first_exchange", "empty_turn", "before_first_user_turn"
 UNUSED = (LATER, EMPTY, BEFORE_USER, BEFORE_LAST, WEIGHT_0)
 TRAILING = {"user": "trailing_user_turn", "tool": "trailing_tool_result"}
@@ -24,8 +24,8 @@ class Cutter:
 
     Attributes:
         turns: how much of a conversation is a row.
-        leading: what becomes of one that begins with the assistant.
-        consecutive: what becomes of two turns of one role in a row.
+        leading: what is done with a conversation that begins with the assistant.
+        consecutive: what is done with two turns of one role in a row.
     """
 
     turns: Turns
@@ -39,10 +39,10 @@ class Cutter:
 
         Args:
             messages: of the conversation.
-            counts: of turns, added to if the conversation can be used.
+            counts: of turns; updated if the conversation can be used.
 
         Raises:
-            Unreadable: if it cannot.
+            Unreadable: if it cannot be used.
         """
         if not messages:
             raise Unreadable("neither a turn nor a text", "empty")
@@ -62,7 +62,7 @@ class Cutter:
         if [message["role"] for message in talk] != ["user", "assistant"] * (len(talk) // 2) or not talk:
             talk = self._joined(_answered(talk, lost), lost)
         answers = [message for message in talk if message["role"] == "assistant"]
-        if len(talk) > 2:  # an only answer is for the filters to judge
+        if len(talk) > 2:  # a single answer is left to the filters
             lost[EMPTY] = len(answers)
             answers = [message for message in answers if not is_silent(message)]
             lost[EMPTY] -= len(answers)
@@ -75,11 +75,11 @@ class Cutter:
         return _joined_system(system), talk
 
     def _joined(self, talk: list[Message], counts: dict[str, int]) -> list[Message]:
-        """Return the turns, those of one role in a row as one, since few chat templates know two of them."""
+        """Return the turns with those of one role in a row joined, since few chat templates accept two of them."""
         joined = [talk[0]]
         for message in talk[1:]:
             last = joined[-1]
-            if message["role"] != last["role"] or message["role"] == "tool":  # each call has a result of its own
+            if message["role"] != last["role"] or message["role"] == "tool":  # each call has its own result
                 joined.append(message)
             elif _goes_on(last, message):
                 joined[-1] = _both(last, message)
@@ -95,7 +95,7 @@ class Cutter:
 
 
 def _answered(talk: list[Message], lost: dict[str, int]) -> list[Message]:
-    """Return the turns up to the last answer; refuse what no template could write, or that answers nothing."""
+    """Return the turns up to the last answer, checked by ``_check``."""
     while talk and (reason := TRAILING.get(talk[-1]["role"])):
         lost[reason] = lost.get(reason, 0) + 1
         talk = talk[:-1]
@@ -108,7 +108,7 @@ def _count_answers(messages: list[Message]) -> int:
 
 
 def _first_exchange(talk: list[Message]) -> int:
-    """Return how many messages the first exchange has: up to the next user turn behind an answer."""
+    """Return the number of messages in the first exchange, which ends before the next user turn after an answer."""
     has_answer = False
     for index, message in enumerate(talk):
         has_answer = has_answer or message["role"] == "assistant"
@@ -118,7 +118,7 @@ def _first_exchange(talk: list[Message]) -> int:
 
 
 def _check(talk: list[Message]) -> None:
-    """Refuse turns that no template could write, or that answer nothing."""
+    """Refuse turns that no template could write, or in which nothing is answered."""
     if len(talk) < 2:
         raise Unreadable("no turn of the assistant answers a user", "no_answer")
     roles = {message["role"] for message in talk}
@@ -129,7 +129,7 @@ def _check(talk: list[Message]) -> None:
 
 
 def _check_results(talk: list[Message]) -> None:
-    """Refuse a tool result that no turn of the assistant can have called for; a call may be text, as Hermes has it."""
+    """Refuse a tool result for which there was no call; a call may be text, as in Hermes."""
     ids: set[str | None] = set()
     for before, message in itertools.pairwise([{"role": ""}, *talk]):
         if "tool_calls" in message:
@@ -153,12 +153,12 @@ def _joined_system(system: list[Message]) -> list[Message]:
 
 
 def _goes_on(first: Message, second: Message) -> bool:
-    """Return whether a turn of the assistant is the call that belongs to the text or calls before it."""
+    """Return whether an assistant's turn only adds calls to the assistant's turn before it."""
     return "tool_calls" in second and not second["content"] and _can_join(first, second)
 
 
 def _can_join(first: Message, second: Message) -> bool:
-    """Return whether two turns in a row can become one that says the same in the same order."""
+    """Return whether two turns in a row can become one with the same content in the same order."""
     if "reasoning_content" in second or ("tool_calls" in first and second["content"]):
         return False
     return first.get("name") == second.get("name") and first.get("weight") == second.get("weight")
@@ -174,7 +174,7 @@ def _both(first: Message, second: Message) -> Message:
 
 
 def texts_of(messages: list[Message]) -> dict[str, str]:
-    """Return what the messages of each role say, a line break between; a tool call is part of an answer."""
+    """Return the texts of each role's messages, joined by line breaks; a tool call is part of an answer."""
     texts: dict[str, list[str]] = {"user": [], "assistant": [], TEXT: []}
     for message in messages:
         if message["role"] in texts:
@@ -183,7 +183,7 @@ def texts_of(messages: list[Message]) -> dict[str, str]:
 
 
 def answers_of(messages: list[Message]) -> list[str]:
-    """Return what each turn of the assistant says, but for those that hold nothing, which do not train."""
+    """Return the text of each assistant turn, without empty ones, which do not train."""
     return [
         text if (text := _text_with_calls(message)).strip() else message["reasoning_content"]
         for message in messages

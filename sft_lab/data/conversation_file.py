@@ -1,4 +1,4 @@
-"""Conversations in a file that a model is to go on with: JSON, or JSON lines."""
+"""Files of conversations for a model to continue: JSON, or JSON Lines."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FORMS = "a list of messages, or an object with messages and, if wanted, tools; 
 
 
 def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
-    """Return the conversations in a file, one or one of each line, by what they are called in messages.
+    """Return the conversations in a file, a single one or one per line, by their names in messages.
 
     Args:
         file: to read.
         name: of the file in messages, with the option that names it.
 
     Raises:
-        UserError: naming the file, and the line where there are several, if one cannot be read or answered.
+        UserError: if one cannot be read or answered, naming the file and, if there are several, the line.
     """
     if not file.is_file() or file.stat().st_size > SMALL:
         kinds = {"a folder": file.is_dir(), "too large": file.is_file(), "a device or a pipe": file.exists()}
@@ -43,7 +43,7 @@ def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
 
 
 def _values(text: str, at: str) -> Iterator[tuple[str, Any]]:
-    """Yield the JSON values in a text, each with where it is: one, or one of each line."""
+    """Yield the JSON values in a text, a single one or one per line, each with its location."""
     try:
         yield at, _parsed(text)
     except ValueError as error:

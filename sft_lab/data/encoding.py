@@ -2,9 +2,8 @@
 
 A row is one example, or several where its template hides the thoughts of earlier turns (``examples``).
 
-The same pass counts the tokens of prompt and answer, by which rows are filtered and the waterfall is written: those
-that hold a character of the messages' own text, not of the template around it. A row that is too long for training is
-dropped, never cut.
+The same pass counts the tokens of prompt and answer for filters and the waterfall: those with a character of the
+messages' own text, not only of the template around it. A row that is too long for training is dropped, never cut.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ VERSION = 3
 ALL_TURNS = LabelRules()
 _Tokens = tuple[np.ndarray, np.ndarray, np.ndarray | None, list[int]]
 IDS = pa.list_(pa.int32())
-MAX_LOOKED_UP = 64  # messages whose tokens are looked up one by one
+MAX_LOOKED_UP = 64  # messages in a row whose tokens are looked up one by one
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("input_ids", IDS), ("labels", IDS),
                     ("weights", pa.list_(pa.float32()))])  # fmt: skip
-# The columns of a row's numbers: tokens of its prompt, of its answer, of its longest example's whole text; whether a
-# token that ends a turn or a text is labelled in each example; why it cannot be rendered, 0 where it can; its examples.
+# The columns of a row's numbers: tokens of its prompt, of its answer, and of its longest example; whether each example
+# has a labelled token that ends a turn or a text; the code of why it cannot be rendered, 0 if it can; its examples.
 PROMPT, ANSWER, ALL, ENDS, REFUSED, EXAMPLES = range(6)
-# An example's row, counted in its block, has the numbers but the last two.
+# Of an example: its row, counted within the block, and all numbers but the last two.
 BLOCK_SCHEMA = pa.schema([*SCHEMA, ("row", pa.int32()), ("numbers", pa.list_(pa.int32(), 4)),
                           ("refused", pa.list_(pa.string(), 2))])  # fmt: skip
 
@@ -89,12 +88,12 @@ class Encoded:
 
     @cached_property
     def _refusals(self) -> list[tuple[str, str]]:
-        """Why rows cannot be rendered, with the cause, by the number for it."""
+        """The reasons why rows cannot be rendered and their causes, by code."""
         return [(reason, cause) for reason, cause in read_json(self.path / "reasons.json")["reasons"]]
 
     @cached_property
     def _first(self) -> np.ndarray:
-        """Where each row's examples begin in the table, and where the last one's end: int64, shape (rows + 1,)."""
+        """Where each row's examples begin in the table, and the table's end: int64, shape (rows + 1,)."""
         return np.concatenate([[0], np.cumsum(self.numbers[:, EXAMPLES], dtype=np.int64)])
 
     def numbers_of(self, rows: Rows) -> np.ndarray:
@@ -106,33 +105,33 @@ class Encoded:
         return np.searchsorted(self.view.positions, rows.positions)  # both are in source order
 
     def indices(self, rows: Rows) -> np.ndarray:
-        """Return where the first example of some of the rows is in the table: int64, shape (rows,)."""
+        """Return the table's index of each row's first example: int64, shape (rows,)."""
         indices: np.ndarray = self._first[self._positions(rows)]
         return indices
 
     def row_of_example(self, rows: Rows) -> np.ndarray:
-        """Return of which row each example of some of the rows is, counted from 0: int64, shape (examples,)."""
+        """Return the row of each example, counted from 0 within ``rows``: int64, shape (examples,)."""
         return np.repeat(np.arange(len(rows)), self.numbers_of(rows)[:, EXAMPLES])
 
     def example_indices(self, rows: Rows) -> np.ndarray:
-        """Return where the examples of some of the rows are in the table: int64, shape (examples,)."""
+        """Return the table's indices of all examples of some rows: int64, shape (examples,)."""
         examples = self.row_of_example(rows)
         rest = np.arange(len(examples)) - np.searchsorted(examples, examples)
         indices: np.ndarray = self.indices(rows)[examples] + rest
         return indices
 
     def selection(self, rows: Rows) -> Selection:
-        """Return the rows that can be rendered, and why the others cannot."""
+        """Return which rows can be rendered, and why the others cannot."""
         decisions = [self._refusals[code] for code in self.numbers_of(rows)[:, REFUSED]]
         return Selection.of(rows, [reason for reason, _ in decisions], cause=[cause for _, cause in decisions])
 
     def counts(self, rows: Rows) -> np.ndarray:
-        """Return the tokens of prompt and of answer: int32, shape (rows, 2)."""
+        """Return the number of tokens of each prompt and answer: int32, shape (rows, 2)."""
         counts: np.ndarray = self.numbers_of(rows)[:, [PROMPT, ANSWER]]
         return counts
 
     def lengths(self, rows: Rows) -> np.ndarray:
-        """Return the tokens of each row's longest example: int32, shape (rows,)."""
+        """Return the number of tokens of each row's longest example: int32, shape (rows,)."""
         lengths: np.ndarray = self.numbers_of(rows)[:, ALL]
         return lengths
 
@@ -141,7 +140,7 @@ class Encoded:
         import datasets
         from datasets.table import InMemoryTable
 
-        table = self.table.data.table  # the columns are memory-mapped, whatever table they are put into
+        table = self.table.data.table  # its columns stay memory-mapped in any table
         labels = table["input_ids" if loss_on_all else "labels"]
         columns = {"id": table["id"], "input_ids": table["input_ids"], "labels": labels}
         if not loss_on_all and table["weights"].null_count < len(table):
@@ -157,15 +156,15 @@ def encode(rows: Rows, template: Template, context: StageContext, rules: LabelRu
 
     Args:
         rows: of a table.
-        template: which writes them.
+        template: that renders them.
         context: of the run.
-        rules: what of a conversation trains.
+        rules: which parts of a conversation train.
 
     Raises:
         ModelError: if the template does not fit the tokenizer.
-        SourceError: for a weight that the loss does not multiply.
+        SourceError: for a weight that the loss does not apply.
     """
-    renderer = template.bind(context)  # what is wrong with the template is said for stored texts too
+    renderer = template.bind(context)  # problems of the template are reported for stored texts too
     date = {"date": renderer.date.isoformat()} if renderer.date else {}
     if renderer.date:
         context.notice(
@@ -211,7 +210,7 @@ def tokenize(rows: Rows, encoded: Encoded, *, max_length: int, loss_on_all: bool
 
 
 def prompt_ids(prompt: Rendered, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a rendered prompt; a control token that a user typed is encoded as plain text here too."""
+    """Return the tokens of a rendered prompt; a control token typed by a user is encoded as plain text."""
     if prompt.cuts:
         return encode_in_pieces(tokenizer, prompt.text, prompt.cuts)[0]
     (encoding,) = encodings_of(tokenizer, [prompt.text])
@@ -252,7 +251,7 @@ class _Encoder:
         self._maker = maker
         self._renderer = maker.renderer
         self._tokenizer = self._renderer.tokenizer
-        # Of a turn, of a call, and of plain text.
+        # The tokens that end a turn, a turn with calls, and plain text.
         self._ends = [*self._renderer.end_ids, self._tokenizer.convert_tokens_to_ids(self._renderer.call_style[0])]
         self._beside = [name for name in TEMPLATE_INPUTS if name in rows.table.column_names]
 
@@ -300,7 +299,7 @@ class _Encoder:
     def _examples(
         self, messages: list[Message], inputs: dict[str, Any], answer: str
     ) -> tuple[list[Rendered], tuple[str, str]]:
-        """Return a row's examples, or an empty one, and why it cannot be rendered and the cause."""
+        """Return a row's examples, or an empty one with the reason and cause why it cannot be rendered."""
         try:
             if not messages:
                 return [self._renderer.plain_text(answer)], ("", "")
@@ -311,9 +310,9 @@ class _Encoder:
             return [Rendered("", [], [])], ("nested_too_deeply", "")
 
     def _encoded(self, row: Rendered, encoding: Encoding) -> _Tokens:
-        """Return an example's tokens, labels and weights, and the tokens of each message's text, if known."""
+        """Return an example's tokens, labels and weights, and the token count of each message's text, if known."""
         tokens = np.array(encoding.ids, np.int32)
-        is_short = len(row.contents) <= MAX_LOOKED_UP  # each lookup goes through the tokens
+        is_short = len(row.contents) <= MAX_LOOKED_UP  # each lookup searches all tokens
         ranges = answer_ranges(encoding, row.text, row.spans) if is_short and not row.cuts else None
         if ranges is None:
             return self._encoded_in_pieces(row, encoding)
@@ -335,10 +334,10 @@ class _Encoder:
         self, conversations: list[Any], prompts: list[str], answers: list[str],
         contents: list[list[int]],
     ) -> Iterator[tuple[int, tuple[int, int]]]:  # fmt: skip
-        """Yield the tokens of prompt and answer of each row, by its index."""
+        """Yield each row's index, and the number of tokens of its prompt and answer."""
         alone: list[int] = []
         for index, (messages, counts) in enumerate(zip(conversations, contents, strict=True)):
-            roles = [message["role"] for message in messages] or ["assistant"]  # plain text answers nothing
+            roles = [message["role"] for message in messages] or ["assistant"]  # plain text has no prompt
             if len(counts) != len(roles):
                 alone.append(index)
                 continue
@@ -355,7 +354,7 @@ class _Encoder:
 def _labels(
     tokens: np.ndarray, ranges: list[tuple[int, int]], masked: list[tuple[int, int]], weights: list[float]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the labels of a text, and the weight of each token in the loss; None where all have the same."""
+    """Return the labels of a text, and the weight of each token in the loss; None if all weigh the same."""
     labels = np.full(len(tokens), IGNORED, np.int32)
     for first, stop in ranges:
         labels[first:stop] = tokens[first:stop]

@@ -1,6 +1,6 @@
-"""Training examples: what of a conversation is written, and what of that trains.
+"""Training examples: the text of a conversation, and which parts of it train.
 
-A template that hides the thoughts of earlier turns gives the model another text at each turn. Such a conversation
+A template that hides the thoughts of earlier turns shows the model a different text at each turn. Such a conversation
 becomes several examples, each as the model sees it when it writes the turns that train there.
 """
 
@@ -25,8 +25,8 @@ from sft_lab.data.template_input import (
 )
 from sft_lab.data.template_layout import CannotRender, Rendered
 
-MAX_UNROLLED = 200  # examples of a conversation, since each holds all that came before it
-REWRITTEN = ("rewrites_history", "no_end_of_turn")  # the text at the end is another one than at an earlier turn
+MAX_UNROLLED = 200  # examples of a conversation, each of which repeats all turns before it
+REWRITTEN = ("rewrites_history", "no_end_of_turn")  # the template writes an earlier turn differently at the end
 _CLOSED = re.compile(r"\s*</think>")
 
 
@@ -35,7 +35,7 @@ class ExampleMaker:
 
     Args:
         renderer: of the template.
-        rules: what trains.
+        rules: which parts train.
     """
 
     def __init__(self, renderer: Renderer, rules: LabelRules) -> None:
@@ -43,10 +43,10 @@ class ExampleMaker:
         self.rules = rules
 
     def __call__(self, conversation: Conversation) -> list[Rendered]:
-        """Return the examples of a conversation, one where the template shows at the end what it showed before.
+        """Return the examples of a conversation; a single one if the template writes earlier turns as it did at first.
 
         Raises:
-            CannotRender: if the template refuses it, or does not show what would be trained.
+            CannotRender: if the template refuses it, or does not write what would be trained.
         """
         messages = self.renderer.adapted(conversation.messages)
         weights = self.rules.weights(messages)
@@ -61,7 +61,7 @@ class ExampleMaker:
         return self._unrolled(messages, conversation.inputs, weights)
 
     def prompt(self, conversation: Conversation) -> Rendered:
-        """Return a conversation that the model is to go on with, as it would be before a turn that trains.
+        """Return a conversation for the model to continue, rendered as it would be before a turn that trains.
 
         Raises:
             CannotRender: if the template refuses it, or does not write its thoughts or tools.
@@ -71,7 +71,7 @@ class ExampleMaker:
         return rendered
 
     def messages_of_prompt(self, messages: list[Message]) -> list[Message]:
-        """Return messages with their thoughts and calls in the form in which they stand before a turn that trains."""
+        """Return messages with thoughts and calls in the form that they have before a turn that trains."""
         messages = [*map(self._prepared, messages)]
         return [*map(without_thought, messages)] if self.renderer.thought_style is ThoughtStyle.prompt else messages
 
@@ -97,7 +97,7 @@ class ExampleMaker:
     def _unrolled(
         self, messages: list[Message], inputs: dict[str, Any], weights: dict[int, float]
     ) -> list[Rendered]:  # fmt: skip
-        """Return an example of the whole conversation, and one up to each turn whose thought is hidden afterwards."""
+        """Return an example of the whole conversation, and one up to each turn whose thought is hidden later."""
         is_prompted = self.renderer.thought_style is ThoughtStyle.prompt
         prompted = {index: thought for index in weights if is_prompted and (thought := thought_of(messages[index]))}
         written = [without_thought(message) for message in messages] if prompted else messages
@@ -122,7 +122,7 @@ class ExampleMaker:
         return examples
 
     def _opened(self, rendered: Rendered, prompt: list[Message], inputs: dict[str, Any], thought: str) -> Rendered:
-        """Return a text with the last turn's thought, which begins where the generation prompt ends."""
+        """Return a text with the last turn's thought added, which begins where the generation prompt ends."""
         opening = self.renderer.prompt(prompt, inputs).text
         *earlier, (start, end) = rendered.spans
         if opening.rstrip() != f"{rendered.text[:start]}<think>":
@@ -136,7 +136,7 @@ class ExampleMaker:
     def _labelled(
         self, rendered: Rendered, turns: list[int], messages: list[Message], weights: dict[int, float]
     ) -> Rendered:
-        """Return a text with the spans of the turns that train, their weights, and thoughts masked."""
+        """Return a text with the spans of the turns that train, their weights, and its masked thoughts."""
         kept = [(index, span) for index, span in zip(turns, rendered.spans, strict=True) if index in weights]
         values = [weights[index] for index, _ in kept]
         masked = []
@@ -148,7 +148,7 @@ class ExampleMaker:
 
 
 def _thought_block(text: str, span: tuple[int, int], message: Message) -> tuple[int, int] | None:
-    """Return the characters of a turn up to the end of its thought, closing tag included; None without a thought."""
+    """Return the span of a turn up to the end of its thought, closing tag included; None without a thought."""
     thought = thought_of(message)
     start = text.find(thought, *span) if thought else -1
     if start < 0:

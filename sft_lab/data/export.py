@@ -1,4 +1,4 @@
-"""Export: the prepared rows as a ``DatasetDict`` that other trainers read, in Arrow and in Parquet."""
+"""Export of the prepared rows as a ``DatasetDict`` for other trainers, in Arrow and Parquet."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 def write(data: Prepared, folder: Path, *, with_tokens: bool = False) -> None:
     """Write ``train`` and, if there are held-out rows, ``test``.
 
-    Each row has its ``id``, its ``source`` in a mixture, the rendered ``text``, and unless the set is
-    plain text its ``messages``, with its tools and what else was given beside them: TRL takes ``messages`` where there
-    are some, and ``text`` where not.
+    Each row has its ``id``, in a mixture its ``source``, the rendered ``text`` and, unless all rows are plain text, its
+    ``messages`` with tools and other inputs. TRL takes ``messages`` if there are any, and otherwise ``text``.
 
     Args:
-        data: what the data stages left.
-        folder: made anew; ``datasets.load_from_disk`` reads it, and ``parquet/<split>.parquet`` in it stands alone.
-        with_tokens: whether rows have ``input_ids`` and ``labels`` too, by which a trainer trains what this run would;
-            a row that is several examples then comes once for each.
+        data: the result of the data stages.
+        folder: to make; ``datasets.load_from_disk`` reads it, and each ``parquet/<split>.parquet`` is complete as well.
+        with_tokens: add ``input_ids`` and ``labels``, with which another trainer trains exactly what this run would; a
+            row of several examples is then repeated for each.
     """
     import datasets
 
@@ -49,7 +48,7 @@ def write(data: Prepared, folder: Path, *, with_tokens: bool = False) -> None:
 
 
 def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset:
-    """Write the rows some at a time, and return them memory-mapped."""
+    """Write the rows some at a time and return them memory-mapped."""
     import pyarrow as pa
 
     columns = ready.rows.table.data
@@ -89,8 +88,8 @@ def _table(ready: Ready, folder: Path, *, with_tokens: bool) -> datasets.Dataset
     return load_table(folder)
 
 
-# What a template is given, by the names of TRL. It and messages with more than text become JSON objects: with an Arrow
-# column for each of their fields, every tool would have those of all others.
+# The inputs of templates, and their names in TRL. They, and messages with more than text, are exported as JSON objects:
+# in an Arrow struct, every tool would get the fields of all others.
 JSON_COLUMNS = {name: "chat_template_kwargs" if name == "template_kwargs" else name for name in TEMPLATE_INPUTS}
 
 
@@ -118,7 +117,7 @@ def _exported(values: pa.ChunkedArray, kind: pa.DataType, *, is_json: bool) -> p
     if pa.types.is_list(values.type):
         texts = [[json.dumps(_parsed(message), ensure_ascii=False) for message in messages] for messages in rows]
         return pa.array(texts, pa.list_(pa.string())).cast(kind)
-    if not pa.types.is_list(kind):  # TRL unpacks it, and None would not do
+    if not pa.types.is_list(kind):  # TRL unpacks the value, which must not be None
         return pa.array([row or "{}" for row in rows], pa.string()).cast(kind)
     items = [row and [json.dumps(item, ensure_ascii=False) for item in json.loads(row)] for row in rows]
     return pa.array(items, pa.list_(pa.string())).cast(kind)

@@ -1,7 +1,7 @@
 """Row formats: how a raw record becomes messages.
 
 A reader takes a raw record (a dict) and returns its messages, with the roles ``system``, ``developer``, ``user``,
-``assistant`` and ``tool``, or raises ``Unreadable``. A row of plain text is a single message of the role ``text``.
+``assistant`` and ``tool``, or raises ``Unreadable``. A row of plain text is a single message with the role ``text``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Reader = Callable[[dict[str, Any]], list[Message]]
 
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 PROMPT_COLUMNS = ("prompt", "question", "instruction")
-TEXT = "text"  # the role of a row that is no conversation
+TEXT = "text"  # the role of a row that is not a conversation
 
 
 class Format(Enum):
@@ -51,16 +51,16 @@ class Format(Enum):
 def find_reader(
     wanted: Format, columns: dict[str, str], present: Iterable[str], *, needs_answers: bool = True
 ) -> Reader:
-    """Return the reader: own columns first, then the named format, then the first that fits the columns.
+    """Return the reader for the user's own columns, for the named format, or for the first format that fits.
 
-    Readers that read alike are equal.
+    Equal readers compare equal.
 
     Args:
-        wanted: ``auto`` or a format by name.
-        columns: own column names by part (``prompt``, ``answer``, ``context``, or ``messages``, with ``system`` and
-            ``tools``; or ``text`` alone); may be empty.
+        wanted: ``auto`` or a format.
+        columns: the user's column names by part (``prompt``, ``answer``, ``context``, or ``messages``, with ``system``
+            and ``tools``; or ``text`` alone); may be empty.
         present: the columns of the source.
-        needs_answers: whether a table of prompts alone is refused.
+        needs_answers: refuse a table of prompts alone.
 
     Raises:
         SourceError: if no format fits, or a named column is missing.
@@ -94,7 +94,7 @@ def _needs(wanted: Format) -> str:
 
 
 def _conversation(record: dict[str, Any], keys: tuple[str, ...] = CONVERSATION_KEYS) -> list[Message]:
-    """ShareGPT and chat messages: a list of turns under one of their key variants."""
+    """Return the messages of a ShareGPT or chat record: a list of turns under one of ``keys``."""
     if not record.keys() & set(keys):
         raise Unreadable(f"no {' or '.join(keys)}")
     key = next((key for key in keys if record.get(key) is not None), None)
@@ -122,7 +122,7 @@ def _alpaca(record: dict[str, Any]) -> list[Message]:
 
 
 def _history(record: dict[str, Any]) -> list[Message]:
-    """Return earlier turns: a list of pairs of a user's text and its answer, as LLaMA-Factory has them."""
+    """Return the earlier turns: pairs of a user's text and its answer, in LLaMA-Factory's form."""
     history = parsed_json(record.get("history") or [], "history")
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise Unreadable("history is not a list of pairs")
@@ -144,10 +144,10 @@ def _question_answer(record: dict[str, Any]) -> list[Message]:
 
 
 def _preference(record: dict[str, Any]) -> list[Message]:
-    """Return a conversation that ends with the chosen answer; the rejected answer is left out.
+    """Return a conversation that ends with the chosen answer; the rejected one is left out.
 
-    Reads the forms of TRL (a prompt beside two answers, or two full conversations), of LLaMA-Factory (a conversation,
-    and two turns that could end it), and of Anthropic (two transcripts, each a single text).
+    Reads the forms of TRL (a prompt and two answers, or two full conversations), of LLaMA-Factory (a conversation and
+    two possible last turns), and of Anthropic (two transcripts as text).
     """
     prompt = first_given(record, (*PROMPT_COLUMNS, *CONVERSATION_KEYS))
     before = read_messages(prompt) if isinstance(prompt, list) else []
@@ -181,15 +181,15 @@ def _only_text(text: str) -> list[Message]:
     return [_message(TEXT, text)] if text.strip() else []
 
 
-_BESIDE = ("system", "tools")  # parts that stand beside any conversation
+_BESIDE = ("system", "tools")  # parts that any conversation may have
 
 
 @dataclass(frozen=True)
 class OwnColumns:
-    """Reads the columns that a config names: of a pair, of a conversation, or of plain text.
+    """Reads the columns that a config names: of a pair, a conversation, or plain text.
 
     Attributes:
-        columns: part and column.
+        columns: pairs of part and column.
     """
 
     columns: tuple[tuple[str, str], ...]
@@ -226,10 +226,10 @@ def _message(role: str, content: str) -> Message:
 def read_record(
     reader: Reader, record: dict[str, Any], *, drops_bad_answers: bool = True
 ) -> tuple[list[Message], dict[str, str]]:
-    """Return a record's messages, the text of its column ``system`` before them, and its tools and the like.
+    """Return a record's messages, beginning with the text of its column ``system``, and its tools and other inputs.
 
     Raises:
-        Unreadable: if the record does not have the reader's format, or its answer is marked as a bad one.
+        Unreadable: if the record does not have the reader's format, or its answer is marked as bad.
     """
     try:
         messages = reader(record)
@@ -246,8 +246,8 @@ def read_record(
     return messages, read_row_fields(record, own.get("tools", "tools"))
 
 
-# In order of precedence: an Alpaca table may also have a text column, and a preference set a conversation beside
-# the chosen answer.
+# In order of precedence: an Alpaca table may also have a text column, and a preference set may have a conversation
+# besides the chosen answer.
 COLUMNS_OF: dict[Format, list[tuple[str, ...]]] = {
     Format.preference: [("chosen", "rejected")],
     Format.messages: [("messages",)],

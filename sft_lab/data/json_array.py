@@ -1,4 +1,4 @@
-"""JSON arrays, read a record at a time: a file of some gigabytes does not fit into memory as Python objects."""
+"""JSON arrays, read one record at a time: a file of gigabytes does not fit into memory as Python objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the fields of a JSON object.
 
     Raises:
-        ValueError: if two have the same name, of which only the last could be read.
+        ValueError: if two have the same name; only the last one could be read.
     """
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -29,12 +29,12 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[dict[str, Any] | SourceError | None]:
-    """Yield the records of a JSON array, None for a value that is no object, and an error at what is broken.
+    """Yield the records of a JSON array, None for a value that is not an object, and an error where it is broken.
 
     Args:
         name: of the file, for messages.
         stream: its content.
-        max_record_mb: the longest record, in Mi characters.
+        max_record_mb: the longest record allowed, in Mi characters.
     """
     text = _Text(stream, int(max_record_mb * 2**20))
     try:
@@ -68,10 +68,10 @@ def _elements(text: _Text) -> Iterator[dict[str, Any] | None]:
 
 
 class _Text:
-    """The text of a stream, of which only the part that is being decoded is in memory.
+    """The text of a stream; only the part being decoded is in memory.
 
     Attributes:
-        line: the number of lines that were read and are gone, from 1.
+        line: the number of the line at which that part begins, from 1.
     """
 
     def __init__(self, stream: IO[bytes], max_length: int) -> None:
@@ -81,7 +81,7 @@ class _Text:
         self._text, self._position, self.line = "", 0, 1
 
     def next_character(self) -> str:
-        """Return the next character that is no white space, empty at the end; it is not consumed."""
+        """Return the next character that is not white space without consuming it; empty at the end."""
         while True:
             space = _SPACE.match(self._text, self._position)
             assert space is not None
@@ -90,10 +90,10 @@ class _Text:
                 return self._text[self._position : self._position + 1]
 
     def expect(self, character: str) -> None:
-        """Consume a character; empty stands for the end.
+        """Consume a character; empty: expect the end.
 
         Raises:
-            JSONDecodeError: if another one is next.
+            JSONDecodeError: if another character is next.
         """
         if self.next_character() != character:
             message = f"{character} expected" if character else "extra data"
@@ -101,7 +101,7 @@ class _Text:
         self._position += len(character)
 
     def value(self) -> Any:
-        """Decode the value that is next.
+        """Return the next value, decoded.
 
         Raises:
             ValueError: if it is not JSON, or too long.
@@ -124,13 +124,13 @@ class _Text:
 
     def line_of(self, error: Exception) -> int:
         """Return the number of the line at which an error was raised."""
-        if isinstance(error, UnicodeDecodeError):  # in what was about to be appended
+        if isinstance(error, UnicodeDecodeError):  # in the bytes about to be appended
             return self.line + self._text.count("\n") + error.object.count(b"\n", 0, error.start)
         end = error.pos if isinstance(error, json.JSONDecodeError) else self._position
         return self.line + self._text.count("\n", 0, end)
 
     def _read_more(self) -> bool:
-        """Drop what was consumed, and append at least as much as is left; return false at the end of the stream."""
+        """Drop the text that was consumed and append at least as much as is left; return false at the stream's end."""
         while not (chunk := self._utf8.decode(data := self._read(), final=not data)):
             if not data:
                 return False

@@ -1,4 +1,4 @@
-"""What is refused or noticed of all messages before they are encoded."""
+"""Checks of all messages before they are encoded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def check_messages(rows: Rows, maker: ExampleMaker, context: StageContext) -> None:
-    """Refuse weights that the loss does not multiply, and notice what is not taken as it is written.
+    """Refuse weights that the loss would not apply; notice roles and marks that are not used as written.
 
     Raises:
-        SourceError: naming the row.
+        SourceError: for such a weight, naming the row.
     """
     messages = rows.arrow("messages")
-    if not pa.types.is_list(messages.type):  # of a set without any message
+    if not pa.types.is_list(messages.type):  # no row has a message
         return
     roles = pc.struct_field(pc.list_flatten(messages), "role")
     developers = pc.sum(pc.equal(roles, "developer")).as_py() or 0
@@ -37,7 +37,7 @@ def check_messages(rows: Rows, maker: ExampleMaker, context: StageContext) -> No
         return
 
     weights = pc.struct_field(pc.list_flatten(messages), "weight")
-    weights = pc.if_else(pc.equal(roles, "assistant"), weights, pa.scalar(None, weights.type))  # no other trains
+    weights = pc.if_else(pc.equal(roles, "assistant"), weights, pa.scalar(None, weights.type))  # no other role trains
     if maker.rules.train_on is TrainOn.marked:
         if not maker.rules.loss_weights:
             _refuse_fractions(rows, messages, weights)

@@ -1,4 +1,4 @@
-"""What of a conversation trains."""
+"""Which parts of a conversation train."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainOn(Enum):
 
 
 class Reasoning(Enum):
-    """What becomes of thoughts: trained, left out of the text, or in the text and not in the loss."""
+    """How thoughts are treated: trained, left out of the text, or in the text but not in the loss."""
 
     keep = "keep"
     drop = "drop"
@@ -29,7 +29,7 @@ class Reasoning(Enum):
 
 
 class SystemTurn(Enum):
-    """What becomes of a system turn: ``merge`` puts it into the first user turn where the template takes none."""
+    """How a system turn is treated; ``merge`` puts it into the first user turn if the template takes none."""
 
     keep = "keep"
     merge = "merge"
@@ -37,7 +37,7 @@ class SystemTurn(Enum):
 
 
 class Unroll(Enum):
-    """Whether a conversation becomes several examples where the template hides the thoughts of earlier turns."""
+    """Whether a conversation becomes several examples if the template hides the thoughts of earlier turns."""
 
     auto = "auto"
     never = "never"
@@ -45,12 +45,12 @@ class Unroll(Enum):
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What of a conversation trains.
+    """Which parts of a conversation train.
 
     Attributes:
         train_on: which assistant turns.
-        reasoning: what becomes of thoughts.
-        loss_weights: whether the loss multiplies weights other than 0 and 1.
+        reasoning: how thoughts are treated.
+        loss_weights: whether the loss applies weights other than 0 and 1.
         unroll: see ``Unroll``.
     """
 
@@ -60,7 +60,7 @@ class LabelRules:
     unroll: Unroll = Unroll.auto
 
     def changes(self) -> dict[str, Any]:
-        """Return the rules that are not the usual ones, as plain data."""
+        """Return the rules that differ from the defaults, as plain data."""
         return {knob.name: plain(value) for knob in fields(self) if (value := getattr(self, knob.name)) != knob.default}
 
     def weights(self, messages: list[Message]) -> dict[int, float]:
@@ -71,7 +71,8 @@ class LabelRules:
         """
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         filled = [index for index in turns if self._has_content(messages[index])]
-        # "End of turn" alone teaches silence; where nothing else is said, the filters have let it pass.
+        # An end of turn alone would teach silence. Empty turns train only if the conversation has no others, in which
+        # case the filters have let it pass.
         weights = dict.fromkeys(filled or [index for index in turns if is_silent(messages[index])], 1.0)
         if self.train_on is TrainOn.last:
             weights = dict(list(weights.items())[-1:])
@@ -83,5 +84,5 @@ class LabelRules:
         return weights
 
     def _has_content(self, message: Message) -> bool:
-        """Return whether a turn holds something that trains; a thought that is dropped or masked does not."""
+        """Return whether a turn has content that trains; a thought that is dropped or masked does not count."""
         return not is_silent(message if self.reasoning is Reasoning.keep else without_thought(message))

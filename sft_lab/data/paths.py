@@ -1,4 +1,4 @@
-"""Paths: the files that a path, a URL or a glob names, each real file once."""
+"""The files that a path, a URL or a glob names, each real file once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sft_lab.core.packages import is_url, package_path
 
 
 def files_of(path: str) -> list[Path] | list[str]:
-    """Return the files, or their URLs, that a path, a URL or a glob names, in the order in which they are read.
+    """Return the files, or their URLs, that a path, a URL or a glob names, in reading order.
 
-    A folder that ``datasets.save_to_disk`` wrote stands for its Arrow files.
+    A folder written by ``datasets.save_to_disk`` stands for its Arrow files.
 
     Raises:
-        SourceError: if a URL cannot be listed, or a folder holds several splits.
+        SourceError: if a URL cannot be listed, or a folder has several splits.
     """
     if is_url(path):
         may_be_folder = not Path(remote.file_name(path)).suffix and not glob.has_magic(path)
@@ -41,11 +41,11 @@ def _read_small(path: str) -> bytes | None:
 
 
 def _saved_files(folder: str, read: Callable[[str], bytes | None]) -> list[str]:
-    """Return the names of the Arrow files in a folder that ``datasets.save_to_disk`` wrote; none of any other folder.
+    """Return the names of the Arrow files in a folder written by ``datasets.save_to_disk``; empty for any other folder.
 
     Args:
         folder: its path or URL.
-        read: returns the content of a small file, None where there is none.
+        read: returns the content of a small file, None if there is no such file.
     """
     folder = folder.rstrip("/")
     try:
@@ -64,7 +64,7 @@ def _saved_files(folder: str, read: Callable[[str], bytes | None]) -> list[str]:
 def expand(pattern: str) -> list[Path]:
     """Return the files of an absolute path or glob in order, each real file once.
 
-    A part of the pattern that is the name of something is a name: ``[proj]/*.jsonl`` looks into a folder of that name.
+    A part of the pattern that is the name of an existing file is taken literally, such as a folder named ``[proj]``.
     """
     if os.path.lexists(pattern):
         return [Path(pattern)]
@@ -80,21 +80,21 @@ def _matches(folder: str, parts: list[str]) -> Iterator[str]:
         yield folder
         return
     head, *rest = parts
-    literal = os.path.join(folder, head)  # noqa: PTH118 - ten thousand of them
+    literal = os.path.join(folder, head)  # noqa: PTH118 - faster, for tens of thousands of files
     if head == "**":
         for below in _folders(folder):
             yield from _matches(below, rest or ["*"])
     elif os.path.lexists(literal):
         yield from _matches(literal, rest)
     elif glob.has_magic(head):
-        with suppress(OSError):  # no folder, or one that may not be listed
+        with suppress(OSError):  # not a folder, or one that may not be listed
             for name in os.listdir(folder):  # noqa: PTH208 - as above
                 if fnmatch.fnmatchcase(name, head) and (not name.startswith(".") or head.startswith(".")):
                     yield from _matches(os.path.join(folder, name), rest)  # noqa: PTH118
 
 
 def _folders(top: str) -> Iterator[str]:
-    """Yield a folder and all below it, the nearest first; one that links lead to again is passed over."""
+    """Yield a folder and all its subfolders, breadth first; one reached again through a link is skipped."""
     seen = set[str]()
     waiting = deque([top])
     while waiting:

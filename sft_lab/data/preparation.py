@@ -1,4 +1,4 @@
-"""The data stages in order, with the waterfall that follows them."""
+"""The data stages in order, and the waterfall that records them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from sft_lab.data.filters import Filter
     from sft_lab.data.load import Loaded
 
-MANY_HELD_OUT = 0.2  # share of the held-out rows that a training filter may drop without a word
-MANY_TOKENS = 1 / 3  # the same of the training tokens, where they are of few rows
-MANY_ROWS = 0.5  # the same of the training rows
+MANY_HELD_OUT = 0.2  # share of the held-out rows that a training filter may drop without a notice
+MANY_TOKENS = 1 / 3  # the same for training tokens, if they belong to few rows
+MANY_ROWS = 0.5  # the same for training rows
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Ready:
     """Rows ready for a model.
 
     Attributes:
-        rows: the rows as loaded.
-        tokens: ``id``, ``input_ids`` and ``labels`` of the rows' examples: one each, or several where the template
-            hides the thoughts of earlier turns.
-        encoded: the rows' texts, among those of others.
+        rows: as loaded.
+        tokens: ``id``, ``input_ids`` and ``labels`` of the rows' examples: one each, or several if the template hides
+            the thoughts of earlier turns.
+        encoded: a table with the texts of these and other rows.
     """
 
     rows: Rows
@@ -48,7 +48,7 @@ class Ready:
 
     @property
     def first_examples(self) -> np.ndarray:
-        """Where the first example of each row is in ``tokens``: int64, shape (rows,)."""
+        """The index of each row's first example in ``tokens``: int64, shape (rows,)."""
         return np.flatnonzero(np.diff(self.encoded.row_of_example(self.rows), prepend=-1))
 
     @property
@@ -59,17 +59,17 @@ class Ready:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the data stages leave.
+    """The result of the data stages.
 
     Attributes:
-        train: what is trained.
-        held_out: what the run is judged by; answers alone are labelled.
+        train: the training rows.
+        held_out: the rows by which the run is judged; only answers are labelled.
         probe: as many training rows, labelled like the held-out ones.
         sides: the split.
         train_flow: the waterfall of the training side.
         held_out_flow: the waterfall of the held-out side.
-        grouped_by: which rule made the groups.
-        steps: the rows that each stage of the training side between split and template saw, and what it decided.
+        grouped_by: the rule that made the groups.
+        steps: by training stage between split and template, the rows it saw and its decisions.
     """
 
     train: Ready
@@ -89,17 +89,17 @@ class Prepared:
 
     @cached_property
     def train_fingerprint(self) -> str:
-        """A key of which rows are trained, by their ids in order."""
+        """A hash of the ids of the training rows, in order."""
         return digest([*self.train.rows.ids])
 
 
 class Preparation:
-    """Carries rows from stage to stage and keeps the waterfall.
+    """Takes rows from stage to stage and records the waterfall.
 
     Args:
-        context: the run's tools.
+        context: of the run.
         max_length: in tokens, template included.
-        loss_on_all: whether every token is trained.
+        loss_on_all: whether every token trains.
     """
 
     def __init__(self, context: StageContext, max_length: int, *, loss_on_all: bool) -> None:
@@ -156,7 +156,7 @@ class Preparation:
         return self.flow.stages
 
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
-        """Filter the training side; the held-out side stays, and it is said when the two grow apart."""
+        """Filter the training side; notice a filter that makes it very different from the held-out side."""
         decided = keep(rows, self._context)
         stays = self.step(f"filter.{name}", rows, decided)
         lost = 1 - _share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
@@ -184,7 +184,7 @@ class Preparation:
         return stays
 
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
-        """Record a stage of the training side and give the rows that stay."""
+        """Record a stage of the training side and return the rows kept."""
         self._steps[stage.partition(".")[0] if stage.startswith("dedup.") else stage] = (rows, selection)
         return self.flow.step(stage, rows, selection)
 
@@ -238,7 +238,7 @@ class Preparation:
         return Ready(rows, tokens, encoded)
 
     def _narrowed(self, stage: str, rows: Rows, selection: Selection, flow: Waterfall | None) -> Rows:
-        """Record what was decided about rows, and return those that stay."""
+        """Record the decision on rows, and return those kept."""
         if flow:
             flow.record(stage, selection, rows.positions)
             if over := selection.dropped.get("over_max_length"):
@@ -253,7 +253,7 @@ def _share(part: int, total: int) -> float:
 
 
 def _with_limit(loaded: Loaded, side: Selection) -> Selection:
-    """Return what load decided, with the rows that ``dataset.limit`` leaves out."""
+    """Return load's decisions, with the rows beyond ``dataset.limit`` dropped."""
     reasons = list(loaded.selection.reason)
     for row, reason in enumerate(side.reason):
         if reason == "over_limit":
@@ -262,7 +262,7 @@ def _with_limit(loaded: Loaded, side: Selection) -> Selection:
 
 
 def _probe(rows: Rows, size: int) -> Rows:
-    """Choose training rows by hash, so that the probe is the same in every job that trains on them."""
+    """Return training rows chosen by hash, so that the probe is the same in every job that trains on them."""
     hashes = [group_hash(f"probe:{row_id.split('-', 1)[-1]}") for row_id in rows.ids]
     chosen = np.zeros(len(rows), bool)
     chosen[np.argsort(hashes, kind="stable")[:size]] = True

@@ -1,6 +1,6 @@
-"""Readers: how a file of each kind becomes records, and what is reported of a broken part of it.
+"""Readers: each kind of file as records, with an error for each broken part.
 
-All of them read in pieces, so memory grows with the longest record and not with the file.
+All of them read in pieces, so memory depends on the longest record and not on the file's size.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _unpacked_zstd(stream: IO[bytes]) -> IO[bytes]:
     return io.BufferedReader(pa.CompressedInputStream(stream, "zstd"), 2**20)
 
 
-# How a packed file begins, by what its name must end in, and what unpacks it.
+# By suffix of the name: the first bytes of a compressed file, and what decompresses it.
 _PACKINGS: dict[str, tuple[bytes, Any]] = {
     ".gz": (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
     ".bz2": (b"BZh", bz2.BZ2File),
@@ -48,7 +48,7 @@ _PACKINGS: dict[str, tuple[bytes, Any]] = {
 
 
 def name_problem(name: str) -> str:
-    """Return what is wrong with a file of this name; empty if its kind can be read."""
+    """Return what is wrong with a file's name; empty if files of its kind can be read."""
     kind, packing = _kind(name)
     return "" if kind in _READERS or (kind == ".parquet" and not packing) else "of another kind"
 
@@ -65,13 +65,13 @@ def problem_with(file: Path) -> str:
 
 
 def _kind(name: str) -> tuple[str, str]:
-    """Return the ending of a name that tells the file's kind, and that of its packing, empty if it is not packed."""
+    """Return the suffixes of a name for the file's kind and for its compression, empty if not compressed."""
     path = Path(name.lower())
     return (Path(path.stem).suffix, path.suffix) if path.suffix in _PACKINGS else (path.suffix, "")
 
 
-# What a reader yields: a record, None for a value that is no mapping of columns, or an error that says what is broken
-# and where. After an error, a reader goes on where it can.
+# What a reader yields: a record, None for a value that is not a mapping of columns, or an error naming what is broken
+# and where. After an error, a reader continues if it can.
 Outcome = Record | None | SourceError
 
 
@@ -80,9 +80,9 @@ def read(file: Path, name: str, store: Store, max_record_mb: float) -> Iterator[
 
     Args:
         file: to read.
-        name: of the file in messages: its path, or the URL that it is a copy of.
-        store: remembers the hash.
-        max_record_mb: the longest record, in MiB.
+        name: of the file in messages: its path, or the URL from which it was copied.
+        store: that keeps the hash.
+        max_record_mb: the longest record allowed, in MiB.
     """
     kind, packing = _kind(file.name)
     try:
@@ -97,15 +97,15 @@ def read(file: Path, name: str, store: Store, max_record_mb: float) -> Iterator[
 
 
 class _Buffered(io.BufferedReader):
-    """A buffer that does not close its file, whatever becomes of the readers that were stacked on it."""
+    """A buffer that does not close its file when the readers stacked on it are closed."""
 
     def close(self) -> None:
-        """Leave that to whoever opened the file."""
+        """Do nothing: ``_opened`` closes the file."""
 
 
 @contextmanager
 def _opened(file: Path, store: Store) -> Iterator[HashingReader]:
-    """Open a file for reading; its hash is known when it has been read.
+    """Open a file for reading, and store its hash when it has been read.
 
     Raises:
         SourceError: if it was written to or replaced in the meantime, or since this run first read it.
@@ -113,15 +113,15 @@ def _opened(file: Path, store: Store) -> Iterator[HashingReader]:
     with HashingReader(file) as raw:
         try:
             yield raw
-        finally:  # also after a broken part: what is left out belongs to the file
+        finally:  # also after a broken part: parts that are left out count for the hash
             store.remember_sha256(file, raw)
 
 
 def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[bytes]:
-    """Return the content of a file that is packed as its name says.
+    """Return the content of a file, decompressed as its name says.
 
     Raises:
-        SourceError: if it is packed in another way.
+        SourceError: if it is compressed in another way.
     """
     beginning = buffered.peek(6)[:6]
     for suffix, (magic, _) in _PACKINGS.items():
@@ -136,11 +136,11 @@ def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[b
 
 
 class _TooLong(SourceError):
-    """A line is longer than any record may be; the next line can be read."""
+    """A line is longer than a record may be; the next line can be read."""
 
 
 class _Lines:
-    """The lines of a stream as text, counted; goes on after a line that is too long or not UTF-8."""
+    """The lines of a stream as text, counted; iteration continues after a line that is too long or not UTF-8."""
 
     def __init__(self, name: str, stream: IO[bytes], max_record_mb: float) -> None:
         self._name, self._stream, self._max_mb = name, stream, max_record_mb
@@ -172,7 +172,7 @@ def _not_utf8(location: str, error: UnicodeDecodeError) -> SourceError:
 def _read_csv(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:
     csv.field_size_limit(int(max_record_mb * 2**20))
     lines = _Lines(name, stream, max_record_mb)
-    # Strict: otherwise a quote that is never closed swallows the rest of the file as a single field.
+    # Strict, or else a quote that is never closed would swallow the rest of the file as a single field.
     reader = csv.DictReader(lines, strict=True)
     try:
         has_header = reader.fieldnames is not None
@@ -194,7 +194,7 @@ def _read_csv(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Ou
         else:
             if record is None:
                 return
-            yield None if None in record else record  # more fields than columns: an unquoted comma cut a text
+            yield None if None in record else record  # more fields than columns: an unquoted comma split a text
 
 
 def _read_lines(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:
@@ -226,10 +226,10 @@ def _cut_short(error: Exception, line: int) -> OSError:
 
 
 def _read_arrow(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:  # noqa: ARG001 - it is framed
-    """Read Arrow's IPC stream, or its file format, which is a stream behind eight bytes, with an index at its end."""
+    """Read Arrow's IPC stream, or its file format, which is such a stream after eight bytes, followed by an index."""
     import pyarrow as pa
 
-    if stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]  # every stream of ours has it
+    if stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]  # all streams here have it
         stream.read(8)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -244,7 +244,7 @@ def _read_parquet(name: str, raw: HashingReader) -> Iterator[Outcome]:
     import pyarrow.parquet as pq
 
     def batches() -> Iterator[pa.RecordBatch]:
-        # Hashed first, since it is read by the index at its end; a column's pages are read some at a time.
+        # Hashed first, since reading starts with the index at the end; a column's pages are read some at a time.
         file = pq.ParquetFile(raw.rewound(), buffer_size=2**20, pre_buffer=False)
         _refuse_duplicates(name, file.schema_arrow.names)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -282,7 +282,7 @@ def _records_of(name: str, batches: Iterator[pa.RecordBatch], kind: str) -> Iter
 
 
 def _refuse_duplicates(name: str, columns: Sequence[str]) -> None:
-    """Refuse a table in which two columns have the same name: only the last of them could be read."""
+    """Refuse a table in which two columns have the same name: only the last one could be read."""
     if duplicates := [column for column, count in Counter(columns).items() if count > 1]:
         raise SourceError(f"{name}: has more than one column named {', '.join(duplicates)}; rename or remove one")
 

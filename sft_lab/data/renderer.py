@@ -1,13 +1,13 @@
-"""Rendering: a conversation becomes text, and we know which characters of it are the answer.
+"""Rendering: a conversation becomes text, with the spans of its answers.
 
-The text is rendered whole, so there is one BOS at most and no generation prompt in it. An answer's place is found by
-rendering the conversation once more with a character that occurs nowhere else in the answer's stead: what is new
-between the same beginning and the same end is the answer, whatever the template does to it and wherever else its words
-occur. What is trained begins where the generation prompt ends and goes through the end-of-turn token. No template needs
-special tags for that.
+The text is rendered as a whole, so it has at most one BOS and no generation prompt. An answer is located by rendering
+the conversation again with the answer replaced by a character that occurs nowhere else: whatever differs between the
+common beginning and the common end is the answer, whatever the template does to it and wherever else its words occur.
+The part that trains begins where the generation prompt ends and includes the end-of-turn token. Templates need no
+special tags for this.
 
-A control token in a message's own words (a user writes ``<|im_end|>``) stays words, so that nobody can forge a turn:
-the places where tokenize must break the text are kept beside it.
+A control token in a message's own text (a user writes ``<|im_end|>``) stays ordinary text, so that no turn can be
+forged: the positions where the tokenizer must not join characters are kept with the text.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EXCHANGE = ("user", "assistant")
-MAX_SEARCHED = 2000  # messages of a conversation whose answers are found by rendering it for each
+MAX_SEARCHED = 2000  # messages of a conversation that is rendered again for each answer
 _BLANK = PRIVATE_USE[0]
 
 
 class ThoughtStyle(Enum):
     """How a template writes a thought.
 
-    ``field``: from ``reasoning_content``. ``inside``: it leaves ``<think>...</think>`` in the content as it is.
-    ``prompt``: not at all, but its generation prompt ends with ``<think>``. ``none``: not at all.
+    ``field``: from ``reasoning_content``. ``inside``: as ``<think>...</think>`` in the content. ``prompt``: not at all,
+    but its generation prompt ends with ``<think>``. ``none``: not at all.
     """
 
     field = "field"
@@ -63,16 +63,16 @@ class Renderer:
     """A template bound to a tokenizer.
 
     Args:
-        tokenizer: gives the special tokens and runs the Jinja text in its sandbox.
+        tokenizer: whose special tokens are used, and which runs the Jinja text in its sandbox.
         jinja: the template's text.
-        date: what a template that asks for the date is told; None: the current one.
-        system: what becomes of a system turn.
+        date: for a template that uses one; None: today.
+        system: how a system turn is treated.
 
     Attributes:
-        date: that date; None for a template that does not ask.
+        date: that date; None for a template that uses none.
 
     Raises:
-        ModelError: if an end-of-turn token is not to be found in what the template writes.
+        ModelError: if the template writes no end-of-turn token.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Renderer:
         self.date = (date or today()) if clock.is_read(jinja) else None
         added = tokenizer.added_tokens_decoder.values()
         special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
-        # What a template writes marks turns, special or not; an answer may hold such tokens (<think>) rightfully.
+        # Tokens that a template writes mark turns, special or not; an answer may legitimately contain some (<think>).
         written = {str(token) for token in added if str(token) in jinja and not str(token).isspace()}
         self._special = sorted(special)
         self._control = {"assistant": control_pattern(special)}
@@ -109,12 +109,12 @@ class Renderer:
 
     @property
     def foreign(self) -> list[str]:
-        """Control tokens of other models that the template writes before its end of turn, plain text to this one."""
+        """Control tokens of other models that the template writes before its end of turn, as text for this one."""
         inside = self.closing.removesuffix(self.end_of_turn)
         return [token for token in CONTROL_TOKENS if token in inside]
 
     def adapted(self, messages: list[Message]) -> list[Message]:
-        """Return messages with a first turn that the template takes: a developer is a system where it knows none."""
+        """Return messages whose first turn the template accepts, such as a developer's turn as a system turn."""
         if not messages or messages[0]["role"] not in ("system", "developer"):
             return messages
         first, *rest = messages
@@ -127,7 +127,7 @@ class Renderer:
         return [first, *rest]
 
     def prompt(self, messages: list[Message], inputs: dict[str, Any] | None = None) -> Rendered:
-        """Render what the model is given before it answers.
+        """Return the prompt that the model is given to answer.
 
         Args:
             messages: of the conversation so far.
@@ -143,14 +143,13 @@ class Renderer:
         return unmarked(text, [], mark)
 
     def conversation(self, messages: list[Message]) -> Rendered:
-        """Render a conversation that ends with the assistant.
+        """Return a conversation that ends with the assistant, rendered.
 
-        Once, where the template writes conversations of these roles as its layout says (``Layout``); else as often as
-        it takes to find each answer.
+        It is rendered once if the template has a ``Layout`` for these roles, and otherwise again for each answer.
 
         Raises:
-            CannotRender: if the template refuses it, leaves out or changes what is said (but for white space at the
-                ends), or does not write each answer after what it gives the model to answer, with an end of turn.
+            CannotRender: if the template refuses it, leaves out or changes content (except white space at its ends), or
+                does not write each answer after the prompt for it and with an end of turn.
         """
         layout = self._layout(tuple(message["role"] for message in messages))
         if layout and not any(map(self._is_special, messages)):
@@ -169,14 +168,14 @@ class Renderer:
         exchanges = (len(roles) - len(head)) // 2
         if roles != head + EXCHANGE * exchanges or exchanges <= 4:
             return Layout.of(self._conversation, roles) if len(roles) <= MAX_SEARCHED else None
-        # What is written of three and of four exchanges tells what is written of more.
+        # The layouts of three and four exchanges show what the template writes for more.
         three, four = (self._layout(head + EXCHANGE * count) for count in (3, 4))
         if three and four and three.extended(4, len(head)) == four:
             return three.extended(exchanges, len(head))
         return Layout.of(self._conversation, roles) if len(roles) <= MAX_SEARCHED else None
 
     def _is_special(self, message: Message) -> bool:
-        """Whether the template may treat a message by what it says, or a control token in it must be broken."""
+        """Return whether the template may react to a message's content, or the content has a control token."""
         content = message["content"]
         return any(literal in content for literal in self._literals) or any(
             token in content for token in self._tokens[message["role"] == "assistant"]
@@ -192,20 +191,20 @@ class Renderer:
     def turns(
         self, messages: list[Message], inputs: dict[str, Any], wanted: Collection[int], *, shows_all: bool = False
     ) -> tuple[Rendered, list[int], CannotRender | None]:
-        """Render a conversation and find its last assistant turns by rendering it again for each, back to a hidden one.
+        """Render a conversation and locate assistant turns, from the last back to one that the template hides.
 
         Args:
             messages: of the conversation.
             inputs: ``tools``, ``documents`` and other variables of the template.
-            wanted: indices of the turns to find.
-            shows_all: whether an answer that is left out or changed refuses the conversation before any is searched.
+            wanted: indices of the turns to locate.
+            shows_all: refuse a conversation with an answer left out or changed before any turn is located.
 
         Returns:
-            The text with a span for each of these turns, their indices, and why the turn before them is not shown as
-            the model writes it; None where all are.
+            The text with the spans of the turns that were located, their indices, and why the turn before them is not
+            shown as the model writes it, None if all are.
 
         Raises:
-            CannotRender: if the template refuses it, or leaves out or changes what is said.
+            CannotRender: if the template refuses it, or leaves out or changes content.
         """
         search, mark = self._searched(messages, inputs)
         text, marked = search.text, search.messages
@@ -218,18 +217,18 @@ class Renderer:
                 refuse_missing([marked[index]], text[start:end])
             except CannotRender as error:
                 hidden = error
-                break  # what a template hides of this turn it hides of those before, and each costs renderings
+                break  # a template hides the same in all earlier turns, and locating each takes renderings
             spans.append((start, end))
             indices.append(index)
         return unmarked(text, spans[::-1], mark), indices[::-1], hidden
 
     def last_turn(self, messages: list[Message], inputs: dict[str, Any]) -> Rendered:
-        """Render the prompt of a conversation's last turn and that turn behind it.
+        """Return the prompt of a conversation's last turn followed by that turn.
 
-        It is for templates that write what came before otherwise once the turn is finished.
+        This is for templates that write earlier messages differently once the turn is finished.
 
         Raises:
-            CannotRender: if the turn is not shown as it is.
+            CannotRender: if the turn's content is changed.
         """
         search, mark = self._searched(messages, inputs)
         first, end = self._stretch(search, len(messages) - 1)
@@ -239,9 +238,9 @@ class Renderer:
         return unmarked(prompt + search.text[start:], [span], mark)
 
     def _searched(self, messages: list[Message], inputs: dict[str, Any]) -> tuple[TurnSearch, str]:
-        """Return a conversation as it is rendered, and the mark in its control tokens."""
+        """Return a rendered conversation to locate turns in, and the mark in its control tokens."""
         limit = MAX_SEARCHED if all(len(message) == 2 for message in messages) else MAX_SEARCHED // 2
-        if len(messages) > limit:  # it would take as many renderings of as many turns
+        if len(messages) > limit:  # the time grows with the square of their number
             raise CannotRender("too_many_turns", f"{len(messages):,} messages, more than {limit:,}")
         mark, blank = unused_characters(messages, inputs)
         marked = [self._marked(message, mark) for message in messages]
@@ -255,7 +254,7 @@ class Renderer:
         return TurnSearch(render, text, marked, blank), mark
 
     def _stretch(self, search: TurnSearch, index: int) -> tuple[int, int]:
-        """Return where the text of an answer begins, or its calls' arguments, and where its turn ends."""
+        """Return where an answer's text, or its calls' arguments, begin and where its turn ends."""
         if search.messages[index].get("tool_calls"):
             return search.call(index, sorted({self.end_of_turn, self.call_style[0]}))
         first, end = search.answer(index)
@@ -264,12 +263,12 @@ class Renderer:
         return first, end + len(self.closing)
 
     def cuts(self, text: str) -> list[int]:
-        """Return the places in somebody's own words that no token may lie across."""
+        """Return the positions in a message's own text that no token may cross."""
         control = self._control["user"]
         return [match.end() for match in control.finditer(text)] if control else []
 
     def plain_text(self, text: str) -> Rendered:
-        """Return plain text between BOS, where the tokenizer puts one, and EOS: no template, and all of it is trained.
+        """Return plain text between BOS, if the tokenizer adds one, and EOS, without a template; all of it trains.
 
         Raises:
             CannotRender: if the tokenizer has no EOS, so that the model could not learn to stop.
@@ -284,10 +283,10 @@ class Renderer:
         return rendered if rendered.cuts else replace(rendered, contents=[(start, start + len(text))])
 
     def _marked(self, message: Message, mark: str) -> Message:
-        """Put ``mark`` into every control token that the message's own text holds.
+        """Return a message with ``mark`` inside every control token in its own text.
 
-        The assistant's own words may hold such tokens of the template's as are not special; its thoughts and the
-        arguments of its calls stand between such tokens, and may not.
+        An answer may contain the template's tokens that are not special. Thoughts and the arguments of calls, which the
+        template puts between such tokens, may not.
         """
         control = self._control.get(message["role"], self._control["user"])
         content = control.sub(rf"\g<0>{mark}", message["content"]) if control else message["content"]
@@ -312,7 +311,7 @@ class Renderer:
             )
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"template: not Jinja, line {error.lineno}: {error.message}; fix the line") from error
-        except Exception as error:  # a template divides by zero, calls what is no function, recurses without end
+        except Exception as error:  # a template may divide by zero, call what is not a function, recurse endlessly
             raise CannotRender.by_template(error) from error
         rendered = str(text).replace(escaped(mark), mark) if mark else str(text)
         return rendered if rendered.startswith(self._bos) else self._bos + rendered
@@ -348,7 +347,7 @@ class Renderer:
 
     @cached_property
     def call_style(self) -> tuple[str, bool]:
-        """The token that ends a turn with tool calls, and whether the template takes their arguments as JSON text."""
+        """The token that ends a turn with tool calls, and whether the template expects their arguments as JSON text."""
         tools = [{"type": "function", "function": {"name": "gamma", "description": "", "parameters": {}}}]
         for as_text in (False, True):
             arguments = '{"alpha": "beta"}' if as_text else {"alpha": "beta"}
@@ -370,7 +369,7 @@ class Renderer:
         return self.end_of_turn, False
 
     def _find_closing(self) -> tuple[str, str]:
-        """Find the end-of-turn token, and what stands between an answer and its end, that token included."""
+        """Return the end-of-turn token, and the text from the end of an answer through that token."""
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             search = self._search(probe)

@@ -1,4 +1,4 @@
-"""Sources: where raw records come from. Each of these classes is a dataset option."""
+"""Sources of raw records. Each of these classes is a dataset option."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from sft_lab.core.store import Store
 
 BATCH = 512  # records of a hub set
-LOGGED = 3  # broken parts of a source that are named in the log; all are counted
+LOGGED = 3  # broken parts of a file that are named in the log; the others are only counted
 
 
 @dataclass
 class File(Dataset):
     """Files: a path, a URL that fsspec reads, or a glob of either.
 
-    They are .jsonl, .json, .csv or .arrow, plain or as .gz, .bz2, .xz or .zst, .parquet, or a folder that
-    ``datasets.save_to_disk`` wrote.
+    They may be .jsonl, .json, .csv or .arrow, plain or as .gz, .bz2, .xz or .zst, .parquet, or a folder written by
+    ``datasets.save_to_disk``.
     """
 
     path: str = field(default="???", metadata={"changes_result": False})  # the bytes do: see fingerprint
@@ -43,15 +43,15 @@ class File(Dataset):
         self.path = saved_path(self.path)
 
     def named(self) -> str:
-        """Return the path as given."""
+        """Return the path."""
         return f"dataset.path={self.path}"
 
     def check(self) -> list[str]:
-        """Return what is missing, or of a kind that cannot be read."""
+        """Return an error for each file that is missing or of a kind that cannot be read."""
         return file_problems(self.named(), self.path)
 
     def is_known(self, store: Store) -> bool:
-        """Return whether every file was read before and not touched since; nothing is downloaded."""
+        """Return whether every file was read before and has not been touched since; nothing is downloaded."""
         try:
             return store.know_sha256(self.local_files(store, StoreView(store.root)))
         except NotStored:
@@ -62,20 +62,20 @@ class File(Dataset):
         return digest(store.sha256_of(self.local_files(store)))
 
     def local_files(self, store: Store, view: Store | None = None) -> list[Path]:
-        """Return the files, in order; of remote ones the copies in the store.
+        """Return the files in order; for remote ones, their copies in the store.
 
         Args:
             store: where copies are made.
-            view: of the store, to look for copies and make none.
+            view: of the store, to look for copies without making any.
 
         Raises:
-            SourceError: if there are none, or they cannot be copied.
-            NotStored: if there is no copy in the view.
+            SourceError: if there are no files, or they cannot be copied.
+            NotStored: if ``view`` has no copy.
         """
         return [local_path(str(file), store, view) for file in self._listed(store)]
 
     def _listed(self, store: Store) -> list[Path] | list[str]:
-        """List the files once in a run, so that records and fingerprint are of the same ones."""
+        """Return the files, listed once per run so that records and fingerprint are of the same ones."""
         files: list[Path] | list[str] = store.once(f"files of {self.path}", lambda: files_of(self.path))
         if not files:
             raise SourceError(self.check()[0])
@@ -85,7 +85,7 @@ class File(Dataset):
         """Yield every record of every file, in order; None for one that cannot be read.
 
         Raises:
-            SourceError: naming file and line where a file is broken, unless ``on_error=skip``.
+            SourceError: if a file is broken, naming file and line, unless ``on_error=skip``.
         """
         files = self.local_files(store)
         for file, name in zip(files, map(str, self._listed(store)), strict=True):
@@ -106,10 +106,10 @@ class File(Dataset):
 
 
 def file_problems(key: str, path: str) -> list[str]:
-    """Return what is wrong with the files that a path, a URL or a glob names; empty when all can be read.
+    """Return an error for each file named by a path, a URL or a glob that cannot be read.
 
     Args:
-        key: of the path, with its value, for the messages.
+        key: the config key of the path, with its value, for the messages.
         path: the value.
     """
     remedy = f"give the path, URL or glob of {KINDS} files, or a folder of datasets.save_to_disk"
@@ -131,7 +131,7 @@ def _is_hub_name(name: str) -> bool:
 
 @dataclass
 class Hub(Dataset):
-    """A data set of the Hugging Face Hub. Needs a network the first time; a gated one needs HF_TOKEN or a login."""
+    """A data set of the Hugging Face Hub; it is downloaded once, and a gated one needs HF_TOKEN or a login."""
 
     name: str = bounded("???", holds=_is_hub_name, limit="a hub name, owner/name")
     config: str | None = None
@@ -144,11 +144,11 @@ class Hub(Dataset):
         return f"dataset.name={self.name}"
 
     def fingerprint(self, store: Store) -> str:
-        """Return a key of repository, commit and split; a branch name does not identify content."""
+        """Return a key of repository, commit and split; a branch name would not identify the content."""
         return digest(["hub", self.name, self._commit_once(store), self.config, self.split, self.eval_split])
 
     def _commit_once(self, store: Store) -> str:
-        """Resolve the revision once in a run, so that records and fingerprint are of the same commit."""
+        """Return the revision's commit, resolved once per run so that records and fingerprint are of the same one."""
         commit: str = store.once(f"commit of {self.name}@{self.revision}", self._commit)
         return commit
 
@@ -160,7 +160,7 @@ class Hub(Dataset):
         fall_back_on_cache()
         try:
             return str(HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha)
-        except Exception as error:  # of the client or the libraries below it; all mean: no rows
+        except Exception as error:  # of the client or the libraries below it; all mean that there are no rows
             raise SourceError(f"{self.named()}: {_hub_remedy(error)}") from error
 
     def records(self, store: Store) -> Iterator[tuple[str, Record | None]]:
@@ -174,9 +174,9 @@ class Hub(Dataset):
         fall_back_on_cache()
         for split in filter(None, (self.split, self.eval_split)):
             try:
-                # With its scheme, since a bare name would mean a local folder of that name, if there is one.
+                # With a scheme, since a bare name would mean a local folder of that name, if there is one.
                 rows = datasets.load_dataset(f"hf://datasets/{self.name}", self.config, split=split, revision=commit)
-            except Exception as error:  # the hub's client raises dozens of types, all mean: no rows
+            except Exception as error:  # as above
                 raise SourceError(f"{self.named()}, split {split}: {_hub_remedy(error)}") from error
             for batch in rows.iter(BATCH):  # memory-mapped; only a batch becomes Python objects
                 for values in zip(*batch.values(), strict=True):

@@ -1,7 +1,7 @@
-"""Split: which rows are held out. They never move.
+"""The split: which rows are held out.
 
-A row's side depends on the content of its group alone: not on the seed, a filter, dedup, ``dataset.limit`` or the
-order of the rows. So every job of a sweep over data is measured on the same rows.
+A row's side depends only on the content of its group: not on the seed, a filter, dedup, ``dataset.limit`` or the order
+of the rows. So every job of a sweep over data is measured on the same rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sft_lab.core.rows import Rows
     from sft_lab.core.selection import Selection
 
-MANY_TOO_LONG = 0.2  # share of the held-out rows that may be too long to be measured without a word
+MANY_TOO_LONG = 0.2  # share of the held-out rows that may be too long to be measured without a notice
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Sides:
     """The two sides of a split.
 
     Attributes:
-        side: the split of all loaded rows, for the training side: reasons ``held_out``, ``test`` and ``over_limit``.
+        side: of all loaded rows, those on the training side; reasons: ``held_out``, ``test`` and ``over_limit``.
         train: the training rows.
         held_out_rows: every row on the held-out side.
         held_out_selection: which of them are used, and why the others are not.
-        test_rows: every row on the test side, on which a chosen run alone is scored.
+        test_rows: every row on the test side, on which only a chosen run is scored.
         test_selection: as for the held-out side.
     """
 
@@ -70,7 +70,7 @@ class Sides:
 
     @property
     def measured(self) -> Rows:
-        """Every row that is kept for measuring: what no training row may equal."""
+        """Every row on the held-out or the test side, to which no training row may be equal."""
         import numpy as np
 
         from sft_lab.core.rows import Rows
@@ -80,22 +80,22 @@ class Sides:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A key of the held-out rows in use, by content: the id of a row holds its content's hash."""
+        """A hash of the held-out rows in use, by content: a row's id contains the hash of its content."""
         return digest(sorted(row_id.split("-", 1)[-1] for row_id in self.held_out.ids))
 
 
 def group_hash(group: str) -> float:
-    """Place a group in [0, 1), evenly and for ever."""
+    """Return a group's fixed position in [0, 1), evenly distributed."""
     return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
 
 @dataclass
 class Split(Bounded, UsesContext, abc.ABC):
-    """What every split has: which held-out rows are used, and how many.
+    """The base of all splits: which held-out rows are used, and how many.
 
     Attributes:
-        filter: what a held-out row must be, by the filters' names. It says what the model is for, and so is the same
-            for every job of a sweep; the training side has filters of its own.
+        filter: for held-out rows, by name. It expresses what the model is for and so is the same for every job of a
+            sweep; the training side has its own filters.
     """
 
     version: ClassVar[int] = 1
@@ -106,7 +106,7 @@ class Split(Bounded, UsesContext, abc.ABC):
     max_eval_tokens: int = bounded(1024, at_least=1)
 
     def __post_init__(self) -> None:
-        """Refuse fewer rows at most than at least."""
+        """Refuse a maximum below the minimum."""
         super().__post_init__()
         require(
             self.max_eval_rows >= self.min_eval_rows,
@@ -117,16 +117,16 @@ class Split(Bounded, UsesContext, abc.ABC):
 
     @abc.abstractmethod
     def is_held_out(self, rows: Rows) -> np.ndarray:
-        """True for each row on the held-out side: bool, shape (rows,)."""
+        """Return which rows are on the held-out side: bool, shape (rows,)."""
 
     def is_test(self, rows: Rows) -> np.ndarray:
-        """True for each row on the test side: bool, shape (rows,)."""
+        """Return which rows are on the test side: bool, shape (rows,)."""
         import numpy as np
 
         return np.zeros(len(rows), bool)
 
     def wants_held_out(self) -> bool:
-        """Whether there are held-out rows at all."""
+        """Return whether rows are to be held out at all."""
         return True
 
     def remedy(self) -> str:
@@ -134,11 +134,11 @@ class Split(Bounded, UsesContext, abc.ABC):
         return "give more held-out rows, or lower split.min_eval_rows"
 
     def source(self) -> Dataset | None:
-        """The source of the held-out rows, where they have one of their own."""
+        """Return the source of the held-out rows, if they have one of their own."""
         return None
 
     def check(self) -> list[str]:
-        """Say what is wrong with the world as this split needs it."""
+        """Return what is missing or wrong for this split."""
         problems = [problem for keep in self.filter.values() for problem in keep.check()]
         return [f"split.{problem}" if problem.startswith("filter.") else problem for problem in problems]
 
@@ -148,15 +148,15 @@ class Split(Bounded, UsesContext, abc.ABC):
         context: StageContext | None = None,
         surplus: Callable[[Rows], np.ndarray] | None = None,
     ) -> Sides:
-        """Put every loaded row on its side.
+        """Return the sides of all loaded rows.
 
         Args:
             rows: the loaded rows.
             context: for the tokenizer; None: the run's.
-            surplus: which training rows are more than asked for (``Dataset.surplus``).
+            surplus: returns which training rows are beyond the limit (``Dataset.surplus``).
 
         Raises:
-            ConfigError: when too few held-out rows can be used to judge anything.
+            ConfigError: if too few held-out rows can be used to judge a run.
         """
         import numpy as np
 
@@ -204,7 +204,7 @@ class Split(Bounded, UsesContext, abc.ABC):
             return Selection.of(rows, [])
         tokens = context.token_counts(rows).sum(axis=1)
         unanswered = [
-            not (answer.strip() and (prompt.strip() or not messages))  # plain text asks nothing
+            not (answer.strip() and (prompt.strip() or not messages))  # plain text has no prompt
             for batch in rows.batches("prompt", "answer", "messages")
             for prompt, answer, messages in zip(*batch, strict=True)
         ]
@@ -213,7 +213,7 @@ class Split(Bounded, UsesContext, abc.ABC):
         ).tolist()
         for keep in self.filter.values():
             reasons = [reason or new for reason, new in zip(reasons, keep(rows, context).reason, strict=True)]
-        # The rows with the smallest hash are used, not the first ones: row order must not enter.
+        # The rows with the smallest hashes are used, not the first ones: row order must not matter.
         names = (named for batch in rows.batches("group", "id") for named in zip(*batch, strict=True))
         positions = [(group_hash(group), row_id.split("-", 1)[-1]) for group, row_id in names]
         usable = sorted((position, index) for index, position in enumerate(positions) if not reasons[index])
@@ -224,11 +224,11 @@ class Split(Bounded, UsesContext, abc.ABC):
 
 @dataclass
 class Hash(Split):
-    """Held out by the hash of the group.
+    """Rows are held out by the hash of their group.
 
     Attributes:
-        test_share: a third side beside the held-out one: jobs are compared on held-out rows, and the best of many looks
-            better there than it is; the test rows have seen no comparison.
+        test_share: of a third side: jobs are compared on held-out rows, where the best of many looks better than it
+            is; test rows are not used for comparing.
     """
 
     eval_share: float = bounded(0.1, at_least=0, below=1, limit="a share from 0 (none) to below 1")
@@ -241,28 +241,28 @@ class Hash(Split):
         require(0 <= self.test_share < 1 - self.eval_share, "test_share", self.test_share, limit)
 
     def wants_held_out(self) -> bool:
-        """No held-out rows at a share of 0."""
+        """Return false if the share is 0."""
         return self.eval_share > 0
 
     def remedy(self) -> str:
-        """A larger share, or none."""
+        """Return the advice of a larger share, or none."""
         return (
             "raise split.eval_share, to 0.2 say, give more rows, or set split.eval_share=0 to train without held-out "
             "rows"
         )
 
     def is_held_out(self, rows: Rows) -> np.ndarray:
-        """A row is held out iff its group's hash lies below the share."""
+        """Return which groups' hashes are below the share."""
         return _positions(rows) < self.eval_share
 
     def is_test(self, rows: Rows) -> np.ndarray:
-        """A row is of the test side iff its group's hash lies in the share above the held-out one."""
+        """Return which groups' hashes are in the share above the held-out one."""
         positions = _positions(rows)
         return (positions >= self.eval_share) & (positions < self.eval_share + self.test_share)
 
 
 def _positions(rows: Rows) -> np.ndarray:
-    """Where the hash of each row's group lies in [0, 1): float64, shape (rows,)."""
+    """Return the position of each row's group in [0, 1): float64, shape (rows,)."""
     import numpy as np
 
     groups = (group for (groups,) in rows.batches("group") for group in groups)
@@ -271,13 +271,13 @@ def _positions(rows: Rows) -> np.ndarray:
 
 @dataclass
 class Source(Split):
-    """Held out by the source: its own test split."""
+    """The source's own test split is held out."""
 
     def is_held_out(self, rows: Rows) -> np.ndarray:
-        """A row is held out iff it comes from another split than the first row's.
+        """Return which rows are from another split than the first row.
 
         Raises:
-            ConfigError: if the source has one split only.
+            ConfigError: if the source has only one split.
         """
         import numpy as np
 
@@ -291,7 +291,7 @@ class Source(Split):
 
 @dataclass
 class FromFile(Split):
-    """Held out by you: a file of its own, beside the training data."""
+    """The held-out rows are those of a separate file."""
 
     path: str = field(default="???", metadata={"changes_result": False})  # the bytes do: see Dataset.fingerprint
     format: Format = Format.auto
@@ -303,19 +303,19 @@ class FromFile(Split):
         self.path = absolute_path(self.path)
 
     def source(self) -> File:
-        """The file."""
+        """Return the file."""
         return File(self.format, self.columns, path=self.path)
 
     def check(self) -> list[str]:
-        """The file is there and of a kind that can be read."""
+        """Return an error if the file is missing or cannot be read."""
         return [*super().check(), *(f"split.{problem.removeprefix('dataset.')}" for problem in self.source().check())]
 
     def remedy(self) -> str:
-        """More rows in the file."""
+        """Return the advice of more rows in the file."""
         return f"give more rows in split.path={self.path}, or lower split.min_eval_rows"
 
     def is_held_out(self, rows: Rows) -> np.ndarray:
-        """A row is held out iff it comes from the file."""
+        """Return which rows come from the file."""
         import numpy as np
 
         from sft_lab.core.selection import shared_strings

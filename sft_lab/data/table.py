@@ -1,8 +1,8 @@
 """Raw records become one immutable table, block by block.
 
-A record is turned into messages, a prompt and an answer; one that cannot be used is dropped with a reason. Which
-reader fits, and what makes a group, depends on all records: both are guessed from the first ones, so that a source is
-read once, and done again where the guess was wrong.
+A record is turned into messages, a prompt and an answer; one that cannot be used is dropped with a reason. The right
+reader and the rule for groups depend on all records. Both are guessed from the first ones, so that a source is usually
+read only once, and the work is repeated if the guess was wrong.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _NUMBERED = re.compile(r"^(.+)_\d+$", re.DOTALL)
 
 
 def write_table(dataset: Dataset, held_out: Dataset | None, context: StageContext, folder: Path) -> None:
-    """Read every part of a source and write the table, the selection and what is to be known of both.
+    """Read every part of a source and write the table, the selection and their statistics.
 
     Args:
         dataset: the source.
-        held_out: another one whose rows are all held out, put behind those of the first.
+        held_out: another source whose rows are all held out; they are appended.
         context: for the store and the workers.
         folder: of the result.
     """
@@ -96,15 +96,15 @@ def _reorder(folder: Path, order: np.ndarray) -> None:
 
 @dataclass
 class _Loaded:
-    """What is kept in memory of all records.
+    """The data on all records that is kept in memory.
 
     Attributes:
         ids: of the records, in order.
-        reasons: why each is no row; empty where it is one.
-        causes: what in the record is behind that.
+        reasons: why each record is dropped; empty if it became a row.
+        causes: details of the reasons.
         groups: a hash of each row's group: uint64.
-        unread: how many rows have something in a field that is not read, by field.
-        turns: how many turns were read, and by reason those that are not used as they are.
+        unread: the number of rows with content in a field that is not read, by field.
+        turns: the number of turns read, and by reason of those that are not used as they are.
     """
 
     ids: list[pa.Array] = field(default_factory=list)
@@ -119,10 +119,10 @@ class _Part:
     """One source's records on their way to rows.
 
     Args:
-        name: of the source in a mixture; ``""`` for a source alone.
-        part: gives the records, and how they are read.
-        mixture: what the rows of every part have in common.
-        split: put on every row, whatever the source says.
+        name: of the source in a mixture; ``""`` outside a mixture.
+        part: whose records are read.
+        mixture: the options that all parts have in common.
+        split: of every row, whatever the source says; None: the source's.
         first: the position of its first record among those of all parts.
     """
 
@@ -131,7 +131,7 @@ class _Part:
         self._group = mixture.group if split is None else "content"
 
     def write(self, context: StageContext, folder: Path, writer: TableWriter, loaded: _Loaded) -> str:
-        """Append the rows to the table; return the rule that made their groups, empty where there is no row."""
+        """Append the rows to the table and return the rule that made their groups; empty without rows."""
         batches = self._batches(context)
         beginning = next(batches, None)
         if beginning is None:
@@ -152,7 +152,7 @@ class _Part:
             table = block.read()
             loaded.unread.update(block.notes["unread"])
             loaded.turns.update(block.notes["turns"])
-            loaded.ids.append(pa.concat_arrays(table["id"].chunks))  # a copy, for the block's file goes
+            loaded.ids.append(pa.concat_arrays(table["id"].chunks))  # a copy, since the block's file is removed
             loaded.reasons += shared_strings(table["reason"])
             loaded.causes += shared_strings(table["cause"])
             table = table.filter(pc.equal(table["reason"], ""))
@@ -165,7 +165,7 @@ class _Part:
         return right_rule if rows else ""
 
     def _guess(self, context: StageContext, beginning: Batch) -> tuple[list[str], str]:
-        """Return the columns that tell how the records are read, and the rule that makes their groups, most likely.
+        """Return the columns that determine the reader, and the most likely rule for groups.
 
         Raises:
             SourceError: if no format fits the columns.
@@ -173,7 +173,7 @@ class _Part:
         columns = _union(*(record for _, record in beginning if record))
         try:
             self._reader(columns)
-        except SourceError:  # what is missing may come later
+        except SourceError:  # later records may have the missing columns
             count = 0
             for batch in self._batches(context):
                 count += len(batch)
@@ -200,7 +200,7 @@ class _Part:
     def _convert(
         self, context: StageContext, folder: Path, columns: list[str], rule: str, batches: Iterable[Batch]
     ) -> list[Block]:
-        """Turn all records into rows, and return the blocks that hold them."""
+        """Turn all records into rows, and return their blocks."""
         converter = _Converter(self._reader(columns), self._mixture, self._name, self._split, self._group, rule)
         choices = [self._part.format.name, self._part.columns, columns, rule, self._name, self._split, self._group]
         version = digest([*choices, result_params(self._mixture), version_of(self._mixture)])
@@ -214,10 +214,10 @@ class _Part:
         return list(run_blocks(converter, payloads(), folder, "load", context.engine))
 
     def _rule(self, blocks: list[Block]) -> str:
-        """Return the rule that makes the groups which must stay on one side of the split.
+        """Return the rule that makes groups, each of which stays on one side of the split.
 
-        ``auto`` trusts numbered ids only where every row has one and no conversation holds more than a tenth of the
-        rows: ``identity_0`` to ``identity_999`` are a thousand rows, not one.
+        ``auto`` uses numbered ids only if every row has one and no conversation has more than a tenth of the rows:
+        ``identity_0`` to ``identity_999`` are a thousand conversations, not one.
         """
         if self._group not in ("auto", "id_prefix"):
             return self._group
@@ -242,7 +242,7 @@ class _Part:
 
 
 class _Converter:
-    """Turns a block of records into a table: a row for each, also for one that is dropped, and why."""
+    """Turns a block of records into a table with a row for each record; for a dropped one, the reason."""
 
     def __init__(self, reader: Reader, mixture: Dataset, source: str, split: str | None, group: str, rule: str) -> None:
         self._reader, self._drops_bad = reader, mixture.bad_answers is BadAnswers.drop
@@ -260,7 +260,7 @@ class _Converter:
                     raise Unreadable("no record: a broken line, or a value that is no object of columns")  # noqa: TRY301
                 watched = Watched(record)
                 messages, fields = read_record(self._reader, watched, drops_bad_answers=self._drops_bad)
-                # The hash is of what was read, not of the record: the same rows as CSV and as JSON have the same ids.
+                # A hash of what was read, not of the record, so that the same rows in CSV and JSON have the same ids.
                 name = _digest(messages, fields)
                 unread.update(watched.unread() - {"id", self._group})
                 system, messages = self._cutter(messages, turns)
@@ -282,7 +282,7 @@ _RULES = ("auto", "id_prefix", "content")
 
 
 def _groups(table: pa.Table, rule: str, source: str) -> list[str | None]:
-    """Return the group of each row: what must stay on one side of the split; None where a record is no row."""
+    """Return each row's group, which must stay on one side of the split; None for a dropped record."""
     within = f"{source}:" if source else ""
     names = ("reason", "source_id", "prompt", "answer", "group_value")
     groups: list[str | None] = []
@@ -293,31 +293,31 @@ def _groups(table: pa.Table, rule: str, source: str) -> list[str | None]:
             groups.append(f"id_prefix:{within}{match.group(1)}")
         elif rule not in _RULES and value:
             groups.append(f"{rule}:{within}{value}")
-        else:  # rows whose column is empty do not belong together: each is grouped by what it says
+        else:  # rows whose group column is empty do not belong together: each is grouped by its content
             groups.append(content_group(prompt, answer))
     return groups
 
 
 def hashes(texts: Iterable[str]) -> np.ndarray:
-    """Return a hash of each text: uint64, shape (texts,); of a million texts two share one once in 40 million times."""
+    """Return a hash of each text: uint64, shape (texts,); a million texts collide with a probability of 3e-8."""
     import xxhash
 
     return np.fromiter((xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) for text in texts), np.uint64)
 
 
 def _union(*columns: Iterable[str]) -> list[str]:
-    """Return every name once, in the order in which they first come."""
+    """Return every name once, in order of first occurrence."""
     return list(dict.fromkeys(itertools.chain.from_iterable(columns)))
 
 
 def _digest(messages: list[Message], fields: dict[str, str]) -> str:
-    """Return a hash of what was read; that of messages without more than role and content stays as it ever was."""
+    """Return a hash of what was read; for messages with role and content alone, the one that ids have always had."""
     content: Any = [[*message.values()] if len(message) == 2 else message for message in messages]
     return digest([content, fields] if fields else content)[:12]
 
 
 def _row(row_id: str, record: Record, system: list[Message], messages: list[Message]) -> Record:
-    """Return a table's row, its group and source left open; plain text answers nothing and is no conversation."""
+    """Return a table's row without group and source; plain text has neither prompt nor messages."""
     texts = texts_of(messages)
     return {
         "id": row_id,

@@ -1,4 +1,4 @@
-"""Conversations as chat templates take them: messages with tool calls and thoughts, and what is given beside them."""
+"""The inputs of chat templates: messages with tool calls and thoughts, tools, documents and variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sft_lab.core.types import MESSAGE
 from sft_lab.data.messages import Message, without_surrogates
 from sft_lab.data.template_layout import MAX_CAUSE, CannotRender
 
-# A thought at the head of an answer; its opening tag may stand in the generation prompt.
+# A thought at the beginning of an answer; its opening tag may be in the generation prompt.
 THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>\n*(.*)\Z", re.DOTALL)
 OPENED = re.compile(r"\A\s*<think>")
 PLAIN_FIELDS = {"role", "content"}
@@ -21,11 +21,11 @@ PLAIN_FIELDS = {"role", "content"}
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a chat template is given.
+    """The input of a chat template.
 
     Attributes:
-        messages: with no field but those that templates know; tool calls are lists, not JSON text.
-        inputs: ``tools``, ``documents`` and the template variables of the row.
+        messages: with only the fields that templates know; tool calls are lists, not JSON text.
+        inputs: ``tools``, ``documents`` and the row's template variables.
     """
 
     messages: list[Message]
@@ -34,10 +34,10 @@ class Conversation:
     @classmethod
     def of(cls, messages: list[Message], tools: str | None = None, documents: str | None = None,
            template_kwargs: str | None = None) -> Conversation:  # fmt: skip
-        """Read a row's columns.
+        """Return the input from a row's columns.
 
         Raises:
-            CannotRender: if JSON text in them is not what a template takes.
+            CannotRender: if JSON text in them does not fit a template.
         """
         if not (tools or documents or template_kwargs) and all(message.keys() <= PLAIN_FIELDS for message in messages):
             return cls(messages)
@@ -55,7 +55,7 @@ class Conversation:
 
 
 def arguments_as_text(message: Message) -> Message:
-    """Return a message whose tool calls have their arguments as JSON text."""
+    """Return a message with the arguments of its tool calls as JSON text."""
     calls = [
         {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
         for call in message["tool_calls"]
@@ -65,7 +65,7 @@ def arguments_as_text(message: Message) -> Message:
 
 
 def thought_of(message: Message) -> str:
-    """Return the thought of an assistant's message, at its head or apart; empty where it has none."""
+    """Return the thought of an assistant's message, from its own field or the content; empty without one."""
     if message.get("reasoning_content"):
         return str(message["reasoning_content"]).strip()
     match = THOUGHT.match(message["content"]) if "</think>" in message["content"] else None
@@ -73,10 +73,10 @@ def thought_of(message: Message) -> str:
 
 
 def split_thought(message: Message) -> Message:
-    """Return an assistant's message with the thought at its head as ``reasoning_content``.
+    """Return an assistant's message with the thought moved from its content to ``reasoning_content``.
 
     Raises:
-        CannotRender: if it is opened and never closed.
+        CannotRender: if the thought is opened and never closed.
     """
     content = message["content"]
     if message.get("reasoning_content") or not ("</think>" in content or OPENED.match(content)):
@@ -87,7 +87,7 @@ def split_thought(message: Message) -> Message:
 
 
 def without_thought(message: Message) -> Message:
-    """Return a message of a conversation without its thought; one that is never closed stays."""
+    """Return a message without its thought; a thought that is never closed stays."""
     if message["role"] != "assistant":
         return message
     rest = {name: value for name, value in message.items() if name != "reasoning_content"}
@@ -96,7 +96,7 @@ def without_thought(message: Message) -> Message:
 
 
 def with_thought_inside(message: Message) -> Message:
-    """Return an assistant's message with its thought at the head of its content, where it may be already."""
+    """Return an assistant's message with its thought at the beginning of its content."""
     rest = {name: value for name, value in message.items() if name != "reasoning_content"}
     thought = message.get("reasoning_content", "").strip()
     if not thought or _has_thought_inside(message):
@@ -106,13 +106,13 @@ def with_thought_inside(message: Message) -> Message:
 
 
 def _has_thought_inside(message: Message) -> bool:
-    """Return whether a thought is at the head of the content; where it is also given apart, that one."""
+    """Return whether the content begins with a thought, namely that in ``reasoning_content`` if it has one."""
     head, closing, _ = message["content"].partition("</think>")
     return bool(closing) and message.get("reasoning_content", "").strip() in head
 
 
 def _message(message: Message) -> Message:
-    """Return a message as templates take it, still with its weight."""
+    """Return a message as templates take it, still with its weight; see ``Conversation``."""
     cleaned = {name: value for name, value in message.items() if name in MESSAGE and value is not None}
     cleaned["content"] = message.get("content") or ""
     if calls := cleaned.pop("tool_calls", None):
@@ -124,7 +124,7 @@ def _message(message: Message) -> Message:
 
 
 def _call(call: Any) -> dict[str, Any]:
-    """Return a tool call as OpenAI writes it, with its arguments as an object."""
+    """Return a tool call in OpenAI's form, with its arguments as an object."""
     if isinstance(call, dict) and "function" not in call and "name" in call:
         call = {"type": "function", "function": call}
     function = call.get("function") if isinstance(call, dict) else None
@@ -152,7 +152,7 @@ def _load(text: str, kind: type, reason: str) -> Any:
 
 @cache
 def _reserved() -> frozenset[str]:
-    """Return the names that a row may not give a template: what Transformers or the conversation gives it."""
+    """Return the variables that a row must not set: those that Transformers or the conversation sets."""
     from transformers import PreTrainedTokenizerBase
 
     parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters

@@ -1,4 +1,4 @@
-"""Layouts: what a template writes around the messages, found once, so that a conversation is rendered once."""
+"""Layouts: the text that a template writes around messages, so that each conversation is rendered only once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sft_lab.core.text import one_line
 from sft_lab.data.messages import Message
 
 MAX_CAUSE = 200  # characters
-PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters that stand for nothing
-_ROLES = {"system", "user", "assistant", "tool"}  # compared with a message's role
+PRIVATE_USE = tuple(map(chr, range(0xE000, 0xF900)))  # characters without a meaning
+_ROLES = {"system", "user", "assistant", "tool"}  # which templates compare with a message's role
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a statement of Transformers' own
 
 
@@ -21,11 +21,11 @@ class Rendered:
 
     Attributes:
         text: without a generation prompt.
-        spans: the characters of each answer, end-of-turn token included.
-        cuts: places no token may lie across, since a message's own words would else become a control token.
-        contents: the characters of each message's own text, where they are known.
-        masked: characters within spans that are not trained: thoughts.
-        weights: of each span in the loss; empty where every one is 1.
+        spans: of each answer in the text, end-of-turn token included.
+        cuts: positions that no token may cross, or else a message's own text would become a control token.
+        contents: the span of each message's own text, if known.
+        masked: spans of thoughts within ``spans`` that do not train.
+        weights: of each span in the loss; empty if all are 1.
     """
 
     text: str
@@ -41,7 +41,7 @@ class CannotRender(Exception):
 
     Attributes:
         reason: why the row is dropped.
-        cause: what exactly is the matter, such as the template's own words (``raise_exception``); may be empty.
+        cause: the details, such as the template's own message (``raise_exception``); may be empty.
     """
 
     def __init__(self, reason: str, cause: str = "") -> None:
@@ -50,7 +50,7 @@ class CannotRender(Exception):
 
     @classmethod
     def by_template(cls, error: Exception) -> CannotRender:
-        """Return it for what rendering raised."""
+        """Return it for an error that rendering raised."""
         return cls("template_refused", "calls itself without end" if isinstance(error, RecursionError) else str(error))
 
 
@@ -59,14 +59,14 @@ _STRIPS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rst
 
 @dataclass(frozen=True)
 class Layout:
-    """How a template writes conversations whose messages have certain roles: what stands around their contents.
+    """How a template writes conversations with certain roles: the text around the contents of messages.
 
-    Found out once by rendering contents that occur nowhere else; then each row's text is held against it.
+    It is determined once, by rendering contents that occur nowhere else; then each row's text is compared with it.
 
     Attributes:
-        pieces: before, between and behind the contents.
-        strips: what the template takes off each content's ends.
-        answers: index of each answer, and how many characters before and behind it are trained with it.
+        pieces: the text before, between and after the contents.
+        strips: how the template strips each content.
+        answers: the index of each answer, and the number of characters before and after it that train with it.
     """
 
     pieces: list[str]
@@ -75,7 +75,7 @@ class Layout:
 
     @classmethod
     def of(cls, conversation: Callable[[list[Message]], Rendered], roles: tuple[str, ...]) -> Layout | None:
-        """Find the layout by rendering; None where a template writes more or less than the contents, in their order."""
+        """Return the layout, found by rendering; None if the template does not write each content once, in order."""
         contents = PRIVATE_USE[2 : 2 + len(roles)]
         if len(contents) < len(roles):
             return None
@@ -104,11 +104,11 @@ class Layout:
         return cls(pieces, strips, answers)
 
     def extended(self, exchanges: int, head: int) -> Layout:
-        """Return the layout of more exchanges than the three of this one: the second is repeated.
+        """Return the layout for more exchanges than this one's three, by repeating the second.
 
         Args:
-            exchanges: how many there are, three or more.
-            head: messages before the first exchange.
+            exchanges: their number, three or more.
+            head: the number of messages before the first exchange.
         """
         added = exchanges - 3
         second, third = slice(head + 2, head + 4), head + 4
@@ -119,7 +119,7 @@ class Layout:
         return Layout(pieces, strips, [(head + 2 * i + 1, *trained) for i, trained in enumerate(around)])
 
     def locate(self, text: str, messages: list[Message]) -> Rendered | None:
-        """Return where answers and contents are in a conversation's text; None if it is not written by this layout."""
+        """Return a conversation's text with the spans of its answers and contents; None if it has another layout."""
         contents = [strip(message["content"]) for strip, message in zip(self.strips, messages, strict=True)]
         position = 0
         spans = []
@@ -136,7 +136,7 @@ class Layout:
 
 
 def literals(jinja: str) -> list[str]:
-    """Return the texts that a template may look for in a message: those that are compared, searched for or split by."""
+    """Return the strings that a template may look for in a message, in comparisons, tests, filters and calls."""
     import jinja2
     from jinja2 import nodes
 
@@ -144,7 +144,7 @@ def literals(jinja: str) -> list[str]:
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - nothing is rendered
         tree = environment.parse(_GENERATION.sub("", jinja))
     except jinja2.TemplateError:
-        return [""]  # every text may be what it looks for; if it is no template, rendering says so
+        return [""]  # which is in every text; rendering will report the error
     literals: set[str] = set()
     for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
         literals |= {const.value for const in node.find_all(nodes.Const) if isinstance(const.value, str)}

@@ -1,4 +1,4 @@
-"""Texts as tokens, and which tokens hold a stretch of a text."""
+"""Encoding texts, and finding the tokens of a span of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Offset = tuple[int, int]
 
 
 def token_ranges(begins: np.ndarray, ends: np.ndarray, spans: list[Offset]) -> list[Offset]:
-    """Return the tokens that hold a character of each span, first and behind the last; offsets are in order."""
+    """Return the range of tokens with a character of each span; ``begins`` and ``ends`` are ascending offsets."""
     starts, stops = np.array(spans, np.int64).reshape(-1, 2).T
     first = np.searchsorted(ends, starts, "right")
     last = np.maximum(first, np.searchsorted(begins, stops, "left"))
@@ -26,9 +26,9 @@ def token_ranges(begins: np.ndarray, ends: np.ndarray, spans: list[Offset]) -> l
 
 
 def answer_ranges(encoding: Encoding, text: str, spans: list[Offset]) -> list[Offset] | None:
-    """Return the tokens of each answer, first and behind the last; None if a token spans the beginning of one.
+    """Return the range of tokens of each answer; None if a token crosses the beginning of one.
 
-    As ``merged_starts`` and the rule of labels have it, without a list of all offsets.
+    Equivalent to ``merged_starts`` and ``token_ranges``, but without a list of all offsets.
     """
     ranges = []
     for start, stop in spans:
@@ -44,7 +44,7 @@ def answer_ranges(encoding: Encoding, text: str, spans: list[Offset]) -> list[Of
 
 
 def tokens_of(encoding: Encoding, start: int, stop: int) -> Offset | None:
-    """Return the tokens that hold a character of a stretch of text; None if its ends are in no token."""
+    """Return the range of tokens with a character of a span; None if one of its ends is in no token."""
     if start == stop:
         return 0, 0
     first, last = encoding.char_to_token(start), encoding.char_to_token(stop - 1)
@@ -64,10 +64,10 @@ def _end(encoding: Encoding, token: int) -> int:
 
 
 def merged_starts(text: str, spans: list[Offset], offsets: list[Offset]) -> list[int]:
-    """Return the starts of answers whose first token begins before them, as white space behind a line break does.
+    """Return the starts of answers whose first token begins before them, as white space after a line break may.
 
-    At generation the model is given the tokens of the prompt alone, so the text is split there. Offsets may leave
-    out white space.
+    For generation the model gets the tokens of the prompt alone, so the text is split there. Offsets may leave out
+    white space.
     """
     token_starts = [begin for begin, _ in offsets]
     return [
@@ -79,10 +79,10 @@ def merged_starts(text: str, spans: list[Offset], offsets: list[Offset]) -> list
 
 
 def encodings_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Encoding]:
-    """Return texts as tokens, whole."""
+    """Return texts as tokens, without truncation or special tokens."""
     if not texts:
         return []
-    backend = tokenizer.backend_tokenizer  # not the call, which makes lists of all that it gives
+    backend = tokenizer.backend_tokenizer  # calling the tokenizer itself would make lists of everything
     backend.no_truncation()
     backend.no_padding()
     with encoding_on_every_core():
@@ -96,7 +96,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[list[
 
 
 def encode_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, cuts: list[int]) -> tuple[list[int], list[Offset]]:
-    """Encode a text so that no token spans a cut."""
+    """Return ids and offsets of a text, encoded so that no token crosses a cut."""
     ids: list[int] = []
     offsets: list[Offset] = []
     for begin, end in itertools.pairwise([0, *cuts, len(text)]):
@@ -107,11 +107,11 @@ def encode_in_pieces(tokenizer: PreTrainedTokenizerBase, text: str, cuts: list[i
 
 
 def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, *, leads: bool) -> tuple[list[int], list[Offset]]:
-    """Encode a piece of a text; behind a line break unless it leads, since SentencePiece adds a space."""
+    """Encode a piece of a text; unless it leads, after a line break, since SentencePiece adds a leading space."""
     (line_break,), _ = _encode(tokenizer, ["\n"])
     (ids,), (offsets,) = _encode(tokenizer, [piece if leads else f"\n{piece}"])
     if leads:
         return ids, offsets
-    if ids[: len(line_break)] != line_break:  # the line break went into the piece's first token
+    if ids[: len(line_break)] != line_break:  # the line break merged with the piece's first token
         return _encode_piece(tokenizer, piece, leads=True)
     return ids[len(line_break) :], [(first - 1, last - 1) for first, last in offsets[len(line_break) :]]

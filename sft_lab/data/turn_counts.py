@@ -1,4 +1,4 @@
-"""What conversations hold, counted without reading them into Python: turns, tools, thoughts, tokens that train."""
+"""Counts of conversations, made in Arrow: turns, tools, thoughts, tokens that train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TurnCounts(NamedTuple):
-    """Counts of each row, shape (rows,): turns of user and assistant, and whether it has tools and thoughts."""
+    """For each row, the number of user and assistant turns, and whether it has tools and thoughts: shape (rows,)."""
 
     turns: np.ndarray
     tools: np.ndarray
@@ -25,13 +25,13 @@ class TurnCounts(NamedTuple):
 
 
 def count_turns(rows: Rows) -> TurnCounts:
-    """Return the counts of each row; plain text has no turn."""
+    """Return the counts of each row; plain text has no turns."""
     import pyarrow as pa
 
     table, size = rows.table.data, len(rows)
     counts = TurnCounts(np.zeros(size, np.int64), np.zeros(size, bool), np.zeros(size, bool))
     messages = table.column("messages")
-    if not pa.types.is_list(messages.type):  # of a set without any message
+    if not pa.types.is_list(messages.type):  # no row has a message
         return counts
     columns = [messages, *([table.column("tools")] if "tools" in table.column_names else [])]
     for part in stretches(columns, size, BATCH):
@@ -43,7 +43,7 @@ def count_turns(rows: Rows) -> TurnCounts:
 
 
 def _count(conversations: pa.ListArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each conversation its turns, whether a tool is called, and whether a turn has a thought."""
+    """Return each conversation's number of turns, whether it has a tool call, and whether it has a thought."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -70,7 +70,7 @@ def _is_given(values: pa.Array) -> np.ndarray:
 
 
 def count_trained_tokens(ready: Ready) -> tuple[int, int]:
-    """Return the tokens of all examples, template included, and how many of them train."""
+    """Return the number of tokens of all examples, template included, and of those that train."""
     tokens = ready.tokens.select_columns("labels").with_format("arrow")
     column = ready.encoded.table.data.column("labels")
     total = trained = 0

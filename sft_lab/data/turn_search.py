@@ -1,4 +1,4 @@
-"""Where the assistant's turns lie in a conversation's text: found by rendering it with another turn in their stead."""
+"""Locating assistant turns in a conversation's text, by rendering it again with such a turn replaced."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class TurnSearch:
     """A conversation that was rendered.
 
     Attributes:
-        render: renders other messages as these were; True: with the generation prompt behind them.
+        render: renders other messages in the same way; True: followed by the generation prompt.
         text: of the conversation.
         messages: of the conversation.
-        blank: a character that occurs in none of them.
+        blank: a character that does not occur in them.
     """
 
     render: Callable[[list[Message], bool], str]
@@ -26,10 +26,10 @@ class TurnSearch:
     blank: str
 
     def answer(self, index: int) -> tuple[int, int]:
-        """Return where the text of a turn without a call begins and ends.
+        """Return where the text of a turn without calls begins and ends.
 
         Raises:
-            CannotRender: if it is not written as it is.
+            CannotRender: if the template changes the text.
         """
         before, separator, after = self._rendered_with(index, content=self.blank).partition(self.blank)
         end = len(self.text) - len(after)
@@ -41,15 +41,15 @@ class TurnSearch:
     def call(self, index: int, ends: list[str]) -> tuple[int, int]:
         """Return where the arguments of a turn's calls begin, and where the turn ends.
 
-        What differs when the calls have other arguments is of this turn; the first token behind it that ends a turn
-        must stand before whatever differs when the next message is another one.
+        The text that changes with other arguments belongs to this turn. The first token after it that ends a turn must
+        come before the text that changes with another next message.
 
         Args:
             index: of the turn.
             ends: the tokens that end such a turn.
 
         Raises:
-            CannotRender: if no difference is seen, or no end.
+            CannotRender: if nothing changes, or there is no such token.
         """
         calls = [
             {**call, "function": {**call["function"], "arguments": self._other(call["function"]["arguments"])}}
@@ -67,17 +67,17 @@ class TurnSearch:
         return first, min(stops)
 
     def start(self, index: int, first: int) -> int:
-        """Return where training begins: behind the generation prompt, if that is how the text begins.
+        """Return where training begins: after the generation prompt, if the text begins with it.
 
         Reasoning templates open a thought in the generation prompt that a finished answer does not have, and others
-        end every text in some way. What counts is that all said so far stands there as it did then.
+        write something at the end of every text. It is enough that all earlier messages are written as they were then.
 
         Args:
             index: of the turn.
             first: where the text of the answer begins, or the arguments of its calls.
 
         Raises:
-            CannotRender: if what came before is not what the model was given.
+            CannotRender: if the text before is not what the model was given.
         """
         before = self.text[:first]
         generation_prompt = self.render(self.messages[:index], True)
@@ -93,13 +93,13 @@ class TurnSearch:
         return len(before)
 
     def behind_prompt(self, first: int) -> tuple[str, int]:
-        """Return the prompt that the last turn answered, written otherwise now, and where that turn begins.
+        """Return the prompt that the last turn answered, now written differently, and where that turn begins.
 
         Args:
             first: as for ``start``.
 
         Raises:
-            CannotRender: if the beginning is not to be found.
+            CannotRender: if its beginning cannot be located.
         """
         index = len(self.messages) - 1
         prompt, without = self.render(self.messages[:index], True), self.render(self.messages[:index], False)
@@ -111,7 +111,7 @@ class TurnSearch:
         return prompt, start
 
     def _other(self, arguments: object) -> object:
-        """Return arguments that no call has, as an object or as JSON text."""
+        """Return arguments that no call has, as an object or as JSON text like ``arguments``."""
         return f'{{"{self.blank}": "{self.blank}"}}' if isinstance(arguments, str) else {self.blank: self.blank}
 
     def _rendered_with(self, index: int, **fields: object) -> str:
@@ -119,16 +119,16 @@ class TurnSearch:
         return self.render([*self.messages[:index], changed, *self.messages[index + 1 :]], False)
 
     def _difference(self, other: str) -> tuple[int, int]:
-        """Return where the text begins to differ from another, and behind what they are the same again."""
+        """Return where the text begins and ceases to differ from another."""
         first = _common(self.text, other)
         rest = _common(self.text[first:][::-1], other[first:][::-1])
         return first, len(self.text) - rest
 
 
 def _common(left: str, right: str) -> int:
-    """Return the length of the common beginning of two texts."""
+    """Return the length of the common prefix of two texts."""
     low, high = 0, min(len(left), len(right))
-    while low < high:  # comparing slices is faster than comparing characters
+    while low < high:  # bisection, since comparing slices is faster than comparing characters
         middle = (low + high + 1) // 2
         if left[low:middle] == right[low:middle]:
             low = middle

@@ -1,4 +1,4 @@
-"""The waterfall: rows and tokens through each stage, and why each dropped row went."""
+"""The waterfall: rows and tokens through each stage, and why each dropped row was dropped."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from sft_lab.core.store import Entry
 
 
+NAMED_CAUSES = 3  # of a stage, in its notice
+
+
 @dataclass(frozen=True)
 class Sources:
-    """Which source of a mixture each row of the table is of.
+    """The source of each row in a mixture.
 
     Attributes:
-        names: of the sources; empty for a source alone.
-        of_row: the number of each row's source: int16, shape (rows of the table,).
+        names: of the sources; empty outside a mixture.
+        of_row: the index of each row's source: int16, shape (rows of the table,).
     """
 
     names: list[str]
@@ -39,7 +42,7 @@ class Sources:
 
     @classmethod
     def of(cls, rows: Rows) -> Sources:
-        """Read the sources of all rows of a table."""
+        """Return the sources of all rows of a table."""
         sources = rows.arrow("source").dictionary_encode().unify_dictionaries()
         names = sources.chunk(0).dictionary.to_pylist() if len(rows) else []
         of_row = [chunk.indices.to_numpy().astype(np.int16) for chunk in sources.chunks]
@@ -49,15 +52,14 @@ class Sources:
 class Waterfall:
     """Follows one side of the split through the stages.
 
-    Tokens are those of prompt and answer as texts, without template tokens, at every stage, so that they can be
-    compared; a row that load could not use has none.
+    At every stage, tokens are those of prompt and answer without template tokens, so that stages can be compared; a
+    record that load could not use has none.
 
     Args:
-        context: its list of stored results says whether a stage was computed.
+        context: whose stored results show whether a stage was computed.
         tokens: of each loaded row: int32, shape (rows of the table,).
-        sources: the source of each loaded row of a mixture: int16, shape (rows of the table,), and the names by
-            number; empty for a source alone.
-        side: named in the log where it is not the training side.
+        sources: of the loaded rows.
+        side: its name in the log; empty for the training side.
     """
 
     def __init__(self, context: StageContext, tokens: np.ndarray, sources: Sources, side: str = "") -> None:
@@ -67,7 +69,7 @@ class Waterfall:
         self._sources = sources
         self._side = side
         self._dropped: list[pa.Table] = []
-        self.causes: dict[str, str] = {}  # the commonest of each stage that gives any
+        self.causes: dict[str, str] = {}  # the most common ones of each stage that has any
 
     def __repr__(self) -> str:
         rows = [f"{stage['stage']} {stage['rows_kept']:,}" for stage in self.stages]
@@ -77,7 +79,7 @@ class Waterfall:
         return stages_html(self.stages)
 
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
-        """Record what a stage decided about ``rows`` and give the rows that stay."""
+        """Record a stage's decision on ``rows`` and return those kept."""
         self.record(stage, selection, rows.positions)
         return rows.take(selection.kept)
 
@@ -88,9 +90,9 @@ class Waterfall:
 
         Args:
             stage: its name.
-            selection: what it decided.
+            selection: its decision.
             positions: of those rows in the table: int64, shape (rows,); -1 for a record that load could not use.
-            entries: the stored results it made or used; None: all that nobody has taken yet.
+            entries: the stored results it made or used; None: all recorded since the last stage's line.
         """
         is_row = positions >= 0
         tokens = np.where(is_row, self._tokens[positions], 0) if len(self._tokens) else np.zeros(len(positions), int)
@@ -113,10 +115,10 @@ class Waterfall:
         self._log(stage, selection, self._context.take_new_entries() if entries is None else entries)
 
     def record_turns(self, turns: dict[str, int]) -> None:
-        """Record how many turns of the assistant load read and used, where they are not the same, and log the line.
+        """Record and log how many assistant turns load read and used, if these differ.
 
         Args:
-            turns: those ``read``, and by reason those that are not used, or not as they are.
+            turns: the number ``read``, and by reason of those not used or not as they are.
         """
         reasons = {reason: count for reason, count in turns.items() if reason != "read"}
         if not reasons:
@@ -130,7 +132,7 @@ class Waterfall:
         log_stage("load.turns", [], f"used {used:,} of {turns['read']:,} assistant turns", remark)
 
     def _by_source(self, positions: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
-        """Rows of each source in a mixture; a record that load could not use is of none."""
+        """Return the rows of each source in a mixture; a record that load could not use has no source."""
         if not self._sources.names:
             return {}
         sources = self._sources.of_row[positions]
@@ -152,7 +154,7 @@ class Waterfall:
         log_stage(name, entries, f"kept {kept:>6} of {seen:>6}", reasons)
 
     def titled(self, stage: str) -> str:
-        """Return a stage's name, with the side where that is not the training side."""
+        """Return a stage's name, with the side unless it is the training side."""
         return f"{stage} ({self._side})" if self._side else stage
 
     def dropped(self) -> pa.Table:
@@ -175,8 +177,8 @@ def stages_html(stages: list[dict[str, Any]]) -> str:
     return html_table(("stage", "rows", "tokens", "dropped"), rows, "Waterfall")
 
 
-def commonest_causes(selection: Selection, limit: int = 3) -> str:
-    """Return the commonest causes of dropped rows, each with its number and its first row; empty without any."""
+def commonest_causes(selection: Selection) -> str:
+    """Return the most common causes of dropped rows, each with its count and first row; empty without any."""
     first: dict[tuple[str, str], int] = {}
     counts = Counter[tuple[str, str]]()
     for index, decision in enumerate(zip(selection.reason, selection.cause, strict=True)):
@@ -185,9 +187,9 @@ def commonest_causes(selection: Selection, limit: int = 3) -> str:
             first.setdefault(decision, index)
     causes = [
         f"{count:,} {reason} ({cause}; such as {selection.ids[first[reason, cause]]})"
-        for (reason, cause), count in counts.most_common(limit)
+        for (reason, cause), count in counts.most_common(NAMED_CAUSES)
     ]
-    return ", ".join([*causes, f"{len(counts) - limit:,} rarer causes"] if len(counts) > limit else causes)
+    return ", ".join([*causes, f"{rarer:,} rarer causes"] if (rarer := len(counts) - NAMED_CAUSES) > 0 else causes)
 
 
 def _dropped(stage: str, selection: Selection) -> pa.Table:
@@ -205,17 +207,17 @@ def _dropped(stage: str, selection: Selection) -> pa.Table:
 
 
 def log_stage(name: str, entries: list[Entry], amount: str, remark: str = "") -> None:
-    """Log a stage's line: whether its results were computed, what it did, how long it took."""
+    """Log a stage's line: whether its results were computed or stored, what it did, how long it took."""
     origin = "" if not entries else "stored" if all(entry.hit for entry in entries) else "computed"
     key = entries[-1].key[:8] if entries else ""
     seconds = sum(entry.seconds for entry in entries)
     line = f"{name:<24} {key:<8} {origin:<8} {amount}  {seconds:5.1f} s  {remark}"
-    # Where several processes train, the one that filled the store has logged the stages.
+    # In distributed training, the process that filled the store has logged the stages already.
     log.log(logging.INFO if rank() is None else logging.DEBUG, "%s", line.rstrip())
 
 
 def write(folder: RunDir, train: Waterfall, held_out: Waterfall) -> None:
     """Write ``waterfall.json`` and ``dropped.parquet`` of both sides."""
     write_json(folder.waterfall, {"stages": train.stages, "held_out": held_out.stages})
-    # A row dropped as held out is no loss of the training side's own; it is listed all the same, with its reason.
+    # Rows that the split holds out are listed too, with that reason.
     parquet.write(folder.dropped, pa.concat_tables([train.dropped(), held_out.dropped()]), parquet.DROPPED)

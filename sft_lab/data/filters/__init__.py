@@ -1,4 +1,4 @@
-"""Filters: one file each. A new one is a file here and an option file in ``conf/filter/``; nothing else changes."""
+"""Filters, one file each. A new one needs a file here and an option file in ``conf/filter/``, nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Filter(Selector, ReadsFiles):
     """A stage that judges each row by itself."""
 
     group: ClassVar[str] = "filter"
-    judges_by_id: ClassVar[bool] = False  # it lists ids with decisions, and does not judge other rows
+    judges_by_id: ClassVar[bool] = False  # whether it has a list of decisions by id and does not judge other rows
 
     def insists_on(self) -> set[str]:
         """Return the ids of rows that dedup must not drop."""

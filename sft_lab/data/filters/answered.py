@@ -1,4 +1,4 @@
-"""Keep rows that ask something and answer it."""
+"""The filter for rows with a question and an answer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answered(Filter):
-    """Drop rows whose prompt or answer is blank or shorter than the limits (characters, white space at ends off).
+    """Drop rows whose prompt or answer is blank or shorter than the limits, in characters without surrounding space.
 
-    Of a conversation with several answers, each that is not empty is judged, whichever train: the shortest decides.
-    Blank is a text of nothing but white space and Unicode's format characters (category Cf: zero-width space, byte
-    order mark, direction marks).
+    In a conversation with several answers, the shortest one that is not empty counts, whichever train. A blank text has
+    only white space and Unicode's format characters (category Cf: zero-width space, byte order mark, direction marks).
     """
 
     version: ClassVar[int] = 3
@@ -30,7 +29,7 @@ class Answered(Filter):
     min_prompt_chars: int = bounded(1, at_least=1)
     min_answer_chars: int = bounded(1, at_least=1)
 
-    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
         """Reasons: ``empty_prompt``, ``short_prompt``, ``empty_answer``, ``short_answer``; score: characters."""
         from sft_lab.core.selection import Selection
 
@@ -51,6 +50,6 @@ class Answered(Filter):
 
 
 def _size(text: str) -> int:
-    """Characters, white space at both ends off; 0 for a blank text."""
+    """Return the number of characters without surrounding space; 0 for a blank text."""
     blank = all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)
     return 0 if blank else len(text.strip())

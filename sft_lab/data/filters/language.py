@@ -1,4 +1,4 @@
-"""Keep rows in the given languages."""
+"""The filter for rows in given languages."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Language(Filter):
     """Drop rows in a language that is not in ``keep``.
 
-    Prompt and answer are judged together, by the language most of their text is in: an Arabic answer to a short
-    English request makes an Arabic row.
+    Prompt and answer are judged together, by the language of most of their text: an Arabic answer to a short English
+    request makes an Arabic row.
     """
 
     keep: list[str] = bounded([], holds=bool, limit="a list of language codes, such as [ar] or [ar,en]")
@@ -54,7 +54,7 @@ class Language(Filter):
 
 
 def _nearest(wanted: str) -> str:
-    """Return a hint at the code that was probably meant: by a language's name, capitals or a typing error."""
+    """Return a hint at the code that was probably meant, from a language's name, a region suffix or a typing error."""
     code_of = {name.casefold(): code for code, name in LANGUAGE_NAMES.items()} | {code: code for code in LANGUAGE_NAMES}
     name = wanted.casefold()
     near = difflib.get_close_matches(name, [known for known in code_of if len(known) > 3], n=1, cutoff=0.7)

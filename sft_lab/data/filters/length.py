@@ -1,4 +1,4 @@
-"""Keep rows whose text fits."""
+"""The filter by length in tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Length(Filter):
-    """Drop rows by their tokens: prompt and answer as texts, with the model's tokenizer, without template tokens."""
+    """Drop rows by the number of tokens in prompt and answer, by the model's tokenizer, without template tokens."""
 
     max_tokens: int = bounded(1024, at_least=1)
     min_tokens: int = 0
@@ -31,7 +31,7 @@ class Length(Filter):
             require(0 <= tokens <= self.max_tokens, name, tokens, f"from 0 to max_tokens={self.max_tokens}")
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:
-        """Another tokenizer counts other tokens."""
+        """Return the tokenizer's key."""
         return {"tokenizer": context.tokenizer_key}
 
     def select(self, rows: Rows, context: StageContext) -> Selection:

@@ -1,4 +1,4 @@
-"""Keep or drop rows by regular expressions."""
+"""The filter by regular expressions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pattern(Filter):
-    """Keep rows that a pattern of ``keep`` matches somewhere (all rows when it is empty) and none of ``drop`` does.
+    """Keep rows that match a pattern in ``keep`` (all rows, if it is empty) and none in ``drop``.
 
-    The patterns are those of Python's ``re``, matched by the library ``regex``, which has a time limit: some patterns
-    need exponential time on some texts.
+    Patterns are those of Python's ``re``, matched by the library ``regex``, which has a time limit: some patterns take
+    exponential time on some texts.
     """
 
     keep: list[str] = field(default_factory=list)
@@ -56,8 +56,8 @@ class Pattern(Filter):
                 ) from error
         return compiled
 
-    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - it needs neither store nor tokenizer
-        """Reasons: ``no_pattern_matches``, ``pattern_matches``; score: the first of its list that matched, from 0."""
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
+        """Reasons: ``no_pattern_matches``, ``pattern_matches``; score: the index of the first pattern that matched."""
         import numpy as np
 
         from sft_lab.core.selection import Selection
@@ -78,7 +78,7 @@ class Pattern(Filter):
         return Selection.of(rows, reasons, scores)
 
     def _first(self, patterns: dict[str, Any], text: str, row_id: str) -> str | None:
-        """Return the key of the first pattern that matches; None where none does.
+        """Return the key of the first pattern that matches; None if none does.
 
         Raises:
             SourceError: if a pattern takes longer than ``time_limit`` on this text.

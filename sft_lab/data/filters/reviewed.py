@@ -1,4 +1,4 @@
-"""Keep and drop rows as a person decided."""
+"""The filter by a reviewer's decisions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DECISIONS = ("keep", "drop", "")
 class Reviewed(Filter):
     """Drop rows decided ``drop``; those decided ``keep`` survive dedup.
 
-    The decisions are a CSV file or JSON lines with an ``id`` (sft_lab's row id) and a ``decision``: keep, drop, or
-    nothing for undecided. Other columns are ignored.
+    The decisions are in a CSV or JSON Lines file with an ``id`` (sft_lab's row id) and a ``decision``: keep, drop, or
+    empty for undecided. Other columns are ignored.
     """
 
     judges_by_id: ClassVar[bool] = True
@@ -44,7 +44,7 @@ class Reviewed(Filter):
         self.path = str(package_path(self.path))
 
     def check(self) -> list[str]:
-        """Return an error if the file is missing or a line of it cannot be understood."""
+        """Return an error if the file is missing or has a malformed line."""
         try:
             self._decisions()
         except ConfigError as error:
@@ -52,7 +52,7 @@ class Reviewed(Filter):
         return []
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
-        """Return a hash of the decisions: they change the result."""
+        """Return a hash of the decisions."""
         return {"decisions": hashlib.sha256(self._content).hexdigest()}
 
     def files(self) -> list[Path]:
@@ -67,7 +67,7 @@ class Reviewed(Filter):
         """Return the ids of rows decided ``keep``."""
         return {row_id for row_id, decision in self._decisions().items() if decision == "keep"}
 
-    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002 - this one needs no tools
+    def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
         """Reasons: ``reviewed_drop``, ``not_reviewed``; no score."""
         from sft_lab.core.selection import Selection
 
@@ -95,7 +95,7 @@ class Reviewed(Filter):
         """Return the decision of each decided id.
 
         Raises:
-            ConfigError: for a line that cannot be understood, naming file and line.
+            ConfigError: for a malformed line, naming file and line.
         """
         path, content = Path(self.path), self._content
         if path.suffix.lower() not in _READERS:
