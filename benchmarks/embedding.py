@@ -37,7 +37,8 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.store import Store
 from sft_lab.dedup.embed import embed
 from sft_lab.dedup.embed_batches import precision
-from sft_lab.dedup.keep_rules import Keep, representatives
+from sft_lab.dedup.exact import Keep
+from sft_lab.dedup.keep_rules import representatives
 from sft_lab.dedup.texts import Texts, nodes_of
 from sft_lab.dedup.vector_search import build
 

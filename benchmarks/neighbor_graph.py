@@ -41,8 +41,9 @@ from sft_lab.core.io import digest
 from sft_lab.core.store import Store
 from sft_lab.dedup import embed
 from sft_lab.dedup import neighbor_graph as graphs
+from sft_lab.dedup.exact import Keep
 from sft_lab.dedup.graph_options import Index
-from sft_lab.dedup.keep_rules import Keep, representatives
+from sft_lab.dedup.keep_rules import representatives
 from sft_lab.dedup.neighbor_graph import NeighborGraph
 from sft_lab.dedup.texts import Texts, hex_names
 from sft_lab.dedup.vector_search import CPU_BLOCK, build, cosine

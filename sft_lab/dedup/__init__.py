@@ -1,1 +1,1 @@
-"""Dedup: exact and semantic, the embeddings and the neighbor graph behind it, and decontamination."""
+"""Dedup (exact, MinHash, semantic) with its embeddings and neighbor graph, and decontamination."""

@@ -1,7 +1,7 @@
-"""Decontamination: drop training rows equal or near to a held-out or benchmark row, before dedup.
+"""Decontamination: drops training rows equal or near to a held-out or benchmark row, before dedup.
 
-The stage does not depend on the dedup option, so every job of a sweep over dedup trains on rows checked the same way.
-Embeddings are shared with dedup.
+The stage does not depend on the dedup option, so every job of a sweep over dedup trains on rows checked in the same
+way. Embeddings are shared with dedup.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sft_lab.core.selection import Selection
     from sft_lab.dedup.texts import Texts
 
-BLOCK = 4096  # rows of the product held at once
+BLOCK = 4096  # rows of the product in memory at once
 
 
 class Method(Enum):
@@ -42,7 +42,7 @@ class Method(Enum):
 
 
 class Action(Enum):
-    """What is done about a training row near a held-out one: drop it, fail the job, or only report."""
+    """What is done about a training row near a held-out one: drop it, fail the job, or only report it."""
 
     drop = "drop"
     fail = "fail"
@@ -51,7 +51,7 @@ class Action(Enum):
 
 @dataclass
 class Decontaminate(Bounded, UsesContext):
-    """Find training rows equal or near to a held-out row (whether this run uses it or not) or a benchmark row.
+    """Drops training rows equal or near to a benchmark row or a held-out row, whether this run uses that row or not.
 
     Attributes:
         against: benchmark files; the caller reads them.
@@ -87,21 +87,21 @@ class Decontaminate(Bounded, UsesContext):
         context: StageContext | None = None,
         against: Rows | None = None,
     ) -> Selection:
-        """Return the stored selection of the training rows, or compute it.
+        """Return the selection of the training rows, stored or computed.
 
         Args:
             train: the rows to judge.
             held_out: the rows on the held-out side.
             context: store and log; None: the run's.
-            against: the rows of the benchmarks. A row without an answer is compared by its prompt with the
-                training rows' prompts, whatever ``on`` is.
+            against: the rows of the benchmarks. One without an answer is compared by its prompt with the training rows'
+                prompts, whatever ``on`` is.
 
         Returns:
-            Reasons: ``equals_held_out``, ``near_held_out``, and where neither holds ``equals_benchmark`` and
-            ``near_benchmark``; score: cosine (Jaccard where the fallback compared); nearest: that row's id.
+            Reasons: ``equals_held_out``, ``near_held_out`` or, if neither applies, ``equals_benchmark``,
+            ``near_benchmark``; score: cosine (Jaccard if the fallback compared); nearest: that row's id.
 
         Raises:
-            JobError: with ``action=fail``, when there is such a row.
+            JobError: with ``action=fail``, if there is such a row.
         """
         from sft_lab.core.rows import Rows
         from sft_lab.core.selection import Selection
@@ -162,8 +162,8 @@ class Decontaminate(Bounded, UsesContext):
         """Compare each text with every reference.
 
         Returns:
-            The score of the nearest reference, 0 where none is near: float32; its index: int64; whether it is equal:
-            bool; each of shape (texts,).
+            The score of the nearest reference, 0 if none is near (float32), its index (int64), and whether it is equal
+            (bool): each of shape (texts,).
         """
         import numpy as np
 
@@ -187,7 +187,7 @@ class Decontaminate(Bounded, UsesContext):
         return np.where(equal, np.float32(1), best), np.where(equal, same, match), equal
 
     def _by_vectors(self, texts: Texts, references: Texts, context: StageContext) -> tuple[np.ndarray, np.ndarray]:
-        """Return the highest cosine, 0 below the threshold, and the index of the reference that has it."""
+        """Return each text's highest cosine, 0 below the threshold, and the index of that reference."""
         import numpy as np
 
         best, match = np.empty(len(texts), np.float32), np.empty(len(texts), np.int64)
@@ -205,14 +205,14 @@ class Decontaminate(Bounded, UsesContext):
         references: Texts,
         context: StageContext,  # noqa: ARG002
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the highest Jaccard similarity, 0 below the fallback's threshold, and the index of its reference."""
+        """Return each text's highest Jaccard similarity, 0 below the threshold, and the index of that reference."""
         from sft_lab.dedup.shingles import nearest_across
 
         return nearest_across(texts, references, NGRAM, NUM_PERM, self.fallback_threshold)
 
 
 def _parts(against: Rows | None, on: On) -> list[tuple[Rows, On]]:
-    """Return the benchmark rows with the text each is compared by; a row without that text is compared with nothing."""
+    """Return the benchmark rows, grouped by the text by which they are compared; rows without any text are left out."""
     import numpy as np
 
     if against is None:

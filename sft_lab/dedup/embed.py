@@ -1,8 +1,8 @@
-"""Embedding: texts become unit vectors, each text once in the life of a store.
+"""Embedding: texts become unit vectors, each text only once per store.
 
-Vectors are kept in blocks, each block an entry of the store, looked up by the hash of the text. A file that grew
-embeds only its new rows, a killed run resumes after its last block, and all stages that compare texts share the
-vectors. A stage gets them gathered into a memory-mapped file.
+Vectors are stored in blocks, each an entry of the store, and looked up by the hash of the text. If a file grows, only
+its new rows are embedded; a killed run resumes after its last block; all stages that compare texts share the vectors. A
+stage gets them gathered into a memory-mapped file.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from sft_lab.core.blocks import Block
     from sft_lab.dedup.texts import Texts
 
-LARGE = 2**20  # bytes; the hash of a larger file is kept, since each stage that compares texts needs it
-BLOCK = 2048  # texts; the most work a killed run loses
+LARGE = 2**20  # bytes; hashes of larger files are cached, since each stage that compares texts needs them
+BLOCK = 2048  # texts; the most that a killed run loses
 VERSION = 2
-STATIC_VERSION = 1  # of a distillation and its encoding
+STATIC_VERSION = 1  # of distillation and of encoding by a static embedder
 
 
 @dataclass
@@ -51,14 +51,14 @@ class Embedder(Bounded):
     Attributes:
         name_or_path: a hub name, a folder, or ``package:<module>/<path>``.
         revision: of the hub.
-        scripts: Unicode scripts it was trained on (``LATIN``, ``ARABIC``, ...); empty: all of them. Rows of other
-            scripts are not compared by it: unrelated Arabic sentences have a mean cosine of 0.69 in MiniLM.
-        prompt: text put before each text, as some embedders want it.
+        scripts: Unicode scripts on which it was trained (``LATIN``, ``ARABIC``, ...); empty: all. It does not compare
+            rows in other scripts: in MiniLM, unrelated Arabic sentences have a mean cosine of 0.69.
+        prompt: prepended to each text, as some embedders expect.
         sha256: of model.safetensors; another file is refused.
-        batch_tokens: most tokens in a batch, padding included, on a GPU 8 times as many; a longer text is a batch of
-            its own.
-        distill: dimensions of the static embedder that is distilled from the model and used in its place: 50 times as
-            fast or more, and a coarser judge; null: the model itself.
+        batch_tokens: the most tokens in a batch, padding included, and on a GPU 8 times as many; a longer text is a
+            batch by itself.
+        distill: dimensions of a static embedder that is distilled from the model and used instead: at least 50 times as
+            fast, but less accurate; null: the model itself.
     """
 
     name_or_path: str = "???"
@@ -70,13 +70,13 @@ class Embedder(Bounded):
     distill: int | None = bounded(None, at_least=8, at_most=4096, added=True)
 
     def __post_init__(self) -> None:
-        """Write scripts in capitals, as Unicode does, and a folder as a saved path."""
+        """Put scripts in capitals, as in Unicode, and make a folder's path absolute."""
         super().__post_init__()
         self.name_or_path = saved_path(self.name_or_path, or_hub_name=True)
         self.scripts = [script.upper() for script in self.scripts]
 
     def check(self, key: str) -> list[str]:
-        """Return what keeps the model from being loaded; ``key``: the config key of this embedder."""
+        """Return what prevents loading the model; ``key``: the config key of this embedder."""
         missing = missing_package(self.name_or_path)
         if missing:
             return [f"{key}.name_or_path={self.name_or_path}: {missing}"]
@@ -91,12 +91,12 @@ class Embedder(Bounded):
         return []
 
     def knows_script(self, text: str) -> bool:
-        """Return whether at least half of the letters are of the embedder's scripts; True for no letters."""
+        """Return whether at least half of a text's letters, if any, are in the embedder's scripts."""
         shares = scripts(text)
         return not self.scripts or not shares or sum(shares.get(script, 0.0) for script in self.scripts) >= 0.5
 
     def key(self) -> str:
-        """Return a key of what decides the vectors: the model, prompt, and precision or distillation."""
+        """Return a key of what determines the vectors: model, prompt, and precision or distillation."""
         method = ["static", STATIC_VERSION, self.distill] if self.distill else precision()
         return digest([VERSION, self._content(), self.prompt, method])
 
@@ -131,7 +131,7 @@ class Embedder(Bounded):
                 ) from error
 
     def _source(self) -> str:
-        """Return the folder, or the Hub name after checking whether the Hub can be reached."""
+        """Return the folder, or the Hub name after checking whether the Hub answers."""
         path = package_path(self.name_or_path)
         if path.is_dir():
             return str(path)
@@ -156,7 +156,7 @@ class Embedder(Bounded):
             return None
 
     def load(self, context: StageContext) -> Any:
-        """Return the loaded model; a static one is distilled first if the store does not have it."""
+        """Return the loaded model; a static one is distilled first if it is not in the store."""
         if not self.distill:
             return self._load()
         from sft_lab.dedup import static
@@ -181,21 +181,21 @@ class Embedder(Bounded):
 
 
 def _sha256(file: Path) -> str:
-    """Return a file's SHA-256; a large file is hashed once in a process unless it was touched."""
+    """Return a file's SHA-256; a large file is hashed once per process unless it is touched."""
     stat = file.stat()
     return sha256_file(file) if stat.st_size < LARGE else _sha256_of_large(file, stat.st_mtime_ns, stat.st_size)
 
 
 @cache
-def _sha256_of_large(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - a touched file is read again
+def _sha256_of_large(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - keys of the cache
     return sha256_file(file)
 
 
 def embed(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray:
-    """Return the unit vector of each text: float32, shape (texts, dim), memory-mapped; zero for a text without tokens.
+    """Return the unit vector of each text, zero for one without tokens: float32, shape (texts, dim), memory-mapped.
 
-    Equal texts are embedded once, stored texts not at all. The embedder cuts texts longer than its limit; their number
-    is logged.
+    Equal texts are embedded once, stored ones not at all. The embedder truncates texts longer than its limit; their
+    number is logged.
     """
     import numpy as np
 
@@ -214,12 +214,12 @@ def embed(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where stored vectors are.
+    """Where the vectors of texts are stored.
 
     Attributes:
-        blocks: folders of blocks.
-        block: int32, shape (texts,): the number of a text's block, -1 for a text that is not stored.
-        row: int32, shape (texts,): its row there.
+        blocks: the folders of the blocks.
+        block: the index of each text's block, -1 if it is not stored: int32, shape (texts,).
+        row: the text's row in its block: int32, shape (texts,).
     """
 
     blocks: list[Path]
@@ -228,7 +228,7 @@ class _Stored:
 
 
 def _stored(context: StageContext, key: str, hashes: np.ndarray) -> _Stored:
-    """Return where the vectors of texts are; hashes: distinct and ascending."""
+    """Return where the vectors of texts are stored; ``hashes``: distinct and ascending."""
     import numpy as np
 
     stored = _Stored([], np.full(len(hashes), -1, np.int32), np.zeros(len(hashes), np.int32))
@@ -246,9 +246,9 @@ def _stored(context: StageContext, key: str, hashes: np.ndarray) -> _Stored:
 def _gathered(stored: _Stored, index: np.ndarray, root: Path) -> np.ndarray:
     """Return stored vectors in the order of ``index``, in an unnamed memory-mapped file below ``root``.
 
-    The file takes disk space while the vectors are in use and disappears with the process. As a store entry it would
-    save gathering (seconds for 200 thousand rows), but each filter setting of a sweep would leave another copy of its
-    vectors; the graph made from them is stored.
+    The file takes disk space only while the vectors are in use. As a store entry it would save the time of gathering
+    (seconds for 200,000 rows), but each filter setting of a sweep would leave another copy. The graph made from the
+    vectors is stored.
     """
     import numpy as np
 
@@ -269,7 +269,7 @@ def _gathered(stored: _Stored, index: np.ndarray, root: Path) -> np.ndarray:
 
 
 def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageContext) -> None:
-    """Embed texts, block by block; texts: distinct, in the order of their hashes."""
+    """Embed texts block by block; ``texts``: distinct, in the order of their hashes."""
     import numpy as np
 
     from sft_lab.core.blocks import run_blocks
@@ -305,7 +305,7 @@ def _keep(block: Block, names: list[str], key: str, context: StageContext) -> No
 
 
 def _lengths(model: Any, texts: Texts, prompt: str) -> np.ndarray:
-    """Return the tokens the model reads of each text, prompt included: int64; estimated without its tokenizer."""
+    """Return the number of tokens that the model reads of each text, prompt included; estimated without a tokenizer."""
     import numpy as np
 
     limit = model.max_seq_length or math.inf

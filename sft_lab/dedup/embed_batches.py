@@ -1,4 +1,4 @@
-"""A block of texts through an embedder."""
+"""Embedding a block of texts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     from sft_lab.dedup.embed import Embedder
 
-GPU_BATCHES = 8  # times batch_tokens: what keeps two cores busy leaves a GPU idle
+GPU_BATCHES = 8  # times batch_tokens: a batch that keeps two cores busy leaves a GPU idle
 SMALL = 2**30  # bytes of weights; a larger embedder is not copied for a second thread
 
 
 def precision() -> str:
-    """Return the precision that an embedder works in on this machine: bf16 where the hardware is fast at it."""
+    """Return the precision of embedding on this machine: bf16 if the hardware is fast at it, else fp32."""
     import torch
 
     return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
 
 
 def batches(lengths: list[int], budget: int) -> list[slice]:
-    """Split descending lengths into batches that fit the token budget, padding included; at least one text each."""
+    """Return descending lengths split into batches within the token budget, padding included, or of a single text."""
     slices, start = [], 0
     while start < len(lengths):
         stop = start + max(1, budget // max(1, lengths[start]))
@@ -40,12 +40,12 @@ def batches(lengths: list[int], budget: int) -> list[slice]:
 
 
 class EmbedBlock:
-    """Embeds a block of texts, here with a model that is loaded already, in another process with its own.
+    """Embeds a block of texts: in this process with a loaded model, in another one with a model loaded there.
 
     Args:
-        embedder: whose vectors are wanted.
-        store: root of the store, where a distilled model lies.
-        model: what ``embedder`` loads.
+        embedder: to use.
+        store: root of the store, which may have a distilled model.
+        model: that ``embedder`` loaded.
         precision: of every worker, whatever its processor is fast at.
         done: called with the number of texts after each batch.
     """
@@ -74,7 +74,7 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     return vectors
 
 
-_loaded: dict[str, EmbedBlock] = {}  # of a worker, which keeps its model for the next block
+_loaded: dict[str, EmbedBlock] = {}  # in a worker, whose model is kept for the next block
 
 
 def _in_worker(embedder: Embedder, store: Path, precision: str) -> EmbedBlock:
@@ -110,8 +110,8 @@ def _encode_in_batches(
     import numpy as np
     import torch
 
-    # The matrices of a small embedder are too small to split over two cores: on a CPU, two threads encode a batch
-    # each. Each thread has its own copy of the model, since a tokenizer must not be used by two threads at once.
+    # The matrices of a small embedder are too small to split over cores, so on a CPU two threads encode a batch each.
+    # Each thread has its own copy of the model, since two threads must not use a tokenizer at the same time.
     threads = torch.get_num_threads()
     share = model.device.type == "cpu" and threads > 1 and sum(p.nbytes for p in model.parameters()) < SMALL
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()

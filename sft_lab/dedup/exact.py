@@ -1,4 +1,4 @@
-"""Dedup options none and exact: duplicates by equal text."""
+"""The dedup options none and exact."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Keep(Enum):
-    """Which rows of a group of duplicates stay.
+    """Which rows of a group of duplicates are kept.
 
-    ``first``: in source order, a row is dropped iff an earlier kept row is at or above the threshold. ``longest``: the
-    same in descending order of answer length, ties by source order. ``singletons``: a row is dropped iff any other row
-    is at or above the threshold, so that no member of a group stays.
+    ``first``: in source order, a row is dropped if it duplicates an earlier kept row. ``longest``: the same in
+    descending order of answer length, ties in source order. ``singletons``: a row is dropped if it duplicates any other
+    row, so that no member of a group is kept.
     """
 
     first = "first"

@@ -1,4 +1,4 @@
-"""What semantic dedup of many rows will take: ``sft-lab plan`` says it before anything is computed."""
+"""An estimate of the time that semantic dedup will take, for ``sft-lab plan``."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from sft_lab.dedup.exact import Dedup
 from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.semantic import Semantic
 
-LEAST_ROWS = 20_000  # fewer are a matter of seconds
-DIM = 384  # MiniLM's; a wider embedder takes longer in proportion
+LEAST_ROWS = 20_000  # fewer take seconds
+DIM = 384  # of MiniLM; time is proportional to it
 
-# Of one core of an AMD EPYC (Zen 5), measured by benchmarks/neighbor_graph.py and embedding.py.
+# On one core of an AMD EPYC (Zen 5), measured by benchmarks/neighbor_graph.py and embedding.py.
 BF16_RATE, FP32_RATE = 350e9, 90e9  # operations a second of the exact search
 IVF_SECONDS = 1.2e-7  # for each row to the power of 1.5
 MINILM_TEXTS, STATIC_TEXTS = 40, 2000  # a second; answers of about 1,300 characters
 
 
 def forecast(dedup: Dedup, rows: int, threads: int | None) -> str:
-    """Return how long embedding and search will take on this machine; empty where it is seconds or not known.
+    """Return how long embedding and search will take on this machine; empty if that is seconds or unknown.
 
     Args:
         dedup: the option.
-        rows: the most rows it will see.
-        threads: of the processor's arithmetic; None: one for each core.
+        rows: the most rows that it will see.
+        threads: for arithmetic; None: one for each core.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The base of the dedup options that cut a neighbor graph, and the storage of that graph."""
+"""The base of the dedup options that cut a neighbor graph, and the stored graph."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of the edges that vector_search.py finds; part of each stored graph's key
 FLOOR = 0.7  # one graph serves every threshold at or above it
-LOWEST = 0.1  # cosine; below it nearly every pair is an edge
+LOWEST = 0.1  # cosine, below which nearly every pair would be an edge
 
 
 class Index(Enum):
     """How pairs of near vectors are searched.
 
-    ``exact``: a blocked matrix product, and ``flat``: FAISS IndexFlatIP find the same, every pair; ``ivf``, an inverted
-    file, is faster on large sets and finds nearly all pairs.
+    ``exact`` (a blocked matrix product) and ``flat`` (FAISS IndexFlatIP) find every pair. ``ivf`` (an inverted file) is
+    faster on large sets and finds nearly all pairs.
     """
 
     exact = "exact"
@@ -43,10 +43,10 @@ class Index(Enum):
 
 @dataclass
 class GraphDedup(Dedup):
-    """Rows whose texts share an edge of a neighbor graph at or above the threshold are duplicates.
+    """Dedup of rows whose texts share an edge of a neighbor graph at or above the threshold.
 
     Attributes:
-        measure: the kind of the graph's scores, ``cosine`` or ``jaccard``.
+        measure: of the graph's scores, ``cosine`` or ``jaccard``.
     """
 
     measure: ClassVar[str]
@@ -58,15 +58,15 @@ class GraphDedup(Dedup):
 
     @abc.abstractmethod
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, Texts]:
-        """Return the stored graph of these rows, or search it; before any cut at the threshold.
+        """Return the graph of these rows, stored or searched, before the cut at the threshold.
 
         Returns:
             The graph, whose floor is at most the threshold and whose nodes are the distinct texts; the node of each
-            row: int64, shape (rows,); the distinct texts, node by node.
+            row (int64, shape (rows,)); the text of each node.
         """
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
-        """Drop rows as ``duplicate`` (equal text) or ``near_duplicate``; the score is that to the nearest kept row."""
+        """Reasons: ``duplicate`` (equal text), ``near_duplicate``; score: that to the nearest kept row."""
         from sft_lab.dedup.keep_rules import selection
 
         graph, node_of_row, _ = self.graph(rows, context)
@@ -81,14 +81,14 @@ def stored_graph(
     context: StageContext,
     knob: str = "threshold",
 ) -> NeighborGraph:
-    """Return the stored graph that serves a threshold, or search it.
+    """Return a graph that serves a threshold, stored or searched.
 
     Args:
-        recipe: what the graph depends on beside floor and max_edges; its version defaults to VERSION.
-        threshold: the threshold of the cut.
-        max_edges: the most edges to keep; where more pairs reach the floor, it is raised.
-        search: returns the graph of a floor; its blocks belong to the folder, which the graph is written into.
-        context: the run's store and log.
+        recipe: what the graph depends on besides floor and max_edges; its version defaults to VERSION.
+        threshold: of the cut.
+        max_edges: the most edges to keep; if more pairs reach the floor, it is raised.
+        search: returns the graph with a floor; it may write blocks into the folder of the result.
+        context: of the run.
         knob: the config key of the threshold, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Statistics of a neighbor graph and a selection for the data report: what other thresholds would have kept."""
+"""Statistics of a neighbor graph for the data report, such as the rows that other thresholds would have kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from sft_lab.core.errors import require
 from sft_lab.core.text import scripts
-from sft_lab.dedup.keep_rules import Keep, representatives
+from sft_lab.dedup.exact import Keep
+from sft_lab.dedup.keep_rules import representatives
 
 if TYPE_CHECKING:
     from sft_lab.core.selection import Selection
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 def threshold_curve(
     graph: NeighborGraph, node_of_row: np.ndarray, length_of_row: np.ndarray, keep: Keep, chosen: float
 ) -> list[tuple[float, int]]:
-    """Return the rows kept at each threshold, ascending: the floor, every hundredth above it to 1.00, and ``chosen``.
+    """Return the number of rows kept at each threshold: the floor, every hundredth above it to 1.00, and ``chosen``.
 
     Args:
-        graph: before any cut; its fixed edges hold at every threshold.
+        graph: before the cut; its fixed edges apply at every threshold.
         node_of_row: integers, shape (rows,).
         length_of_row: integers, shape (rows,), in characters of the answer.
         keep: the keep rule.
@@ -43,7 +44,7 @@ def threshold_curve(
 
 
 def nearest_scores(graph: NeighborGraph) -> np.ndarray:
-    """Return each node's highest score to another: float32, shape (nodes,), NaN where all are below the floor.
+    """Return each node's highest score to another, NaN if all are below the floor: float32, shape (nodes,).
 
     Fixed edges are of another measure and are ignored.
     """
@@ -58,16 +59,16 @@ def nearest_scores(graph: NeighborGraph) -> np.ndarray:
 def pairs_below(
     graph: NeighborGraph, node_of_row: np.ndarray, kept: np.ndarray, threshold: float, n: int
 ) -> list[tuple[int, int, float]]:
-    """Return the ``n`` pairs of kept rows nearest to being duplicates: row, later row, score; highest score first.
+    """Return the ``n`` pairs of kept rows closest to being duplicates: row, later row, score; highest score first.
 
-    A row is in one pair at most, so that no single row fills the list; equal scores are sorted by row. Fixed edges
+    A row is in at most one pair, so that no single row fills the list; equal scores are sorted by row. Fixed edges
     are of another measure and are ignored.
 
     Args:
-        graph: before any cut.
+        graph: before the cut.
         node_of_row: integers, shape (rows,).
         kept: bool, shape (rows,).
-        threshold: the one in use; only scores below it count.
+        threshold: in use; only scores below it count.
         n: the most pairs.
     """
     row_of_node = np.full(graph.nodes, -1, np.int64)
@@ -91,7 +92,7 @@ def pairs_below(
 
 
 def pairs_above(selection: Selection, n: int) -> list[int]:
-    """Return the dropped rows nearest to being kept: indices of the ``n`` lowest scores among the near-duplicates.
+    """Return the indices of the ``n`` near-duplicates with the lowest scores, which are closest to being kept.
 
     Lowest first, equal scores by row. With ``fallback=minhash`` a score may be a Jaccard similarity.
     """
@@ -100,5 +101,5 @@ def pairs_above(selection: Selection, n: int) -> list[int]:
 
 
 def scripts_of(texts: Iterable[str]) -> list[str]:
-    """Return the script of most of each text's letters (``LATIN``), ``""`` without letters."""
+    """Return the main script of each text's letters, such as ``LATIN``; ``""`` without letters."""
     return [next(iter(scripts(text)), "") for text in texts]

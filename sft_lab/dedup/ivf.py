@@ -1,10 +1,10 @@
-"""An inverted file (IVF): near vectors are searched in the lists of their nearest centroids only.
+"""An inverted file (IVF): near vectors are searched only in the lists of their nearest centroids.
 
-Each row is a member of the list of its nearest centroid. It is compared with the members of its nearest lists, in
-matrix products: those whose centroid is at most ``MARGIN`` farther than the nearest, and ``PROBES`` at most. On 6,520
-real answers that are 3 lists, and all pairs at a cosine of 0.9 and 99.9% of those at 0.7 were found; each search
-measures its own share on a sample. Which pairs are missed may differ between machines, by rounding; no score does.
-The work grows with n^1.5, that of all pairs with n^2.
+Each row is a member of the list of its nearest centroid. It is compared, in matrix products, with the members of its
+nearest lists: at most ``PROBES`` lists, whose centroids are at most ``MARGIN`` farther than the nearest. On 6,520 real
+answers this came to about 3 lists, and all pairs at a cosine of 0.9 and 99.9% of those at 0.7 were found; each
+search measures its recall on a sample. Which pairs are missed may differ between machines, by rounding, but not a
+score. The work grows with n^1.5, that of all pairs with n^2.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from sft_lab.dedup.neighbor_graph import NeighborGraph, Sample
 
 LISTS = 2.0  # times the square root of the rows
-PROBES = 16  # lists that a row is compared with at most
-MARGIN = 0.15  # cosine: how much less near than the nearest the centroid of such a list may be
-TRAINING = 32  # rows for each centroid that k-means is run on
+PROBES = 16  # the most lists with which a row is compared
+MARGIN = 0.15  # cosine: how much farther than the nearest centroid that of such a list may be
+TRAINING = 32  # rows for k-means for each centroid
 ROUNDS = 3  # of k-means
 BLOCK = 4096  # rows compared with all centroids at once
-SAMPLE = 1000  # rows whose neighbors are searched exactly, to measure the recall
+SAMPLE = 1000  # rows whose neighbors are searched exactly to measure recall
 SEED = 42
 
 
@@ -45,7 +45,7 @@ def probes(table: torch.Tensor) -> np.ndarray:
 
 
 def _centroids(table: torch.Tensor) -> torch.Tensor:
-    """Return the unit centroids of spherical k-means on a sample, in the table's type: shape (lists, dim)."""
+    """Return unit centroids, from spherical k-means on a sample, in the table's type: shape (lists, dim)."""
     generator = np.random.default_rng(SEED)
     count = max(1, min(len(table), round(LISTS * math.sqrt(len(table)))))
     rows = torch.from_numpy(generator.permutation(len(table))[: TRAINING * count]).to(table.device)
@@ -60,18 +60,18 @@ def _centroids(table: torch.Tensor) -> torch.Tensor:
 
 
 def blocks(nearest: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield for each list the rows that probe it and its members; nearest: of ``probes``."""
+    """Yield the rows that probe each list, and its members; ``nearest``: the result of ``probes``."""
     size, width = nearest.shape
     order = np.argsort(nearest, axis=None, kind="stable")
     lists = nearest.ravel()[order]
     for block in np.split(order, np.flatnonzero(np.diff(lists)) + 1) if size else []:
-        members = block[block % width == 0] // width  # this list is the first of theirs
-        if len(members):  # there are none of "no list", -1
+        members = block[block % width == 0] // width  # rows for which this list is the nearest
+        if len(members):  # "no list", -1, has none
             yield block // width, members
 
 
 def once(row: np.ndarray, member: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """Return which pairs to keep, so that one that was found from both sides is kept once: bool, shape (pairs,)."""
+    """Return which pairs to keep, so that a pair found from both sides is kept once: bool, shape (pairs,)."""
     from_both = (nearest[member] == nearest[row, :1]).any(axis=1)
     kept: np.ndarray = (member < row) | ((row < member) & ~from_both)
     return kept
@@ -80,12 +80,12 @@ def once(row: np.ndarray, member: np.ndarray, nearest: np.ndarray) -> np.ndarray
 def measured(
     vectors: np.ndarray, graph: NeighborGraph, score: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Sample:
-    """Search the neighbors of some rows exactly and count how many of the pairs are edges of the graph.
+    """Return how many pairs of an exact search for the neighbors of some rows are edges of the graph.
 
     Args:
         vectors: float32, shape (nodes, dim).
-        graph: as it was searched.
-        score: of pairs of rows, as for the graph's edges.
+        graph: the result of the approximate search.
+        score: returns the scores of pairs of rows, as for the graph's edges.
     """
     rows = np.sort(np.random.default_rng(SEED).permutation(len(vectors))[:SAMPLE])
     pairs = []

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from sft_lab.core.selection import Selection
     from sft_lab.dedup.neighbor_graph import NeighborGraph
 
-__all__ = ["Keep", "representatives", "selection"]
 
 Decisions = tuple[np.ndarray, np.ndarray, np.ndarray]
-NO_ROW = np.iinfo(np.int64).max  # sorts after every row index
+NO_ROW = np.iinfo(np.int64).max  # greater than every row index
 
 
 def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: Keep) -> Selection:
@@ -40,27 +39,27 @@ def selection(rows: Rows, graph: NeighborGraph, node_of_row: np.ndarray, keep: K
 def representatives(
     graph_cut: NeighborGraph, node_of_row: np.ndarray, length_of_row: np.ndarray, keep: Keep
 ) -> Decisions:
-    """Apply a keep rule; two rows are duplicates when they share a node (cosine 1) or an edge of the cut.
+    """Return the decisions of a keep rule; two rows are duplicates if they share a node or an edge of the cut.
 
     Args:
         graph_cut: the neighbor graph at the threshold; nodes without a row are ignored.
         node_of_row: integers, shape (rows,).
         length_of_row: integers, shape (rows,); only ``Keep.longest`` uses them.
-        keep: ``first`` and ``longest`` take the rows in their order and drop a row iff it duplicates a row kept before;
+        keep: ``first`` and ``longest`` take the rows in their order and drop a row if it duplicates a row kept before;
             ``singletons`` drops every row that has a duplicate.
 
     Returns:
         kept: bool, shape (rows,).
-        nearest: int64, shape (rows,): for a dropped row its duplicate of highest score among the kept rows
-            (``singletons``: among all rows), the lowest such row if scores are equal; -1 for a kept row.
-        score: float32, shape (rows,): the cosine to it; NaN for a kept row.
+        nearest: for a dropped row, its duplicate with the highest score among the kept rows (``singletons``: among all
+            rows), the first one if scores are equal; -1 for a kept row: int64, shape (rows,).
+        score: to that row, 1 within a node; NaN for a kept row: float32, shape (rows,).
     """
     node_of_row = np.asarray(node_of_row, np.int64)
     order = np.arange(len(node_of_row))
     if keep is Keep.longest:
         order = np.argsort(-np.asarray(length_of_row, np.int64), kind="stable")
-    # The first row of each node in that order represents the node: a later row duplicates it if it is kept, or else
-    # duplicates the row that dropped it.
+    # The first row of each node in that order represents the node: a later row of the node duplicates it if it is kept,
+    # or else the row because of which it was dropped.
     head = np.full(graph_cut.nodes, -1, np.int64)
     head[node_of_row[order[::-1]]] = order[::-1]
     real = (head[graph_cut.left] >= 0) & (head[graph_cut.right] >= 0)
@@ -86,7 +85,7 @@ def _first(
 def _greedy(
     nodes: int, left_rank: np.ndarray, right_rank: np.ndarray, left: np.ndarray, right: np.ndarray
 ) -> np.ndarray:
-    """Return whether each node stays, by rank, having no edge to a node that stays: bool, shape (nodes,)."""
+    """Return which nodes stay, taken by rank, because no edge leads to one that stays: bool, shape (nodes,)."""
     forward = left_rank < right_rank
     before, after = np.where(forward, left, right), np.where(forward, right, left)
     order = np.argsort(np.where(forward, left_rank, right_rank), kind="stable")
@@ -105,7 +104,7 @@ def _singletons(
 ) -> Decisions:
     best, nearest = _nearest(len(head), left, right, score, head, np.ones(len(head), bool))
     best, nearest = best[node_of_row], nearest[node_of_row]
-    # Another row of the same node: the head, and for the head itself the second row.
+    # Another row of the same node: the head or, for the head itself, the second row.
     rows = np.arange(len(node_of_row))
     repeats = rows[head[node_of_row] != rows]
     second = np.full(len(head), NO_ROW, np.int64)
@@ -119,7 +118,7 @@ def _singletons(
 def _nearest(
     nodes: int, left: np.ndarray, right: np.ndarray, score: np.ndarray, head: np.ndarray, allowed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return each node's highest score to an allowed node and the lowest head with it; -inf and NO_ROW without one."""
+    """Return each node's highest score to an allowed node and the first such head; -inf and NO_ROW without one."""
     source, target = np.concatenate([left, right]), np.concatenate([right, left])
     score = np.concatenate([score, score])
     to_allowed = allowed[target]

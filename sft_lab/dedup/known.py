@@ -1,7 +1,7 @@
-"""Known texts: those in an embedder's scripts whose tokens its tokenizer can tell apart.
+"""Known texts: those in an embedder's scripts whose tokens its tokenizer can distinguish.
 
-A tokenizer without emoji, Arabic digits and most symbols maps them all to its unknown token: texts that differ only
-in these have a cosine of 1. A byte-level tokenizer has a token for everything and knows every text.
+A tokenizer without emoji, Arabic digits and most symbols maps them all to its unknown token, so that texts which differ
+only in these have a cosine of 1. A byte-level tokenizer knows every text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from sft_lab.dedup.texts import Texts
 
 VERSION = 1
-# Of 1,180 real answers in Latin letters 12 hold more than 1% unknown tokens, and 5 more than 5%: lists of emoji or
-# signs, and one invisible character. Prose with an emoji here and there stays below it.
+# Of 1,180 real answers in Latin letters, 12 have more than 1% unknown tokens and 5 more than 5%: lists of emoji or
+# symbols, and one with an invisible character. Prose with an occasional emoji stays below.
 MAX_UNKNOWN_SHARE = 0.05  # of the tokens of a text
-MAX_CHARACTERS = 2048  # tokenized of each text; the bundled embedder reads about half of them
+MAX_CHARACTERS = 2048  # of each text that are tokenized; the bundled embedder reads about half of them
 
 
 def known_texts(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray:
-    """Return whether the embedder knows each text: bool, shape (texts,), stored for these texts.
+    """Return whether the embedder knows each text, stored or computed: bool, shape (texts,).
 
     A text is known if at least half of its letters are in the embedder's scripts and at most
     ``MAX_UNKNOWN_SHARE`` of its tokens are the tokenizer's unknown token; a blank text is known.
@@ -43,13 +43,13 @@ def known_texts(texts: Texts, embedder: Embedder, context: StageContext) -> np.n
 
     params = {"embedder": embedder.key(), "scripts": embedder.scripts}
     recipe = {"version": VERSION, "params": params, "input": texts.key}
-    # Not a stage of the run: the manifest names the stages that compare texts and call this.
+    # Not a stage of the run: the manifest has the stages that call this.
     known: np.ndarray = np.load(context.store.entry("known", recipe, compute).path / "known.npy")
     return known
 
 
 def _unknown_shares(texts: Texts, embedder: Embedder) -> Iterator[float]:
-    """Yield the share of unknown tokens of each text; 1 for one that has no token though it is not blank."""
+    """Yield the share of unknown tokens in each text; 1 for a text without tokens that is not blank."""
     tokenizer = embedder.tokenizer() if len(texts) else None
     if tokenizer is None:
         yield from [0.0] * len(texts)

@@ -1,9 +1,9 @@
-"""MinHash dedup: rows whose texts are nearly equal, letter by letter, are duplicates.
+"""MinHash dedup: rows whose texts have nearly the same characters are duplicates.
 
 Texts are compared as sets of shingles (runs of ``ngram`` characters) by Jaccard similarity: shared shingles over all
-shingles of the two. Characters rather than words, since Chinese, Japanese and Thai put no space between words and
-Arabic joins small words to the next; in every script a changed character changes ``ngram`` shingles. How often a
-shingle occurs in a text does not matter.
+shingles of the two. Shingles are of characters rather than words, since Chinese, Japanese and Thai put no space between
+words and Arabic joins small words to the next; in every script a changed character changes ``ngram`` shingles. How
+often a shingle occurs in a text does not matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sft_lab.dedup.neighbor_graph import NeighborGraph
     from sft_lab.dedup.texts import Texts
 
-VERSION = 1  # of the edges that shingles.py finds; part of each stored graph's key
+VERSION = 1  # of the edges found by shingles.py; part of each stored graph's key
 NGRAM = 5  # characters
 NUM_PERM = 128
 LOWEST_JACCARD = 0.4  # below it bands are one number wide, and nearly every pair is a candidate
@@ -33,10 +33,10 @@ MISS = 1e-3  # the highest probability of missing a pair right at the floor of a
 
 @dataclass
 class MinHash(GraphDedup):
-    """Rows whose shingles have a Jaccard similarity at or above the threshold are duplicates.
+    """Dedup of rows whose shingles have a Jaccard similarity at or above the threshold.
 
-    A pair at the default threshold, 0.8, is missed with a probability of 5e-8, a pair at the floor of the search, 0.7,
-    with one of 1.5e-4. No pair below the threshold is ever a duplicate.
+    A pair at the default threshold of 0.8 is missed with a probability of 5e-8, and a pair at the search's floor of 0.7
+    with one of 1.5e-4. A pair below the threshold never counts.
     """
 
     measure: ClassVar[str] = "jaccard"
@@ -64,7 +64,7 @@ def jaccard_graph(
     num_perm: int = NUM_PERM,
     knob: str = "threshold",
 ) -> NeighborGraph:
-    """Return the stored graph of these distinct texts that serves a threshold, or search it."""
+    """Return a graph of these distinct texts that serves a threshold, stored or searched."""
 
     def search(floor: float, folder: Path) -> NeighborGraph:
         from sft_lab.core.blocks import in_folder
@@ -81,14 +81,14 @@ def jaccard_graph(
 
 
 def band_rows(num_perm: int, floor: float) -> int:
-    """Return the numbers in a band of a signature: the most that miss a pair at the floor with ``MISS`` at most.
+    """Return the size of a signature's bands: the largest that misses a pair at the floor with at most ``MISS``.
 
-    More numbers in a band give fewer candidates; 1 where even that misses more.
+    Larger bands give fewer candidates. It is 1 if even that misses more.
     """
     sizes = range(1, num_perm + 1)
     return max((rows for rows in sizes if missed(num_perm, rows, floor) <= MISS), default=1)
 
 
 def missed(num_perm: int, rows: int, jaccard: float) -> float:
-    """Return the probability that no band of a pair with this Jaccard agrees: (1 - jaccard^rows)^bands."""
+    """Return the probability that no band of a pair with this Jaccard similarity agrees: (1 - jaccard^rows)^bands."""
     return float((1 - jaccard**rows) ** (num_perm // rows))

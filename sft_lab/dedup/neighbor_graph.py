@@ -1,4 +1,4 @@
-"""The neighbor graph: every pair of texts at or above a score, searched once; a threshold is a cut of it.
+"""The neighbor graph: every pair of texts at or above a score, searched once. A threshold is a cut of it.
 
 vector_search.py finds the pairs by cosine, shingles.py by Jaccard similarity.
 """
@@ -24,9 +24,9 @@ class Sample:
     """How many pairs of a sample of the texts an approximate search has found.
 
     Attributes:
-        texts: the texts whose neighbors were searched exactly.
-        pairs: their pairs by score: those from 0.00, 0.01, ... to below the next hundredth; 101 counts.
-        hits: those of the pairs that the graph has; 101 counts.
+        texts: the number of texts whose neighbors were searched exactly.
+        pairs: the number of their pairs by hundredth of the score, from 0.00 to 1.00: 101 counts.
+        hits: the number of those pairs in the graph: 101 counts.
     """
 
     texts: int
@@ -35,29 +35,29 @@ class Sample:
 
     @classmethod
     def of(cls, texts: int, scores: np.ndarray, present: np.ndarray) -> Sample:
-        """Count pairs by their scores; present: bool, which of them the graph has."""
+        """Return the counts of pairs by score; ``present``: bool, whether each is in the graph."""
         hundredths = np.floor(scores.astype(np.float64) * 100 + 1e-9).astype(np.int64)
         pairs, hits = (np.bincount(part, minlength=101).tolist() for part in (hundredths, hundredths[present]))
         return cls(texts, pairs, hits)
 
     def at(self, threshold: float) -> tuple[int, int]:
-        """Return the pairs at or above a threshold, rounded up to a hundredth, and how many of them the graph has."""
+        """Return the number of pairs at or above a threshold, rounded up to a hundredth, and of those in the graph."""
         first = math.ceil(threshold * 100 - 1e-9)
         return sum(self.pairs[first:]), sum(self.hits[first:])
 
 
 @dataclass(frozen=True, eq=False)
 class NeighborGraph:
-    """Every pair of nodes whose score is at least ``floor``, and no other but the fixed edges.
+    """Every pair of nodes whose score is at least ``floor``, and the fixed edges.
 
     Attributes:
         nodes: the number of nodes, with or without an edge.
         floor: the lowest score of an edge, compared as float32.
-        left: int32, shape (edges,): a pair's lower node.
-        right: int32, shape (edges,): its higher node; edges are sorted by (right, left).
-        score: float32, shape (edges,): cosine or Jaccard, at most 1.
-        fixed: bool, shape (edges,): edges of another measure, already cut at their own threshold and not cut
-            again; None: no such edge. They are never stored.
+        left: a pair's lower node: int32, shape (edges,).
+        right: its higher node: int32, shape (edges,); edges are sorted by (right, left).
+        score: cosine or Jaccard, at most 1: float32, shape (edges,).
+        fixed: which edges are of another measure, were cut at its threshold and are not cut again: bool, shape
+            (edges,); None: no edge. They are never stored.
         sample: how much of the graph an approximate search has found; None: the search was exact.
     """
 
@@ -70,7 +70,7 @@ class NeighborGraph:
     sample: Sample | None = None
 
     def at(self, threshold: float) -> NeighborGraph:
-        """Return the edges at or above ``threshold``, as a graph built with that floor has them, and the fixed edges.
+        """Return the graph cut at ``threshold``, equal to one built with that floor, with the fixed edges.
 
         Raises:
             ConfigError: if ``threshold`` is below the floor.
@@ -92,7 +92,7 @@ class NeighborGraph:
         return NeighborGraph(self.nodes, self.floor, self.left[cut], self.right[cut], self.score[cut])
 
     def with_fixed(self, other: NeighborGraph) -> NeighborGraph:
-        """Return the graph with the edges of another graph of the same nodes as fixed edges; no pair is in both."""
+        """Return the graph with another graph's edges as fixed edges; it has the same nodes and other pairs."""
         parts = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS]
         fixed = np.repeat([False, True], [len(self.left), len(other.left)])
         order = np.lexsort(parts[:2])
@@ -108,7 +108,7 @@ class NeighborGraph:
 
     @classmethod
     def load(cls, folder: Path) -> NeighborGraph:
-        """Return the graph that ``save`` wrote; the arrays are memory-mapped."""
+        """Return the graph that ``save`` wrote, with memory-mapped arrays."""
         about = read_json(folder / "graph.json")
         left, right, score = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS)
         sample = Sample(**about["sample"]) if "sample" in about else None
@@ -116,18 +116,18 @@ class NeighborGraph:
 
     @classmethod
     def empty(cls, nodes: int) -> NeighborGraph:
-        """Return a graph without edges, whose floor is 1."""
+        """Return a graph without edges and with a floor of 1."""
         return cls(nodes, 1.0, np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
 
     def renumbered(self, numbers: np.ndarray, nodes: int) -> NeighborGraph:
-        """Return the same edges among ``nodes`` nodes, node i as ``numbers[i]``; numbers: int, ascending, (nodes,)."""
+        """Return the graph within ``nodes`` nodes, with node i as ``numbers[i]``; ``numbers``: ascending integers."""
         numbers = numbers.astype(np.int32)
         left, right = numbers[self.left], numbers[self.right]
         return NeighborGraph(nodes, self.floor, left, right, self.score, self.fixed, self.sample)
 
 
 class Edges:
-    """The edges collected so far, at a floor that rises until they fit.
+    """Collects edges, at a floor that rises until they fit.
 
     Args:
         nodes: the number of nodes of the graph.
@@ -144,18 +144,18 @@ class Edges:
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []  # right * nodes + left, score
 
     def add(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Keep the candidates that reach the floor, each passed once; raise the floor until the edges fit."""
+        """Add the candidates that reach the floor, and raise it until the edges fit; a pair is passed only once."""
         if len(left):
             self._append(right * self.nodes + left, self.score(left, right))
         self._fit()
 
     def add_scored(self, pair: np.ndarray, score: np.ndarray, floor: float) -> None:
-        """Keep pairs that were collected elsewhere, with their scores, at a floor that may have risen there.
+        """Add pairs that were collected elsewhere, with their scores and the floor, which may have risen there.
 
         Args:
-            pair: int64, shape (pairs,): as ``collected`` returns them.
+            pair: as ``collected`` returns them: int64, shape (pairs,).
             score: float32, shape (pairs,).
-            floor: the lowest that was possible for these pairs alone, and so for all of them.
+            floor: the lowest that was possible for these pairs, and so also for all pairs.
         """
         while self.floor < floor:
             self._raise()
@@ -163,8 +163,8 @@ class Edges:
         self._fit()
 
     def _fit(self) -> None:
-        # The floor rises only when the pairs seen so far, and so all pairs, are too many for it: the last floor is the
-        # lowest that fits, whatever the order in which they were seen.
+        # The floor rises only if the pairs seen so far, and so also all pairs, are too many for it. The last floor is
+        # therefore the lowest that fits, whatever the order of the pairs.
         while self.edges > self.max_edges:
             self._raise()
 
@@ -187,14 +187,14 @@ class Edges:
             self._append(*part)
 
     def collected(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs collected so far, each as right * nodes + left, and their scores; release them here."""
+        """Return the collected pairs, each as right * nodes + left, and their scores; they are removed from here."""
         pair = np.concatenate([np.empty(0, np.int64), *(part[0] for part in self.parts)])
         score = np.concatenate([np.empty(0, np.float32), *(part[1] for part in self.parts)])
         self.parts.clear()
         return pair, score
 
     def graph(self) -> NeighborGraph:
-        """Return the collected edges as a graph, sorted, and release them here."""
+        """Return the collected edges as a graph; they are removed from here."""
         pair, score = self.collected()
         order = np.argsort(pair)
         pair, score = pair[order], score[order]

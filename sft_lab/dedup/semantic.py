@@ -1,7 +1,7 @@
 """Semantic dedup: rows whose texts mean nearly the same are duplicates.
 
-Texts are embedded once, and the neighbor graph of all pairs above a floor is searched once; a threshold and a keep
-rule only cut that graph. Equal texts are one node, so exact duplicates are dropped too.
+Texts are embedded once, and the neighbor graph of all pairs above a floor is searched once. Threshold and keep rule
+only cut that graph. Equal texts are one node, so exact duplicates are dropped too.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 IVF_VERSION = 1  # of the edges that index=ivf finds
-MANY_UNKNOWN = 0.01  # share of unknown texts from which the report has a notice
+MANY_UNKNOWN = 0.01  # share of unknown texts above which there is a notice
 
 
 class Fallback(Enum):
-    """How texts are compared whose script or tokens the embedder does not know."""
+    """How texts are compared that the embedder does not know."""
 
     exact = "exact"
     minhash = "minhash"
@@ -42,7 +42,7 @@ class Fallback(Enum):
 
 @dataclass
 class Semantic(GraphDedup):
-    """Rows whose vectors have a cosine at or above the threshold are duplicates."""
+    """Dedup of rows whose vectors have a cosine at or above the threshold."""
 
     version: ClassVar[int] = 2
     measure: ClassVar[str] = "cosine"
@@ -53,14 +53,14 @@ class Semantic(GraphDedup):
     fallback_threshold: float = bounded(0.8, at_least=LOWEST_JACCARD, at_most=1, limit=JACCARD_LIMIT)
 
     def depends_on(self, context: StageContext) -> dict[str, Any]:  # noqa: ARG002
-        """Return the key of the embedder's weights, which its name does not pin, and an index that is approximate."""
+        """Return the key of the embedder's weights, which its name does not identify, and an approximate index."""
         return {"embedder": self.embedder.key(), **({"index": "ivf"} if self.index is Index.ivf else {})}
 
     def graph(self, rows: Rows, context: StageContext) -> tuple[NeighborGraph, np.ndarray, Texts]:
         """Return the graph of cosines, with fixed edges if ``fallback=minhash``; see ``GraphDedup.graph``.
 
-        Fixed edges are the pairs of texts unknown to the embedder that reach ``fallback_threshold``, with their
-        Jaccard similarity; a cut of the cosines keeps them. A known and an unknown text share no edge.
+        Fixed edges are the pairs of texts unknown to the embedder whose Jaccard similarity reaches
+        ``fallback_threshold``; a cut of the cosines keeps them. A known and an unknown text never share an edge.
         """
         import numpy as np
 
@@ -100,7 +100,7 @@ class Semantic(GraphDedup):
 
 
 def known_nodes(texts: Texts, embedder: Embedder, fallback: Fallback, stage: str, context: StageContext) -> np.ndarray:
-    """Return the nodes whose text the embedder knows: int64, ascending; the rest is left to the fallback.
+    """Return the nodes whose text the embedder knows: int64, ascending. The others are left to the fallback.
 
     Raises:
         ConfigError: if a text is unknown and the fallback is ``error``.

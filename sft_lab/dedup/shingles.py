@@ -1,8 +1,8 @@
-"""Shingles: texts as sets of character n-grams, and every pair of sets with enough in common.
+"""Shingles: texts as sets of character n-grams, and the search for pairs of similar sets.
 
 MinHash signatures, cut into bands (locality-sensitive hashing: Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of
 Massive Datasets", chapter 3), give candidates without comparing all pairs. The Jaccard similarity of a candidate is
-then counted from the two sets, so a pair may be missed, with the probability of ``minhash.missed``, but no pair below
+then computed from the two sets: a pair may be missed, with the probability of ``minhash.missed``, but no pair below
 the floor is ever returned.
 """
 
@@ -23,12 +23,12 @@ from sft_lab.dedup.neighbor_graph import Edges, NeighborGraph
 from sft_lab.dedup.texts import Texts
 
 BLOCK = 1024  # texts whose shingles are in memory at once
-LARGE_BLOCK = 2**15  # signatures or pairs of them worked on at once
-PAIRS = 256  # pairs compared between two looks at the memory their shingles take
-KEPT_BYTES = 2**28  # of shingles kept for the next pairs
+LARGE_BLOCK = 2**15  # signatures, or pairs of them, processed at once
+PAIRS = 256  # pairs compared between two checks of the memory for shingles
+KEPT_BYTES = 2**28  # of shingles kept for later pairs
 SEED = 42
 ODD = np.uint64(0x9E3779B97F4A7C15)
-DEVIATIONS = 5  # how far below the floor a signature's estimate may lie: loses one pair in a million
+DEVIATIONS = 5  # standard deviations that a signature's estimate may be below the floor: loses one pair in a million
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,10 +39,10 @@ Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
 def build(
     texts: Texts, ngram: int, num_perm: int, floor: float, max_edges: int, compute: Compute = in_memory
 ) -> NeighborGraph:
-    """Return the graph of the texts with a Jaccard similarity of at least ``floor``; texts: distinct when normalized.
+    """Return the graph of pairs with a Jaccard similarity of at least ``floor``; ``texts``: distinct when normalized.
 
-    When more than ``max_edges`` pairs reach the floor, it is raised, as in a graph of cosines. ``compute`` computes the
-    signatures, block by block.
+    If more than ``max_edges`` pairs reach the floor, it is raised, as in a graph of cosines. ``compute`` computes the
+    signatures block by block.
     """
     candidates = _Candidates(texts, ngram, floor, signatures_of(texts, ngram, num_perm, compute))
     edges = Edges(len(texts), candidates.jaccard, floor, max_edges)
@@ -54,7 +54,7 @@ def build(
 def nearest_across(
     texts: Texts, references: Texts, ngram: int, num_perm: int, floor: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return each text's highest Jaccard similarity to one of ``references`` and its index; 0 and 0 below the floor.
+    """Return each text's highest Jaccard similarity to a reference and that one's index; 0 and 0 below the floor.
 
     Returns:
         float32 and int64, shape (texts,).
@@ -71,14 +71,14 @@ def nearest_across(
 
 
 class _Candidates:
-    """Pairs whose signatures agree, each once, and their Jaccard similarity.
+    """Pairs with similar signatures, and their Jaccard similarity.
 
     Args:
-        texts: the texts to compare.
-        ngram: characters of a shingle.
+        texts: to compare.
+        ngram: characters in a shingle.
         floor: the lowest Jaccard similarity of interest.
         signatures: of the texts: uint32, shape (texts, num_perm).
-        first: only pairs of one of the first ``first`` texts with one of the rest; None: all pairs.
+        first: only pairs of one of the first ``first`` texts with one of the others; None: all pairs.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class _Candidates:
         self._texts, self._ngram, self._first = texts, ngram, first
         self._signatures, num_perm = signatures, signatures.shape[1]
         self._keys = band_keys(self._signatures, band_rows(num_perm, floor))
-        # The count of agreeing numbers is binomial; a minimum removes most of the chance candidates.
+        # The number of equal entries is binomial; a minimum removes most candidates that collide by chance.
         self._agreeing = math.ceil(floor * num_perm - DEVIATIONS * math.sqrt(floor * (1 - floor) * num_perm))
         self._sets: dict[int, np.ndarray] = {}
         self._kept_bytes = 0
 
     def pairs(self) -> Pairs:
-        """Yield left and right nodes, left the lower of the two."""
+        """Yield each pair once, as left and right nodes; left is the lower one."""
         for all_left, all_right in pairs_of(self._keys):
             for start in range(0, len(all_left), LARGE_BLOCK):
                 left, right = all_left[start : start + LARGE_BLOCK], all_right[start : start + LARGE_BLOCK]
@@ -104,7 +104,7 @@ class _Candidates:
                     yield left[wanted], right[wanted]
 
     def jaccard(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Return the shared shingles over all shingles of each pair: float32, shape (pairs,)."""
+        """Return the Jaccard similarity of each pair: float32, shape (pairs,)."""
         score = np.empty(len(left), np.float32)
         for start in range(0, len(left), PAIRS):
             part = slice(start, start + PAIRS)
@@ -114,7 +114,7 @@ class _Candidates:
         return score
 
     def _sets_of(self, nodes: np.ndarray) -> dict[int, np.ndarray]:
-        """Return the shingles of at least these nodes; those of earlier calls are kept while they fit."""
+        """Return the shingles of these nodes, and of those from earlier calls while they fit in memory."""
         if self._kept_bytes > KEPT_BYTES:
             self._sets.clear()
             self._kept_bytes = 0
@@ -127,7 +127,7 @@ class _Candidates:
 
 
 def shingles(text: str, ngram: int) -> np.ndarray:
-    """Return the hashes of the distinct shingles of the normalized text: uint64, ascending; at least one.
+    """Return the hashes of a normalized text's distinct shingles, at least one: uint64, ascending.
 
     A text of fewer than ``ngram`` characters is a single shingle. Two different shingles have the same hash with a
     probability of 2^-64.
@@ -151,14 +151,14 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _mixed(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mix a value into each hash; products of uint64 arrays wrap."""
+    """Return hashes with a value mixed into each; uint64 products wrap around."""
     hashes = (hashes + values + np.uint64(1)) * ODD
     mixed: np.ndarray = hashes ^ (hashes >> np.uint64(29))
     return mixed
 
 
 def signatures_of(texts: Texts, ngram: int, num_perm: int, compute: Compute = in_memory) -> np.ndarray:
-    """Return MinHash signatures: uint32, shape (texts, num_perm); P(two numbers agree) is the Jaccard similarity."""
+    """Return MinHash signatures: uint32, shape (texts, num_perm); P(two entries agree) is the Jaccard similarity."""
     signatures = np.empty((len(texts), num_perm), np.uint32)
     start = 0
     blocks = ((len(batch), batch) for batch in texts.batches(BLOCK))
@@ -170,7 +170,7 @@ def signatures_of(texts: Texts, ngram: int, num_perm: int, compute: Compute = in
 
 
 def _signatures(ngram: int, num_perm: int, texts: list[str]) -> pa.Table:
-    """Compute the signatures of a block of texts."""
+    """Return the signatures of a block of texts."""
     import pyarrow as pa
     from rensa import RMinHash
 
@@ -182,7 +182,7 @@ def _signatures(ngram: int, num_perm: int, texts: list[str]) -> pa.Table:
 
 
 def band_keys(signatures: np.ndarray, rows: int) -> np.ndarray:
-    """Return one key for each band of ``rows`` numbers of a signature: uint64, shape (texts, bands)."""
+    """Return a key for each band of ``rows`` numbers in a signature: uint64, shape (texts, bands)."""
     bands = signatures.shape[1] // rows
     keys = np.zeros((len(signatures), bands), np.uint64)
     for start in range(0, len(signatures), LARGE_BLOCK):
@@ -193,12 +193,12 @@ def band_keys(signatures: np.ndarray, rows: int) -> np.ndarray:
 
 
 def pairs_of(keys: np.ndarray) -> Pairs:
-    """Yield the pairs with an equal key in some band, each in the first such band only; left is the lower node."""
+    """Yield the pairs with an equal key in any band, each pair once; left is the lower node."""
     for band in range(keys.shape[1]):
         order = np.argsort(keys[:, band], kind="stable")
         ordered = keys[order, band]
         start = np.arange(len(order))
-        for step in itertools.count(1):  # in a group of equal keys: neighbors, then those two apart, and so on
+        for step in itertools.count(1):  # within a group of equal keys, nodes one apart, two apart, and so on
             start = start[: np.searchsorted(start, len(order) - step)]
             start = start[ordered[start] == ordered[start + step]]
             if not len(start):

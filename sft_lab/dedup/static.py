@@ -1,9 +1,10 @@
-"""Static embedders: a vector for each token, and the mean over its tokens for a text.
+"""Static embedders: a vector for each token, and for a text the mean over its tokens.
 
-Distilled from a sentence-transformers model by the method of model2vec (https://github.com/MinishLab/model2vec): each
-token of the vocabulary goes through the model once, principal components keep what varies most, and weights fall with
-a token's frequency, guessed from its rank by Zipf's law (SIF: Arora et al., ICLR 2017). Written out here since
-model2vec 0.10's own ``distill`` asks for transformers below 5.4.
+They are distilled from a sentence-transformers model by the method of model2vec
+(https://github.com/MinishLab/model2vec): each token of the vocabulary goes through the model once, the vectors are
+reduced to their principal components, and weighted down by the token's frequency, estimated from its rank by Zipf's
+law (SIF: Arora et al., ICLR 2017). It is implemented here because ``distill`` of model2vec 0.10 requires transformers
+below 5.4.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-SIF = 1e-4  # model2vec's: tokens of a higher frequency than this are weighted down
-TOKENS = 1024  # through the model at once
-CHARACTERS = 8  # of a text for each token that is read; text beyond is not tokenized
+SIF = 1e-4  # as in model2vec: tokens of a higher frequency are weighted down
+TOKENS = 1024  # per batch through the model
+CHARACTERS = 8  # of a text that are tokenized, for each token that is read
 
 
 def distill(model: SentenceTransformer, dim: int, folder: Path) -> None:
@@ -50,7 +51,7 @@ def distill(model: SentenceTransformer, dim: int, folder: Path) -> None:
 
 
 def _token_vectors(model: SentenceTransformer, size: int) -> np.ndarray:
-    """Return the mean output for each token alone between the special ones: float32, shape (size, dim)."""
+    """Return the model's mean output for each token by itself, between special tokens: float32, shape (size, dim)."""
     import torch
 
     from sft_lab.core.progress import progress
@@ -81,7 +82,7 @@ def _principal(vectors: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _weights(size: int) -> np.ndarray:
-    """Return the weight of each token: its rank in the vocabulary stands for its frequency."""
+    """Return the weight of each token, by its frequency as estimated from its rank in the vocabulary."""
     frequency = 1 / np.arange(2, size + 2)
     frequency /= frequency.sum()
     weights: np.ndarray = SIF / (SIF + frequency)
@@ -89,7 +90,7 @@ def _weights(size: int) -> np.ndarray:
 
 
 def load(folder: Path) -> SentenceTransformer:
-    """Return what ``distill`` wrote."""
+    """Return the embedder that ``distill`` wrote."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
@@ -98,16 +99,16 @@ def load(folder: Path) -> SentenceTransformer:
 
 
 def static_module(model: Any) -> StaticEmbedding | None:
-    """Return the module that holds the tokens' vectors; None where the model is not static."""
+    """Return the module with the tokens' vectors; None if the model is not static."""
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     return model[0] if isinstance(model[0], StaticEmbedding) else None
 
 
 def mean_vectors(module: StaticEmbedding, texts: list[str], prompt: str) -> np.ndarray:
-    """Return the mean of the vectors of each text's tokens: float32, shape (texts, dim); zero without a token.
+    """Return the mean of the vectors of each text's tokens, zero without tokens: float32, shape (texts, dim).
 
-    What ``SentenceTransformer.encode`` does, without sorting, small batches and the offsets of tokens.
+    The same as ``SentenceTransformer.encode``, but without sorting, small batches and token offsets.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Texts of rows, read a batch at a time: all texts of a large set do not fit into memory together."""
+"""Texts of rows, read a batch at a time: those of a large data set do not fit into memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Texts:
 
     Args:
         columns: the column of the texts, or several columns whose values are joined by a newline.
-        positions: int64, shape (texts,): their positions in the columns.
+        positions: in the columns: int64, shape (texts,).
     """
 
     def __init__(self, columns: Sequence[pa.ChunkedArray], positions: np.ndarray) -> None:
@@ -34,7 +34,7 @@ class Texts:
 
     @classmethod
     def of(cls, rows: Rows, on: On) -> Texts:
-        """Return the text of each row that is compared."""
+        """Return the text by which each row is compared."""
         names = ("prompt", "answer") if on is On.both else (on.name,)
         return cls([rows.table.data.column(name) for name in names], rows.positions)
 
@@ -53,7 +53,7 @@ class Texts:
             yield from batch
 
     def __add__(self, other: Texts) -> Texts:
-        """Return these texts and then the others."""
+        """Return these texts followed by the others."""
         import pyarrow as pa
 
         pairs = zip(self._columns, other._columns, strict=True)
@@ -74,7 +74,7 @@ class Texts:
             yield values[0] if len(values) == 1 else ["\n".join(parts) for parts in zip(*values, strict=True)]
 
     def release(self) -> None:
-        """Give back the memory of texts that were read from a mapped file."""
+        """Release the memory of texts that were read from a mapped file."""
         release(self._columns)
 
     @cached_property
@@ -102,7 +102,7 @@ def hex_names(hashes: np.ndarray) -> list[str]:
 
 
 def normal_hash(text: str) -> bytes:
-    """Return a 128-bit hash of the normalized text; among a billion texts two collide with a probability of 1e-21."""
+    """Return a 128-bit hash of the normalized text; a billion texts collide with a probability of 1e-21."""
     return hashlib.blake2b(normalize(text).encode(errors="surrogatepass"), digest_size=16).digest()
 
 

@@ -1,7 +1,7 @@
 """The search for near vectors: every pair with a cosine at or above a floor.
 
-Each index collects candidates down to a proven margin below the floor, and one float32 score of the two rows decides,
-so that all of them return the same edges, bit for bit.
+Each index collects candidates down to a proven margin below the floor. A float32 score of the two rows decides, so that
+all indices return the same edges, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from sft_lab.core.blocks import Compute, in_memory, notes_of, with_notes
 from sft_lab.core.errors import ModelError, require
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import FAISS_REMEDY
-from sft_lab.dedup.graph_options import Index
+from sft_lab.dedup.graph_options import LOWEST, Index
 from sft_lab.dedup.neighbor_graph import Edges, NeighborGraph
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-LOWEST_FLOOR = 0.1  # bf16 limits are compared as positive numbers
 LENGTH_SLACK = 1e-3  # how far a row's length may be from 1 (float16 embedders)
 
 # Tuned on an AMD EPYC (Zen 4, 2 cores): the products of a block stay in the shared cache until they are compared.
 CPU_BLOCK, CUDA_BLOCK = (512, 8192), (4096, 16384)  # rows x columns
-EXACT_ROWS = 8192  # rows compared with all rows before them in a block of an engine: what a killed search loses
-GROUP = 32  # rows of a block's column that are tested by their maximum first
-FLAT_ROWS = 512  # a range search returns up to this many rows x nodes hits when all texts are alike; 256 is 4x slower
-NEAREST = (16, 128, 2048)  # neighbors to search on a GPU in turn; FAISS returns no more there
-SCORED = 2**19  # numbers gathered at a time for the float32 score: 2 MiB, so both sides stay in a core's cache
+EXACT_ROWS = 8192  # rows in an engine's block, compared with all rows before them: the most that a killed search loses
+GROUP = 32  # rows of a block whose maximum is tested first, column by column
+FLAT_ROWS = 512  # rows per range search, which returns up to rows x nodes hits if all texts are alike; 256 is 4x slower
+NEAREST = (16, 128, 2048)  # numbers of neighbors to try in turn on a GPU, where FAISS returns no more
+SCORED = 2**19  # numbers gathered at a time for the float32 score: 2 MiB, so that both sides stay in a core's cache
 
 Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -55,20 +54,19 @@ def build(
 
     Args:
         vectors: float32, shape (nodes, dim), in memory or memory-mapped; each row of length 1, or all zero.
-        floor: from 0.1 to 1. When more than ``max_edges`` pairs reach it, the graph's floor is the lowest whole
-            hundredth above it that few enough reach: a function of the vectors alone.
-        max_edges: the most edges to keep, 12 bytes each; while searching, a few times as much is in memory.
-        index: the search for candidates; ``ivf`` may miss pairs, the others do not change the result.
-        bf16: whether ``Index.exact`` multiplies in bf16; None: where the processor does it fast. It changes no
-            score.
-        compute: what computes the blocks of ``Index.exact``: rows with all rows before them.
+        floor: from 0.1 to 1. If more than ``max_edges`` pairs reach it, the graph's floor is the lowest hundredth above
+            it that few enough pairs reach, which depends on the vectors alone.
+        max_edges: the most edges to keep, 12 bytes each; the search takes a few times as much memory.
+        index: the search for candidates; ``ivf`` may miss pairs, the others find all of them.
+        bf16: whether ``Index.exact`` multiplies in bf16; None: if the hardware is fast at it. It changes no score.
+        compute: computes the blocks of ``Index.exact``, rows with all rows before them.
 
     Raises:
-        ConfigError: if floor or max_edges is impossible, or the edges do not fit at a floor of 0.99.
+        ConfigError: if floor or max_edges is out of range, or the edges do not fit even at a floor of 0.99.
         ModelError: if a row is neither of length 1 nor zero.
         ValueError: if vectors are not a float32 matrix.
     """
-    require(LOWEST_FLOOR <= floor <= 1, "floor", floor, f"from {LOWEST_FLOOR} to 1")
+    require(LOWEST <= floor <= 1, "floor", floor, f"from {LOWEST} to 1")  # the bits of bf16 limits need it above 0
     require(max_edges > 0, "max_edges", max_edges, "positive")
     vectors = _checked(vectors)
     edges = Edges(len(vectors), lambda left, right: cosine(vectors, left, right), floor, max_edges)
@@ -90,7 +88,7 @@ def build(
 def cosine(vectors: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the cosine of pairs of rows of length 1: float32, shape (pairs,), at most 1.
 
-    A score depends on its two rows alone, not on the other pairs or on their order.
+    A score depends only on its two rows, not on other pairs or their order.
     """
     score = np.empty(len(left), np.float32)
     pairs = max(1, SCORED // max(1, vectors.shape[1]))
@@ -113,10 +111,10 @@ def _checked(vectors: np.ndarray) -> np.ndarray:
                 f"vector {start + wrong[0]} has length {length[wrong[0]]}: must be 1, or 0 for no text; "
                 "normalize the output of the embedder"
             )
-    return np.ascontiguousarray(vectors)  # copies only a slice with gaps
+    return np.ascontiguousarray(vectors)  # copies only if it is a slice with gaps
 
 
-# How far below the floor a candidate may be, for rows x, y of length at most 1 + s, s = LENGTH_SLACK.
+# How far below the floor a candidate's product may be, for rows x, y of length at most 1 + s, s = LENGTH_SLACK:
 #
 # Inputs rounded to bf16 (8 significant bits, u = 2^-8) are x_i (1 + a), y_i (1 + b) with |a|, |b| <= u, so their
 # product moves by at most sum |x_i y_i| (2u + u^2) <= (2u + u^2) (1 + s)^2, by Cauchy-Schwarz: 0.0078. (Numbers too
@@ -131,7 +129,7 @@ def _checked(vectors: np.ndarray) -> np.ndarray:
 
 
 def _limit(floor: float, dim: int) -> float:
-    """Return the lowest product of a candidate, so that no pair at or above the floor is missed."""
+    """Return the lowest product of a candidate, at which no pair at or above the floor is missed."""
     return floor - (2 * 2**-8 + 2**-16 + dim * 2**-22) * (1 + LENGTH_SLACK) ** 2
 
 
@@ -141,7 +139,7 @@ def _ranges(nodes: int) -> Iterator[range]:
 
 
 class _ExactBlock:
-    """Searches the edges of some rows with all rows before them; called with the rows and the floor."""
+    """Searches the edges between some rows and all rows before them; called with the rows and the floor."""
 
     def __init__(self, vectors: np.ndarray, max_edges: int, bf16: bool | None) -> None:
         self._vectors, self._max_edges, self._bf16 = vectors, max_edges, bf16
@@ -181,7 +179,7 @@ def _ivf(vectors: np.ndarray, edges: Edges) -> Pairs:
 
     from sft_lab.dedup import ivf
 
-    # Not in bf16: blocks have many shapes, and oneDNN prepares a product anew for each.
+    # Not in bf16: blocks have many shapes, and oneDNN sets up the product again for each.
     product = _Product(vectors, bf16=False)
     nearest = ivf.probes(product.table) if len(vectors) else np.empty((0, 1), np.int64)
     for rows, members in ivf.blocks(nearest):
@@ -194,16 +192,16 @@ def _ivf(vectors: np.ndarray, edges: Edges) -> Pairs:
 
 
 def _at_least(block: torch.Tensor, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and columns of the numbers at or above the limit; block: shape (a multiple of GROUP, columns)."""
+    """Return rows and columns of the numbers at or above a limit; ``block``: shape (a multiple of GROUP, columns)."""
     groups = block.view(-1, GROUP, block.shape[1])
-    # Candidates are rare: the maximum of each group, at memory speed, leaves few groups to search.
+    # Candidates are rare: the maximum of each group, computed at memory speed, leaves few groups to search.
     group, column = _nonzero(groups.amax(1) >= limit)
     hit, member = _nonzero(groups[group, :, column] >= limit)
     return (group[hit] * GROUP + member).cpu().numpy(), column[hit].cpu().numpy()
 
 
 def _nonzero(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows and columns of the true values; on a CPU, NumPy finds rare ones in a tenth of torch's time."""
+    """Return rows and columns of the true values; on a CPU by NumPy, which finds rare ones ten times as fast."""
     import torch
 
     if mask.is_cuda:
@@ -226,7 +224,7 @@ class _Product:
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is never written
-            # Shares memory where neither device nor type changes.
+            # Shares memory unless device or type changes.
             self.table = torch.from_numpy(vectors).to(device, kind)
         size = math.ceil(self.height / GROUP) * GROUP * self.width
         self.buffer = torch.empty(size, dtype=kind, device=device)
@@ -234,10 +232,10 @@ class _Product:
     def block(
         self, rows: slice | torch.Tensor, columns: slice | torch.Tensor, floor: float
     ) -> tuple[torch.Tensor, float]:
-        """Return the products of some rows with others, and the limit to compare them with.
+        """Return the products of some rows with others, and the limit with which to compare them.
 
-        Rows are padded to a multiple of GROUP with numbers below any limit. Products in bf16 are returned as the
-        int16 of the same bits, which has the same order among positive numbers and is compared much faster.
+        Rows are padded to a multiple of GROUP with numbers below any limit. Products in bf16 are returned as int16 with
+        the same bits, which has the same order among positive numbers and is compared much faster.
         """
         import torch
 
@@ -255,7 +253,7 @@ class _Product:
 
 @contextmanager
 def _float32_sums(device: str) -> Iterator[None]:
-    """Make CUDA sum bf16 products in float32, as the proof above assumes; by default it may sum parts in bf16."""
+    """Make CUDA sum bf16 products in float32, as the proof above assumes; by default it may use bf16 for parts."""
     import torch
 
     if device != "cuda":
@@ -271,7 +269,7 @@ def _float32_sums(device: str) -> Iterator[None]:
 
 
 def _flat(vectors: np.ndarray, edges: Edges) -> Pairs:
-    """Yield candidates from FAISS, each block of rows searched among itself and the rows before it."""
+    """Yield candidates from FAISS; each block of rows is searched among itself and the rows before it."""
     faiss = _faiss()
     index = faiss.IndexFlatIP(vectors.shape[1])
     gpu = _gpu_index(vectors.shape[1])
@@ -290,10 +288,10 @@ def _flat(vectors: np.ndarray, edges: Edges) -> Pairs:
 
 
 def _faiss() -> Any:
-    """Return FAISS.
+    """Import and return FAISS.
 
     Raises:
-        ModelError: if neither of its builds can be imported.
+        ModelError: if neither of its builds is installed.
     """
     try:
         import faiss
@@ -318,15 +316,15 @@ def _gpu_index(dim: int) -> Any | None:
 
 def _in_range(index: Any, rows: np.ndarray, limit: np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Return row and node of every hit of at least ``limit``; both int64, shape (hits,)."""
-    # A range search returns what is strictly above its radius (faiss 1.15).
+    # A range search returns only hits strictly above its radius (faiss 1.15).
     bounds, _, node = index.range_search(rows, np.nextafter(limit, np.float32(0)))
     return np.repeat(np.arange(len(rows)), np.diff(bounds.astype(np.int64))), node
 
 
 def _nearest_in_range(gpu: Any, cpu: Any, rows: np.ndarray, limit: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Return the same with a GPU index, which can only search the k nearest.
+    """Return the same as ``_in_range`` from a GPU index, which can only search the k nearest.
 
-    k grows until the last neighbor of a row lies below the limit; rows for which no k is enough go to the CPU index.
+    k grows until a row's last neighbor is below the limit; rows for which no k is enough go to the CPU index.
     """
     waiting = np.arange(len(rows))
     hits: list[tuple[np.ndarray, np.ndarray]] = []

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.selection import Selection
+from sft_lab.dedup.exact import Keep
 from sft_lab.dedup.graph_stats import nearest_scores, pairs_above, pairs_below, scripts_of, threshold_curve
-from sft_lab.dedup.keep_rules import Keep, representatives
+from sft_lab.dedup.keep_rules import representatives
 from sft_lab.dedup.neighbor_graph import NeighborGraph
 
 quick = settings(max_examples=80, deadline=None)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_lab.dedup.keep_rules import Keep, representatives, selection
+from sft_lab.dedup.exact import Keep
+from sft_lab.dedup.keep_rules import representatives, selection
 from sft_lab.dedup.neighbor_graph import NeighborGraph
 
 Case = tuple[NeighborGraph, np.ndarray, np.ndarray]
