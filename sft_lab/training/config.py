@@ -26,7 +26,7 @@ class LossOn(Enum):
 
 
 class Precision(Enum):
-    """Arithmetic of training: ``auto`` takes bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
+    """Arithmetic of training: ``auto`` is bf16 if the hardware has it, else fp16 on a GPU and fp32 on a CPU.
 
     ``bf16`` and ``fp16`` are autocast; with ``fp16`` the loss is scaled, since small gradients would vanish.
     """
@@ -38,16 +38,16 @@ class Precision(Enum):
 
 
 class PackingStrategy(Enum):
-    """How rows share a block: ``bfd`` (best fit decreasing) never splits a row, nor lets rows attend to one another."""
+    """How rows share a block: ``bfd`` (best-fit decreasing) never splits rows, and they do not attend to each other."""
 
     bfd = "bfd"
 
 
 class LossHead(Enum):
-    """What turns hidden states into the loss: ``auto`` takes ``plain`` on a CPU and ``trl`` elsewhere.
+    """What turns hidden states into the loss: ``auto`` is ``plain`` on a CPU and ``trl`` elsewhere.
 
-    ``trl``: TRL's own, in tiles: little memory, made for GPUs. ``plain``: the model's LM head at trained positions
-    alone: the same loss, about twice as many tokens per second on a CPU.
+    ``trl``: TRL's own, computed in tiles, which takes little memory and is made for GPUs. ``plain``: the model's LM
+    head at trained positions only, with the same loss and about twice as many tokens per second on a CPU.
     """
 
     auto = "auto"
@@ -56,7 +56,7 @@ class LossHead(Enum):
 
 
 class Budget(Enum):
-    """What stays equal when a data axis changes the number of rows: passes over the remaining rows, or optimizer steps.
+    """What stays the same when filters and dedup change the number of rows.
 
     ``epochs``: ``num_train_epochs`` passes over the remaining rows. ``steps``: as many steps as ``num_train_epochs``
     passes over the training side before filters and dedup, so that all jobs of a sweep over those take equally many.
@@ -67,7 +67,7 @@ class Budget(Enum):
 
 
 class Quantization(Enum):
-    """How frozen weights under an adapter are held: unchanged, or in 4 bits (bitsandbytes, an NVIDIA GPU)."""
+    """How frozen weights beside an adapter are held: unchanged, or in 4 bits (needs bitsandbytes and an NVIDIA GPU)."""
 
     none = "none"
     nf4 = "nf4"
@@ -89,15 +89,15 @@ class Full(Bounded):
 
     Attributes:
         num_train_epochs: passes over the training rows; ``max_steps`` above 0 overrides it.
-        budget: what ``num_train_epochs`` fixes when filters and dedup change the number of rows.
-        warmup_steps: optimizer steps, or a share of all steps when below 1; so are ``logging_steps``, ``eval_steps``
-            and ``save_steps``.
-        max_length: tokens of a row or packed block, template included; a longer row is dropped, never cut.
-        loss_weights: multiply the weights of turns into the loss (``dataset.train_on=marked``).
+        budget: whether epochs or steps stay the same when filters and dedup change the number of rows.
+        warmup_steps: optimizer steps, or a share of all steps if below 1; the same for ``logging_steps``,
+            ``eval_steps`` and ``save_steps``.
+        max_length: in tokens, of a row or a packed block, template included; a longer row is dropped, never cut.
+        loss_weights: apply the weights of turns in the loss (``dataset.train_on=marked``).
         early_stopping_patience: evaluations without a better held-out loss before training stops; null: never.
         load_best_model_at_end: keep the weights with the best held-out loss instead of the last ones.
-        sft_config: more fields of TRL's SFTConfig, passed on unchanged; checked against its fields, outside what
-            sft_lab promises.
+        sft_config: more fields of TRL's SFTConfig, passed on unchanged; their names are checked, but sft_lab promises
+            nothing about them.
     """
 
     version: ClassVar[int] = 1
@@ -158,16 +158,16 @@ class Full(Bounded):
 
     @property
     def uses_held_out_loss(self) -> bool:
-        """Whether training itself needs the held-out loss, to stop or to keep the best weights."""
+        """Whether training uses the held-out loss, to stop early or to keep the best weights."""
         return self.load_best_model_at_end or bool(self.early_stopping_patience)
 
     @property
     def holding(self) -> Holding:
-        """How the weights are held: all are trained, so that the smallest update counts."""
+        """How the weights are held: all of them are trained."""
         return Holding(trained=True, precision=resolve_precision(self.precision))
 
     def check(self) -> list[str]:
-        """Return what this machine lacks for the training."""
+        """Return what this machine lacks for training."""
         if has_gpu():
             return []
         problems = []
@@ -183,12 +183,12 @@ class Full(Bounded):
 
 @dataclass
 class Peft(Bounded):
-    """PEFT's LoraConfig, the fields that matter.
+    """The most important fields of PEFT's LoraConfig.
 
     Attributes:
-        target_modules: module names, or ``[all-linear]`` for every linear layer but the LM head.
-        use_dora: learn magnitude and direction of each weight vector apart (Liu et al., "DoRA", ICML 2024); slower,
-            often better at small ``r``.
+        target_modules: module names, or ``[all-linear]`` for every linear layer except the LM head.
+        use_dora: learn magnitude and direction of each weight vector separately (Liu et al., "DoRA", ICML 2024);
+            slower, often better at small ``r``.
         use_rslora: scale the adapter by ``lora_alpha / sqrt(r)``, so that a large ``r`` still learns (Kalajdzievski,
             "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
         config: more fields of PEFT's LoraConfig, passed on unchanged; checked against its fields.
@@ -203,7 +203,7 @@ class Peft(Bounded):
     config: dict[str, Any] = bounded({}, added=True)
 
     def __post_init__(self) -> None:
-        """Refuse fields of ``config`` that have a key of their own, or whose adapter would not be loaded again."""
+        """Refuse fields of ``config`` that have their own key, or whose adapter would not be loaded again."""
         super().__post_init__()
         allowed = ADAPTER_FIELDS - OWN_ADAPTER_FIELDS
         if refused := sorted(set(self.config) - allowed):
@@ -230,7 +230,7 @@ class Lora(Full):
     peft: Peft = field(default_factory=Peft)
 
     def __post_init__(self) -> None:
-        """Refuse LoRA+ with an optimizer that divides the weights into groups of its own."""
+        """Refuse LoRA+ with an optimizer that makes its own groups of weights."""
         super().__post_init__()
         if self.loraplus_lr_ratio is not None and self.optim.startswith(GROUPING_OPTIMS):
             raise ConfigError(
@@ -240,12 +240,12 @@ class Lora(Full):
 
     @property
     def holding(self) -> Holding:
-        """How the weights are held: frozen, perhaps in 4 bits."""
+        """How the weights are held: frozen, possibly in 4 bits."""
         four_bit = self.quantization is Quantization.nf4
         return Holding(four_bit=four_bit, precision=resolve_precision(self.precision))
 
     def check(self) -> list[str]:
-        """Return what weights in 4 bits lack beside: an NVIDIA GPU, bitsandbytes."""
+        """Return what this machine lacks, for weights in 4 bits also an NVIDIA GPU or bitsandbytes."""
         problems = super().check()
         if self.quantization is not Quantization.nf4:
             return problems
@@ -258,25 +258,25 @@ class Lora(Full):
         return [*problems, f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
 
 
-# Fields of PEFT's LoraConfig that an adapter may have to be loaded again: sizes, names of layers, starting values.
+# Fields of PEFT's LoraConfig that a saved adapter may set and still be loaded: sizes, names of layers, initial values.
 ADAPTER_FIELDS = {
     "peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "bias",
     "lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",
     "exclude_modules", "target_parameters", "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern",
     "alpha_pattern", "layer_replication", "trainable_token_indices", "init_lora_weights", "ensure_weight_tying",
 }  # fmt: skip
-# Those of them that sft_lab sets itself.
+# Those of these fields that sft_lab sets itself.
 OWN_ADAPTER_FIELDS = {
     "peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
     "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "trainable_token_indices",
 }  # fmt: skip
-# Starting values that need data, other weights, or another draw when the adapter is loaded.
+# Initial values that need data or other weights, or are drawn again when the adapter is loaded.
 REFUSED_STARTS = ("eva", "corda", "lora_ga", "loftq", "pissa_niter")
 
-# Optimizers of Transformers that make their own groups of weights.
+# Optimizers in Transformers that make their own groups of weights.
 GROUPING_OPTIMS = ("galore", "apollo", "lomo", "adalomo")
 
-# Fields of SFTConfig that sft_lab sets itself, from its own keys or for its own evaluation.
+# Fields of SFTConfig that sft_lab sets itself, from its own keys or for its evaluation.
 OWN_FIELDS = {
     "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "optim",
@@ -304,7 +304,7 @@ def resolve_precision(precision: Precision) -> str:
 
 
 def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
-    """Return the optimizer steps of ``num_train_epochs`` passes over rows, or packed blocks."""
+    """Return the number of optimizer steps of ``num_train_epochs`` passes over rows or packed blocks."""
     batch = options.per_device_train_batch_size * processes
     drops_last = options.sft_config.get("dataloader_drop_last")
     batches = rows // batch if drops_last else math.ceil(rows / batch)
@@ -313,7 +313,7 @@ def planned_steps(rows: int, options: Full, processes: int = 1) -> int:
 
 
 def refuse_no_step(rows: int, options: Full, processes: int = 1) -> None:
-    """Refuse rows, or packed blocks, that are too few for a batch when the last, smaller batch is dropped.
+    """Refuse rows or packed blocks that do not fill a batch if the last, smaller batch is dropped.
 
     Raises:
         ConfigError: naming rows and batch.

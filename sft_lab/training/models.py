@@ -1,4 +1,4 @@
-"""Models that can be tuned, with their tokenizers."""
+"""The models to tune, with their tokenizers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from sft_lab.training.weights import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Set by the model's own keys; a second way to set them would let the two disagree.
+# They have their own keys; a second way to set them could contradict those.
 OWN_KWARGS = {"dtype", "torch_dtype", "revision", "attn_implementation", "quantization_config"}
-# Would run code from elsewhere or load pickles, write a secret into the config, or send a login elsewhere.
+# They would run foreign code, load pickles, write a secret into the config, or send a login elsewhere.
 REFUSED_KWARGS = {
     "trust_remote_code", "code_revision", "custom_generate", "use_kernels", "allow_all_kernels", "kernel_config",
     "use_safetensors", "weights_only", "token", "use_auth_token", "proxies", "cache_dir", "offload_folder",
@@ -49,9 +49,9 @@ class Model(Bounded, abc.ABC):
     Attributes:
         dtype: of the weights: ``auto`` (float32 on a CPU, and wherever all weights are trained; else the checkpoint's
             own, or float16 on a GPU without bf16), ``float32``, ``bfloat16``, ``float16``.
-        attn_implementation: Transformers' name (``sdpa``, ``eager``, ``flash_attention_2``), or that of a kernel of the
-            Hub, if ``SFT_LAB_TRUST_KERNEL`` has it too; null: its own choice.
-        init_kwargs: passed to ``from_pretrained`` unchanged; outside what sft_lab promises.
+        attn_implementation: Transformers' name (``sdpa``, ``eager``, ``flash_attention_2``), or a kernel of the Hub
+            that ``SFT_LAB_TRUST_KERNEL`` names too; null: Transformers' own choice.
+        init_kwargs: passed on to ``from_pretrained`` unchanged; sft_lab promises nothing about them.
     """
 
     version: ClassVar[int] = 1
@@ -61,7 +61,7 @@ class Model(Bounded, abc.ABC):
     init_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse ``init_kwargs`` that have a key of their own, or are never allowed."""
+        """Refuse ``init_kwargs`` that have their own key or are never allowed."""
         super().__post_init__()
         if own := sorted(OWN_KWARGS & set(self.init_kwargs)):
             raise ConfigError(f"init_kwargs={own}: set these by the model's own keys, or not at all")
@@ -73,26 +73,26 @@ class Model(Bounded, abc.ABC):
 
     @property
     def base_name(self) -> str:
-        """The name by which others find the model: on the Hub, or a local folder; empty where there is none."""
+        """The model's name on the Hub, or its local folder; empty if it has neither."""
         return ""
 
     @property
     def base_revision(self) -> str | None:
-        """The revision of that name on the Hub, None for the newest."""
+        """The revision on the Hub; None for the newest."""
         return None
 
     def check(self) -> list[str]:
-        """Return what keeps this machine from loading the model."""
+        """Return what prevents loading the model on this machine."""
         problem = refused_attention(self.attn_implementation or "")
         return [problem] if problem else []
 
     def files(self) -> list[Path]:
-        """Return every local file that loading it reads."""
+        """Return every local file that is read to load it."""
         return []
 
     @abc.abstractmethod
     def key(self, context: StageContext, seed: int) -> str:
-        """Return a key of the weights: content or commit, never a name alone."""
+        """Return a key of the weights, from their content or commit, never from a name alone."""
 
     @abc.abstractmethod
     def load_tokenizer(self, context: StageContext) -> PreTrainedTokenizerBase:
@@ -107,11 +107,11 @@ class Model(Bounded, abc.ABC):
         """Load the weights, without rows for added tokens."""
 
     def tokenizer(self, context: StageContext, special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, ready for batches: with a padding token, the end of text where it has none.
+        """Load the tokenizer, with its end-of-text token as padding token if it has none.
 
         Args:
             context: of the run.
-            special_tokens: which the template needs; those the tokenizer lacks are added, and their ids kept in its
+            special_tokens: that the template needs; those the tokenizer lacks are added, with their ids in its
                 ``new_tokens``.
 
         Raises:
@@ -131,16 +131,16 @@ class Model(Bounded, abc.ABC):
         return tokenizer
 
     def trust(self) -> dict[str, bool]:
-        """Return whether the model's own code may run, as a keyword of Transformers."""
+        """Return whether the model's own code may run, as a keyword argument for Transformers."""
         return {"trust_remote_code": False}
 
     def load(self, context: StageContext, seed: int, holding: Holding = FROZEN) -> PreTrainedModel:
-        """Load the weights, trainable and on the GPU if there is one, with a row for each token that was added.
+        """Load the weights onto the GPU, if there is one, with a row for each added token.
 
         Args:
             context: for the tokenizer.
             seed: of a random model.
-            holding: of the weights by the training.
+            holding: how training holds the weights.
 
         Raises:
             ModelError: if the weights cannot be loaded, or not in 4 bits.
@@ -148,7 +148,7 @@ class Model(Bounded, abc.ABC):
         import torch
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        # A training by DeepSpeed leaves its config registered: every process would load a share, and wait for others.
+        # Training with DeepSpeed leaves its config registered: each process would load a shard and wait for the others.
         unset_hf_deepspeed_config()
         model = self.load_weights(context, seed, holding)
         if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
@@ -165,7 +165,7 @@ class Model(Bounded, abc.ABC):
         return model
 
     def load_saved(self, folder: Path, context: StageContext, holding: Holding) -> PreTrainedModel:
-        """Load weights of this model that ``save_pretrained`` wrote after all of them were trained."""
+        """Load this model's weights as ``save_pretrained`` wrote them after full training."""
         import torch
         import transformers
 
@@ -173,7 +173,7 @@ class Model(Bounded, abc.ABC):
         for name in ("attn_implementation", "_attn_implementation"):
             if problem := refused_attention(str(saved_config.get(name) or "")):
                 raise FolderError(f"{folder / 'config.json'}: {problem}")
-        with torch.device("meta"):  # the class alone, since a config in the folder could name the code of another
+        with torch.device("meta"):  # only for its class, since the config in the folder could name other code
             empty = transformers.AutoModelForCausalLM.from_config(
                 self.config(context), attn_implementation="eager", **self.trust()
             )
@@ -185,7 +185,7 @@ class Model(Bounded, abc.ABC):
         return model
 
     def arithmetic(self, context: StageContext, holding: Holding) -> dict[str, Any]:
-        """Return what changes a model's numbers beside its files: resolved dtype, attention, ``init_kwargs``."""
+        """Return what changes a model's results besides its files: resolved dtype, attention, ``init_kwargs``."""
         dtype = resolve_dtype(self.dtype, holding, lambda: getattr(self.config(context), "dtype", None))
         kwargs: dict[str, Any] = {"dtype": dtype}
         if self.attn_implementation:
@@ -193,12 +193,12 @@ class Model(Bounded, abc.ABC):
         return kwargs | self.init_kwargs
 
     def _kwargs(self, context: StageContext, holding: Holding) -> dict[str, Any]:
-        """Return the keywords of ``from_pretrained`` that decide how and where the weights are held.
+        """Return the arguments of ``from_pretrained`` for how and where the weights are held.
 
         Raises:
             ModelError: for an attention that the user has not allowed.
         """
-        # The config of a model may name an attention too.
+        # A model's config may name an attention too.
         attention = self.attn_implementation or getattr(self.config(context), "_attn_implementation", None) or ""
         if problem := refused_attention(attention):
             raise ModelError(problem)
@@ -208,9 +208,9 @@ class Model(Bounded, abc.ABC):
 
 
 def _initialize_rows(model: PreTrainedModel, size: int, new_tokens: list[int]) -> None:
-    """Set the rows of new tokens to the mean of all others, so that they are equal wherever they are made.
+    """Set the rows of new tokens to the mean of all others, which is the same on every machine.
 
-    A matrix is resized only where it is too small: many have spare rows, which were never trained.
+    A matrix is resized only if it is too small: many have spare rows that were never trained.
     """
     import torch
 
@@ -228,7 +228,7 @@ def _initialize_rows(model: PreTrainedModel, size: int, new_tokens: list[int]) -
 
 @dataclass
 class Pretrained(Model):
-    """A model of the Hugging Face Hub, or a folder that ``save_pretrained`` wrote."""
+    """A model on the Hugging Face Hub, or a folder written by ``save_pretrained``."""
 
     name_or_path: str = bounded("???", holds=bool, limit="a folder, or a hub name owner/name")
     revision: str = "main"
@@ -262,21 +262,21 @@ class Pretrained(Model):
 
     @property
     def base_revision(self) -> str | None:
-        """The revision of a hub model that is not its newest."""
+        """The revision of a model on the Hub; None for the newest, or for a folder."""
         return None if self.revision == "main" or self._is_folder else self.revision
 
     def trust(self) -> dict[str, bool]:
-        """Return whether the model's own code may run; always set, since Transformers would ask on the terminal."""
+        """Return whether the model's own code may run; always set, or Transformers would ask on the terminal."""
         trusted = os.environ.get(TRUST, "")
         return {"trust_remote_code": bool(trusted) and saved_path(trusted, or_hub_name=True) == self.name_or_path}
 
     def files(self) -> list[Path]:
-        """Return every file of a local folder from which config, weights, tokenizer or templates may be read."""
+        """Return the files of a local folder from which config, weights, tokenizer or templates may be read."""
         subfolder = str(self.init_kwargs.get("subfolder") or "")
         return loaded_files(Path(self.name_or_path), subfolder) if self._is_folder else []
 
     def key(self, context: StageContext, seed: int) -> str:  # noqa: ARG002
-        """Return a key of a folder's files by content, or of a hub model's commit."""
+        """Return a key of the content of a folder's files, or of a hub model's commit."""
         if files := self.files():
             return digest([(os.path.relpath(file, self.name_or_path), context.store.sha256(file)) for file in files])
         return digest([self.name_or_path, getattr(self.config(context), "_commit_hash", None) or self.revision])
@@ -329,16 +329,16 @@ class Pretrained(Model):
         return model
 
     def _load(self, part: str, load: Callable[[], Any]) -> Any:
-        """Return what ``load`` loads.
+        """Return the result of ``load``.
 
         Raises:
-            ModelError: for whatever it raises.
+            ModelError: for any error that it raises.
         """
         if not self._is_folder:
             fall_back_on_cache()
         try:
             return load()
-        except Exception as error:  # a broken folder makes the library raise anything
+        except Exception as error:  # for a broken folder, the library may raise anything
             if "trust_remote_code" in str(error):
                 reason = "it needs Python code of its own"
                 remedy = f"read that code, then {TRUST}={self.name_or_path} lets it run, for this model alone"

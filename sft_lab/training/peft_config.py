@@ -17,9 +17,9 @@ def build_peft_config(options: Full, model: Any, new_tokens: list[int], *, is_em
 
     Args:
         options: of the trainer.
-        model: that gets the adapter; weights are not needed.
+        model: that gets the adapter; it needs no weights.
         new_tokens: ids of added tokens, whose rows are trained beside the adapter.
-        is_empty: the model has no weights, so that the adapter cannot start from them.
+        is_empty: the model has no weights from which an adapter could be initialized.
 
     Raises:
         ConfigError: for target modules that the model does not have, or a field that the installed PEFT does not know.
@@ -56,9 +56,9 @@ def build_peft_config(options: Full, model: Any, new_tokens: list[int], *, is_em
 
 
 def build_loraplus_optimizer(model: Any, args: Any, ratio: float) -> Any:
-    """Return the optimizer of the training arguments with the B matrices at ``ratio`` times the learning rate.
+    """Return the optimizer of the training arguments, with B matrices at ``ratio`` times the learning rate.
 
-    PEFT counts vectors, such as DoRA's lengths, among them. Adapters of embeddings keep the learning rate.
+    PEFT treats vectors, such as DoRA's magnitudes, like B matrices. Adapters of embeddings keep the learning rate.
     """
     import transformers
     from peft.optimizers import create_loraplus_optimizer
@@ -75,10 +75,10 @@ def build_loraplus_optimizer(model: Any, args: Any, ratio: float) -> Any:
 
 
 def _refuse_unmatched(key: str, names: list[str], model: Any) -> None:
-    """Refuse names that no module, or for ``target_parameters`` no parameter, has: PEFT passes over them.
+    """Refuse names of no module or, for ``target_parameters``, of no parameter, which PEFT would ignore.
 
     Raises:
-        ConfigError: naming those, and the nearest that exist.
+        ConfigError: naming them and the closest existing names.
     """
     kind = "parameter" if key.endswith("parameters") else "module"
     parts = dict(model.named_parameters() if kind == "parameter" else model.named_modules())
@@ -100,13 +100,13 @@ def _refuse_unmatched(key: str, names: list[str], model: Any) -> None:
 
 
 def _vocabulary_layers(model: Any) -> list[str]:
-    """Return the names of the input embeddings and the LM head; PEFT keeps tied ones tied."""
+    """Return the names of the input embeddings and the LM head, which PEFT keeps tied if they are."""
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
 
 
 def refuse_other_adapters(file: Path) -> None:
-    """Refuse an ``adapter_config.json`` of a kind that is not trained here: PEFT loads models and code for some.
+    """Refuse an ``adapter_config.json`` of a kind that is not trained here: for some, PEFT loads other models or code.
 
     Raises:
         FolderError: naming the field.
@@ -130,7 +130,7 @@ def refuse_other_adapters(file: Path) -> None:
 
 
 def refuse_other_adapters_of(model: str, revision: str | None, init_kwargs: dict[str, Any]) -> None:
-    """Apply ``refuse_other_adapters`` to a model's folder or Hub name: Transformers loads its adapter by itself."""
+    """Apply ``refuse_other_adapters`` to a model's folder or Hub name, whose adapter Transformers loads unasked."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
     subfolder = str(init_kwargs.get("subfolder") or "")
