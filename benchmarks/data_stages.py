@@ -171,9 +171,12 @@ def beside_trainer(file: str, rows: int, rounds: int, goals: Goals) -> None:
                 shutil.rmtree(out)
             shutil.rmtree(cache)
     goals.ratio(
-        f"prepare {rows:,} rows, in time of SFTTrainer's preparation", seconds["ours"], seconds["trainer"], most=0.6
+        f"prepare {rows:,} rows: time relative to SFTTrainer's preparation",
+        seconds["ours"],
+        seconds["trainer"],
+        most=0.6,
     )
-    goals.ratio("its memory, in that of SFTTrainer's preparation", memory["ours"], memory["trainer"], most=1.0)
+    goals.ratio("its memory, relative to SFTTrainer's preparation", memory["ours"], memory["trainer"], most=1.0)
 
 
 def main() -> None:
@@ -245,7 +248,7 @@ def beside_script(file: str, rounds: int, goals: Goals) -> None:
         print(f"  {name:24} {kind:15} {statistics.median(took):6.1f} s, from {min(took):.1f} to {max(took):.1f}")
     for kind, most in (("cold", 1.0), ("again", 1.0), ("next threshold", 1.0)):
         for peer in (TUTORIAL, SEMHASH):
-            goals.ratio(f"prepare, {kind}, in time of {peer}", seconds[OURS, kind], seconds[peer, kind],
+            goals.ratio(f"prepare, {kind}: time relative to {peer}", seconds[OURS, kind], seconds[peer, kind],
                         **({"most": most} if peer == TUTORIAL else {}))  # fmt: skip
 
 

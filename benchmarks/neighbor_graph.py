@@ -238,18 +238,23 @@ def hold(goals: Goals, size: int, seconds: dict[str, list[float]], cut: float, k
     ours = seconds[OURS_BF16]
     most = 0.30 if size >= 2 * LARGE else None
     goals.ratio(
-        f"{size:,} rows: ivf in time of the exact search", seconds[OURS_IVF], ours, **({"most": most} if most else {})
+        f"{size:,} rows: ivf: time relative to the exact search",
+        seconds[OURS_IVF],
+        ours,
+        **({"most": most} if most else {}),
     )
     if size < LARGE:
         rows = f"{size:,} rows: "
-        goals.ratio(f"{rows}bf16 in time of FAISS's two neighbors", ours, seconds[FAISS_K2], most=0.30)
-        goals.ratio(f"{rows}float32 in time of FAISS's two neighbors", seconds[OURS_FP32], seconds[FAISS_K2], most=0.90)
-        goals.ratio(f"{rows}rate in that of the bare product", seconds[BARE], ours, least=0.5)
-        goals.hold(f"{rows}milliseconds of the next threshold", cut, most=20)
+        goals.ratio(f"{rows}bf16: time relative to FAISS's two neighbors", ours, seconds[FAISS_K2], most=0.30)
+        goals.ratio(
+            f"{rows}float32: time relative to FAISS's two neighbors", seconds[OURS_FP32], seconds[FAISS_K2], most=0.90
+        )
+        goals.ratio(f"{rows}rate relative to the bare matrix product", seconds[BARE], ours, least=0.5)
+        goals.hold(f"{rows}milliseconds for the next threshold", cut, most=20)
     if SEMHASH in seconds:
         whole = [time + keep_seconds for time in ours]  # semhash's time has its keep rule in it
         most = 0.20 if size < LARGE else 0.70
-        goals.ratio(f"{size:,} rows: in time of semhash, vectors given", whole, seconds[SEMHASH], most=most)
+        goals.ratio(f"{size:,} rows: time relative to semhash, vectors given", whole, seconds[SEMHASH], most=most)
 
 
 def peak(vectors: np.ndarray, floor: float, goals: Goals) -> None:

@@ -46,8 +46,8 @@ def main(rounds: int) -> None:
             f"{name:<18} median {statistics.median(times):.3f} s   best {min(times):.3f} s   {ratio:.2f} x import hydra"
         )
     goals = Goals("start-up")
-    goals.ratio("--cfg job in time of `import hydra`", took["sft-lab --cfg job"], base, most=2.5)
-    goals.ratio("--help in time of `import hydra`", took["sft-lab --help"], base)
+    goals.ratio("--cfg job: time relative to `import hydra`", took["sft-lab --cfg job"], base, most=2.5)
+    goals.ratio("--help: time relative to `import hydra`", took["sft-lab --help"], base)
 
 
 if __name__ == "__main__":

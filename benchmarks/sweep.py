@@ -106,10 +106,10 @@ def main() -> None:
         alone = statistics.median(singles) * len(grid)
         print(f"single runs with nothing stored: {' '.join(f'{one:.1f}' for one in singles)} s; of twelve {alone:.0f}")
     spread = (times[0] / max(singles) / len(grid), times[0] / min(singles) / len(grid))
-    goals.hold("wall time of that of 12 single runs (reckoned from 3)", times[0] / alone, spread=spread)
-    goals.hold("data stages of 12 jobs, of one cold job", sweep / cold, most=1.05)
-    goals.hold("seconds of a further job beside training and measuring", beside, most=2)
-    goals.hold("seconds of the finished sweep again", times[1], most=3)
+    goals.hold("wall time relative to 12 single runs (estimated from 3)", times[0] / alone, spread=spread)
+    goals.hold("data stages of 12 jobs, relative to one cold job", sweep / cold, most=1.05)
+    goals.hold("seconds per further job, without training and measuring", beside, most=2)
+    goals.hold("seconds to run the finished sweep again", times[1], most=3)
     goals.end(enforce=arguments.enforce)
 
 

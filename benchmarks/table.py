@@ -57,7 +57,7 @@ def table(results: dict[str, object]) -> str:
     """Give the table in Markdown."""
     lines = [
         f"Measured {results['date']} on {results['machine']}; on {results['source']}.", "",
-        "| what | figure | from to | goal |", "|---|---|---|---|",
+        "| what | figure | range | goal |", "|---|---|---|---|",
     ]  # fmt: skip
     about = None
     for name in BENCHMARKS:
@@ -83,7 +83,7 @@ def main() -> None:
     results = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": machine(*PEERS).replace("\n", "; "),
-        "source": "a file of the user's" if source else "the starter set and made-up vectors",
+        "source": "a user's file" if source else "the starter set and made-up vectors",
         "figures": before["figures"] | {name: figures(name, BENCHMARKS[name], source) for name in arguments.only},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -152,7 +152,7 @@ def heads(rounds: int) -> None:
         speeds = [ROWS * LENGTH / took for took in wall[counted]]
         if who := list(CONTENDERS).index(name):
             kinds = {"loss_head=trl": {}, "loss_head=plain": {"least": 0.8}}
-            goals.ratio(f"{name}: speed in that of a plain PyTorch loop", turns.wall[0][counted], wall[counted],
+            goals.ratio(f"{name}: speed relative to a plain PyTorch loop", turns.wall[0][counted], wall[counted],
                         **kinds.get(name, {}))  # fmt: skip
         print(
             f"{name:<24} best {max(speeds):4.0f} tokens/s, median {statistics.median(speeds):4.0f}   "
@@ -237,8 +237,8 @@ def script(rounds: int) -> None:
                 flush=True,
             )
     goals = Goals("training: a run of 50 steps")
-    goals.ratio("whole process, in time of a short TRL script", ratios, [1.0] * len(ratios), most=1.05)
-    goals.hold("losses of its 50 steps, furthest apart", furthest, most=1e-5)
+    goals.ratio("whole process: time relative to a short TRL script", ratios, [1.0] * len(ratios), most=1.05)
+    goals.hold("largest difference in the losses of its 50 steps", furthest, most=1e-5)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ CASES: list[Wrong] = [*wrong_words.CASES, *wrong_data.CASES, *wrong_models.CASES
 FILE = REPOSITORY / "docs" / "wrong_inputs.md"
 RENEW = "python tests/bad_input/wrong_table.py"
 HEAD = f"""\
-# Wrong inputs, and what is said of them
+# Wrong inputs and their messages
 
-Every one of these {len(CASES)} is tried by the tests, through the command line. Each ends with exit code 2 and this one
-message, without a traceback, and leaves nothing behind: no run folder, no lock, no half-made entry of the store. Those
-marked *job failed* are found out when the job runs: exit code 1, and the run folder tells the same. Single rows that
-cannot be used are no error: they are dropped with a reason (docs/data.md).
+Each of these {len(CASES)} inputs is tested through the command line. Each ends with exit code 2 and this one
+message, without a traceback, and leaves nothing behind: no run folder, no lock, no half-written store entry. Those
+marked *job failed* are detected only when the job runs: exit code 1, and the run folder has the same message. Rows that
+cannot be used are not errors: they are dropped with a reason ([Preparing data](data.md#rows-that-cannot-be-used)).
 
-Generated: `{RENEW}` tries all of them and writes this file anew.
+Generated: `{RENEW}` tries all of them and writes this file again.
 
-| place | what was wrong | what the user is told |
+| where | what is wrong | message |
 |---|---|---|
 """
 
