@@ -1,4 +1,4 @@
-"""What a Python user calls beside ``compose`` and ``Run``: a sweep."""
+"""The Python API besides ``compose``, ``compare`` and ``Run``: ``sweep``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sft_lab.jobs import launch, layout
 def sweep(overrides: Sequence[str] | str) -> Comparison:
     """Run every job of a sweep, as ``sft-lab -m`` does, and compare them.
 
-    A job that fails does not stop the others; the comparison has its state and error. The same call goes on with what
-    has not finished.
+    A failed job does not stop the others; the comparison has its state and error. The same call resumes what has not
+    finished.
 
     Args:
         overrides: as for ``compose``, several values behind a key: ``["trainer.learning_rate=5e-5,2e-4"]``.

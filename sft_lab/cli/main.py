@@ -58,7 +58,7 @@ def _main(argv: Sequence[str] | None) -> int:
     command_line = list(sys.argv[1:] if argv is None else argv)
     first = command_line[0] if command_line else ""
     if first.isalpha() and first not in COMMANDS:
-        refuse(f"{first}: no such command, and no override (key=value); commands are {', '.join(COMMANDS)}")
+        refuse(f"{first}: neither a command nor an override (key=value); commands are {', '.join(COMMANDS)}")
     if first not in {*COMMANDS, "-h", "--help", "--version"}:
         command_line = ["train", *command_line]
     arguments, rest = parse(command_line)
@@ -84,7 +84,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.shell_completion:
         return shell_completion.run(arguments.shell_completion)
     if arguments.package:
-        raise UserError(f"--package {arguments.package}: shows a part of the config; it belongs to --cfg")
+        raise UserError(f"--package {arguments.package}: shows a part of the config, so it needs --cfg")
     from sft_lab import config
     from sft_lab.core import tolerant_readers
     from sft_lab.core.types import Work
@@ -162,13 +162,13 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import plan
 
     jobs = _compose(arguments, overrides)
-    outlooks = plan.forecast_jobs(jobs)
+    forecasts = plan.forecast_jobs(jobs)
     if arguments.probe:
         from sft_lab.jobs.probe import probe_jobs
 
-        outlooks = probe_jobs(outlooks)
-    raw_data = plan.describe_raw_data(outlooks)
-    output.show_plan(outlooks, plan.shared_stages(outlooks), plan.same_rows(outlooks), raw_data)
+        forecasts = probe_jobs(forecasts)
+    raw_data = plan.describe_raw_data(forecasts)
+    output.show_plan(forecasts, plan.shared_stages(forecasts), plan.same_rows(forecasts), raw_data)
     return 0
 
 
@@ -211,7 +211,7 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
 
     refuse_rest("compare", rest)
     if arguments.lowest_first and not arguments.rank_by:
-        raise UserError("--lowest-first: sorts by the number that --rank-by names; give that too")
+        raise UserError("--lowest-first: sorts by the number that --rank-by names, so it needs --rank-by")
     jobs, order = compare.collect_jobs(arguments.folders), None
     if arguments.rank_by:
         order = compare.Order.of(jobs, arguments.rank_by, lowest_first=arguments.lowest_first)
@@ -220,11 +220,11 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
     page = compare.write_comparison(comparison, folder)
     compare.print_comparison(comparison, page)
     if arguments.test:
-        from sft_lab.tools.test_score import print_test_score, score_test
+        from sft_lab.tools.test_score import score_test
 
         if comparison.best is None:
-            raise UserError("compare --test: none of the jobs is the best, so there is none to score on the test rows")
-        print_test_score(score_test(comparison.best.folder))
+            raise UserError("compare --test: no job is ranked best, so there is none to score on the test rows")
+        sys.stdout.write(f"{score_test(comparison.best.folder)}\n")
     return 0
 
 
@@ -307,7 +307,7 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
     refuse_rest("store", rest)
     store = Store(arguments.path.expanduser().absolute() if arguments.path else default_root())
     if not store.root.is_dir() and (arguments.path or store.root.exists()):
-        raise UserError(f"{store.root}: no store folder; give one with --path or SFT_LAB_STORE")
+        raise UserError(f"{store.root}: not a store folder; give one with --path or SFT_LAB_STORE")
     if arguments.action == "list":
         output.show_store(store)
     else:

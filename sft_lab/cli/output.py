@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sft_lab.core.run_dir import RunDir
     from sft_lab.core.store import Store
-    from sft_lab.jobs.plan import Outlook
+    from sft_lab.jobs.plan import JobForecast
     from sft_lab.search.loop import SearchResult
 
 
@@ -204,20 +204,20 @@ def _number(value: float | None) -> str:
 
 
 def show_plan(
-    outlooks: list[Outlook], shared: list[tuple[str, int]], same_rows: list[str], raw_data: list[str]
+    forecasts: list[JobForecast], shared: list[tuple[str, int]], same_rows: list[str], raw_data: list[str]
 ) -> None:
     """Print what a command would do: jobs, what is known of their data, steps, time.
 
     Args:
-        outlooks: outlooks of the jobs.
+        forecasts: forecasts of the jobs.
         shared: data stages with the number of jobs that need each.
         same_rows: jobs that differ in nothing but the way to the same rows.
         raw_data: what is known of data that no stage has read.
     """
-    console(160).print(_plan_table(outlooks))
+    console(160).print(_plan_table(forecasts))
     lines = [f"{stage}: computed once for {jobs} jobs" for stage, jobs in shared if jobs > 1]
-    lines += [_known_rows(outlooks[0])] if outlooks[0].stages else raw_data
-    unknown = [name for name, texts in _plan_columns(outlooks).items() if not any(texts)]
+    lines += [_known_rows(forecasts[0])] if forecasts[0].stages else raw_data
+    unknown = [name for name, texts in _plan_columns(forecasts).items() if not any(texts)]
     if counts := [name for name in unknown if name != "time"]:
         lines.append(f"{', '.join(counts).capitalize()}: unknown until prepared; `sft-lab prepare` does that alone")
     if "time" in unknown:
@@ -225,47 +225,49 @@ def show_plan(
             "Time: unknown until a run with the same model and trainer has finished; `sft-lab plan --probe` trains a "
             "few steps to measure it"
         )
-    lines += dict.fromkeys(outlook.probe for outlook in outlooks if outlook.probe)
-    lines += dict.fromkeys(outlook.dedup for outlook in outlooks if outlook.dedup)
-    lines += _memory_lines(outlooks)
-    versions = {f"{name} {old}": None for outlook in outlooks for name, old in outlook.other_versions.items()}
+    lines += dict.fromkeys(forecast.probe for forecast in forecasts if forecast.probe)
+    lines += dict.fromkeys(forecast.dedup for forecast in forecasts if forecast.dedup)
+    lines += _memory_lines(forecasts)
+    versions = {f"{name} {old}": None for forecast in forecasts for name, old in forecast.other_versions.items()}
     if versions:
         lines.append(
             f"Finished jobs marked (other versions) were made with {', '.join(versions)}; rerun=true runs again"
         )
-    if sources := {str(outlook.like): None for outlook in outlooks if outlook.like}:
-        lines.append(f"Times follow from the seconds per step of {', '.join(sources)}; jobs unlike them have none")
+    if sources := {str(forecast.like): None for forecast in forecasts if forecast.like}:
+        lines.append(
+            f"Times are estimated from the seconds per step of {', '.join(sources)}; jobs unlike them have none"
+        )
     lines += [f"Trained once for all, since they keep the same rows: {jobs}" for jobs in same_rows]
 
-    job_folder = outlooks[0].job_folder
+    job_folder = forecasts[0].job_folder
     if request := job_folder.job.run.launch.cluster_request():
         lines.append(f"Requested from the cluster for each job: {request}")
     path = job_folder.folder.path
-    print_lines([*lines, f"Folder: {path.parent if len(outlooks) > 1 else path}"])
+    print_lines([*lines, f"Folder: {path.parent if len(forecasts) > 1 else path}"])
 
 
-def _plan_table(outlooks: list[Outlook]) -> Table:
-    axes = list(dict.fromkeys(key for outlook in outlooks for key in outlook.job_folder.job.axes))
-    columns = {name: texts for name, texts in _plan_columns(outlooks).items() if any(texts)}
-    title = f"{len(outlooks)} jobs" if len(outlooks) > 1 else "One run"
+def _plan_table(forecasts: list[JobForecast]) -> Table:
+    axes = list(dict.fromkeys(key for forecast in forecasts for key in forecast.job_folder.job.axes))
+    columns = {name: texts for name, texts in _plan_columns(forecasts).items() if any(texts)}
+    title = f"{len(forecasts)} jobs" if len(forecasts) > 1 else "One run"
     table = new_table(*axes, "state", *columns, "data", title=title)
-    for index, outlook in enumerate(outlooks):
-        values = (outlook.job_folder.job.axes.get(key, "") for key in axes)
-        state = f"{outlook.job_folder.progress}{' (other versions)' if outlook.other_versions else ''}"
-        data = "stored" if outlook.missing is None else f"computed from {outlook.missing[0]} on"
+    for index, forecast in enumerate(forecasts):
+        values = (forecast.job_folder.job.axes.get(key, "") for key in axes)
+        state = f"{forecast.job_folder.progress}{' (other versions)' if forecast.other_versions else ''}"
+        data = "stored" if forecast.missing is None else f"computed from {forecast.missing[0]} on"
         table.add_row(*values, state, *(texts[index] for texts in columns.values()), data)
     return table
 
 
-def _plan_columns(outlooks: list[Outlook]) -> dict[str, list[str]]:
+def _plan_columns(forecasts: list[JobForecast]) -> dict[str, list[str]]:
     """Return the numbers of each job as text, by what they are; empty where a number is not known."""
     return {
         **{
-            name: ["" if (count := getattr(outlook, name)) is None else f"{count:,}" for outlook in outlooks]
+            name: ["" if (count := getattr(forecast, name)) is None else f"{count:,}" for forecast in forecasts]
             for name in ("rows", "tokens", "steps")
         },
-        "epochs": ["" if outlook.epochs is None else f"{outlook.epochs:.3g}" for outlook in outlooks],
-        "time": [_duration(outlook.seconds) for outlook in outlooks],
+        "epochs": ["" if forecast.epochs is None else f"{forecast.epochs:.3g}" for forecast in forecasts],
+        "time": [_duration(forecast.seconds) for forecast in forecasts],
     }
 
 
@@ -275,8 +277,8 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _memory_lines(outlooks: list[Outlook]) -> list[str]:
-    footprints = dict.fromkeys(outlook.memory for outlook in outlooks if outlook.memory)
+def _memory_lines(forecasts: list[JobForecast]) -> list[str]:
+    footprints = dict.fromkeys(forecast.memory for forecast in forecasts if forecast.memory)
     if not footprints:
         return ["Memory: unknown before the model is downloaded or unpacked"]
     lines = []
@@ -291,10 +293,10 @@ def _memory_lines(outlooks: list[Outlook]) -> list[str]:
     return lines
 
 
-def _known_rows(outlook: Outlook) -> str:
-    counts = ", ".join(f"{stage['stage']} {stage['rows_kept']:,}" for stage in outlook.stages)
-    rest = f"; unknown from {outlook.missing[0]} on until that is computed" if outlook.missing else ""
-    subject = "Rows after each stage" + (" of the first job" if outlook.job_folder.job.axes else "")
+def _known_rows(forecast: JobForecast) -> str:
+    counts = ", ".join(f"{stage['stage']} {stage['rows_kept']:,}" for stage in forecast.stages)
+    rest = f"; unknown from {forecast.missing[0]} on until that is computed" if forecast.missing else ""
+    subject = "Rows after each stage" + (" of the first job" if forecast.job_folder.job.axes else "")
     return f"{subject}: {counts or 'none known'}{rest}"
 
 

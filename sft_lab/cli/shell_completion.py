@@ -35,7 +35,7 @@ def run(text: str) -> int:
 
 
 def candidates(line: str) -> list[str]:
-    """Return the words that a command line may go on with.
+    """Return the completions of a command line.
 
     Args:
         line: as typed so far, from the name of the program on.

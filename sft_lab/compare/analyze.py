@@ -161,7 +161,7 @@ def analyze(jobs: list[ComparedJob], order: Order | None = None) -> Comparison:
 
 
 def _score_base_models(jobs: list[ComparedJob]) -> list[BaseModelScore]:
-    """Return the base models of jobs; those whose losses are equal to six digits are one."""
+    """Return the base models of jobs; losses that agree to six digits count as one model."""
     groups: dict[tuple[float | None, ...], list[ComparedJob]] = {}
     for job in jobs:
         values = [job.numbers.get(key) for key in ("base/eval_loss", "base/eval_bits_per_byte")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
-from sft_lab.report.style import COLORS, DASHED, TICK_STEPS, hide_frame, inline_svg, new_figure, render_svg
+from sft_lab.report.style import COLORS, DASHED, hide_frame, inline_svg, new_figure, render_svg, set_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,15 +52,12 @@ class Chart:
     """
 
     def __init__(self, size: tuple[float, float], y_range: tuple[float, float], x_label: str, y_label: str) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         width, height = size
         self.figure = new_figure(height, width)
         self.axes: Axes = self.figure.add_subplot()
         self.axes.set(ylim=y_range, xlabel=x_label, ylabel=y_label)
         for axis in (self.axes.xaxis, self.axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-            axis.set_major_formatter("{x:,.6g}")
+            set_ticks(axis, 5, "{x:,.6g}")
         hide_frame(self.axes)
 
         self.groups: list[tuple[str, str]] = []  # classes and tooltip of each mark
@@ -232,7 +229,7 @@ def draw_levels(
     return _render(name, label, draw)
 
 
-def find_y_range(values: Sequence[float], starts: Sequence[float] = ()) -> tuple[float, float]:
+def find_y_range(values: Sequence[float], starts: Sequence[float]) -> tuple[float, float]:
     """Return the lowest and highest value shown.
 
     Args:

@@ -47,7 +47,7 @@ class RowLosses:
 
 @dataclass
 class ComparedJob:
-    """The content of a run folder, as far as the run has come.
+    """The content of a run folder, however far its run has come.
 
     Attributes:
         name: of the folder, preceded by its parent's where two folders have the same name.
@@ -196,7 +196,7 @@ def _read(folder: RunDir, name: str) -> ComparedJob:
 def _config(path: Path) -> dict[str, Any]:
     config = read_config(path)
     if config.get("format") != FORMAT:
-        raise FolderError(f"{path}: is no saved config of format {FORMAT}")
+        raise FolderError(f"{path}: is not a saved config of format {FORMAT}")
     return config
 
 

@@ -142,7 +142,7 @@ def _value_name(value: Any) -> str:
 
 
 class _JobMarks:
-    """Classes and names of jobs, which every mark of theirs carries."""
+    """CSS classes and names of jobs, for each mark that shows one."""
 
     def __init__(self, comparison: Comparison, axes: list[PageAxis]) -> None:
         self.names = short_names(comparison.axes)
@@ -180,7 +180,7 @@ def _report_link(job: ComparedJob, folder: Path) -> str:
 
 
 def _only_value(values: Iterable[Any]) -> Any:
-    """Return the value that all have, those without one aside; None where they differ."""
+    """Return the value that all known ones share; None if they differ."""
     known = {value for value in values if value is not None}
     return known.pop() if len(known) == 1 else None
 
@@ -249,7 +249,7 @@ def _scatters(comparison: Comparison, marks: _JobMarks) -> dict[str, Markup | No
 
 
 def _search(comparison: Comparison, marks: _JobMarks) -> dict[str, Any] | None:
-    """Return the history of the search that the jobs are trials of; None where they are of none."""
+    """Return the history of the search whose trials the jobs are; None without one."""
     search = comparison.search
     if search is None:
         return None

@@ -1,4 +1,4 @@
-"""The order of the jobs in a comparison, where a number of theirs was chosen for it."""
+"""The order of jobs in a comparison that is sorted by one of their numbers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class AnyOf(tuple[Any, ...]):
 
 
 def merge_twins(jobs: list[ComparedJob]) -> list[ComparedJob]:
-    """Return the jobs, of twins the one that trained, with the axis values of all; a repeated job stays beside them."""
+    """Return the jobs, twins replaced by the one that trained, with the axis values of all; a repeated job stays."""
     groups: dict[str, list[ComparedJob]] = {}
     for job in jobs:
         groups.setdefault(training_of(job), []).append(job)

@@ -75,7 +75,7 @@ def _options(job: ComparedJob) -> list[str]:
 
 
 def _commands(settings: list[Setting], seeds: list[int]) -> list[list[str]]:
-    """Return the words of a command for all settings, if they differ in one key, else one for each that lacks seeds."""
+    """Return one command for all settings if they differ in one key, else one for each that lacks seeds; as words."""
     configs = [_by_key(setting.jobs[0].overrides or []) for setting in settings]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]

@@ -1,4 +1,4 @@
-"""The search whose trials the jobs were, read from ``search.json`` in their sweep folder."""
+"""The search that the jobs are trials of, read from ``search.json`` in their sweep folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SearchHistory:
 
 
 def read_search(jobs: list[ComparedJob]) -> SearchHistory | None:
-    """Return the search of jobs that lie in one sweep folder; None where they are trials of none.
+    """Return the search of the jobs in one sweep folder; None if they are not trials.
 
     Raises:
         FolderError: if its record does not fit.

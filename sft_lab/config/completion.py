@@ -35,7 +35,7 @@ def shell_script(shell: str, action: str) -> str:
 
 
 def complete_overrides(before: list[str], prefix: str, config_dir: str | None, config_name: str | None) -> list[str]:
-    """Return what an override may go on with: groups, options, keys and values; files behind ``key=./``.
+    """Return the completions of an override: groups, options, keys and values, and files after ``key=./``.
 
     Args:
         before: overrides and options of Hydra's before it; those that cannot be read do not count.

@@ -99,7 +99,7 @@ def override_list(overrides: Sequence[str] | str | None) -> list[str]:
     texts = [overrides] if isinstance(overrides, str) else overrides or []
     if isinstance(texts, dict) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
-            f"{overrides!r}: overrides are texts, key=value, in a list, as in ['dedup.threshold=0.9', 'seed=1']"
+            f"{overrides!r}: overrides are strings, key=value, in a list, as in ['dedup.threshold=0.9', 'seed=1']"
         )
     return list(texts)
 
@@ -185,8 +185,8 @@ def _refuse_held_out_axis(grid: list[list[str]]) -> None:
     for override in (override for overrides in grid for override in overrides):
         if re.match(r"split[./]filter\b", key_of(override)):
             raise ConfigError(
-                f"{key_of(override)}: says what the model is for and cannot be swept, since the jobs would be measured "
-                "on different rows; sweep over filter instead, or make two sweeps"
+                f"{key_of(override)}: defines what the model is for and cannot be swept, since the jobs would be "
+                "measured on different rows; sweep over filter instead, or make two sweeps"
             )
 
 
@@ -229,7 +229,7 @@ def build_plan(
 def _sweep_problem(problem: str, jobs: list[str], axes: set[str], *, is_in_all: bool) -> str:
     """Return the message of a problem, with its jobs and, for a key that only some options have, the remedy."""
     if NO_SUCH_KEY in problem and problem.partition(".")[0] in axes:
-        problem += "; make it two sweeps into one folder (hydra.sweep.dir=...), each with the keys its options have"
+        problem += "; split it into two sweeps in one folder (hydra.sweep.dir=...), each with the keys its options have"
     return problem if is_in_all else f"{problem} (job {', job '.join(jobs)})"
 
 
@@ -245,7 +245,7 @@ def _folder(composed: DictConfig, mode: str) -> str | None:
 
 
 def sweep_subdir(composed: DictConfig, number: int, overrides: list[str]) -> str | None:
-    """Return ``hydra.sweep.subdir`` for a job, None where nobody sets it.
+    """Return ``hydra.sweep.subdir`` for a job, or None if it is not set.
 
     Args:
         composed: the job's config, with Hydra's node.
@@ -348,7 +348,8 @@ def _refuse_equal_jobs(jobs: list[Job]) -> None:
         if first is not job:
             texts = (" ".join(f"{key}={value}" for key, value in twin.axes.items()) for twin in (first, job))
             raise ConfigError(
-                f"sweep: {' and '.join(texts)} are one job, since nothing that changes a result differs; leave one out"
+                f"sweep: {' and '.join(texts)} are the same job, since they differ in nothing that changes a result; "
+                "leave one out"
             )
 
 

@@ -98,7 +98,7 @@ def refuse_none_with_filters(choice: Any, subject: str) -> None:
         ConfigError: if the choice is such a list; the message begins with ``subject``.
     """
     if isinstance(choice, list) and "none" in choice and len(choice) > 1:
-        raise ConfigError(f"{subject}: none stands alone; leave it out, or choose filter=none")
+        raise ConfigError(f"{subject}: none cannot be combined with filters; leave it out, or choose filter=none")
 
 
 # --- errors of Hydra, OmegaConf and PyYAML -----------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _hydra_problem(text: str) -> str | None:
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"{match.group(1)}: is in the config already; write it without +"
     if "hydra.searchpath" in text:
-        return "hydra.searchpath: set in a file, which cannot say where options are; take it out"
+        return "hydra.searchpath: set in a file, which may not change where options are searched; remove it"
     return None
 
 
@@ -219,7 +219,7 @@ def _wrong_value(error: OmegaConfBaseException) -> str | None:
         return None
     if noun == "a list":
         return "must be a list, [a,b]"
-    remedy = "; the values of a sweep stand without brackets, a,b" if isinstance(value, list | ListConfig) else ""
+    remedy = "; write the values of a sweep without brackets, a,b" if isinstance(value, list | ListConfig) else ""
     return f"must be {noun}, not {str(value)!r}{remedy}"
 
 

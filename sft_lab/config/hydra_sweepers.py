@@ -58,10 +58,10 @@ def run_hydra_sweep(
     config_dir: str | None = None,
     config_name: str | None = None,
 ) -> list[SftLabError]:
-    """Let Hydra run a sweep, and return the failures of its jobs, as far as they ran under this process.
+    """Let Hydra run a sweep, and return the failures of the jobs that ran in this process.
 
-    A failed job does not end the sweep: the sweeper gets an exception where it has a rule for them, and may let all of
-    a batch fail unless the user limits that; others get NaN for the objective.
+    A failed job does not end the sweep. A sweeper with a rule for failures gets an exception, and may let all jobs of
+    a batch fail unless the user limits that; other sweepers get NaN as the objective.
 
     Args:
         overrides: the command line's overrides, which choose the sweeper, the launcher or both.

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from sft_lab.config.error_messages import GROUPS, refuse_none_with_filters
-from sft_lab.config.search_path import read_experiment
+from sft_lab.config.search_path import EXPERIMENT_PACKAGE, read_option_file
 from sft_lab.config.shortcuts import expand
 from sft_lab.config.text_fields import quote_text
 from sft_lab.core.errors import ConfigError, all_problems
@@ -88,7 +88,7 @@ def parse(overrides: list[str]) -> list[Override]:
         except ConfigError as error:
             problems.append(str(error))
         except ValueError:  # Python refuses whole numbers of more than 4300 digits
-            problems.append(f"{text}: a number of too many digits; give one below 2**63")
+            problems.append(f"{text}: a number with too many digits; give one below 2**63")
     if problems:
         raise all_problems(problems)
     return parsed
@@ -123,7 +123,7 @@ def _problem_before_parsing(text: str) -> str:
         is_key = text[:1].isalpha()
         return f"{text}: has no value; write {key}=..." if is_key else f"{text}: has no key; write key={text}"
     if key == "hparams_search":
-        return f"{text}: describes a search; run it by `sft-lab search {text.lstrip('+')}`"
+        return f"{text}: describes a search; run it with `sft-lab search {text.lstrip('+')}`"
     if key.startswith("hydra.") and not re.match(_HYDRA_SETTINGS, key):
         return f"{key}: has no effect here; sft_lab reads hydra.run.dir, hydra.sweep.dir and hydra.sweep.subdir"
     return ""
@@ -173,7 +173,9 @@ def _refuse_group_value(override: Override) -> None:
         names = GlobalHydra.instance().config_loader().get_group_options(group)
         raise ConfigError(f"{text}: must be the name of an option; there are {', '.join(names)}")
     if group == "tracking" and isinstance(value, list) and "local" in value and len(value) > 1:
-        raise ConfigError(f"{text}: local stands alone, since every run has its record; leave it out")
+        raise ConfigError(
+            f"{text}: local cannot be combined with others, since every run keeps its local record anyway; leave it out"
+        )
     if group in _FILTER_GROUPS and isinstance(value, list):
         refuse_none_with_filters(value, text)
         if repeated := next((name for name in value if value.count(name) > 1), None):
@@ -245,7 +247,7 @@ def _refuse_hydra_settings_in(text: str) -> None:
     for name in re.findall(r"[^\s,\[\]]+", value_of(text)):
         paths = [root / f"{name}.yaml" for root in (Path.cwd() / "experiments", shipped("experiments"))]
         file = next((path for path in paths if path.is_file()), None)
-        content = read_experiment(file)[0] if file else {}
+        content = read_option_file(file, EXPERIMENT_PACKAGE)[0] if file else {}
         if "hydra" in content or any("hydra/" in str(entry) for entry in content.get("defaults") or []):
             raise ConfigError(
                 f"{text}: {name} carries hydra.* settings, which are ignored when experiments are swept over; combine "
@@ -286,7 +288,7 @@ def _values_of(axis: Override) -> list[str]:
         return [f"{key}={axis.get_value_element_as_str()}"]
     if not axis.is_discrete_sweep():
         raise ConfigError(
-            f"{axis.input_line}: has no single values; write the values, a,b or choice(a,b), or let "
+            f"{axis.input_line}: has no discrete values; list them, a,b or choice(a,b), or let "
             f"`sft-lab search --over '{axis.input_line}'` choose them"
         )
     return [f"{key}={value}" for value in axis.sweep_string_iterator()]

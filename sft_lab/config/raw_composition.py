@@ -1,4 +1,4 @@
-"""A composition as plain data, before it is checked and built."""
+"""A config taken apart as plain data: kinds, values and choices, of a composition or of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sft_lab.run.schemas import SCHEMAS
 
 
 @dataclass(frozen=True)
-class Bare:
-    """A config in two parts.
+class ConfigParts:
+    """A config taken apart.
 
     Attributes:
         kinds: kind of every stage, by path: ``dedup``, ``filter.length``, ``split.filter.language``.
@@ -31,7 +31,7 @@ class Bare:
     choices: dict[str, Any]
 
 
-def compose_bare(overrides: list[str]) -> Bare:
+def compose_parts(overrides: list[str]) -> ConfigParts:
     """Compose options without checks: missing or invalid values are no error here.
 
     Raises:
@@ -47,7 +47,7 @@ def compose_bare(overrides: list[str]) -> Bare:
         kinds = {group: kind for group in SCHEMAS if (kind := _kind(group, config, group))}
         for path in ("filter", "split.filter"):
             kinds |= {f"{path}.{name}": _kind("filter", config, f"{path}.{name}") for name in _names(config, path)}
-        return Bare(
+        return ConfigParts(
             kinds, {name: value for name, value in values.items() if name not in ("choices", "plugins")}, choices
         )
 
@@ -64,8 +64,8 @@ def _drop_added(node: Any, values: Any) -> None:
         _drop_added(None if OmegaConf.is_missing(node, name) else node[name], values[name])
 
 
-def bare_of(run: Run) -> Bare:
-    """Return a run's config in the same two parts."""
+def parts_of(run: Run) -> ConfigParts:
+    """Return a run's config taken apart in the same way."""
     values = run.saved()
     choices = {**values.pop("choices"), "filter": list(run.filter) or ["none"], "split/filter": list(run.split.filter)}
     del values["format"]
@@ -73,7 +73,7 @@ def bare_of(run: Run) -> Bare:
     kinds = {group: values[group].pop("kind") for group in SCHEMAS if group != "filter"}
     for path, filters in (("filter", values["filter"]), ("split.filter", values["split"]["filter"])):
         kinds |= {f"{path}.{name}": knobs.pop("kind") for name, knobs in filters.items()}
-    return Bare(kinds, values, choices)
+    return ConfigParts(kinds, values, choices)
 
 
 def _names(config: DictConfig, path: str) -> list[str]:

@@ -76,7 +76,7 @@ def _refuse_class(plugin: Plugin, name: str, stage: type, registered: list[type]
     base = BASES[name.partition(".")[0]]
     subject = f"plug-in {plugin}: {name}: {stage.__name__}"
     if stage in registered:
-        raise ConfigError(f"{subject} has a kind already; make a class of its own")
+        raise ConfigError(f"{subject} is registered as another kind already; write a class of its own")
     if not issubclass(stage, base) or "__dataclass_params__" not in vars(stage):
         raise ConfigError(f"{subject} must be a @dataclass below {base.__module__}.{base.__name__}; {plugins.HELP}")
     if missing := sorted(getattr(stage, "__abstractmethods__", ())):

@@ -40,6 +40,7 @@ from sft_lab.run.schemas import SCHEMAS
 # Hydra reads the package of an option file from the comments at its top.
 _PACKAGE = re.compile(r"(?:\s*#[^\n]*\n|\s*\n)*?\s*#\s*@package\s+(\S+)")
 PRIMARY = "config"  # the config whose defaults list is composed
+EXPERIMENT_PACKAGE = "_global_"  # of an experiment file that names none
 _STANDALONE_SCHEMAS: dict[str, type] = {"run": Run, "embedder": Embedder}  # schemas that belong to no group
 
 
@@ -121,14 +122,9 @@ class OptionSource(ConfigSource):
         return "options"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        group = config_path.rpartition("/")[0].replace("/", ".")
-        content, package = read_option_file(self._file(config_path), group)
-        return ConfigResult(
-            config=content,
-            path=f"{self.scheme()}://{self.path}",
-            provider=self.provider,
-            header={"package": package},
-        )
+        content, package = read_option_file(self._file(config_path), self._default_package(config_path))
+        path = f"{self.scheme()}://{self.path}"
+        return ConfigResult(config=content, path=path, provider=self.provider, header={"package": package})
 
     def available(self) -> bool:
         return Path(self.path).is_dir()
@@ -148,6 +144,9 @@ class OptionSource(ConfigSource):
     def _file(self, config_path: str) -> Path:
         return Path(self.path) / f"{config_path.removesuffix('.yaml')}.yaml"
 
+    def _default_package(self, config_path: str) -> str:
+        return config_path.rpartition("/")[0].replace("/", ".")
+
 
 class ExperimentSource(OptionSource):
     """The group ``experiment``, from a flat folder of files."""
@@ -155,11 +154,6 @@ class ExperimentSource(OptionSource):
     @staticmethod
     def scheme() -> str:
         return "experiments"
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        content, package = read_experiment(self._file(config_path))
-        path = f"{self.scheme()}://{self.path}"
-        return ConfigResult(config=content, path=path, provider=self.provider, header={"package": package})
 
     def is_group(self, config_path: str) -> bool:
         return config_path.strip("/") in ("", "experiment")
@@ -174,6 +168,9 @@ class ExperimentSource(OptionSource):
 
     def _file(self, config_path: str) -> Path:
         return super()._file(config_path.removeprefix("experiment/"))
+
+    def _default_package(self, config_path: str) -> str:  # noqa: ARG002
+        return EXPERIMENT_PACKAGE
 
 
 class SchemaSource(ConfigSource):
@@ -208,11 +205,6 @@ def _schema_at(path: str) -> type | None:
         return None
     group, _, kind = name.partition("/")
     return SCHEMAS.get(group, {}).get(kind) if kind else _STANDALONE_SCHEMAS.get(group)
-
-
-def read_experiment(file: Path) -> tuple[DictConfig, str]:
-    """Return the content of an experiment file and its package, ``_global_`` unless it names one."""
-    return read_option_file(file, "_global_")
 
 
 def read_option_file(file: Path, default_package: str) -> tuple[DictConfig, str]:

@@ -25,7 +25,7 @@ from sft_lab.config.validation import refuse_hydra_settings
 from sft_lab.core.errors import ConfigError, all_problems
 
 GRAMMAR = "interval(1e-5,1e-3), tag(log, interval(1e-5,1e-3)), int(interval(4,64)), range(1,5) or choice(a,b)"
-WHOLE_HINT = "write int(interval(...)) for whole numbers alone"
+WHOLE_NUMBERS_HINT = "write int(interval(...)) for whole numbers only"
 DIGITS = 4  # significant, of a value from an interval: a folder's name holds it
 
 
@@ -54,7 +54,7 @@ class SearchAxis:
 
     @property
     def kind(self) -> list[Any]:
-        """What must be the same when a search goes on; ends and steps may change."""
+        """What must stay the same when a search is resumed; ends and steps may change."""
         return [self.choices, self.is_log, self.is_whole]
 
     def format(self, value: Any) -> str:
@@ -67,7 +67,7 @@ class SearchAxis:
         return short if self.low <= float(short) <= self.high else repr(float(value))
 
     def points(self) -> list[Any]:
-        """Return every value of a grid; empty where there is no end of them."""
+        """Return every value of a grid; empty if there are infinitely many."""
         if self.choices:
             return list(self.choices)
         if self.step is None:
@@ -125,7 +125,7 @@ class SearchSpace:
             return self.plan([first, *rest])
         except ConfigError as error:
             raise ConfigError(
-                re.sub(r"must be a whole number[^(\n]*(?= \()", rf"\g<0>; {WHOLE_HINT}", str(error))
+                re.sub(r"must be a whole number[^(\n]*(?= \()", rf"\g<0>; {WHOLE_NUMBERS_HINT}", str(error))
             ) from error
 
 
@@ -166,7 +166,7 @@ def _parse_axes(axes: list[str]) -> list[Override]:
     parsed = parse(axes)
     if single := [str(override.input_line) for override in parsed if not override.is_sweep_override()]:
         raise all_problems(
-            f"--over {text}: has one value, so it is no axis; put it before --over, or write {GRAMMAR}"
+            f"--over {text}: has one value, so it is not an axis; put it before --over, or write {GRAMMAR}"
             for text in single
         )
     return parsed
@@ -179,7 +179,7 @@ def _read_axes(varied: list[Override]) -> list[SearchAxis]:
         try:
             axis = _read_axis(override)
             if axis.key in axes:
-                problems.append(f"{axis.key}: is an axis twice; give one")
+                problems.append(f"{axis.key}: is an axis twice; keep one")
             axes[axis.key] = axis
         except ConfigError as error:
             problems.append(str(error))
@@ -210,7 +210,7 @@ def _interval(text: str, sweep: IntervalSweep) -> SearchAxis:
     assert low is not None
     assert high is not None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"{text}: its first end must be below its second, and both finite")
+        raise ConfigError(f"{text}: its first end must be below its second, and both must be finite")
     if is_log and low <= 0:
         raise ConfigError(f"{text}: an interval with tag(log, ...) must begin above 0")
     is_whole = isinstance(low, int) and isinstance(high, int)

@@ -22,6 +22,7 @@ from sft_lab.config.error_messages import (
 )
 from sft_lab.config.registry import register_plugins
 from sft_lab.config.text_fields import is_text, read_yaml
+from sft_lab.config.validation import children
 from sft_lab.core import plugins
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.core.io import FORMAT, read_text
@@ -31,6 +32,7 @@ from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 
 _REMEDY = "give a config.yaml as a run wrote it"
+_ADDED = {"engine": {"kind": "local"}}  # groups that are missing from configs written by older versions
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Run:
@@ -104,9 +106,6 @@ def from_saved(saved: Any, source: str) -> Run:
         return build(config)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-
-
-_ADDED = {"engine": {"kind": "local"}}  # groups that a config lacks which an older version wrote
 
 
 def _refuse_missing_plugins(recorded: Any, source: str) -> None:
@@ -183,7 +182,7 @@ def build(config: DictConfig) -> Run:
 def _stage_problems(node: DictConfig, path: str = "") -> list[str]:
     """Return the problems that the stages' ``__post_init__`` raise, inner nodes first, so that each has its key."""
     problems = []
-    for key, child in node.items_ex(resolve=False) if len(node) else ():
+    for key, child in children(node):
         if isinstance(child, DictConfig):
             problems += _stage_problems(child, f"{path}.{key!s}".lstrip("."))
     if problems or not path or not is_dataclass(OmegaConf.get_type(node)):

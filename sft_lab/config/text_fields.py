@@ -13,8 +13,8 @@ import yaml
 from antlr4 import CommonTokenStream, InputStream
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
+from omegaconf._utils import get_yaml_loader  # not public, but OmegaConf.load lets nobody change nodes before values
 
-from sft_lab.config.private_names import get_yaml_loader
 from sft_lab.core.io import refuse_alias_bomb
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS

@@ -200,7 +200,7 @@ class AccelerateJob(SupervisedJob):
                 name = signal.Signals(int(code)).name
                 return (
                     f"process {number} of the training was killed by {name} after {self.seconds:.0f} s; "
-                    f"{self.folder.exec_command()} goes on from the last checkpoint"
+                    f"{self.folder.exec_command()} resumes from the last checkpoint"
                 )
 
         errors = re.findall(rf"^sft-lab: (?:{re.escape(self.folder.path.name)}: )?(.*)", output, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""``sft-lab runs --delete``: remove run folders, after asking; never one that a process or a cluster is at work on."""
+"""``sft-lab runs --delete``: remove run folders after asking, but never one that is in use or queued."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _delete(path: Path) -> bool:
 
 
 def _delete_sweep(sweep: Path) -> None:
-    """Remove what a sweep has written beside its runs, once none is left; files of the user stay, with the folder."""
+    """Remove a sweep's own files once none of its runs is left; the folder stays if it holds files of the user."""
     has_runs = any(find_run_dirs(sweep)) or any(sweep.glob(f"*/{LOCK}"))
     if has_runs or is_taken(sweep / SEARCH_LOCK):
         return

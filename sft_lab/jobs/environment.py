@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +26,11 @@ class Difference:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: was {_short(self.old)}, is {_short(self.new)}"
+        return f"{self.name}: was {inputs.shorten(self.old)}, is {inputs.shorten(self.new)}"
 
     def as_record(self) -> dict[str, Any]:
         """Return it as ``replay.json`` holds it."""
         return {"name": self.name, "then": self.old, "now": self.new}
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text  # hashes
 
 
 def current(run: Run) -> dict[str, Any]:
@@ -94,7 +88,7 @@ def part(content: dict[str, Any], name: str) -> dict[str, Any]:
 def lines(items: list[Difference] | None) -> list[str]:
     """Return the differences as lines of text; ``None`` means that the old run recorded no environment."""
     if items is None:
-        return ["Environment: nothing is known of the old one."]
+        return ["Environment: the old run recorded none."]
     if not items:
         return ["Environment: the same (commit, versions, data, hardware, threads, precision)."]
     return [f"Environment: {count_of(len(items), 'difference')}", *(f"  {difference}" for difference in items)]

@@ -109,7 +109,10 @@ def _interruption_message(job_folders: list[JobFolder], work: str) -> str:
     first = job_folders[0]
     if len(job_folders) == 1 and not first.folder.sweep:
         return interruption_message(first.folder, first.resume_command, work)
-    return f"interrupted; {first.resume_command} goes on: finished jobs stay, a cut-off training has its checkpoint"
+    return (
+        f"interrupted; {first.resume_command} resumes: finished jobs are kept, and interrupted training has its "
+        "checkpoint"
+    )
 
 
 def objectives_of(plan: Plan) -> list[float | SftLabError]:

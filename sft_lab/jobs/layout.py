@@ -49,7 +49,7 @@ class JobFolder:
     """A job and its folder.
 
     Attributes:
-        progress: how far the work has come.
+        progress: how far its work has come.
         created: folders that this command created, the job's own first.
         resume_command: the command that resumes the job after an interruption.
     """
@@ -259,7 +259,7 @@ def _holds_config(folder: RunDir) -> bool:
     # A command killed before its first rename leaves its half-written config.
     if foreign := sorted(name for name in names if not name.endswith(TEMPORARY) and name != LOCK):
         raise FolderError(
-            f"{folder.path}: not empty and no run folder (it holds {', '.join(foreign[:3])}); "
+            f"{folder.path}: not empty and not a run folder (it holds {', '.join(foreign[:3])}); "
             "choose another with hydra.run.dir"
         )
     return False

@@ -120,7 +120,7 @@ def _state(status: dict[str, Any]) -> str:
 
 
 def _is_alive(pid: object, since: str) -> bool:
-    """Return whether the process that wrote a status still runs; a later process may have the same number.
+    """Return whether the process that wrote a status still runs, and not a later one with the same number.
 
     Args:
         pid: its number.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,14 +15,14 @@ from sft_lab import pipeline
 from sft_lab.core import tolerant_readers
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SftLabError
-from sft_lab.core.io import digest, flat, read_json
+from sft_lab.core.io import digest, flat, is_number
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.core.types import RunState
-from sft_lab.dedup.forecast import forecast
+from sft_lab.dedup.forecast import forecast as forecast_dedup
 from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
-from sft_lab.jobs.raw_data import RawData, look_at_files
+from sft_lab.jobs.raw_data import RawData, count_raw_data
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
 from sft_lab.tracking.manifest import template_date, versions
@@ -46,7 +46,7 @@ MAX_FINISHED_RUNS = 200  # the newest, to estimate times from
 
 
 @dataclass(frozen=True)
-class Outlook:
+class JobForecast:
     """What is known about a job before it runs.
 
     Attributes:
@@ -92,15 +92,15 @@ class TimedRun(NamedTuple):
 
 
 class StoredData(NamedTuple):
-    """A job's data as far as it is stored: ``stages`` and ``missing`` as in ``Outlook``, and the rows if all are."""
+    """A job's stored data: ``stages`` and ``missing`` as in ``JobForecast``, and the rows if all stages are stored."""
 
     stages: list[dict[str, Any]]
     missing: tuple[str, str] | None
     prepared: Prepared | None
 
 
-def forecast_jobs(plan: configs.Plan) -> list[Outlook]:
-    """Return the outlook of every job of a command.
+def forecast_jobs(plan: configs.Plan) -> list[JobForecast]:
+    """Return the forecast of every job of a command.
 
     Raises:
         FolderError: if the job folders could not be created.
@@ -109,54 +109,54 @@ def forecast_jobs(plan: configs.Plan) -> list[Outlook]:
     finished_runs = list(_finished_runs(job_folders[0].folder.path.parent))
     tokenizers: dict[str, Any] = {}
     footprints: dict[str, Footprint | None] = {}
-    with quiet():
+    with silenced_log():
         return [_forecast(job_folder, finished_runs, tokenizers, footprints) for job_folder in job_folders]
 
 
-def shared_stages(outlooks: list[Outlook]) -> list[tuple[str, int]]:
+def shared_stages(forecasts: list[JobForecast]) -> list[tuple[str, int]]:
     """Return the data stages to compute first, with the number of jobs that share each."""
     waiting = Counter(
-        outlook.missing
-        for outlook in outlooks
-        if outlook.missing and outlook.job_folder.progress is not JobProgress.FINISHED
+        forecast.missing
+        for forecast in forecasts
+        if forecast.missing and forecast.job_folder.progress is not JobProgress.FINISHED
     )
     return [(stage, jobs) for (stage, _), jobs in waiting.most_common()]
 
 
-def same_rows(outlooks: list[Outlook]) -> list[str]:
+def same_rows(forecasts: list[JobForecast]) -> list[str]:
     """Return the groups of jobs that would train identically on the same rows, described by their axes."""
     groups: dict[str, list[str]] = {}
-    for outlook in outlooks:
-        if outlook.trained_as:
-            axes = ", ".join(f"{key}={value}" for key, value in outlook.job_folder.job.axes.items())
-            groups.setdefault(outlook.trained_as, []).append(axes)
+    for forecast in forecasts:
+        if forecast.trained_as:
+            axes = ", ".join(f"{key}={value}" for key, value in forecast.job_folder.job.axes.items())
+            groups.setdefault(forecast.trained_as, []).append(axes)
     return ["; ".join(group) for group in groups.values() if len(group) > 1]
 
 
-def describe_raw_data(outlooks: list[Outlook]) -> list[str]:
+def describe_raw_data(forecasts: list[JobForecast]) -> list[str]:
     """Return what is known of data that was not read yet, a line for each data set."""
-    runs = {digest(run.saved()["dataset"]): run for run in (outlook.job_folder.job.run for outlook in outlooks)}
-    if any(outlook.stages for outlook in outlooks):
+    runs = {digest(run.saved()["dataset"]): run for run in (forecast.job_folder.job.run for forecast in forecasts)}
+    if any(forecast.stages for forecast in forecasts):
         return []
     lines = []
     for run in runs.values():
-        if raw := look_at_files(run):
+        if raw := count_raw_data(run):
             tokens = "" if raw.tokens is None else f", about {raw.tokens:,} tokens by a sample"
             steps = ""
             if run.trainer.max_steps <= 0 and not run.trainer.packing:
-                rows = _most_rows(run, raw)
+                rows = _max_rows(run, raw)
                 steps = f"; at most {rows:,} rows and {_planned_steps(run, rows):,} steps"
             lines.append(f"Data before any stage: {raw.records:,} records{tokens}{steps}")
     return lines
 
 
-def most_steps(run: Run) -> int | None:
+def max_planned_steps(run: Run) -> int | None:
     """Return the steps of a job if no row of its files were dropped; None where they cannot be counted."""
-    raw = None if run.trainer.packing else look_at_files(run)
-    return _planned_steps(run, _most_rows(run, raw)) if raw else None
+    raw = None if run.trainer.packing else count_raw_data(run)
+    return _planned_steps(run, _max_rows(run, raw)) if raw else None
 
 
-def _most_rows(run: Run, raw: RawData) -> int:
+def _max_rows(run: Run, raw: RawData) -> int:
     return raw.records if run.dataset.limit is None else min(raw.records, run.dataset.limit)
 
 
@@ -165,7 +165,7 @@ def _forecast(
     finished_runs: list[TimedRun],
     tokenizers: dict[str, Any],
     footprints: dict[str, Footprint | None],
-) -> Outlook:
+) -> JobForecast:
     """Return what is known of a job.
 
     Args:
@@ -190,7 +190,7 @@ def _forecast(
     seconds, like = _time(run, steps, finished_runs)
     is_finished = job_folder.progress is JobProgress.FINISHED
     manifest = tolerant_readers.read(job_folder.folder.manifest) if is_finished else {}
-    return Outlook(
+    return JobForecast(
         job_folder=job_folder,
         other_versions=other_versions(manifest, versions()),
         stages=data.stages,
@@ -203,7 +203,7 @@ def _forecast(
         like=like,
         memory=footprints[shape],
         trained_as=training_key(run, prepared) if prepared else None,
-        dedup=forecast(run.dedup, _rows_before_dedup(data), run.threads),
+        dedup=forecast_dedup(run.dedup, _rows_before_dedup(data), run.threads),
         held_out_rows=len(prepared.held_out.rows) if prepared else None,
     )
 
@@ -215,7 +215,7 @@ def _rows_before_dedup(data: StoredData) -> int:
 
 
 def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredData:
-    """Follow the data stages as far as they are stored."""
+    """Run the data stages up to the first one that is not stored."""
     run = job_folder.job.run
     tokenizer_key = digest([run.saved()["model"], run.template.special_tokens])
 
@@ -279,12 +279,11 @@ def _finished_runs(parent: Path) -> Iterator[TimedRun]:
     }
     newest = sorted(folders.values(), key=lambda folder: folder.summary.stat().st_mtime, reverse=True)
     for folder in newest[:MAX_FINISHED_RUNS]:
-        try:
-            if folder.state() == RunState.FINISHED:
-                shape = cost_shape(configs.load(folder.config))
-                yield TimedRun(folder.path, shape, read_json(folder.summary))
-        except (OSError, ValueError, LookupError):
-            continue
+        summary = tolerant_readers.read(folder.summary, [])
+        is_timed = all(is_number(summary.get(name)) for name in ("seconds", "train_seconds", "steps"))
+        with suppress(OSError, ValueError, LookupError):
+            if is_timed and folder.state() == RunState.FINISHED:
+                yield TimedRun(folder.path, cost_shape(configs.load(folder.config)), summary)
 
 
 def cost_shape(run: Run) -> dict[str, Any]:
@@ -302,15 +301,15 @@ def _time(run: Run, steps: int | None, finished_runs: list[TimedRun]) -> tuple[f
     shape = cost_shape(run)
     for finished in finished_runs:
         summary = finished.summary
-        if steps and finished.shape == shape and summary.get("steps"):
+        if steps and finished.shape == shape and summary["steps"]:
             step_seconds = summary["train_seconds"] / summary["steps"]
             return summary["seconds"] - summary["train_seconds"] + step_seconds * steps, finished.path
     return None, None
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the stages' log, which is about work that is not done here."""
+def silenced_log() -> Iterator[None]:
+    """Silence the log of the stages, which announces work that is not done here."""
     log = logging.getLogger("sft_lab")
     before = log.level
     log.setLevel(logging.ERROR)

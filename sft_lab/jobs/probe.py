@@ -19,7 +19,7 @@ from sft_lab.dedup.decontaminate import Method
 from sft_lab.dedup.exact import Nothing
 from sft_lab.evaluation.config import Baseline
 from sft_lab.jobs.layout import JobProgress
-from sft_lab.jobs.plan import Outlook, cost_shape, most_steps, quiet
+from sft_lab.jobs.plan import JobForecast, cost_shape, max_planned_steps, silenced_log
 from sft_lab.jobs.supervise import sigterm_exits
 from sft_lab.run.config import StoreConfig
 from sft_lab.run.launch_config import Serial
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STEPS = 6
 WARM_UP = 2  # the first of them, which are slower
-LEAST_ROWS = 64  # to train on; filters drop some
+MIN_ROWS = 64  # to train on; filters drop some
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,22 @@ class Speed:
     row_seconds: float
 
 
-def probe_jobs(outlooks: list[Outlook]) -> list[Outlook]:
-    """Return outlooks with the time of each unfinished job, measured once for all whose steps cost the same.
+def probe_jobs(forecasts: list[JobForecast]) -> list[JobForecast]:
+    """Return forecasts with the time of each unfinished job, measured once for all whose steps cost the same.
 
     Raises:
         UserError, JobError: as a run, if the steps cannot be trained.
     """
     speeds: dict[str, Speed] = {}
-    return [outlook if _is_finished(outlook) else _probe(outlook, speeds) for outlook in outlooks]
+    return [forecast if _is_finished(forecast) else _probe(forecast, speeds) for forecast in forecasts]
 
 
-def _is_finished(outlook: Outlook) -> bool:
-    return outlook.job_folder.progress is JobProgress.FINISHED
+def _is_finished(forecast: JobForecast) -> bool:
+    return forecast.job_folder.progress is JobProgress.FINISHED
 
 
-def _probe(outlook: Outlook, speeds: dict[str, Speed]) -> Outlook:
-    run = outlook.job_folder.job.run
+def _probe(forecast: JobForecast, speeds: dict[str, Speed]) -> JobForecast:
+    run = forecast.job_folder.job.run
     key = digest([cost_shape(run), run.saved()["dataset"], list(run.filter)])
     if key not in speeds:
         log.info(
@@ -71,21 +71,21 @@ def _probe(outlook: Outlook, speeds: dict[str, Speed]) -> Outlook:
         )
         speeds[key] = measure_speed(run)
     speed = speeds[key]
-    steps = outlook.steps or most_steps(run)
+    steps = forecast.steps or max_planned_steps(run)
     rate = "" if speed.tokens_per_second is None else f"{speed.tokens_per_second:,.0f} tokens/s, "
     text = f"Probe of {STEPS} steps in a temporary folder, on this machine: {rate}{speed.step_seconds:.2g} s a step"
     if steps is None:
-        return replace(outlook, like=None, probe=f"{text}; the number of steps is unknown until prepared")
-    bound = "" if outlook.steps else "; the longest they can be, as if no row were dropped"
+        return replace(forecast, like=None, probe=f"{text}; the number of steps is unknown until prepared")
+    bound = "" if forecast.steps else "; the longest they can be, as if no row were dropped"
     return replace(
-        outlook,
-        seconds=whole_seconds(run, speed, steps, outlook.held_out_rows),
+        forecast,
+        seconds=estimate_seconds(run, speed, steps, forecast.held_out_rows),
         like=None,
         probe=f"{text}; times are of training and held-out loss, without data stages and own answers{bound}",
     )
 
 
-def whole_seconds(run: Run, speed: Speed, steps: int, held_out_rows: int | None) -> float:
+def estimate_seconds(run: Run, speed: Speed, steps: int, held_out_rows: int | None) -> float:
     """Return the seconds that a job will take to train and to measure held-out loss.
 
     Args:
@@ -102,9 +102,9 @@ def whole_seconds(run: Run, speed: Speed, steps: int, held_out_rows: int | None)
 
 def measure_speed(run: Run) -> Speed:
     """Train a few steps of a run on its own rows; nothing is left behind."""
-    with tempfile.TemporaryDirectory(prefix="sft-lab-probe-") as root, quiet(), sigterm_exits():
+    with tempfile.TemporaryDirectory(prefix="sft-lab-probe-") as root, silenced_log(), sigterm_exits():
         folder = RunDir(Path(root) / "run")
-        summary = _few_steps(run, Path(root) / "store").execute(folder.path)
+        summary = _probe_config(run, Path(root) / "store").execute(folder.path)
         events = tolerant_readers.read_metrics(folder.metrics)
     release_memory()
     watching = summary["train_seconds"] * (summary["watching_share"] or 0.0)
@@ -121,10 +121,10 @@ def measure_speed(run: Run) -> Speed:
     return Speed(tokens, statistics.mean(seconds), row_seconds)
 
 
-def _few_steps(run: Run, store: Path) -> Run:
+def _probe_config(run: Run, store: Path) -> Run:
     """Return a run with the same steps, but few, and few rows; nothing is answered or compared."""
     trainer, split = run.trainer, run.split
-    rows = max(LEAST_ROWS, 2 * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps)
+    rows = max(MIN_ROWS, 2 * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps)
     watching: dict[str, Any] = {"eval_steps": STEPS, "save_steps": 10 * STEPS, "logging_steps": 1, "warmup_steps": 0}
     answers: dict[str, Any] = {"prompts": [], "outputs": 0, "samples_every": 0, "general": None, "domain": None}
     answers["objective"] = "eval/loss"  # another may need one of these

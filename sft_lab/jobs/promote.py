@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from sft_lab import config as configs
-from sft_lab.config.raw_composition import Bare, bare_of, compose_bare
+from sft_lab.config.raw_composition import ConfigParts, compose_parts, parts_of
 from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import ConfigError, FolderError, UserError
 from sft_lab.core.io import flat, write_text
@@ -53,7 +53,7 @@ def promote(source: Path, name: str, *, force: bool = False) -> Path:
         raise UserError(f"{taken[0]}: {problem}; choose another name, or --force")
     run = configs.load(folder.config)
     text = f"{_header(folder, name)}{_Experiment.of(run).to_yaml()}"
-    _put(target, text, run)
+    _write_verified(target, text, run)
     return target
 
 
@@ -61,13 +61,13 @@ def _checked_name(name: str) -> str:
     stem = name.removesuffix(".yaml")
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", stem, re.ASCII) or stem.lower() in _NO_NAMES:
         raise UserError(
-            f"{name!r}: no name of an experiment; it begins with a letter and holds letters, digits, _ - and . alone, "
-            "as +experiment=NAME wants it"
+            f"{name!r}: not a name that +experiment=NAME takes; start it with a letter and use only letters, "
+            "digits, _ - and ."
         )
     return stem
 
 
-def _put(target: Path, text: str, run: Run) -> None:
+def _write_verified(target: Path, text: str, run: Run) -> None:
     """Write the file under a temporary name, verify it, and only then move it into place."""
     new_folders = [folder for folder in (target.parent,) if not folder.exists()]
     trial = target.with_name(f"{target.stem}-trial-{uuid4().hex[:8]}.yaml")
@@ -120,7 +120,7 @@ class _Experiment:
         values: the values to write.
     """
 
-    run: Bare
+    run: ConfigParts
     choices: dict[str, Any] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     values: dict[str, Any] = field(default_factory=dict)
@@ -128,11 +128,11 @@ class _Experiment:
     @classmethod
     def of(cls, run: Run) -> _Experiment:
         """Return an experiment with the options and values that differ from the defaults."""
-        experiment = cls(bare_of(run))
+        experiment = cls(parts_of(run))
         composed = experiment._replace(experiment._choose())
         experiment.values, _ = _changes(composed.values, experiment.run.values)
         experiment.values.pop("rerun", None)
-        _thin(experiment.values, composed.values)
+        _drop_source_defaults(experiment.values, composed.values)
         return experiment
 
     def to_yaml(self) -> str:
@@ -150,27 +150,28 @@ class _Experiment:
         content = ({"defaults": defaults} if defaults else {}) | self.values
         return OmegaConf.to_yaml(OmegaConf.create(content))
 
-    def _choose(self) -> Bare:
+    def _choose(self) -> ConfigParts:
         """Choose the run's options until composition gives no other choice: outer groups first, then inner ones."""
         while True:
-            composed = compose_bare(self._overrides())
+            composed = compose_parts(self._overrides())
             missing = {
                 group: option
                 for group, option in self.run.choices.items()
                 if group not in self.choices
                 and composed.choices.get(group, option) != option
-                and _is_there(group, option)
+                and _option_exists(group, option)
             }
             if not missing:
                 return composed
             outer = {group: option for group, option in missing.items() if "/" not in group or group == "split/filter"}
             self.choices |= outer or missing
 
-    def _replace(self, composed: Bare) -> Bare:
+    def _replace(self, composed: ConfigParts) -> ConfigParts:
         """Replace each option that is missing or has changed by one of the same kind, with all its values written."""
         for path in ("filter", "split.filter"):
             current, wanted = (
-                [item for item in bare.kinds.items() if item[0].startswith(f"{path}.")] for bare in (composed, self.run)
+                [item for item in parts.kinds.items() if item[0].startswith(f"{path}.")]
+                for parts in (composed, self.run)
             )
             if current != wanted:
                 self.choices[path.replace(".", "/")] = []
@@ -179,9 +180,9 @@ class _Experiment:
         chosen = self.run.choices
         gone = [group for group in SCHEMAS if group != "filter"
                 and (group in stuck or composed.kinds.get(group) != self.run.kinds[group]
-                     or (group in chosen and not _is_there(group, chosen[group])))]  # fmt: skip
+                     or (group in chosen and not _option_exists(group, chosen[group])))]  # fmt: skip
         self.choices |= {group: option_of_kind(group, self.run.kinds[group]) for group in gone}
-        return compose_bare(self._overrides()) if gone or self.written else composed
+        return compose_parts(self._overrides()) if gone or self.written else composed
 
     def _overrides(self) -> list[str]:
         return [
@@ -190,7 +191,7 @@ class _Experiment:
         ]
 
 
-def _is_there(group: str, option: Any) -> bool:
+def _option_exists(group: str, option: Any) -> bool:
     """Return whether the option files exist here."""
     roots = [root / group.partition("@")[0] for root in option_roots()]
     names = option if isinstance(option, list) else [option]
@@ -227,7 +228,7 @@ def _changes(current: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str,
     return values, stuck
 
 
-def _thin(values: dict[str, Any], composed: dict[str, Any]) -> None:
+def _drop_source_defaults(values: dict[str, Any], composed: dict[str, Any]) -> None:
     """Remove defaults from the sources of a mixture."""
     default = {**plain(Ingredient(path=""), every_knob=True), "path": None}
     sources = values.get("dataset", {}).get("sources", {})
@@ -250,14 +251,14 @@ def _header(folder: RunDir, name: str) -> str:
     else:
         numbers = f"verdict {verdict}" if verdict else f"{status.get('state', 'not started')}, no result"
     git = environment.part(manifest, "git")
-    commit = f"commit {str(git['commit'])[:12]}" if git.get("commit") else "no commit known"
+    commit = f"commit {str(git['commit'])[:12]}" if git.get("commit") else "commit unknown"
     dirty = " with uncommitted changes" if git.get("dirty") else ""
     lines = [
         "@package _global_",
         f"Kept from the run {folder.path.name}: {numbers}.",
         f"Run it: sft-lab {'prepare ' if prepared else ''}+experiment={name}",
         f"From {folder.path}, {manifest.get('started', 'date unknown')}, {commit}{dirty}.",
-        "Only what differs from the defaults stands here.",
+        "This file holds only what differs from the defaults.",
     ]
     return "".join(f"# {_printable(line)}\n" for line in lines)
 

@@ -1,4 +1,4 @@
-"""What can be said of data that no stage has read yet: records by counting lines, tokens by a sample."""
+"""Estimates for data that no stage has read yet: records by counting lines, tokens by a sample."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RawData:
     tokens: int | None
 
 
-def look_at_files(run: Run) -> RawData | None:
+def count_raw_data(run: Run) -> RawData | None:
     """Return what the files of a run's data hold; None for a source that cannot be counted without being read."""
     view = StoreView(run.store.open().root)
     try:

@@ -108,7 +108,7 @@ def _gpus_per_job(launcher: Ray) -> int:
     if not any(cores >= launcher.num_cpus and cards >= gpus for cores, cards in sizes):
         listed = ", ".join(f"{cores} cores and {cards} GPUs" for cores, cards in sorted(sizes))
         raise UserError(
-            f"launch.num_cpus={launcher.num_cpus}, num_gpus={gpus}: no machine of the cluster has as many "
+            f"launch.num_cpus={launcher.num_cpus}, num_gpus={gpus}: no machine of the cluster has that many "
             f"(they have {listed}); lower launch.num_cpus or launch.num_gpus"
         )
     return gpus

@@ -137,7 +137,9 @@ def _load(config: Path, overrides: list[str]) -> Run:
     for override in overrides:
         key, sign, _ = override.partition("=")
         if not (key and sign) or key.startswith(("+", "~", "-")):
-            raise ConfigError(f"{override}: no override of a saved config; write key=value with a key of {config.name}")
+            raise ConfigError(
+                f"{override}: not an override of a saved config; write key=value with a key of {config.name}"
+            )
     run = configs.load(config, overrides)
     if not any(override.startswith("rerun=") for override in overrides):
         run.rerun = False  # it was meant for the old folder
@@ -161,9 +163,9 @@ def _create_folder(run: Run, overrides: list[str], out: Path | None, source: Pat
     """Find or create the new folder, by the rule for every run folder."""
     if out is not None:
         if out.exists() and source.exists() and out.samefile(source):
-            raise FolderError(f"--out {out}: is the run to be replayed; a replay has a folder of its own")
+            raise FolderError(f"--out {out}: is the run being replayed; a replay needs a folder of its own")
         if (out / "status.json").exists() and not RunDir(out).replay.exists():
-            raise FolderError(f"--out {out}: holds a run that is no replay; choose another folder")
+            raise FolderError(f"--out {out}: holds a run that is not a replay; choose another folder")
     job = Job(run=run, overrides=None, axes={})
     plan = Plan(jobs=[job], swept=False, name=None, run_dir=str(out) if out else None, sweep_dir=None)
     try:
@@ -182,7 +184,7 @@ def _extra_differences(old: OldRun, new: JobFolder) -> list[Difference]:
         differences.append(Difference("config (edited, or read by another sft_lab)", job, old.job))
     if new.progress is JobProgress.UNFINISHED and any(new.folder.checkpoints.glob("checkpoint-*")):
         # A mean of training losses across the interruption covers fewer steps; everything else has come out equal.
-        differences.append(Difference("training", "in one go", "goes on from a checkpoint"))
+        differences.append(Difference("training", "without interruption", "resumed from a checkpoint"))
     return differences
 
 
@@ -236,7 +238,7 @@ def _store_note(manifest: dict[str, Any]) -> str:
     hits = sum(bool(stage.get("hit")) for stage in stages)
     if not hits:
         return ""
-    return f"{hits} of {len(stages)} stage results came from the store; store.path=<new folder> computes them anew."
+    return f"{hits} of {len(stages)} stage results came from the store; store.path=<new folder> computes them again."
 
 
 def lines(done: Replay) -> list[str]:

@@ -254,7 +254,7 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
 
     queue = _ask_queue(cluster, [job.job_id for _, job in queued])
     if queue is None:
-        raise UserError("launch=slurm: squeue does not answer, so nobody knows what is queued; try again later")
+        raise UserError("launch=slurm: squeue does not answer, so what is queued is unknown; try again later")
 
     still_queued = []
     for note, job in queued:
@@ -263,7 +263,7 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
             continue
         if note.get("work") != work:
             raise FolderError(
-                f"{job.folder.path}: job {job.job_id} is to do other work here ({note.get('work')}); "
+                f"{job.folder.path}: job {job.job_id} will do other work here ({note.get('work')}); "
                 f"wait until it is done, or scancel {job.job_id}"
             )
         log.info("%s: job %s is in the queue or at work; waiting for it", job.title, job.job_id)
@@ -272,7 +272,7 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
 
 
 def _read_note(folder: RunDir) -> dict[str, Any]:
-    """Return an earlier command's note about the job; empty if it is not a note of ours."""
+    """Return an earlier command's note about the job; empty if it is not a valid one."""
     note = tolerant_readers.read(folder.queued, [])
     return note if re.fullmatch(r"\d+(_\d+)?", note.get("job_id", "")) and "logs" in note else {}
 
@@ -291,7 +291,7 @@ def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[
             handles = [executor.submit(SlurmTask(str(folder.path), work, threads)) for _, folder in jobs]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
-        raise UserError(f"launch=slurm: the cluster takes no such jobs ({lines[-1].strip()})") from error
+        raise UserError(f"launch=slurm: the cluster rejected the jobs ({lines[-1].strip()})") from error
 
     queued = []
     for (title, folder), handle in zip(jobs, handles, strict=True):

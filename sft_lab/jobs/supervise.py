@@ -131,11 +131,11 @@ class SupervisedJob:
 
 
 def result_line(folder: RunDir, seconds: float | None = None) -> str:
-    """Return in one line what a finished job has come to.
+    """Return the result of a finished job in one line.
 
     Args:
         folder: of the job.
-        seconds: that it took; None: as its summary has them.
+        seconds: that it took; None: as in its summary.
     """
     summary = tolerant_readers.read(folder.summary, [])
     took = summary.get("seconds") if seconds is None else seconds

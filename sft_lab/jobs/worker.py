@@ -109,12 +109,12 @@ def execute_on_cluster(path: str, work: str, environment: dict[str, str]) -> dic
 def interruption_message(folder: RunDir, resume_command: str, work: str = Work.RUN) -> str:
     """Return how far an interrupted job came, and the command that resumes it."""
     if work == Work.PREPARE:
-        return f"interrupted; {resume_command} goes on: finished data stages are kept"
+        return f"interrupted; {resume_command} resumes it: finished data stages are kept"
     checkpoint = last_checkpoint(folder.checkpoints)
     if checkpoint is None:
         return (
-            f"interrupted before training had done a step; {resume_command} keeps the finished data stages and begins "
-            "the training anew"
+            f"interrupted before the first training step; {resume_command} keeps the finished data stages and starts "
+            "training again"
         )
     step = checkpoint.name.rpartition("-")[2]
-    return f"interrupted; {resume_command} goes on from step {step}, whose checkpoint is saved"
+    return f"interrupted; {resume_command} resumes from step {step}, whose checkpoint is saved"

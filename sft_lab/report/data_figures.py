@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.text import count_of
-from sft_lab.report.style import COLORS, DASHED, TICK_STEPS, add_legend, hide_frame, new_figure, use_log_axis
+from sft_lab.report.style import COLORS, DASHED, add_legend, hide_frame, new_figure, set_ticks, use_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def draw_histograms(tokens: dict[str, Any]) -> Figure:
 
 
 def _draw_histogram(axes: Axes, edges: list[float], counts: dict[str, list[int]], limit: float | None) -> None:
-    """Draw bars of equal width, each for one or several bins, and a last one beside them for the tail.
+    """Draw bars of equal width, each for one or more bins, and a separate last one for the tail.
 
     Args:
         axes: to draw on.
@@ -146,7 +146,7 @@ def draw_thresholds(thresholds: dict[str, Any]) -> Figure:
     axes.set(xlabel=f"threshold{_measure_suffix(thresholds)}", ylabel="rows kept")
     axes.margins(x=0.02, y=0.12)
     _use_count_axis(axes, 5)
-    _use_similarity_axis(axes)
+    set_ticks(axes.xaxis, 8, "{x:.2f}")
     add_legend(axes)
     return figure
 
@@ -172,7 +172,7 @@ def draw_similarity(similarity: dict[str, Any], chosen: float | None) -> Figure:
         if is_log:
             use_log_axis(axes, "{x:,.0f}", multiples=(1,), max_ticks=4)
             axes.set_ylim(0.5, 2 * max(*counts, 5))  # a single text still has a bar
-        _use_similarity_axis(axes)
+        set_ticks(axes.xaxis, 8, "{x:.2f}")
 
     threshold = "" if chosen is None else f"; dashed: the threshold, {chosen:g}"
     rows[-1].set_xlabel(f"similarity to the nearest neighbor{_measure_suffix(similarity)}{threshold}")
@@ -215,15 +215,5 @@ def _measure_suffix(part: dict[str, Any]) -> str:
 
 def _use_count_axis(axes: Axes, ticks: int) -> None:
     """Let the vertical axis show whole numbers."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=TICK_STEPS, integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    set_ticks(axes.yaxis, ticks, "{x:,.0f}", integer=True)
     hide_frame(axes)
-
-
-def _use_similarity_axis(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=TICK_STEPS))
-    axes.xaxis.set_major_formatter("{x:.2f}")

@@ -12,10 +12,10 @@ from sft_lab.report.data_figures import draw_histograms, draw_similarity, draw_t
 from sft_lab.report.style import (
     COLORS,
     DASHED,
-    TICK_STEPS,
     add_legend,
     new_figure,
     render_svg,
+    set_ticks,
     use_log_axis,
     use_step_axis,
 )
@@ -215,8 +215,6 @@ def _mark_phases(axes: Axes, held_out: Curve, converged: int | None) -> None:
 
 def _draw_optimizer(events: list[dict[str, Any]]) -> Figure:
     """Draw learning rate and gradient norm over steps, side by side."""
-    from matplotlib.ticker import MaxNLocator
-
     labels = {"train/learning_rate": "learning rate", "train/grad_norm": "gradient norm"}
     figure = new_figure(1.9)
     for index, (name, label) in enumerate(labels.items()):
@@ -228,8 +226,7 @@ def _draw_optimizer(events: list[dict[str, Any]]) -> Figure:
         axes.set(xlabel="optimizer step", ylabel=label)
         # A stranger's file may hold negative values, and an axis cannot end below its start.
         axes.set_ylim(bottom=min([0.0, *(value for _, value in curve if value < 0)]))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=TICK_STEPS))
-        axes.yaxis.set_major_formatter("{x:.3g}")
+        set_ticks(axes.yaxis, 4, "{x:.3g}")
         use_step_axis(axes)
     return figure
 

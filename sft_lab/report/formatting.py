@@ -54,7 +54,7 @@ def with_minus(text: str) -> str:
 
 
 def isolate_right_to_left(text: object) -> str:
-    """Return text whose right-to-left words do not reorder the numbers beside them.
+    """Return text whose right-to-left words do not reorder adjacent numbers.
 
     Each stretch of such words is put between Unicode's isolates FSI and PDI (Unicode Standard Annex 9).
     """

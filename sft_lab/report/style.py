@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -36,7 +37,6 @@ COLORS = {
 DASHED = (0, (5, 3))  # line style of thresholds and levels
 WIDTH = 9.58  # inches: 920 CSS pixels, the page's column, so that a figure is shown at its own size
 LEGEND_WIDTH = 135  # characters on a line of the legend, 7 for each sample of a line or marker
-TICK_STEPS = (1, 2, 5, 10)
 
 STYLE = {
     "font.size": 10.4,
@@ -70,7 +70,7 @@ _MATPLOTLIB = threading.Lock()  # its settings belong to the whole process
 
 
 def import_matplotlib() -> ModuleType:
-    """Return matplotlib, imported away from the working folder, whose matplotlibrc may be a stranger's."""
+    """Return matplotlib, imported outside the working folder, whose matplotlibrc is not to be trusted."""
     with tempfile.TemporaryDirectory(prefix="sft_lab-") as empty, chdir(empty):
         import matplotlib
     return matplotlib
@@ -142,12 +142,18 @@ def hide_frame(axes: Axes) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def use_step_axis(axes: Axes) -> None:
-    """Make the horizontal axis one of optimizer steps: whole numbers."""
+def set_ticks(axis: Axis, count: int, tick_format: str, *, integer: bool = False) -> None:
+    """Give an axis at most this many ticks, at round numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=TICK_STEPS, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    fewest = 1 if integer else 2
+    axis.set_major_locator(MaxNLocator(count, steps=(1, 2, 5, 10), integer=integer, min_n_ticks=fewest))
+    axis.set_major_formatter(tick_format)
+
+
+def use_step_axis(axes: Axes) -> None:
+    """Make the horizontal axis one of optimizer steps: whole numbers."""
+    set_ticks(axes.xaxis, 8, "{x:,.0f}", integer=True)
     hide_frame(axes)
 
 

@@ -22,8 +22,8 @@ def has_tools(rows: Rows) -> bool:
     return any(tools) or any("tool_calls" in message for messages in rows.column("messages") for message in messages)
 
 
-def without_call_tokens(answers: Sequence[Answer], form: CallForm) -> list[Answer]:
-    """Return answers in which the control tokens of calls are not astray."""
+def drop_call_tokens(answers: Sequence[Answer], form: CallForm) -> list[Answer]:
+    """Return answers whose stray tokens no longer include those that the template writes around calls."""
     own = form.opening + form.following + form.between + form.closing
     return [replace(answer, stray=[token for token in answer.stray if token not in own]) for answer in answers]
 
@@ -37,10 +37,10 @@ def call_numbers(outputs: Sequence[Output], form: CallForm | None) -> dict[str, 
     return {"outputs/call_share": sum(valid) / len(valid)}
 
 
-def shown_calls(
+def calls_as_text(
     answers: Sequence[Answer], tools: Sequence[list[dict[str, Any]]], form: CallForm | None
 ) -> list[str]:  # fmt: skip
-    """Return the calls in answers for a reader, empty where there is none; nothing without a form.
+    """Return the calls in each answer as readable text, empty for an answer without any; an empty list without a form.
 
     Args:
         answers: of a model.

@@ -44,7 +44,7 @@ def _check_starter(run: Run) -> list[str]:
     path = str(getattr(run.dataset, "path", ""))
     if run.choices.get("dataset") != "starter" or path.startswith("package:"):
         return []
-    return [f"dataset.path={path}: dataset=starter is the bundled rows; for yours write dataset=file"]
+    return [f"dataset.path={path}: dataset=starter has the bundled rows; for your own write dataset=file"]
 
 
 def _check_faiss(run: Run) -> list[str]:

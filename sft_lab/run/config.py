@@ -1,6 +1,6 @@
-"""Run: the object that a composed config becomes. It holds the stages; what is done with them is in the modules beside.
+"""``Run``, the object that a composed config becomes. It holds the stages; the other modules here work with them.
 
-``Run`` has a short method for each of these, for use from Python.
+``Run`` has a short method for each of them, for use from Python.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StoreConfig:
 
 @dataclass
 class PrepareOptions:
-    """What ``dataset/`` holds beside the rows. Called, it carries out the data stages: ``run.prepare(context)``.
+    """What ``dataset/`` holds besides the rows. Calling it runs the data stages: ``run.prepare(context)``.
 
     Attributes:
         tokens: whether it holds ``input_ids`` and ``labels`` too.
@@ -67,7 +67,7 @@ class PrepareOptions:
     tokens: bool = False
 
     def bind(self, run: Run) -> None:
-        """Say whose data stages a call carries out."""
+        """Set the run whose data stages a call carries out."""
         self._run = run
 
     def __call__(self, context: StageContext, work: Preparation | None = None) -> Prepared:
@@ -111,7 +111,7 @@ class Run(Bounded):
     def __post_init__(self) -> None:
         """Refuse fields that contradict one another."""
         super().__post_init__()
-        self.prepare = replace(self.prepare)  # another run's own carries out the stages of that one
+        self.prepare = replace(self.prepare)  # one shared with another run would carry out that run's stages
         self.prepare.bind(self)
         self._attach_stages()
         self._refuse_longer_rows()

@@ -281,7 +281,7 @@ def _dropped(data: Prepared) -> dict[str, str]:
 
 
 def _contaminated(run: Run, data: Prepared, context: StageContext) -> list[dict[str, Any]]:
-    """Return training rows beside the held-out or benchmark rows that they match, the least similar first."""
+    """Return contaminated training rows with the held-out or benchmark rows they match, the least similar first."""
     rows, selection = data.steps["decontaminate"]
     matches = [index for index, nearest in enumerate(selection.nearest) if nearest]
     matches = sorted(matches, key=lambda index: (float(selection.score[index]), index))[:MAX_CONTAMINATED]

@@ -1,6 +1,6 @@
-"""What a run measures of a model, of the base model and of the tuned one alike: losses, answers, questions.
+"""What a run measures of the base model and of the tuned one: losses, answers, questions.
 
-What the base model scores and answers is stored: it is the same for every job of a sweep.
+The base model's scores and answers are stored, since they are the same for every job of a sweep.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from sft_lab.evaluation.custom_metrics import measure_custom
 from sft_lab.evaluation.generation import Answer, generate
 from sft_lab.evaluation.heldout import AnswerEnding, Scores
 from sft_lab.pipeline import label_rules
-from sft_lab.run.call_checks import call_numbers, has_tools, shown_calls, without_call_tokens
-from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, with_prefix, without_first_answers
+from sft_lab.run.call_checks import call_numbers, calls_as_text, drop_call_tokens, has_tools
+from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, mask_first_answers, with_prefix
 from sft_lab.run.fixed_prompts import FixedPrompt, fixed_prompts
 from sft_lab.run.measurement import BaseMeasurement, Measurement, domain_numbers, held_out_numbers
-from sft_lab.run.questions import answer_questions, easiest_questions, rows_asked
+from sft_lab.run.questions import answer_questions, question_rows, shortest_questions
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 PLAIN = Jinja(path="package:sft_lab/data/templates/plain.jinja")
 
-# Two exchanges, to see what a template writes. No system message: some templates add their own, others refuse one.
 MAX_TRAINING_ANSWERS = 20_000  # with which the model's are compared
 
+# Two exchanges, to see what a template writes. No system message: some templates add their own, others refuse one.
 _SAMPLE_MESSAGES = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
 
 
@@ -145,7 +145,7 @@ class Evaluator:
         probe_scores: Scores | None = None,
     ) -> Measurement:
         rules = label_rules(self._run)
-        questions = easiest_questions(held_out, self._options.outputs, rules, self._decode)
+        questions = shortest_questions(held_out, self._options.outputs, rules, self._decode)
         outputs = answer_questions(questions, generate_answers, form)
         question_sets = self._question_sets(template)
         if held_out_scores is None and len(held_out.rows):
@@ -158,11 +158,11 @@ class Evaluator:
             metrics = measure_answers(answers, prompts, references, _sampled_answers(data.train.rows))
             numbers |= {f"outputs/{name}": value for name, value in metrics.items()} | call_numbers(outputs, form)
         texts = [output.answer.text for output in outputs]
-        numbers |= measure_custom(rows_asked(questions, held_out.rows), texts, self._context.notice)
+        numbers |= measure_custom(question_rows(questions, held_out.rows), texts, self._context.notice)
         numbers |= {f"{name}/loss": score(ready).loss for name, ready in question_sets.items()}
         if "domain" in question_sets:
             domain = question_sets["domain"]
-            domain_questions = easiest_questions(domain, len(domain.rows), rules, self._decode)
+            domain_questions = shortest_questions(domain, len(domain.rows), rules, self._decode)
             numbers |= domain_numbers(answer_questions(domain_questions, generate_answers))
         fixed = self._chosen_prompts(data)
         tools = [prompt.conversation.inputs.get("tools", []) for prompt in fixed]
@@ -171,7 +171,7 @@ class Evaluator:
             held_out_scores,
             [prompt.text for prompt in fixed],
             {name: [answer.text for answer in answers] for name, answers in fixed_answers.items()},
-            {name: shown_calls(answers, tools, form) for name, answers in fixed_answers.items()},
+            {name: calls_as_text(answers, tools, form) for name, answers in fixed_answers.items()},
             outputs,
             numbers,
         )
@@ -267,7 +267,7 @@ class Evaluator:
         rows = templated.rows.take(is_single)
         examples = 0 if self._run.dataset.train_on is TrainOn.last else count_answers(prefix)
         skipped = [0 if is_text else examples for is_text in rows.is_text]
-        labels = [*map(without_first_answers, kept["labels"], skipped)]
+        labels = [*map(mask_first_answers, kept["labels"], skipped)]
         tokens = datasets.Dataset.from_dict({**kept[:], "labels": labels})
         return type(templated)(rows, tokens, templated.encoded)
 
@@ -335,7 +335,7 @@ class Evaluator:
         tokenizer = self._context.tokenizer
         ends = {*self._ending(template).stops, *([tokenizer.convert_tokens_to_ids(form.end)] if form else [])}
         answers = generate(model, tokenizer, prompts, end_ids=sorted(ends), max_new_tokens=max_new_tokens)
-        return without_call_tokens(answers, form) if form else answers
+        return drop_call_tokens(answers, form) if form else answers
 
     def _stored_scores(self, ready: Ready, template: Template) -> Scores:
         ending = self._ending(template)

@@ -21,6 +21,7 @@ from sft_lab.tracking.manifest import template_date
 if TYPE_CHECKING:
     from sft_lab.core.store import Store
     from sft_lab.run.config import Run
+    from sft_lab.run.session import Session
 
 
 def execute(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
@@ -73,12 +74,7 @@ def _assist(run: Run, folder: RunDir) -> dict[str, Any]:
 def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
     """Carry out the data stages, and write their report and the rows."""
     console.show_in_notebook()
-    use_one_gpu()
-    with heavy_imports.imports():
-        from sft_lab.run.session import Session
-
-    folder = _open_folder(run, path)
-    with _working_in(folder, run, Work.PREPARE), Session(run, folder) as session:
+    with _data_session(run, path) as session:
         data = pipeline.prepare(run, session.context)
         session.begin(data)
         session.write_dataset(data)
@@ -87,22 +83,29 @@ def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str,
 
 def fill_store(run: Run, path: RunDir | Path | str | None = None) -> None:
     """Carry out the data stages and leave their results in the store."""
-    use_one_gpu()
-    with heavy_imports.imports():
-        from sft_lab.run.session import Session
-
-    folder = _open_folder(run, path)
-    with _working_in(folder, run, Work.PREPARE), Session(run, folder) as session:
+    with _data_session(run, path) as session:
         data = pipeline.prepare(run, session.context)
         session.note_inputs()
         session.note_training_key(data)
 
 
 @contextmanager
-def training_turn(run: Run, folder: RunDir) -> Iterator[bool]:
-    """Yield whether processes have to train a job whose store is filled.
+def _data_session(run: Run, path: RunDir | Path | str | None) -> Iterator[Session]:
+    """Yield the session of a process that carries out the data stages and trains nothing."""
+    use_one_gpu()
+    with heavy_imports.imports():
+        from sft_lab.run.session import Session
 
-    They need not where another job of the sweep has done the same training: then this one is finished already.
+    folder = _open_folder(run, path)
+    with _working_in(folder, run, Work.PREPARE), Session(run, folder) as session:
+        yield session
+
+
+@contextmanager
+def training_turn(run: Run, folder: RunDir) -> Iterator[bool]:
+    """Yield whether a job whose store is filled still has to be trained.
+
+    It does not if another job of the sweep has done the same training: then this one is already finished.
     """
     with twins.turn(run, folder, folder.training_key()) as twin:
         if twin:
@@ -146,13 +149,13 @@ def _refuse_other_world(run: Run, folder: RunDir) -> None:
     if world() != run.launch.num_processes:
         raise ConfigError(
             f"launch.num_processes={run.launch.num_processes}: the number of processes that train here is {world()}, "
-            f"and another number makes other steps; `sft-lab exec {folder.path}` starts as many as the config says"
+            f"and a different number changes the steps; `sft-lab exec {folder.path}` starts as many as the config says"
         )
 
 
 @contextmanager
 def _working_in(folder: RunDir, run: Run, work: str = Work.RUN) -> Iterator[None]:
-    """Keep other processes out of the folder, and refuse data other than that which its work began with."""
+    """Keep other processes out of the folder, and refuse data that has changed since its work began."""
     with folder.claimed():
         folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest))
         with folder.running(work), resource_errors.explained(run, folder, work):

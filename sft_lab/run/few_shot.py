@@ -79,7 +79,7 @@ def with_prefix(prefix: Messages, messages: Messages, *, takes_system: bool = Tr
     return [*prefix, *messages]
 
 
-def without_first_answers(labels: list[int], count: int) -> list[int]:
+def mask_first_answers(labels: list[int], count: int) -> list[int]:
     """Return labels without the first ``count`` labelled stretches: the answers of the examples."""
     kept: list[int] = []
     stretches = itertools.groupby(labels, key=lambda label: label != IGNORED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sft_lab.data.filters import Filter
     from sft_lab.run.config import Run
 
-SMALL = 2**20  # bytes of all files of one key; as much is copied into the run folder
+MAX_COPIED = 2**20  # bytes of all files of one key; as much is copied into the run folder
 
 
 def named_files(run: Run, store: Store) -> dict[str, tuple[str, list[Path]]]:
@@ -170,7 +171,7 @@ def changes(run: Run, manifest: dict[str, Any], store: Store | None = None) -> l
     if not ({"inputs", "dataset_fingerprint"} & manifest.keys()):
         return []
     differ = differences(manifest, current(run, store or run.store.open()))
-    return [f"{name} (was {_short(old)}, now {_short(new)})" for name, (old, new) in differ.items()]
+    return [f"{name} (was {shorten(old)}, now {shorten(new)})" for name, (old, new) in differ.items()]
 
 
 def copy(run: Run, folder: RunDir, store: Store) -> None:
@@ -178,7 +179,7 @@ def copy(run: Run, folder: RunDir, store: Store) -> None:
     read = contents(run)
     for key, (_, files) in named_files(run, store).items():
         with suppress(OSError):  # gone since it was read
-            if not files or sum(file.stat().st_size for file in files) > SMALL:
+            if not files or sum(file.stat().st_size for file in files) > MAX_COPIED:
                 continue
         parent = Path(os.path.commonpath([file.parent for file in files]))
         for file in files:
@@ -204,6 +205,7 @@ def _noted_inputs(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: entry for key, entry in inputs.items() if isinstance(entry, dict)}
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """Return a recorded value as text, of a hash its beginning."""
     text = "absent" if value is None else str(value)
-    return text if " " in text else text[:12]
+    return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text

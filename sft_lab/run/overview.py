@@ -1,4 +1,4 @@
-"""A run in a few words, and as a table for a notebook."""
+"""A short description of a run, and a table for a notebook."""
 
 from __future__ import annotations
 

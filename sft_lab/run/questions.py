@@ -13,7 +13,7 @@ from sft_lab.core.types import IGNORED
 from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.preparation import Ready
 from sft_lab.evaluation.generation import Answer
-from sft_lab.run.call_checks import schemas_of, shown_calls
+from sft_lab.run.call_checks import calls_as_text, schemas_of
 
 if TYPE_CHECKING:
     from sft_lab.data.call_form import CallForm
@@ -50,10 +50,10 @@ class Output(NamedTuple):
     calls: str | None = None
 
 
-def easiest_questions(
+def shortest_questions(
     ready: Ready, count: int, rules: LabelRules, decode: Callable[[list[int]], str]
 ) -> list[Question]:
-    """Return the first questions of the ``count`` conversations with the shortest answers, in their order.
+    """Return the first questions of the ``count`` conversations with the shortest answers, in the order of the rows.
 
     Args:
         ready: the conversations.
@@ -95,14 +95,14 @@ def answer_questions(
     """
     answers = generate_answers([question.ids for question in questions])
     tools = [schemas_of(question.tools) for question in questions]
-    calls: Sequence[str | None] = shown_calls(answers, tools, form) if form else [None] * len(questions)
+    calls: Sequence[str | None] = calls_as_text(answers, tools, form) if form else [None] * len(questions)
     return [
         Output(question.prompt, question.reference, answer, question.tools, question.is_call, described)
         for question, answer, described in zip(questions, answers, calls, strict=True)
     ]
 
 
-def rows_asked(questions: list[Question], rows: Rows) -> list[dict[str, Any]]:
+def question_rows(questions: list[Question], rows: Rows) -> list[dict[str, Any]]:
     """Return the rows that questions were taken from, each as its columns and the ``reference`` answer."""
     asked_rows = rows.take(np.array([question.row for question in questions], np.int64))
     columns = {name: asked_rows.column(name) for name in rows.table.column_names}

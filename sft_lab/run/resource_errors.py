@@ -1,4 +1,4 @@
-"""Errors for want of disk, memory or another process become one message that says what to do."""
+"""Turns errors about disk space, memory or lost processes into one message that says what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOST = "the connection to the other processes of the training broke"
 
 @contextmanager
 def explained(run: Run, folder: RunDir, work: str = Work.RUN) -> Iterator[None]:
-    """Turn an error for want of disk, memory or another process into one that says what to do; all others pass.
+    """Turn an error about disk space, memory or a lost process into one that says what to do; others pass through.
 
     Args:
         run: whose config keys are named.
@@ -63,8 +63,9 @@ def _mentions(error: Exception, texts: tuple[str, ...]) -> bool:
 def _no_space(error: Exception, run: Run, folder: RunDir, resume_command: str) -> str:
     store = run.store.open().root
     return (
-        f"no space left in {folder.path} or in the store {store} ({_summary(error)}); make room, and {resume_command} "
-        "goes on from what is finished (sft-lab store prune removes results that were not used for a while)"
+        f"no space left in {folder.path} or in the store {store} ({_summary(error)}); free some space, and "
+        f"{resume_command} resumes from what is finished (sft-lab store prune removes results that have not been used "
+        "for a while)"
     )
 
 
@@ -109,7 +110,7 @@ def _lost_connection(error: Exception, resume_command: str) -> str:
     message = re.sub(r"^\[\S*/gloo/\S+\] ", "", str(error)).partition(". ")[0]
     return (
         f"{LOST} ({' '.join(message.split())[:MAX_CHARACTERS]}): one of them died, or its machine or network did; "
-        f"{resume_command} goes on from the last checkpoint"
+        f"{resume_command} resumes from the last checkpoint"
     )
 
 

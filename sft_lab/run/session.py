@@ -116,7 +116,7 @@ class Session:
         self._mirror = self.run.tracking.start(tracked)
 
     def note_training_key(self, data: Prepared) -> str:
-        """Note and return what is equal for jobs whose training would be the same."""
+        """Record and return a key that is equal for jobs whose training would be the same."""
         key = twins.key_of(self.run, data, self.context)
         self._note({"training_key": key})
         return key
@@ -129,20 +129,15 @@ class Session:
         self.note_training_key(data)
         trained = tolerant_readers.read(twin.manifest)
         original = trained.get("same_as") or twin.path.name
-        log.info("train: not again, since %s has trained on the same rows in the same way", original)
+        log.info("train: skipped, since %s has trained on the same rows in the same way", original)
         for event in tolerant_readers.read_metrics(twin.metrics):
             self._mirror.log({name: math.nan if value is None else value for name, value in event.items()})
 
-        twins.take_files(twin, self.folder)
+        twins.copy_results(twin, self.folder)
         summary = tolerant_readers.read(twin.summary) | {"same_as": original}
         write_json(self.folder.summary, summary)
-        self._note({"same_as": original, **{name: trained[name] for name in twins.OF_TRAINING if name in trained}})
-        self._note_stages()
-        html_report.write_report(self.folder)
-        card.write_model_card(self.folder, self.run.model.base_name)
-        self._mirror_data(data)
-        self._mirror_answers()
-        return self._end(summary)
+        self._note({"same_as": original, **{name: trained[name] for name in twins.TRAINING_FIELDS if name in trained}})
+        return self._conclude(data, summary)
 
     def note_inputs(self) -> None:
         """Note what the data stages have read, and copy the small files."""
@@ -175,6 +170,15 @@ class Session:
             }
         )
 
+    def _conclude(self, data: Prepared, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write report and card of a model, and end tracking with what they show."""
+        self._note_stages()
+        html_report.write_report(self.folder)
+        card.write_model_card(self.folder, self.run.model.base_name)
+        self._mirror_data(data)
+        self._mirror_answers()
+        return self._end(summary)
+
     def _end(self, summary: dict[str, Any]) -> dict[str, Any]:
         for line in self._mirror.finish(summary):
             log.info("%s", line)
@@ -184,7 +188,7 @@ class Session:
     _id_suffix = "-data"  # preparing is tracked as a run of its own beside the training that may follow
 
     def first_step(self) -> int:
-        """Return the optimizer step after which training goes on; 0 where it begins."""
+        """Return the optimizer step from which training resumes; 0 for a new one."""
         return 0
 
     def _note(self, facts: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from sft_lab.core.io import finite, write_json, write_lines
 from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
 from sft_lab.core.types import Work
-from sft_lab.report import card, html_report
 from sft_lab.run import data_report
 from sft_lab.run.evaluator import Evaluator
 from sft_lab.run.measurement import BaseMeasurement, Measurement
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class TrainingSession(Session):
-    """A session that trains and judges too; in a process beside the one that writes, it trains alone."""
+    """A session that also trains and judges; in processes other than the one that writes, it only trains."""
 
     _work = Work.RUN
     _id_suffix = ""
@@ -66,7 +65,7 @@ class TrainingSession(Session):
         return self
 
     def set_up_training(self) -> None:
-        """Set up a process that trains with the one that writes; it opens no file."""
+        """Set up a process that helps another one train; it opens no file."""
         build_sft_config(self.run.trainer, self.folder.checkpoints, self.run.seed, watched=True)
         self.set_seed_and_threads()
 
@@ -74,7 +73,7 @@ class TrainingSession(Session):
         """Write what the data stages did, start tracking and open the metrics.
 
         Raises:
-            ConfigError: if held-out rows shall decide when training ends, and there are none.
+            ConfigError: if held-out rows are to decide when training ends, and there are none.
         """
         super().begin(data)
         if not self.run.trainer.packing:
@@ -88,7 +87,7 @@ class TrainingSession(Session):
 
         step = self.first_step()
         if not step and self.folder.metrics.exists():
-            log.info("train: an earlier attempt saved no checkpoint; training begins anew")
+            log.info("train: an earlier attempt saved no checkpoint; training starts over")
         self.record = Record(self.folder.metrics, self._mirror, from_step=step)
         if self.run.evaluation.samples_every:
             self._samples = Lines(self.folder.training_samples, from_step=step)
@@ -235,13 +234,8 @@ class TrainingSession(Session):
         write_lines(self.folder.samples, self._sample_rows(base, tuned))
         write_lines(self.folder.outputs, _output_rows(base, tuned))
 
-        self._note_stages()
         data_report.write_notices(self.folder, self.context)
-        html_report.write_report(self.folder)
-        card.write_model_card(self.folder, self.run.model.base_name)
-        self._mirror_data(data)
-        self._mirror_answers()
-        return self._end(summary)
+        return self._conclude(data, summary)
 
     def score_test(self) -> dict[str, Any]:
         """Score base and saved model on the test side; the session need not be open."""

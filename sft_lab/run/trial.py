@@ -1,4 +1,4 @@
-"""A run that is a trial of a search: where the search's record lies, and whether the run is hopeless."""
+"""A run that is a trial of a search: where the search's record is, and whether the run is hopeless."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ FIRST_RUNG, REDUCTION = 25, 2
 
 
 class _JournalLock:
-    """Guards a journal between processes; unlike Optuna's own, the death of its holder frees it."""
+    """Guards a journal between processes; unlike Optuna's own lock, it is freed when its holder dies."""
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
         self._lock = file_lock(journal.with_name(f".{journal.name}.lock"))
 
     def acquire(self) -> bool:
-        """Wait for the lock, and cut a line off that a killed process has not finished."""
+        """Wait for the lock, and cut off a line that a killed process left unfinished."""
         self._lock.acquire()
         with self._journal.open("r+b") as file:
             size = file.seek(0, os.SEEK_END)
@@ -122,7 +122,7 @@ def create_pruning(folder: RunDir) -> Callable[[float, dict[str, float]], bool] 
         trial: Any = storage.get_trial(trial_id)
         step = round(100 * share)
         loss = event.get(record["measure"], math.nan)
-        # One that is no number is no matter of others: the run ends by itself, as diverged.
+        # A loss that is not a number needs no comparison: the run ends by itself, as diverged.
         if trial.state.is_finished() or step >= 100 or not math.isfinite(loss):
             return False
         if step not in trial.intermediate_values:  # else measured before the checkpoint that training went on from

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOCKS = ".locks"  # in a sweep folder: for each training a lock, and the names of the jobs that have come to it
 # What a manifest says of the training itself, and not of the job whose folder it is in.
-OF_TRAINING = ("git", "packages", "threads", "hardware", "precision")
+TRAINING_FIELDS = ("git", "packages", "threads", "hardware", "precision")
 
 
 def key_of(run: Run, data: Prepared, context: StageContext) -> str:
@@ -41,9 +41,9 @@ def key_of(run: Run, data: Prepared, context: StageContext) -> str:
 
 @contextmanager
 def turn(run: Run, folder: RunDir, key: str) -> Iterator[RunDir | None]:
-    """Hold the right to do a training; yield the job of the same sweep that has done it, None where there is none.
+    """Hold the right to do a training; yield the job of the same sweep that has already done it, or None.
 
-    Another job that is at it is waited for. What is to be run again, or a replay, always trains.
+    If another job is doing it, wait for that one. A rerun or a replay always trains.
 
     Args:
         run: of the job.
@@ -85,8 +85,8 @@ def _find_trained(sweep: Path, folder: RunDir, key: str) -> RunDir | None:
     return min(finished, key=lambda entry: entry[0])[1] if finished else None
 
 
-def take_files(twin: RunDir, folder: RunDir) -> None:
-    """Copy what a training has left into another folder; weights take no more room, where the file system can link."""
+def copy_results(twin: RunDir, folder: RunDir) -> None:
+    """Copy the results of a training into another folder; weights are linked if the file system can do that."""
     for name in ("metrics", "eval", "samples", "outputs", "training_samples"):
         source, target = getattr(twin, name), getattr(folder, name)
         target.unlink(missing_ok=True)

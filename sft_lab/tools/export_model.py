@@ -34,14 +34,15 @@ def export_model(path: Path, target: str, out: Path | None = None) -> Exported:
         out: the new folder; None: ``export/<target>/`` in the run folder, and for vLLM the merged folder itself.
 
     Raises:
-        UserError: if the run has no model, its kind of model or template cannot be written, or ``out`` is in use.
+        UserError: if the run has no model, a link leads out of its folder, its kind of model or template cannot be
+            written, or ``out`` is in use.
     """
     finished = open_run(path)
+    finished.folder.refuse_links()
     if target == "vllm":
         return _for_vllm(finished, out)
     folder = (out or finished.folder.export / target).absolute()
     refuse_used(folder)
-    finished.folder.refuse_links()
     modelfile = _modelfile(finished) if target == "ollama" else ""
     source = _whole_model(finished)
     with new_folder(folder) as work:

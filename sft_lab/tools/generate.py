@@ -60,7 +60,7 @@ class GenerationOptions:
             for name in ("top_p", "top_k", "seed"):
                 if (value := getattr(self, name)) is not None:
                     flag = f"--{name.replace('_', '-')}"
-                    raise UserError(f"{flag} {value}: changes nothing without --temperature above 0; add one")
+                    raise UserError(f"{flag} {value}: has no effect without --temperature above 0; add one")
 
     @property
     def sampling(self) -> dict[str, float | int] | None:
@@ -145,7 +145,7 @@ def answer_prompt(path: Path, prompt: str, options: GenerationOptions, *, base: 
 
 
 def answer_conversations(
-    path: Path, conversations: Mapping[str, Conversation], options: GenerationOptions, *, base: bool = False
+    path: Path, conversations: Mapping[str, Conversation], options: GenerationOptions, *, base: bool
 ) -> list[GeneratedAnswers]:
     """Answer the last message of conversations with the model of a finished run.
 
@@ -283,13 +283,13 @@ def print_conversations(answers: Sequence[GeneratedAnswers], options: Generation
 
 
 def _with_calls(answers: GeneratedAnswers, answer: Answer) -> str:
-    """Return an answer's text; where there are tools as it was written, and below it the calls in it."""
+    """Return an answer's text; with tools, the text as it was written and the calls in it below."""
     from sft_lab.evaluation.tool_calls import describe_calls
 
     if not answers.tools:
         return answer.text
     text = answer.raw.strip()
     if answers.call_form is None:
-        return f"{text}\n\ntool calls: the run's chat template does not tell how they are written"
+        return f"{text}\n\ntool calls: the run's chat template does not show how they are written"
     calls = describe_calls(answers.call_form.parse(answer.raw), answers.tools)
     return f"{text}\n\n" + ("no tool call" if not calls else f"tool call: {calls}".replace("\n", "\ntool call: "))

@@ -1,4 +1,4 @@
-"""A folder that a command writes: nobody sees it before all is there, and one in use is not written over."""
+"""A new output folder: it appears only when it is complete, and never replaces existing files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sft_lab.core.errors import FolderError
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse what exists, unless it is an empty folder.
+    """Refuse a path that exists, unless it is an empty folder.
 
     Raises:
         FolderError: naming it.
@@ -22,7 +22,7 @@ def refuse_used(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into, which takes the place of ``folder`` at the end, and is removed on an error.
+    """Yield an empty folder to write into; it is renamed to ``folder`` at the end and removed on an error.
 
     Raises:
         FolderError: if it cannot be written.

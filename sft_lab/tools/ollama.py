@@ -84,7 +84,7 @@ class TurnTexts:
         texts = [first or "", *(message["content"] + after[message["role"]] for message in earlier)]
         return "".join([*texts, last["content"], self.prompt])
 
-    def go(self) -> str:
+    def to_go(self) -> str:
         """Return the template in Go's language; every text is a quoted literal, so no white space is lost."""
         is_system, end = '{{- if eq .Role "system" }}', "{{- end }}"
         is_last = "{{- if eq (len (slice $.Messages $i)) 1 }}"
@@ -111,7 +111,7 @@ class TurnTexts:
 
 
 def modelfile(texts: TurnTexts, weights: str, stops: list[str], name: str) -> str:
-    """Return the Modelfile of a GGUF file beside it.
+    """Return the Modelfile for a GGUF file in the same folder.
 
     Args:
         texts: what its template writes.
@@ -123,7 +123,7 @@ def modelfile(texts: TurnTexts, weights: str, stops: list[str], name: str) -> st
     comments += [NO_SYSTEM] if texts.before_system is None else []
     comments += [STRIPS] if texts.strips else []
     parameters = [f'PARAMETER stop "{stop}"' for stop in stops]
-    return "\n".join([*comments, f"FROM ./{weights}", f'TEMPLATE """{texts.go()}"""', *parameters, ""])
+    return "\n".join([*comments, f"FROM ./{weights}", f'TEMPLATE """{texts.to_go()}"""', *parameters, ""])
 
 
 def _write(text: str) -> str:
@@ -151,5 +151,5 @@ def _conversations(*, with_system: bool) -> Iterator[list[dict[str, str]]]:
 def _inexpressible() -> UserError:
     return UserError(
         "export --to ollama: this chat template does more than write texts between messages, which Ollama's template "
-        "language cannot say; --to gguf writes a file whose own template llama-server runs"
+        "language cannot express; --to gguf writes a file whose own template llama-server runs"
     )

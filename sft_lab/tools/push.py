@@ -64,19 +64,17 @@ def push_to_hub(folder: RunDir, repo: str, *, repo_type: str, public: bool, merg
     if not (is_private or public):
         raise UserError(f"{url}: is public, and nothing was sent; add --public, make it private, or name another")
     if is_private and public:
-        log.warning("push: %s was private before and stays so; its settings on the Hub make it public", url)
+        log.warning("push: %s was private before and stays private; its settings on the Hub can make it public", url)
     return url
 
 
 def check_push(folder: RunDir, repo: str, repo_type: str, *, merged: bool = False) -> list[str]:
     """Return what keeps a run from being published, without heavy imports or the network."""
-    if repo_type not in REPO_TYPES:
-        return [f"--what {repo_type}: must be {' or '.join(REPO_TYPES)}"]
     if merged and repo_type != "model":
         return [f"--merged: applies to a model; leave it out with --what {repo_type}"]
     problems = []
     if not _REPO.fullmatch(repo):
-        problems.append(f"{repo}: no repository name; give owner/name in letters, digits and single - _ .")
+        problems.append(f"{repo}: not a repository name; give owner/name in letters, digits and single - _ .")
     return [*problems, *_check_folder(folder, repo_type, merged=merged), *login_problems()]
 
 
@@ -84,7 +82,7 @@ def _check_folder(folder: RunDir, repo_type: str, *, merged: bool) -> list[str]:
     """Return the problems with the files to upload."""
     if (state := folder.state()) != RunState.FINISHED:
         reason = f"its status.json says {state}" if state else "it has no status.json"
-        return [f"{folder.path}: no finished run folder ({reason}); give the folder of a finished run"]
+        return [f"{folder.path}: not a finished run folder ({reason}); give the folder of a finished run"]
     source = _source_folder(folder, repo_type, merged=merged)
     if not source.is_dir():
         command = f"`sft-lab merge {folder.path}`" if merged else REPO_TYPES[repo_type]

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sft_lab import config as configs
+from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import UserError
-from sft_lab.core.io import read_json, write_json
-from sft_lab.core.run_dir import RunDir
+from sft_lab.core.io import write_json
+
+if TYPE_CHECKING:
+    from sft_lab.core.run_dir import RunDir
 
 FILE_NAME = "test.json"
 
 
-@dataclass(frozen=True)
-class FinalScore:
-    """A run's score on its test rows.
-
-    Attributes:
-        folder: the run.
-        numbers: ``test/loss`` and ``test/bits_per_byte``, the base model's, and ``test_rows``.
-        held_out_loss: the loss that the run was chosen by.
-    """
-
-    folder: RunDir
-    numbers: dict[str, Any]
-    held_out_loss: float | None
-
-
-def score_test(folder: RunDir) -> FinalScore:
-    """Score a run's weights on the test side of its split, and save the numbers as ``test.json``.
+def score_test(folder: RunDir) -> str:
+    """Score a run's weights on the test side of its split, save the numbers as ``test.json``, and return them as text.
 
     Raises:
         UserError: if the run has no test side, or no weights.
@@ -42,15 +28,9 @@ def score_test(folder: RunDir) -> FinalScore:
         )
     numbers = run.score_test(folder)
     write_json(folder.path / FILE_NAME, numbers)
-    summary = read_json(folder.summary) if folder.summary.exists() else {}
-    return FinalScore(folder, numbers, summary.get("eval/loss"))
-
-
-def print_test_score(score: FinalScore) -> None:
-    """Print the score beside the base model's and the held-out loss."""
-    numbers = score.numbers
-    sys.stdout.write(
-        f"{score.folder.path.name} on {numbers['test_rows']} test rows, which no job was compared on: loss "
+    held_out_loss = tolerant_readers.read(folder.summary).get("eval/loss") or float("nan")
+    return (
+        f"{folder.path.name} on {numbers['test_rows']} test rows, which no job was compared on: loss "
         f"{numbers['test/loss']:.4f} (base model {numbers['base/test_loss']:.4f}; held-out loss, by which it was "
-        f"chosen, {score.held_out_loss or float('nan'):.4f})\n"
+        f"chosen, {held_out_loss:.4f})"
     )

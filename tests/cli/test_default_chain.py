@@ -149,7 +149,7 @@ def test_the_command_that_an_interrupted_run_names_finishes_it(
     """With nothing but the model changed: the checkpoint is the one that the signal made, and no loss differs."""
     words = ["model=tiny_random", *name]
     text = signal_in_training(number, *words, until="metrics.jsonl", holds='"train/loss"')
-    match = re.search(r"interrupted; (.+) goes on from step (\d+), whose checkpoint is saved", text)
+    match = re.search(r"interrupted; (.+) resumes from step (\d+), whose checkpoint is saved", text)
     assert match, text
     sft_lab(*(words if match[1] == "the same command" else shlex.split(match[1])[1:]))
     folder = only_run()

@@ -12,9 +12,9 @@ from job_folders import ROWS, TOKENS, nats_of, write_grid, write_job
 from sft_lab.cli.main import main
 from sft_lab.compare import Comparison, analyze, claims, collect_jobs, job_table, print_comparison, write_comparison
 from sft_lab.compare.html_page import render_page
-from sft_lab.compare.json_record import to_json
 from sft_lab.compare.scores import Measure
 from sft_lab.compare.uncertainty import Claim
+from sft_lab.compare.write import to_json
 from sft_lab.config import compose
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json, write_json, write_text

@@ -179,7 +179,7 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
         "no group": ("class A(Filter): ...\nSTAGES = {'polite': A}", r"STAGES\['polite'\]: must be a group, a dot"),
         "no group of it": ("class A(Filter): ...\nSTAGES = {'trainer.mine': A}", "groups are dataset, split, filter"),
         "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab already"),
-        "a class of ours": ("STAGES = {'filter.mine': filter_schemas()['length']}", "Length has a kind already"),
+        "a class of ours": ("STAGES = {'filter.mine': filter_schemas()['length']}", "Length is registered as another"),
         "no dataclass": (f"{WHOLE[11:]}STAGES = {{'filter.a': A}}", "A must be a @dataclass below"),
         "of another group": (f"{WHOLE}STAGES = {{'dedup.a': A}}", "a @dataclass below sft_lab.dedup.exact.Dedup"),
         "unfinished": ("@dataclass\nclass A(Filter):\n  x: int = 1\nSTAGES = {'filter.a': A}", "must have select too"),

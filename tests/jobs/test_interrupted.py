@@ -74,7 +74,7 @@ def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes
     assert read_json(folder.status)["state"] == "interrupted"
     assert not (folder.path / ".lock").exists()
     command = f"sft-lab exec {folder.path}"
-    match = re.search(rf"interrupted; {re.escape(command)} goes on from step (\d+), whose checkpoint is saved", text)
+    match = re.search(rf"interrupted; {re.escape(command)} resumes from step (\d+), whose checkpoint is saved", text)
     assert match, text
     step = int(match[1])
     assert (folder.checkpoints / f"checkpoint-{step}" / "trainer_state.json").exists()
@@ -92,7 +92,7 @@ def test_a_named_folder_goes_on_by_the_same_command(here: Path, tiny: list[str],
     process = start(*words)
     folder = wait(trains("run"), process)
     process.send_signal(signal.SIGINT)
-    assert "interrupted; the same command goes on from step" in ended(process)
+    assert "interrupted; the same command resumes from step" in ended(process)
     assert main(words) == 0
     assert "goes on from checkpoint-" in folder.log.read_text()
 
@@ -105,7 +105,7 @@ def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> N
     assert process.returncode == 130
     (folder,) = Path("outputs").absolute().glob("*/*")
     command = f"sft-lab exec {folder}"
-    assert f"interrupted before training had done a step; {command} keeps the finished data stages" in text
+    assert f"interrupted before the first training step; {command} keeps the finished data stages" in text
     assert main(command.split()[1:]) == 0
 
 
@@ -115,7 +115,7 @@ def test_a_killed_training_without_a_checkpoint_says_that_it_begins_anew(here: P
     process.kill()
     process.wait()
     assert main(["exec", str(folder.path)]) == 0
-    assert "an earlier attempt saved no checkpoint; training begins anew" in folder.log.read_text()
+    assert "an earlier attempt saved no checkpoint; training starts over" in folder.log.read_text()
 
 
 def test_a_second_ctrl_c_ends_at_once(here: Path, tiny: list[str]) -> None:
@@ -151,7 +151,7 @@ def test_a_sweep_of_processes_saves_a_checkpoint_of_each_job(here: Path, tiny: l
     process.send_signal(signal.SIGINT)
     text = ended(process)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in text
+    assert "interrupted; the same command resumes" in text
     for folder in folders:
         assert read_json(folder.status)["state"] == "interrupted"
         assert list(folder.checkpoints.glob("checkpoint-*/trainer_state.json"))

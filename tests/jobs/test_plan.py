@@ -9,6 +9,7 @@ import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,17 +18,18 @@ from sft_lab.cli.main import main
 from sft_lab.core import store
 from sft_lab.core.context import StageContext
 from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
 from sft_lab.dedup import forecast as dedup_forecast
 from sft_lab.dedup.embed import Embedder
 from sft_lab.dedup.exact import Exact
 from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.semantic import Semantic
 from sft_lab.jobs import plan
-from sft_lab.jobs.plan import Outlook
-from sft_lab.jobs.probe import Speed, whole_seconds
+from sft_lab.jobs.plan import JobForecast
+from sft_lab.jobs.probe import Speed, estimate_seconds
 
 
-def forecast(tiny: list[str], *changed: str, sweep: bool = False) -> list[Outlook]:
+def forecasts_of(tiny: list[str], *changed: str, sweep: bool = False) -> list[JobForecast]:
     return plan.forecast_jobs(config.compose_jobs([*tiny, *changed], multirun=sweep))
 
 
@@ -42,11 +44,11 @@ def overrides(here: Path, tiny: list[str]) -> list[str]:
 
 
 def test_before_anything_is_stored_nothing_is_known_and_nothing_is_written(here: Path, overrides: list[str]) -> None:
-    (outlook,) = forecast(overrides)
-    assert (outlook.rows, outlook.tokens, outlook.stages) == (None, None, [])
-    assert outlook.missing is not None
-    assert outlook.missing[0] == "load"
-    assert outlook.steps == 4  # trainer=smoke says so itself
+    (forecast,) = forecasts_of(overrides)
+    assert (forecast.rows, forecast.tokens, forecast.stages) == (None, None, [])
+    assert forecast.missing is not None
+    assert forecast.missing[0] == "load"
+    assert forecast.steps == 4  # trainer=smoke says so itself
     assert list(here.iterdir()) == []
 
 
@@ -56,15 +58,15 @@ def test_what_is_stored_is_known_to_the_row(here: Path, overrides: list[str]) ->
     work = pipeline.start(run, context)
     data = run.prepare(context, work)
     before = everything(here)
-    (outlook,) = forecast(overrides, "trainer.max_steps=-1", "trainer.num_train_epochs=3")
-    assert outlook.missing is None
-    assert outlook.stages == work.stages
-    assert outlook.rows == len(data.train.rows)
-    assert outlook.epochs == pytest.approx(3, abs=0.1)
+    (forecast,) = forecasts_of(overrides, "trainer.max_steps=-1", "trainer.num_train_epochs=3")
+    assert forecast.missing is None
+    assert forecast.stages == work.stages
+    assert forecast.rows == len(data.train.rows)
+    assert forecast.epochs == pytest.approx(3, abs=0.1)
     trainer = run.trainer
     batch = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
-    assert outlook.steps == math.ceil(outlook.rows / batch) * 3
-    (shorter,) = forecast(overrides, "dedup.keep=longest")  # all stages before dedup are the same
+    assert forecast.steps == math.ceil(forecast.rows / batch) * 3
+    (shorter,) = forecasts_of(overrides, "dedup.keep=longest")  # all stages before dedup are the same
     assert shorter.missing is not None
     assert shorter.missing[0] == "dedup.exact"
     assert [stage["stage"] for stage in shorter.stages][-1] == "decontaminate"
@@ -75,9 +77,9 @@ def test_what_the_jobs_of_a_sweep_share(here: Path, overrides: list[str]) -> Non
     run = compose([*overrides, "dedup.keep=first"])
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
     run.prepare(context)
-    outlooks = forecast(overrides, "dedup.keep=first,longest", "trainer.learning_rate=1e-3,2e-3", sweep=True)
-    assert [outlook.missing is None for outlook in outlooks] == [True, True, False, False]
-    assert plan.shared_stages(outlooks) == [("dedup.exact", 2)]
+    forecasts = forecasts_of(overrides, "dedup.keep=first,longest", "trainer.learning_rate=1e-3,2e-3", sweep=True)
+    assert [forecast.missing is None for forecast in forecasts] == [True, True, False, False]
+    assert plan.shared_stages(forecasts) == [("dedup.exact", 2)]
 
 
 def test_choices_that_keep_the_same_rows_are_named(
@@ -85,17 +87,17 @@ def test_choices_that_keep_the_same_rows_are_named(
 ) -> None:
     """The same filters in another order: two jobs, whose rows and training are one."""
     grid = ["filter=[answered,length],[length,answered]"]
-    outlooks = forecast(overrides, *grid, sweep=True)
-    assert plan.same_rows(outlooks) == []  # nothing is known yet
-    for outlook in outlooks:
-        run = outlook.job_folder.job.run
+    forecasts = forecasts_of(overrides, *grid, sweep=True)
+    assert plan.same_rows(forecasts) == []  # nothing is known yet
+    for forecast in forecasts:
+        run = forecast.job_folder.job.run
         run.prepare(run.context())
     both = "filter=[answered,length]; filter=[length,answered]"
-    assert plan.same_rows(forecast(overrides, *grid, sweep=True)) == [both]
-    assert plan.same_rows(forecast(overrides, *grid, "seed=1,2", sweep=True)) == [
+    assert plan.same_rows(forecasts_of(overrides, *grid, sweep=True)) == [both]
+    assert plan.same_rows(forecasts_of(overrides, *grid, "seed=1,2", sweep=True)) == [
         both.replace(";", f", seed={seed};") + f", seed={seed}" for seed in (1, 2)
     ]
-    assert plan.same_rows(forecast(overrides, "dataset.limit=60,80", sweep=True)) == []
+    assert plan.same_rows(forecasts_of(overrides, "dataset.limit=60,80", sweep=True)) == []
     capsys.readouterr()
     assert main(["plan", "-m", *overrides, *grid]) == 0
     output = capsys.readouterr().out
@@ -151,26 +153,47 @@ def test_what_a_cluster_is_asked_for(here: Path, overrides: list[str], capsys: p
     assert "Requested from the cluster" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("summary", "seconds"),
+    [
+        ({"steps": 2, "seconds": 9.0, "train_seconds": 4.0}, 13.0),
+        ({"steps": 2}, None),
+        ({"steps": 0, "seconds": 9.0, "train_seconds": 4.0}, None),
+        ({"steps": "2", "seconds": 9.0, "train_seconds": 4.0}, None),
+    ],
+)
+def test_a_time_follows_from_a_whole_summary_alone(
+    summary: dict[str, Any], seconds: float | None, here: Path, overrides: list[str]
+) -> None:
+    folder = RunDir(here / "outputs/2026-11-22/10-30-00")
+    folder.path.mkdir(parents=True)
+    folder.config.write_text(compose(overrides).to_yaml())
+    folder.status.write_text('{"format": 1, "state": "finished"}')
+    folder.summary.write_text(json.dumps({"format": 1, **summary}))
+    (forecast,) = forecasts_of(overrides, "seed=5")
+    assert (forecast.steps, forecast.seconds) == (4, seconds)
+
+
 @pytest.mark.slow
 def test_finished_jobs_and_times_like_theirs(here: Path, overrides: list[str]) -> None:
     grid = [*overrides, "trainer.learning_rate=1e-3,2e-3"]
     assert main(["-m", *grid, "hydra.sweep.dir=sweep"]) == 0
     changed = ("trainer.learning_rate=1e-3,2e-3,3e-3", "hydra.sweep.dir=sweep")
-    outlooks = forecast(overrides, *changed, sweep=True)
-    assert [outlook.job_folder.progress.value for outlook in outlooks] == ["finished", "finished", "new"]
-    assert outlooks[2].seconds is not None
-    summary = read_json(Path(str(outlooks[2].like)) / "summary.json")
-    assert outlooks[2].seconds == pytest.approx(summary["seconds"])  # as many steps
-    assert outlooks[0].other_versions == {}
-    manifest = outlooks[0].job_folder.folder.manifest
+    forecasts = forecasts_of(overrides, *changed, sweep=True)
+    assert [forecast.job_folder.progress.value for forecast in forecasts] == ["finished", "finished", "new"]
+    assert forecasts[2].seconds is not None
+    summary = read_json(Path(str(forecasts[2].like)) / "summary.json")
+    assert forecasts[2].seconds == pytest.approx(summary["seconds"])  # as many steps
+    assert forecasts[0].other_versions == {}
+    manifest = forecasts[0].job_folder.folder.manifest
     content = json.loads(manifest.read_text())
     content["packages"]["trl"] = "0.1"
     manifest.write_text(json.dumps(content))
-    assert forecast(overrides, *changed, sweep=True)[0].other_versions == {"trl": "0.1"}
-    longer = forecast(overrides, "trainer.max_steps=40", "hydra.run.dir=other")[0]
+    assert forecasts_of(overrides, *changed, sweep=True)[0].other_versions == {"trl": "0.1"}
+    longer = forecasts_of(overrides, "trainer.max_steps=40", "hydra.run.dir=other")[0]
     assert longer.seconds is not None
-    assert longer.seconds > outlooks[2].seconds
-    assert forecast(overrides, "trainer.per_device_train_batch_size=7", "hydra.run.dir=other")[0].seconds is None
+    assert longer.seconds > forecasts[2].seconds
+    assert forecasts_of(overrides, "trainer.per_device_train_batch_size=7", "hydra.run.dir=other")[0].seconds is None
 
 
 def test_the_command_tells_it(here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,13 +233,13 @@ def test_the_memory_of_a_training_is_reckoned_from_shapes(here: Path, overrides:
     from sft_lab.training.memory import Footprint
 
     changed = [word for word in overrides if not word.startswith("trainer=")]
-    full, lora = (forecast(changed, trainer)[0].memory for trainer in ("trainer=full", "trainer=lora"))
+    full, lora = (forecasts_of(changed, trainer)[0].memory for trainer in ("trainer=full", "trainer=lora"))
     assert isinstance(full, Footprint)
     assert isinstance(lora, Footprint)
     run = compose([*changed, "trainer=full"])
     context = StageContext(run.store.open(), lambda: run.model.tokenizer(context))
     model = run.model.load(context, seed=1)
-    size = sum(outlook.numel() for outlook in model.parameters())
+    size = sum(parameter.numel() for parameter in model.parameters())
     assert (full.parameters, full.trained, full.weights) == (size, size, 4 * size)
     assert (full.gradients, full.optimizer) == (4 * size, 8 * size)
     assert 0 < lora.trained < full.trained / 2
@@ -259,9 +282,9 @@ def test_a_probe_measures_each_kind_of_step_once_and_leaves_nothing(
 def test_the_time_of_a_job_is_that_of_its_steps_and_of_what_is_measured(tiny: list[str]) -> None:
     run = compose([*tiny, "trainer.eval_steps=0.25", "split.max_eval_rows=50"])
     speed = Speed(tokens_per_second=None, step_seconds=2.0, row_seconds=0.1)
-    assert whole_seconds(run, speed, 100, held_out_rows=20) == pytest.approx(200 + 6 * 20 * 0.1)
-    assert whole_seconds(run, speed, 100, held_out_rows=None) == pytest.approx(200 + 6 * 50 * 0.1)
-    assert whole_seconds(run, speed, 100, held_out_rows=0) == pytest.approx(200)
+    assert estimate_seconds(run, speed, 100, held_out_rows=20) == pytest.approx(200 + 6 * 20 * 0.1)
+    assert estimate_seconds(run, speed, 100, held_out_rows=None) == pytest.approx(200 + 6 * 50 * 0.1)
+    assert estimate_seconds(run, speed, 100, held_out_rows=0) == pytest.approx(200)
 
 
 def test_a_probe_that_cannot_train_says_why(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:

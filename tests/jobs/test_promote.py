@@ -74,7 +74,7 @@ def test_only_what_differs_stands_there(here: Path, tiny: list[str]) -> None:
         "# Kept from the run run: held-out loss 3.2500 base -> 2.5000 tuned, verdict healthy.\n"
         "# Run it: sft-lab +experiment=mine\n"
         f"# From {here}/outputs/run, 2026-11-22T05:15:32+00:00, commit 0123456789ab with uncommitted changes.\n"
-        "# Only what differs from the defaults stands here.\n"
+        "# This file holds only what differs from the defaults.\n"
         "defaults:\n"
         "- override /dedup: exact\n"
         "- override /model: tiny_random\n"
@@ -354,7 +354,7 @@ BAD = [
 def test_bad_names_are_refused(here: Path, name: str) -> None:
     Path("run").mkdir()
     Path("run/config.yaml").write_text("format: 1\n")
-    with pytest.raises(UserError, match="no name of an experiment"):
+    with pytest.raises(UserError, match="not a name that \\+experiment=NAME takes"):
         promote(Path("run"), name)
     assert sorted(path.name for path in here.iterdir()) == ["run"]
 
@@ -422,7 +422,7 @@ def test_folders_that_are_none(here: Path, make, says: str) -> None:
     [
         (["summary.json"], "finished, no result"),
         (["summary.json", "status.json"], "not started, no result"),
-        (["summary.json", "status.json", "manifest.json"], "date unknown, no commit known"),
+        (["summary.json", "status.json", "manifest.json"], "date unknown, commit unknown"),
     ],
 )
 def test_a_folder_with_less_in_it(here: Path, tiny: list[str], broken: list[str], says: str) -> None:

@@ -72,7 +72,7 @@ def test_what_the_cluster_cannot_hold_is_refused(
     assert main([*tiny, "launch=ray", "launch.num_cpus=4000", "hydra.run.dir=runs/one"]) == 2
     told = capsys.readouterr().err
     assert re.search(
-        r"launch.num_cpus=4000, num_gpus=0: no machine of the cluster has as many \(they have \d+ cores and \d+ GPUs",
+        r"launch.num_cpus=4000, num_gpus=0: no machine of the cluster has that many \(they have \d+ cores and \d+ GPUs",
         told,
     )
     assert not (here / "runs").exists()

@@ -268,10 +268,10 @@ def test_data_that_have_changed_are_a_difference_of_the_world(copy: Path, worksp
 
 
 def test_folders_that_cannot_be_the_new_one(copy: Path) -> None:
-    with pytest.raises(FolderError, match="is the run to be replayed"):
+    with pytest.raises(FolderError, match="is the run being replayed"):
         replay(Path("run"), out=Path("../" + copy.name + "/run"))
     shutil.copytree("run", "other")
-    with pytest.raises(FolderError, match="holds a run that is no replay"):
+    with pytest.raises(FolderError, match="holds a run that is not a replay"):
         replay(Path("run"), out=Path("other"))
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("x")

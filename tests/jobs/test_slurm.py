@@ -105,7 +105,7 @@ def test_a_job_in_the_queue_is_not_submitted_again(
     assert "--jobs=12" in (stand_ins / "asked").read_text()
     (stand_ins / "then").unlink()
     assert main(["prepare", *words]) == 2
-    assert "is to do other work here (run)" in capsys.readouterr().err
+    assert "will do other work here (run)" in capsys.readouterr().err
 
 
 def test_why_jobs_wait_is_told_once(stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_what_the_cluster_refuses_is_told_and_leaves_no_folder(
 ) -> None:
     command(stand_ins / "bin", "sbatch", "echo sbatch: error: invalid partition specified: gpu >&2; exit 1")
     assert main([*tiny, "launch=slurm", "launch.partition=gpu", "hydra.run.dir=runs/one"]) == 2
-    assert "the cluster takes no such jobs (sbatch: error: invalid partition specified: gpu)" in capsys.readouterr().err
+    assert "the cluster rejected the jobs (sbatch: error: invalid partition specified: gpu)" in capsys.readouterr().err
     assert not (stand_ins / "runs" / "one").exists()
 
 

@@ -16,7 +16,7 @@ from sft_lab.core.tolerant_readers import read_lines
 from sft_lab.data.call_form import CallForm
 from sft_lab.data.renderer import Renderer
 from sft_lab.evaluation.generation import Answer
-from sft_lab.run.call_checks import call_numbers, shown_calls, without_call_tokens
+from sft_lab.run.call_checks import call_numbers, calls_as_text, drop_call_tokens
 from sft_lab.run.questions import Output
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {
@@ -44,14 +44,14 @@ def test_the_share_of_valid_calls_is_of_the_answers_that_should_call() -> None:
 
 def test_calls_are_shown_beside_the_text() -> None:
     answers = [Answer(text, ended=True, stray=[], raw=text) for text in (CALL, "Hm.", CALL.replace("Rome", "Bonn"))]
-    shown = shown_calls(answers, [TOOLS, TOOLS, []], form(QWEN25))
+    shown = calls_as_text(answers, [TOOLS, TOOLS, []], form(QWEN25))
     assert shown == ['weather {"city": "Rome"}', "", 'weather {"city": "Bonn"}  (no such tool)']
-    assert shown_calls(answers, [[]] * 3, None) == []
+    assert calls_as_text(answers, [[]] * 3, None) == []
 
 
 def test_the_tokens_of_a_call_are_not_astray() -> None:
     answers = [Answer("", ended=True, stray=["[INST]", "[TOOL_CALLS]"])]
-    assert without_call_tokens(answers, form(MISTRAL))[0].stray == ["[INST]"]
+    assert drop_call_tokens(answers, form(MISTRAL))[0].stray == ["[INST]"]
 
 
 def rows() -> list[dict[str, Any]]:

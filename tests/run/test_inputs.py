@@ -119,7 +119,7 @@ def test_files_of_one_name_and_many_files_of_a_glob(here: Path, tiny: list[str])
         Path("a/rows.jsonl"), Path("b/rows.jsonl"),
     ]  # fmt: skip
     talks(here / "a" / "more.jsonl", [f"x{n}" * 100 for n in range(4000)])
-    assert (here / "a" / "more.jsonl").stat().st_size > inputs.SMALL
+    assert (here / "a" / "more.jsonl").stat().st_size > inputs.MAX_COPIED
     run = compose([*tiny, "dataset=file", "dataset.path=a/more.jsonl", "split.eval_share=0.3"])
     inputs.copy(run, RunDir(here / "large"), run.store.open())
     assert not Path("large").exists()

@@ -14,7 +14,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.types import IGNORED
 from sft_lab.evaluation.advice import advise
 from sft_lab.run.evaluator import Evaluator
-from sft_lab.run.few_shot import few_shot_prefix, with_prefix, without_first_answers
+from sft_lab.run.few_shot import few_shot_prefix, mask_first_answers, with_prefix
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_labels_of_the_examples_are_left_out() -> None:
     gap, *labels = IGNORED, 1, 2, 3, 4
     one, two, three, four = labels
-    assert without_first_answers([gap, one, two, gap, gap, three, gap, four], 0) == [
+    assert mask_first_answers([gap, one, two, gap, gap, three, gap, four], 0) == [
         gap,
         one,
         two,
@@ -39,7 +39,7 @@ def test_labels_of_the_examples_are_left_out() -> None:
         gap,
         four,
     ]
-    assert without_first_answers([gap, one, two, gap, gap, three, gap, four], 1) == [
+    assert mask_first_answers([gap, one, two, gap, gap, three, gap, four], 1) == [
         gap,
         gap,
         gap,
@@ -49,7 +49,7 @@ def test_labels_of_the_examples_are_left_out() -> None:
         gap,
         four,
     ]
-    assert without_first_answers([gap, one, two, gap, gap, three, gap, four], 2) == [gap] * 7 + [four]
+    assert mask_first_answers([gap, one, two, gap, gap, three, gap, four], 2) == [gap] * 7 + [four]
 
 
 def test_two_system_turns_become_one() -> None:

@@ -124,7 +124,7 @@ def test_a_dropped_row_can_be_read_in_the_report(here: Path) -> None:
 def test_the_bundled_rows_have_no_path_of_ones_own(here: Path, capsys: Any) -> None:
     talks(here / "mine.jsonl", [f"{LONG}{n}." for n in range(40)])
     assert main(["prepare", *MINHASH, "dataset.path=mine.jsonl"]) == 2
-    assert "dataset=starter is the bundled rows; for yours write dataset=file" in capsys.readouterr().err
+    assert "dataset=starter has the bundled rows; for your own write dataset=file" in capsys.readouterr().err
     assert not (here / "outputs").exists()
 
 

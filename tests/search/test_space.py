@@ -52,7 +52,7 @@ def test_values_on_the_command_line_and_in_an_experiment_are_axes_too(here: Path
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        (["trainer.learning_rate=1e-4"], "has one value, so it is no axis"),
+        (["trainer.learning_rate=1e-4"], "has one value, so it is not an axis"),
         (["trainer.learning_rate=interval(1e-3,1e-5)"], "first end must be below its second"),
         (["trainer.learning_rate=tag(log, interval(0,1))"], "must begin above 0"),
         (["trainer.learning_rate=tag(lin, interval(1,2))"], "the only tag here is log"),
@@ -62,7 +62,7 @@ def test_values_on_the_command_line_and_in_an_experiment_are_axes_too(here: Path
         (["trainer.learning_rate=interval(-1,1)"], "learning_rate=-1.0: must be above 0"),
         (["trainer.learning_rat=interval(1,2)"], "did you mean trainer.learning_rate"),
         (["seed=1,2", "seed=3,4"], "is an axis twice"),
-        (["threads=1,2"], "are one job"),
+        (["threads=1,2"], "are the same job"),
         (["split.filter=choice(answered,length)"], "cannot be swept"),
         (["experiment=a,b"], "cannot be an axis"),
     ],
@@ -107,7 +107,7 @@ def test_a_refused_search_leaves_nothing_behind(
     assert main(["search", *tiny]) == 2
     assert "nothing to search" in capsys.readouterr().err
     assert main(["search", *tiny, "--over", "trainer.learning_rate=interval(1,2)", "rerun=true"]) == 2
-    assert "is no axis" in capsys.readouterr().err  # what follows --over belongs to it
+    assert "is not an axis" in capsys.readouterr().err  # what follows --over belongs to it
     assert main(["search", "rerun=true", *tiny, "--over", "trainer.learning_rate=interval(1,2)"]) == 2
     assert "rerun=true" in capsys.readouterr().err
     assert main(["search", "hydra/sweeper=optuna", *tiny]) == 2

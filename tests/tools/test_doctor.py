@@ -99,6 +99,14 @@ def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeyp
     assert not [message for message in messages if message.startswith("joblib ") or "no-such-package" in message]
 
 
+def test_a_pip_that_takes_too_long_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PIP_SECONDS", 0.001)
+    first, *_ = doctor.check_conflicts()
+    assert first == Diagnosis(
+        NOTE, "clash", "pip check took over 0.001 s, so conflicts between packages were not checked"
+    )
+
+
 def test_two_builds_of_faiss_are_one_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both write the module faiss; the advice leaves one."""
     distribution(tmp_path / "site", "faiss-gpu", "1.15.1")
@@ -244,13 +252,13 @@ def test_folders_of_downloads_and_runs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_HOME", str(file / "cache"))
     (cache,) = doctor.check_folders()
     assert (cache.severity, cache.topic) == (PROBLEM, "downloads")
-    assert cache.message == f"{file}/cache: cannot be written; set HF_HOME to a folder of yours with room"
+    assert cache.message == f"{file}/cache: cannot be written; set HF_HOME to a writable folder with free space"
     monkeypatch.setattr(doctor, "MIN_FREE_DISK", 1e30)
     monkeypatch.chdir(tmp_path)
     _, runs = doctor.check_folders()
     assert runs.message.startswith(f"{tmp_path}: ")
     assert "GB free, must be" in runs.message
-    assert runs.message.endswith("set hydra.run.dir and hydra.sweep.dir, or start in a folder of yours with room")
+    assert runs.message.endswith("set hydra.run.dir and hydra.sweep.dir, or start in a writable folder with free space")
 
 
 def test_weights_and_biases(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from training.test_new_tokens import base_model
 from transformers.tokenization_utils_base import generate_merges
 
+from sft_lab import compose
 from sft_lab.cli.main import main
+from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json
+from sft_lab.core.run_dir import RunDir
 from sft_lab.tools.export_model import export_model
 from sft_lab.tools.gguf_file import plain_jinja, write_gguf
 from sft_lab.tools.gguf_vocab import PRE_TOKENIZERS, CannotWrite, Vocabulary
@@ -316,6 +319,19 @@ def test_a_run_exported_for_vllm(tmp_path: Path) -> None:
         trained_with = transformers.AutoTokenizer.from_pretrained(folder / "model")
         assert tokenizer.get_chat_template() == trained_with.get_chat_template()
         assert transformers.GenerationConfig.from_pretrained(path).eos_token_id == [END]
+
+
+def test_nothing_outside_the_run_is_copied_for_vllm(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path / "run")
+    folder.model.mkdir(parents=True)
+    folder.config.write_text(compose([*SMALL, "model=tiny_random", "trainer=full"]).to_yaml())
+    folder.status.write_text(json.dumps({"format": 1, "state": "finished"}))
+    (folder.model / "config.json").write_text("{}")
+    (tmp_path / "secret.json").write_text("{}")
+    (folder.model / "extra.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(FolderError, match=r"extra.json: is a link out of the run folder"):
+        export_model(folder.path, "vllm", tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_folders_that_have_no_model(done: Path, tmp_path: Path) -> None:
         (["--temperature", "nan"], "--temperature=nan: must be 0 (greedy), or from 0.001 to 1,000"),
         (["--temperature", "1", "--top-p", "0"], "--top-p=0.0: must be above 0 and at most 1"),
         (["--temperature", "1", "--top-k", "0"], "--top-k=0: must be at least 1"),
-        (["--top-p", "0.9"], "--top-p 0.9: changes nothing without --temperature above 0"),
+        (["--top-p", "0.9"], "--top-p 0.9: has no effect without --temperature above 0"),
     ],
 )
 def test_flags_that_cannot_be(words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

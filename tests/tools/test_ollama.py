@@ -90,7 +90,7 @@ def test_go_writes_what_jinja_writes(name: str, go: Path) -> None:
     for messages in CONVERSATIONS:
         is_left_out = texts.before_system is None and messages[0]["role"] == "system"
         expected.append(bound.prompt(messages[1:] if is_left_out else messages).text)
-    job = json.dumps({"Template": texts.go(), "Conversations": CONVERSATIONS})
+    job = json.dumps({"Template": texts.to_go(), "Conversations": CONVERSATIONS})
     done = subprocess.run([go], input=job, capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout) == expected
 
