@@ -26,6 +26,7 @@ from sft_lab.jobs.supervise import (
     Failure,
     SupervisedJob,
     read_status,
+    signal_name,
     stop_processes,
     supervise,
 )
@@ -58,12 +59,16 @@ class Machine:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Return this machine as the environment describes it; a job on one machine needs no variables."""
-        return cls(
-            int(os.environ.get("NODE_RANK", "0")),
-            os.environ.get("MASTER_ADDR", ""),
-            int(os.environ.get("MASTER_PORT", "29500")),
-        )
+        """Return this machine as the environment describes it; a job on one machine needs no variables.
+
+        Raises:
+            UserError: if a variable is not a number.
+        """
+        numbers = {name: os.environ.get(name, usual) for name, usual in (("NODE_RANK", "0"), ("MASTER_PORT", "29500"))}
+        for name, value in numbers.items():
+            if not (value.isascii() and value.isdecimal()):
+                raise UserError(f"{name}={value}: must be a whole number; set it to one, or unset it")
+        return cls(int(numbers["NODE_RANK"]), os.environ.get("MASTER_ADDR", ""), int(numbers["MASTER_PORT"]))
 
     def output(self, folder: RunDir) -> Path:
         """Return the file for what this machine's processes print."""
@@ -197,7 +202,7 @@ class AccelerateJob(SupervisedJob):
         # When one dies, the others lose their connection and torchrun ends them: their errors are not the cause.
         for number, code in _SIGNALS.findall(output):
             if int(code) != signal.SIGTERM:
-                name = signal.Signals(int(code)).name
+                name = signal_name(int(code))
                 return (
                     f"process {number} of the training was killed by {name} after {self.seconds:.0f} s; "
                     f"{self.folder.exec_command()} resumes from the last checkpoint"

@@ -22,6 +22,7 @@ from sft_lab.jobs.supervise import (
     Ending,
     Failure,
     SupervisedJob,
+    signal_name,
     stop_processes,
     supervise,
 )
@@ -98,7 +99,7 @@ class ProcessJob(SupervisedJob):
         if code > 0:
             return Ending(self._last_line(), by_input=code == 2)
         likely = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
-        reason = f"killed by {signal.Signals(-code).name} after {self.seconds:.0f} s{likely}"
+        reason = f"killed by {signal_name(-code)} after {self.seconds:.0f} s{likely}"
         return Ending(reason, was_killed=True)
 
     def _last_line(self) -> str:

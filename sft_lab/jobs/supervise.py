@@ -208,6 +208,14 @@ def stop_processes(processes: Sequence[subprocess.Popen[bytes]], patience: float
             process.wait()
 
 
+def signal_name(number: int) -> str:
+    """Return the name of a signal; most real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def read_status(folder: RunDir) -> dict[str, Any]:
     """Return the content of ``status.json``; empty if it cannot be read now, as may happen over a network."""
     return tolerant_readers.read(folder.status, [])

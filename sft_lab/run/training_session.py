@@ -242,7 +242,7 @@ class TrainingSession(Session):
         work = pipeline.start(self.run, self.context)
         rows = pipeline.prepare(self.run, self.context, work).sides.test
         if not len(rows):
-            raise FolderError(f"{self.folder.path}: none of its rows lies on the test side; raise split.test_share")
+            raise FolderError(f"{self.folder.path}: none of its rows is on the test side; raise split.test_share")
         ready = work.held_out_as(self.run.template, rows)
         base = self._evaluator.score(self._loaded_model(), ready)
         model = model_io.load(self.folder.model, self._loaded_model, self._load_whole)

@@ -179,6 +179,15 @@ def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str)
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["NODE_RANK", "MASTER_PORT"])
+def test_a_variable_of_torchrun_that_is_no_number_is_named(
+    name: str, here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "first")
+    assert main([*tiny, "launch.num_processes=2", "hydra.run.dir=run"]) == 2
+    assert f"{name}=first: must be a whole number; set it to one, or unset it" in capsys.readouterr().err
+
+
 def test_shipped_configs_are_read_by_accelerate() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 

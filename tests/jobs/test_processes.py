@@ -204,3 +204,9 @@ def test_a_job_that_leaves_no_status_is_told_by_its_last_line(here: Path) -> Non
     assert failure.by_input
     assert failure.message.startswith(f"{job.config}: ")  # the whole sentence
     assert not job.status.exists()
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGRTMIN + 1, "signal 35")])
+def test_the_signal_that_ended_a_job_is_named(number: int, name: str, tmp_path: Path) -> None:
+    ending = processes.ProcessJob("job", RunDir(tmp_path)).ending(-number)
+    assert ending.reason == f"killed by {name} after 0 s"
