@@ -1,1 +1,1 @@
-"""Evaluation: held-out loss, samples and the verdict."""
+"""Evaluation: held-out loss, answers, and the verdict."""

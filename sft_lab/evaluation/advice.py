@@ -1,4 +1,4 @@
-"""Advice: what to try after a verdict, as a sentence and as an override to copy."""
+"""Advice on what to try after a verdict: a sentence and an override to copy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 from sft_lab.core.types import Verdict
 
-MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question; a healthy run with as many is doubted
+MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question, from which a healthy run is doubted
 
 
 def advise(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dict[str, str] | None:
-    """Return what to try next; None where there is nothing to try.
+    """Return what to try next; None if there is nothing to try.
 
-    A healthy run gets advice only where its summary gives a reason to doubt it.
+    A healthy run gets advice only if its summary gives a reason to doubt it.
 
     Args:
         verdict: of the run.
@@ -28,7 +28,7 @@ def advise(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dic
 
 
 def _suggestions(run: Any) -> dict[str, tuple[str, str]]:
-    """Return sentence and override by verdict."""
+    """Return the sentence and the override for each verdict."""
     trainer = run.trainer
     keep_best = f"trainer.load_best_model_at_end=true trainer.save_steps={trainer.eval_steps:.15g}"
     longer = _train_for(2, trainer)
@@ -70,7 +70,7 @@ def _train_for(factor: float, trainer: Any) -> str:
 
 
 def _reason_to_doubt(summary: dict[str, Any]) -> str:
-    """Return why a healthy run may still be of no use; empty where there is no reason."""
+    """Return why a healthy run may still be useless; empty if nothing suggests it."""
     echoed = summary.get("outputs/echoed_share") or 0.0
     if echoed >= MAX_ECHOED_SHARE:
         return (

@@ -13,9 +13,9 @@ from sft_lab.core.text import normalize
 if TYPE_CHECKING:
     from sft_lab.evaluation.generation import Answer
 
-MAX_EXACT_CHARACTERS = 60  # only a reference answer up to this long can be matched word for word
-MAX_WORD_CHARACTERS = 25  # mean length of a word above which a text is written without spaces
-COMPARED_ROWS = 5000  # training answers that outputs are compared with, at most
+MAX_EXACT_CHARACTERS = 60  # longer reference answers cannot be expected word for word
+MAX_WORD_CHARACTERS = 25  # mean length of a word, above which a text counts as written without spaces
+COMPARED_ROWS = 5000  # the most training answers with which answers are compared
 
 Share = float | None
 
@@ -26,18 +26,18 @@ def measure_answers(
     """Return metrics of answers to held-out prompts.
 
     Args:
-        answers: the model's.
-        prompts: the prompts they answer, in the same order.
+        answers: of the model.
+        prompts: that they answer, in the same order.
         references: the answers of the held-out rows, in the same order.
-        training: answers the model was trained on, or will be.
+        training: answers on which the model was or will be trained.
 
     Returns:
-        Shares of the answers, None where there is nothing to measure: ``ended_share`` (end of turn written),
-        ``stray_share`` (control tokens inside), ``echoed_share`` (the prompt and nothing else),
-        ``json_share`` (valid JSON where the reference is, with its keys),
-        ``exact_share`` (the same text where the reference is short); ``distinct_2`` (different word pairs of all word
-        pairs: variety, Li et al., "A Diversity-Promoting Objective Function", NAACL 2016); ``likeness`` (mean ROUGE-L
-        F1 to the most similar training answer, Lin 2004).
+        Shares of the answers, None if there are none to measure: ``ended_share`` (end of turn written),
+        ``stray_share`` (control tokens inside), ``echoed_share`` (only the prompt repeated), ``json_share`` (of those
+        whose reference is JSON: JSON with the same keys), ``exact_share`` (of those whose reference is short: the same
+        text). ``distinct_2``: distinct word pairs over all word pairs, a measure of variety (Li et al., "A
+        Diversity-Promoting Objective Function", NAACL 2016). ``likeness``: mean ROUGE-L F1 to the most similar training
+        answer (Lin 2004).
     """
     texts = [answer.text for answer in answers]
     return {
@@ -75,18 +75,18 @@ def has_same_json_form(text: str, reference: str) -> bool:
 
 
 def contains_expected(text: str, expected: str) -> bool:
-    """Return whether an answer holds the expected one as whole words; case, spacing and Unicode form do not count."""
+    """Return whether an answer contains the expected one as whole words, ignoring case, spacing and Unicode form."""
     return re.search(rf"(?<!\w){re.escape(normalize(expected))}(?!\w)", normalize(text)) is not None
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words between spaces; the characters of a text written without spaces, such as Chinese or Thai."""
+    """Return a text's words or, if it is written without spaces as in Chinese or Thai, its characters."""
     parts = text.split()
     return parts if len(text) <= MAX_WORD_CHARACTERS * max(1, len(parts)) else list("".join(parts))
 
 
 def distinct_pairs(texts: Sequence[str]) -> Share:
-    """Return the share of distinct pairs among all pairs of neighboring words; None without any pair."""
+    """Return the share of distinct pairs among all pairs of adjacent words; None without pairs."""
     pairs = [pair for text in texts for pair in itertools.pairwise(split_words(text))]
     return len(set(pairs)) / len(pairs) if pairs else None
 

@@ -1,4 +1,4 @@
-"""The arithmetic of measuring: that of the weights, wherever the attention allows it."""
+"""The arithmetic of measuring: in the data type of the weights, if the attention allows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sft_lab.core.hardware import fast_bf16
 def of_weights(model: Any) -> AbstractContextManager[Any]:
     """Return a context in which a model computes in the data type of its weights.
 
-    FlashAttention's kernels take no float32; with them float32 weights compute under autocast, as they are trained.
+    FlashAttention's kernels do not support float32; with them float32 weights are used under autocast, as in training.
     """
     attention = str(getattr(model.config, "_attn_implementation", None) or "")
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())

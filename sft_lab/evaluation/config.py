@@ -1,4 +1,4 @@
-"""Evaluation options: what is measured beside training."""
+"""The options of evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sft_lab.core.packages import missing_package, saved_path
 from sft_lab.core.remote import missing_file
 from sft_lab.evaluation.verdict import Limits
 
-MOST_NEW_TOKENS = 131_072  # of an answer: no model is made to write longer ones
+MOST_NEW_TOKENS = 131_072  # of an answer: no model is made for longer ones
 OBJECTIVES = (
     "eval/bits_per_byte",
     "eval/loss",
@@ -29,7 +29,7 @@ class Baseline(Bounded):
 
     Attributes:
         system_prompt: its system prompt; null: none.
-        examples: training rows shown to it as earlier turns.
+        examples: the number of training rows that it sees as earlier turns.
     """
 
     system_prompt: str | None = "Answer correctly and briefly."
@@ -38,21 +38,22 @@ class Baseline(Bounded):
 
 @dataclass
 class Evaluation(Bounded):
-    """What is measured beside training, and the limits of the verdict.
+    """What is measured, and the limits of the verdict.
 
     Attributes:
-        objective: the summary key a sweep compares jobs by; lower is better.
-        prompts: answered by base, prompted base and tuned model; null: the first three short ones of the held-out rows,
-            unless there are messages.
-        messages: a file of conversations that they go on with, in the form of ``sft-lab generate --messages``.
-        outputs: held-out prompts that base and tuned model answer too, those with the shortest reference answers.
-        max_new_tokens: of an answer.
+        objective: the summary key by which jobs of a sweep are compared; lower is better.
+        prompts: answered by the base, the prompted base and the tuned model; null: the first three short ones of the
+            held-out rows, unless there are messages.
+        messages: a file of conversations for them to continue, in the form of ``sft-lab generate --messages``.
+        outputs: the number of held-out prompts that the base and the tuned model answer as well, those with the
+            shortest reference answers.
+        max_new_tokens: in an answer.
         samples_every: optimizer steps between answers to the prompts during training; 0: none.
-        watch_probe: measure a sample of the training rows, too, at each held-out measurement.
+        watch_probe: measure a sample of the training rows as well at each held-out measurement.
         baseline: the prompted base model.
         domain: a file of your own questions with expected answers; null: none.
         general: a file of general questions, whose loss before and after training shows forgetting; null: none.
-        batch_tokens: tokens of a held-out batch, padding included.
+        batch_tokens: in a held-out batch, padding included.
     """
 
     objective: str = bounded("eval/bits_per_byte", choices=OBJECTIVES)

@@ -1,7 +1,7 @@
-"""Metrics of your own: numbers that an installed package computes from held-out rows and a model's answers to them.
+"""Custom metrics: numbers that an installed package computes from held-out rows and a model's answers to them.
 
-A package names each one in the entry-point group ``sft_lab.metrics``; docs/own_metric.md shows one. No verdict rests
-on them, and one that fails is reported and left out.
+A package names each of its metrics in the entry-point group ``sft_lab.metrics``; docs/own_metric.md shows one. No
+verdict depends on them, and one that fails is reported and left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "sft_lab.metrics"
-MAX_ERROR = 200  # characters of a metric's error in ours
+MAX_ERROR = 200  # characters of a metric's error in the notice
 _KEY = re.compile(r"[\w-]+")
 
 
@@ -32,9 +32,9 @@ def measure_custom(rows: list[dict[str, Any]], answers: list[str], notice: Calla
     """Return the numbers of every installed metric by ``metrics.<name>.<key>``.
 
     Args:
-        rows: held-out rows, each with the ``reference`` answer beside its columns.
-        answers: a model's, in the same order.
-        notice: called with what is wrong with a metric; the others are measured all the same.
+        rows: held-out rows, each with its columns and the ``reference`` answer.
+        answers: of a model, in the same order.
+        notice: called with each problem of a metric; the others are measured all the same.
     """
     points = plugins.entry_points(GROUP)
     counts = Counter(point.name for point in points)
@@ -61,11 +61,11 @@ def origins() -> dict[str, str]:
 
 
 def _measure(point: EntryPoint, rows: list[dict[str, Any]], answers: list[str]) -> tuple[dict[str, float], list[str]]:
-    """Return a metric's numbers, and what is wrong with it."""
+    """Return a metric's numbers, and its problems."""
     try:
         # Copies, so that a metric that changes them changes nothing for the next.
         values = point.load()(copy.deepcopy(rows), list(answers))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code may raise anything
         return {}, [f"failed ({_describe(error)}); its numbers are left out"]
     if not isinstance(values, Mapping):
         return {}, [f"returned a {type(values).__name__}; it must return a dict of numbers by name"]
@@ -81,7 +81,7 @@ def _measure(point: EntryPoint, rows: list[dict[str, Any]], answers: list[str]) 
 
 
 def _describe(error: BaseException) -> str:
-    """Return an error in one line, with the place in the code that raised it."""
+    """Return an error in one line, with the file and line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = one_line(f"{type(error).__name__}: {error}", MAX_ERROR)
     return f"{text} in {Path(frame.filename).name}, line {frame.lineno}"

@@ -1,4 +1,4 @@
-"""Generation: a model answers prompts, greedily by default, so that equal weights give equal answers."""
+"""Generation of answers, greedy by default, so that equal weights give equal answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Answer:
 
     Attributes:
         text: without special tokens, stripped.
-        ended: whether it ended its turn; else it was cut at ``max_new_tokens``.
-        stray: control tokens in the text before its end, of this model family or of another.
-        raw: the text with its control tokens, which tool calls may begin with; empty if it was not kept.
+        ended: whether the model ended its turn, and was not cut off at ``max_new_tokens``.
+        stray: control tokens in the text before its end, of this or another model family.
+        raw: the text with its control tokens, with which tool calls may begin; empty if it was not kept.
     """
 
     text: str
@@ -42,14 +42,14 @@ def generate(
 ) -> list[Answer]:
     """Return the model's answers to prompts, in their order.
 
-    A model with learned positions writes no further than they go; a prompt that leaves none has an empty answer.
+    A model with learned positions stops at the last one; if a prompt leaves none, its answer is empty.
 
     Args:
         model: a causal language model; put in evaluation mode and back.
-        tokenizer: its tokenizer, with a padding token.
+        tokenizer: with a padding token.
         prompts: token ids of each, special tokens included.
         end_ids: tokens that end an answer.
-        max_new_tokens: of one answer.
+        max_new_tokens: in an answer.
         sampling: ``temperature``, ``top_p`` and ``top_k`` of Transformers' generation; None: greedy.
     """
     training = model.training
@@ -85,7 +85,7 @@ def generate(
 
 
 def _switch_off_router_logits(model: Any) -> None:
-    """Let a mixture of experts write with a cache, which the balancing loss that these logits are for cannot bear."""
+    """Switch off a mixture of experts' router logits, whose balancing loss fails when generating with a cache."""
     config = model.config.get_text_config()
     if getattr(config, "output_router_logits", False):
         config.output_router_logits = False

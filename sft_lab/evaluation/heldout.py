@@ -1,7 +1,7 @@
-"""Held-out loss: one measure everywhere.
+"""Held-out loss, the same measure everywhere.
 
-The summed negative log-likelihood of the answer tokens (end of turn included) divided by their number. A sum over
-tokens, not a mean of batch means, so batch size, order and packing do not enter. Rows are never packed here.
+It is the summed negative log-likelihood of the answer tokens (end of turn included) divided by their number: a mean
+over tokens, not over batches, so that batch size and order do not matter. Rows are never packed here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sft_lab.core.types import IGNORED
 from sft_lab.evaluation.arithmetic import of_weights
 
 RECALLED_TOKENS = 32  # an answer counts as memorized if this many tokens from its middle on are predicted correctly
-LOSS_SLICE = 64  # positions; a multiple of what a processor computes at once, which keeps the digits
-MIN_RECALLED_TOKENS = 8  # an answer with fewer tokens from its middle on says nothing about memorization
+LOSS_SLICE = 64  # positions; a multiple of a processor's vector width, which keeps results the same to the last digit
+MIN_RECALLED_TOKENS = 8  # an answer with fewer tokens from its middle on is too short to show memorization
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class AnswerEnding:
     """How a template ends an answer.
 
     Attributes:
-        stops: tokens that end a turn or a text: generation stops there.
-        foreign: the first token of another model family's end token, where the template writes that as text.
-        length: tokens between the text of an answer and the end of its turn, the end included, white space left out.
+        stops: tokens that end a turn or a text, at which generation stops.
+        foreign: the first token of another model family's end token, if the template writes one as text.
+        length: the number of tokens after the text of an answer through the end of its turn, without white space.
     """
 
     stops: frozenset[int]
@@ -50,14 +50,14 @@ class Scores:
 
     Attributes:
         nats: summed negative log-likelihood of the answer.
-        tokens: of the answer, end of turn included.
-        bytes: UTF-8 bytes of the answer.
-        correct: answer tokens that were the likeliest one.
-        stops: probability, after the text of the answer, of a token that generation stops at.
-        foreign: the same of the first token of another model family's end token, written as text; 0 without one.
-        recalled: 1 where greedy decoding from the middle of the answer on would give it word for word (verbatim
-            extraction of Carlini et al., "Quantifying memorization across neural language models", ICLR 2023), 0 where
-            not, -1 where the answer is too short to say.
+        tokens: in the answer, end of turn included.
+        bytes: UTF-8 bytes in the answer.
+        correct: the number of answer tokens that were the likeliest.
+        stops: the probability, after the text of the answer, of a token at which generation stops.
+        foreign: the same for the first token of another model family's end token as text; 0 without one.
+        recalled: 1 if greedy decoding from the middle of the answer on would give it word for word (verbatim extraction
+            of Carlini et al., "Quantifying memorization across neural language models", ICLR 2023), 0 if not, -1 if the
+            answer is too short to tell.
     """
 
     nats: np.ndarray
@@ -75,7 +75,7 @@ class Scores:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per UTF-8 byte of the answers: comparable over templates and tokenizers."""
+        """Bits per UTF-8 byte of the answers, comparable across templates and tokenizers."""
         return float(self.nats.sum() / math.log(2) / self.bytes.sum()) if self.bytes.sum() else math.nan
 
     @property
@@ -85,29 +85,29 @@ class Scores:
 
     @property
     def stop_probability(self) -> float:
-        """Median probability of stopping where the text of an answer ends."""
+        """Median probability of stopping at the end of an answer's text."""
         return float(np.median(self.stops)) if len(self.stops) else math.nan
 
     @property
     def foreign_probability(self) -> float:
-        """Median probability of writing another model family's end token there, as text."""
+        """Median probability of writing another model family's end token there as text."""
         return float(np.median(self.foreign)) if len(self.foreign) else math.nan
 
     @property
     def recalled_share(self) -> float | None:
-        """Share of the answers recalled word for word from their middle on; None where none is long enough."""
+        """Share of the answers recalled word for word from their middle on; None if none is long enough."""
         judged = self.recalled[self.recalled >= 0]
         return float(judged.mean()) if len(judged) else None
 
     def of(self, rows: np.ndarray) -> Scores:
-        """Return the scores of the rows where ``rows`` (bool, shape (rows,)) is true."""
+        """Return the scores of some of the rows; ``rows``: bool, shape (rows,)."""
         return Scores(*(getattr(self, name.name)[rows] for name in fields(self)))
 
     def of_rows(self, first: np.ndarray, answer_bytes: np.ndarray) -> Scores:
-        """Return scores of rows from those of their examples: sums, or what was measured at the last one.
+        """Return the scores of rows from those of their examples: sums, or the values of the last example.
 
         Args:
-            first: where each row's examples begin: int64, shape (rows,).
+            first: the index of each row's first example: int64, shape (rows,).
             answer_bytes: UTF-8 bytes of each row's answer, shape (rows,).
         """
         if len(first) == len(self.nats):
@@ -123,7 +123,7 @@ class Scores:
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
-        """Read what ``save`` wrote."""
+        """Return the scores that ``save`` wrote."""
         with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
             return cls(**{name.name: arrays[name.name] for name in fields(cls)})
 
@@ -144,9 +144,9 @@ def score(
         rows: ``input_ids`` and ``labels`` (-100: not scored).
         answer_bytes: UTF-8 bytes of each row's answer, shape (rows,).
         ending: how the template of the rows ends an answer.
-        batch_tokens: tokens of a batch, padding included.
-        shared: the processes of a distributed training call this together, with the same whole model each, and score
-            a part of the batches each.
+        batch_tokens: in a batch, padding included.
+        shared: all processes of a distributed training call this together, each with the same whole model, and each
+            scores a part of the batches.
     """
     process, processes = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
     sizes = np.array([len(ids) for ids in rows["input_ids"]], np.int64)
@@ -161,7 +161,7 @@ def score(
                 sums[:, batch], counts[:, batch] = _score_batch(model, chosen["input_ids"], chosen["labels"], ending)
     finally:
         model.train(training)
-    if shared:  # each row was scored by one process, and is 0 in all others
+    if shared:  # each row was scored by one process and is 0 in all others
         parts: list[Any] = [None] * processes
         distributed.all_gather_object(parts, (sums, counts))
         sums, counts = (np.sum(arrays, axis=0) for arrays in zip(*parts, strict=True))
@@ -170,7 +170,7 @@ def score(
 
 
 def _batches(sizes: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Return batches of rows of similar length, as many as fit the token budget: little padding, bounded memory."""
+    """Return batches of rows of similar length within the token budget, for little padding and bounded memory."""
     batches: list[list[int]] = []
     for row in np.argsort(-sizes, kind="stable"):
         longest = sizes[batches[-1][0]] if batches else 0
@@ -195,17 +195,17 @@ def _score_batch(
         target[row, : len(row_labels)] = torch.tensor(row_labels)
         mask[row, : len(row_ids)] = 1
     target = target[:, 1:]
-    # The vocabulary costs most: compute logits only where some row of the batch has an answer token to predict.
+    # Logits take most of the time: they are computed only where a row of the batch has an answer token to predict.
     positions = (target != IGNORED).any(dim=0).nonzero().flatten()
     keep = {"logits_to_keep": positions.to(device)} if _keeps_logits(model) else {}
-    # use_cache=False: with a cache, rows of a batch influence one another in some attention paths.
+    # use_cache=False: with a cache, rows of a batch influence each other in some attention implementations.
     with torch.no_grad():
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **keep).logits
     logits = logits if keep else logits[:, positions.to(device)]
     target = target[:, positions].to(device)
     nats = _token_losses(logits, target).double().sum(dim=1)
     scored = target != IGNORED
-    # Where the text of the answer ends: `ending.length` tokens before its last, or at its first where it is shorter.
+    # The end of the answer's text: `ending.length` tokens before its last one, or its first one if it is shorter.
     order = scored.cumsum(dim=1)
     end = (order == (order[:, -1:] - ending.length + 1).clamp(min=1)).int().argmax(dim=1)
     probabilities = logits[torch.arange(len(end), device=end.device), end].float().softmax(dim=-1)
@@ -217,10 +217,10 @@ def _score_batch(
 
 
 def _token_losses(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the loss at each position, 0 where there is none: float32, shape (rows, positions).
+    """Return the loss at each position, 0 without a target: float32, shape (rows, positions).
 
-    The loss function copies its logits to float32 a few times: of 4,096 tokens and 152,000 classes at once, 9 GB.
-    Slices of some positions give the same digits, and on a CPU take a third of the time, since they fit its cache.
+    The loss function copies its logits to float32 several times: for 4,096 tokens and 152,000 classes at once, 9 GB.
+    Slices of positions give the same digits, and on a CPU take a third of the time, since they fit its cache.
     """
     losses = torch.zeros(target.shape, device=target.device)
     for row in range(len(target)):
@@ -233,10 +233,10 @@ def _token_losses(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _count(correct: np.ndarray) -> tuple[int, int, int]:
-    """Return the answer tokens of one row, how many were predicted correctly, and whether the answer is recalled.
+    """Return a row's number of answer tokens, of those predicted correctly, and whether the answer is recalled.
 
-    Each token was predicted from the true ones before it, so a stretch without an error is what greedy decoding
-    would have written.
+    Each token was predicted from the true ones before it, so greedy decoding would have written a stretch without
+    errors in the same way.
     """
     stretch = correct[len(correct) // 2 :][:RECALLED_TOKENS]
     recalled = int(stretch.all()) if len(stretch) >= MIN_RECALLED_TOKENS else -1

@@ -1,4 +1,4 @@
-"""Tool calls in answers: whether they call a tool that there is, with arguments that its JSON schema allows."""
+"""Checking tool calls in answers: whether the tool exists, and whether its JSON schema allows the arguments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-# Of JSON schema what decides whether a call can be carried out. A stranger's schema is not handed to a library: its
-# references may lead into the network, and its patterns may never end.
+# The part of JSON Schema that decides whether a call can be carried out. Schemas, which may come from elsewhere, are
+# not passed to a library: references may lead into the network, and patterns may take forever to match.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "number": (int, float),
@@ -21,7 +21,7 @@ MAX_DEPTH = 50  # of a schema
 
 
 def call_problem(name: str, arguments: dict[str, Any], tools: Sequence[dict[str, Any]]) -> str:
-    """Return what is wrong with a call; empty if it fits one of the tools."""
+    """Return what is wrong with a call; empty if it is valid."""
     schemas = {
         function.get("name"): function for tool in tools if isinstance(function := tool.get("function", tool), dict)
     }
@@ -33,13 +33,13 @@ def call_problem(name: str, arguments: dict[str, Any], tools: Sequence[dict[str,
 def misfit(value: Any, schema: Any, path: str, depth: int = 0) -> str:
     """Return where a value does not match a JSON schema; empty if it does.
 
-    Checked are type, enum, const, required, properties, additionalProperties: false and items; all else is taken.
+    It checks type, enum, const, required, properties, additionalProperties: false and items, and ignores the rest.
 
     Args:
         value: plain data.
         schema: its schema.
-        path: what the value is called in the message.
-        depth: of the schema in the one that was asked for.
+        path: of the value, for the message.
+        depth: of the schema within the tool's.
     """
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return ""
@@ -74,7 +74,7 @@ def _object_misfit(value: dict[str, Any], schema: dict[str, Any], path: str, dep
 def _is_of_type(value: Any, wanted: Any) -> bool:
     names = [name for name in (wanted if isinstance(wanted, list) else [wanted]) if isinstance(name, str)]
     if not names or not set(names) <= _TYPES.keys():
-        return True  # a type that JSON schema does not have
+        return True  # not a type of JSON Schema
     if isinstance(value, bool):
         return "boolean" in names
     if isinstance(value, float) and value.is_integer() and "integer" in names:
@@ -83,7 +83,7 @@ def _is_of_type(value: Any, wanted: Any) -> bool:
 
 
 def describe_calls(calls: Sequence[tuple[str, dict[str, Any]]], tools: Sequence[dict[str, Any]]) -> str:
-    """Return calls for a reader, one a line: the function, its arguments, and what is wrong with the call."""
+    """Return calls as text, one per line: the function, its arguments, and what is wrong with the call."""
     lines = []
     for name, arguments in calls:
         problem = call_problem(name, arguments, tools)
@@ -93,5 +93,5 @@ def describe_calls(calls: Sequence[tuple[str, dict[str, Any]]], tools: Sequence[
 
 
 def are_valid(calls: Sequence[tuple[str, dict[str, Any]]], tools: Sequence[dict[str, Any]]) -> bool:
-    """Return whether there is a call, and every one calls a tool that there is with arguments that fit."""
+    """Return whether there is at least one call and all of them are valid."""
     return bool(calls) and not any(call_problem(name, arguments, tools) for name, arguments in calls)

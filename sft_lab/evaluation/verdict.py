@@ -1,8 +1,8 @@
-"""Verdicts: one judgment per run, with the numbers and the rule behind it.
+"""The verdict on a run, with the numbers and the rule behind it.
 
-``RULES`` has the rules in order; the first that holds is the verdict. ``docs/verdicts.md`` has the reasons. Held-out
-loss is not everything (InstructGPT's labelers preferred models that had overfitted by this measure), so read the
-samples too.
+``RULES`` has the rules in order; the first one that holds gives the verdict. ``docs/verdicts.md`` has the reasons.
+Held-out loss is not everything (InstructGPT's labelers preferred models that had overfitted by this measure), so read
+the samples too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Limits(Bounded):
     """Thresholds of the rules, as shares of a loss or of rows.
 
     Attributes:
-        converged_within: a run has converged at the step from which held-out loss stays this close to its best.
+        converged_within: a run has converged at the step from which its held-out loss stays this close to its best.
     """
 
     min_evaluations: int = bounded(3, at_least=2)
@@ -46,9 +46,9 @@ class Observed:
         held_out: (step, held-out loss) of each measurement after step 0, in order.
         train: (step, training loss) of each log, in order.
         base: metrics of the base model, by their summary names (``eval/loss``, ``train/probe_loss``, ...).
-        tuned: the same of the tuned one.
+        tuned: metrics of the tuned model.
         rates: (step, learning rate) of each log; without them all steps count the same.
-        all_finite: no loss or gradient was NaN or infinite.
+        all_finite: whether no loss or gradient was NaN or infinite.
     """
 
     held_out: Curve
@@ -60,7 +60,7 @@ class Observed:
 
     @property
     def gap_share(self) -> float:
-        """How far training brought the loss on training rows below that on held-out rows, as a share of the latter."""
+        """How far training lowered the loss on training rows below that on held-out rows, as a share of the latter."""
 
         def gap(metrics: Mapping[str, Any]) -> float:
             probe, held_out = metrics.get("train/probe_loss"), metrics.get("eval/loss")
@@ -86,7 +86,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Judgment:
-    """A judgement and its evidence: name, value, limit and message of each rule that was applied."""
+    """A verdict and its evidence: the rule, value, limit and message of each rule that was applied."""
 
     name: Verdict
     evidence: list[dict[str, Any]]
@@ -97,10 +97,10 @@ class Finding:
     """The outcome of one rule.
 
     Attributes:
-        rule: the verdict that the rule gives when it holds.
+        rule: the verdict that the rule gives if it holds.
         holds: whether it holds.
-        value: the number it compares; None where there is none.
-        limit: the number it is compared with, from the config.
+        value: the number that it compares; None without one.
+        limit: the number with which it is compared, from the config.
         message: the outcome as a sentence.
     """
 
@@ -116,7 +116,7 @@ class Finding:
 
 
 def judge(observed: Observed, limits: Limits) -> Judgment:
-    """Judge a run by the first rule that holds."""
+    """Return the verdict on a run, by the first rule that holds."""
     evidence = []
     for rule in RULES:
         finding = rule(observed, limits)
@@ -207,8 +207,8 @@ def _recalled(observed: Observed, limits: Limits) -> Finding | None:
 def _rose_again(observed: Observed, limits: Limits) -> Finding:
     """``overfitting``: held-out loss ends ``overfitting_rise`` above its best while training loss kept falling.
 
-    Generalization loss of Prechelt, "Early stopping, but when?", LNCS 1524. Two fifths of the rise are enough where
-    training brought the loss on training rows ``overfitting_gap`` below that on held-out rows.
+    Generalization loss of Prechelt, "Early stopping, but when?", LNCS 1524. Two fifths of the rise are enough if
+    training lowered the loss on training rows ``overfitting_gap`` below that on held-out rows.
     """
     limit = limits.overfitting_rise * (0.4 if observed.gap_share >= limits.overfitting_gap else 1)
     holds = observed.rise_from_best >= limit and _still_falls(observed.held_out, observed.train)
@@ -235,7 +235,7 @@ def _still_improving(observed: Observed, limits: Limits) -> Finding:
 
 
 def _never_ends(observed: Observed, limits: Limits) -> Finding | None:
-    """``template_not_learned``: neither own answers nor true ones are ended with a chance of ``ended_share``."""
+    """``template_not_learned``: neither its own answers nor true ones are ended with a chance of ``ended_share``."""
     stop, accuracy = (observed.tuned.get(f"eval/{name}") for name in ("stop_probability", "token_accuracy"))
     # A model that predicts hardly any token cannot be expected to predict the end of a turn.
     if stop is None or accuracy is None or accuracy < limits.able_accuracy:
@@ -277,7 +277,7 @@ def _train_rise(train: Curve) -> float:
 
 
 def converged_at(held_out: Curve, within: float) -> int | None:
-    """Return the step from which held-out loss stays within a share of its best; None when it ends outside."""
+    """Return the step from which held-out loss stays within a share of its best; None if it ends outside."""
     if not held_out or not all(math.isfinite(loss) for _, loss in held_out):
         return None
     limit = min(loss for _, loss in held_out) * (1 + within)
@@ -299,10 +299,10 @@ def _at(curve: Curve, position: float) -> float:
 
 
 def _last_third(rates: Curve, end: float) -> float:
-    """Return the step at which two thirds of the summed learning rate had been spent.
+    """Return the step by which two thirds of the summed learning rate had been spent.
 
-    Steps do not count the same: at the end of a cosine or linear schedule hardly anything is learned, however much
-    there is left to learn, and every curve is flat.
+    Steps do not count equally: at the end of a cosine or linear schedule hardly anything is learned, however much there
+    is left to learn, and every curve is flat.
     """
     spent, last_step = 0.0, 0.0
     step_by_spent: Curve = [(0.0, 0)]
@@ -319,7 +319,7 @@ def _from_best(observed: Observed) -> str:
 
 
 def _still_falls(held_out: Curve, train: Curve) -> bool:
-    """Return whether training loss fell on after the step of the best held-out loss."""
+    """Return whether training loss kept falling after the step of the best held-out loss."""
     best_step = min(held_out, key=lambda point: point[1])[0]
     before = [loss for step, loss in train if step <= best_step]
     after = [loss for step, loss in train if step > best_step]

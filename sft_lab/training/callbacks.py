@@ -15,7 +15,7 @@ from sft_lab.core.interrupt import Request
 from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
 
-# Names in metrics.jsonl of what the trainer logs; the rest is not kept.
+# The trainer's metrics that are recorded, by their names in metrics.jsonl.
 METRIC_NAMES = {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
@@ -33,14 +33,14 @@ class Watch:
     """How training is watched.
 
     Attributes:
-        measure: returns the held-out metrics of a model at a step, with ``shared`` measured by all processes together,
-            each of which has the whole model; None without held-out rows.
-        record: takes each logging event.
+        measure: returns the held-out metrics of a model at a step; the third argument: all processes, each with the
+            whole model, measure together. None without held-out rows.
+        record: called with each logging event.
         tokens_before: trained before the checkpoint from which training resumes.
         sample: has a model answer the fixed prompts at a step.
         samples_every: optimizer steps between samples; 0: none.
-        is_hopeless: returns whether a search ends the training, by the share of it that is done and a measurement.
-        clock: of the time spent on measuring and sampling, which is no training.
+        is_hopeless: returns whether a search ends the training, given the share of it that is done and a measurement.
+        clock: of the time spent on measuring and sampling, which does not count as training.
     """
 
     measure: Callable[[Any, int, bool], Event] | None
@@ -52,7 +52,7 @@ class Watch:
     clock: Stopwatch = field(default_factory=Stopwatch, init=False)
 
     def show(self, display: Callable[[Event], None]) -> None:
-        """Pass each logging event on to a display, once it is recorded."""
+        """Pass each logging event on to a display after recording it."""
         record = self.record
 
         def record_and_show(event: Event) -> None:
@@ -63,7 +63,7 @@ class Watch:
 
 
 class MetricsCallback(transformers.TrainerCallback):  # type: ignore[misc]
-    """Records each log entry under sft_lab's metric names; stops training at a loss that is not finite."""
+    """Records each log entry under sft_lab's metric names, and stops training if the loss is not finite."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -79,7 +79,7 @@ class MetricsCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
         if "train/num_tokens" in event:
             event["tokens_per_second"] = self._tokens_per_second(event["train/num_tokens"])
-            event["train/num_tokens"] += self.watch.tokens_before  # TRL counts from 0 when training resumes
+            event["train/num_tokens"] += self.watch.tokens_before  # TRL counts from 0 again when training resumes
         self.watch.record({"step": state.global_step, "epoch": state.epoch or 0.0, **event})
 
         if not math.isfinite(event["train/loss"]):
@@ -90,7 +90,7 @@ class MetricsCallback(transformers.TrainerCallback):  # type: ignore[misc]
         return time.monotonic() - self.watch.clock.seconds
 
     def _tokens_per_second(self, tokens: float) -> float:
-        """Return the speed since the last log entry, without the time of measuring."""
+        """Return the speed since the last log entry, not counting time spent on measuring."""
         now = self._training_time()
         speed = (tokens - self.last_tokens) / max(now - self.last_time, 1e-9)
         self.last_tokens, self.last_time = tokens, now
@@ -98,7 +98,7 @@ class MetricsCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]
-    """Saves a checkpoint and stops training at the end of the step in which a signal came."""
+    """Saves a checkpoint and stops training at the end of the step during which a signal came."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -110,7 +110,7 @@ class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]
             log.warning("train: interrupted; its checkpoint is saved at step %d", state.global_step)
 
     def _is_stop_requested(self, args: Any) -> bool:
-        """Return whether any process got a signal: all of them must stop at the same step."""
+        """Return whether any process got a signal; all must stop at the same step."""
         if args.world_size == 1:
             return bool(self.request)
         is_requested = torch.tensor(int(bool(self.request)), device=args.device)
@@ -119,7 +119,7 @@ class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 def log_held_out_loss(event: Event) -> None:
-    """Log a measurement: without a progress bar, hours may pass without a line."""
+    """Log a held-out measurement, for users without a progress bar."""
     if "eval/loss" in event and event["step"]:
         log.info("train: step %d: held-out loss %.4f", event["step"], event["eval/loss"])
 

@@ -1,4 +1,4 @@
-"""Checkpoints of an interrupted training: the newest complete one, and whether training had ended."""
+"""Checkpoints of an interrupted training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sft_lab.core.io import read_json
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a folder; None without one."""
+    """Return the newest complete checkpoint in a folder; None if there is none."""
     steps = {
         int(step): path
         for path in folder.glob("checkpoint-*")
@@ -20,7 +20,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Return whether the file that is written last is valid; a kill may leave a part of it."""
+    """Return whether the file that is written last is valid; a kill may have cut it short."""
     try:
         read_json(checkpoint / "trainer_state.json")
     except (OSError, ValueError):
@@ -29,7 +29,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def is_out_of_patience(state: Any, trainer: Any) -> bool:
-    """Return whether early stopping had ended the training that left this state."""
+    """Return whether early stopping had ended the training with this state."""
     import transformers
 
     patience = next(

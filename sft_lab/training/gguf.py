@@ -1,4 +1,4 @@
-"""GGUF files made trainable again."""
+"""Models in GGUF files, converted so that they can be trained."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class Gguf(Model):
     """A GGUF file, converted once into the store and used from there.
 
-    The weights are what the file's quantization left of the original ones.
+    The weights have the precision that the file's quantization left.
 
     Attributes:
         path: of the file, or ``package:<module>/<path>``.
-        sha256: of the file; another one is refused.
+        sha256: of the file; another file is refused.
         original: the Hub name of the model from which the file was made, for adapter and card; null: unknown.
     """
 
@@ -40,11 +40,11 @@ class Gguf(Model):
 
     @property
     def base_name(self) -> str:
-        """The model from which the file was made: nobody else has this store."""
+        """The model from which the file was made; the converted one exists only in this store."""
         return self.original or ""
 
     def check(self) -> list[str]:
-        """Return an error if the file is missing, or the attention is not allowed."""
+        """Return an error if the file is missing or the attention is not allowed."""
         problems = super().check()
         if missing := missing_package(self.path):
             return [*problems, f"model.path={self.path}: {missing}; or use model=tiny_random, or a hub model"]
@@ -53,7 +53,7 @@ class Gguf(Model):
         return problems
 
     def key(self, context: StageContext, seed: int) -> str:  # noqa: ARG002
-        """Return a key of the file's pinned hash."""
+        """Return a key of the file's hash."""
         return digest([self.version, self.sha256])
 
     def load_tokenizer(self, context: StageContext) -> PreTrainedTokenizerBase:
@@ -82,7 +82,7 @@ class Gguf(Model):
         return model
 
     def _converted(self, context: StageContext) -> Path:
-        """Return the stored folder with the converted model; convert it if there is none."""
+        """Return the folder with the converted model, stored or converted now."""
         recipe = {"version": self.version, "params": {"sha256": self.sha256}}
         return context.stage("model", recipe, self._convert).path
 
@@ -95,7 +95,7 @@ class Gguf(Model):
                 f"{file}: SHA-256 is {actual}, must be {self.sha256}; reinstall the package it came from, or for a "
                 "file of your own set its hash as model.sha256"
             )
-        # Without dequantize the weights stay packed: no gradient reaches them and they cannot be saved.
+        # Without dequantize the weights stay packed, get no gradients and cannot be saved.
         model = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,

@@ -1,20 +1,24 @@
-"""The plain loss head: runs a model's LM head at the trained positions alone.
+"""The plain loss head: runs a model's LM head only at the trained positions.
 
-TRL computes log-probabilities in tiles, on a CPU at every position whether it is trained or not, which takes half of
-a step's time there. Here the model's own forward runs unchanged; a hook narrows the input of its LM head. So whatever
-a model does to its logits afterwards (a scale, a soft cap) is done to these too.
+TRL computes log-probabilities in tiles, on a CPU at every position whether it trains or not, which takes half of a
+step's time there. Here the model's own forward runs unchanged, and a hook narrows the input of its LM head. So whatever
+a model does to its logits afterwards (a scale, a soft cap) applies here too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sft_lab.core.errors import ConfigError
 from sft_lab.core.log import log
 from sft_lab.core.types import IGNORED
 from sft_lab.training.config import LossHead
+
+WEIGHTS = "weights"  # the column of rows with a weight for each token
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,10 @@ class TokenSums:
     """Sums over a batch's trained tokens.
 
     Attributes:
-        loss: negative log-likelihood in nats, weighted; it carries the gradient.
+        loss: negative log-likelihood in nats, weighted; with its gradient.
         entropy: of the predicted distributions, in nats.
-        correct: how many tokens were the likeliest.
-        tokens: how many there are.
+        correct: the number of tokens that were the likeliest.
+        tokens: their number.
     """
 
     loss: torch.Tensor
@@ -42,7 +46,7 @@ def compute_token_sums(
     Args:
         model: a causal language model, wrapped or not.
         labels: shape (rows, positions), not shifted.
-        weights: of each label in the loss, of the same shape; None: 1.
+        weights: of each label in the loss, with the same shape; None: 1.
         inputs: of the model's forward, without labels.
     """
     labels = labels[:, 1:]
@@ -60,7 +64,7 @@ def compute_token_sums(
 
 
 def takes_plain(trainer: Any, choice: LossHead) -> bool:
-    """Return whether the plain loss head is used; never where it would not give the same loss as TRL's."""
+    """Return whether to use the plain loss head; never if its loss would differ from that of TRL's."""
     if choice is LossHead.trl or (choice is LossHead.auto and trainer.args.device.type != "cpu"):
         return False
 
@@ -78,7 +82,7 @@ def takes_plain(trainer: Any, choice: LossHead) -> bool:
 
 
 def is_supported(model: Any) -> bool:
-    """Return whether the narrowed logits of a model are those of its full forward, tried on four tokens."""
+    """Return whether a model's narrowed logits equal those of its full forward, tried on four tokens."""
     head = model.get_output_embeddings()
     if head is None:
         return False
@@ -113,10 +117,10 @@ def _logits_at(model: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tens
     def narrow(_: Any, hidden_states: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (hidden_states[0][:, :-1][positions][None],)
 
-    # Looked up in each step: PEFT and others replace the module.
+    # Looked up in each step, since PEFT and others replace the module.
     hook = _unwrap(model).get_output_embeddings().register_forward_pre_hook(narrow)
     try:
-        # use_cache=False: with a cache, rows that share a block influence one another.
+        # use_cache=False: with a cache, rows that share a block would influence each other.
         logits: torch.Tensor = model(**inputs, use_cache=False).logits
     finally:
         hook.remove()
@@ -124,5 +128,31 @@ def _logits_at(model: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tens
 
 
 def _unwrap(model: Any) -> Any:
-    """Return the model inside DistributedDataParallel, which does not pass on its methods."""
+    """Return the model inside DistributedDataParallel, which does not forward its methods."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def pass_on_weights(trainer: Any) -> None:
+    """Make a trainer's batches include the weights of its rows.
+
+    Raises:
+        ConfigError: if its loss head cannot use them.
+    """
+    if not trainer.plain_head:
+        raise ConfigError(
+            "trainer.loss_weights=true: needs the plain loss head, which this model or these options do not allow (the "
+            "log has why); leave it out, with weights of 0 and 1 alone"
+        )
+    trainer.data_collator = _with_weights(trainer.data_collator)
+
+
+def _with_weights(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def collate_with_weights(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = collate(examples)
+        weights = torch.ones(batch["labels"].shape)
+        for row, example in enumerate(examples):
+            if example[WEIGHTS] is not None:
+                weights[row, : len(example[WEIGHTS])] = torch.as_tensor(example[WEIGHTS])
+        return {**batch, WEIGHTS: weights}
+
+    return collate_with_weights

@@ -1,4 +1,4 @@
-"""The memory that a training holds, from shapes alone: no weights are loaded."""
+"""An estimate of training's memory from shapes alone, without loading weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from sft_lab.training.weights import Holding
 
 ADAM_MOMENTS = 2  # of each trained number, in its own type; a byte each under an optimizer of 8 bits
-NF4_BITS = 4.127  # of a number, the scales of its block included, themselves quantized (Dettmers et al., 2023)
+NF4_BITS = 4.127  # per number, with its share of the quantized scale of its block (Dettmers et al., 2023)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a training holds, as far as shapes say; the GPU's own libraries take about a gigabyte more.
+    """The memory of a training, as far as shapes tell; the GPU's libraries take about a gigabyte more.
 
     Attributes:
-        parameters: numbers of the model, adapter included.
-        trained: how many of them are trained.
+        parameters: of the model, adapter included.
+        trained: the number of parameters that train.
         weights: bytes.
         gradients: bytes.
         optimizer: bytes of AdamW's moments; None for another optimizer.
-        activations: bytes that a batch of the longest rows keeps for its gradients, reckoned for a Llama and not
-            measured. None for a config without the usual names.
+        activations: bytes that a batch of the longest rows keeps for its gradients, calculated for Llama's architecture
+            and not measured; None for a config without the usual names.
     """
 
     parameters: int
@@ -47,8 +47,8 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
     """Return the size of a training's weights, gradients, optimizer state and activations.
 
     Args:
-        model: whose shape is read.
-        options: of the trainer; an adapter is put on the empty model as training would.
+        model: whose shape is used.
+        options: of the trainer; an adapter is put on the empty model as in training.
         context: for the tokenizer and a converted model.
     """
     dtype = model.arithmetic(context, options.holding)["dtype"]
@@ -56,14 +56,14 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
         empty = transformers.AutoModelForCausalLM.from_config(
             model.config(context),
             dtype="float32" if dtype == "auto" else dtype,
-            attn_implementation="eager",  # none that the config names, which may be a kernel of the Hub
+            attn_implementation="eager",  # not the config's, which may be a kernel of the Hub
             **model.trust(),
         )
     return footprint_of(empty, options)
 
 
 def footprint_of(empty: Any, options: Full) -> Footprint:
-    """Return the footprint of a model that has no weights yet (device ``meta``)."""
+    """Return the footprint of a model without weights (device ``meta``)."""
     holding = options.holding
     with torch.device("meta"):
         quantized = _quantized_weights(empty) if holding.four_bit else []
@@ -88,16 +88,16 @@ def footprint_of(empty: Any, options: Full) -> Footprint:
 
 
 def _quantized_weights(model: Any) -> list[torch.Tensor]:
-    """Return the weights that bitsandbytes holds in 4 bits: of all linear layers but the LM head."""
+    """Return the weights that bitsandbytes holds in 4 bits: those of all linear layers except the LM head."""
     head = model.get_output_embeddings()
     return [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
 
 
 def _activations(config: Any, holding: Holding, options: Full) -> int | None:
-    """Return the bytes that one batch keeps: per token and layer, the inputs of each operation that has a gradient.
+    """Return the bytes that a batch keeps: for each token and layer, the inputs of every operation with a gradient.
 
-    Without scores of attention, which neither sdpa nor FlashAttention keeps, and without logits, which TRL's loss head
-    makes in tiles.
+    Attention scores are not included, since neither sdpa nor FlashAttention keeps them, nor are logits, which TRL's
+    loss head computes in tiles.
     """
     text = config.get_text_config()
     try:
@@ -107,8 +107,8 @@ def _activations(config: Any, holding: Holding, options: Full) -> int | None:
         width = getattr(text, "head_dim", None) or hidden // heads
     except AttributeError:
         return None
-    compute = 4 if holding.precision == "fp32" else 2  # bytes of a number where matrices are multiplied
-    stream = 4 if holding.trained or holding.precision == "fp32" else 2  # and between the layers
+    compute = 4 if holding.precision == "fp32" else 2  # bytes per number in matrix products
+    stream = 4 if holding.trained or holding.precision == "fp32" else 2  # and between layers
     query, key_value = heads * width, 2 * groups * width
     norms = 2 * (stream + 4) * hidden  # computed in float32
     attention = compute * (2 * query + key_value)

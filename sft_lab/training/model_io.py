@@ -1,4 +1,4 @@
-"""Saved weights: what a run leaves in ``model/``, and how it is loaded again for measuring and generating."""
+"""Saving the tuned model to ``model/``, and loading it for measuring and generating."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def save(
     base_name: str = "",
     base_revision: str | None = None,
 ) -> None:
-    """Write adapter or model, the tokenizer with the chat template of training, and the tokens that end an answer.
+    """Write adapter or model, the tokenizer with training's chat template, and the tokens that end an answer.
 
     Args:
         model: with or without an adapter.
-        tokenizer: its ``chat_template`` is set.
+        tokenizer: whose ``chat_template`` is set.
         jinja: the template's text.
         folder: for the files.
         end_ids: tokens that end an answer, for ``generation_config.json``.
-        base_name: the base model in an adapter's config; empty: what it was loaded from.
-        base_revision: of that name.
+        base_name: of the base model, for an adapter's config; empty: where it was loaded from.
+        base_revision: of the base model.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
-    # The adapter holds the rows of new tokens itself; PEFT would put the resized matrix beside them.
+    # The adapter contains the rows of new tokens; PEFT would save the whole resized matrix as well.
     options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     for adapter in getattr(model, "peft_config", {}).values():
         if base_name:
@@ -48,25 +48,25 @@ def save(
 
     generation = copy.deepcopy(model.generation_config)
     generation.eos_token_id, generation.pad_token_id = end_ids, tokenizer.pad_token_id
-    # save_pretrained would refuse the sampling settings of some published models once anything else has changed.
+    # save_pretrained refuses the sampling settings of some published models once anything has changed.
     generation.to_json_file(folder / "generation_config.json")
 
 
 def load(folder: Path, load_base: Callable[[], Any], load_whole: Callable[[Path], Any]) -> Any:
-    """Return the tuned model; where all weights were trained, the base model is not loaded beside it.
+    """Return the tuned model; after full training, the base model is not loaded.
 
     Args:
         folder: ``model/`` of a run.
-        load_base: returns the model that was tuned; an adapter is put on it.
-        load_whole: returns the model whose weights are all in a folder, as ``Model.load_saved`` does.
+        load_base: returns the base model, on which an adapter is put.
+        load_whole: returns the model with all its weights in a folder, such as ``Model.load_saved``.
 
     Raises:
-        FolderError: if it holds no weights, or they cannot be loaded.
+        FolderError: if it has no weights, or they cannot be loaded.
     """
     has_adapter = (folder / "adapter_config.json").exists()
     if not has_adapter and not (folder / "config.json").exists():
         raise FolderError(f"{folder}: holds no model; the run ended before it was saved")
-    if not any(folder.glob("*.safetensors")):  # PEFT would read a pickle in their place, or ask the Hub
+    if not any(folder.glob("*.safetensors")):  # PEFT would read a pickle instead, or ask the Hub
         raise FolderError(f"{folder}: holds no weights in safetensors, and no others are read; train it again")
 
     if has_adapter:
@@ -80,6 +80,6 @@ def load(folder: Path, load_base: Callable[[], Any], load_whole: Callable[[Path]
         return load_whole(folder)
     except SftLabError:
         raise
-    except Exception as error:  # a broken folder makes the libraries raise anything
+    except Exception as error:  # for a broken folder, the libraries may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
         raise FolderError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason}); train it again") from error

@@ -1,8 +1,9 @@
-"""A rehearsal of training before any data is read: what would be refused, tried on an empty model."""
+"""A rehearsal of training on an empty model, before any data is read, to refuse early what would fail."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 import peft
@@ -13,21 +14,24 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.positions import empty_model, learned_positions, positions_of
 from sft_lab.training.config import Full, Lora
-from sft_lab.training.layer_kinds import refuse_leaking_blocks
 from sft_lab.training.peft_config import build_peft_config
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
     from sft_lab.training.models import Model
 
-REHEARSED_STEPS = 1000  # of a schedule whose length depends on the rows
+REHEARSED_STEPS = 1000  # if the schedule's length depends on the rows
+# Kinds of layers that keep a state from token to token. Attention separates the rows of a packed block by their
+# positions; these do so only in some kernels, which our tests do not cover.
+STATEFUL = re.compile("linear|mamba|recurrent|conv|hybrid|rwkv|ssm|lstm|delta", re.IGNORECASE)
+LAYER_FIELDS = ("layer_types", "layers_block_type", "block_types")
 
 
 def rehearse(args: transformers.TrainingArguments) -> None:
     """Make optimizer, schedule and data loader once, as ``Trainer.train`` will.
 
     Raises:
-        ConfigError: for what they refuse, and for checkpoints from which a training cannot resume.
+        ConfigError: if one of them refuses an option, or training could not resume from its checkpoints.
     """
     if args.save_only_model:
         raise ConfigError(
@@ -49,7 +53,7 @@ def rehearse(args: transformers.TrainingArguments) -> None:
 
 
 def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
-    """Return the optimizer over one number; plain SGD where it needs the layers of a model."""
+    """Return the optimizer for a single parameter; SGD if the chosen one needs a model's layers."""
     weight = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([weight], lr=args.learning_rate)
     name = getattr(args.optim, "value", args.optim)
@@ -62,7 +66,7 @@ def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
     except ImportError as error:
         raise ConfigError(f"trainer.optim={name}: needs a package that is not installed: {_line(error)}") from error
     except (TypeError, ValueError, KeyError) as error:
-        if args.optim_target_modules:  # of a model that is not here
+        if args.optim_target_modules:  # of the model, which is not loaded here
             return plain
         raise ConfigError(
             f"trainer.optim={name}: refused by Transformers or PyTorch ({_line(error)}); its settings go into "
@@ -96,8 +100,8 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
     """Refuse options that do not fit the model's shape; its weights are not loaded.
 
     Raises:
-        ConfigError: for an adapter on modules that the model does not have, rows longer than its learned positions, or
-            packing for a model whose layers keep a state.
+        ConfigError: for an adapter on missing modules, rows longer than the learned positions, packing with stateful
+            layers, or weights whose type does not fit the precision.
     """
     holding = options.holding
     if holding.trained and model.dtype == "float16" and holding.precision == "fp16":
@@ -127,12 +131,32 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
         try:
             with torch.device("meta"):
                 peft.get_peft_model(empty, adapter)
-        except Exception as error:  # PEFT lets through what a wrong field leads to, such as an IndexError
+        except Exception as error:  # a wrong field may lead to any error inside PEFT, such as an IndexError
             raise ConfigError(f"trainer.peft: refused by PEFT: {_line(error)}") from error
 
 
+def stateful_kind(config: Any) -> str:
+    """Return the kind of a model's stateful layers according to its config; empty if all layers are attention."""
+    text_config = config.get_text_config(decoder=True)
+    kinds = [kind for name in LAYER_FIELDS for kind in getattr(text_config, name, None) or ()]
+    return next((kind for kind in (*kinds, text_config.model_type) if STATEFUL.search(str(kind))), "")
+
+
+def refuse_leaking_blocks(config: Any) -> None:
+    """Refuse packing for a model with stateful layers.
+
+    Raises:
+        ConfigError: naming the kind of layer.
+    """
+    if kind := stateful_kind(config):
+        raise ConfigError(
+            f"trainer.packing=true: this model ({config.model_type}) has layers of the kind {kind}, which keep a state "
+            "from token to token, so that rows in one block would leak into one another; set trainer.packing=false"
+        )
+
+
 def warn_of_long_rows(rows: Any, model: Model, options: Full, context: StageContext) -> None:
-    """Notice rows longer than the model was made for; past learned positions, ``refuse_misfit`` has refused them."""
+    """Notice rows longer than the model's context; with learned positions, ``refuse_misfit`` has refused them."""
     positions = positions_of(model.config(context))
     if positions is None or options.max_length <= positions:
         return

@@ -1,4 +1,4 @@
-"""The trainer options as TRL's SFTConfig."""
+"""TRL's SFTConfig, made from the trainer options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trl
 from sft_lab.core.errors import ConfigError
 from sft_lab.training.config import Full, resolve_precision
 
-# Seconds that the processes of a training wait for one another: the first measures the base model alone.
+# Seconds for which the processes of a training wait for each other: only the first one measures the base model.
 DDP_TIMEOUT = 4 * 3600
 
 SAME_NAME = (
@@ -33,7 +33,7 @@ def build_sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -
         watched: whether there are held-out rows to measure.
 
     Raises:
-        ConfigError: for a field in ``options.sft_config`` that TRL does not have, or a value that it refuses.
+        ConfigError: for an unknown field in ``options.sft_config``, or a value that TRL refuses.
     """
     known = {field.name for field in dataclasses.fields(trl.SFTConfig)}
     _refuse_unknown(options.sft_config, known)
@@ -59,12 +59,12 @@ def _refuse_unknown(names: dict[str, Any], known: set[str]) -> None:
 
 
 def _steps(options: Full, known: set[str]) -> dict[str, float]:
-    """Return the fields that are a number of steps, or a share of all steps when below 1."""
+    """Return the fields that are a number of steps, or a share of all steps if below 1."""
     values: dict[str, float] = {}
     for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
         steps = getattr(options, name)
         values[name] = steps if steps < 1 else int(steps)
-    if options.warmup_steps < 1 and "warmup_ratio" in known:  # TRL before warmup_steps took shares
+    if options.warmup_steps < 1 and "warmup_ratio" in known:  # older versions, in which warmup_steps takes no share
         values["warmup_ratio"], values["warmup_steps"] = options.warmup_steps, 0
     return values
 
@@ -80,7 +80,7 @@ def _fixed_values(options: Full, *, watched: bool) -> dict[str, Any]:
         "packing_strategy": options.packing_strategy.name,
         "eval_packing": False,
         "completion_only_loss": False,
-        # TRL packs what it prepares; rows that are not packed are ready already.
+        # TRL packs rows when it prepares them; rows that are not packed need no preparation.
         "dataset_kwargs": {"skip_prepare_dataset": not options.packing},
         "eval_strategy": "steps" if watched else "no",
         "save_strategy": "steps",

@@ -1,4 +1,4 @@
-"""The model of tests and first tries: random and tiny, but otherwise like any other."""
+"""A random, tiny model for tests and first tries."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TOKENIZER_FOLDER = Path(__file__).parent / "tiny_tokenizer_files"
 
 @dataclass
 class TinyRandom(Model):
-    """A random Llama, small enough for tests: real parts, seconds instead of minutes.
+    """A random Llama, small enough for tests: all parts are real, and a run takes seconds instead of minutes.
 
-    Its weights come from the seed. Its tokenizer (byte-level BPE, ChatML) was trained on the starter set by
-    ``benchmarks/train_tiny_tokenizer.py`` and is shipped with the package. The vocabulary is small, since with 49,152
-    tokens the loss alone takes twenty times as long.
+    The weights come from the seed. The tokenizer (byte-level BPE, ChatML) was trained on the starter set by
+    ``benchmarks/train_tiny_tokenizer.py`` and is part of the package. The vocabulary is small, since with 49,152 tokens
+    the loss alone would take twenty times as long.
     """
 
     hidden_size: int = bounded(64, at_least=1)
@@ -60,7 +60,7 @@ class TinyRandom(Model):
         return tokenizer
 
     def config(self, context: StageContext) -> PretrainedConfig:
-        """Return its shape, with the tokenizer's vocabulary."""
+        """Return the model's shape, with the tokenizer's vocabulary."""
         import transformers
 
         tokenizer = context.tokenizer
@@ -79,7 +79,7 @@ class TinyRandom(Model):
         )
 
     def load_weights(self, context: StageContext, seed: int, holding: Holding) -> PreTrainedModel:
-        """Make the weights from the seed; in 4 bits by way of a folder, since only loading quantizes."""
+        """Return weights made from the seed; in 4 bits, saved to a folder first, since only loading quantizes."""
         import transformers
 
         config = self.config(context)

@@ -1,7 +1,7 @@
 """Training with TRL's SFTTrainer.
 
-Rows come in ready (``input_ids``, ``labels``): templates, masks and truncation are sft_lab's. Held-out loss is
-sft_lab's too, so the trainer's own evaluation, a mean of batch means, never runs.
+Rows are ready for training (``input_ids``, ``labels``): sft_lab does templates and masks. It also measures held-out
+loss, so the trainer's own evaluation, a mean of batch means, never runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sft_lab.core.io import sync
 from sft_lab.core.log import log
 from sft_lab.core.progress import is_shown
 from sft_lab.core.text import count_of
-from sft_lab.training import loss_head, turn_weights
+from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Event, MetricsCallback, ProgressBar, StopCallback, Watch, log_held_out_loss
 from sft_lab.training.checkpoints import is_out_of_patience, last_checkpoint
 from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, refuse_no_step, resolve_precision
@@ -39,12 +39,12 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        model: the trained model, adapter included; None where it is sharded (FSDP, DeepSpeed): see ``saved``.
+        model: with its adapter; None if it is sharded (FSDP, DeepSpeed): see ``saved``.
         steps: optimizer steps done.
         tokens: training tokens seen by this process, without padding.
         seconds: of the training loop in this process.
-        watching_seconds: of these, spent on held-out loss.
-        precision: the arithmetic that was used.
+        watching_seconds: the part of it spent on held-out loss and samples.
+        precision: of the arithmetic.
         epochs: passes over the rows.
         saved: the folder to which a sharded model was written.
     """
@@ -66,7 +66,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     control: Any
     plain_head = False
     measures_last = True
-    own_attention: str  # the model's, by which it is measured
+    own_attention: str  # the model's, with which it is measured
     optimizer: Any  # of Transformers' trainer
     loraplus_lr_ratio: float | None = None
 
@@ -79,7 +79,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return TRL's loss, by the plain head where it is chosen; scaling and metrics are TRL's."""
+        """Return TRL's loss, by the plain head if it is chosen, with TRL's scaling and metrics."""
         if not self.plain_head:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -104,9 +104,9 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         metrics["num_tokens"] = [self._total_train_tokens]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return the held-out metrics, under the trainer's names.
+        """Return the held-out metrics under the trainer's names.
 
-        The last weights are measured after training, unless the trainer needs their metrics here.
+        The final weights are measured after training, unless the trainer needs their metrics here.
         """
         if not self.measures_last and self.state.global_step >= self.state.max_steps:
             return {}
@@ -117,8 +117,8 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             _without_autocast(self.model),
             _attention(self.model, self.own_attention),
         ):
-            # Every process measures. Where each has the whole model they share the rows; a sharded one needs them all
-            # for every row. The result of the first counts.
+            # All processes measure: if each has the whole model, they share the rows; a sharded model needs all of them
+            # for every row. The first one's result counts.
             is_copied = self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
             event = self.watch.measure(self.model, self.state.global_step, is_copied)
             if self.args.world_size > 1:
@@ -131,9 +131,9 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def _end_if_hopeless(self, event: Event) -> None:
-        """End all processes of the training together where a search has seen better at the same place."""
+        """End all processes of the training if a search has seen better ones at the same point."""
         if self.watch.is_hopeless is None or self.control.should_training_stop:
-            return  # at its end, or interrupted: then the signal counts
+            return  # it is at its end, or interrupted, in which case the signal counts
         share = self.state.global_step / self.state.max_steps
         is_hopeless = self.watch.is_hopeless(share, event)
         if self.args.world_size > 1:
@@ -143,19 +143,19 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             raise Pruned(f"at {share:.0%} of the training, with a held-out loss of {loss:.4f}")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint as Transformers does, but remove the older one only when the new one is on the disk."""
+        """Save a checkpoint as Transformers does, but remove the older one only after the new one is on disk."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
 
-        self.accelerator.wait_for_everyone()  # each process has a file in it
+        self.accelerator.wait_for_everyone()  # each process writes a file
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             sync(folder / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Do nothing: the report writes the card."""
+        """Do nothing: sft_lab writes its own card."""
 
 
 class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
@@ -173,7 +173,7 @@ class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
 @contextmanager
 def _no_cache_files() -> Iterator[None]:
-    """Keep packed blocks out of the store: datasets would write them beside the rows, which may be read-only."""
+    """Keep packed blocks out of the store, where datasets would write them beside the rows; it may be read-only."""
     was_enabled = datasets.is_caching_enabled()
     datasets.disable_caching()
     try:
@@ -185,7 +185,7 @@ def _no_cache_files() -> Iterator[None]:
 
 @contextmanager
 def _without_autocast(model: Any) -> Iterator[None]:
-    """Take accelerate's autocast off the model: held-out loss has the same arithmetic everywhere."""
+    """Remove accelerate's autocast from the model, so that held-out loss has the same arithmetic everywhere."""
     wrapped = model.__dict__.get("forward")
     if not hasattr(model, "_original_forward"):
         yield
@@ -199,12 +199,12 @@ def _without_autocast(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _attention(model: Any, name: str | None) -> Iterator[str]:
-    """Let a model use another attention, None: its own, which is yielded."""
+    """Let a model use another attention (None: its own), and yield its own."""
     own_attention = model.config._attn_implementation  # noqa: SLF001 - set_attn_implementation has no counterpart
     if name in (None, own_attention):
         yield own_attention
         return
-    model.set_attn_implementation(name, allow_all_kernels=True)  # a kernel of the Hub has the user's word
+    model.set_attn_implementation(name, allow_all_kernels=True)  # the user has allowed it if it is a kernel of the Hub
     try:
         yield own_attention
     finally:
@@ -224,26 +224,26 @@ def train(
     new_tokens: list[int] | None = None,
     attention: str | None = None,
 ) -> Trained:
-    """Fine-tune ``model`` on ready rows; resume from the last checkpoint in ``folder`` if there is one.
+    """Fine-tune a model on prepared rows, from the last checkpoint in ``folder`` if there is one.
 
     Args:
         model: a Transformers causal language model.
         tokenizer: its tokenizer, with a padding token.
-        rows: ``input_ids`` and ``labels`` (-100: not trained), and ``weights`` of the labels if any.
+        rows: ``input_ids``, ``labels`` (-100: not trained), and ``weights`` of the labels if there are any.
         options: of the trainer.
         folder: for checkpoints.
         seed: of data order and adapter weights.
         watch: how training is watched.
-        reference_rows: of the training side before filters and dedup, which ``budget=steps`` counts; None: ``rows``.
+        reference_rows: the number of rows before filters and dedup, which ``budget=steps`` counts; None: of ``rows``.
         new_tokens: ids added to the tokenizer, trained beside an adapter and saved with it.
-        attention: of training alone; None: the model's, by which held-out loss is always measured.
+        attention: for training; None: the model's own, with which held-out loss is always measured.
 
     Raises:
         ConfigError: for an option that the installed libraries refuse.
     """
     args = build_sft_config(options, folder, seed, watched=watch.measure is not None)
-    if args.n_gpu > 1:  # where CUDA was at work before the others could be hidden, as in a notebook
-        args._n_gpu = 1  # noqa: SLF001 - as Transformers' trainer does for a model that is on one of them
+    if args.n_gpu > 1:  # CUDA was initialized before the others could be hidden, as in a notebook
+        args._n_gpu = 1  # noqa: SLF001 - as Transformers' trainer does for a model on one of them
     if options.budget is Budget.steps and options.max_steps <= 0:
         counted_rows = len(rows) if reference_rows is None else reference_rows
         args.max_steps = planned_steps(counted_rows, options, args.world_size)
@@ -293,10 +293,10 @@ def _build_trainer(
     new_tokens: list[int],
 ) -> _Trainer:
     """Return the trainer, with the adapter, the callbacks and the loss head."""
-    has_weights = turn_weights.COLUMN in rows.column_names
-    ready = rows.select_columns(["input_ids", "labels", *[turn_weights.COLUMN] * has_weights])
+    has_weights = loss_head.WEIGHTS in rows.column_names
+    ready = rows.select_columns(["input_ids", "labels", *[loss_head.WEIGHTS] * has_weights])
     adapter = build_peft_config(options, model, new_tokens)
-    transformers.set_seed(args.seed)  # adapter weights must not depend on what was drawn before
+    transformers.set_seed(args.seed)  # adapter weights must not depend on earlier random numbers
     try:
         with _no_cache_files():
             trainer = _Trainer(
@@ -311,14 +311,14 @@ def _build_trainer(
     except ValueError as error:
         raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
 
-    # TRL reads and writes the old name of this field, Transformers' trainer the new one.
+    # TRL uses the old name of this field, Transformers' trainer the new one.
     args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
-    if args.fp16:  # the scaler of gradients takes float32 alone, and TRL holds adapters of 4-bit weights in bfloat16
+    if args.fp16:  # the gradient scaler needs float32, and TRL holds adapters of 4-bit weights in bfloat16
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    if trainer.aux_loss_enabled:  # TRL asks for these logits in each step; in the saved config they break generating
+    if trainer.aux_loss_enabled:  # TRL requests these logits in each step; in a saved config they break generation
         trainer.model.config.get_text_config().output_router_logits = False
 
     trainer.remove_callback(transformers.PrinterCallback)
@@ -328,8 +328,8 @@ def _build_trainer(
     if isinstance(options, Lora):
         trainer.loraplus_lr_ratio = options.loraplus_lr_ratio
     if has_weights:
-        trainer._signature_columns = ready.column_names  # noqa: SLF001 - of those that batches are made of
-        turn_weights.pass_on_weights(trainer)
+        trainer._signature_columns = ready.column_names  # noqa: SLF001 - the columns in a batch
+        loss_head.pass_on_weights(trainer)
     return trainer
 
 
@@ -350,7 +350,7 @@ def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig, own_attention: 
 
 
 def _log_plan(trainer: Any, options: Full, rows: int) -> None:
-    """Log rows and steps, and how many epochs they are where steps are set and not epochs."""
+    """Log rows and steps and, if the number of steps is set, the epochs that they make."""
     args = trainer.args
     blocks = len(trainer.train_dataset)
     refuse_no_step(blocks, options, args.world_size)
@@ -373,12 +373,12 @@ def _log_plan(trainer: Any, options: Full, rows: int) -> None:
 
 
 def _load_finished(trainer: Any, checkpoint: Path) -> bool:
-    """Load the weights of a training that had done all its steps when it was interrupted.
+    """Load the weights of a training that was interrupted after its last step.
 
-    The Transformers trainer would do one more step before it saw that none is left.
+    Transformers' trainer would do one more step before noticing that none is left.
 
     Returns:
-        Whether it had.
+        Whether it was.
     """
     state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if state.global_step < state.max_steps and not is_out_of_patience(state, trainer):
@@ -390,7 +390,7 @@ def _load_finished(trainer: Any, checkpoint: Path) -> bool:
 
 
 def _run(trainer: Any, checkpoint: Path | None) -> None:
-    """Train; on Ctrl-C and SIGTERM to the end of the step, with its measurement if one is due, and a checkpoint."""
+    """Train; on Ctrl-C or SIGTERM, finish the step with its measurement, if one is due, and a checkpoint."""
     notice = "sft-lab: stopping after this step, with a checkpoint; Ctrl-C again ends at once"
     with noted(notice) as request:
         stop = StopCallback(request)

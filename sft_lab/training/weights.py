@@ -1,4 +1,4 @@
-"""How a model is held and used: the data type of its weights, 4 bits, the device, and which attention may run."""
+"""How a model's weights are held (data type, 4 bits, device), and which attention may run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import fast_bf16
 
 TRUST_KERNEL = "SFT_LAB_TRUST_KERNEL"  # the one attention of the Hub whose code may run
-# Packages of the attentions that Transformers would fetch from the Hub where they are not installed.
+# Packages for the attentions that Transformers fetches from the Hub if they are not installed.
 FLASH_PACKAGES = {
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
@@ -26,8 +26,8 @@ class Holding:
     """How a training holds the weights of its model.
 
     Attributes:
-        trained: all of them are trained; otherwise they are frozen under an adapter.
-        four_bit: frozen in 4 bits.
+        trained: whether all of them train; otherwise they are frozen beside an adapter.
+        four_bit: whether they are frozen in 4 bits.
         precision: of the arithmetic: ``bf16``, ``fp16`` or ``fp32``.
     """
 
@@ -42,13 +42,13 @@ FROZEN = Holding()
 def resolve_dtype(dtype: str, holding: Holding, checkpoint: Callable[[], Any]) -> str:
     """Return the data type in which weights are held.
 
-    Trained weights are float32 unless the user chose another type: AdamW's updates are so small that in bfloat16 most
-    of them would be rounded away (at a learning rate of 2e-5, 16% of the weights moved in six steps).
+    Weights that train are float32 unless the user chose another type: in bfloat16, most of AdamW's small updates would
+    be rounded away (at a learning rate of 2e-5, only 16% of the weights moved in six steps).
 
     Args:
         dtype: one of ``DTYPES``.
         holding: by the training.
-        checkpoint: returns the type of the weights on disk, None where its config does not say.
+        checkpoint: returns the type of the weights on disk, None if its config does not give one.
     """
     import torch
 
@@ -62,7 +62,7 @@ def resolve_dtype(dtype: str, holding: Holding, checkpoint: Callable[[], Any]) -
 
 
 def four_bit_kwargs(holding: Holding) -> dict[str, Any]:
-    """Return the keywords of ``from_pretrained`` for 4-bit weights (QLoRA, Dettmers et al., NeurIPS 2023).
+    """Return the arguments of ``from_pretrained`` for 4-bit weights (QLoRA, Dettmers et al., NeurIPS 2023).
 
     Raises:
         ModelError: without bitsandbytes or a GPU.
@@ -85,10 +85,10 @@ def four_bit_kwargs(holding: Holding) -> dict[str, Any]:
 
 
 def device_kwargs() -> dict[str, Any]:
-    """Return the keywords of ``from_pretrained`` that load weights onto the GPU, where there is one.
+    """Return the arguments of ``from_pretrained`` that load weights directly onto the GPU, if there is one.
 
-    Loaded first into the machine's memory, a model of 7 billion parameters would take 14.5 GB there. The device is a
-    number, since Transformers' trainer takes any other name for a model that is spread over several.
+    In the machine's memory, a model of 7 billion parameters would take 14.5 GB. The device is a number, since by any
+    other name Transformers' trainer would assume a model that is spread over several.
     """
     import torch
 
@@ -96,9 +96,10 @@ def device_kwargs() -> dict[str, Any]:
 
 
 def refused_attention(attention: str) -> str:
-    """Return why an attention may not be used, which is code that the package ``kernels`` would fetch from the Hub.
+    """Return why an attention must not be used; empty if it may.
 
-    A config from elsewhere cannot allow it; the user's environment can. Empty where it may be used.
+    Code that the package ``kernels`` would fetch from the Hub is refused unless the user's environment allows it: a
+    config, which may come from elsewhere, cannot.
     """
     package = FLASH_PACKAGES.get(attention)
     is_missing = package is not None and not importlib.util.find_spec(package)
@@ -114,11 +115,11 @@ def refused_attention(attention: str) -> str:
 def packing_attention(attention: str | None, precision: str) -> str | None:
     """Return the attention for training on packed rows; None: the model's own.
 
-    Without FlashAttention a batch of packed rows is one long row, of which each token is compared with every other.
+    Without FlashAttention, a batch of packed rows is one long row, in which each token is compared with every other.
 
     Args:
         attention: chosen by the user; None: by Transformers.
-        precision: of training; FlashAttention takes no ``fp32``.
+        precision: of training; FlashAttention does not support ``fp32``.
     """
     if attention is not None or not takes_flash_attention(precision):
         return None
@@ -129,7 +130,7 @@ def packing_attention(attention: str | None, precision: str) -> str | None:
 
 
 def takes_flash_attention(precision: str) -> bool:
-    """Return whether FlashAttention could be used here: its cards are those that have bf16, and it takes no fp32."""
+    """Return whether FlashAttention could be used here; it needs a GPU with bf16, and does not support fp32."""
     import torch
 
     return precision != "fp32" and torch.cuda.is_available() and fast_bf16("cuda")

@@ -7,7 +7,7 @@ import transformers
 from test_positions import SMALL, save
 
 from sft_lab.cli import main
-from sft_lab.training.layer_kinds import stateful_kind
+from sft_lab.training.rehearsal import stateful_kind
 
 LINEAR = ("qwen3_next", "jamba", "mamba2", "recurrent_gemma", "nemotron_h", "minimax")
 KINDS = {
