@@ -27,10 +27,10 @@ def damage(path: Path) -> str:
     """Return what is wrong with an entry's files; empty if they are as they were written."""
     files = recipe_of(path).get("files")
     if not isinstance(files, dict):
-        return f"its {RECIPE} does not say what its files hold"
+        return f"its {RECIPE} does not list its files"
     for name, noted in files.items():
         if not isinstance(noted, list) or len(noted) != 2:
-            return f"its {RECIPE} does not say what {name} holds"
+            return f"its {RECIPE} does not list {name}"
         size, content = noted
         file = path / name
         if not file.is_file():
@@ -42,7 +42,7 @@ def damage(path: Path) -> str:
         except FolderError as error:
             return str(error)
         if not same:
-            return f"{name} holds other bytes than were written"
+            return f"{name} has changed since it was written"
     return ""
 
 

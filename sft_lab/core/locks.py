@@ -63,7 +63,7 @@ def _lock_class() -> type[BaseFileLock]:
                     raise
                 raise FolderError(
                     f"{file}: this lock file of {_owner(file)} cannot be opened ({error.strerror}); if none of their "
-                    "processes is at work, let them remove it, or choose another folder: hydra.run.dir or "
+                    "processes is running, ask them to remove it, or choose another folder: hydra.run.dir or "
                     "hydra.sweep.dir for a run's, store.path or SFT_LAB_STORE for the store's"
                 ) from error
 
@@ -123,7 +123,7 @@ def holding(file: Path, title: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOG_AFTER)
     except Timeout:
-        log.info("%s: waiting for %s, which is at work on it", title, holder(file) or "another process")
+        log.info("%s: waiting for %s, which is working on it", title, holder(file) or "another process")
         lock.acquire()
     try:
         yield
@@ -174,8 +174,8 @@ def _lock_twice(folder: Path, first: int, second: int) -> str:
     except (BlockingIOError, PermissionError):  # some file systems say EACCES for EAGAIN
         return ""
     except OSError as error:
-        return f"the file system of {folder} keeps no file locks ({error.strerror})"
-    return f"the file system of {folder} gives one lock to two processes at once"
+        return f"the file system of {folder} does not support file locks ({error.strerror})"
+    return f"the file system of {folder} grants one lock to two processes at once"
 
 
 def _local_mount(folder: Path) -> str:
@@ -194,4 +194,4 @@ def _local_mount(folder: Path) -> str:
         cause = f"{mount} is mounted by {file_system.partition('.')[2]}"
     else:
         return ""
-    return f"{cause}: its locks hold on one machine alone, and jobs run on others"
+    return f"{cause}: its locks work on one machine only, and jobs run on others"

@@ -131,8 +131,8 @@ class RunDir:
         if content.get("state"):
             return content
 
-        problem = (problems or ["must hold an object with a state"])[0].removeprefix(f"{self.status.name}: ")
-        raise FolderError(f"{self.status}: {problem}; remove it, and sft-lab exec goes on with the run")
+        problem = (problems or ["must be an object with a state"])[0].removeprefix(f"{self.status.name}: ")
+        raise FolderError(f"{self.status}: {problem}; remove it, and sft-lab exec resumes the run")
 
     def _mark(self, state: RunState, **details: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -237,7 +237,7 @@ class RunDir:
             wait: wait for another process that works here, instead of raising.
 
         Raises:
-            FolderInUse: if another process works here.
+            FolderInUse: if another process is working here.
             FolderError: if the folder cannot be written, or a link leads out of it.
         """
         from filelock import Timeout
@@ -255,11 +255,13 @@ class RunDir:
             raise self._unwritable(error) from error
 
     def _refuse_or_announce(self, error: Exception, *, wait: bool) -> None:
-        """Raise because another process works here; with ``wait``, log which one is waited for."""
+        """Raise because another process is working here; with ``wait``, log which one is waited for."""
         process = self.holder()
         if not wait:
             named = f" ({process})" if process else ""
-            raise FolderInUse(f"{self.path}: another process works here{named}; wait until it has ended") from error
+            raise FolderInUse(
+                f"{self.path}: another process is working here{named}; wait until it has ended"
+            ) from error
         log.info("%s: is being worked on by %s; waiting for it", self.path.name, process or "another process")
 
     def release(self, *, wholly: bool = False) -> None:

@@ -101,7 +101,7 @@ class Store:
             if self._is_complete(path):
                 return Entry(stage, key, path, hit=True, seconds=time.monotonic() - began)
             if os.path.lexists(path):
-                log.warning("store: %s: %s; it is computed again", path, damage(path))
+                log.warning("store: %s: %s; computing it again", path, damage(path))
 
             with self._writing(stage, key) as temporary:
                 compute(temporary)

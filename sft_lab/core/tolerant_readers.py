@@ -116,7 +116,7 @@ def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
     for content in _read(path, lambda file: [read_json(file)], problems):
         if isinstance(content, dict):
             return _fitting(path, content, problems)
-        _refuse(path, f"must hold an object, holds a {type(content).__name__}", problems)
+        _refuse(path, f"must be an object, is a {type(content).__name__}", problems)
     return {}
 
 
@@ -175,7 +175,7 @@ def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, 
                 _refuse(path, f"is not JSON ({error})", problems, at)
             continue
         if not isinstance(row, dict):
-            _refuse(path, f"must hold an object, holds a {type(row).__name__}", problems, at)
+            _refuse(path, f"must be an object, is a {type(row).__name__}", problems, at)
         elif fields := _fitting(path, row, problems, at):
             rows.append(fields)
     return rows
@@ -238,13 +238,13 @@ def _misfit(value: Any, schema: Schema, name: str) -> str:
         kind = schema.removesuffix("!")
         if (value is None and kind == schema) or _CHECKS[kind](value):
             return ""
-        return f"{name}={str(value)[:40]!r} is no {kind}"
+        return f"{name}={str(value)[:40]!r} is not of type {kind}"
     if value is None:
         return ""
     if isinstance(schema, list):
         if not isinstance(value, list):
-            return f"{name}={str(value)[:40]!r} is no list"
+            return f"{name}={str(value)[:40]!r} is not a list"
         return next(filter(None, (_misfit(item, schema[0], f"{name}[{at}]") for at, item in enumerate(value))), "")
     if not isinstance(value, dict):
-        return f"{name}={str(value)[:40]!r} is no object"
+        return f"{name}={str(value)[:40]!r} is not an object"
     return next((text for _, text in _misfits(value, schema, f"{name}.")), "")

@@ -14,7 +14,7 @@ from sft_lab.data.messages import Unreadable, parsed_turns, read_messages, read_
 from sft_lab.data.template_input import Conversation
 from sft_lab.data.template_layout import CannotRender
 
-_FORMS = "a list of messages, or an object with messages and, if wanted, tools; or such a one on each line"
+_FORMS = "a list of messages, or an object with messages and, if wanted, tools; or one of these on each line"
 
 
 def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
@@ -36,7 +36,7 @@ def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror}); give another file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it so") from error
+        raise UserError(f"{name}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8") from error
     if not text.strip():
         raise UserError(f"{name}: is empty; give {_FORMS}")
     return {at: _conversation(value, at) for at, value in _values(text, name)}

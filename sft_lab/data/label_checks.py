@@ -30,9 +30,7 @@ def check_messages(rows: Rows, maker: ExampleMaker, context: StageContext) -> No
     roles = pc.struct_field(pc.list_flatten(messages), "role")
     developers = pc.sum(pc.equal(roles, "developer")).as_py() or 0
     if developers and "developer" not in maker.renderer.jinja:
-        context.notice(
-            f"template: knows no role developer; {count_of(developers, 'developer turn')} became system turns"
-        )
+        context.notice(f"template: has no role developer; {count_of(developers, 'developer turn')} became system turns")
     if "weight" not in message_fields(messages):
         return
 
@@ -44,7 +42,7 @@ def check_messages(rows: Rows, maker: ExampleMaker, context: StageContext) -> No
     elif zeros := pc.sum(pc.equal(weights, 0)).as_py():
         context.notice(
             f"dataset.train_on={maker.rules.train_on.name}: {count_of(zeros, 'message')} with train=false or weight 0; "
-            "such marks are read with dataset.train_on=marked alone"
+            "such marks count only with dataset.train_on=marked"
         )
 
 
@@ -54,6 +52,6 @@ def _refuse_fractions(rows: Rows, messages: pa.ChunkedArray, weights: pa.Chunked
     if index >= 0:
         row = pc.list_parent_indices(messages.combine_chunks())[index].as_py()
         raise SourceError(
-            f"row {rows.ids[row]}: a turn's weight is {weights[index].as_py():g}, and dataset.train_on=marked knows "
-            "weights of 0 and 1 alone; trainer.loss_weights=true multiplies weights into the loss"
+            f"row {rows.ids[row]}: a turn's weight is {weights[index].as_py():g}, and dataset.train_on=marked allows "
+            "only 0 and 1; trainer.loss_weights=true applies other weights in the loss"
         )

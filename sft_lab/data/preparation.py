@@ -206,7 +206,11 @@ class Preparation:
                 if stage["dropped"]
             )
             strictest = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))["stage"]
-            remedy = "choose another template with template=..." if strictest == "template" else "loosen what took most"
+            remedy = (
+                "choose another template with template=..."
+                if strictest == "template"
+                else "loosen the stage that dropped the most"
+            )
             raise JobError(f"no training row is left ({losses}); {remedy}, or give more rows")
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
         probe = self._ready(probe_rows, None, loss_on_all=False)

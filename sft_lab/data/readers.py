@@ -127,7 +127,7 @@ def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[b
     for suffix, (magic, _) in _PACKINGS.items():
         if beginning.startswith(magic) and suffix != packing:
             right_name = Path(name.removesuffix(packing)).name + suffix
-            raise SourceError(f"{name}: is packed as {suffix}; rename it to {right_name}")
+            raise SourceError(f"{name}: is compressed as {suffix}; rename it to {right_name}")
     if beginning.startswith(b"PK\x03\x04"):
         raise SourceError(f"{name}: is a zip archive; unpack it and give what is in it")
 

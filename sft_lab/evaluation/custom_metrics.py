@@ -74,7 +74,7 @@ def _measure(point: EntryPoint, rows: list[dict[str, Any]], answers: list[str]) 
         if not (isinstance(key, str) and _KEY.fullmatch(key)):
             problems.append(f"{key!r} is left out, since a name must be letters, digits, _ and -")
         elif isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            problems.append(f"{key}={one_line(repr(value), 40)} is left out, since it is no finite number")
+            problems.append(f"{key}={one_line(repr(value), 40)} is left out, since it is not a finite number")
         else:
             numbers[key] = float(value)
     return numbers, problems

@@ -141,7 +141,7 @@ def pass_on_weights(trainer: Any) -> None:
     if not trainer.plain_head:
         raise ConfigError(
             "trainer.loss_weights=true: needs the plain loss head, which this model or these options do not allow (the "
-            "log has why); leave it out, with weights of 0 and 1 alone"
+            "log has why); leave it out, and use only weights of 0 and 1"
         )
     trainer.data_collator = _with_weights(trainer.data_collator)
 

@@ -118,7 +118,7 @@ def refuse_other_adapters(file: Path) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); train it again") from error
     if not isinstance(config, dict):
-        raise FolderError(f"{file}: must hold an object; train it again")
+        raise FolderError(f"{file}: must be an object; train it again")
     if (kind := config.get("peft_type")) != "LORA":
         raise FolderError(f"{file}: peft_type={kind!r} must be 'LORA', the only kind that is loaded here")
     defaults = peft.LoraConfig().to_dict()

@@ -253,7 +253,7 @@ def train(
 
         checkpoint = last_checkpoint(folder)
         if checkpoint:
-            log.info("train: goes on from %s", checkpoint.name)
+            log.info("train: resumes from %s", checkpoint.name)
         began = time.monotonic()
         try:
             was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))

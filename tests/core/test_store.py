@@ -136,11 +136,11 @@ def flip(file: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda entry: flip(entry / "deep" / "two.bin"), "deep/two.bin holds other bytes than were written"),
+        (lambda entry: flip(entry / "deep" / "two.bin"), "deep/two.bin has changed since it was written"),
         (lambda entry: (entry / "one.txt").write_text(""), "one.txt has 0 bytes instead of 1"),
         (lambda entry: (entry / "one.txt").unlink(), "one.txt is missing"),
-        (lambda entry: (entry / RECIPE).write_text('{"form'), "its recipe.json does not say what its files hold"),
-        (lambda entry: (entry / RECIPE).unlink(), "its recipe.json does not say what its files hold"),
+        (lambda entry: (entry / RECIPE).write_text('{"form'), "its recipe.json does not list its files"),
+        (lambda entry: (entry / RECIPE).unlink(), "its recipe.json does not list its files"),
     ],
 )
 def test_a_damaged_entry_is_said_and_made_anew(
@@ -158,7 +158,7 @@ def test_a_damaged_entry_is_said_and_made_anew(
     list(Store(tmp_path).listing())
     assert not caplog.messages
     assert not Store(tmp_path).entry("filter", RECIPE_OF, compute).hit
-    assert caplog.messages == [f"store: {place}: {said}; it is computed again"]
+    assert caplog.messages == [f"store: {place}: {said}; computing it again"]
     again = Store(tmp_path)
     assert again.entry("filter", RECIPE_OF, never).hit
     flip(place / "one.txt")
@@ -285,7 +285,7 @@ def test_who_waits_for_another_process_says_for_which(
         pass
     holder.communicate()
     who = f"process {holder.pid} on {socket.gethostname()}"
-    assert caplog.messages == [f"store: tokenize 0123456789ab: waiting for {who}, which is at work on it"]
+    assert caplog.messages == [f"store: tokenize 0123456789ab: waiting for {who}, which is working on it"]
 
 
 @pytest.mark.parametrize("kind", ["gone", "damaged", "file"])

@@ -422,7 +422,7 @@ def test_packed_files(context: StageContext, tmp_path: Path, name: str) -> None:
         load(StageContext(Store(context.store.root)), tmp_path / name)
     misnamed = tmp_path / "b.jsonl"
     misnamed.write_bytes(pack(plain))
-    with pytest.raises(SourceError, match=rf"packed as \.{name.rpartition('.')[2]}; rename it to b\.jsonl\."):
+    with pytest.raises(SourceError, match=rf"compressed as \.{name.rpartition('.')[2]}; rename it to b\.jsonl\."):
         load(context, misnamed)
 
 

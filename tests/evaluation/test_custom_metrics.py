@@ -76,9 +76,9 @@ def test_the_page_s_metric(site: Path) -> None:
         ),
         "exits": ("raise SystemExit(3)", {}, "failed (SystemExit: 3 in odd.py, line 2); its numbers are left out"),
         "no dict": ("return [1.0]", {}, "returned a list; it must return a dict of numbers by name"),
-        "NaN": ("return {'a': float('nan'), 'b': 2}", {"b": 2.0}, "a=nan is left out, since it is no finite number"),
-        "infinite": ("return {'a': float('inf')}", {}, "a=inf is left out, since it is no finite number"),
-        "text": ("return {'a': '0.5'}", {}, "a='0.5' is left out, since it is no finite number"),
+        "NaN": ("return {'a': float('nan'), 'b': 2}", {"b": 2.0}, "a=nan is left out, since it is not a finite number"),
+        "infinite": ("return {'a': float('inf')}", {}, "a=inf is left out, since it is not a finite number"),
+        "text": ("return {'a': '0.5'}", {}, "a='0.5' is left out, since it is not a finite number"),
         "flag": ("return {'a': True}", {}, "a=True is left out"),
         "nothing": ("return {'a': None}", {}, "a=None is left out"),
         "odd key": (

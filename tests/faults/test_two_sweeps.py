@@ -22,7 +22,7 @@ def test_the_same_sweep_twice_at_once(here: Path, tiny: list[str], capfd: pytest
     told = [one.communicate()[1] for one in both]
     for one, said in zip(both, told, strict=True):
         assert "Traceback" not in said
-        assert one.returncode == (2 if "another process works here" in said else 0), said
+        assert one.returncode == (2 if "another process is working here" in said else 0), said
     assert main(words) == 0  # whatever one could not do beside the other, is done now
     jobs = sorted(Path("sweep").glob("*/summary.json"))
     assert len(jobs) == 3

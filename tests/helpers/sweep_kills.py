@@ -97,7 +97,7 @@ def killed(launch: list[str], seed: int, most: int, seconds: float) -> Killed:
         found.resumes += 1
     while (code := warm.exit_code(pid := _begin(root, launch))) and found.resumes < most + 4:
         said = warm.output_of(root).read_text()[-600:]
-        if "another process works here" not in said:
+        if "another process is working here" not in said:
             found.problems.append(f"the same command ended with {code}: {said}")
             break
         found.resumes += 1

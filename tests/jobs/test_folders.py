@@ -175,7 +175,7 @@ def test_a_file_in_the_way(path):
 def test_a_broken_file_of_the_folder_is_named_and_rerun_helps(name, text):
     mark(create(), RunState.FINISHED)
     Path("run", name).write_text(text)
-    with pytest.raises(FolderError, match=rf"{re.escape(name)}.* (cannot be read|must hold an object).*rerun=true"):
+    with pytest.raises(FolderError, match=rf"{re.escape(name)}.* (cannot be read|must be an object).*rerun=true"):
         create()
     assert create("rerun=true").progress is JobProgress.NEW
 

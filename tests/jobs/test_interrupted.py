@@ -80,7 +80,7 @@ def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes
     assert (folder.checkpoints / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert step == max(losses(folder.path)) > 5
     assert main(command.split()[1:]) == 0
-    assert f"goes on from checkpoint-{step}" in folder.log.read_text()
+    assert f"resumes from checkpoint-{step}" in folder.log.read_text()
     assert main([*tiny, *LONG, "hydra.run.dir=whole"]) == 0
     assert losses(folder.path) == losses(Path("whole"))
     assert read_json(folder.summary)["eval/loss"] == read_json(Path("whole/summary.json"))["eval/loss"]
@@ -94,7 +94,7 @@ def test_a_named_folder_goes_on_by_the_same_command(here: Path, tiny: list[str],
     process.send_signal(signal.SIGINT)
     assert "interrupted; the same command resumes from step" in ended(process)
     assert main(words) == 0
-    assert "goes on from checkpoint-" in folder.log.read_text()
+    assert "resumes from checkpoint-" in folder.log.read_text()
 
 
 def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> None:

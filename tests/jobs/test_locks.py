@@ -50,10 +50,10 @@ def sft_lab(folder: Path, environment: dict[str, str], *words: str) -> subproces
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (NO_LOCKS % "ENOLCK", "keeps no file locks (No locks available)"),
-        (NO_LOCKS % "ENOSYS", "keeps no file locks (Function not implemented)"),
-        (NO_LOCKS % "EOPNOTSUPP", "keeps no file locks (Operation not supported)"),
-        (TWO_HOLDERS, "gives one lock to two processes at once"),
+        (NO_LOCKS % "ENOLCK", "does not support file locks (No locks available)"),
+        (NO_LOCKS % "ENOSYS", "does not support file locks (Function not implemented)"),
+        (NO_LOCKS % "EOPNOTSUPP", "does not support file locks (Operation not supported)"),
+        (TWO_HOLDERS, "grants one lock to two processes at once"),
     ],
 )
 def test_a_store_without_locks_is_refused(tmp_path: Path, tiny: list[str], flock, text: str, said: str) -> None:
@@ -117,7 +117,7 @@ def test_locks_that_hold_on_one_machine_are_refused_for_several(
     assert bool(said) == bool(wrong)
     if wrong:
         how = f"is mounted {wrong}" if wrong.startswith("by ") else f"({kind}) is mounted with {wrong}"
-        assert said.startswith(f"{home} {how}: its locks hold on one machine alone")
+        assert said.startswith(f"{home} {how}: its locks work on one machine only")
         told = Store(home / "store").check(several_machines=True)
         assert told == [f"store.path={home / 'store'}: {said}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
     assert locks.distrust(home / "store", several_machines=False) == ""

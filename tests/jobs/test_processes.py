@@ -124,7 +124,7 @@ def test_jobs_that_outlive_their_sweep_are_waited_for(here: Path, tiny: list[str
             again.stderr
         )
         assert job.output.read_text().startswith(before)
-        assert "train: goes on" not in job.log.read_text()  # nobody else has trained here
+        assert "train: resumes" not in job.log.read_text()  # nobody else has trained here
         assert read_json(job.status)["pid"] == pid
     states = [read_json(file)["state"] for file in (here / "sweep").glob("*/status.json")]
     assert states == ["finished"] * 3
@@ -143,7 +143,7 @@ def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: lis
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 143
     assert second.wait(200) == 0
-    assert "train: goes on from checkpoint-" in job.log.read_text()
+    assert "train: resumes from checkpoint-" in job.log.read_text()
 
 
 def test_the_device_of_a_job_at_work_is_the_one_its_process_has(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     with folder.running():
         assert folder.is_held()
-        with pytest.raises(FolderError, match="another process works here"), RunDir(tmp_path).running():
+        with pytest.raises(FolderError, match="another process is working here"), RunDir(tmp_path).running():
             pass
         assert read_json(folder.status)["state"] == "running"
     assert read_json(folder.status)["state"] == "finished"

@@ -233,7 +233,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(here: Path, tiny: list[str]) -> 
             process.wait()
     assert read(Path("cut/status.json"))["state"] == "running"
     assert main([*words, "hydra.run.dir=cut"]) == 0
-    assert "goes on from checkpoint-" in Path("cut/run.log").read_text()
+    assert "resumes from checkpoint-" in Path("cut/run.log").read_text()
     whole, cut = (read(Path(name) / "summary.json") for name in ("whole", "cut"))
     for key in ("eval/loss", "train/loss", "train/probe_loss", "best_step", "steps", "train_tokens", "verdict"):
         assert cut[key] == whole[key], key
