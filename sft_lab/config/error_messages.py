@@ -27,6 +27,10 @@ UNQUOTED_WORD = "YAML reads an unquoted on, off, yes or no as true or false; quo
 
 # A value elsewhere in the config, or the time in a folder's name: the interpolations that are plain data.
 _REFERENCE = re.compile(r"\$\{\.*[\w@/-]+(\.[\w@/-]+|\[\d+\])*\}|\$\{now:[^${}]*\}")
+# How the parser of OmegaConf's interpolations begins its errors.
+_PARSER_ERROR = re.compile(
+    r"^(LexerNoViable|no viable alternative|missing \w+ at|mismatched input|token recognition).*$"
+)
 
 
 # --- keys and options --------------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("In '")]
     line = lines[0] if lines else type(error).__name__
     line = re.sub(r"^\w+ raised while (resolving interpolation|composing config): ", "", line)
-    line = re.sub(r"^LexerNoViableAltException: .*$", "it stops in the middle", line)
+    line = _PARSER_ERROR.sub("holds an interpolation, ${...}, that cannot be read; write the value itself", line)
     return re.sub(
         "^Could not delete from config. '(.+)' does not exist.$", r"~\1: is not in the config; leave it out", line
     )

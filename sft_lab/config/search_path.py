@@ -19,10 +19,12 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sft_lab.config.error_messages import (
     UNQUOTED_WORD,
     all_keys,
+    first_line,
     refuse_none_with_filters,
     refused_interpolations,
     yaml_problem,
@@ -222,7 +224,9 @@ def read_option_file(file: Path, default_package: str) -> tuple[DictConfig, str]
     path = () if package == "_global_" else tuple(filter(None, package.split(".")))
     try:
         content = OmegaConf.create(read_yaml(text, path) or {})
-    except Exception as error:  # PyYAML's errors share no base class with OmegaConf's
+    except OmegaConfBaseException as error:
+        raise ConfigLoadError(f"{file}: {first_line(error)}") from error
+    except Exception as error:  # PyYAML's errors share no base class
         raise ConfigLoadError(f"{file}: {yaml_problem(error)}") from error
     if not isinstance(content, DictConfig):
         raise ConfigLoadError(f"{file}: must hold keys and values, not a list")

@@ -82,6 +82,11 @@ MISTAKES = {
     "key removed": (["~trainer.learning_rate"], ["~trainer.learning_rate", "cannot be removed"]),
     "existing key with +": (["+dedup.threshold=0.9"], ["dedup.threshold", "without +"]),
     "unset variable": (["trainer.optim=${oc.env:SFT_LAB_NOT_SET}"], ["SFT_LAB_NOT_SET"]),
+    "half an interpolation": (
+        ["trainer.optim='${a'"],
+        ["trainer.optim", "an interpolation, ${...}, that cannot be read"],
+    ),
+    "an interpolation without its end": (["seed='${oc.env:X'"], ["seed", "that cannot be read"]),
     "missing": (["dataset=file"], ["dataset.path", "no value", "dataset.path=..."]),
     "all missing at once": (["dataset=file", "model=local"], ["dataset.path", "model.name_or_path", "2 problems"]),
     # grammar
@@ -271,6 +276,7 @@ def test_sweeping_over_plain_experiments():
         ("trainer: {lr: [3\n", ["mine.yaml", "not YAML", "line"]),
         ("defaults:\n  - override /dedup: semantc\n", ["dedup=semantc", "did you mean semantic?"]),
         ("defaults:\n  - override /dedpu: exact\n", ["mine.yaml", "dedpu", "did you mean dedup?"]),
+        ("seed: ${threads\n", ["mine.yaml: holds an interpolation, ${...}, that cannot be read"]),
         ("defaults:\n  - override /filter: [none, length]\n", ["mine.yaml", "none cannot be combined"]),
         ("- a\n- list\n", ["mine.yaml", "keys and values"]),
     ],
@@ -324,7 +330,7 @@ def test_broken_yaml_in_an_own_option_names_the_file():
 def test_a_sweep_over_an_option_without_the_swept_key_is_refused_with_the_remedy():
     message = refused(["dedup=none,semantic", "dedup.threshold=0.8,0.9"], multirun=True)
     assert "dedup.threshold: dedup=none has no such key" in message
-    assert "two sweeps into one folder (hydra.sweep.dir" in message
+    assert "two sweeps in one folder (hydra.sweep.dir" in message
     assert "job dedup=none dedup.threshold=0.8, job dedup=none dedup.threshold=0.9" in message
 
 
