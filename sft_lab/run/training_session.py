@@ -65,7 +65,7 @@ class TrainingSession(Session):
         self._note({"precision": resolve_precision(self.run.trainer.precision)})
         if options.holding.four_bit and not has_gpu():
             memory = "an eighth of the memory for the weights, and slower steps than trainer=lora"
-            self.context.notice(f"trainer.quantization=nf4 on a processor: {memory}")
+            self.context.notice(f"trainer.quantization=nf4 on a CPU: {memory}")
         return self
 
     def set_up_training(self) -> None:
