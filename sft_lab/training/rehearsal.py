@@ -109,8 +109,8 @@ def refuse_misfit(
         args: of Transformers' trainer, for an optimizer that treats some modules apart.
 
     Raises:
-        ConfigError: for an adapter or optimizer on missing modules, rows longer than the learned positions, packing with stateful
-            layers, or weights whose type does not fit the precision.
+        ConfigError: for an adapter or optimizer on missing modules, rows longer than the learned positions, packing
+            with stateful layers, or weights whose type does not fit the precision.
     """
     holding = options.holding
     if holding.trained and model.dtype == "float16" and holding.precision == "fp16":

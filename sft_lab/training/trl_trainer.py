@@ -326,8 +326,8 @@ def _build_trainer(
 
     # TRL uses the old name of this field, Transformers' trainer the new one.
     args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
-    # TRL holds adapters of 4-bit weights in bfloat16. Small updates would be lost, a resumed training would have them in
-    # float32, and the gradient scaler of fp16 needs float32.
+    # TRL holds adapters of 4-bit weights in bfloat16: small updates would be lost, and a resumed training would have
+    # them in float32. The gradient scaler of fp16 needs float32, too.
     if args.fp16 or options.holding.four_bit:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:

@@ -62,7 +62,7 @@ def resolve_dtype(dtype: str, holding: Holding, checkpoint: Callable[[], Any]) -
 
 
 def four_bit_dtype(holding: Holding) -> str:
-    """Return the type in which 4-bit weights are multiplied: float32 on a processor, bf16 where the card has it."""
+    """Return the type in which 4-bit weights are multiplied: float32 on a CPU, bf16 where the GPU has it."""
     import torch
 
     if not torch.cuda.is_available():
@@ -92,9 +92,9 @@ def four_bit_kwargs(holding: Holding) -> dict[str, Any]:
 
 
 def keep_trainable(model: Any) -> None:
-    """Keep bitsandbytes from packing 4-bit weights anew when a model is measured on a processor with AVX512-BF16.
+    """Keep bitsandbytes from repacking 4-bit weights when a model is evaluated on a CPU with AVX512-BF16.
 
-    What it packs so has no gradient: training that goes on after a measurement would be wrong without an error.
+    Gradients do not pass through repacked weights: training after a measurement would be wrong without an error.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
