@@ -339,7 +339,7 @@ def _add_to_search(search: _Parser) -> None:
     )
 
 
-def _add_overrides(parser: _Parser, *, sweeps: bool = True) -> None:
+def _add_overrides(parser: _Parser, *, sweeps: bool) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides in Hydra's grammar")
     if sweeps:
         parser.add_argument(

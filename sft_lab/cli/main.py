@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # the reader has stopped, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except Exception as error:  # noqa: BLE001 - a bug of ours, printed here, where secrets are removed
+        except Exception as error:  # noqa: BLE001 - a bug in sft_lab, printed here, where secrets are removed
             if isinstance(error, OSError) and error.filename is None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 output.print_message(

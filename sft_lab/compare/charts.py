@@ -111,7 +111,7 @@ def _render(name: str, label: str, draw: Callable[[], Chart]) -> Markup:
         body = re.sub(r' style="[^"]*"', "", match["body"])
         body = re.sub(r"(\d\.\d)\d+", r"\1", body)
         if classes.startswith("curve"):
-            path = f"{name}-curve-{match['number']}"  # drawn once more, wide and invisible, for the pointer
+            path = f"{name}-curve-{match['number']}"  # drawn a second time, wide and invisible, to catch the pointer
             body = f'<use class="wide" href="#{path}"/>\n' + body.replace("<path ", f'<path id="{path}" ', 1)
         return Markup('<g class="{}"><title>{}</title>\n').format(classes, title) + Markup(body) + Markup("</g>")  # noqa: S704
 

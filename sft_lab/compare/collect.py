@@ -179,9 +179,8 @@ def _read(folder: RunDir, name: str) -> ComparedJob:
         job.events = read_metrics(folder.metrics)
         job.samples = read_lines(folder.samples)
         state = str(status.get("state", NOT_STARTED))
-        job.summary = (
-            read(folder.summary) if state == RunState.FINISHED else {}
-        )  # an older one may lie beside a new start
+        if state == RunState.FINISHED:  # an unfinished run may still have the summary of an earlier one
+            job.summary = read(folder.summary)
         job.numbers = {**_so_far(folder, job), **job.summary}
         if state == RunState.FINISHED and not job.summary and status.get("work") == Work.PREPARE:
             state = PREPARED

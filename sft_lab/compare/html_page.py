@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_LEVELS = 8  # values of an axis up to which each is a group; more numbers, as a search tries them, are a line
 WIDE = 20.0  # between the lowest and the highest of them: drawn by factors
 MAX_HOVERED = 60  # jobs up to which the pointer on a row of the table highlights the job's curves
-SAME_BASES = 0.02  # base models whose losses differ by less, as with other seeds, are one line in a chart
+SAME_BASES = 0.02  # base models whose losses differ by less, as between seeds, share one line in a chart
 NO_VALUE = "not set"  # name of the value of jobs whose config lacks the key
 BASE_LABELS = {"base": "base model", "prompted_base": "base model, prompted"}
 

@@ -272,7 +272,7 @@ def sweep_subdir(composed: DictConfig, number: int, overrides: list[str]) -> str
         ) from error
 
 
-def build_job(composed: DictConfig, fixed: list[str], overrides: list[str], subdir: str | None = None) -> Job:
+def build_job(composed: DictConfig, fixed: list[str], overrides: list[str], subdir: str | None) -> Job:
     """Check a composed config, including files and packages, and build its job.
 
     Args:

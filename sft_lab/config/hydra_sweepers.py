@@ -33,7 +33,7 @@ from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.log import log
 
 CHOOSERS = ("hydra/sweeper", "hydra/launcher")
-# Hydra would write files of its own beside our job folders, and set up its logging over ours.
+# Hydra would write its own files next to the job folders, and replace our logging by its own.
 _NO_OUTPUT = [
     "hydra.output_subdir=null",
     "hydra.sweep.subdir=.",
@@ -55,8 +55,8 @@ def is_driven_by_hydra(overrides: list[str]) -> bool:
 def run_hydra_sweep(
     overrides: list[str],
     run_jobs: Callable[[Plan], list[Outcome]],
-    config_dir: str | None = None,
-    config_name: str | None = None,
+    config_dir: str | None,
+    config_name: str | None,
 ) -> list[SftLabError]:
     """Let Hydra run a sweep, and return the failures of the jobs that ran in this process.
 

@@ -13,7 +13,7 @@ import yaml
 from antlr4 import CommonTokenStream, InputStream
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
-from omegaconf._utils import get_yaml_loader  # not public, but OmegaConf.load lets nobody change nodes before values
+from omegaconf._utils import get_yaml_loader  # private: OmegaConf.load cannot change nodes
 
 from sft_lab.core.io import refuse_alias_bomb
 from sft_lab.run.config import Run

@@ -23,7 +23,7 @@ from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
 from sft_lab.tracking.config import Tracking
 
-# What a file may set below hydra, beside mode, run.dir, sweep.dir and the values of a sweep: what Hydra sets itself.
+# What a config may hold below hydra: mode, run.dir, sweep.dir and the values of a sweep, and what Hydra sets itself.
 _HYDRA_NODES = {"mode", "run", "sweep", "launcher", "sweeper", "job", "runtime", "overrides"}
 _BASIC_KEYS = {"launcher": {"_target_"}, "sweeper": {"_target_", "max_batch_size", "params"}}
 

@@ -135,7 +135,7 @@ def command(run: Run, folder: RunDir, machine: Machine) -> list[str]:
     launch = run.launch
     config = folder.inputs / "launch.config_file" / launch.accelerate_config().name  # as it was read
     if launch.num_machines == 1:
-        rendezvous = ["--main_process_port", "0"]  # jobs beside this one have ports of their own
+        rendezvous = ["--main_process_port", "0"]  # any free port, since other jobs may run on this machine
     else:
         rendezvous = [
             "--machine_rank", str(machine.rank), "--main_process_ip", machine.address,

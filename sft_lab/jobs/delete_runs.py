@@ -21,7 +21,7 @@ from sft_lab.jobs.slurm import SUBMITIT_DIR
 from sft_lab.run.trial import JOURNAL, SEARCH_LOCK
 from sft_lab.run.twins import LOCKS
 
-# What a sweep folder holds beside its runs, the marker last: without it the folder is no sweep any more.
+# What a sweep folder holds besides its runs. The marker comes last: without it, the folder is no longer a sweep.
 SWEEP_FILES = (
     SEARCH, JOURNAL, f".{JOURNAL}.lock", "compare.html", "compare.json", LOCKS, SUBMITIT_DIR, "wandb", SWEEP,
 )  # fmt: skip

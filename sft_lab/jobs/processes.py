@@ -71,7 +71,7 @@ class ProcessJob(SupervisedJob):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device
-        # -P: with -m alone Python would import from the working folder first, and a torch.py may lie there.
+        # -P: otherwise -m would make Python import from the working folder first, where there may be a torch.py.
         command = [sys.executable, "-P", "-m", "sft_lab", "exec", str(self.folder.path), "--work", work]
 
         # Appended: a process of an earlier command may still be at work, and print into the file.

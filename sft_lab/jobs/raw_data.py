@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sft_lab.run.config import Run
 
-SAMPLED_LINES = 200  # the first of a file, whose tokens stand for all
+SAMPLED_LINES = 200  # at the start of a file, by which the tokens of all are estimated
 MAX_LINE = 2**20  # characters of a sampled line; a longer one ends the sample
 _BLOCK = 2**24  # bytes that are searched for line ends at a time
 

@@ -44,7 +44,7 @@ class RayTasks(Backend):
     def __init__(self, jobs: list[tuple[str, RunDir]], launcher: Ray, work: str) -> None:
         import ray
 
-        # max_calls: each process executes one job, whose memory is freed with it.
+        # max_calls: each process executes one job, so that its memory is freed when it ends.
         remote = ray.remote(
             num_cpus=launcher.num_cpus,
             num_gpus=_gpus_per_job(launcher),

@@ -38,7 +38,7 @@ SUBMITIT_DIR = ".submitit"  # beside the job folders: submitit's batch script, i
 POLL_SECONDS = 1.0  # between two checks of the folders
 QUEUE_SECONDS = 10.0  # between two calls of squeue, one for all jobs
 KILL_SECONDS = 900.0  # for Slurm to end a job after its SIGTERM
-# Slurm's states of a job that is over, and ours of one that the queue does not know any more.
+# Slurm's states of a finished job, and our own for one that is no longer in the queue.
 GONE = "gone from the queue"
 ENDED = {
     "BOOT_FAIL",
@@ -310,7 +310,7 @@ def executor_for(launcher: Slurm, logs: Path) -> AutoExecutor:
     cluster, gpus = launcher.cluster.name, launcher.gpus
     if launcher.cluster is Cluster.local:
         gpus = min(gpus, len(visible_gpus()))
-    # -P: with -m alone Python would import from the working folder first, and a torch.py may lie there.
+    # -P: otherwise -m would make Python import from the working folder first, where there may be a torch.py.
     python = f"{shlex.quote(sys.executable)} -P"
     executor = AutoExecutor(
         folder=logs,

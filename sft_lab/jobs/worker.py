@@ -106,7 +106,7 @@ def execute_on_cluster(path: str, work: str, environment: dict[str, str]) -> dic
     return {"message": failure.message, "by_input": failure.by_input} if failure else None
 
 
-def interruption_message(folder: RunDir, resume_command: str, work: str = Work.RUN) -> str:
+def interruption_message(folder: RunDir, resume_command: str, work: str) -> str:
     """Return how far an interrupted job came, and the command that resumes it."""
     if work == Work.PREPARE:
         return f"interrupted; {resume_command} resumes it: finished data stages are kept"

@@ -20,7 +20,7 @@ FEW_ROWS = 1000  # conversations below which a card warns
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATH_KEY = re.compile("path|dir|file|folder")
 
-# The groups that shaped the result. The rest of the config says where it was made, which is nobody's business.
+# The groups that shaped the result. The rest of the config is about the machine it was made on, which stays private.
 DATA_SETTINGS = ("dataset", "split", "filter", "decontaminate", "dedup", "template", "model")
 MODEL_SETTINGS = (*DATA_SETTINGS, "trainer", "seed")
 

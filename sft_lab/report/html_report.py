@@ -46,7 +46,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
     Verdict.NOT_JUDGED: ("none", "There is too little held-out evidence to judge the run."),
 }
 
-# Measures beside the key numbers: name in the summary, label, and format of the value.
+# Measures below the key numbers: name in the summary, label, and format of the value.
 MEASURES = (
     ("eval/bits_per_byte", "Bits per byte of held-out answers", "{:.3f}"),
     ("eval/token_accuracy", "Held-out tokens predicted correctly", "{:.1%}"),

@@ -39,8 +39,8 @@ MAX_CONTAMINATED = 20
 MAX_EXAMPLES = 3  # dropped rows, for each reason
 EXAMPLE_CHARACTERS = 200  # of each of them
 MAX_EXTREMES = 5  # longest and shortest rows
-MAX_LANGUAGE_ROWS = 2000  # whose language is told, and by how many characters of each text
-LANGUAGE_CHARACTERS = 400
+MAX_LANGUAGE_ROWS = 2000  # whose language is detected
+LANGUAGE_CHARACTERS = 400  # of a text, to detect its language by
 MAX_CHARACTERS = 2000  # of any other text; a page with complete answers would be too heavy to open
 
 
@@ -63,7 +63,7 @@ def write(folder: RunDir, run: Run, data: Prepared, context: StageContext) -> No
     }
     write_json(folder.data, content)
 
-    # Without any pair the file holds its header alone, which filter=reviewed accepts.
+    # Without any pair the file holds only its header, which filter=reviewed accepts.
     if near["thresholds"]:
         write_text(folder.review, _review(near["pairs"]))
 

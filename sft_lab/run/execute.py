@@ -124,7 +124,7 @@ def score_test(run: Run, folder: RunDir) -> dict[str, Any]:
     return TrainingSession(run, folder).score_test()
 
 
-def create_context(run: Run, store: Store | None = None, folder: RunDir | None = None) -> StageContext:
+def create_context(run: Run, store: Store | None, folder: RunDir | None) -> StageContext:
     """Return the tools that the run's stages work with."""
     context = StageContext(
         store or run.store.open(),

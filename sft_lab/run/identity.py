@@ -55,8 +55,8 @@ def job_identity(run: Run) -> dict[str, Any]:
     identity = {name: value for name, value in saved_config(run).items() if name not in NOT_IDENTITY}
     identity["dataset"] = {name: value for name, value in identity["dataset"].items() if name != "max_record_mb"}
 
-    # A step takes as many batches as there are processes. Sharded training computes in the weights' own type where a
-    # copy in each process, like one process alone, computes under autocast: a little different.
+    # A step takes one batch from each process. Sharded training computes in the weights' own type, whereas a copy of
+    # the model in each process, like a single process, computes under autocast, with slightly different results.
     if run.launch.num_processes > 1:
         identity["num_processes"] = run.launch.num_processes
     if run.launch.config_file is not None and (kind := run.launch.distributed_type()) != DDP:

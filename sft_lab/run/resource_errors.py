@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from sft_lab.run.config import Run
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, larger than a file may be
-# Writers in Rust and C++ have errors of their own, known by their text alone; the last two are torch.save's.
+# Writers in Rust and C++ raise their own errors, recognized only by their text; the last two are torch.save's.
 _DISK_TEXTS = (
     "No space left on device", "Disk quota exceeded", "File too large", "inline_container.cc", "iostream error",
 )  # fmt: skip
 _MEMORY_TEXTS = (
     "out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate",
-    "_STATUS_ALLOC_FAILED",  # of cuBLAS and cuDNN, whose own memory did not fit beside the model
+    "_STATUS_ALLOC_FAILED",  # of cuBLAS and cuDNN, when their workspace does not fit next to the model
 )  # fmt: skip
 _LOST_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch.distributed's
 MAX_CHARACTERS = 300  # of a library's own message

@@ -73,7 +73,7 @@ class Session:
                 "hardware": manifest.hardware(),
             }
         )
-        if not logging.getLogger("sft_lab").level:  # a notebook has not set any, and the log would hold warnings alone
+        if not logging.getLogger("sft_lab").level:  # not set in a notebook, where the log would hold only warnings
             logging.getLogger("sft_lab").setLevel(logging.INFO)
         # Last: ``__exit__`` is not called where entering fails, and the log would get the next job's lines too.
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
@@ -93,7 +93,7 @@ class Session:
         """Set what arithmetic depends on; done here and nowhere else."""
         if self.run.threads:
             torch.set_num_threads(self.run.threads)
-        # As transformers.set_seed does, whose module imports PEFT and with it seconds of models.
+        # What transformers.set_seed does, but importing that takes seconds, since it imports PEFT.
         random.seed(self.run.seed)
         np.random.seed(self.run.seed)
         torch.manual_seed(self.run.seed)
@@ -185,7 +185,7 @@ class Session:
         return summary
 
     _work = Work.PREPARE
-    _id_suffix = "-data"  # preparing is tracked as a run of its own beside the training that may follow
+    _id_suffix = "-data"  # preparing is tracked separately from the training that may follow
 
     def first_step(self) -> int:
         """Return the optimizer step from which training resumes; 0 for a new one."""

@@ -51,7 +51,7 @@ class TrainingSession(Session):
         self._last: tuple[int, Scores, Scores | None] | None = None  # step, held-out rows, probe
         self._evaluator = Evaluator(run, self.context, self._loaded_model)
         self._measuring_clock = Stopwatch()  # before and after training
-        self._tokens_before = 0  # trained on before the checkpoint that training goes on from
+        self._tokens_before = 0  # trained on before the checkpoint that training resumes from
         self.record: Record | Unwritten = Unwritten()
         self._samples: Lines | Unwritten = Unwritten()
 

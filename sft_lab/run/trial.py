@@ -27,8 +27,8 @@ JOURNAL = "search.journal"  # Optuna's record of a search, in its sweep folder
 SEARCH_LOCK = ".search.lock"  # beside it, held while a command proposes trials
 STUDY = "search"  # the one study in it
 _CMAES_STATE = re.compile(r"(sep)?cma(wm)?:")  # keys of what Optuna keeps of CMA-ES
-# Successive halving over the share of a training that is done, in percent: at a quarter and at a half of it the better
-# half of those that came so far goes on.
+# Successive halving over the share of a training that is done, in percent: at a quarter and at a half of it, the better
+# half of the trials that came this far continues.
 FIRST_RUNG, REDUCTION = 25, 2
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sft_lab.run.config import Run
 
 LOCKS = ".locks"  # in a sweep folder: for each training a lock, and the names of the jobs that have come to it
-# What a manifest says of the training itself, and not of the job whose folder it is in.
+# Fields of a manifest that describe the training itself rather than the job whose folder it is in.
 TRAINING_FIELDS = ("git", "packages", "threads", "hardware", "precision")
 
 
