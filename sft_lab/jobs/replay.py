@@ -113,7 +113,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     old = _read_old_run(folder, config)
 
     new = _create_folder(run, overrides, out, source, old.work)
-    extra = _extra_differences(old, new)
+    extra = _config_difference(old)
     now = None
     if old.manifest is not None:
         now = [*extra, *environment.differences(old.manifest, environment.current(run))]
@@ -176,16 +176,12 @@ def _create_folder(run: Run, overrides: list[str], out: Path | None, source: Pat
     return replace(job_folder, resume_command=shlex.join(command))
 
 
-def _extra_differences(old: OldRun, new: JobFolder) -> list[Difference]:
-    """Return differences that no manifest has: an edited config, and training that was interrupted."""
-    differences = []
+def _config_difference(old: OldRun) -> list[Difference]:
+    """Return the difference that no manifest has: an edited config."""
     job = (old.manifest or {}).get("job")
-    if job not in (None, old.job):
-        differences.append(Difference("config (edited, or read by another sft_lab)", job, old.job))
-    if new.progress is JobProgress.UNFINISHED and any(new.folder.checkpoints.glob("checkpoint-*")):
-        # A mean of training losses across the interruption covers fewer steps; everything else has come out equal.
-        differences.append(Difference("training", "without interruption", "resumed from a checkpoint"))
-    return differences
+    if job in (None, old.job):
+        return []
+    return [Difference("config (edited, or read by another sft_lab)", job, old.job)]
 
 
 def _compare(done: Replay, old: OldRun, extra: list[Difference]) -> Replay:

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_lab.core.io import read_json
+from sft_lab.core.io import read_json, write_json
+
+UNLOGGED = "unlogged.json"
+
+
+@dataclass
+class Unlogged:
+    """What a training has added up since its last log entry: a checkpoint may fall between two of them.
+
+    Attributes:
+        loss: sum of the losses of these steps.
+        last_logged: step of the last log entry.
+        metrics: TRL's, by name, a value for each batch.
+        tokens: trained since the first step.
+    """
+
+    loss: float
+    last_logged: int
+    metrics: dict[str, list[float]]
+    tokens: int
+
+    def write(self, checkpoint: Path) -> None:
+        """Write it into the folder of a checkpoint."""
+        write_json(checkpoint / UNLOGGED, asdict(self))
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Unlogged | None:
+        """Return what a checkpoint holds of it; None where it holds nothing, as one of an older version."""
+        try:
+            content = read_json(checkpoint / UNLOGGED)
+            metrics = {name: [_number(value) for value in values] for name, values in content["metrics"].items()}
+            return cls(_number(content["loss"]), int(content["last_logged"]), metrics, int(content["tokens"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)  # JSON has no NaN
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -25,13 +25,12 @@ from sft_lab.core.interrupt import noted
 from sft_lab.core.io import sync
 from sft_lab.core.log import log
 from sft_lab.core.progress import is_shown
+from sft_lab.core.text import count_of
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Event, MetricsCallback, ProgressBar, StopCallback, Watch, log_held_out_loss
-from sft_lab.training.checkpoints import is_out_of_patience, last_checkpoint
-from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, resolve_precision
-from sft_lab.training.optimizers import let_checkpoints_load, put_average
+from sft_lab.training.checkpoints import Unlogged, is_out_of_patience, last_checkpoint
+from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, refuse_no_step, resolve_precision
 from sft_lab.training.peft_config import build_loraplus_optimizer, build_peft_config
-from sft_lab.training.schedule import settle_schedule
 from sft_lab.training.sft_config import build_sft_config
 
 
@@ -113,7 +112,6 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             return {}
         assert self.watch.measure is not None
 
-        put_average(self.optimizer)
         with (
             self.watch.clock.running(),
             _without_autocast(self.model),
@@ -144,16 +142,20 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             loss = event["eval/loss"]
             raise Pruned(f"at {share:.0%} of the training, with a held-out loss of {loss:.4f}")
 
-    def _load_best_model(self) -> None:
-        """Load the best weights, which are an average already where the optimizer makes one."""
-        put_average(self.optimizer)
-        super()._load_best_model()
+    def resume_logging(self, unlogged: Unlogged) -> None:
+        """Continue the sums of the next log entry, which Transformers and TRL begin anew when training resumes."""
+        self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
+        self._globalstep_last_logged = unlogged.last_logged
+        for name, values in unlogged.metrics.items():
+            self._metrics["train"][name] = list(values)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint as Transformers does, but remove the older one only after the new one is on disk."""
-        # A checkpoint that only an interrupted training has must not change the weights.
-        if not self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
-            put_average(self.optimizer)
+        loss = self.accelerator.reduce(self._tr_loss.clone(), reduction="mean").item()
+        if self.args.should_save:
+            tokens = self.watch.tokens_before + int(self._total_train_tokens)
+            unlogged = Unlogged(loss, self._globalstep_last_logged, dict(self._metrics["train"]), tokens)
+            unlogged.write(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
@@ -168,6 +170,16 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         """Do nothing: sft_lab writes its own card."""
 
 
+class _ResumeLogging(transformers.TrainerCallback):  # type: ignore[misc]
+    """Has the trainer continue the sums of its next log entry, once it has set them to zero."""
+
+    def __init__(self, trainer: _Trainer, unlogged: Unlogged) -> None:
+        self.trainer, self.unlogged = trainer, unlogged
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.resume_logging(self.unlogged)
+
+
 class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
     """Has the fixed prompts answered every ``samples_every`` steps."""
 
@@ -175,9 +187,8 @@ class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self.watch = watch
         self.attention = attention
 
-    def on_step_end(self, _: Any, state: Any, __: Any, model: Any = None, optimizer: Any = None, **___: Any) -> None:
+    def on_step_end(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
         if self.watch.sample and state.global_step % self.watch.samples_every == 0:
-            put_average(optimizer)
             with self.watch.clock.running(), _without_autocast(model), _attention(model, self.attention):
                 self.watch.sample(model, state.global_step)
 
@@ -260,18 +271,19 @@ def train(
         args.max_steps = planned_steps(counted_rows, options, args.world_size)
     with _attention(model, attention) as own_attention:
         trainer = _build_trainer(model, tokenizer, rows, options, args, watch, own_attention, new_tokens or [])
-        settle_schedule(trainer, options, len(rows))
+        _log_plan(trainer, options, len(rows))
 
         checkpoint = last_checkpoint(folder)
         if checkpoint:
             log.info("train: resumes from %s", checkpoint.name)
-            let_checkpoints_load(args.optim)
+            if unlogged := Unlogged.read(checkpoint):
+                watch.tokens_before = unlogged.tokens
+                trainer.add_callback(_ResumeLogging(trainer, unlogged))
         began = time.monotonic()
         try:
             was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
             if not was_finished:
                 _run(trainer, checkpoint)
-                put_average(trainer.optimizer)
         except ImportError as error:  # such as an optimizer's package
             reason = " ".join(str(error).split())
             raise ConfigError(f"trainer: needs a package that is not installed: {reason}") from error
@@ -326,9 +338,7 @@ def _build_trainer(
 
     # TRL uses the old name of this field, Transformers' trainer the new one.
     args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
-    # TRL holds adapters of 4-bit weights in bfloat16: small updates would be lost, and a resumed training would have
-    # them in float32. The gradient scaler of fp16 needs float32, too.
-    if args.fp16 or options.holding.four_bit:
+    if args.fp16:  # the gradient scaler needs float32, and TRL holds adapters of 4-bit weights in bfloat16
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -362,6 +372,29 @@ def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig, own_attention: 
     if options.early_stopping_patience and watch.measure:
         callbacks.append(transformers.EarlyStoppingCallback(options.early_stopping_patience))
     return callbacks
+
+
+def _log_plan(trainer: Any, options: Full, rows: int) -> None:
+    """Log rows and steps and, if the number of steps is set, the epochs that they make."""
+    args = trainer.args
+    blocks = len(trainer.train_dataset)
+    refuse_no_step(blocks, options, args.world_size)
+    steps_of_epochs = planned_steps(blocks, options, args.world_size)
+    steps = args.max_steps if args.max_steps > 0 else steps_of_epochs
+    if args.lr_scheduler_type != "constant" and (warmup := args.get_warmup_steps(steps)) >= steps:
+        log.warning("train: warm-up takes %d of %d steps; lower trainer.warmup_steps", warmup, steps)
+
+    plan = count_of(rows, "row")
+    if options.packing:
+        plan += f" packed into {count_of(blocks, 'block')}"
+    plan += f", {count_of(steps, 'optimizer step')}"
+    if args.max_steps > 0:
+        epochs = f"{steps / steps_of_epochs * options.num_train_epochs:.3g}"
+        plan += f", which is {epochs} {'epoch' if epochs == '1' else 'epochs'}"
+    plan += f", loss_head={'plain' if trainer.plain_head else 'trl'}"
+    if args.world_size > 1:
+        plan += f", {args.world_size} processes ({trainer.accelerator.distributed_type.value})"
+    log.info("train: %s", plan)
 
 
 def _load_finished(trainer: Any, checkpoint: Path) -> bool:

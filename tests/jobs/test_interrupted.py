@@ -46,12 +46,12 @@ def ended(process: subprocess.Popen[str]) -> str:
     return text
 
 
-def trains(pattern: str) -> Callable[[], RunDir | None]:
-    """Return a question for the folder that matches, once five steps are logged there."""
+def trains(pattern: str, events: int = 6) -> Callable[[], RunDir | None]:
+    """Return a question for the folder that matches, once there are log entries in it."""
 
     def look() -> RunDir | None:
         folders = [path.parent for path in Path.cwd().glob(f"{pattern}/metrics.jsonl")]
-        return RunDir(folders[0]) if folders and len(losses(folders[0])) > 5 else None
+        return RunDir(folders[0]) if folders and len(losses(folders[0])) >= events else None
 
     return look
 
@@ -84,6 +84,23 @@ def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes
     assert main([*tiny, *LONG, "hydra.run.dir=whole"]) == 0
     assert losses(folder.path) == losses(Path("whole"))
     assert read_json(folder.summary)["eval/loss"] == read_json(Path("whole/summary.json"))["eval/loss"]
+
+
+def test_a_run_interrupted_between_two_log_entries_reproduces(
+    here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = start(*tiny, *LONG, "trainer.logging_steps=7", "trainer.max_steps=90")
+    folder = wait(trains("outputs/*/*", events=2), process)
+    process.send_signal(signal.SIGINT)
+    ended(process)
+    (checkpoint,) = folder.checkpoints.glob("checkpoint-*")
+    assert main(["exec", str(folder.path)]) == 0
+    assert f"resumes from {checkpoint.name}" in folder.log.read_text()
+    assert main(["replay", str(folder.path), "--out", "again"]) == 0
+    assert "Result: equal" in capsys.readouterr().out
+    assert losses(Path("again")) == losses(folder.path)
+    numbers = [read_json(summary) for summary in (Path("again/summary.json"), folder.summary)]
+    assert numbers[0]["train_tokens"] == numbers[1]["train_tokens"]
 
 
 @pytest.mark.parametrize("tracking", ["local", "wandb"])

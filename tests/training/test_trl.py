@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def rows(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def trained(run: Run, context: StageContext, rows, options: Full, folder: Path, **more) -> Trained:
-    options.precision, options.logging_steps = Precision.fp32, 1
+    options.precision, options.logging_steps = Precision.fp32, more.pop("logging_steps", 1)
     watch = more.pop("watch", None) or Watch(None, lambda _: None)
     model = run.model.load(context, seed=3)
     return train(model, context.tokenizer, rows, options, folder=folder, seed=3, watch=watch, **more)
@@ -41,21 +42,29 @@ def trained(run: Run, context: StageContext, rows, options: Full, folder: Path, 
 @pytest.mark.parametrize("head", [LossHead.plain, LossHead.trl])
 @pytest.mark.parametrize("kind", [Full, Lora, partial(Lora, loraplus_lr_ratio=4.0)])
 def test_a_cut_off_training_ends_with_the_weights_of_a_whole_one(kind, head, run, context, rows, tmp_path) -> None:
-    """Stopped after step 5 of 8 and taken up from the checkpoint of step 4: the same weights, bit for bit."""
+    """Stopped at step 6 of 8 and resumed from the checkpoint of step 4: the same weights and log, bit for bit.
 
-    def options() -> Full:
-        return kind(max_steps=8, save_steps=4, learning_rate=1e-2, loss_head=head, gradient_accumulation_steps=2)
+    The log entry of step 6 has the mean loss and all tokens of steps 4 to 6, of which the resumed training did two.
+    """
+    events: dict[str, list[dict[str, float]]] = {"whole": [], "cut": [], "resumed": []}
 
-    def stop_at_5(event: dict[str, float]) -> None:
-        if event["step"] == 5:
-            raise KeyboardInterrupt
+    def fit(folder: str, name: str) -> Trained:
+        def record(event: dict[str, float]) -> None:
+            events[name].append({key: value for key, value in event.items() if key != "tokens_per_second"})
+            if name == "cut" and event["step"] == 6:
+                raise KeyboardInterrupt
 
-    uninterrupted = trained(run, context, rows, options(), tmp_path / "whole").model.state_dict()
+        options = kind(max_steps=8, save_steps=4, learning_rate=1e-2, loss_head=head, gradient_accumulation_steps=2)
+        return trained(run, context, rows, options, tmp_path / folder, watch=Watch(None, record), logging_steps=3)
+
+    uninterrupted = fit("whole", "whole").model.state_dict()
     with pytest.raises(KeyboardInterrupt):
-        trained(run, context, rows, options(), tmp_path / "cut", watch=Watch(None, stop_at_5))
-    resumed = trained(run, context, rows, options(), tmp_path / "cut").model.state_dict()
+        fit("cut", "cut")
+    resumed = fit("cut", "resumed").model.state_dict()
     assert uninterrupted.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in uninterrupted.items())
+    assert [event["step"] for event in events["whole"]] == [3, 6]
+    assert events["resumed"] == events["whole"][1:]
 
 
 def test_budget_steps_counts_the_rows_before_filters(run, context, rows, tmp_path, caplog) -> None:
@@ -132,14 +141,29 @@ def test_training_warns_of_nothing_of_ours(run, context, rows, tmp_path, recwarn
     assert [str(warning.message) for warning in recwarn if "gradient_checkpointing" in str(warning.message)] == []
 
 
-def test_four_bits_are_refused_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+has_gpu = torch.cuda.is_available()
+
+
+@pytest.mark.skipif(has_gpu, reason="refused only without a GPU")
+def test_four_bits_are_refused_without_a_gpu() -> None:
     (problem,) = Lora(quantization=Quantization.nf4).check()
-    assert problem.startswith("trainer.quantization=nf4: needs the package bitsandbytes (pip install bitsandbytes)")
+    assert problem.startswith("trainer.quantization=nf4: needs an NVIDIA GPU")
     assert "trainer=lora" in problem
     assert Lora().check() == Full().check() == []
-    with pytest.raises(ModelError, match="pip install bitsandbytes"):
+    with pytest.raises(ModelError, match="bitsandbytes and a GPU"):
         four_bit_kwargs(Holding(four_bit=True))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
+@pytest.mark.skipif(not has_gpu, reason="needs an NVIDIA GPU")
+def test_qlora_trains(context, rows, run, tmp_path) -> None:
+    """Never run by us: we have no GPU."""
+    options = Lora(quantization=Quantization.nf4, max_steps=2)
+    model = run.model.load(context, 3, options.holding)
+    watch = Watch(None, lambda _: None)
+    done = train(model, context.tokenizer, rows, options, folder=tmp_path / "work", seed=3, watch=watch)
+    assert done.steps == 2
+    assert isinstance(done.model.base_model.model, transformers.PreTrainedModel)
 
 
 @pytest.mark.parametrize("name", ["no-such-owner/no-such-model"])
