@@ -178,6 +178,10 @@ class Run(Bounded):
         """Identity of the job: a key of everything that changes its result, 12 hex digits."""
         return identity.job_hash(self)
 
+    def identity(self) -> dict[str, Any]:
+        """Return everything of the saved config that changes the result."""
+        return identity.job_identity(self)
+
     def data_fingerprint(self, store: Store) -> str:
         """Return a key of the content of all that the run reads."""
         return inputs.data_fingerprint(self, store)

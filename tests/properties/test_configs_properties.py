@@ -22,7 +22,7 @@ from sft_lab.config.serialize import from_saved, load
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.io import digest
 from sft_lab.run.config import Run
-from sft_lab.run.identity import NOT_IDENTITY, job_identity
+from sft_lab.run.identity import NOT_IDENTITY
 
 WORDS = ["model=tiny_random", "filter=[answered,pattern,length]", "filter.pattern.drop=[spam]",
          "split.filter=[answered]"]  # fmt: skip
@@ -225,7 +225,7 @@ def test_a_hash_is_of_what_changes_the_result(data: st.DataObject, random: Any) 
     assume(run)
     assert run
     assert before
-    other = [job_identity(run) != job_identity(before), list(run.filter) != list(before.filter)]
+    other = [run.identity() != before.identity(), list(run.filter) != list(before.filter)]
     assert (run.hash != before.hash) == any(other)
 
     def shuffled(value: Any, at: str = "") -> Any:
