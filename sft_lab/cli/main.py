@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next file opened would take its descriptor
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the end
-    with output.guarded(), interrupt.twice_ends_at_once():
+    with output.guarded(), interrupt.second_ends_at_once():
         try:
             code = _main(argv)
             sys.stdout.flush()

@@ -15,7 +15,7 @@ _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
 @contextmanager
-def twice_ends_at_once() -> Iterator[None]:
+def second_ends_at_once() -> Iterator[None]:
     """Let the first Ctrl-C raise ``KeyboardInterrupt`` as usual, and a second one end the process without a traceback.
 
     This includes clean-up and the interpreter's exit, so the second handler is not removed.
@@ -48,7 +48,7 @@ class Request:
 
 
 @contextmanager
-def noted(notice: str) -> Iterator[Request]:
+def deferred(notice: str) -> Iterator[Request]:
     """Record Ctrl-C and SIGTERM instead of raising, for work that stops at its next safe point.
 
     Args:

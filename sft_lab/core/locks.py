@@ -131,7 +131,7 @@ def holding(file: Path, title: str) -> Iterator[None]:
         lock.release()
 
 
-def distrust(folder: Path, *, several_machines: bool) -> str:
+def lock_problem(folder: Path, *, several_machines: bool) -> str:
     """Return why locks in a folder cannot be trusted; empty if they can.
 
     Args:

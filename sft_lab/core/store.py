@@ -23,7 +23,7 @@ from typing import Any
 from sft_lab.core.errors import FolderError, SourceError, UserError
 from sft_lab.core.integrity import RECIPE, contents, damage, recipe_of
 from sft_lab.core.io import HashingReader, digest, read_text, write_json, write_text
-from sft_lab.core.locks import distrust, file_lock, holding
+from sft_lab.core.locks import file_lock, holding, lock_problem
 from sft_lab.core.log import log
 
 _LEFTOVER = re.compile(r"\.[^.]+\.(?:[0-9a-f]{8}|blocks|pruned)")  # an entry being written or removed
@@ -79,7 +79,7 @@ class Store:
         self.root = root
         self._hashes: dict[Path, str] = {}
         self._states: dict[Path, os.stat_result] = {}  # of the files in _hashes, when they were read
-        self._answers: dict[str, Any] = {}
+        self._computed: dict[str, Any] = {}  # by ``once``
         self._verified: set[Path] = set()  # entries whose hashes this process has checked
 
     def entry(self, stage: str, recipe: dict[str, Any], compute: Callable[[Path], None]) -> Entry:
@@ -183,11 +183,11 @@ class Store:
             return None
         return Entry(stage, key, path, hit=True, seconds=time.monotonic() - began)
 
-    def once(self, question: str, answer: Callable[[], Any]) -> Any:
-        """Return the cached result of ``answer()``, so that it stays the same during a run."""
-        if question not in self._answers:
-            self._answers[question] = answer()
-        return self._answers[question]
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return the result of ``compute()``, cached so that it stays the same during a run."""
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return self._computed[name]
 
     def sha256(self, file: Path) -> str:
         """Return the SHA-256 of a file, which is read only if it is not known."""
@@ -201,15 +201,15 @@ class Store:
         Raises:
             SourceError: if a file changes while it is read.
         """
-        if not self.know_sha256(files):
+        if not self.knows_sha256(files):
             for file in files:
                 if file not in self._hashes:
                     with HashingReader(file) as raw:
-                        self.remember_sha256(file, raw)
-            self.keep_sha256(files)
+                        self.record_sha256(file, raw)
+            self.store_sha256(files)
         return [self._hashes[file] for file in files]
 
-    def know_sha256(self, files: Sequence[Path]) -> bool:
+    def knows_sha256(self, files: Sequence[Path]) -> bool:
         """Return whether the hashes of files are known: they were read together before and have not changed since."""
         if not all(file in self._hashes for file in files):
             recipe = {"stage": "file", **_recipe_of_files(files, map(Path.stat, files))}
@@ -218,7 +218,7 @@ class Store:
                 self._hashes |= dict(zip(files, read_text(path / "sha256").split(), strict=True))
         return all(file in self._hashes for file in files)
 
-    def remember_sha256(self, file: Path, raw: HashingReader) -> None:
+    def record_sha256(self, file: Path, raw: HashingReader) -> None:
         """Read a file to its end and remember its hash while this store object lives.
 
         Raises:
@@ -231,7 +231,7 @@ class Store:
             raise SourceError(f"{file}: has changed since this run first read it; start again")
         self._states[file] = raw.opened_as
 
-    def keep_sha256(self, files: Sequence[Path]) -> None:
+    def store_sha256(self, files: Sequence[Path]) -> None:
         """Store the hashes of files that were read together as one entry."""
         if not all(file in self._states for file in files):
             return
@@ -248,7 +248,7 @@ class Store:
         Args:
             several_machines: whether other machines use the store too.
         """
-        if problem := distrust(self.root / ".locks", several_machines=several_machines):
+        if problem := lock_problem(self.root / ".locks", several_machines=several_machines):
             return [f"store.path={self.root}: {problem}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
         return []
 

@@ -49,7 +49,7 @@ class StoreView(Store):
             raise NotStored(stage, name)
         return self.entry(stage, known, compute)
 
-    def keep_sha256(self, files: Sequence[Path]) -> None:
+    def store_sha256(self, files: Sequence[Path]) -> None:
         """Do nothing: a view writes nothing."""
 
     def _is_present(self, path: Path) -> bool:

@@ -44,7 +44,7 @@ class Ingredient(Bounded):
     def __post_init__(self) -> None:
         """Refuse a source of two kinds; make the path absolute, so that a saved config runs from any folder."""
         super().__post_init__()
-        require((self.path is None) != (self.name is None), "path", self.path, "given, or name, and not both")
+        require((self.path is None) != (self.name is None), "path", self.path, "set, or name, but not both")
         refuse_columns(self.columns)
         self.path = None if self.path is None else saved_path(self.path)
 

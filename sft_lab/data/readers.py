@@ -114,7 +114,7 @@ def _opened(file: Path, store: Store) -> Iterator[HashingReader]:
         try:
             yield raw
         finally:  # also after a broken part: parts that are left out count for the hash
-            store.remember_sha256(file, raw)
+            store.record_sha256(file, raw)
 
 
 def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[bytes]:

@@ -53,7 +53,7 @@ class File(Dataset):
     def is_known(self, store: Store) -> bool:
         """Return whether every file was read before and has not been touched since; nothing is downloaded."""
         try:
-            return store.know_sha256(self.local_files(store, StoreView(store.root)))
+            return store.knows_sha256(self.local_files(store, StoreView(store.root)))
         except NotStored:
             return False
 
@@ -102,7 +102,7 @@ class File(Dataset):
                 yield "", None
             if broken > LOGGED:
                 log.warning("load: left out: %d more parts of %s", broken - LOGGED, name)
-        store.keep_sha256(files)
+        store.store_sha256(files)
 
 
 def file_problems(key: str, path: str) -> list[str]:

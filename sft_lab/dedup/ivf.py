@@ -70,14 +70,14 @@ def blocks(nearest: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield block // width, members
 
 
-def once(row: np.ndarray, member: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+def keep_once(row: np.ndarray, member: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     """Return which pairs to keep, so that a pair found from both sides is kept once: bool, shape (pairs,)."""
     from_both = (nearest[member] == nearest[row, :1]).any(axis=1)
     kept: np.ndarray = (member < row) | ((row < member) & ~from_both)
     return kept
 
 
-def measured(
+def measure_recall(
     vectors: np.ndarray, graph: NeighborGraph, score: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Sample:
     """Return how many pairs of an exact search for the neighbors of some rows are edges of the graph.

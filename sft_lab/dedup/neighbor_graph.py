@@ -179,7 +179,7 @@ class Edges:
         if higher > HIGHEST_RAISE:
             raise ConfigError(
                 f"max_edges={self.max_edges}: more pairs than that have a score of {self.floor} or above, and the "
-                f"floor is not raised over {HIGHEST_RAISE}; raise max_edges, or remove equal texts before"
+                f"floor is not raised above {HIGHEST_RAISE}; raise max_edges, or remove equal texts first"
             )
         self.floor = higher
         parts, self.parts, self.edges = self.parts, [], 0

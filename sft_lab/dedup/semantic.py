@@ -111,7 +111,7 @@ def known_nodes(texts: Texts, embedder: Embedder, fallback: Fallback, stage: str
     unknown = len(texts) - int(knows.sum())
     if unknown and fallback is Fallback.error:
         raise ConfigError(
-            f"{stage}.fallback=error: {unknown} of {len(texts)} texts are in scripts or signs the embedder does not "
+            f"{stage}.fallback=error: {unknown} of {len(texts)} texts are in scripts or symbols the embedder does not "
             f"know (its scripts: {', '.join(embedder.scripts) or 'all'}); use {stage}.fallback=exact or minhash, "
             "or a multilingual embedder"
         )
@@ -119,7 +119,7 @@ def known_nodes(texts: Texts, embedder: Embedder, fallback: Fallback, stage: str
         method = "exact text" if fallback is Fallback.exact else "MinHash"
         part = unknown / len(texts)
         text = (
-            f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts or signs the embedder does not "
+            f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts or symbols the embedder does not "
             f"know; compared by {method}"
         )
         report = context.notice if part >= MANY_UNKNOWN else log.info

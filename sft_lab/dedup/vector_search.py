@@ -81,7 +81,7 @@ def build(
     if index is Index.ivf:
         from sft_lab.dedup import ivf
 
-        return replace(graph, sample=ivf.measured(vectors, graph, edges.score))
+        return replace(graph, sample=ivf.measure_recall(vectors, graph, edges.score))
     return graph
 
 
@@ -187,7 +187,7 @@ def _ivf(vectors: np.ndarray, edges: Edges) -> Pairs:
             row, member = rows[top : top + product.height], members[start : start + product.width]
             hit, near = _at_least(*product.block(torch.from_numpy(row), torch.from_numpy(member), edges.floor))
             row, member = row[hit], member[near]
-            kept = ivf.once(row, member, nearest)
+            kept = ivf.keep_once(row, member, nearest)
             yield np.minimum(row, member)[kept], np.maximum(row, member)[kept]
 
 

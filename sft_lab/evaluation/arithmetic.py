@@ -10,7 +10,7 @@ import torch
 from sft_lab.core.hardware import fast_bf16
 
 
-def of_weights(model: Any) -> AbstractContextManager[Any]:
+def in_weight_dtype(model: Any) -> AbstractContextManager[Any]:
     """Return a context in which a model computes in the data type of its weights.
 
     FlashAttention's kernels do not support float32; with them float32 weights are used under autocast, as in training.

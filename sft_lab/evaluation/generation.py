@@ -9,7 +9,7 @@ import torch
 
 from sft_lab.core.positions import learned_positions
 from sft_lab.core.text import CONTROL_TOKENS
-from sft_lab.evaluation.arithmetic import of_weights
+from sft_lab.evaluation.arithmetic import in_weight_dtype
 
 BATCH = 8  # prompts answered together
 
@@ -67,7 +67,7 @@ def generate(
             batch = order[start : start + BATCH]
             ids, mask = _left_padded([prompts[index] for index in batch], tokenizer.pad_token_id)
             device = next(model.parameters()).device
-            with torch.no_grad(), of_weights(model):
+            with torch.no_grad(), in_weight_dtype(model):
                 written = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),

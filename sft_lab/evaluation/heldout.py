@@ -19,7 +19,7 @@ from torch import distributed
 
 from sft_lab.core.progress import track
 from sft_lab.core.types import IGNORED
-from sft_lab.evaluation.arithmetic import of_weights
+from sft_lab.evaluation.arithmetic import in_weight_dtype
 
 RECALLED_TOKENS = 32  # an answer counts as memorized if this many tokens from its middle on are predicted correctly
 LOSS_SLICE = 64  # positions; a multiple of a processor's vector width, which keeps results the same to the last digit
@@ -155,7 +155,7 @@ def score(
     model.eval()
     try:
         batches = _batches(sizes, batch_tokens)[process::processes]
-        with of_weights(model):
+        with in_weight_dtype(model):
             for batch in track(batches, "held-out loss"):
                 chosen = rows[batch.tolist()]
                 sums[:, batch], counts[:, batch] = _score_batch(model, chosen["input_ids"], chosen["labels"], ending)

@@ -24,7 +24,7 @@ from sft_lab.config import Job, Plan
 from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, SftLabError, all_problems
 from sft_lab.core.io import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
-from sft_lab.core.locks import distrust
+from sft_lab.core.locks import lock_problem
 from sft_lab.core.run_dir import LOCK, REPLACED, SWEEP, FolderInUse, RunDir, free_path, make_folders
 from sft_lab.core.types import Work
 from sft_lab.run import inputs
@@ -119,7 +119,7 @@ def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
 
 
 def _refuse_without_locks(folder: Path, plan: Plan) -> None:
-    if problem := distrust(folder, several_machines=plan.jobs[0].run.launch.several_machines):
+    if problem := lock_problem(folder, several_machines=plan.jobs[0].run.launch.several_machines):
         key = "hydra.sweep.dir" if plan.swept else "hydra.run.dir"
         raise FolderError(f"{folder}: {problem}; choose a folder elsewhere with {key}")
 

@@ -158,7 +158,7 @@ class Model(Bounded, abc.ABC):
         if context.tokenizer.vocab_size > rows:
             raise ModelError(
                 f"model: its tokenizer has {context.tokenizer.vocab_size:,} tokens, its weights only {rows:,}; put the "
-                "tokenizer beside it with which it was trained"
+                "tokenizer with which it was trained beside it"
             )
         if context.new_tokens:
             _initialize_rows(model, len(context.tokenizer), context.new_tokens)

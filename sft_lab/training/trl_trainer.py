@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from transformers.trainer_utils import rotate_checkpoints
 
 from sft_lab.core.errors import ConfigError, Pruned
-from sft_lab.core.interrupt import noted
+from sft_lab.core.interrupt import deferred
 from sft_lab.core.io import sync
 from sft_lab.core.log import log
 from sft_lab.core.progress import is_shown
@@ -417,7 +417,7 @@ def _load_finished(trainer: Any, checkpoint: Path) -> bool:
 def _run(trainer: Any, checkpoint: Path | None) -> None:
     """Train; on Ctrl-C or SIGTERM, finish the step with its measurement, if one is due, and a checkpoint."""
     notice = "sft-lab: stopping after this step, with a checkpoint; Ctrl-C again ends at once"
-    with noted(notice) as request:
+    with deferred(notice) as request:
         stop = StopCallback(request)
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

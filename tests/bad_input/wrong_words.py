@@ -80,7 +80,7 @@ CASES = [
     config("a value that is no choice", "dedup.keep=last"),
     config("an unknown type of weights", "model.dtype=int3"),
     config("fp16 without a GPU", "trainer.precision=fp16"),
-    config("an attention that is code of the Hub", "model.attn_implementation=kernels-community/flash-attn2"),
+    config("an attention that is code from the Hub", "model.attn_implementation=kernels-community/flash-attn2"),
     config("a key of TRL's that is ours", "+trainer.sft_config.learning_rate=1"),
     config("an option that is not there", "dedup=semantik"),
     config("an empty name", "tracking=wandb", "tracking.project="),

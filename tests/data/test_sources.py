@@ -473,11 +473,11 @@ def test_a_hash_is_known_to_other_processes_once_the_file_is_no_longer_fresh(
     monkeypatch.setattr(store, "FRESH", -1.0)
     value = context.store.sha256(path)
     another = Store(context.store.root)
-    assert another.know_sha256([path])
+    assert another.knows_sha256([path])
     assert another.sha256(path) == value == hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_text("other")
     assert another.sha256(path) == value  # an open store goes by what was read
-    assert not Store(context.store.root).know_sha256([path])
+    assert not Store(context.store.root).knows_sha256([path])
 
 
 def test_a_seed_shuffles_the_rows_and_moves_none_to_the_other_side(context: StageContext, tmp_path: Path) -> None:

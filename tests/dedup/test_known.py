@@ -60,7 +60,7 @@ def test_equal_ones_still_go(context: StageContext) -> None:
     assert Decontaminate(embedder=MINILM)(rows(answers[:1]), rows(answers[1:]), context).dropped == {
         "equals_held_out": 1
     }
-    with pytest.raises(ConfigError, match="6 of 6 texts are in scripts or signs the embedder does not know"):
+    with pytest.raises(ConfigError, match="6 of 6 texts are in scripts or symbols the embedder does not know"):
         Semantic(embedder=MINILM, fallback=Fallback.error)(rows(answers), context)
 
 

@@ -17,7 +17,7 @@ from sft_lab import compose
 from sft_lab.core.context import StageContext
 from sft_lab.core.types import IGNORED
 from sft_lab.evaluation import heldout
-from sft_lab.evaluation.arithmetic import of_weights
+from sft_lab.evaluation.arithmetic import in_weight_dtype
 from sft_lab.evaluation.heldout import AnswerEnding, Scores, score
 
 
@@ -134,11 +134,11 @@ def test_slices_give_the_digits_of_all_at_once(positions: int, dtype: torch.dtyp
 
 def test_flash_attention_measures_under_autocast_where_weights_are_float32(model: torch.nn.Module) -> None:
     """Its kernels take no float32; all else is measured in the arithmetic of the weights."""
-    assert not isinstance(of_weights(model), torch.autocast)
+    assert not isinstance(in_weight_dtype(model), torch.autocast)
     model.config._attn_implementation_internal = "kernels-community/flash-attn2"
     try:
-        assert of_weights(model).fast_dtype in (torch.bfloat16, torch.float16)
-        assert not isinstance(of_weights(copy.deepcopy(model).to(torch.bfloat16)), torch.autocast)
+        assert in_weight_dtype(model).fast_dtype in (torch.bfloat16, torch.float16)
+        assert not isinstance(in_weight_dtype(copy.deepcopy(model).to(torch.bfloat16)), torch.autocast)
     finally:
         model.config._attn_implementation_internal = "sdpa"
 

@@ -82,9 +82,11 @@ def test_a_lock_is_never_replaced_by_a_softer_one(tmp_path: Path, flock) -> None
 
 def test_a_file_system_with_locks_is_trusted_and_left_as_it_was(tmp_path: Path) -> None:
     locks._test_locks.cache_clear()
-    assert locks.distrust(tmp_path / "not" / "yet", several_machines=True) == ""
+    assert locks.lock_problem(tmp_path / "not" / "yet", several_machines=True) == ""
     assert list(tmp_path.iterdir()) == []
-    assert locks.distrust(Path("/proc/sft_lab"), several_machines=False) == ""  # not to be written is told elsewhere
+    assert (
+        locks.lock_problem(Path("/proc/sft_lab"), several_machines=False) == ""
+    )  # not to be written is told elsewhere
 
 
 @pytest.mark.parametrize(
@@ -113,16 +115,16 @@ def test_locks_that_hold_on_one_machine_are_refused_for_several(
              f"tmpfs {point}/own tmpfs rw 0 0"]  # fmt: skip
     mounts.write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(locks, "MOUNTS", mounts)
-    said = locks.distrust(home / "store", several_machines=True)
+    said = locks.lock_problem(home / "store", several_machines=True)
     assert bool(said) == bool(wrong)
     if wrong:
         how = f"is mounted {wrong}" if wrong.startswith("by ") else f"({kind}) is mounted with {wrong}"
         assert said.startswith(f"{home} {how}: its locks work on one machine only")
         told = Store(home / "store").check(several_machines=True)
         assert told == [f"store.path={home / 'store'}: {said}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
-    assert locks.distrust(home / "store", several_machines=False) == ""
+    assert locks.lock_problem(home / "store", several_machines=False) == ""
     (home / "own").mkdir()
-    assert locks.distrust(home / "own", several_machines=True) == ""  # mounted above it
+    assert locks.lock_problem(home / "own", several_machines=True) == ""  # mounted above it
 
 
 def _work(root: str, number: int, ready: object) -> None:

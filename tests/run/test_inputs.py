@@ -132,7 +132,7 @@ def test_a_file_that_changes_after_the_first_look_is_refused(here: Path) -> None
     store.sha256(file)
     talks(file, ["b"])
     with pytest.raises(SourceError, match=r"rows\.jsonl: has changed since this run first read it"):
-        store.remember_sha256(file, HashingReader(file))
+        store.record_sha256(file, HashingReader(file))
 
 
 @pytest.fixture

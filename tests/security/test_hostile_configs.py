@@ -101,7 +101,7 @@ def test_what_the_loader_may_be_told(key: str) -> None:
 
 
 def test_a_kernel_of_the_hub_is_code() -> None:
-    with pytest.raises(ConfigError, match="attn_implementation=evil/kernel: is code of the Hub"):
+    with pytest.raises(ConfigError, match="attn_implementation=evil/kernel: is code from the Hub"):
         compose(["model=tiny_random", "dedup=exact", "model.attn_implementation=evil/kernel"])
 
 

@@ -246,7 +246,7 @@ def test_an_attention_of_the_hub_needs_the_word_of_the_user(tmp_path: Path, monk
     kernel = "kernels-community/flash-attn2"
     model = Pretrained(name_or_path=str(tmp_path), attn_implementation=kernel)
     (problem,) = model.check()
-    assert problem.startswith(f"model.attn_implementation={kernel}: is code of the Hub")
+    assert problem.startswith(f"model.attn_implementation={kernel}: is code from the Hub")
     with pytest.raises(ModelError, match="SFT_LAB_TRUST_KERNEL"):
         model.load_weights(StageContext(), 1, FROZEN)
     monkeypatch.setenv(weights.TRUST_KERNEL, "kernels-community/other")
