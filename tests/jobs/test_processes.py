@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from interrupted_sweep import wait_until
 
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
@@ -93,7 +93,7 @@ def test_a_job_killed_by_the_system_is_one_failed_job(here: Path, tiny: list[str
     sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     first, second = (_training(here / "sweep", f"seed_{seed}-*") for seed in (1, 2))
     os.kill(read_json(first.status)["pid"], signal.SIGKILL)
-    _wait(lambda: read_json(first.status)["state"] == "failed")
+    wait_until(lambda: read_json(first.status)["state"] == "failed")
     assert "SIGKILL" in read_json(first.status)["error"]
     assert read_json(second.status)["state"] == "running"
     sweep.send_signal(signal.SIGTERM)  # reaches the other job
@@ -139,7 +139,7 @@ def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: lis
     job = _training(here / "sweep", "seed_1-*")
     with Path("told").open("wb") as told:
         second = subprocess.Popen(command, stderr=told)
-    _wait(lambda: f"is being worked on by process {first.pid} on" in Path("told").read_text())
+    wait_until(lambda: f"is being worked on by process {first.pid} on" in Path("told").read_text())
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 143
     assert second.wait(200) == 0
@@ -172,15 +172,8 @@ def _training(sweep: Path, pattern: str) -> RunDir:
         found[:] = [path.parent for path in sweep.glob(f"{pattern}/checkpoints") if any(path.iterdir())]
         return bool(found)
 
-    _wait(trains)
+    wait_until(trains)
     return RunDir(found[0])
-
-
-def _wait(holds: object, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:

@@ -11,15 +11,11 @@ import pytest
 from sft_lab import compose
 from sft_lab.cli.main import main
 from sft_lab.core.context import StageContext
+from sft_lab.core.io import read_json
 from sft_lab.core.types import IGNORED
 from sft_lab.evaluation.advice import advise
 from sft_lab.run.evaluator import Evaluator
 from sft_lab.run.few_shot import few_shot_prefix, mask_first_answers, with_prefix
-
-
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -105,7 +101,7 @@ def test_own_questions_before_and_after(here: Path, tiny: list[str]) -> None:
     Path("domain.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions))
     words = [*tiny, "trainer.max_steps=2", "evaluation.prompts=[]", "evaluation.domain=domain.jsonl"]
     assert main([*words, "hydra.run.dir=run"]) == 0
-    summary = read(Path("run/summary.json"))
+    summary = read_json(Path("run/summary.json"))
     for name in ("domain", "general"):
         assert summary[f"{name}/loss"] > 0
         assert summary[f"base/{name}_loss"] > 0
@@ -113,7 +109,7 @@ def test_own_questions_before_and_after(here: Path, tiny: list[str]) -> None:
     assert summary["domain/right_share"] == 0.0
     assert summary["base/domain_right_share"] == 0.0
     assert main([*words, "evaluation.objective=domain/loss", "hydra.run.dir=other"]) == 0
-    assert read(Path("other/summary.json"))["objective"] == summary["domain/loss"]
+    assert read_json(Path("other/summary.json"))["objective"] == summary["domain/loss"]
 
 
 def test_questions_that_are_not_there_are_found_before_any_work(
@@ -138,7 +134,7 @@ def test_samples_on_the_way_and_what_is_written_at_each_measurement(here: Path, 
     assert [event["step"] for event in measured] == [2, 4]
     for event in measured:
         assert event["gap"] == pytest.approx(event["eval/loss"] - event["train/probe_loss"])
-    assert measured[-1]["train/probe_loss"] == read(Path("run/summary.json"))["train/probe_loss"]
+    assert measured[-1]["train/probe_loss"] == read_json(Path("run/summary.json"))["train/probe_loss"]
     assert all(event["tokens_per_second"] > 0 for event in events if "train/loss" in event)
     outputs = lines(Path("run/outputs.jsonl"))
     assert len(outputs) == 8
@@ -150,7 +146,7 @@ def test_nothing_beside_the_losses_where_nothing_is_asked_for(here: Path, tiny: 
     off = ["evaluation.prompts=[]", "evaluation.outputs=0", "evaluation.general=null", "evaluation.watch_probe=false",
            "evaluation.baseline.examples=0", "evaluation.baseline.system_prompt=null"]  # fmt: skip
     assert main([*tiny, *off, "trainer.max_steps=2", "hydra.run.dir=run"]) == 0
-    summary = read(Path("run/summary.json"))
+    summary = read_json(Path("run/summary.json"))
     assert not [name for name in summary if name.startswith(("outputs/", "general/", "domain/", "prompted/"))]
     assert summary["train/probe_loss"] > 0
     assert Path("run/outputs.jsonl").read_text() == ""

@@ -15,6 +15,7 @@ import pytest
 
 from sft_lab import compose
 from sft_lab.cli.main import main
+from sft_lab.core.io import read_json
 
 FILES = {
     "config.yaml", "manifest.json", "status.json", "waterfall.json", "dropped.parquet", "data.json", "metrics.jsonl",
@@ -23,18 +24,13 @@ FILES = {
 }  # fmt: skip
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def computed(folder: Path) -> list[str]:
     """The stages that this run computed rather than found."""
-    return [entry["stage"] for entry in read(folder / "manifest.json")["stages"] if not entry["hit"]]
+    return [entry["stage"] for entry in read_json(folder / "manifest.json")["stages"] if not entry["hit"]]
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +44,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_folder_is_whole(done: Path) -> None:
     assert {path.name for path in done.iterdir()} == FILES
-    assert read(done / "status.json")["state"] == "finished"
+    assert read_json(done / "status.json")["state"] == "finished"
     for name in ("manifest.json", "status.json", "waterfall.json", "summary.json"):
-        assert read(done / name)["format"] == 1
+        assert read_json(done / name)["format"] == 1
     assert (done / "model" / "adapter_model.safetensors").exists()
     assert (done / "model" / "README.md").exists()
 
 
 def test_the_waterfall_adds_up(done: Path) -> None:
-    flow = read(done / "waterfall.json")
+    flow = read_json(done / "waterfall.json")
     assert [stage["stage"] for stage in flow["stages"]] == [
         "load", "split", "filter.answered", "filter.length", "decontaminate", "dedup.exact", "template", "tokenize",
     ]  # fmt: skip
@@ -73,7 +69,7 @@ def test_the_waterfall_adds_up(done: Path) -> None:
 
 
 def test_the_numbers_are_one_measure(done: Path) -> None:
-    summary, events = read(done / "summary.json"), lines(done / "metrics.jsonl")
+    summary, events = read_json(done / "summary.json"), lines(done / "metrics.jsonl")
     evaluations = [event for event in events if "eval/loss" in event]
     table = pq.read_table(done / "eval.parquet").to_pydict()
     assert summary["eval/loss"] == pytest.approx(sum(table["tuned/nll"]) / sum(table["tuned/tokens"]))
@@ -100,7 +96,7 @@ def test_saved_weights_have_the_reported_loss(done: Path) -> None:
     prepared = run.prepare(context)
     model = peft.PeftModel.from_pretrained(run.model.load(context, run.seed), done / "model")
     measured = score(model, prepared.held_out.tokens, prepared.held_out.answer_bytes)
-    assert measured.loss == pytest.approx(read(done / "summary.json")["eval/loss"], abs=1e-5)
+    assert measured.loss == pytest.approx(read_json(done / "summary.json")["eval/loss"], abs=1e-5)
 
 
 def test_the_report_asks_nobody_for_anything(done: Path) -> None:
@@ -123,11 +119,12 @@ def test_a_second_run_computes_no_data_stage(here: Path, tiny: list[str]) -> Non
     assert main([*words, "hydra.run.dir=b"]) == 0
     assert {"load", "encode", "filter.answered", "dedup.exact", "base"} <= set(computed(Path("a")))
     assert computed(Path("b")) == []
-    one, two = (read(Path(name) / "summary.json") for name in "ab")
+    one, two = (read_json(Path(name) / "summary.json") for name in "ab")
     for key in ("eval/loss", "train/loss", "base/eval_loss", "train/probe_loss", "eval/bits_per_byte"):
         assert one[key] == two[key]
     assert (
-        read(Path("a/manifest.json"))["held_out_fingerprint"] == read(Path("b/manifest.json"))["held_out_fingerprint"]
+        read_json(Path("a/manifest.json"))["held_out_fingerprint"]
+        == read_json(Path("b/manifest.json"))["held_out_fingerprint"]
     )
 
 
@@ -136,12 +133,12 @@ def test_exec_runs_a_saved_config_to_the_same_numbers(done: Path, here: Path) ->
     again.mkdir()
     (again / "config.yaml").write_text((done / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     assert main(["exec", str(again)]) == 0
-    assert read(again / "summary.json")["eval/loss"] == read(done / "summary.json")["eval/loss"]
+    assert read_json(again / "summary.json")["eval/loss"] == read_json(done / "summary.json")["eval/loss"]
 
 
 def test_from_python_it_is_the_same_run(done: Path, here: Path, tiny: list[str]) -> None:
     summary = compose(tiny).execute("run")
-    assert summary["eval/loss"] == read(done / "summary.json")["eval/loss"]
+    assert summary["eval/loss"] == read_json(done / "summary.json")["eval/loss"]
     assert {path.name for path in Path("run").iterdir()} == FILES - {".hydra"}  # no command line
     before = Path("run/summary.json").stat().st_mtime_ns
     assert main(["exec", "run"]) == 0
@@ -165,7 +162,7 @@ def test_held_out_rows_do_not_move_with_the_limit(here: Path, tiny: list[str]) -
 def test_without_held_out_rows_nothing_is_judged(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "split.eval_share=0", "evaluation.prompts=[]", "trainer.max_steps=2", "hydra.run.dir=run"]
     assert main(words) == 0
-    summary = read(Path("run/summary.json"))
+    summary = read_json(Path("run/summary.json"))
     assert summary["verdict"] == "not_judged"
     assert summary["eval/loss"] is None
     assert summary["gap"] is None
@@ -174,7 +171,7 @@ def test_without_held_out_rows_nothing_is_judged(here: Path, tiny: list[str]) ->
 def test_a_run_too_short_to_log_anything(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "split.eval_share=0", "evaluation.prompts=[]", "trainer.max_steps=2", "trainer.logging_steps=9"]
     assert main([*words, "hydra.run.dir=run"]) == 0
-    summary = read(Path("run/summary.json"))
+    summary = read_json(Path("run/summary.json"))
     assert summary["train/loss"] is None
     assert summary["train_tokens"] > 0
 
@@ -184,7 +181,7 @@ def test_every_row_gone_is_a_failed_job_that_says_so(
 ) -> None:
     assert main([*tiny, "filter=length", "filter.length.min_tokens=1000", "hydra.run.dir=run"]) == 1
     assert "no training row is left" in capsys.readouterr().err
-    status = read(Path("run/status.json"))
+    status = read_json(Path("run/status.json"))
     assert status["state"] == "failed"
     assert "no training row is left" in status["error"]
     assert "JobError" in status["traceback"]
@@ -209,7 +206,7 @@ def test_a_sweep_runs_each_job_once_and_names_every_failure(
     assert main([*sweep, grid]) == 1
     said = capsys.readouterr().err
     assert said.count("no training row is left") >= 2
-    states = {path.parent.name: read(path)["state"] for path in Path("sweep").glob("*/status.json")}
+    states = {path.parent.name: read_json(path)["state"] for path in Path("sweep").glob("*/status.json")}
     assert sorted(states.values()) == ["failed", "failed", "finished", "finished"]
     finished = [Path("sweep") / name for name, state in states.items() if state == "finished"]
     before = [(folder / "summary.json").stat().st_mtime_ns for folder in finished]
@@ -231,10 +228,10 @@ def test_a_killed_run_goes_on_and_ends_the_same(here: Path, tiny: list[str]) -> 
         if metrics.exists() and any(event["step"] >= 10 for event in lines_so_far(metrics)):
             process.kill()
             process.wait()
-    assert read(Path("cut/status.json"))["state"] == "running"
+    assert read_json(Path("cut/status.json"))["state"] == "running"
     assert main([*words, "hydra.run.dir=cut"]) == 0
     assert "resumes from checkpoint-" in Path("cut/run.log").read_text()
-    whole, cut = (read(Path(name) / "summary.json") for name in ("whole", "cut"))
+    whole, cut = (read_json(Path(name) / "summary.json") for name in ("whole", "cut"))
     for key in ("eval/loss", "train/loss", "train/probe_loss", "best_step", "steps", "train_tokens", "verdict"):
         assert cut[key] == whole[key], key
     timed = "tokens_per_second"
@@ -255,7 +252,7 @@ def test_packing_trains_and_is_measured_the_same_way(here: Path, tiny: list[str]
     assert list((here / "store").glob("encode/*/table.arrow"))
     assert not list((here / "store").glob("*/*/cache*"))  # blocks are this run's, and the store everybody's
     assert main([*words, "trainer.packing=false", "hydra.run.dir=apart"]) == 0
-    packed, apart = (read(Path(name) / "summary.json") for name in ("packed", "apart"))
+    packed, apart = (read_json(Path(name) / "summary.json") for name in ("packed", "apart"))
     assert packed["base/eval_loss"] == apart["base/eval_loss"]
     assert packed["eval_rows"] == apart["eval_rows"]
     assert packed["train_tokens"] > apart["train_tokens"]  # two blocks against four rows
