@@ -46,7 +46,7 @@ def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str
     for name, loss in interrupted_sweep.run_undisturbed(tiny, "1,2").items():
         assert found[name] == loss
     others = [folder.parent for folder in here.glob("sweep/*/summary.json") if folder.parent != one.path]
-    assert all("goes on from" not in (folder / "run.log").read_text() for folder in others)
+    assert all("resumes from" not in (folder / "run.log").read_text() for folder in others)
 
 
 @pytest.mark.faults
