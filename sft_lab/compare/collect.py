@@ -18,6 +18,7 @@ from sft_lab.core.run_dir import REPLACED, RunDir
 from sft_lab.core.tolerant_readers import read, read_config, read_lines, read_metrics, read_overrides
 from sft_lab.core.types import Curve, RunState, Verdict, Work
 from sft_lab.report.figures import extract_curve
+from sft_lab.run.identity import completed
 
 NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
 
@@ -196,7 +197,7 @@ def _config(path: Path) -> dict[str, Any]:
     config = read_config(path)
     if config.get("format") != FORMAT:
         raise FolderError(f"{path}: is not a saved config of format {FORMAT}")
-    return config
+    return completed(config)  # a folder of an older version beside one of this
 
 
 def _so_far(folder: RunDir, job: ComparedJob) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 
@@ -13,27 +14,32 @@ def result_params(stage: Any) -> dict[str, Any]:
     return params
 
 
-def plain(value: Any, *, every_knob: bool = False) -> Any:
+def plain(value: Any, *, every_knob: bool = False, complete: bool = False) -> Any:
     """Return options as plain data: enums by name, dataclasses as dicts.
 
     Args:
         value: an option, or a dataclass of options.
         every_knob: include those marked ``changes_result=False``.
+        complete: include those marked ``added=True`` at their defaults. They are left out of keys and hashes, so that
+            those of configs from before they existed stay the same.
     """
+    as_plain = partial(plain, every_knob=every_knob, complete=complete)
     if isinstance(value, Enum):
         return value.name
     if is_dataclass(value) and not isinstance(value, type):
         knobs = [knob for knob in fields(value) if every_knob or knob.metadata.get("changes_result", True)]
-        # A key added later (metadata ``added=True``) is left out at its default, so old configs keep their hashes.
-        knobs = [
-            knob for knob in knobs if not (knob.metadata.get("added") and getattr(value, knob.name) == default(knob))
-        ]
-        return {knob.name: plain(getattr(value, knob.name), every_knob=every_knob) for knob in knobs}
+        if not complete:
+            knobs = [knob for knob in knobs if not _is_added_default(knob, getattr(value, knob.name))]
+        return {knob.name: as_plain(getattr(value, knob.name)) for knob in knobs}
     if isinstance(value, dict):
-        return {str(key): plain(item, every_knob=every_knob) for key, item in value.items()}
+        return {str(key): as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, every_knob=every_knob) for item in value]
+        return [as_plain(item) for item in value]
     return value
+
+
+def _is_added_default(knob: Field[Any], value: Any) -> bool:
+    return bool(knob.metadata.get("added")) and value == default(knob)
 
 
 def default(knob: Field[Any]) -> Any:

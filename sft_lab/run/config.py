@@ -165,9 +165,9 @@ class Run(Bounded):
         """Return what this machine lacks for the run, naming key or file; empty when nothing."""
         return checks.check(self)
 
-    def saved(self) -> dict[str, Any]:
-        """Return the run as plain data, each stage with its ``kind``: the content of ``config.yaml``."""
-        return identity.saved_config(self)
+    def saved(self, *, complete: bool = False) -> dict[str, Any]:
+        """Return the run as plain data, each stage with its ``kind``; ``complete`` as ``config.yaml`` has it."""
+        return identity.saved_config(self, complete=complete)
 
     def to_yaml(self) -> str:
         """Return the text of ``config.yaml``."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.io import FORMAT, digest
-from sft_lab.core.params import plain
+from sft_lab.core.params import default, plain
 from sft_lab.core.plugins import origin
 from sft_lab.run.launch_config import DDP
 from sft_lab.run.schemas import SCHEMAS, kind_of
@@ -21,33 +21,63 @@ NOT_IDENTITY = {"tracking", "launch", "engine", "store", "prepare", "threads", "
 SELECTING_STAGES = ("filter", "decontaminate", "dedup")
 
 
-def saved_config(run: Run) -> dict[str, Any]:
-    """Return the run as plain data, each stage with its ``kind``: the content of ``config.yaml``."""
-    content = {field.name: _saved_field(field.name, getattr(run, field.name)) for field in fields(run)}
-    if not run.plugins:
-        del content["plugins"]
-    return {"format": FORMAT, **content}
+def saved_config(run: Run, *, complete: bool = False) -> dict[str, Any]:
+    """Return the run as plain data, each stage with its ``kind``.
 
+    Args:
+        run: the run.
+        complete: include every key, as ``config.yaml`` does; else those that later versions added are left out at
+            their defaults, so that what is computed from the rest stays the same.
+    """
 
-def _saved_field(name: str, value: Any) -> Any:
-    if name == "filter":
-        return {key: _saved_stage("filter", stage) for key, stage in value.items()}
-    if name == "split":
-        return {**_saved_stage("split", value), "filter": _saved_field("filter", value.filter)}
-    if name in SCHEMAS:
-        return _saved_stage(name, value)
-    return plain(value, every_knob=True)
+    def saved(value: Any) -> Any:
+        return plain(value, every_knob=True, complete=complete)
 
+    def saved_stage(group: str, stage: Any) -> dict[str, Any]:
+        return {"kind": kind_of(group, stage), **saved(stage)}
 
-def _saved_stage(group: str, stage: Any) -> dict[str, Any]:
-    return {"kind": kind_of(group, stage), **plain(stage, every_knob=True)}
+    def saved_filters(filters: dict[str, Any]) -> dict[str, Any]:
+        return {name: saved_stage("filter", stage) for name, stage in filters.items()}
+
+    content: dict[str, Any] = {"format": FORMAT}
+    for field in fields(run):
+        value = getattr(run, field.name)
+        if field.name == "filter":
+            content["filter"] = saved_filters(value)
+        elif field.name in SCHEMAS:
+            content[field.name] = saved_stage(field.name, value)
+        elif field.name != "plugins" or value:
+            content[field.name] = saved(value)
+    content["split"]["filter"] = saved_filters(run.split.filter)
+    return content
 
 
 def to_yaml(run: Run) -> str:
     """Return the text of ``config.yaml``."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(saved_config(run)))
+    return OmegaConf.to_yaml(OmegaConf.create(saved_config(run, complete=True)))
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a ``config.yaml`` with the keys that it lacks because they did not exist yet."""
+
+    def fill(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
+        knobs = fields(schema) if is_dataclass(schema) else ()
+        added = {knob.name: plain(default(knob)) for knob in knobs if knob.metadata.get("added")}
+        inner = {
+            knob.name: fill(default(knob), values[knob.name])
+            for knob in knobs
+            if isinstance(values.get(knob.name), dict) and is_dataclass(default(knob))
+        }
+        return {**added, **values, **inner}
+
+    def fill_stage(group: str, values: Any) -> Any:
+        schema = SCHEMAS[group].get(str(values.get("kind"))) if isinstance(values, dict) else None
+        return fill(schema, values) if schema else values
+
+    stages = {group: fill_stage(group, config[group]) for group in SCHEMAS if group != "filter" and group in config}
+    return {**config, **stages}
 
 
 def job_identity(run: Run) -> dict[str, Any]:

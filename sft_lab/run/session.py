@@ -112,7 +112,7 @@ class Session:
             }
         )
         run_id = f"{self._manifest['tracking_id']}{self._id_suffix}"
-        tracked = TrackedRun(self.folder, run_id, self.run.saved(), self._work, self.first_step())
+        tracked = TrackedRun(self.folder, run_id, self.run.saved(complete=True), self._work, self.first_step())
         self._mirror = self.run.tracking.start(tracked)
 
     def note_training_key(self, data: Prepared) -> str:

@@ -190,7 +190,7 @@ def _mirror(finished: FinishedRun, summary: dict[str, Any]) -> None:
 
     folder, run = finished.folder, finished.run
     run_id = f"{tracking_id(folder, run.hash)}-eval"
-    tracked = TrackedRun(folder, run_id, run.saved(), Work.EVALUATE, int(summary.get("steps") or 0))
+    tracked = TrackedRun(folder, run_id, run.saved(complete=True), Work.EVALUATE, int(summary.get("steps") or 0))
     for line in run.tracking.start(tracked).finish(summary):
         log.info("%s", line)
 

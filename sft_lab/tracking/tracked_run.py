@@ -6,6 +6,7 @@ import re
 import secrets
 from collections import Counter
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.io import digest, flat
@@ -100,4 +101,10 @@ def summary_values(summary: dict[str, Any]) -> dict[str, Any]:
         name = rule if counts[rule] == 1 else f"{rule}_{counts[rule]}"
         evidence[name] = {key: value for key, value in finding.items() if key != "rule"}
     values = flat({**summary, **({"evidence": evidence} if evidence else {})})
-    return {name: str(value) if isinstance(value, list | dict) else value for name, value in values.items()}
+    return {name: _single(value) for name, value in values.items()}
+
+
+def _single(value: Any) -> Any:
+    if isinstance(value, Enum):  # W&B would take its name, HEALTHY, where the summary has its value
+        return value.value
+    return str(value) if isinstance(value, list | dict) else value

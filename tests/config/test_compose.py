@@ -7,10 +7,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sft_lab import config
+from sft_lab.cli.main import main
+from sft_lab.config.error_messages import all_keys
 from sft_lab.core.errors import ConfigError
 from sft_lab.run.config import Run
+from sft_lab.run.identity import completed
 
 # Words of libraries that a user must not have to read.
 RAW = re.compile(r"Traceback|full_key|object_type|reference_type|omegaconf|DictConfig|Error merging|exception", re.I)
@@ -558,3 +562,18 @@ def test_a_model_is_called_what_others_can_find_it_by():
         str(Path("mine").absolute()),
         None,
     )
+
+
+def test_a_saved_config_has_every_key(capsys):
+    """Those too that later versions added: their defaults are written, though no hash counts them."""
+    words = ["model=tiny_random", "trainer=lora"]
+    run = config.compose(words)
+    saved = yaml.safe_load(run.to_yaml())
+    assert main(["--cfg", "job", *words]) == 0
+    known = {path for path, _ in all_keys(yaml.safe_load(capsys.readouterr().out))}
+    assert {"trainer.peft.config", "dataset.reasoning"} <= known
+    assert known - {"plugins"} <= {path for path, _ in all_keys(saved)}
+    without = run.saved()
+    assert "config" not in without["trainer"]["peft"]
+    assert completed(without) == saved
+    assert {config.from_saved(content, "config.yaml").hash for content in (saved, without)} == {run.hash}
