@@ -4,7 +4,7 @@
     class Trainer(Bounded):
         learning_rate: float = bounded(2e-5, above=0)
 
-A rule between two fields stays in ``__post_init__``, behind ``super().__post_init__()``.
+A rule between two fields stays in ``__post_init__``, after ``super().__post_init__()``.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class RunDir:
 
             self._mark(RunState.FINISHED, work=work)
             if work == Work.RUN:
-                # Removed last: a run that is killed before it has finished goes on from them.
+                # Removed last: a run that is killed before it has finished resumes from them.
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def tidy(self) -> None:
@@ -302,7 +302,7 @@ class RunDir:
             self._claimed.release(force=True)
 
     def refuse_other_data(self, changes: Callable[[dict[str, Any]], list[str]]) -> None:
-        """Refuse to go on with other data than the folder's run began with.
+        """Refuse to resume with other data than that with which the folder's run began.
 
         Args:
             changes: returns how the data differs from the manifest's fields ``DATA``.

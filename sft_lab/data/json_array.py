@@ -118,7 +118,7 @@ class _Text:
                 if not self._read_more():
                     raise
                 continue
-            if end < len(self._text) or not self._read_more():  # else a number may go on
+            if end < len(self._text) or not self._read_more():  # or else a number may continue
                 self._position = end
                 return value
 

@@ -110,7 +110,7 @@ class Preparation:
         self.flow = Waterfall(context, np.zeros(0, np.int32), Sources([], np.zeros(0, np.int16)))
 
     def split(self, loaded: Loaded, split: Split, surplus: Callable[[Rows], np.ndarray] | None = None) -> Sides:
-        """Put each loaded row on its side.
+        """Return the sides of the loaded rows, recorded in the waterfall.
 
         Raises:
             SourceError: if load could use no row at all.
@@ -189,7 +189,7 @@ class Preparation:
         return self.flow.step(stage, rows, selection)
 
     def finish(self, train: Rows, held_out: Rows) -> Prepared:
-        """Template and tokenize both sides.
+        """Return both sides, rendered and tokenized.
 
         Raises:
             JobError: if no training row is left.
@@ -225,7 +225,7 @@ class Preparation:
         return self._as_tokens(as_texts(rows, template), rows, None, loss_on_all=False)
 
     def _ready(self, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:
-        """Template and tokenize some of the loaded rows."""
+        """Return some of the loaded rows, rendered and tokenized."""
         return self._as_tokens(self._context.encoded(rows), rows, flow, loss_on_all=loss_on_all)
 
     def _as_tokens(self, encoded: Encoded, rows: Rows, flow: Waterfall | None, *, loss_on_all: bool) -> Ready:

@@ -40,7 +40,7 @@ class Nothing(Dedup):
     """No dedup."""
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
-        """Keep every row."""
+        """Return all rows as kept."""
         from sft_lab.core.selection import Selection
 
         return Selection.of(rows, [""] * len(rows))
@@ -54,7 +54,7 @@ class Exact(Dedup):
     on: On = On.answer
 
     def select(self, rows: Rows, context: StageContext) -> Selection:  # noqa: ARG002
-        """Drop duplicates with the reason ``duplicate`` and the score 1."""
+        """Reason: ``duplicate``; score: 1."""
         from sft_lab.dedup.keep_rules import selection
         from sft_lab.dedup.neighbor_graph import NeighborGraph
         from sft_lab.dedup.texts import Texts, nodes_of

@@ -258,7 +258,7 @@ RULES: tuple[Callable[[Observed, Limits], Finding | None], ...] = (
 
 
 def _rise(after: float, before: float) -> float:
-    """Return how far one loss lies above another, as a share of it; infinity above a loss of 0."""
+    """Return how far one loss is above another, as a share of the latter; infinity above a loss of 0."""
     if before:
         return after / before - 1
     return math.inf if after else 0.0

@@ -39,18 +39,15 @@ class Language(Filter):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``language_unclear``, ``other_language``; score: confidence."""
+        import numpy as np
+
         from sft_lab.core.selection import Selection
 
         codes, confidences = languages_of(rows, context, self.on)
-        reasons = [
-            "language_unclear"
-            if not code or confidence < self.min_confidence
-            else ""
-            if code in self.keep
-            else "other_language"
-            for code, confidence in zip(codes, confidences, strict=True)
-        ]
-        return Selection.of(rows, reasons, confidences)
+        is_unclear = np.array([not code for code in codes], bool) | (confidences < self.min_confidence)
+        is_other = np.array([code not in self.keep for code in codes], bool)
+        reasons = np.select([is_unclear, is_other], ["language_unclear", "other_language"], "")
+        return Selection.of(rows, reasons.tolist(), confidences)
 
 
 def _nearest(wanted: str) -> str:

@@ -36,18 +36,15 @@ class Length(Filter):
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``over_max_tokens``, ``under_min_tokens``, ``under_min_answer_tokens``; score: tokens."""
+        import numpy as np
+
         from sft_lab.core.selection import Selection
 
         counts = context.token_counts(rows)
         total = counts.sum(axis=1)
-        reasons = [
-            "over_max_tokens"
-            if size > self.max_tokens
-            else "under_min_tokens"
-            if size < self.min_tokens
-            else "under_min_answer_tokens"
-            if answer < self.min_answer_tokens
-            else ""
-            for size, answer in zip(total, counts[:, 1], strict=True)
-        ]
-        return Selection.of(rows, reasons, total)
+        reasons = np.select(
+            [total > self.max_tokens, total < self.min_tokens, counts[:, 1] < self.min_answer_tokens],
+            ["over_max_tokens", "under_min_tokens", "under_min_answer_tokens"],
+            "",
+        )
+        return Selection.of(rows, reasons.tolist(), total)
