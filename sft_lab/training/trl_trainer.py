@@ -21,15 +21,21 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from transformers.trainer_utils import rotate_checkpoints
 
 from sft_lab.core.errors import ConfigError, Pruned
-from sft_lab.core.interrupt import deferred
 from sft_lab.core.io import sync
 from sft_lab.core.log import log
 from sft_lab.core.progress import is_shown
-from sft_lab.core.text import count_of
 from sft_lab.training import loss_head
-from sft_lab.training.callbacks import Event, MetricsCallback, ProgressBar, StopCallback, Watch, log_held_out_loss
+from sft_lab.training.callbacks import (
+    Event,
+    MetricsCallback,
+    ProgressBar,
+    Watch,
+    log_held_out_loss,
+    log_plan,
+    train_until_signal,
+)
 from sft_lab.training.checkpoints import Unlogged, is_out_of_patience, last_checkpoint
-from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, refuse_no_step, resolve_precision
+from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, resolve_precision
 from sft_lab.training.peft_config import build_loraplus_optimizer, build_peft_config
 from sft_lab.training.sft_config import build_sft_config
 
@@ -271,7 +277,7 @@ def train(
         args.max_steps = planned_steps(counted_rows, options, args.world_size)
     with _attention(model, attention) as own_attention:
         trainer = _build_trainer(model, tokenizer, rows, options, args, watch, own_attention, new_tokens or [])
-        _log_plan(trainer, options, len(rows))
+        log_plan(trainer, options, len(rows))
 
         checkpoint = last_checkpoint(folder)
         if checkpoint:
@@ -283,7 +289,7 @@ def train(
         try:
             was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
             if not was_finished:
-                _run(trainer, checkpoint)
+                train_until_signal(trainer, checkpoint)
         except ImportError as error:  # such as an optimizer's package
             reason = " ".join(str(error).split())
             raise ConfigError(f"trainer: needs a package that is not installed: {reason}") from error
@@ -374,29 +380,6 @@ def _callbacks(options: Full, watch: Watch, args: trl.SFTConfig, own_attention: 
     return callbacks
 
 
-def _log_plan(trainer: Any, options: Full, rows: int) -> None:
-    """Log rows and steps and, if the number of steps is set, the epochs that they make."""
-    args = trainer.args
-    blocks = len(trainer.train_dataset)
-    refuse_no_step(blocks, options, args.world_size)
-    steps_of_epochs = planned_steps(blocks, options, args.world_size)
-    steps = args.max_steps if args.max_steps > 0 else steps_of_epochs
-    if args.lr_scheduler_type != "constant" and (warmup := args.get_warmup_steps(steps)) >= steps:
-        log.warning("train: warm-up takes %d of %d steps; lower trainer.warmup_steps", warmup, steps)
-
-    plan = count_of(rows, "row")
-    if options.packing:
-        plan += f" packed into {count_of(blocks, 'block')}"
-    plan += f", {count_of(steps, 'optimizer step')}"
-    if args.max_steps > 0:
-        epochs = f"{steps / steps_of_epochs * options.num_train_epochs:.3g}"
-        plan += f", which is {epochs} {'epoch' if epochs == '1' else 'epochs'}"
-    plan += f", loss_head={'plain' if trainer.plain_head else 'trl'}"
-    if args.world_size > 1:
-        plan += f", {args.world_size} processes ({trainer.accelerator.distributed_type.value})"
-    log.info("train: %s", plan)
-
-
 def _load_finished(trainer: Any, checkpoint: Path) -> bool:
     """Load the weights of a training that was interrupted after its last step.
 
@@ -412,14 +395,3 @@ def _load_finished(trainer: Any, checkpoint: Path) -> bool:
     trainer._load_from_checkpoint(best or str(checkpoint))  # noqa: SLF001 - as resuming does
     trainer.state = state
     return True
-
-
-def _run(trainer: Any, checkpoint: Path | None) -> None:
-    """Train; on Ctrl-C or SIGTERM, finish the step with its measurement, if one is due, and a checkpoint."""
-    notice = "sft-lab: stopping after this step, with a checkpoint; Ctrl-C again ends at once"
-    with deferred(notice) as request:
-        stop = StopCallback(request)
-        trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.stopped or request:
-            request.obey()
