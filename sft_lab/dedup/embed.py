@@ -29,7 +29,7 @@ from sft_lab.core.log import log
 from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import missing_package, package_path, saved_path
 from sft_lab.core.store import blocks_folder
-from sft_lab.core.text import scripts
+from sft_lab.core.text import one_line, scripts
 from sft_lab.dedup.embed_batches import EmbedBlock, precision, vectors_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 LARGE = 2**20  # bytes; hashes of larger files are cached, since each stage that compares texts needs them
 BLOCK = 2048  # texts; the most that a killed run loses
+MAX_REASON = 200  # characters of a library's error in a message
 VERSION = 2
 STATIC_VERSION = 1  # of distillation and of encoding by a static embedder
 
@@ -152,7 +153,8 @@ class Embedder(Bounded):
                 source, subfolder=first, revision=self.revision, trust_remote_code=False
             )
         except (OSError, ValueError, LookupError, TypeError) as error:
-            log.info("embedder %s: no tokenizer, so unknown tokens are not counted (%s)", self.name_or_path, error)
+            reason = one_line(error, MAX_REASON)
+            log.info("embedder %s: no tokenizer, so unknown tokens are not counted (%s)", self.name_or_path, reason)
             return None
 
     def load(self, context: StageContext) -> Any:
@@ -167,17 +169,32 @@ class Embedder(Bounded):
         return static.load(entry.path)
 
     def _load(self) -> Any:
+        """Load the model itself.
+
+        Raises:
+            ModelError: if the folder or the Hub has no such model.
+        """
         import torch
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return SentenceTransformer(
-            self._source(),
-            revision=self.revision,
-            device=device,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},  # a pickle could run code
-        )
+        try:
+            return SentenceTransformer(
+                self._source(),
+                revision=self.revision,
+                device=device,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},  # a pickle could run code
+            )
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the system, such as a full disk
+                raise
+            reason = f"{type(error).__name__}: {one_line(error, MAX_REASON)}"
+            raise ModelError(
+                f"embedder {self.name_or_path}: cannot be loaded ({reason}); give a sentence-transformers model with "
+                "weights in safetensors, or dedup/embedder=minilm_bundled"
+            ) from error
 
 
 def _sha256(file: Path) -> str:

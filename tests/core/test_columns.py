@@ -1,4 +1,4 @@
-"""Memory of a mapped table is given back after it was read, and what is in memory alone is not lost by that."""
+"""The memory of a mapped table is released after reading, and columns in memory keep their values."""
 
 from __future__ import annotations
 

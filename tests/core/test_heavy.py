@@ -1,4 +1,4 @@
-"""Importing what is heavy: once without the collector, and never where something is there already."""
+"""Heavy imports: without garbage collection, unless something was imported before."""
 
 from __future__ import annotations
 

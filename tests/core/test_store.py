@@ -1,4 +1,4 @@
-"""The stage store: computed once, by whoever comes first, whole or not at all."""
+"""The stage store: each result is computed once, by the first process, and written atomically."""
 
 from __future__ import annotations
 

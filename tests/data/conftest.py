@@ -1,4 +1,4 @@
-"""Small real tokenizers and a stage context with a store of its own."""
+"""Small real tokenizers, and a stage context with its own store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks: the same bytes however many workers there are and however large a block is; a kill costs one block."""
+"""Blocks: any number of workers and any block size give the same bytes, and a kill costs one block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates that write the date: the day is an input of the run."""
+"""Templates that write the date, which is an input of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations: which turns become a row, what is counted of the others, and the cause of every dropped row."""
+"""Conversations: which turns become a row, how the others are counted, and the cause of every dropped row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of conversations that a model goes on with."""
+"""Files of conversations for a model to continue."""
 
 from __future__ import annotations
 

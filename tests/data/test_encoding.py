@@ -1,4 +1,4 @@
-"""Tokenize: what is trained is the answers with their ends of turn, nothing else, and nothing is cut."""
+"""Tokenizing: only answers with their ends of turn train, and nothing is cut."""
 
 from __future__ import annotations
 

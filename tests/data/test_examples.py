@@ -1,4 +1,4 @@
-"""What trains of conversations with tools and thoughts, under templates of every well-known shape."""
+"""Which parts of conversations with tools and thoughts train, under templates of every common kind."""
 
 from __future__ import annotations
 

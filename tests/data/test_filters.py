@@ -1,4 +1,4 @@
-"""Filters: what each drops and why, and that a new one is two files."""
+"""Filters: what each drops and why; a new one needs only two files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Language detection and the filter on top: real sentences with their real detector."""
+"""Language detection and its filter, with real sentences and the real detector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pattern filter: which rows it keeps, what it says of a wrong or endless pattern."""
+"""The pattern filter: which rows it keeps, and its errors for wrong and endless patterns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reviewed filter: a person's decisions, read from CSV or JSON lines."""
+"""The filter by a reviewer's decisions, from CSV or JSON Lines."""
 
 from __future__ import annotations
 

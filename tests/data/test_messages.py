@@ -1,4 +1,4 @@
-"""Messages: tools, calls, thoughts, weights and names come through every kind of file, and back out as JSON objects."""
+"""Messages: tools, calls, thoughts, weights and names survive every kind of file and are exported as JSON objects."""
 
 from __future__ import annotations
 

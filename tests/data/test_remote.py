@@ -1,4 +1,4 @@
-"""Sources beyond the disk: servers on loopback, fsspec's memory, folders of save_to_disk, and files read in pieces."""
+"""Remote sources (servers on loopback, fsspec's memory), folders of save_to_disk, and files read in pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Split: the held-out rows never move."""
+"""The split: held-out rows never change."""
 
 from __future__ import annotations
 

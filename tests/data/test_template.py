@@ -1,4 +1,4 @@
-"""Templates: what is text, what is answer, what is refused."""
+"""Templates: their text, the spans of answers, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stage context with a store of its own."""
+"""A stage context with its own store."""
 
 from __future__ import annotations
 

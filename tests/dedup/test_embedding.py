@@ -1,4 +1,4 @@
-"""Embedding with the real bundled model: once per text, in blocks, and near what the model does in fp32."""
+"""Embedding with the real bundled model: once per text, in blocks, and close to the model's fp32 vectors."""
 
 from __future__ import annotations
 
@@ -275,3 +275,11 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_embedder_of_a_hub_that_does_not_answer_is_an_error_of_ours() -> None:
     with pytest.raises(ModelError, match=r"embedder me/none: not on this machine.*minilm_bundled"):
         Embedder("me/none").key()
+
+
+@pytest.mark.parametrize("config", ["{}", '{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1}'])
+def test_a_folder_that_is_no_model_is_an_error_of_ours(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match=r"cannot be loaded \(.*minilm_bundled"):
+        Embedder(str(tmp_path)).load(StageContext(Store(tmp_path / "store")))

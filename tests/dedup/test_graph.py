@@ -1,4 +1,4 @@
-"""The neighbor graph against all pairs in float64, and its indexes, precisions and blocks against each other."""
+"""The neighbor graph compared with all pairs in float64, and its indices, precisions and blocks with each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the data report asks, against the rules applied pair by pair."""
+"""Statistics for the data report, compared with the rules applied pair by pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep rules against the rules as written, row by row."""
+"""Keep rules compared with a plain implementation, row by row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an embedder cannot see (Arabic digits, emoji, flags, signs) is left to the fallback, for any tokenizer."""
+"""Texts that an embedder cannot distinguish (Arabic digits, emoji, flags, symbols) are left to the fallback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MinHash dedup against sets of substrings, pair by pair."""
+"""MinHash dedup compared with sets of substrings, pair by pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static embedders: distilled once from a real model, kept in the store, and the mean of their tokens' vectors."""
+"""Static embedders, distilled once from a real model and stored; a text's vector is the mean of its tokens'."""
 
 from __future__ import annotations
 

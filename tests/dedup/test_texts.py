@@ -1,4 +1,4 @@
-"""Texts are read a batch at a time, and nothing that is made of them depends on how."""
+"""Texts are read a batch at a time, on which no result depends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of installed packages: what docs/own_metric.md shows is installed and measured; what is wrong is reported."""
+"""Custom metrics: the package in docs/own_metric.md is installed and measured, and problems are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out loss is one measure: no batch size, order, packing or library enters."""
+"""Held-out loss does not depend on batch size, order, packing or library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's own answers show: batched as alone, ended or cut, control tokens, variety, likeness, tasks."""
+"""A model's answers and their metrics: batching, ends, control tokens, variety, likeness, tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts on made curves: each rule, its edge, and that a good run raises no alarm."""
+"""Verdicts on artificial curves: each rule and its limit, and no alarm for a good run."""
 
 from __future__ import annotations
 

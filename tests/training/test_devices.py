@@ -1,4 +1,4 @@
-"""Arithmetic, data types and devices on GPUs. There is no GPU: torch is told of one where only a choice is tested."""
+"""Arithmetic, data types and devices on GPUs; where only a choice is tested, torch is made to report one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing is refused where a layer keeps a state over the border between two rows."""
+"""Packing is refused for models whose layers keep a state from one row to the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key of a base model: whatever changes its weights or its arithmetic is another key."""
+"""The key of a base model changes with whatever changes its weights or its arithmetic."""
 
 from __future__ import annotations
 

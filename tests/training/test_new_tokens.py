@@ -1,4 +1,4 @@
-"""ChatML on a base model that has never seen it: tokens are added, trained, saved, and found again by plain PEFT."""
+"""ChatML on a base model without it: tokens are added, trained, saved, and loaded again by plain PEFT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our training is TRL's: the same losses as a short script that lets TRL do everything."""
+"""Training gives the same losses as a short script in which TRL does everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a model reads: tables of positions have an end, rotary models are trained past theirs and it is noticed."""
+"""Context length: tables of positions have an end; rotary models are trained past theirs with a notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training would be refused for is told before any data is read, with the key to set."""
+"""Options that training would refuse are refused before any data is read, naming the key."""
 
 from __future__ import annotations
 

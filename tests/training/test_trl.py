@@ -1,4 +1,4 @@
-"""What training is asked for and what comes of it: steps, adapters, 4 bits, going on where it was cut off."""
+"""Training: steps, adapters, 4 bits, and resuming after an interruption."""
 
 from __future__ import annotations
 

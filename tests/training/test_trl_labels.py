@@ -1,4 +1,4 @@
-"""Our labels beside TRL's on 200 rows with tools and thoughts, by its assistant masks and by prompt and completion."""
+"""Our labels compared with TRL's on 200 rows with tools and thoughts: assistant masks, and prompt and completion."""
 
 from __future__ import annotations
 

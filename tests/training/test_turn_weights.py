@@ -1,4 +1,4 @@
-"""Weights of turns: multiplied into the loss, or refused where the loss has none."""
+"""Weights of turns: applied in the loss, or refused if the loss has no weights."""
 
 from __future__ import annotations
 
