@@ -13,6 +13,7 @@ from sft_lab.data.json_array import unique_fields
 from sft_lab.data.messages import Unreadable, parsed_turns, read_messages, read_row_fields
 from sft_lab.data.template_input import Conversation
 from sft_lab.data.template_layout import CannotRender
+from sft_lab.data.utf8 import not_utf8
 
 _FORMS = "a list of messages, or an object with messages and, if wanted, tools; or one of these on each line"
 
@@ -36,7 +37,7 @@ def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror}); give another file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8") from error
+        raise not_utf8(name, error, is_file=True) from error
     if not text.strip():
         raise UserError(f"{name}: is empty; give {_FORMS}")
     return {at: _conversation(value, at) for at, value in _values(text, name)}

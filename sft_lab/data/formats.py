@@ -80,11 +80,10 @@ def find_reader(
     if not fitting and not needs_answers and (prompt := next(filter(present.__contains__, PROMPT_COLUMNS), None)):
         return PromptColumn(prompt)
     if not fitting:
-        separator = "a CSV file's fields must be separated by commas; " if any(";" in name for name in present) else ""
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
         raise SourceError(
             f"dataset.format=auto: the source's columns {present} fit no known format ({known}); "
-            f"{separator}name your own with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
+            f"name your own with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
         )
     return READERS[fitting[0]]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from sft_lab.core.errors import SourceError
+from sft_lab.data.utf8 import not_utf8
 
 _CHUNK = 2**20  # bytes
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -45,7 +46,8 @@ def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[d
             text.expect("")
             yield SourceError(f"{name}: must hold a list of records, holds {type(value).__name__}; make it a list")
     except UnicodeDecodeError as error:
-        yield SourceError(f"{name}, line {text.line_of(error)}: not UTF-8 ({error.reason}); save it as UTF-8")
+        is_ascii = error.object[: error.start].isascii()
+        yield not_utf8(f"{name}, line {text.line_of(error)}", error, is_file=is_ascii, has_position=False)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         yield SourceError(

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sft_lab.core.errors import SourceError
 from sft_lab.core.io import HashingReader
 from sft_lab.data.json_array import read_array, unique_fields
 from sft_lab.data.load import Record
+from sft_lab.data.utf8 import OtherEncoding, not_utf8, utf16_problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,16 +137,13 @@ def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[b
     return unpacked
 
 
-class _TooLong(SourceError):
-    """A line is longer than a record may be; the next line can be read."""
-
-
 class _Lines:
     """The lines of a stream as text, counted; iteration continues after a line that is too long or not UTF-8."""
 
     def __init__(self, name: str, stream: IO[bytes], max_record_mb: float) -> None:
         self._name, self._stream, self._max_mb = name, stream, max_record_mb
         self._max_bytes = int(max_record_mb * 2**20)
+        self._has_utf8 = False  # beyond ASCII, which most encodings have in common
         self.number = 0
 
     def __iter__(self) -> _Lines:
@@ -158,35 +157,48 @@ class _Lines:
         if len(line) > self._max_bytes:
             while line and not line.endswith(b"\n"):
                 line = self._stream.readline(2**20)
-            raise _TooLong(
+            raise SourceError(
                 f"{self._name}, line {self.number}: longer than dataset.max_record_mb={self._max_mb:g} allows; "
                 "is a line break missing? Fix or remove the line, or raise dataset.max_record_mb"
             )
-        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        location = f"{self._name}, line {self.number}"
+        # UTF-8 may allow it, with zeros as characters.
+        if self.number == 1 and (problem := utf16_problem(location, line)):
+            raise problem
+        try:
+            text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise not_utf8(location, error, is_file=not self._has_utf8) from error
+        self._has_utf8 = self._has_utf8 or not text.isascii()
+        return text
 
 
-def _not_utf8(location: str, error: UnicodeDecodeError) -> SourceError:
-    return SourceError(f"{location}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8")
+def csv_reader(lines: Iterator[str]) -> csv.DictReader[str]:
+    """Return a reader of CSV; where the header has no comma, its semicolons or tabs separate the fields."""
+    header = next(lines, "")
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    # Strict, or else a quote that is never closed would swallow the rest of the file as a single field.
+    return csv.DictReader(chain([header] if header else [], lines), strict=True, delimiter=delimiter)
 
 
 def _read_csv(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:
     csv.field_size_limit(int(max_record_mb * 2**20))
     lines = _Lines(name, stream, max_record_mb)
-    # Strict, or else a quote that is never closed would swallow the rest of the file as a single field.
-    reader = csv.DictReader(lines, strict=True)
     try:
+        reader = csv_reader(lines)
         has_header = reader.fieldnames is not None
-    except (UnicodeDecodeError, csv.Error) as error:
-        yield SourceError(f"{name}, line 1: no header of a CSV file in UTF-8 ({error}); save it as CSV in UTF-8")
+    except OtherEncoding as error:
+        yield error
+        return
+    except csv.Error as error:
+        yield SourceError(f"{name}, line 1: no header of a CSV file ({error}); save it as CSV")
         return
     _refuse_duplicates(name, reader.fieldnames or ())
     while has_header:
         try:
             record = next(reader, None)
-        except _TooLong as error:
+        except SourceError as error:
             yield error
-        except UnicodeDecodeError as error:
-            yield _not_utf8(f"{name}, line {lines.number}", error)
         except csv.Error as error:
             yield SourceError(f"{name}, line {lines.number}: not CSV ({error}); fix the line")
         except _CUT_SHORT as error:
@@ -205,10 +217,8 @@ def _read_lines(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[
             if line is None:
                 return
             record = json.loads(line, object_pairs_hook=unique_fields) if line.strip() else ...
-        except _TooLong as error:
+        except SourceError as error:
             yield error
-        except UnicodeDecodeError as error:
-            yield _not_utf8(f"{name}, line {lines.number}", error)
         except _CUT_SHORT as error:
             raise _cut_short(error, lines.number) from error
         except (ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.data.load import Dataset, OnError, Record
 from sft_lab.data.paths import files_of
 from sft_lab.data.readers import KINDS, name_problem, problem_with, read
+from sft_lab.data.utf8 import OtherEncoding
 
 if TYPE_CHECKING:
     from sft_lab.core.store import Store
@@ -95,6 +96,8 @@ class File(Dataset):
                     yield "", outcome
                     continue
                 if self.on_error is OnError.fail:
+                    if isinstance(outcome, OtherEncoding):
+                        raise outcome
                     raise SourceError(f"{outcome}, or leave out what is broken with dataset.on_error=skip") from outcome
                 broken += 1
                 if broken <= LOGGED:

@@ -152,7 +152,6 @@ CASES = [
     file("CSV with a quote that is not closed", "data.csv", 'prompt,completion\n"a,b\nc,d\n'),
     file("CSV with a quote inside a field", "data.csv", 'prompt,completion\n"a"x,b\n'),
     file("CSV with commas in its texts and no quotes", "data.csv", "prompt,completion\n" + "a,b,c\n" * 30),
-    file("CSV with semicolons", "data.csv", "prompt;completion\n" + "a;b\n" * 30),
     file("half a line at the end", "data.jsonl", GOOD + '{"conversations": [{"from": "human", "val'),
     file("a list named .jsonl", "data.jsonl", json.dumps(ENOUGH)),
     file("a list on several lines named .jsonl", "data.jsonl", json.dumps(ENOUGH, indent=1)),
@@ -170,6 +169,14 @@ CASES = [
     encoding("one line in latin-1", "data.jsonl",
              GOOD.encode() + json.dumps(row(1, note="é"), ensure_ascii=False).encode("latin-1")),
     encoding("Arabic in cp1256", "data.csv", "prompt,completion\nسلام,عليكم\n".encode("cp1256")),
+    encoding("an Arabic header in cp1256", "data.csv", "سؤال,جواب\nسلام,عليكم\n".encode("cp1256")),
+    encoding("Arabic in cp1256 after an English row", "data.jsonl", (json.dumps(row(1)) + '\n{"prompt": "سلام"}\n'
+             ).encode("cp1256")),
+    encoding("a CSV in UTF-16 without its mark", "data.csv", "prompt,completion\nسلام,b\n".encode("utf-16-le")),
+    encoding("a list in UTF-16", "data.json", json.dumps(ENOUGH).encode("utf-16")),
+    encoding("one line in latin-1 after others in UTF-8", "data.jsonl",
+             json.dumps(row(1, note="é"), ensure_ascii=False).encode() + b"\n"
+             + json.dumps(row(2, note="é"), ensure_ascii=False).encode("latin-1")),
     encoding("UTF-8 cut within a character", "data.json", '["é'.encode()[:-1]),
     encoding("no text at all", "data.jsonl", bytes(range(256))),
     size("one row", lines([row(1)])),

@@ -55,6 +55,10 @@ def test_ids_that_are_not_in_view_are_counted_in_one_line(
     assert record.getMessage().startswith("reviewed: 2 of 3 decided ids are not among these 3 rows;")
 
 
+def test_decisions_with_semicolons_between_their_fields(tmp_path: Path, context: StageContext) -> None:
+    assert decisions(tmp_path, "id;decision\n0-aa;drop\n")(ROWS, context).reason == ["reviewed_drop", "", ""]
+
+
 def test_changed_decisions_are_another_result_and_a_moved_file_is_not(tmp_path: Path, context: StageContext) -> None:
     text = "id,decision\n0-aa,drop\n"
     assert decisions(tmp_path, text)(ROWS, context).reason == ["reviewed_drop", "", ""]
@@ -74,7 +78,7 @@ def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("name", "text", "says"),
     [
         ("d.csv", "id,decision\n0-aa,keep\n1-bb,maybe\n", "d.csv, line 3: decision=maybe: must be keep, drop or empty"),
-        ("d.csv", "id;decision\n0-aa;keep\n", "d.csv, line 2: no id and no decision; it has the columns id;decision"),
+        ("d.csv", "id:decision\n0-aa:keep\n", "d.csv, line 2: no id and no decision; it has the columns id:decision"),
         ("d.csv", "id,verdict\n0-aa,keep\n", "d.csv, line 2: no decision; it has the columns id, verdict"),
         (
             "d.csv",

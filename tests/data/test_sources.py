@@ -197,6 +197,27 @@ def test_a_byte_order_mark_is_no_part_of_a_name(context: StageContext, tmp_path:
         assert len(load(context, path).rows) == 30
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_file_with_semicolons_or_tabs_gives_the_same_rows(
+    context: StageContext, tmp_path: Path, mark: str
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(f'سؤال{mark}جواب\n"a, b{mark} c"{mark}yes\n', encoding="utf-8")
+    loaded = load(context, file, columns={"prompt": "سؤال", "answer": "جواب"})
+    assert (loaded.rows.column("prompt"), loaded.rows.column("answer")) == ([f"a, b{mark} c"], ["yes"])
+
+
+@pytest.mark.parametrize("encoding", ["cp1256", "utf-16", "utf-16-be"])
+def test_no_row_of_a_file_in_another_encoding_is_advised_to_be_left_out(
+    context: StageContext, tmp_path: Path, encoding: str
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes("question,answer\nمن؟,هي\n".encode(encoding))
+    with pytest.raises(SourceError, match=r"iconv -f (windows-1256|utf-16(be)?) ") as raised:
+        load(context, file)
+    assert "on_error" not in str(raised.value)
+
+
 def test_a_glob_reads_in_the_order_of_names(context: StageContext, tmp_path: Path) -> None:
     root = tmp_path / "files"
     (root / "in").mkdir(parents=True)
@@ -233,7 +254,6 @@ def broken(tmp_path: Path, name: str) -> Path:
         "empty.json": b"[]",
         "empty.csv": b"",
         "header.csv": b"question,answer\n",
-        "other.csv": b"question;answer\nWho?;She.\n",
     }
     path.write_bytes(contents[name])
     return path
@@ -247,7 +267,7 @@ def broken(tmp_path: Path, name: str) -> Path:
         ("list.jsonl", "line 1: not JSON"),
         ("latin.jsonl", "not UTF-8"),
         ("latin.json", "not UTF-8"),
-        ("wide.csv", "line 1: no header of a CSV file in UTF-8"),
+        ("wide.csv", "line 1: is UTF-16"),
         ("cut.jsonl.gz", "cannot be read to its end"),
         ("damaged.jsonl.gz", "cannot be read to its end"),
         ("not.jsonl.gz", "cannot be read to its end"),
@@ -260,7 +280,6 @@ def broken(tmp_path: Path, name: str) -> Path:
         ("empty.json", "holds no record"),
         ("empty.csv", "holds no record"),
         ("header.csv", "holds no record"),
-        ("other.csv", "['question;answer']"),
     ],
 )
 def test_a_broken_file_is_named_with_its_fault(context: StageContext, tmp_path: Path, name: str, words: str) -> None:
@@ -268,7 +287,7 @@ def test_a_broken_file_is_named_with_its_fault(context: StageContext, tmp_path: 
     with pytest.raises(SourceError) as raised:
         load(context, path)
     assert words in str(raised.value)
-    assert name in str(raised.value) or name == "other.csv"
+    assert name in str(raised.value)
     assert [entry.stage for entry in context.store.listing() if entry.stage != "file"] == []
 
 

@@ -17,6 +17,8 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.core.log import log
 from sft_lab.core.packages import package_path
 from sft_lab.data.filters import Filter
+from sft_lab.data.readers import csv_reader
+from sft_lab.data.utf8 import not_utf8
 
 if TYPE_CHECKING:
     from sft_lab.core.rows import Rows
@@ -114,7 +116,7 @@ class Reviewed(Filter):
                     if decision:
                         decided[row_id] = previous, previous_line
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+            raise ConfigError(str(not_utf8(str(path), error, is_file=True))) from error
         return {row_id: decision for row_id, (decision, _) in decided.items()}
 
 
@@ -134,7 +136,7 @@ def _decision(record: dict[str, Any], location: str) -> tuple[str, str]:
 
 def _csv_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(file, strict=True)
+    reader = csv_reader(file)
     try:
         for record in reader:
             if None in record:
