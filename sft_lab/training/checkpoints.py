@@ -9,17 +9,17 @@ from typing import Any
 
 from sft_lab.core.io import read_json, write_json
 
-UNLOGGED = "unlogged.json"
+UNLOGGED = "unlogged.json"  # in a checkpoint
 
 
 @dataclass
 class Unlogged:
-    """What a training has added up since its last log entry: a checkpoint may fall between two of them.
+    """The sums since training's last log entry, for a checkpoint between two entries.
 
     Attributes:
-        loss: sum of the losses of these steps.
-        last_logged: step of the last log entry.
-        metrics: TRL's, by name, a value for each batch.
+        loss: the sum of the losses of these steps.
+        last_logged: the step of the last log entry.
+        metrics: of TRL, by name, with a value for each batch.
         tokens: trained since the first step.
     """
 
@@ -29,12 +29,12 @@ class Unlogged:
     tokens: int
 
     def write(self, checkpoint: Path) -> None:
-        """Write it into the folder of a checkpoint."""
+        """Write the sums into the folder of a checkpoint."""
         write_json(checkpoint / UNLOGGED, asdict(self))
 
     @classmethod
     def read(cls, checkpoint: Path) -> Unlogged | None:
-        """Return what a checkpoint holds of it; None where it holds nothing, as one of an older version."""
+        """Return the sums in a checkpoint; None if it has none, like those of older versions."""
         try:
             content = read_json(checkpoint / UNLOGGED)
             metrics = {name: [_number(value) for value in values] for name, values in content["metrics"].items()}

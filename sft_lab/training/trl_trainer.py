@@ -149,7 +149,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             raise Pruned(f"at {share:.0%} of the training, with a held-out loss of {loss:.4f}")
 
     def resume_logging(self, unlogged: Unlogged) -> None:
-        """Continue the sums of the next log entry, which Transformers and TRL begin anew when training resumes."""
+        """Continue the sums for the next log entry, which Transformers and TRL reset when training resumes."""
         self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
         self._globalstep_last_logged = unlogged.last_logged
         for name, values in unlogged.metrics.items():
@@ -177,7 +177,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
 
 
 class _ResumeLogging(transformers.TrainerCallback):  # type: ignore[misc]
-    """Has the trainer continue the sums of its next log entry, once it has set them to zero."""
+    """Makes the trainer continue the sums for its next log entry after it has reset them."""
 
     def __init__(self, trainer: _Trainer, unlogged: Unlogged) -> None:
         self.trainer, self.unlogged = trainer, unlogged
@@ -187,7 +187,7 @@ class _ResumeLogging(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
-    """Has the fixed prompts answered every ``samples_every`` steps."""
+    """Makes the model answer the fixed prompts every ``samples_every`` steps."""
 
     def __init__(self, watch: Watch, attention: str) -> None:
         self.watch = watch
