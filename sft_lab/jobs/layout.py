@@ -60,6 +60,11 @@ class JobFolder:
     created: tuple[Path, ...] = ()
     resume_command: str = "the same command"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the work is finished."""
+        return self.progress is JobProgress.FINISHED
+
 
 # --- the folders of a command --------------------------------------------------------------------------------------
 
@@ -86,7 +91,7 @@ def create_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
         return [_create_sweep_job(job_folder, work) for job_folder in job_folders]
 
     (job_folder,) = job_folders
-    if job_folder.progress is JobProgress.FINISHED:
+    if job_folder.is_finished:
         return job_folders
     return [_create_single(job_folder, work, is_named=plan.run_dir is not None)]
 
@@ -330,7 +335,7 @@ def _create_sweep_job(job_folder: JobFolder, work: str) -> JobFolder:
     """Create the folder of a sweep's job and write its config, unless another command works on the same job."""
     run, folder = job_folder.job.run, job_folder.folder
     is_written = not run.rerun and _has_text(folder.config, run.to_yaml())
-    if job_folder.progress is JobProgress.FINISHED or is_written:
+    if job_folder.is_finished or is_written:
         return job_folder
     created = make_folders(folder.path)
     try:

@@ -20,7 +20,7 @@ from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.core.types import RunState
 from sft_lab.dedup.forecast import forecast as forecast_dedup
-from sft_lab.jobs.layout import JobFolder, JobProgress, find_job_folders
+from sft_lab.jobs.layout import JobFolder, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
 from sft_lab.jobs.raw_data import RawData, count_raw_data
 from sft_lab.run.config import Run
@@ -116,9 +116,7 @@ def forecast_jobs(plan: configs.Plan) -> list[JobForecast]:
 def shared_stages(forecasts: list[JobForecast]) -> list[tuple[str, int]]:
     """Return the data stages to compute first, with the number of jobs that share each."""
     waiting = Counter(
-        forecast.missing
-        for forecast in forecasts
-        if forecast.missing and forecast.job_folder.progress is not JobProgress.FINISHED
+        forecast.missing for forecast in forecasts if forecast.missing and not forecast.job_folder.is_finished
     )
     return [(stage, jobs) for (stage, _), jobs in waiting.most_common()]
 
@@ -188,8 +186,7 @@ def _forecast(
     if shape not in footprints:
         footprints[shape] = _memory(run)
     seconds, like = _time(run, steps, finished_runs)
-    is_finished = job_folder.progress is JobProgress.FINISHED
-    manifest = tolerant_readers.read(job_folder.folder.manifest) if is_finished else {}
+    manifest = tolerant_readers.read(job_folder.folder.manifest) if job_folder.is_finished else {}
     return JobForecast(
         job_folder=job_folder,
         other_versions=other_versions(manifest, versions()),

@@ -18,7 +18,6 @@ from sft_lab.core.run_dir import RunDir
 from sft_lab.dedup.decontaminate import Method
 from sft_lab.dedup.exact import Nothing
 from sft_lab.evaluation.config import Baseline
-from sft_lab.jobs.layout import JobProgress
 from sft_lab.jobs.plan import JobForecast, cost_shape, max_planned_steps, silenced_log
 from sft_lab.jobs.supervise import sigterm_exits
 from sft_lab.run.config import StoreConfig
@@ -55,11 +54,7 @@ def probe_jobs(forecasts: list[JobForecast]) -> list[JobForecast]:
         UserError, JobError: as a run, if the steps cannot be trained.
     """
     speeds: dict[str, Speed] = {}
-    return [forecast if _is_finished(forecast) else _probe(forecast, speeds) for forecast in forecasts]
-
-
-def _is_finished(forecast: JobForecast) -> bool:
-    return forecast.job_folder.progress is JobProgress.FINISHED
+    return [forecast if forecast.job_folder.is_finished else _probe(forecast, speeds) for forecast in forecasts]
 
 
 def _probe(forecast: JobForecast, speeds: dict[str, Speed]) -> JobForecast:

@@ -120,7 +120,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
     done = Replay(source, new.folder, overrides, now, changed=run.hash != old.job)
     for line in environment.lines(done.environment):
         log.info("%s", line)
-    if new.progress is not JobProgress.FINISHED:
+    if not new.is_finished:
         _write_record(done)
     if new.progress is JobProgress.NEW and old.folder and (date := template_date(old.folder.manifest)):
         write_json(new.folder.manifest, {"template_date": date.isoformat()})  # its template gets the same date
@@ -128,7 +128,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
         return replace(done, failure=failures[0])
 
     done = _compare(done, old, extra)
-    if new.progress is not JobProgress.FINISHED or read_json(new.folder.replay).get("equal") is None:
+    if not new.is_finished or read_json(new.folder.replay).get("equal") is None:
         _write_record(done)
     return done
 
