@@ -116,7 +116,8 @@ def known_nodes(texts: Texts, embedder: Embedder, fallback: Fallback, stage: str
             "or a multilingual embedder"
         )
     if unknown:
-        method = "exact text" if fallback is Fallback.exact else "MinHash"
+        exact = f"exact text; {stage}.fallback=minhash also finds near-duplicates among them"
+        method = exact if fallback is Fallback.exact else "MinHash"
         part = unknown / len(texts)
         text = (
             f"{stage}: {unknown} of {len(texts)} texts ({part:.1%}) are in scripts or symbols the embedder does not "

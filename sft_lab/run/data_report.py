@@ -65,7 +65,7 @@ def write(folder: RunDir, run: Run, data: Prepared, context: StageContext) -> No
 
     # Without any pair the file holds only its header, which filter=reviewed accepts.
     if near["thresholds"]:
-        write_text(folder.review, _review(near["pairs"]))
+        write_text(folder.review, "\ufeff" + _review(near["pairs"]))  # without the mark Excel takes it for Latin-1
 
 
 def write_notices(folder: RunDir, context: StageContext) -> None:
@@ -181,6 +181,7 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
     if not isinstance(dedup, GraphDedup) or not len(rows):
         return nothing
     graph, node_of_row, texts = dedup.graph(rows, context)
+    compared = known_texts(texts, dedup.embedder, context) if isinstance(dedup, Semantic) else np.ones(len(texts), bool)
     lengths = np.fromiter((len(answer) for (batch,) in rows.batches("answer") for answer in batch), np.int64, len(rows))
     curve = graph_stats.threshold_curve(graph, node_of_row, lengths, dedup.keep, dedup.threshold)
     thresholds = {
@@ -188,6 +189,7 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
         "chosen": dedup.threshold,
         "keep": dedup.keep.name,
         "rows": len(rows),
+        "compared": int(compared[node_of_row].sum()),
         "kept": dict(curve)[dedup.threshold],
         "curve": curve,
     }
@@ -195,21 +197,23 @@ def _near_duplicates(run: Run, data: Prepared, context: StageContext) -> dict[st
         pairs, hits = graph.sample.at(dedup.threshold)
         thresholds["sample"] = {"texts": graph.sample.texts, "pairs": pairs, "found": hits}
     return {
-        "similarity": {"measure": dedup.measure, **_similarity(dedup, graph, texts, context)},
+        "similarity": {"measure": dedup.measure, **_similarity(graph, texts, compared)},
         "thresholds": thresholds,
         "pairs": _pairs(dedup, rows, selection, graph, node_of_row),
     }
 
 
-def _similarity(dedup: GraphDedup, graph: NeighborGraph, texts: Texts, context: StageContext) -> dict[str, Any]:
+def _similarity(graph: NeighborGraph, texts: Texts, compared: np.ndarray) -> dict[str, Any]:
     """Return histograms of the similarity of each text to its nearest other, by script.
 
-    Texts that the embedder does not know were not compared, and are left out.
+    Args:
+        graph: of the texts.
+        texts: its nodes.
+        compared: whether each text was compared by the graph's measure (bool); the others are left out.
     """
     nearest = graph_stats.nearest_scores(graph)
     edges = np.round(np.arange(round(graph.floor * 100), 101) / 100, 2)
     by_script: dict[str, list[int]] = {}
-    compared = known_texts(texts, dedup.embedder, context) if isinstance(dedup, Semantic) else np.ones(len(texts), bool)
     for node, script in enumerate(graph_stats.scripts_of(texts)):
         if compared[node]:
             by_script.setdefault(script, []).append(node)

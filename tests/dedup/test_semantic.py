@@ -151,6 +151,21 @@ def test_fallback_error_names_the_remedy(context: StageContext) -> None:
         Semantic(embedder=MINILM, fallback=Fallback.error)(rows(ANSWERS), context)
 
 
+def test_the_notice_of_unknown_texts_names_its_stages_own_key(context: StageContext) -> None:
+    arabic = rows([LETTER, *MIXED[3:]])
+    Semantic(embedder=MINILM)(arabic, context)
+    Decontaminate(embedder=MINILM)(arabic, arabic, context)
+    facts = "3 of 3 texts (100.0%) are in scripts or symbols the embedder does not know; compared by exact text"
+    remedy = "{}.fallback=minhash also finds near-duplicates among them"
+    assert context.notices == [
+        f"dedup: {facts}; {remedy.format('dedup')}",
+        f"decontaminate: {facts.replace('3', '6')}; {remedy.format('decontaminate')}",
+    ]
+    context.notices.clear()
+    Semantic(embedder=MINILM, fallback=Fallback.minhash)(arabic, context)
+    assert [notice.rpartition("; ")[2] for notice in context.notices] == ["compared by MinHash"]
+
+
 def test_too_many_edges_is_said(context: StageContext) -> None:
     near = [f"Plants turn sunlight, water and carbon dioxide into sugar and oxygen{'!' * n}" for n in range(1, 9)]
     with pytest.raises(ConfigError, match="max_edges"):

@@ -155,6 +155,14 @@ def test_a_part_alone_has_its_section_and_no_other(tmp_path: Path, part: str) ->
     assert sum(f"<h2>{heading}</h2>" in html for heading in SECTIONS) == 1
 
 
+def test_the_threshold_chart_says_how_many_rows_it_covers(tmp_path: Path) -> None:
+    note = "The threshold applies to"
+    for number, compared in enumerate((2, 9)):
+        html = html_of(tmp_path / str(number), {"thresholds": {**DATA["thresholds"], "compared": compared}})
+        assert (f"keeps 6 of 9. {note} 2 of these rows; the rest are" in html) == (compared < 9)
+        assert (note in html) == (compared < 9)
+
+
 @pytest.mark.parametrize("data", [{}, {part: type(content)() for part, content in DATA.items()}])
 def test_without_data_there_is_no_section(tmp_path: Path, data: dict[str, Any]) -> None:
     assert "<h2>" not in html_of(tmp_path, data)

@@ -126,7 +126,8 @@ def test_a_run_named_by_its_time_is_titled_by_its_choices(make: Make) -> None:
     overrides.append(f"template.special_tokens=[{'x' * 40}]")
     write_text(folder.hydra / "overrides.yaml", yaml.safe_dump(overrides))
     html = html_of(folder)
-    assert ">sharegpt-english,<wbr> exact,<wbr> SmolLM2-135M,<wbr> lora,<wbr> learning_rate=0.0002</bdi></h1>" in html
+    parts = ["sharegpt-english", "exact", "SmolLM2-135M", "lora", "learning_rate=0.0002"]
+    assert f">{',<wbr> '.join(f'<bdi>{part}</bdi>' for part in parts)}</h1>" in html
     assert "<bdi>2026-11-22 01-26-04</bdi>" in html
 
 
@@ -173,6 +174,16 @@ def test_a_name_written_from_right_to_left_turns_nothing_of_ours_round(make: Mak
     assert "<h1><bdi>" in html
     assert formatting.isolate_right_to_left("a تجربة, b, مدن - القاهرة 7 (ب)") == (
         "a \u2068تجربة\u2069, b, \u2068مدن - القاهرة\u2069 7 (\u2068ب\u2069)"
+    )
+
+
+def test_a_file_name_written_from_right_to_left_keeps_its_place_in_a_list(make: Make) -> None:
+    folder = make("summary")
+    config = "choices: {dataset: file, dedup: exact, trainer: lora}\ndataset: {path: /data/محادثات.jsonl}\n"
+    write_text(folder.config, f"format: 1\n{config}")
+    write_text(folder.hydra / "overrides.yaml", yaml.safe_dump(["seed=7"]))
+    assert "<bdi>محادثات.jsonl</bdi>,<wbr> <bdi>exact</bdi>,<wbr> <bdi>lora</bdi>,<wbr> <bdi>seed=7</bdi></h1>" in (
+        html_of(folder)
     )
 
 

@@ -67,7 +67,7 @@ def test_prepare_on_clean_data(clean: list[str], tiny: list[str], hub: StandIn) 
     assert main(["push", "prepared", "me/rows", "--what", "dataset"]) == 0
     assert set(hub.files) == {"README.md", "data/train.parquet"}
     # what a person is asked to decide: nothing, and the file is one that the filter reads
-    with folder.review.open(encoding="utf-8", newline="") as file:
+    with folder.review.open(encoding="utf-8-sig", newline="") as file:
         assert [row for row in csv.DictReader(file) if row["was"] == "dropped"] == []
     folder.review.write_text(folder.review.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
     reviewed = ["filter=[answered,length,reviewed]", f"filter.reviewed.path={folder.review}"]
@@ -82,7 +82,7 @@ def test_review_without_any_pair_has_its_columns(
     few = ["dataset=file", "dataset.path=few.jsonl", "split.eval_share=0", "dedup=minhash"]
     assert main(["prepare", *tiny, *few, "hydra.run.dir=few"]) == 0
     assert "pairs to decide" not in capsys.readouterr().out
-    assert (here / "few" / "review.csv").read_text(encoding="utf-8").split() == [
+    assert (here / "few" / "review.csv").read_text(encoding="utf-8-sig").split() == [
         "id,decision,was,score,nearest,text,nearest_text"
     ]
 

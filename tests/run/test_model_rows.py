@@ -104,8 +104,8 @@ def test_what_conversations_hold(
     assert counts["tokens"] > counts["trained_tokens"] > sum(map(len, train["text"])) / 4
     page = folder.report.read_text(encoding="utf-8")
     assert "those of the template included" in page
-    assert "rows.jsonl,<wbr> " not in page  # the folder has a name of its own
-    assert '<p class="subject"><bdi>rows.jsonl, tiny_random</bdi></p>' in page
+    assert "exact</bdi>,<wbr> " not in page  # the folder has a name of its own
+    assert '<p class="subject"><bdi>rows.jsonl</bdi>,<wbr> <bdi>tiny_random</bdi></p>' in page
 
 
 def test_every_token_trains_and_is_shown_so(here: Path, tiny: list[str]) -> None:

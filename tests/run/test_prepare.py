@@ -52,7 +52,7 @@ def test_what_prepare_leaves(here: Path) -> None:
     assert found["thresholds"]["measure"] == "jaccard"
     by_stage = {stage["stage"]: stage for stage in read_json(folder.waterfall)["stages"]}
     dedup = by_stage["dedup.minhash"]
-    assert found["thresholds"]["rows"] == dedup["rows_in"]
+    assert found["thresholds"]["rows"] == found["thresholds"]["compared"] == dedup["rows_in"]
     assert found["thresholds"]["kept"] == dict(found["thresholds"]["curve"])[0.8] == dedup["rows_kept"]
     kept = [rows for _, rows in found["thresholds"]["curve"]]
     assert kept == sorted(kept)
@@ -80,7 +80,7 @@ def test_the_threshold_curve_is_what_each_threshold_would_keep(here: Path) -> No
 
 def test_a_row_wrongly_called_a_duplicate_is_brought_back(here: Path) -> None:
     folder = prepared(MINHASH)
-    with folder.review.open(encoding="utf-8", newline="") as file:
+    with folder.review.open(encoding="utf-8-sig", newline="") as file:
         pairs = list(csv.DictReader(file))
     wrong = next(pair["id"] for pair in pairs if pair["was"] == "dropped")
     decisions = here / "decisions.csv"
@@ -91,6 +91,45 @@ def test_a_row_wrongly_called_a_duplicate_is_brought_back(here: Path) -> None:
     before, after = (ids(RunDir(path)) for path in (folder.path, here / "again"))
     assert set(after) - set(before) == {wrong}
     assert set(before) <= set(after)
+
+
+def test_a_spreadsheet_recognizes_the_pairs_and_the_filter_reads_them_as_they_are(here: Path) -> None:
+    """The byte order mark is what makes Excel read UTF-8; folders of before have none."""
+    letter = "عزيزي العميل، شكرا لتواصلك معنا، سنرد على رسالتك في أقرب وقت ممكن"
+    rows = talks(here / "rows.jsonl", [letter, f"{letter} اليوم", *(f"{LONG}{n}." for n in range(9))])
+    common = [*MINHASH, "dataset=file", f"dataset.path={rows}", "split.eval_share=0"]
+    compose(common).prepare_only(here / "first")
+    folder = RunDir(here / "first")
+    content = folder.review.read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfid,decision,")
+    with folder.review.open(encoding="utf-8-sig", newline="") as file:
+        table = list(csv.DictReader(file))
+    pair = next(pair for pair in table if letter in (pair["text"], pair["nearest_text"]))
+    assert pair["was"] == "dropped"
+    decided = content.replace(f"{pair['id']},,".encode(), f"{pair['id']},keep,".encode())
+    assert decided != content
+    for name, text in (("as_it_is", decided), ("of_before", decided.removeprefix(b"\xef\xbb\xbf"))):
+        (here / f"{name}.csv").write_bytes(text)
+        reviewed = ["filter=[answered,length,reviewed]", f"filter.reviewed.path={here / name}.csv"]
+        compose([*common, *reviewed]).prepare_only(here / name)
+        assert pair["id"] in ids(RunDir(here / name))
+    assert pair["id"] not in ids(folder)
+
+
+@pytest.mark.slow  # loads the bundled embedder
+def test_the_report_says_to_how_many_rows_the_threshold_applies(here: Path) -> None:
+    """Rows that the embedder does not know are neither near nor far by its measure."""
+    cities = ["القاهرة", "بغداد", "دمشق", "الرباط", "صنعاء"]
+    english = ["The capital of France is Paris.", "Whisk one part vinegar into three parts oil."]
+    rows = talks(here / "rows.jsonl", [*(f"سافر الرجل إلى {city} لزيارة أخيه" for city in cities), *english])
+    semantic = ["dedup=semantic", *MINHASH[1:], "dataset=file", f"dataset.path={rows}", "split.eval_share=0"]
+    compose(semantic).prepare_only(here / "semantic")
+    folder = RunDir(here / "semantic")
+    assert read_json(folder.data)["thresholds"]["compared"] == 2
+    note = "The threshold applies to 2 of these rows; the rest are in scripts or symbols the embedder does not know."
+    page = html.unescape(folder.report.read_text(encoding="utf-8"))
+    assert f"keeps 7 of 7. {note}</p>" in page
+    assert "dedup.fallback=minhash also finds near-duplicates among them" in page  # its notice
 
 
 def ids(folder: RunDir) -> list[str]:
