@@ -8,7 +8,8 @@ little at its lower end and too roughly at its upper one. A grid of 11 rates map
 range, by factors, holds its lowest point. Then ``sft-lab search`` runs once for each seed. SIGKILL ends it, the whole
 process group, a moment after its 6th and its 13th trial, and the same command goes on.
 
-Goals: the best trial lies in the better half for at least 9 of 10 seeds; no trial is lost and none is trained twice.
+Goals: the best trial lies in the better half for at least 9 of 10 seeds; no trial is lost or proposed twice, and no
+finished job is run again. (One that was killed while it wrote its results goes on from its last checkpoint.)
 """
 
 from __future__ import annotations
@@ -66,9 +67,10 @@ def map_valley(root: Path) -> list[dict[str, Any]]:
     return sorted(trials, key=lambda trial: float(trial["loss"]))
 
 
-def summaries(folder: Path) -> dict[str, int]:
-    """Return when each finished job has written its summary."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
+def finished(folder: Path) -> dict[str, int]:
+    """Return when each finished job wrote its summary; it is finished a moment later, when its state says so."""
+    states = {path.parent: read_json(path)["state"] for path in folder.glob("*/status.json")}
+    return {job.name: (job / "summary.json").stat().st_mtime_ns for job in states if states[job] == "finished"}
 
 
 def kill_after(trials: int, folder: Path, words: list[str], delay: float) -> None:
@@ -95,16 +97,16 @@ def search(root: Path, seed: int) -> tuple[list[dict[str, Any]], list[str]]:
     for number in KILLED_AFTER:
         kill_after(number, folder, words, moments.uniform(0, 1.5))
         before += trials_in(folder)
-        written = summaries(folder) | written
+        written = finished(folder) | written
     end = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     if end.returncode:
         return trials_in(folder), [f"exit {end.returncode}: {end.stderr[-500:]}"]
     trials = trials_in(folder)
     jobs = [trial["job"] for trial in trials]
-    losses = {job: read_json(folder / job / "summary.json")["eval/loss"] for job in summaries(folder)}
+    losses = {job: read_json(folder / job / "summary.json")["eval/loss"] for job in finished(folder)}
     problems = [f"lost: {trial}" for trial in before if trial not in trials]
     problems += [f"proposed twice: {job}" for job in set(jobs) if jobs.count(job) > 1]
-    problems += [f"trained twice: {job}" for job, moment in written.items() if summaries(folder).get(job) != moment]
+    problems += [f"run again: {job}" for job, moment in written.items() if finished(folder).get(job) != moment]
     problems += [
         f"begun in vain: {path.parent.name}" for path in folder.glob("*/config.yaml") if path.parent.name not in jobs
     ]
@@ -136,7 +138,7 @@ def main() -> None:
                 f"seed {seed:2}: best {best['loss']:.4f} (grid {valley[0]['loss']:.4f}) at {rate(best):.3g}, "
                 f"{'lower' if rate(best) < MIDDLE else 'upper'} half; {sum(inside[:10])} of the first 10 and "
                 f"{sum(inside[10:])} of the last {len(inside[10:])} trials in the better half; {len(trials)} trials, "
-                f"{'; '.join(problems) or 'none lost, none trained twice'}",
+                f"{'; '.join(problems) or 'none lost, none repeated'}",
                 flush=True,
             )
     goals = Goals("a search of 20 trials, killed twice")
