@@ -15,12 +15,13 @@ from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import FORMAT, is_number
 from sft_lab.core.run_dir import REPLACED, RunDir
+from sft_lab.core.run_state import CUT_OFF, NOT_STARTED, current_state
 from sft_lab.core.tolerant_readers import read, read_config, read_lines, read_metrics, read_overrides
 from sft_lab.core.types import Curve, RunState, Verdict, Work
 from sft_lab.report.figures import extract_curve
 from sft_lab.run.identity import completed
 
-NOT_STARTED, PREPARED, UNREADABLE = "not started", "prepared", "unreadable"
+PREPARED, UNREADABLE = "prepared", "unreadable"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ComparedJob:
     Attributes:
         name: of the folder, preceded by its parent's where two folders have the same name.
         folder: of the run.
-        state: as in ``status.json``, or ``not started``, ``prepared``, ``unreadable``.
+        state: as in ``status.json``, or ``cut off``, ``not started``, ``prepared``, ``unreadable``.
         error: what stopped the run, or the first thing in its files that does not fit; empty if nothing did.
         config: as saved; empty when it cannot be read.
         overrides: of the command that it was composed by; None where its folder does not say.
@@ -179,7 +180,7 @@ def _read(folder: RunDir, name: str) -> ComparedJob:
         job.fingerprint, job.train_fingerprint = manifest.get("held_out_fingerprint"), manifest.get("train_fingerprint")
         job.events = read_metrics(folder.metrics)
         job.samples = read_lines(folder.samples)
-        state = str(status.get("state", NOT_STARTED))
+        state = CUT_OFF if current_state(status) == CUT_OFF else str(status.get("state", NOT_STARTED))
         if state == RunState.FINISHED:  # an unfinished run may still have the summary of an earlier one
             job.summary = read(folder.summary)
         job.numbers = {**_so_far(folder, job), **job.summary}

@@ -66,6 +66,8 @@ class Plan:
         name: the experiment's name, or None.
         run_dir: ``hydra.run.dir`` if the user set it.
         sweep_dir: ``hydra.sweep.dir`` if the user set it.
+        dated: whether the folder that the user set is named by the clock (``${now:...}``), so that the same command
+            names another.
     """
 
     jobs: list[Job]
@@ -73,6 +75,7 @@ class Plan:
     name: str | None
     run_dir: str | None
     sweep_dir: str | None
+    dated: bool = False
 
 
 def compose(overrides: Sequence[str] | str = ()) -> Run:
@@ -206,11 +209,13 @@ def build_plan(
     jobs: list[Job] = []
     jobs_by_problem: dict[str, list[str]] = {}
     folders: tuple[str | None, str | None] = (None, None)
+    dated = False
     cache: dict[tuple[str, ...], DictConfig] = {}
     for number, overrides in enumerate(grid):
         try:
             config = composed if composed is not None else _compose_cached(cache, fixed, overrides)
             folders = _folder(config, "run"), _folder(config, "sweep")
+            dated = "${now:" in str(plain_data(config.hydra["sweep" if is_sweep else "run"]).get("dir"))
             subdir = sweep_subdir(config, number, overrides) if is_sweep else None
             jobs.append(build_job(config, fixed, overrides, subdir))
         except ConfigError as error:
@@ -223,7 +228,7 @@ def build_plan(
             for problem, affected in jobs_by_problem.items()
         )
     _refuse_equal_jobs(jobs)
-    return Plan(jobs, is_sweep, name, *folders)
+    return Plan(jobs, is_sweep, name, *folders, dated=dated)
 
 
 def _sweep_problem(problem: str, jobs: list[str], axes: set[str], *, is_in_all: bool) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -88,12 +89,16 @@ def create_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
     if plan.swept:
         sweep = job_folders[0].folder.path.parent
         _write_marker(sweep, _sweep_marker(sweep, plan))  # last, since a refused sweep leaves nothing behind
+        if plan.dated:
+            command = f"the same command with hydra.sweep.dir={shlex.quote(str(sweep))}"
+            job_folders = [replace(job_folder, resume_command=command) for job_folder in job_folders]
         return [_create_sweep_job(job_folder, work) for job_folder in job_folders]
 
     (job_folder,) = job_folders
     if job_folder.is_finished:
         return job_folders
-    return [_create_single(job_folder, work, is_named=plan.run_dir is not None)]
+    created = _create_single(job_folder, work, is_named=plan.run_dir is not None)
+    return [replace(created, resume_command=created.folder.exec_command(work)) if plan.dated else created]
 
 
 def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +11,16 @@ from sft_lab.core.console import console, new_table
 from sft_lab.core.errors import FolderError
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import find_run_dirs
-from sft_lab.core.types import RunState, Work
+from sft_lab.core.run_state import BROKEN, NOT_STARTED, current_state
+from sft_lab.core.types import Work
 from sft_lab.tracking import manifest
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 DEFAULT_ROOTS = ("outputs", "multirun")  # default folders of runs, below the working folder
-CUT_OFF, QUEUED, NOT_STARTED, BROKEN = "cut off", "queued", "not started", "broken"
+QUEUED = "queued"
 MAX_PACKAGES = 6  # named in the caption
-CLOCK_SLACK = datetime.timedelta(seconds=2)  # a status has its time to the second
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def run_line(folder: RunDir, installed: dict[str, str]) -> RunLine:
     status = tolerant_readers.read(folder.status, problems)
     is_broken = bool(problems)
     summary, content = (tolerant_readers.read(file, problems) for file in (folder.summary, folder.manifest))
-    state = BROKEN if is_broken else _state(status)
+    state = BROKEN if is_broken else current_state(status)
     return RunLine(
         folder.path,
         QUEUED if state == NOT_STARTED and folder.queued.exists() else state,
@@ -106,40 +103,6 @@ def other_versions(content: dict[str, Any], installed: dict[str, str]) -> dict[s
     """Return the packages in a manifest whose installed version differs, with the version in the manifest."""
     packages = content.get("packages") or {}
     return {name: version for name, version in packages.items() if installed.get(name) != version}
-
-
-def _state(status: dict[str, Any]) -> str:
-    if not status:
-        return NOT_STARTED
-    state, host = str(status.get("state", BROKEN)), status.get("host")
-    if state != RunState.RUNNING or host is None:
-        return state
-    if host != socket.gethostname():
-        return f"{RunState.RUNNING} on {host}"
-    return RunState.RUNNING if _is_alive(status.get("pid"), str(status.get("time", ""))) else CUT_OFF
-
-
-def _is_alive(pid: object, since: str) -> bool:
-    """Return whether the process that wrote a status still runs, and not a later one with the same number.
-
-    Args:
-        pid: its number.
-        since: when it wrote the status, ISO 8601.
-    """
-    try:
-        # The fields behind the name, which may hold spaces and brackets: state first, start time as the 20th.
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-    except (OSError, ValueError, IndexError):
-        return False
-    if stat[0] in "ZX":  # dead, and not yet removed from the table
-        return False
-    try:
-        written = datetime.datetime.fromisoformat(since)
-    except ValueError:
-        return True
-    age = datetime.timedelta(seconds=uptime - int(stat[19]) / os.sysconf("SC_CLK_TCK"))
-    return datetime.datetime.now(datetime.UTC) - age <= written + CLOCK_SLACK
 
 
 def table(lines: list[RunLine]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +106,16 @@ def test_an_unfinished_sweep(tmp_path):
     write_job(tmp_path / "at-work", state="running", seed=2)
     write_job(tmp_path / "stopped", state="interrupted", seed=3)
     write_job(tmp_path / "broken", state="failed", error="JobError: out of memory\nsecond line", seed=4)
+    killed = write_job(tmp_path / "killed", state="running", seed=5)
+    write_json(
+        killed.status, {"state": "running", "pid": 2**22 + 1, "host": socket.gethostname(), "time": "2026-01-01"}
+    )
     write_text(tmp_path / "waiting" / "config.yaml", (tmp_path / "done" / "config.yaml").read_text())
     comparison = analyze_folders(tmp_path)
     lines = {row.job.name if row.job else "base": row for row in job_table.build_rows(comparison)}
     assert {name: row.state for name, row in lines.items()} == {
         "base": "base model", "done": "finished", "at-work": "running", "stopped": "interrupted", "broken": "failed",
-        "waiting": "not started",
+        "waiting": "not started", "killed": "cut off",
     }  # fmt: skip
     assert lines["broken"].error == "JobError: out of memory"
     columns = list(job_table.COLUMNS)
@@ -120,7 +125,7 @@ def test_an_unfinished_sweep(tmp_path):
     assert set(lines["waiting"].numbers) == {""}
     assert comparison.best is not None
     assert comparison.best.name == "done"  # 2.3 of the running job is no result
-    assert "4 jobs not judged: 1 not started, 1 running, 1 interrupted, 1 failed" in text_of(comparison)
+    assert "5 jobs not judged: 1 not started, 1 running, 1 interrupted, 1 failed, 1 cut off" in text_of(comparison)
 
 
 def test_no_finished_job(tmp_path):

@@ -377,3 +377,14 @@ def test_a_file_where_the_sweep_should_be():
         with pytest.raises(FolderError, match=r"hydra\.sweep\.dir=.*file"):
             create_sweep("seed=1,2", f"hydra.sweep.dir={path}")
     assert Path("file").read_text() == "mine"
+
+
+def test_folders_named_by_the_clock_are_resumed_by_name():
+    """The same command would name another folder a second later."""
+    sweep = create_job_folders(_compose(("seed=1,2", "hydra.sweep.dir=s/${now:%Y}"), sweep=True))
+    folder = sweep[0].folder.path.parent
+    assert {job.resume_command for job in sweep} == {f"the same command with hydra.sweep.dir={folder}"}
+    (single,) = create_job_folders(_compose(("hydra.run.dir=r/${now:%Y}",), sweep=False))
+    assert single.resume_command == f"sft-lab exec {single.folder.path}"
+    (named,) = create_job_folders(_compose(("hydra.run.dir=named",), sweep=False))
+    assert named.resume_command == "the same command"
