@@ -153,6 +153,26 @@ def test_a_translated_readme_has_the_commands_of_the_original(language):
     assert typed(f"README.{language}.md") == typed("README.md")
 
 
+def test_the_arabic_readme_shows_the_output_of_the_original():
+    """Its figures are spoken of below, and are those of the same runs."""
+
+    def printed(name: str) -> list[str]:
+        blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        return [block for block in blocks if not re.match("(make|pip|sft-lab) ", block)]
+
+    assert len(printed("README.md")) > 1
+    assert printed("README.ar.md") == printed("README.md")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.ar.md", ROOT / "docs/quickstart.ar.md"], ids=lambda page: page.name)
+def test_a_sign_at_the_edge_of_code_stays_there_in_arabic(page):
+    """Between Arabic words `-m` would be shown as m-, unless its element has a direction of its own."""
+    text = re.sub(r'<(\w+) dir="ltr">[^<]*</\1>', "", without_fences(page.read_text(encoding="utf-8")))
+    code = re.findall(r"`([^`]*)`", text)
+    assert code
+    assert [part for part in code if not re.fullmatch(r"\w([^\s]*\w)?", part, re.ASCII)] == []
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as a code host makes them."""
     headings = re.findall(r"^#+ (.+)$", without_fences(page.read_text(encoding="utf-8")), re.MULTILINE)
