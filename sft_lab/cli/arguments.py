@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -185,7 +186,11 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if option.startswith("--") and not equivalent:
             hint += f"; settings have no dashes: {option[2:]}={value or 'VALUE'}"
         refuse(f"unknown option {unknown[0]}; {hint}")
-    return arguments, [*getattr(arguments, "overrides", []), *rest]
+    overrides = [*getattr(arguments, "overrides", []), *rest]
+    for before, text in pairwise(["", *overrides]):
+        if text in ABOUT and not before.endswith(","):  # which the shell may have split
+            refuse(f"{text}: is a command, which goes first: sft-lab {text} key=value ...")
+    return arguments, overrides
 
 
 def options_of(command: str) -> list[str]:

@@ -309,6 +309,11 @@ def compose_raw(overrides: list[str]) -> DictConfig:
     except Exception as error:  # Hydra and PyYAML raise errors of any type for a user's mistakes
         raise ConfigError(explain(error)) from error
     if OmegaConf.get_type(composed) is not Run:
+        if "format" in composed:  # as only a saved config has
+            folder = Path(OptionSearchPath.config_dir or "conf")
+            raise ConfigError(
+                f"--config-name {name}: is the saved config of a run; run `sft-lab replay {folder / name}.yaml`"
+            )
         raise ConfigError(f"--config-name {name}: does not build on config; begin its defaults list with `- {PRIMARY}`")
     return composed
 

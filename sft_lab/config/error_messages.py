@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -15,6 +16,7 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import BooleanNode, DictConfig, EnumNode, FloatNode, IntegerNode, ListConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
+from sft_lab.config.characters import character_hint
 from sft_lab.config.other_names import our_name
 from sft_lab.core import plugins
 from sft_lab.core.errors import ConfigError
@@ -23,6 +25,7 @@ from sft_lab.run.schemas import SCHEMAS
 GROUPS = (*SCHEMAS, "experiment")
 
 NO_SUCH_KEY = "has no such key"
+LOGGING = "-v shows the output of the libraries"
 UNQUOTED_WORD = "YAML reads an unquoted on, off, yes or no as true or false; quote it, as in 'on'"
 
 # A value elsewhere in the config, or the time in a folder's name: the interpolations that are plain data.
@@ -45,7 +48,7 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
         config: the config, which may have a key of that name elsewhere.
         choices: the chosen options.
     """
-    if other := our_name(path):
+    if (other := our_name(path)) and not re.match(rf"{re.escape(path)}\b", other):
         return f"{path}: unknown key; here it is {other}"
     parent, _, leaf = path.rpartition(".")
     if leaf in ("True", "False"):
@@ -58,10 +61,12 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
     if namesakes := [key for key, name in all_keys(plain_data(config)) if name == leaf and not key.startswith(path)]:
         return f"{path}: unknown key; did you mean {' or '.join(namesakes)}?"
 
-    if nearest := difflib.get_close_matches(leaf, known if parent else [*known, *GROUPS], n=1, cutoff=0.6):
+    if nearest := difflib.get_close_matches(leaf, known if parent else [*known, *GROUPS], n=1, cutoff=0.65):
         return f"{path}: unknown key; did you mean {f'{parent}.' if parent else ''}{nearest[0]}?"
     available = f"known here: {', '.join(known)}" if known else "there are no keys here"
     passed_on = {"trainer": f"; a field of TRL's SFTConfig is +trainer.sft_config.{leaf}=..."}.get(parent, "")
+    if "additional_parameters" in known:
+        passed_on = f"; an option of sbatch is launch.additional_parameters={{{leaf}: ...}}"
     return f"{path}: unknown key; {available}{passed_on}"
 
 
@@ -117,13 +122,18 @@ def explain(error: BaseException, override: str = "") -> str:
     """
     if isinstance(error, ConfigLoadError):  # raised by our own sources
         return str(error)
+    problem = _explained(error, override)
+    hint = character_hint(problem)
+    return f"{problem.partition(';')[0]}; {hint}" if hint else problem
+
+
+def _explained(error: BaseException, override: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_option(error.missing_cfg_file)
     causes = _causes(error)
     text = "\n".join(map(str, causes))
     file = re.search(r"In '([^']+)':", text)
-    is_option = file is not None and file.group(1) != "config"
-    prefix = f"{file.group(1).replace('experiment/', 'experiments/')}.yaml: " if file and is_option else ""
+    prefix = f"{_option_file(file.group(1))}: " if file and file.group(1) != "config" else ""
 
     if problem := _hydra_problem(text):
         return prefix + problem
@@ -138,6 +148,14 @@ def explain(error: BaseException, override: str = "") -> str:
         override = match.group(1)
     subject = override.lstrip("+") or getattr(cause, "full_key", None)
     return f"{prefix}{f'{subject}: ' if subject else ''}{first_line(cause)}"
+
+
+def _option_file(path: str) -> str:
+    """Return the path of an option's file, from the working folder if it is below it."""
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    source: Any = next((source for source in sources if source.is_config(path)), None)
+    file = source.file_of(path) if hasattr(source, "file_of") else Path(f"{path}.yaml")
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def _hydra_problem(text: str) -> str | None:
@@ -174,15 +192,20 @@ def _no_such_option(path: str) -> str:
     names = loader.get_group_options(group)
     option = path.removeprefix(f"{group}/")
     nearest = difflib.get_close_matches(option, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = ""
+    if group in ("model", "dataset"):
+        hint = f"; one on the Hub is {group}=OWNER/NAME"
     if group in ("hydra/launcher", "hydra/sweeper"):
         kind = group.removeprefix("hydra/")
-        ours = "; launch=processes, slurm or ray start jobs without one" if kind == "launcher" else ""
-        hint += f"; others are plugins of Hydra's, each a package: pip install hydra-NAME-{kind}{ours}"
+        ours = {"launcher": "launch=processes, slurm or ray start jobs", "sweeper": "`sft-lab search` searches"}[kind]
+        hint = f"; {ours} without a plugin of Hydra's; each plugin is a package: pip install hydra-NAME-{kind}"
+    hint += f"; did you mean {nearest[0]}?" if nearest else ""
     return f"{group}={option}: no such option; there are {', '.join(names) or 'none'}{hint}"
 
 
 def _no_such_group(key: str) -> str:
+    if key in ("hydra/job_logging", "hydra/hydra_logging"):
+        return f"{key}: has no effect here; {LOGGING}"
     if key.startswith("hydra"):
         return f"{key}: Hydra has no such setting; sft_lab reads hydra.run.dir and hydra.sweep.dir"
     names = [*GROUPS, "dedup/embedder", "dedup/embedder@decontaminate.embedder"]

@@ -99,9 +99,27 @@ OUR_NAMES = {
     "hub_model_id": _PUSH,
     "push_to_hub": _PUSH,
     "num_gpus": "launch=processes launch.num_processes",
+    "tags": "tracking.tags, with tracking=wandb",
+    "api_key": "tracking=wandb after `wandb login`, since a config keeps no secret",
+    "hf_token": "model=owner/name after `hf auth login`, since a config keeps no secret",
+}
+
+# Below launch: options of sbatch and of Hydra's plugin for submitit.
+_SLURM_NAMES = {
+    "time": "launch.timeout_min=..., in minutes",
+    "gres": "launch.gpus_per_node=...",
+    "gpus": "launch.gpus_per_node=...",
+    "gpus_per_task": "launch.gpus_per_node=...",
+    "tasks_per_node": "launch.num_processes=..., over all machines",
+    "ntasks_per_node": "launch.num_processes=..., over all machines",
+    "nodes": "launch.num_machines=...",
+    "mem": "launch.mem_gb=...",
+    "exclude": "launch.additional_parameters={exclude: ...}",
+    "comment": "launch.additional_parameters={comment: ...}",
 }
 
 
 def our_name(key: str) -> str | None:
     """Return the key or option that does what a key of another trainer does, or None."""
-    return OUR_NAMES.get(key.rpartition(".")[2])
+    parent, _, leaf = key.rpartition(".")
+    return (_SLURM_NAMES.get(leaf) if parent == "launch" else None) or OUR_NAMES.get(leaf)

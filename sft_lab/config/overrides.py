@@ -14,14 +14,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from sft_lab.config.error_messages import GROUPS, refuse_none_with_filters
+from sft_lab.config.characters import character_hint, code_of
+from sft_lab.config.error_messages import (
+    GROUPS,
+    LOGGING,
+    refuse_none_with_filters,
+    refused_interpolations,
+)
+from sft_lab.config.other_names import our_name
 from sft_lab.config.search_path import EXPERIMENT_PACKAGE, read_option_file
 from sft_lab.config.shortcuts import expand
 from sft_lab.config.text_fields import quote_text
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.core.option_files import shipped
 from sft_lab.core.redaction import MAY_BE_SECRET, holds_secret
-from sft_lab.core.text import is_unicode
+from sft_lab.core.text import is_unicode, visible
 from sft_lab.run.launch_config import Slurm
 
 MAX_JOBS = 10_000  # each is composed and checked before the first starts
@@ -83,8 +90,8 @@ def parse(overrides: list[str]) -> list[Override]:
         try:
             parsed += parser.parse_overrides([quote_text(_quote_non_ascii(_in_hydra_spelling(text)))])
             _refuse_group_value(parsed[-1])
-        except HydraException:  # whose messages list what its lexer expected
-            problems.append(f"{text}: cannot be read as key=value; {_remedy(text)}")
+        except HydraException as error:  # whose messages list what its lexer expected
+            problems.append(f"{visible(text)}: cannot be read as key=value; {_remedy(text, str(error))}")
         except ConfigError as error:
             problems.append(str(error))
         except ValueError:  # Python refuses whole numbers of more than 4300 digits
@@ -122,15 +129,32 @@ def _problem_before_parsing(text: str) -> str:
             return f"{text}: has no key; write dataset={text}"
         is_key = text[:1].isalpha()
         return f"{text}: has no value; write {key}=..." if is_key else f"{text}: has no key; write key={text}"
+    if not key.startswith("hydra") and re.search(r"\$\{\s*[\w.]+\s*:.*\}", text):  # whose inside may be no grammar
+        return next(refused_interpolations(value_of(text), key), "")
     if key == "hparams_search":
         return f"{text}: describes a search; run it with `sft-lab search {text.lstrip('+')}`"
     if key.startswith("hydra.") and not re.match(_HYDRA_SETTINGS, key):
-        return f"{key}: has no effect here; sft_lab reads hydra.run.dir, hydra.sweep.dir and hydra.sweep.subdir"
+        hint = (
+            LOGGING if key == "hydra.verbose" else "sft_lab reads hydra.run.dir, hydra.sweep.dir and hydra.sweep.subdir"
+        )
+        return f"{key}: has no effect here; {hint}"
     return ""
 
 
-def _remedy(text: str) -> str:
+def _remedy(text: str, reason: str) -> str:
     key, _, value = text.partition("=")
+    if hint := character_hint(text):
+        return hint
+    if letter := next((character for character in key if not character.isascii()), ""):
+        return f"its key holds {letter} {code_of(letter)}; keys have Latin letters alone"
+    if match := re.search(r"Unknown function '(\w+)'\s+Available: (\S+)", reason):
+        names = match[2].replace(",", ", ")
+        return (
+            f"Hydra's grammar has no function {match[1]}, only {names}; `sft-lab search` takes interval(a,b) and, for "
+            "factors, tag(log, interval(a,b))"
+        )
+    if match := re.search(r"Error while evaluating '(.+)': (.+)", reason):
+        return f"{match[1]}: {match[2]}"
     if value.startswith("~"):
         return f'the shell does not expand ~ after key=; write "{key}=$HOME{value[1:]}"'
     if value.endswith(","):
@@ -205,6 +229,8 @@ def _translate(text: str, options: list[str] | None) -> list[str]:
         return [text]
     names = [field.name for field in fields(Slurm)]
     name = {"nodes": "num_machines"}.get(setting, setting)
+    if name not in names and (ours := our_name(f"launch.{name}")):
+        raise ConfigError(f"{key_of(text)}: write launch=slurm {ours}")
     if options is None and name not in names:
         return [text]
     if options is None:

@@ -124,7 +124,7 @@ class OptionSource(ConfigSource):
         return "options"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        content, package = read_option_file(self._file(config_path), self._default_package(config_path))
+        content, package = read_option_file(self.file_of(config_path), self._default_package(config_path))
         path = f"{self.scheme()}://{self.path}"
         return ConfigResult(config=content, path=path, provider=self.provider, header={"package": package})
 
@@ -135,7 +135,7 @@ class OptionSource(ConfigSource):
         return (Path(self.path) / config_path).is_dir()
 
     def is_config(self, config_path: str) -> bool:
-        return self._file(config_path).is_file()
+        return self.file_of(config_path).is_file()
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         paths = list((Path(self.path) / config_path).iterdir())
@@ -143,7 +143,8 @@ class OptionSource(ConfigSource):
         configs = [] if results_filter is ObjectType.GROUP else [path.stem for path in paths if path.suffix == ".yaml"]
         return sorted({*groups, *configs})
 
-    def _file(self, config_path: str) -> Path:
+    def file_of(self, config_path: str) -> Path:
+        """Return the path of an option's file."""
         return Path(self.path) / f"{config_path.removesuffix('.yaml')}.yaml"
 
     def _default_package(self, config_path: str) -> str:
@@ -168,8 +169,8 @@ class ExperimentSource(OptionSource):
             return [] if results_filter is ObjectType.CONFIG else ["experiment"]
         return super().list("", ObjectType.CONFIG) if results_filter is not ObjectType.GROUP else []
 
-    def _file(self, config_path: str) -> Path:
-        return super()._file(config_path.removeprefix("experiment/"))
+    def file_of(self, config_path: str) -> Path:
+        return super().file_of(config_path.removeprefix("experiment/"))
 
     def _default_package(self, config_path: str) -> str:  # noqa: ARG002
         return EXPERIMENT_PACKAGE

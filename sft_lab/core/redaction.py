@@ -25,7 +25,7 @@ _SHAPES = re.compile(
 # By the name before them.
 _NAMED = re.compile(
     r"(?i)((?<![a-z0-9_])(?:(?:(?:hf|hub|auth|access|use_auth|wandb)_?)?token|\w*(?:api[_-]?key|password|passwd|secret))"
-    r"['\"]?\s*[=:]\s*['\"]?)([^\s'\",;)}\]]+)"
+    r"['\"]?\s*[=:]\s*['\"]?)(?!unknown key;)([^\s'\",;)}\]]+)"
 )
 # An old W&B key looks like a Git commit. It counts as a key when it follows the name of a key or an option, unless that
 # name is one of a commit; a commit in a sentence, a path or a repository's URL stays.

@@ -74,10 +74,20 @@ def test_every_key_in_the_table_of_other_trainers_is_answered_with_ours() -> Non
     assert [name for name in sorted(theirs - ours - {*SCHEMAS, "type", "qlora"}) if not our_name(name)] == []
 
 
+def test_options_of_sbatch_are_answered_with_keys_that_exist() -> None:
+    known = {f"launch.{name}" for name in field_names(SCHEMAS["launch"]["slurm"])}
+    for name in ("time", "gres", "tasks_per_node", "mem", "exclude"):
+        (key,) = re.findall(r"launch\.\w+", our_name(f"launch.{name}") or "")
+        assert key in known
+    assert our_name("tracking.time") is None
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
         ("lora_r=8", "lora_r: unknown key; here it is trainer.peft.r"),
+        ("tracking.api_key=x", "tracking.api_key: unknown key; here it is tracking=wandb after `wandb login`"),
+        ("launch.time=9", "launch.time: unknown key; here it is launch.timeout_min=..., in minutes"),
         ("trainer.sequence_len=9", "trainer.sequence_len: unknown key; here it is trainer.max_length"),
         ("trainer.neftune_noise_alpha=5", r"SFTConfig is \+trainer\.sft_config\.neftune_noise_alpha=\.\.\."),
     ],
@@ -132,3 +142,10 @@ def test_slips_are_answered_without_a_parsers_words(typed: list[str], message: l
     for part in message:
         assert part in str(error.value)
     assert "expecting" not in str(error.value)
+
+
+def test_an_arabic_comma_is_refused_only_where_it_cannot_be_read(here: Path, tiny: list[str]) -> None:
+    Path("أ، ب.jsonl").write_text('{"prompt": "Say 1.", "completion": "1!"}\n', encoding="utf-8")
+    assert compose([*tiny, "dataset=file", "dataset.path=أ، ب.jsonl"]).dataset.named().endswith("أ، ب.jsonl")
+    with pytest.raises(ConfigError, match=r"it holds ، \(U\+060C ARABIC COMMA\); type , instead"):
+        compose([*tiny, "filter=[answered،length]"])
