@@ -291,18 +291,23 @@ def _same_training_rows(comparison: Comparison) -> list[str]:
 
 
 def _kept_equal(comparison: Comparison) -> list[str]:
-    """Return what differs by at most 1% between jobs with different numbers of training rows."""
+    """Return what differs by at most 1%, and what by more, between jobs with different numbers of training rows."""
     summaries = [job.summary for job in comparison.jobs if job.is_judged]
     if len({summary.get("train_rows") for summary in summaries}) < 2:
         return []
 
-    equal = []
+    equal, other = [], []
     for key, name in (("steps", "optimizer steps"), ("epochs", "epochs"), ("train_tokens", "trained tokens")):
         values = [float(value) for summary in summaries if is_number(value := summary.get(key))]
-        if len(values) == len(summaries) and max(values) - min(values) <= 0.01 * abs(max(values)):
-            equal.append(name)
-    result = f"their {' and '.join(equal)} differ by at most 1%" if equal else "so do their steps, epochs and tokens"
-    return [f"The jobs' numbers of training rows differ; {result}."]
+        if len(values) == len(summaries):
+            is_equal = max(values) - min(values) <= 0.01 * abs(max(values))
+            (equal if is_equal else other).append(name)
+    result = "so do their steps, epochs and tokens"
+    if equal:
+        result = f"their {' and '.join(equal)} differ by at most 1%"
+        result += f", their {' and '.join(other)} by more" if other else ""
+    remedy = " trainer.budget=steps gives all jobs the same steps." if "optimizer steps" in other else ""
+    return [f"The jobs' numbers of training rows differ; {result}.{remedy}"]
 
 
 def _how_to_settle(comparison: Comparison) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MANY_HELD_OUT = 0.2  # share of the held-out rows that a training filter may drop without a notice
 MANY_TOKENS = 1 / 3  # the same for training tokens, if they belong to few rows
-MANY_ROWS = 0.5  # the same for training rows
+MANY_ROWS = 1 / 3  # the same for training rows
 
 
 @dataclass(frozen=True)
@@ -157,19 +157,13 @@ class Preparation:
 
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
         """Filter the training side; notice a filter that makes it very different from the held-out side."""
-        decided = keep(rows, self._context)
-        stays = self.step(f"filter.{name}", rows, decided)
+        stays = self.step(f"filter.{name}", rows, keep(rows, self._context))
         lost = 1 - _share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
         lost_rows = 1 - _share(len(stays), len(rows))
-        if lost > MANY_TOKENS and lost > 2 * lost_rows:
+        if lost > MANY_TOKENS and lost > 2 * lost_rows and lost_rows <= MANY_ROWS:
             self._context.notice(
                 f"filter.{name} drops {lost_rows:.0%} of the rows and with them {lost:.0%} of the tokens: the long "
                 f"conversations go; loosen filter.{name} if the model is to learn from them"
-            )
-        elif lost_rows > MANY_ROWS:
-            reason = max(decided.dropped, key=decided.dropped.__getitem__)
-            self._context.notice(
-                f"filter.{name} drops {lost_rows:.0%} of the rows, most as {reason}; loosen it if that was not intended"
             )
         if keep.judges_by_id:
             return stays
@@ -186,7 +180,14 @@ class Preparation:
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record a stage of the training side and return the rows kept."""
         self._steps[stage.partition(".")[0] if stage.startswith("dedup.") else stage] = (rows, selection)
-        return self.flow.step(stage, rows, selection)
+        kept = self.flow.step(stage, rows, selection)
+        lost = 1 - _share(len(kept), len(rows))
+        if lost > MANY_ROWS:
+            reason = max(selection.dropped, key=selection.dropped.__getitem__)
+            self._context.notice(
+                f"{stage} drops {lost:.0%} of the rows, most as {reason}; loosen it if that was not intended"
+            )
+        return kept
 
     def finish(self, train: Rows, held_out: Rows) -> Prepared:
         """Return both sides, rendered and tokenized.

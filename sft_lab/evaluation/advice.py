@@ -7,6 +7,7 @@ from typing import Any
 from sft_lab.core.types import Verdict
 
 MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question, from which a healthy run is doubted
+CLEARLY_LESS = 0.95  # of the tuned model's bits per byte
 
 
 def advise(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dict[str, str] | None:
@@ -79,8 +80,9 @@ def _reason_to_doubt(summary: dict[str, Any]) -> str:
 
     tuned, prompted = summary.get("eval/bits_per_byte"), summary.get("prompted/eval_bits_per_byte")
     if tuned is not None and prompted is not None and prompted <= tuned:
+        state = "better" if prompted < CLEARLY_LESS * tuned else "as good"
         return (
-            f"The base model with a prompt is as good ({prompted:.4f} bits per byte, tuned {tuned:.4f}): a prompt may "
+            f"The base model with a prompt is {state} ({prompted:.4f} bits per byte, tuned {tuned:.4f}): a prompt may "
             "do; else train longer or on more rows."
         )
     return ""

@@ -288,7 +288,21 @@ def test_what_stayed_equal_is_noted_where_rows_differ(tmp_path):
             summary={"train_rows": rows, "epochs": rows / 90},
         )
     text = text_of(analyze_folders(tmp_path))
-    assert "numbers of training rows differ; their optimizer steps and trained tokens differ by at most 1%" in text
+    assert (
+        "numbers of training rows differ; their optimizer steps and trained tokens differ by at most 1%, their epochs "
+        "by more." in text
+    )
+
+
+def test_steps_that_differ_with_the_rows_name_the_budget(tmp_path):
+    for limit, rows in ((50, 45), (100, 90)):
+        summary = {"train_rows": rows, "steps": rows, "train_tokens": 50 * rows}
+        write_job(tmp_path / str(limit), nats_of(seed=limit), dataset__limit=limit, summary=summary)
+    text = text_of(analyze_folders(tmp_path))
+    assert (
+        "their epochs differ by at most 1%, their optimizer steps and trained tokens by more. trainer.budget=steps"
+        in text
+    )
 
 
 def test_thresholds_that_kept_the_same_rows_are_one(tmp_path):
