@@ -41,6 +41,7 @@ from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, mask_
 from sft_lab.run.fixed_prompts import FixedPrompt, fixed_prompts
 from sft_lab.run.measurement import BaseMeasurement, Measurement, domain_numbers, held_out_numbers
 from sft_lab.run.questions import answer_questions, question_rows, shortest_questions
+from sft_lab.training.weights import four_bit_dtype
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -226,7 +227,7 @@ class Evaluator:
     def base_key(self) -> str:
         """Return a key of the base model's weights as they are held."""
         model, holding = self._run.model, self._run.trainer.holding
-        quantization = ["nf4"] if holding.four_bit else []
+        quantization = ["nf4", four_bit_dtype(holding)] if holding.four_bit else []
         weights = model.key(self._context, self._run.seed)
         arithmetic = plain(model.arithmetic(self._context, holding))
         return digest([weights, arithmetic, self._context.new_tokens, *quantization])

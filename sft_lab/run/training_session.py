@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sft_lab import pipeline
 from sft_lab.core import parquet
 from sft_lab.core.errors import ConfigError, FolderError, during
-from sft_lab.core.gpus import gpu_is_in_use, release_memory
+from sft_lab.core.gpus import gpu_is_in_use, has_gpu, release_memory
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import finite, write_json, write_lines
 from sft_lab.core.log import log
@@ -58,10 +58,14 @@ class TrainingSession(Session):
     def __enter__(self) -> Self:
         """Open the session, unless the trainer's options are refused: better before the data stages than after."""
         options = self.run.trainer
-        rehearse(build_sft_config(options, self.folder.checkpoints, self.run.seed, watched=True))
-        refuse_misfit(self.run.model, options, self.context)
+        args = build_sft_config(options, self.folder.checkpoints, self.run.seed, watched=True)
+        rehearse(args)
+        refuse_misfit(self.run.model, options, self.context, args)
         super().__enter__()
         self._note({"precision": resolve_precision(self.run.trainer.precision)})
+        if options.holding.four_bit and not has_gpu():
+            memory = "an eighth of the memory for the weights, and slower steps than trainer=lora"
+            self.context.notice(f"trainer.quantization=nf4 on a CPU: {memory}")
         return self
 
     def set_up_training(self) -> None:

@@ -6,6 +6,7 @@ Everything, including the store, is in a temporary folder.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
@@ -97,8 +98,8 @@ def try_trainers(model: str) -> Iterator[TrainingAttempt]:
 
 def _try(root: Path, device: str, visible: str, trainer: str, model: str) -> TrainingAttempt:
     """Train in a separate process, and return the attempt."""
-    if trainer == "qlora" and not visible:
-        return TrainingAttempt(device, trainer, "left out: needs an NVIDIA GPU")
+    if trainer == "qlora" and not importlib.util.find_spec("bitsandbytes"):
+        return TrainingAttempt(device, trainer, "left out: needs bitsandbytes")
     overrides = [f"trainer={trainer}", f"model={model}", f"store.path={root / 'store'}", *OVERRIDES]
     if model == "tiny_random":  # at the usual rates, ten steps would hardly change random weights
         overrides.append("trainer.learning_rate=1e-2")

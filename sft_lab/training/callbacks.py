@@ -15,8 +15,6 @@ import transformers
 from sft_lab.core.interrupt import Request, deferred
 from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
-from sft_lab.core.text import count_of
-from sft_lab.training.config import Full, planned_steps, refuse_no_step
 
 # The trainer's metrics that are recorded, by their names in metrics.jsonl.
 METRIC_NAMES = {
@@ -130,29 +128,6 @@ def train_until_signal(trainer: Any, checkpoint: Path | None) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.stopped or request:
             request.obey()
-
-
-def log_plan(trainer: Any, options: Full, rows: int) -> None:
-    """Log rows and steps and, if the number of steps is set, the epochs that they make."""
-    args = trainer.args
-    blocks = len(trainer.train_dataset)
-    refuse_no_step(blocks, options, args.world_size)
-    steps_of_epochs = planned_steps(blocks, options, args.world_size)
-    steps = args.max_steps if args.max_steps > 0 else steps_of_epochs
-    if args.lr_scheduler_type != "constant" and (warmup := args.get_warmup_steps(steps)) >= steps:
-        log.warning("train: warm-up takes %d of %d steps; lower trainer.warmup_steps", warmup, steps)
-
-    plan = count_of(rows, "row")
-    if options.packing:
-        plan += f" packed into {count_of(blocks, 'block')}"
-    plan += f", {count_of(steps, 'optimizer step')}"
-    if args.max_steps > 0:
-        epochs = f"{steps / steps_of_epochs * options.num_train_epochs:.3g}"
-        plan += f", which is {epochs} {'epoch' if epochs == '1' else 'epochs'}"
-    plan += f", loss_head={'plain' if trainer.plain_head else 'trl'}"
-    if args.world_size > 1:
-        plan += f", {args.world_size} processes ({trainer.accelerator.distributed_type.value})"
-    log.info("train: %s", plan)
 
 
 def log_held_out_loss(event: Event) -> None:

@@ -15,6 +15,7 @@ from sft_lab.core.gpus import has_gpu
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
+from sft_lab.training.optimizers import check_optimizer
 from sft_lab.training.weights import Holding
 
 
@@ -67,7 +68,7 @@ class Budget(Enum):
 
 
 class Quantization(Enum):
-    """How frozen weights beside an adapter are held: unchanged, or in 4 bits (needs bitsandbytes and an NVIDIA GPU)."""
+    """How frozen weights beside an adapter are held: unchanged, or in 4 bits (needs bitsandbytes)."""
 
     none = "none"
     nf4 = "nf4"
@@ -168,9 +169,9 @@ class Full(Bounded):
 
     def check(self) -> list[str]:
         """Return what this machine lacks for training."""
+        problems = check_optimizer(self.optim)
         if has_gpu():
-            return []
-        problems = []
+            return problems
         if self.precision is Precision.fp16:
             problems.append("trainer.precision=fp16: needs a GPU, and this machine has none; auto takes bf16 or fp32")
         if self.sft_config.get("activation_offloading"):
@@ -245,17 +246,14 @@ class Lora(Full):
         return Holding(four_bit=four_bit, precision=resolve_precision(self.precision))
 
     def check(self) -> list[str]:
-        """Return what this machine lacks, for weights in 4 bits also an NVIDIA GPU or bitsandbytes."""
+        """Return what this machine lacks, for weights in 4 bits also bitsandbytes."""
         problems = super().check()
-        if self.quantization is not Quantization.nf4:
-            return problems
-        missing = [] if has_gpu() else ["an NVIDIA GPU (this machine has none)"]
-        if not importlib.util.find_spec("bitsandbytes"):
-            missing.append("the package bitsandbytes (pip install bitsandbytes)")
-        if not missing:
-            return problems
-        remedy = "trainer=lora trains the same adapter beside weights that are not quantized"
-        return [*problems, f"trainer.quantization={self.quantization.name}: needs {' and '.join(missing)}; {remedy}"]
+        if self.quantization is Quantization.nf4 and not importlib.util.find_spec("bitsandbytes"):
+            problems.append(
+                f"trainer.quantization={self.quantization.name}: needs the package bitsandbytes "
+                "(pip install bitsandbytes); trainer=lora trains the same adapter beside weights that are not quantized"
+            )
+        return problems
 
 
 # Fields of PEFT's LoraConfig that a saved adapter may set and still be loaded: sizes, names of layers, initial values.

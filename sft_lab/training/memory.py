@@ -9,6 +9,7 @@ import peft
 import torch
 import transformers
 
+from sft_lab.training.optimizers import adam_moments
 from sft_lab.training.peft_config import build_peft_config
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from sft_lab.training.models import Model
     from sft_lab.training.weights import Holding
 
-ADAM_MOMENTS = 2  # of each trained number, in its own type; a byte each under an optimizer of 8 bits
 NF4_BITS = 4.127  # per number, with its share of the quantized scale of its block (Dettmers et al., 2023)
 
 
@@ -76,13 +76,12 @@ def footprint_of(empty: Any, options: Full) -> Footprint:
     weights -= sum(weight.nbytes - int(weight.numel() * NF4_BITS / 8) for weight in quantized)
 
     numbers, gradients = sum(parameter.numel() for parameter in trained), sum(parameter.nbytes for parameter in trained)
-    moments = ADAM_MOMENTS * (numbers if "8bit" in options.optim else gradients)
     return Footprint(
         parameters=sum(parameter.numel() for parameter in parameters),
         trained=numbers,
         weights=weights,
         gradients=gradients,
-        optimizer=moments if "adamw" in options.optim else None,
+        optimizer=adam_moments(options.optim, numbers, gradients),
         activations=_activations(empty.config, holding, options),
     )
 

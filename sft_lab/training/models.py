@@ -25,6 +25,7 @@ from sft_lab.training.weights import (
     Holding,
     device_kwargs,
     four_bit_kwargs,
+    keep_trainable,
     refused_attention,
     resolve_dtype,
 )
@@ -151,6 +152,8 @@ class Model(Bounded, abc.ABC):
         # Training with DeepSpeed leaves its config registered: each process would load a shard and wait for the others.
         unset_hf_deepspeed_config()
         model = self.load_weights(context, seed, holding)
+        if holding.four_bit:
+            keep_trainable(model)
         if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
             model.to(torch.cuda.current_device())
 

@@ -38,7 +38,7 @@ def rehearse(args: transformers.TrainingArguments) -> None:
             "trainer.sft_config.save_only_model=true: an interrupted training would resume without its optimizer, "
             "and end with other weights; leave it out, checkpoints are removed when a run ends well"
         )
-    optimizer = _optimizer(args)
+    optimizer = _optimizer(args, torch.nn.Linear(1, 1))
     _refuse_schedule(args, optimizer)
     try:
         torch.utils.data.DataLoader(
@@ -52,21 +52,22 @@ def rehearse(args: transformers.TrainingArguments) -> None:
         raise ConfigError(f"trainer.sft_config.dataloader_*: refused by PyTorch ({_line(error)})") from error
 
 
-def _optimizer(args: transformers.TrainingArguments) -> torch.optim.Optimizer:
-    """Return the optimizer for a single parameter; SGD if the chosen one needs a model's layers."""
+def _optimizer(args: transformers.TrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer for a single parameter or a model's; SGD if it needs layers and the model has none."""
     weight = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([weight], lr=args.learning_rate)
     name = getattr(args.optim, "value", args.optim)
+    has_layers = not isinstance(model, torch.nn.Linear)
     try:
-        kind, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
+        kind, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args, model)
         is_class = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
         if not is_class or "model" in kwargs:
             return plain
-        optimizer: torch.optim.Optimizer = kind([weight], **kwargs)
+        optimizer: torch.optim.Optimizer = kind(**({"params": [weight]} | kwargs))
     except ImportError as error:
         raise ConfigError(f"trainer.optim={name}: needs a package that is not installed: {_line(error)}") from error
     except (TypeError, ValueError, KeyError) as error:
-        if args.optim_target_modules:  # of the model, which is not loaded here
+        if args.optim_target_modules and not has_layers:
             return plain
         raise ConfigError(
             f"trainer.optim={name}: refused by Transformers or PyTorch ({_line(error)}); its settings go into "
@@ -96,12 +97,20 @@ def _refuse_schedule(args: transformers.TrainingArguments, optimizer: torch.opti
         ) from error
 
 
-def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
+def refuse_misfit(
+    model: Model, options: Full, context: StageContext, args: transformers.TrainingArguments | None = None
+) -> None:
     """Refuse options that do not fit the model's shape; its weights are not loaded.
 
+    Args:
+        model: whose shape is read.
+        options: of the trainer.
+        context: for the tokenizer and a converted model.
+        args: of Transformers' trainer, for an optimizer that treats some modules apart.
+
     Raises:
-        ConfigError: for an adapter on missing modules, rows longer than the learned positions, packing with stateful
-            layers, or weights whose type does not fit the precision.
+        ConfigError: for an adapter or optimizer on missing modules, rows longer than the learned positions, packing
+            with stateful layers, or weights whose type does not fit the precision.
     """
     holding = options.holding
     if holding.trained and model.dtype == "float16" and holding.precision == "fp16":
@@ -117,7 +126,8 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
     names_modules = isinstance(options, Lora) and (
         options.peft.target_modules != ["all-linear"] or bool(options.peft.config)
     )
-    if not (is_too_long or names_modules):
+    has_targets = args is not None and bool(args.optim_target_modules)
+    if not (is_too_long or names_modules or has_targets):
         return
     if (empty := empty_model(config)) is None:
         return
@@ -127,12 +137,14 @@ def refuse_misfit(model: Model, options: Full, context: StageContext) -> None:
             f"trainer.max_length={options.max_length}: the model has learned {positions:,} positions and none beyond; "
             f"set trainer.max_length={positions}, and longer rows are dropped and counted"
         )
-    if names_modules and (adapter := build_peft_config(options, empty, [], is_empty=True)):
+    if (names_modules or has_targets) and (adapter := build_peft_config(options, empty, [], is_empty=True)):
         try:
             with torch.device("meta"):
-                peft.get_peft_model(empty, adapter)
+                empty = peft.get_peft_model(empty, adapter)
         except Exception as error:  # a wrong field may lead to any error inside PEFT, such as an IndexError
             raise ConfigError(f"trainer.peft: refused by PEFT: {_line(error)}") from error
+    if args is not None and has_targets:
+        _optimizer(args, empty)
 
 
 def stateful_kind(config: Any) -> str:

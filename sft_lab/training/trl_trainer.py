@@ -31,12 +31,13 @@ from sft_lab.training.callbacks import (
     ProgressBar,
     Watch,
     log_held_out_loss,
-    log_plan,
     train_until_signal,
 )
 from sft_lab.training.checkpoints import Unlogged, is_out_of_patience, last_checkpoint
 from sft_lab.training.config import Budget, Full, Lora, LossHead, planned_steps, resolve_precision
+from sft_lab.training.optimizers import let_checkpoints_load, put_average
 from sft_lab.training.peft_config import build_loraplus_optimizer, build_peft_config
+from sft_lab.training.schedule import settle_schedule
 from sft_lab.training.sft_config import build_sft_config
 
 
@@ -118,6 +119,7 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             return {}
         assert self.watch.measure is not None
 
+        put_average(self.optimizer)
         with (
             self.watch.clock.running(),
             _without_autocast(self.model),
@@ -148,6 +150,11 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
             loss = event["eval/loss"]
             raise Pruned(f"at {share:.0%} of the training, with a held-out loss of {loss:.4f}")
 
+    def _load_best_model(self) -> None:
+        """Load the best weights, which are an average already where the optimizer makes one."""
+        put_average(self.optimizer)
+        super()._load_best_model()
+
     def resume_logging(self, unlogged: Unlogged) -> None:
         """Continue the sums for the next log entry, which Transformers and TRL reset when training resumes."""
         self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
@@ -157,6 +164,9 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint as Transformers does, but remove the older one only after the new one is on disk."""
+        # A checkpoint that only an interrupted training has must not change the weights.
+        if not self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            put_average(self.optimizer)
         loss = self.accelerator.reduce(self._tr_loss.clone(), reduction="mean").item()
         if self.args.should_save:
             tokens = self.watch.tokens_before + int(self._total_train_tokens)
@@ -193,8 +203,9 @@ class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self.watch = watch
         self.attention = attention
 
-    def on_step_end(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
+    def on_step_end(self, _: Any, state: Any, __: Any, model: Any = None, optimizer: Any = None, **___: Any) -> None:
         if self.watch.sample and state.global_step % self.watch.samples_every == 0:
+            put_average(optimizer)
             with self.watch.clock.running(), _without_autocast(model), _attention(model, self.attention):
                 self.watch.sample(model, state.global_step)
 
@@ -277,11 +288,12 @@ def train(
         args.max_steps = planned_steps(counted_rows, options, args.world_size)
     with _attention(model, attention) as own_attention:
         trainer = _build_trainer(model, tokenizer, rows, options, args, watch, own_attention, new_tokens or [])
-        log_plan(trainer, options, len(rows))
+        settle_schedule(trainer, options, len(rows))
 
         checkpoint = last_checkpoint(folder)
         if checkpoint:
             log.info("train: resumes from %s", checkpoint.name)
+            let_checkpoints_load(args.optim)
             if unlogged := Unlogged.read(checkpoint):
                 watch.tokens_before = unlogged.tokens
                 trainer.add_callback(_ResumeLogging(trainer, unlogged))
@@ -290,6 +302,7 @@ def train(
             was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
             if not was_finished:
                 train_until_signal(trainer, checkpoint)
+                put_average(trainer.optimizer)
         except ImportError as error:  # such as an optimizer's package
             reason = " ".join(str(error).split())
             raise ConfigError(f"trainer: needs a package that is not installed: {reason}") from error
@@ -344,7 +357,9 @@ def _build_trainer(
 
     # TRL uses the old name of this field, Transformers' trainer the new one.
     args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
-    if args.fp16:  # the gradient scaler needs float32, and TRL holds adapters of 4-bit weights in bfloat16
+    # TRL holds adapters of 4-bit weights in bfloat16: small updates would be lost, and a resumed training would have
+    # them in float32. The gradient scaler of fp16 needs float32, too.
+    if args.fp16 or options.holding.four_bit:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

@@ -61,27 +61,44 @@ def resolve_dtype(dtype: str, holding: Holding, checkpoint: Callable[[], Any]) -
     return str(checkpoint() or "auto").removeprefix("torch.")
 
 
+def four_bit_dtype(holding: Holding) -> str:
+    """Return the type in which 4-bit weights are multiplied: float32 on a CPU, bf16 where the GPU has it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if holding.precision != "fp16" and fast_bf16("cuda") else "float16"
+
+
 def four_bit_kwargs(holding: Holding) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` for 4-bit weights (QLoRA, Dettmers et al., NeurIPS 2023).
 
     Raises:
-        ModelError: without bitsandbytes or a GPU.
+        ModelError: without bitsandbytes.
     """
-    import torch
     import transformers
 
-    if not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
+    if not importlib.util.find_spec("bitsandbytes"):
         raise ModelError(
-            "trainer.quantization=nf4: needs bitsandbytes and a GPU that PyTorch can use; trainer=lora needs neither"
+            "trainer.quantization=nf4: needs bitsandbytes (pip install bitsandbytes); trainer=lora does not"
         )
-    has_bf16 = holding.precision != "fp16" and fast_bf16("cuda")
     config = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if has_bf16 else torch.float16,
+        bnb_4bit_compute_dtype=four_bit_dtype(holding),
     )
     return {"quantization_config": config}
+
+
+def keep_trainable(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights when a model is evaluated on a CPU with AVX512-BF16.
+
+    Gradients do not pass through repacked weights: training after a measurement would be wrong without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def device_kwargs() -> dict[str, Any]:

@@ -76,6 +76,7 @@ CASES = [
     config("a field of an adapter that is not loaded again", "+trainer.peft.config.eva_config={}"),
     config("LoRA+ without an adapter", "trainer=full", "trainer.loraplus_lr_ratio=16"),
     config("LoRA+ with an optimizer that groups the weights", "trainer.loraplus_lr_ratio=16", "trainer.optim=lomo"),
+    config("an optimizer that no checkpoint holds", "trainer.optim=galore_adamw_layerwise"),
     config("activation offloading without a GPU", "+trainer.sft_config.activation_offloading=true"),
     config("a value that is no choice", "dedup.keep=last"),
     config("an unknown type of weights", "model.dtype=int3"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-import shutil
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -75,12 +74,12 @@ def test_option_says_what_it_is_and_gives_a_command(name):
 
 
 # What a machine may lack, and how the option then says so, after it has been composed and built.
-HAS_GPU = shutil.which("nvidia-smi") and importlib.util.find_spec("bitsandbytes")
+HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes")
 HAS_TRACKIO = importlib.util.find_spec("trackio")
 NEEDS = (
     {}
-    if HAS_GPU
-    else dict.fromkeys(["trainer=qlora", "experiment=mistral7b_sharegpt_qlora"], "NVIDIA GPU|bitsandbytes")
+    if HAS_BITSANDBYTES
+    else dict.fromkeys(["trainer=qlora", "experiment=mistral7b_sharegpt_qlora"], "pip install bitsandbytes")
 )
 NEEDS |= {} if HAS_TRACKIO else {"tracking=trackio": "needs the package trackio"}
 

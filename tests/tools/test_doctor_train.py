@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -31,10 +32,12 @@ def test_what_was_tried_is_a_table(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor_train, "TRAINERS", ("qlora", "full"))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
     assert doctor_train.print_attempts("tiny_random") == 0
     said = capsys.readouterr().out
     left_out, full = rows(said)
-    assert left_out == ["cpu", "qlora", "", "", "", "", "", "left out: needs an NVIDIA GPU"]
+    assert left_out == ["cpu", "qlora", "", "", "", "", "", "left out: needs bitsandbytes"]
     assert (full[0], full[1], full[3], full[7]) == ("cpu", "full", "plain", "ok")
     first, last = map(float, full[4].split(" to "))
     assert last < first - 0.2
