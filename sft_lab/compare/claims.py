@@ -296,7 +296,8 @@ def _kept_equal(comparison: Comparison) -> list[str]:
     if len({summary.get("train_rows") for summary in summaries}) < 2:
         return []
 
-    equal, other = [], []
+    equal: list[str] = []
+    other: list[str] = []
     for key, name in (("steps", "optimizer steps"), ("epochs", "epochs"), ("train_tokens", "trained tokens")):
         values = [float(value) for summary in summaries if is_number(value := summary.get(key))]
         if len(values) == len(summaries):

@@ -15,6 +15,7 @@ import transformers
 from sft_lab.core.interrupt import Request, deferred
 from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
+from sft_lab.training.checkpoints import Unlogged
 
 # The trainer's metrics that are recorded, by their names in metrics.jsonl.
 METRIC_NAMES = {
@@ -96,6 +97,16 @@ class MetricsCallback(transformers.TrainerCallback):  # type: ignore[misc]
         speed = (tokens - self.last_tokens) / max(now - self.last_time, 1e-9)
         self.last_tokens, self.last_time = tokens, now
         return speed
+
+
+class ResumeLogging(transformers.TrainerCallback):  # type: ignore[misc]
+    """Has the trainer continue the sums of its next log entry, once it has set them to zero."""
+
+    def __init__(self, trainer: Any, unlogged: Unlogged) -> None:
+        self.trainer, self.unlogged = trainer, unlogged
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.resume_logging(self.unlogged)
 
 
 class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]

@@ -29,6 +29,7 @@ from sft_lab.training.callbacks import (
     Event,
     MetricsCallback,
     ProgressBar,
+    ResumeLogging,
     Watch,
     log_held_out_loss,
     train_until_signal,
@@ -159,41 +160,30 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         """Continue the sums for the next log entry, which Transformers and TRL reset when training resumes."""
         self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
         self._globalstep_last_logged = unlogged.last_logged
-        for name, values in unlogged.metrics.items():
-            self._metrics["train"][name] = list(values)
+        self._metrics["train"].update(unlogged.metrics)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint as Transformers does, but remove the older one only after the new one is on disk."""
         # A checkpoint that only an interrupted training has must not change the weights.
         if not self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             put_average(self.optimizer)
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
         loss = self.accelerator.reduce(self._tr_loss.clone(), reduction="mean").item()
+        tokens = self.watch.tokens_before + int(self._total_train_tokens)
         if self.args.should_save:
-            tokens = self.watch.tokens_before + int(self._total_train_tokens)
-            unlogged = Unlogged(loss, self._globalstep_last_logged, dict(self._metrics["train"]), tokens)
-            unlogged.write(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            Unlogged(loss, self._globalstep_last_logged, dict(self._metrics["train"]), tokens).write(checkpoint)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
 
         self.accelerator.wait_for_everyone()  # each process writes a file
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            sync(folder / f"checkpoint-{self.state.global_step}")
+            sync(checkpoint)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Do nothing: sft_lab writes its own card."""
-
-
-class _ResumeLogging(transformers.TrainerCallback):  # type: ignore[misc]
-    """Makes the trainer continue the sums for its next log entry after it has reset them."""
-
-    def __init__(self, trainer: _Trainer, unlogged: Unlogged) -> None:
-        self.trainer, self.unlogged = trainer, unlogged
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.resume_logging(self.unlogged)
 
 
 class _SampleCallback(transformers.TrainerCallback):  # type: ignore[misc]
@@ -296,7 +286,7 @@ def train(
             let_checkpoints_load(args.optim)
             if unlogged := Unlogged.read(checkpoint):
                 watch.tokens_before = unlogged.tokens
-                trainer.add_callback(_ResumeLogging(trainer, unlogged))
+                trainer.add_callback(ResumeLogging(trainer, unlogged))
         began = time.monotonic()
         try:
             was_finished = bool(checkpoint and _load_finished(trainer, checkpoint))
