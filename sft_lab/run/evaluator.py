@@ -40,7 +40,7 @@ from sft_lab.run.call_checks import call_numbers, calls_as_text, drop_call_token
 from sft_lab.run.few_shot import Messages, count_answers, few_shot_prefix, mask_first_answers, with_prefix
 from sft_lab.run.fixed_prompts import FixedPrompt, fixed_prompts
 from sft_lab.run.measurement import BaseMeasurement, Measurement, domain_numbers, held_out_numbers
-from sft_lab.run.questions import answer_questions, question_rows, shortest_questions
+from sft_lab.run.questions import Question, answer_questions, question_rows, shortest_questions
 from sft_lab.training.weights import four_bit_dtype
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class Evaluator:
     ) -> Measurement:
         rules = label_rules(self._run)
         questions = shortest_questions(held_out, self._options.outputs, rules, self._decode)
+        self._notice_cut_answers(questions)
         outputs = answer_questions(questions, generate_answers, form)
         question_sets = self._question_sets(template)
         if held_out_scores is None and len(held_out.rows):
@@ -217,6 +218,17 @@ class Evaluator:
                 conversations = read_conversations(file, f"evaluation.messages={path}").values()
             self._fixed = fixed_prompts(self._options.prompts, data.held_out.rows, conversations)
         return self._fixed
+
+    def _notice_cut_answers(self, questions: list[Question]) -> None:
+        """Notice answers that cannot be as long as they should be: some languages take many tokens."""
+        references = [question.reference for question in questions]
+        sizes = map(len, self._context.tokenizer(references, add_special_tokens=False).input_ids if references else [])
+        limit = self._options.max_new_tokens
+        if (long := sum(size > limit for size in sizes)) > len(questions) / 2:
+            self._context.notice(
+                f"evaluation: {long} of the {len(questions)} held-out answers are longer than "
+                f"evaluation.max_new_tokens={limit}, so those of the models are cut there; raise it to see them whole"
+            )
 
     def answer_fixed_prompts(self, model: Any, data: Prepared) -> list[Answer]:
         """Return a model's answers to the fixed prompts under the run's template."""

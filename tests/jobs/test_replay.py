@@ -150,7 +150,7 @@ def test_a_renamed_folder_and_a_replay_that_was_cut_off(copy: Path) -> None:
     assert (done.environment, done.result, done.exit_code) == ([], [], 0)
     assert read_json(Path("again/replay.json"))["equal"] is True
     assert read_json(Path("again/replay.json"))["of"].endswith("renamed [old]")
-    replays.show(done)
+    assert "equal" in rendered(done)
 
 
 def test_an_edited_config_is_told(copy: Path) -> None:

@@ -139,6 +139,8 @@ def test_samples_on_the_way_and_what_is_written_at_each_measurement(here: Path, 
     outputs = lines(Path("run/outputs.jsonl"))
     assert len(outputs) == 8
     assert all(row["prompt"] and row["reference"] for row in outputs)
+    cut = "8 of the 8 held-out answers are longer than evaluation.max_new_tokens=3"
+    assert any(cut in notice for notice in read_json(Path("run/data.json"))["notices"])
 
 
 @pytest.mark.slow
