@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,33 @@ def axolotl(job: Job) -> list[str]:
     return ["train", job.file("axolotl.yaml", settings)]
 
 
+def oumi(job: Job) -> list[str]:
+    """Its settings are in sections, and the misspelt one is in that of training."""
+    settings: dict[str, Any] = {
+        "model": {
+            "model_name": str(job.model), "model_max_length": LENGTH, "torch_dtype_str": "float32",
+            "attn_implementation": "sdpa", "device_map": "cpu",
+        },
+        "data": {"train": {
+            "datasets": [{"dataset_name": "text_sft_jsonl", "dataset_path": str(job.data), "transform_num_workers": 2}],
+            "collator_name": "text_completions_only_with_padding", "train_target": "ALL_ASSISTANT_TURNS", "pack": False,
+        }},
+        "training": {
+            "trainer_type": "TRL_SFT", "use_peft": True, "output_dir": str(job.out), "max_steps": STEPS,
+            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": job.rate,
+            "lr_scheduler_type": "cosine", "warmup_steps": 0, "optimizer": "adamw_torch", "logging_steps": 1,
+            "save_steps": 0, "save_final_model": True, "enable_wandb": False, "enable_tensorboard": False,
+            "enable_gradient_checkpointing": False, "dataloader_num_workers": 0, "seed": 42,
+        },
+        "peft": {
+            "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0,
+            "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        },
+    }  # fmt: skip
+    settings["training"] |= dict(job.wrong)
+    return ["train", "-c", replace(job, wrong=()).file("oumi.yaml", settings)]
+
+
 def _transformers(job: Job) -> dict[str, Any]:
     """Settings by the names of Transformers' trainer, which several have."""
     return {
@@ -194,6 +221,7 @@ PEERS = {
     "llamafactory": Peer("llamafactory-cli", llamafactory, ("train", "--help")),
     "swift": Peer("swift", swift, ("sft", "--help")),
     "axolotl": Peer("axolotl", axolotl, ("train", "--help")),
+    "oumi": Peer("oumi", oumi, ("train", "--help")),
 }
 
 
@@ -294,6 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="conversations")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave one out")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--rows", type=int, help="at most")
     parser.add_argument("--out", help="a JSON file for all figures")
@@ -301,6 +330,7 @@ def main() -> None:
     here = Path(sys.prefix)
     environments = {"sft-lab": here, "trl": here}
     environments |= {name: Path(path).absolute() for name, path in (given.split("=", 1) for given in options.peer)}
+    environments = {name: path for name, path in environments.items() if name not in options.without}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         model, data, count = write_job(options.file, root, options.rows)
