@@ -18,6 +18,7 @@ from sft_lab.cli.model_commands import evaluate, export, generate, merge, push
 from sft_lab.cli.model_rows import show_model_rows
 from sft_lab.core import console, home, interrupt
 from sft_lab.core.errors import JobError, SftLabError, UserError
+from sft_lab.core.text import count_of
 
 if TYPE_CHECKING:
     from sft_lab.config import Plan
@@ -142,7 +143,7 @@ def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan
     jobs = layout.create_job_folders(plan, work)
     output.print_message(choices_line(plan.jobs[0].run))
     path = jobs[0].folder.path
-    output.print_message(f"{len(jobs)} jobs in {path.parent}" if plan.swept else f"run folder {path}")
+    output.print_message(f"{count_of(len(jobs), 'job')} in {path.parent}" if plan.swept else f"run folder {path}")
     with console.each_line_once() if plan.swept else nullcontext():
         return plan, jobs, launch.launch(jobs, work)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from sft_lab.core import tolerant_readers
 from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.redaction import printable, redact
+from sft_lab.core.text import count_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,7 +119,8 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"Held-out loss: {base:.4f} base -> {tuned:.4f} tuned ({tuned / base - 1:+.1%}); "
             f"bits per byte {summary['base/eval_bits_per_byte']:.4f} -> {summary['eval/bits_per_byte']:.4f}; "
-            f"{summary['eval_rows']} rows" + (f"; base model prompted {prompted:.4f}" if prompted else "")
+            + count_of(summary["eval_rows"], "row")
+            + (f"; base model prompted {prompted:.4f}" if prompted else "")
         )
     elif base:
         lines.append(f"Held-out loss: {base:.4f} base -> not a number")
@@ -128,7 +130,8 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"Next: {advice['says']} Try {advice['override']}")
     speed = summary["tokens_per_second"] or 0
     lines.append(
-        f"Training: {summary['steps']} steps on {summary['train_rows']} rows, {summary['train_tokens']:,} tokens, "
+        f"Training: {count_of(summary['steps'], 'step')} on {count_of(summary['train_rows'], 'row')}, "
+        f"{count_of(summary['train_tokens'], 'token')}, "
         f"{speed:.0f} tokens/s; {summary['seconds']:.0f} s in all"
     )
     return lines

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab.compare import charts
 from sft_lab.core.run_dir import SEARCH
+from sft_lab.core.text import count_of
 from sft_lab.core.tolerant_readers import read
 
 if TYPE_CHECKING:
@@ -95,4 +96,4 @@ def describe_search(
         paths=[charts.JobMark("", "best so far", search.best_so_far)],
         starts=starts,
     )
-    return {"summary": f"{len(outcomes)} trials, proposed by {search.sampler}: {counts}.", "chart": chart}
+    return {"summary": f"{count_of(len(outcomes), 'trial')}, proposed by {search.sampler}: {counts}.", "chart": chart}

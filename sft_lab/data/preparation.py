@@ -14,6 +14,7 @@ from sft_lab.core.io import digest
 from sft_lab.core.log import log
 from sft_lab.core.rows import Rows
 from sft_lab.core.selection import Selection
+from sft_lab.core.text import count_of
 from sft_lab.data.encoding import Encoded, encode, tokenize
 from sft_lab.data.split import Sides, Split, group_hash
 from sft_lab.data.waterfall import Sources, Waterfall, commonest_causes, log_stage, stages_html
@@ -133,7 +134,7 @@ class Preparation:
         position_of_record[loaded.record_of_row] = np.arange(len(loaded.rows))
         self.flow.record("load", _with_limit(loaded, sides.side), position_of_record, loading)
         self.flow.record_turns(loaded.turns)
-        log.info("load: %d groups by %s", loaded.groups, loaded.grouped_by)
+        log.info("load: %s by %s", count_of(loaded.groups, "group"), loaded.grouped_by)
         for entry in encoding:
             amount = f"{int(tokens.sum()):,} tokens" if entry.stage in ("encode", "tokens") else "converted"
             if entry.stage != "model" or not entry.hit:

@@ -18,6 +18,7 @@ from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.io import digest, flat, is_number
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
+from sft_lab.core.text import count_of
 from sft_lab.core.types import RunState
 from sft_lab.dedup.forecast import forecast as forecast_dedup
 from sft_lab.jobs.layout import JobFolder, find_job_folders
@@ -143,8 +144,8 @@ def describe_raw_data(forecasts: list[JobForecast]) -> list[str]:
             steps = ""
             if run.trainer.max_steps <= 0 and not run.trainer.packing:
                 rows = _max_rows(run, raw)
-                steps = f"; at most {rows:,} rows and {_planned_steps(run, rows):,} steps"
-            lines.append(f"Data before any stage: {raw.records:,} records{tokens}{steps}")
+                steps = f"; at most {count_of(rows, 'row')} and {count_of(_planned_steps(run, rows), 'step')}"
+            lines.append(f"Data before any stage: {count_of(raw.records, 'record')}{tokens}{steps}")
     return lines
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sft_lab.core.io import LONG, read_text
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
+from sft_lab.core.text import count_of
 from sft_lab.jobs.supervise import (
     POLL_SECONDS,
     Backend,
@@ -86,7 +87,7 @@ class ProcessJob(SupervisedJob):
             log.info("%s: is being worked on by %s; waiting for it", self.title, holder)
         else:
             gpu = f" on GPU {device}" if device else ""
-            log.info("%s: started%s, %d threads", self.title, gpu, threads)
+            log.info("%s: started%s, %s", self.title, gpu, count_of(threads, "thread"))
 
     def ending(self, code: int) -> Ending:
         """Return how the process ended.

@@ -18,6 +18,7 @@ from sft_lab.core.io import is_number, write_json
 from sft_lab.core.locks import file_lock, holder
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir, make_folders
+from sft_lab.core.text import count_of
 from sft_lab.core.types import RunState, Verdict
 from sft_lab.jobs.launch import launch
 from sft_lab.jobs.layout import JobFolder, create_job_folders, find_job_folders
@@ -142,7 +143,8 @@ class _Search:
         """Carry out the open trials, and new ones until there are enough."""
         self._close_unbegun()
         begun = f", {len(self.ended())} of them from before" if self.ended() else ""
-        log.info("search: %d trials%s, proposed by %s, in %s", self.planned, begun, self.options.sampler, self.sweep)
+        trials = count_of(self.planned, "trial")
+        log.info("search: %s%s, proposed by %s, in %s", trials, begun, self.options.sampler, self.sweep)
         repeats = 0
         while repeats < MAX_REPEATS:
             open_trials = [trial for trial in self.study.trials() if trial.outcome is None][: self.at_once]

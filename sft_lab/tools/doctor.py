@@ -25,6 +25,7 @@ from sft_lab.core.hub import unreachable_hub
 from sft_lab.core.packages import INSTALL
 from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.core.store import Store, default_root
+from sft_lab.core.text import count_of
 from sft_lab.jobs import environment
 from sft_lab.run.launch_config import Ray, Slurm
 from sft_lab.tools.push import login_problems
@@ -240,7 +241,7 @@ def check_devices() -> Iterator[Diagnosis]:
 
     threads, cores = torch.get_num_threads(), _core_count()
     bf16 = "with bf16" if fast_bf16("cpu") else "without bf16 (float32 is used)"
-    processor = f"processor {bf16}; {threads} threads on {cores} cores"
+    processor = f"processor {bf16}; {count_of(threads, 'thread')} on {count_of(cores, 'core')}"
     if threads > cores:
         yield _note("devices", f"{processor}: more threads than cores are slow; set threads={cores}")
     else:
@@ -267,7 +268,7 @@ def check_faiss() -> Iterator[Diagnosis]:
         yield _problem("faiss", f"{error.__cause__}; run: pip install --force-reinstall --no-deps {name}")
         return
     if count:
-        yield _ok("faiss", f"{version}, GPU build, {count} GPUs")
+        yield _ok("faiss", f"{version}, GPU build, {count_of(count, 'GPU')}")
     elif best == "faiss-gpu":
         remedy = f"faster: pip uninstall -y {name}, then pip install faiss-gpu"
         yield _note("faiss", f"{version} searches on the processor; {remedy}")

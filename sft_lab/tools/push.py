@@ -10,7 +10,7 @@ from sft_lab.core.errors import FolderError, JobError, UserError, all_problems
 from sft_lab.core.log import log
 from sft_lab.core.redaction import hub_token, redact
 from sft_lab.core.run_dir import RunDir
-from sft_lab.core.text import one_line
+from sft_lab.core.text import count_of, one_line
 from sft_lab.core.types import RunState
 
 # What can be published, and the command that writes it.
@@ -55,7 +55,7 @@ def push_to_hub(folder: RunDir, repo: str, *, repo_type: str, public: bool, merg
         is_private = api.repo_info(repo, repo_type=repo_type).private is True
         if is_private or public:
             size = sum(path.stat().st_size for path in files.values())
-            log.info("push: %d files, %.1f MB, to %s", len(files), size / 1e6, url)
+            log.info("push: %s, %.1f MB, to %s", count_of(len(files), "file"), size / 1e6, url)
             adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
             api.create_commit(repo, adds, commit_message=f"sft-lab push: {repo_type}", repo_type=repo_type)
     except Exception as error:  # the client raises dozens of types; none may show a traceback

@@ -16,6 +16,7 @@ from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
 from sft_lab.training.optimizers import check_optimizer
+from sft_lab.training.sft_fields import check_fields
 from sft_lab.training.weights import Holding
 
 
@@ -168,8 +169,8 @@ class Full(Bounded):
         return Holding(trained=True, precision=resolve_precision(self.precision))
 
     def check(self) -> list[str]:
-        """Return what this machine lacks for training."""
-        problems = check_optimizer(self.optim)
+        """Return what this machine lacks for training, and fields that its TRL does not have."""
+        problems = [*check_optimizer(self.optim), *check_fields(self.sft_config)]
         if has_gpu():
             return problems
         if self.precision is Precision.fp16:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import trl
 
 from sft_lab.core.errors import ConfigError
 from sft_lab.training.config import Full, resolve_precision
+from sft_lab.training.sft_fields import unknown_field_problem
 
 # Seconds for which the processes of a training wait for each other: only the first one measures the base model.
 DDP_TIMEOUT = 4 * 3600
@@ -36,7 +36,8 @@ def build_sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -
         ConfigError: for an unknown field in ``options.sft_config``, or a value that TRL refuses.
     """
     known = {field.name for field in dataclasses.fields(trl.SFTConfig)}
-    _refuse_unknown(options.sft_config, known)
+    if problem := unknown_field_problem(options.sft_config, known):
+        raise ConfigError(problem)
 
     values = {name: getattr(options, name) for name in SAME_NAME}
     values |= _steps(options, known)
@@ -47,15 +48,6 @@ def build_sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -
         return trl.SFTConfig(**{name: value for name, value in values.items() if name in known})
     except (TypeError, ValueError, ImportError, OSError) as error:
         raise ConfigError(f"trainer: refused by TRL or Transformers: {' '.join(str(error).split())}") from error
-
-
-def _refuse_unknown(names: dict[str, Any], known: set[str]) -> None:
-    if unknown := sorted(set(names) - known):
-        near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
-        raise ConfigError(
-            f"trainer.sft_config={unknown}: no field of TRL {trl.__version__}'s SFTConfig; "
-            + (f"did you mean {' or '.join(near)}?" if near else "leave it out")
-        )
 
 
 def _steps(options: Full, known: set[str]) -> dict[str, float]:

@@ -82,6 +82,7 @@ CASES = [
     config("an unknown type of weights", "model.dtype=int3"),
     config("fp16 without a GPU", "trainer.precision=fp16"),
     config("an attention that is code from the Hub", "model.attn_implementation=kernels-community/flash-attn2"),
+    config("a field that TRL does not have", "++trainer.sft_config.weight_decy=0.1"),
     config("a key of TRL's that is ours", "+trainer.sft_config.learning_rate=1"),
     config("an option that is not there", "dedup=semantik"),
     config("an empty name", "tracking=wandb", "tracking.project="),

@@ -233,7 +233,7 @@ def test_info_searchpath(capsys):
         (["--config-path", "conf"], "unknown option --config-path; here it is --config-dir DIR"),
         (["-m", "hydra.sweeper.params.seed=1,2"], "hydra.sweeper.params.seed: is a setting of one of Hydra's sweepers"),
         (["-m", "hydra/sweeper=optuna", "seed=1,2"], "pip install hydra-NAME-sweeper"),
-        (["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=processes, slurm or ray start jobs without one"),
+        (["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=processes, slurm or ray start jobs without"),
         (["dedup=exact", "--frobnicate", "seed=1"], "unknown option --frobnicate"),
         (["exec"], "JOB_DIR"),
         (["exec", "nowhere"], "nowhere"),

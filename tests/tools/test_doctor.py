@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sft_lab.cli.main import main
 from sft_lab.core.errors import ModelError
@@ -307,3 +308,8 @@ def test_where_there_is_no_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     assert next(doctor.check_launchers()).message == "what launch=slurm needs is installed"
+
+
+def test_one_thread_is_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert any("; 1 thread on " in diagnosis.message for diagnosis in doctor.check_devices())

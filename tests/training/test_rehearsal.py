@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sft_lab.training.config import OWN_FIELDS, Full, Lora, Peft, planned_steps,
 from sft_lab.training.peft_config import build_peft_config
 from sft_lab.training.rehearsal import rehearse
 from sft_lab.training.sft_config import build_sft_config
+from sft_lab.training.sft_fields import fields_in_source
 
 SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
 
@@ -39,6 +41,13 @@ SMALL = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
 def test_what_training_would_refuse(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         rehearse(build_sft_config(Full(**options), tmp_path, 1, watched=True))
+
+
+def test_a_field_that_trl_does_not_have_is_refused_before_trl_is_imported() -> None:
+    fields = {field.name for field in dataclasses.fields(trl.SFTConfig)}
+    assert fields <= fields_in_source() <= fields | {"Parameters", "else"}
+    (problem,) = Full(sft_config={"weight_decy": 0.1, "adam_beta1": 0.8}).check()
+    assert re.match(r"trainer\.sft_config=\['weight_decy'\]: no field .*; did you mean weight_decay\?", problem)
 
 
 def test_what_is_ours_and_not_refused_may_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
