@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,8 +43,8 @@ def unknown_field_problem(names: Iterable[str], known: set[str]) -> str:
     return f"trainer.sft_config={unknown}: no field of TRL {version('trl')}'s SFTConfig; {remedy}"
 
 
-def check_fields(names: Iterable[str]) -> list[str]:
+def check_fields(names: Collection[str]) -> list[str]:
     """Return the problem with names that are no fields of the installed SFTConfig, if there is one."""
-    known = fields_in_source()
+    known = fields_in_source() if names else set()
     problem = unknown_field_problem(names, known) if known else ""
     return [problem] if problem else []
