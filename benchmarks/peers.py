@@ -288,7 +288,7 @@ def write_job(source: str, folder: Path, most: int | None) -> tuple[Path, Path, 
     import torch
     import transformers
 
-    from sft_lab.data.encoding import encode
+    from sft_lab.data.tokens_and_labels import encode
 
     run = compose(["tracking=local"])
     context = StageContext(Store(folder / "store"), lambda: run.model.tokenizer(context))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from sft_lab.core.errors import during
-from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.mixture import Benchmarks
+from sft_lab.data.trained_turns import LabelRules
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -81,8 +81,8 @@ def start(config: DataConfig, context: StageContext) -> Preparation:
 
     From now on the context counts tokens by the config's template, in the pass that encodes the rows.
     """
-    from sft_lab.data.encoding import encode
     from sft_lab.data.preparation import Preparation
+    from sft_lab.data.tokens_and_labels import encode
 
     rules = label_rules(config)
     context.encode = lambda rows, template=config.template: encode(rows, template, context, rules)

@@ -14,7 +14,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.packages import package_path, saved_path
 from sft_lab.core.stage import ReadsFiles, UsesContext
-from sft_lab.data.label_rules import LabelRules, SystemTurn, Unroll
+from sft_lab.data.trained_turns import LabelRules, SystemTurn, Unroll
 
 if TYPE_CHECKING:
     import datasets
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from sft_lab.core.rows import Rows
     from sft_lab.core.selection import Selection
-    from sft_lab.data.encoding import Encoded
     from sft_lab.data.renderer import Renderer
+    from sft_lab.data.tokens_and_labels import Encoded
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Template(Bounded, ReadsFiles, UsesContext, abc.ABC):
             The selection (dropped: conversations that the template refuses), and the texts and tokens of the rows.
         """
         from sft_lab.core.rows import Rows
-        from sft_lab.data.encoding import encode
+        from sft_lab.data.tokens_and_labels import encode
 
         view = Rows.of(rows)
         encoded = encode(view, self, self.context_for(context), LabelRules(unroll=self.unroll))

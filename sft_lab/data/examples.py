@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from sft_lab.data.control_tokens import refuse_missing_tools
-from sft_lab.data.label_rules import LabelRules, Reasoning, Unroll
 from sft_lab.data.messages import Message
 from sft_lab.data.renderer import Renderer, ThoughtStyle
 from sft_lab.data.template_input import (
@@ -24,6 +23,7 @@ from sft_lab.data.template_input import (
     without_thought,
 )
 from sft_lab.data.template_layout import CannotRender, Rendered
+from sft_lab.data.trained_turns import LabelRules, Reasoning, Unroll
 
 MAX_UNROLLED = 200  # examples of a conversation, each of which repeats all turns before it
 REWRITTEN = ("rewrites_history", "no_end_of_turn")  # the template writes an earlier turn differently at the end

@@ -12,7 +12,7 @@ from sft_lab.core.errors import SourceError
 from sft_lab.core.rows import Rows
 from sft_lab.core.text import count_of
 from sft_lab.data.examples import ExampleMaker
-from sft_lab.data.label_rules import TrainOn
+from sft_lab.data.trained_turns import TrainOn
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext

@@ -21,7 +21,7 @@ from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 from sft_lab.core.text import count_of
 from sft_lab.data.formats import Format
-from sft_lab.data.label_rules import Reasoning, TrainOn
+from sft_lab.data.trained_turns import Reasoning, TrainOn
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,8 @@ from sft_lab.core.log import log
 from sft_lab.core.rows import Rows
 from sft_lab.core.selection import Selection
 from sft_lab.core.text import count_of
-from sft_lab.data.encoding import Encoded, encode, tokenize
 from sft_lab.data.split import Sides, Split, group_hash
+from sft_lab.data.tokens_and_labels import Encoded, encode, tokenize
 from sft_lab.data.waterfall import Sources, Waterfall, commonest_causes, log_stage, stages_html
 
 if TYPE_CHECKING:

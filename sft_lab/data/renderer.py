@@ -33,9 +33,9 @@ from sft_lab.data.control_tokens import (
     unmarked,
     unused_characters,
 )
-from sft_lab.data.label_rules import SystemTurn
 from sft_lab.data.messages import Message
 from sft_lab.data.template_layout import PRIVATE_USE, CannotRender, Layout, Rendered, literals
+from sft_lab.data.trained_turns import SystemTurn
 from sft_lab.data.turn_search import TurnSearch
 
 if TYPE_CHECKING:

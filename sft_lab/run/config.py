@@ -19,9 +19,9 @@ from sft_lab.core.stage import UsesContext
 from sft_lab.core.store import Store, default_root
 from sft_lab.data.chat_template import Template
 from sft_lab.data.filters import Filter
-from sft_lab.data.label_rules import TrainOn
 from sft_lab.data.load import Dataset
 from sft_lab.data.split import Split
+from sft_lab.data.trained_turns import TrainOn
 from sft_lab.dedup.decontaminate import Decontaminate
 from sft_lab.dedup.exact import Dedup
 from sft_lab.dedup.semantic import Semantic

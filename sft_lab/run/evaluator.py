@@ -24,12 +24,12 @@ from sft_lab.data.call_form import CallForm
 from sft_lab.data.chat_template import Auto, Jinja, Template
 from sft_lab.data.control_tokens import refuse_missing_tools
 from sft_lab.data.conversation_file import read_conversations
-from sft_lab.data.encoding import prompt_ids
 from sft_lab.data.examples import ExampleMaker
-from sft_lab.data.label_rules import TrainOn
 from sft_lab.data.preparation import Preparation
 from sft_lab.data.sources import File
 from sft_lab.data.template_layout import CannotRender
+from sft_lab.data.tokens_and_labels import prompt_ids
+from sft_lab.data.trained_turns import TrainOn
 from sft_lab.evaluation import heldout
 from sft_lab.evaluation.answers import measure_answers
 from sft_lab.evaluation.custom_metrics import measure_custom

@@ -10,8 +10,8 @@ import numpy as np
 
 from sft_lab.core.rows import Rows
 from sft_lab.core.types import IGNORED
-from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.preparation import Ready
+from sft_lab.data.trained_turns import LabelRules
 from sft_lab.evaluation.generation import Answer
 from sft_lab.run.call_checks import calls_as_text, schemas_of
 

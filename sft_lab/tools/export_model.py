@@ -93,7 +93,7 @@ def _modelfile(finished: FinishedRun) -> str:
 
 def _prompt(finished: FinishedRun) -> list[int]:
     """Return the tokens of a prompt."""
-    from sft_lab.data.encoding import prompt_ids
+    from sft_lab.data.tokens_and_labels import prompt_ids
 
     return prompt_ids(finished.renderer.prompt([{"role": "user", "content": "a"}]), finished.tokenizer)
 

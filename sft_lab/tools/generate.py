@@ -218,9 +218,9 @@ def _render_prompt(
     finished: FinishedRun, renderer: Renderer, name: str, conversation: Conversation, options: GenerationOptions
 ) -> list[int]:
     """Return the tokens of the prompt in the template that the model was trained on."""
-    from sft_lab.data.encoding import prompt_ids
     from sft_lab.data.examples import ExampleMaker
     from sft_lab.data.template_layout import CannotRender
+    from sft_lab.data.tokens_and_labels import prompt_ids
     from sft_lab.pipeline import label_rules
 
     remedy = "put the text into the prompt"

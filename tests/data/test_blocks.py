@@ -120,7 +120,7 @@ def test_a_killed_prepare_goes_on_with_the_blocks_it_lacks(here: Path) -> None:
     # Slow enough to be killed on its way: 300 rows, 60 blocks of five, and a wait in each.
     slow = (
         "import sys, time\n"
-        "from sft_lab.data import encoding\n"
+        "from sft_lab.data import tokens_and_labels as encoding\n"
         "encode = encoding._Encoder.__call__\n"
         "def slowly(self, block):\n"
         "    time.sleep(0.2)\n"

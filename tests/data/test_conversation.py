@@ -10,9 +10,9 @@ import pytest
 from sft_lab.core import parquet
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
-from sft_lab.data.label_rules import TrainOn
 from sft_lab.data.load import BadAnswers, Consecutive, LeadingAssistant, Loaded, Turns
 from sft_lab.data.sources import File
+from sft_lab.data.trained_turns import TrainOn
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 

@@ -11,8 +11,8 @@ import pytest
 from sft_lab.core.errors import UserError
 from sft_lab.data.conversation_file import read_conversations
 from sft_lab.data.examples import ExampleMaker
-from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.renderer import Renderer
+from sft_lab.data.trained_turns import LabelRules
 
 TALK = [
     {"role": "user", "content": "How warm is it?"},

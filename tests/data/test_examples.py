@@ -16,9 +16,9 @@ from sft_lab.core.rows import Rows
 from sft_lab.core.store import Store
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Jinja
-from sft_lab.data.encoding import encode, tokenize
-from sft_lab.data.label_rules import LabelRules, Reasoning, SystemTurn, TrainOn, Unroll
 from sft_lab.data.renderer import Renderer
+from sft_lab.data.tokens_and_labels import encode, tokenize
+from sft_lab.data.trained_turns import LabelRules, Reasoning, SystemTurn, TrainOn, Unroll
 
 Message = dict[str, Any]
 SHAPES = {name.lower(): shape for name, shape in vars(chat_shapes).items() if isinstance(shape, chat_shapes.Shape)}

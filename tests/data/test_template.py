@@ -12,10 +12,10 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template
-from sft_lab.data.encoding import tokenize
 from sft_lab.data.renderer import Renderer
 from sft_lab.data.sources import File
 from sft_lab.data.template_layout import CannotRender
+from sft_lab.data.tokens_and_labels import tokenize
 
 CHATML, MISTRAL, PLAIN, QUESTION_ANSWER, ALPACA, TAGGED, WRONG_END = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")

@@ -20,9 +20,9 @@ from sft_lab.core.rows import Rows
 from sft_lab.core.store import Store
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template
-from sft_lab.data.encoding import prompt_ids, tokenize
 from sft_lab.data.renderer import Renderer
 from sft_lab.data.template_layout import CannotRender
+from sft_lab.data.tokens_and_labels import prompt_ids, tokenize
 
 CHATML, MISTRAL, PLAIN, ALPACA, TAGGED = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja")

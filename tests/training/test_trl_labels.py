@@ -17,8 +17,8 @@ from sft_lab.core.rows import Rows
 from sft_lab.core.store import Store
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Jinja
-from sft_lab.data.encoding import encode
-from sft_lab.data.label_rules import LabelRules, TrainOn
+from sft_lab.data.tokens_and_labels import encode
+from sft_lab.data.trained_turns import LabelRules, TrainOn
 
 pytestmark = pytest.mark.slow
 

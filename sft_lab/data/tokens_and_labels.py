@@ -29,7 +29,6 @@ from sft_lab.core.types import IGNORED, TEMPLATE_INPUTS
 from sft_lab.data.chat_template import Template
 from sft_lab.data.examples import ExampleMaker
 from sft_lab.data.label_checks import check_messages
-from sft_lab.data.label_rules import LabelRules
 from sft_lab.data.messages import Message
 from sft_lab.data.template_input import Conversation
 from sft_lab.data.template_layout import CannotRender, Rendered
@@ -41,6 +40,7 @@ from sft_lab.data.token_ranges import (
     token_ranges,
     tokens_of,
 )
+from sft_lab.data.trained_turns import LabelRules
 
 if TYPE_CHECKING:
     import datasets

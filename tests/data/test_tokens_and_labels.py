@@ -20,7 +20,7 @@ from sft_lab.core.selection import Selection
 from sft_lab.core.store import Store
 from sft_lab.core.types import IGNORED
 from sft_lab.data.chat_template import Auto, Jinja, Template
-from sft_lab.data.encoding import prompt_ids, tokenize
+from sft_lab.data.tokens_and_labels import prompt_ids, tokenize
 
 CHATML, MISTRAL, PLAIN = (
     Jinja(path=f"package:sft_lab/data/templates/{name}.jinja") for name in ("chatml", "mistral", "plain")
