@@ -183,7 +183,7 @@ class Preparation:
         self._steps[stage.partition(".")[0] if stage.startswith("dedup.") else stage] = (rows, selection)
         kept = self.flow.step(stage, rows, selection)
         lost = 1 - _share(len(kept), len(rows))
-        if lost > MANY_ROWS:
+        if lost > MANY_ROWS and selection.dropped:  # a stage without rows drops none
             reason = max(selection.dropped, key=selection.dropped.__getitem__)
             self._context.notice(
                 f"{stage} drops {lost:.0%} of the rows, most as {reason}; loosen it if that was not intended"
