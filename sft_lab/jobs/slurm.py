@@ -332,6 +332,7 @@ def executor_for(launcher: Slurm, logs: Path) -> AutoExecutor:
         slurm_constraint=launcher.constraint,
         slurm_array_parallelism=launcher.array_parallelism,
         slurm_additional_parameters=launcher.additional_parameters or None,
+        slurm_srun_args=launcher.srun_args or None,
         **({f"{cluster}_setup": launcher.setup} if launcher.setup else {}),
     )
     return executor

@@ -164,6 +164,7 @@ class Slurm(Launcher):
         array_parallelism: jobs at work at once, at most.
         setup: shell lines before the job, such as ``module load cuda``.
         additional_parameters: of sbatch, by their names there.
+        srun_args: further arguments of srun, which starts the job inside the batch script.
     """
 
     cluster: Cluster = Cluster.slurm
@@ -179,6 +180,7 @@ class Slurm(Launcher):
     array_parallelism: int = bounded(256, at_least=1)
     setup: list[str] = field(default_factory=list)
     additional_parameters: dict[str, Any] = field(default_factory=dict)
+    srun_args: list[str] = bounded([], added=True)
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

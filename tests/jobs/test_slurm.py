@@ -27,7 +27,7 @@ LOCAL = ["launch=slurm", "launch.cluster=local"]
 FULL = ["launch.partition=gpu", "launch.account=lab", "launch.qos=long", "launch.constraint=a100",
         "launch.timeout_min=90", "launch.num_machines=2", "launch.num_processes=8", "launch.cpus_per_task=16",
         "launch.mem_gb=64", "launch.array_parallelism=2", "launch.setup=[module load cuda]",
-        "launch.additional_parameters={exclude: node7}"]  # fmt: skip
+        "launch.additional_parameters={exclude: node7}", 'launch.srun_args=["--container-image=a.sqsh"]']  # fmt: skip
 
 
 ABSENT = slurm_cluster.missing()
@@ -76,7 +76,7 @@ def test_the_batch_script_asks_for_what_the_config_says(
     assert {key: asked.get(key) for key in said} == said
     text = (stand_ins / "script").read_text()
     assert "\nmodule load cuda\n" in text
-    assert re.search(r"\nsrun .* -P -u -m submitit.core._submit \S+/sweep/.submitit\n", text)
+    assert re.search(r"\nsrun .* --container-image=a.sqsh .* -P -u -m submitit.core._submit \S+/sweep/.submitit\n", text)
     told = capsys.readouterr().err
     assert "submitted as job 12_2" in told
     assert re.search(
