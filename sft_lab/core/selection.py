@@ -79,6 +79,10 @@ class Selection:
         """The number of rows dropped for each reason, largest first."""
         return dict(Counter(reason for reason in self.reason if reason).most_common())
 
+    def drop_rows(self, rows: Rows) -> Rows:
+        """Return the rows that are kept, of those that were decided on."""
+        return rows.take(self.kept)
+
     def dataset(self) -> Dataset:
         """Return the kept rows as a ``datasets.Dataset``, with the columns of the stage's input.
 

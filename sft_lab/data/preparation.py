@@ -251,7 +251,7 @@ class Preparation:
                 log.warning(
                     "tokenize: %d rows are longer than trainer.max_length=%d and dropped", over, self._max_length
                 )
-        return rows.take(selection.kept)
+        return selection.drop_rows(rows)
 
 
 def _share(part: int, total: int) -> float:

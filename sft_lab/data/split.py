@@ -61,12 +61,12 @@ class Sides:
     @property
     def held_out(self) -> Rows:
         """The held-out rows that are used."""
-        return self.held_out_rows.take(self.held_out_selection.kept)
+        return self.held_out_selection.drop_rows(self.held_out_rows)
 
     @property
     def test(self) -> Rows:
         """The test rows that are used."""
-        return self.test_rows.take(self.test_selection.kept)
+        return self.test_selection.drop_rows(self.test_rows)
 
     @property
     def measured(self) -> Rows:

@@ -81,7 +81,7 @@ class Waterfall:
     def step(self, stage: str, rows: Rows, selection: Selection) -> Rows:
         """Record a stage's decision on ``rows`` and return those kept."""
         self.record(stage, selection, rows.positions)
-        return rows.take(selection.kept)
+        return selection.drop_rows(rows)
 
     def record(
         self, stage: str, selection: Selection, positions: np.ndarray, entries: list[Entry] | None = None

@@ -76,7 +76,9 @@ def test_the_batch_script_asks_for_what_the_config_says(
     assert {key: asked.get(key) for key in said} == said
     text = (stand_ins / "script").read_text()
     assert "\nmodule load cuda\n" in text
-    assert re.search(r"\nsrun .* --container-image=a.sqsh .* -P -u -m submitit.core._submit \S+/sweep/.submitit\n", text)
+    assert re.search(
+        r"\nsrun .* --container-image=a.sqsh .* -P -u -m submitit.core._submit \S+/sweep/.submitit\n", text
+    )
     told = capsys.readouterr().err
     assert "submitted as job 12_2" in told
     assert re.search(
