@@ -15,6 +15,7 @@ from sft_lab.cli.main import main
 from sft_lab.core.io import write_json, write_text
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.tolerant_readers import read_metrics
+from sft_lab.core.types import Verdict
 from sft_lab.tracking.config import Mirror, Mode, Wandb
 from sft_lab.tracking.record import Record
 from sft_lab.tracking.tracked_run import TrackedRun, summary_values, tracking_id
@@ -155,6 +156,12 @@ def test_the_id_of_a_folder(tmp_path: Path) -> None:
     write_json(first.path.parent / "sweep.json", {})
     write_json(first.manifest, {"job": "0123456789ab"})
     assert tracking_id(first, "0123456789ab") == "0123456789ab"
+
+
+def test_a_verdict_is_sent_as_the_summary_has_it() -> None:
+    """W&B takes the name of an enum's member, in capitals."""
+    value = summary_values({"verdict": Verdict.HEALTHY})["verdict"]
+    assert (type(value), value) == (str, "healthy")
 
 
 def test_a_summary_has_a_value_for_each_number_of_the_evidence() -> None:
