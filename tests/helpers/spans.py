@@ -1,15 +1,15 @@
-"""When jobs were at work, by their logs: a manifest's times are whole seconds, as long as a small job takes."""
+"""When jobs were handed out, by the log of the command that did it.
+
+The jobs' own times would depend on the load: a small job may end before another process has imported torch.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from pathlib import Path
-
-_TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}", re.MULTILINE)
 
 
-def were_at_work_together(folders: Iterable[Path]) -> bool:
-    """Return whether there was a moment at which all of the jobs were at work."""
-    times = [_TIME.findall((folder / "run.log").read_text(encoding="utf-8")) for folder in folders]
-    return max(lines[0] for lines in times) < min(lines[-1] for lines in times)
+def went_out_together(log: str, jobs: int) -> bool:
+    """Return whether all jobs were started or submitted before the first of them had ended."""
+    begun = [match.start() for match in re.finditer(r": (?:started, |submitted as job )", log)]
+    ended = [match.start() for match in re.finditer(r": finished in ", log)]
+    return len(begun) == len(ended) == jobs and max(begun) < min(ended)
