@@ -9,7 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
@@ -19,6 +19,8 @@ from sft_lab import config, search
 from sft_lab.cli import arguments
 from sft_lab.cli.arguments import ABOUT
 from sft_lab.core.errors import ConfigError
+from sft_lab.data.messages import RecordReason
+from sft_lab.data.template_layout import RenderReason
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -139,6 +141,18 @@ def test_a_search_composes(command):
     options, overrides = arguments.parse(words_of(command))
     space, _ = search.read_command(overrides, [axis for axes in options.over for axis in axes])
     assert len(space.probe().jobs) > 1
+
+
+@pytest.mark.parametrize(
+    ("heading", "reasons"),
+    [("Rows that cannot be used", RecordReason), ("What a template cannot render", RenderReason)],
+)
+def test_the_page_on_data_explains_each_reason_that_the_code_has(heading: str, reasons: Any) -> None:
+    """The types are complete: mypy refuses a row that is dropped for any other reason."""
+    section = (ROOT / "docs/data.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+    explained = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(explained) == sorted(get_args(reasons))
 
 
 @pytest.mark.parametrize("language", ["ar", "ro"])

@@ -10,11 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from sft_lab.core.text import one_line
 
 Message = dict[str, Any]
+# Why a record does not become a row; docs/data.md says what each means.
+RecordReason = Literal[
+    "unreadable", "not_text", "nan_for_text", "bad_tool_call", "bad_tools", "bad_answer", "empty", "no_answer",
+    "begins_with_assistant", "consecutive_turns",
+]  # fmt: skip
 
 ROLES = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
@@ -39,9 +44,10 @@ class Unreadable(Exception):
         cause: the details.
     """
 
-    def __init__(self, cause: str, reason: str = "unreadable") -> None:
+    def __init__(self, cause: str, reason: RecordReason = "unreadable") -> None:
         super().__init__(cause)
-        self.reason, self.cause = reason, cause
+        self.reason: RecordReason = reason
+        self.cause = cause
 
 
 class Watched(dict[str, Any]):
@@ -233,7 +239,7 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def parsed_json(value: Any, owner: str, reason: str = "unreadable") -> Any:
+def parsed_json(value: Any, owner: str, reason: RecordReason = "unreadable") -> Any:
     """Return the value of a JSON text; any other value as it is."""
     if not isinstance(value, str):
         return value

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft_lab.core.types import MESSAGE
 from sft_lab.data.messages import Message, without_surrogates
-from sft_lab.data.template_layout import MAX_CAUSE, CannotRender
+from sft_lab.data.template_layout import MAX_CAUSE, CannotRender, RenderReason
 
 # A thought at the beginning of an answer; its opening tag may be in the generation prompt.
 THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>\n*(.*)\Z", re.DOTALL)
@@ -46,11 +46,14 @@ class Conversation:
             inputs |= _load(template_kwargs, dict, "template_kwargs_unreadable")
             if inputs.keys() & _reserved():
                 raise CannotRender("template_kwargs_reserved")
-        for name, text in (("tools", tools), ("documents", documents)):
-            if text and (values := _load(text, list, f"{name}_unreadable")):
+        lists: list[tuple[str, str | None, RenderReason]] = [
+            ("tools", tools, "tools_unreadable"), ("documents", documents, "documents_unreadable"),
+        ]  # fmt: skip
+        for name, text, reason in lists:
+            if text and (values := _load(text, list, reason)):
                 inputs[name] = values
                 if not all(isinstance(value, dict) for value in values):
-                    raise CannotRender(f"{name}_unreadable")
+                    raise CannotRender(reason)
         return cls([*map(_message, messages)], inputs)
 
 
@@ -138,7 +141,7 @@ def _call(call: Any) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _load(text: str, kind: type, reason: str) -> Any:
+def _load(text: str, kind: type, reason: RenderReason) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sft_lab.core.text import one_line
 from sft_lab.data.messages import Message
@@ -36,6 +37,15 @@ class Rendered:
     weights: list[float] = field(default_factory=list)
 
 
+# Why the stage ``template`` drops a row; docs/data.md says what each means.
+RenderReason = Literal[
+    "template_refused", "tools_not_rendered", "tool_call_not_rendered", "message_not_rendered", "answer_not_rendered",
+    "thought_not_rendered", "thought_not_closed", "rewrites_history", "no_end_of_turn", "no_end_of_text",
+    "no_turn_trains", "too_many_turns", "nested_too_deeply", "template_kwargs_reserved", "template_kwargs_unreadable",
+    "tools_unreadable", "documents_unreadable", "tool_calls_unreadable", "tool_arguments_not_json",
+]  # fmt: skip
+
+
 class CannotRender(Exception):
     """A conversation cannot be rendered.
 
@@ -44,9 +54,10 @@ class CannotRender(Exception):
         cause: the details, such as the template's own message (``raise_exception``); may be empty.
     """
 
-    def __init__(self, reason: str, cause: str = "") -> None:
+    def __init__(self, reason: RenderReason, cause: str = "") -> None:
         super().__init__(f"{reason}: {cause}" if cause else reason)
-        self.reason, self.cause = reason, one_line(cause, MAX_CAUSE)
+        self.reason: RenderReason = reason
+        self.cause = one_line(cause, MAX_CAUSE)
 
     @classmethod
     def by_template(cls, error: Exception) -> CannotRender:

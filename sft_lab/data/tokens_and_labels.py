@@ -304,10 +304,9 @@ class _Encoder:
             if not messages:
                 return [self._renderer.plain_text(answer)], ("", "")
             return self._maker(Conversation.of(messages, **inputs)), ("", "")
-        except CannotRender as error:
-            return [Rendered("", [], [])], (error.reason, error.cause)
-        except RecursionError:
-            return [Rendered("", [], [])], ("nested_too_deeply", "")
+        except (CannotRender, RecursionError) as error:
+            refusal = error if isinstance(error, CannotRender) else CannotRender("nested_too_deeply")
+            return [Rendered("", [], [])], (refusal.reason, refusal.cause)
 
     def _encoded(self, row: Rendered, encoding: Encoding) -> _Tokens:
         """Return an example's tokens, labels and weights, and the token count of each message's text, if known."""

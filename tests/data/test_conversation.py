@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from sft_lab.core import parquet
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
 from sft_lab.data.load import BadAnswers, Consecutive, LeadingAssistant, Loaded, Turns
+from sft_lab.data.messages import RecordReason
 from sft_lab.data.sources import File
 from sft_lab.data.trained_turns import TrainOn
 
@@ -248,14 +250,21 @@ CAUSES = [
     (talk("a Hello."), "begins_with_assistant", "the assistant speaks before any user"),
     ({"messages": []}, "empty", "neither a turn nor a text"),
     ({"score": 1}, "unreadable", "no messages or conversations or conversation"),
+    ({"messages": [USER, {**END, "content": math.nan}]}, "nan_for_text", "NaN where text belongs"),
+    (talk("u Hi?", "a Hello.", label=False), "bad_answer", "label is false: its answer is a bad example"),
+    (talk("u Hi?", "u Hello?", "a Hello."), "consecutive_turns", "two turns of the user in a row"),
 ]  # fmt: skip
+
+
+def test_every_reason_has_a_case() -> None:
+    assert {reason for _, reason, _ in CAUSES} == {*get_args(RecordReason)}
 
 
 @pytest.mark.parametrize(("record", "reason", "cause"), CAUSES)
 def test_every_dropped_row_has_a_reason_and_a_cause(
     context: StageContext, write: Any, record: dict[str, Any], reason: str, cause: str
 ) -> None:
-    loaded = load(context, write(record, talk("u Hi?", "a Hello.")))
+    loaded = load(context, write(record, talk("u Hi?", "a Hello.")), consecutive=Consecutive.drop)
     assert (loaded.selection.reason[0], loaded.selection.cause[0]) == (reason, cause)
     assert loaded.selection.reason[1] == loaded.selection.cause[1] == ""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,27 +24,69 @@ from sft_lab.core.context import StageContext
 from sft_lab.core.errors import SourceError
 from sft_lab.core.store import Store
 from sft_lab.data.formats import COLUMNS_OF, CONVERSATION_KEYS, Format
-from sft_lab.data.load import LeadingAssistant, Loaded, OnError, Turns
-from sft_lab.data.messages import ROLE_KEYS, ROLES, TEXT_KEYS
+from sft_lab.data.load import BadAnswers, Consecutive, LeadingAssistant, Loaded, OnError, Turns
+from sft_lab.data.messages import ROLE_KEYS, ROLES, TEXT_KEYS, THOUGHT_KEYS, Message, RecordReason
 from sft_lab.data.sources import File
 
-REASONS = {"", "unreadable", "empty", "begins_with_assistant", "no_answer"}
 KNOWN = sorted({*(key for ways in COLUMNS_OF.values() for keys in ways for key in keys), *ROLE_KEYS, *TEXT_KEYS,
-                "input", "system", "context", "id", "type"})  # fmt: skip
+                *THOUGHT_KEYS, "input", "system", "context", "id", "type", "tools", "label", "name", "function",
+                "arguments", "parameters"})  # fmt: skip
+ANY = json_values(st.sampled_from(KNOWN))
 ROLE = st.one_of(st.sampled_from(sorted(ROLES)), st.sampled_from(["tool", " GPT ", "", "text"]))
-TURN = st.one_of(
-    st.fixed_dictionaries({}, optional={**dict.fromkeys(ROLE_KEYS, ROLE), **dict.fromkeys(TEXT_KEYS, STRINGS)}),
-    json_values(st.sampled_from(KNOWN)),
+# What a turn may have besides role and text: right more often than not, else few rows would get past it.
+ARGUMENTS = st.one_of(
+    st.dictionaries(STRINGS, STRINGS, max_size=2), st.sampled_from(["{}", '{"a": "\\ud800"}', "x", ""])
 )
+FUNCTION = st.fixed_dictionaries({"name": st.sampled_from(["f", "g", ""])}, optional={"arguments": ARGUMENTS})
+NAMES_OF_CALLS = st.sampled_from(["a", "b", ""])
+CALL = st.one_of(FUNCTION, st.fixed_dictionaries({"function": FUNCTION}, optional={"id": NAMES_OF_CALLS}), ANY)
+BESIDE = {
+    "tool_calls": st.lists(CALL, max_size=2),
+    "tool_call_id": NAMES_OF_CALLS,
+    **dict.fromkeys(THOUGHT_KEYS, STRINGS),
+    "weight": st.sampled_from([0, 1, 0.5, -1, "high"]),
+    "train": st.booleans(),
+    "name": TEXTS,
+}
+TURN = st.one_of(
+    st.fixed_dictionaries(
+        {}, optional={**dict.fromkeys(ROLE_KEYS, ROLE), **dict.fromkeys(TEXT_KEYS, STRINGS), **BESIDE}
+    ),
+    ANY,
+)
+# Parts of a conversation with tools, which may come in any order: a question, an answer, calls, their results, or one
+# result for which there may have been no call.
+USER_TURN = st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS})
+ANSWER = st.fixed_dictionaries({"role": st.just("assistant"), "content": TEXTS}, optional=BESIDE)
+RESULT = st.fixed_dictionaries({"role": st.just("tool"), "content": TEXTS}, optional={"tool_call_id": NAMES_OF_CALLS})
+CALLS = st.lists(NAMES_OF_CALLS, min_size=1, max_size=2).map(
+    lambda ids: {"role": "assistant", "tool_calls": [{"id": call, "function": {"name": "f"}} for call in ids]}
+)
+CALLS_AND_RESULTS = CALLS.map(
+    lambda turn: [turn, *({"role": "tool", "tool_call_id": call["id"], "content": "1"} for call in turn["tool_calls"])]
+)
+PARTS = st.one_of(CALLS_AND_RESULTS, *(turn.map(lambda turn: [turn]) for turn in (USER_TURN, ANSWER, CALLS, RESULT)))
+TALK_WITH_TOOLS = st.lists(PARTS, max_size=5).map(
+    lambda parts: [{"role": "user", "content": "Hi?"}, *itertools.chain.from_iterable(parts)]
+)
+TURNS = st.one_of(st.lists(TURN, max_size=4), TALK_WITH_TOOLS)
 # A record as people have them, one with any value in the right place, and any JSON at all.
-CELL = st.one_of(STRINGS, st.lists(TURN, max_size=4), json_values(st.sampled_from(KNOWN)))
+CELL = st.one_of(STRINGS, TURNS, ANY)
 RECORD = st.one_of(st.dictionaries(st.sampled_from(KNOWN), CELL, max_size=5), json_values(), json_values(STRINGS))
+CONVERSATION = st.fixed_dictionaries(
+    {"messages": TURNS}, optional={"system": TEXTS, "tools": st.lists(FUNCTION, max_size=2), "label": st.booleans()}
+)
 TALK = st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), TEXTS), max_size=5)
 
-SETTINGS = {
-    "format": st.sampled_from(list(Format)),
+CUTS = {
     "turns": st.sampled_from(list(Turns)),
     "leading_assistant": st.sampled_from(list(LeadingAssistant)),
+    "consecutive": st.sampled_from(list(Consecutive)),
+    "bad_answers": st.sampled_from(list(BadAnswers)),
+}
+SETTINGS = {
+    **CUTS,
+    "format": st.sampled_from(list(Format)),
     "group": st.sampled_from(["auto", "content", "id_prefix", "id", "system"]),
     "on_error": st.sampled_from(list(OnError)),
     "columns": st.sampled_from([{}, {}, {"prompt": "question", "answer": "value", "system": "id"}, {"text": "value"}]),
@@ -63,22 +107,80 @@ def lines_of(records: list[Any]) -> bytes:
     return "".join(f"{json.dumps(record)}\n" for record in records).encode()
 
 
-def checked(loaded: Loaded) -> Loaded:
+def checked(loaded: Loaded, *, turns: Turns = Turns.all, consecutive: Consecutive = Consecutive.join) -> Loaded:
     """What holds of every loaded source: each record is a row or has a reason, and rows are texts that can be used."""
     found = loaded.selection
-    assert set(found.reason) <= REASONS
+    assert set(found.reason) <= {"", *get_args(RecordReason)}
+    assert all(bool(reason) == bool(cause) for reason, cause in zip(found.reason, found.cause, strict=True))
     assert len(set(found.ids)) == len(found.ids) == len(found.reason)
     kept = [row_id for row_id, reason in zip(found.ids, found.reason, strict=True) if not reason]
     assert sorted(loaded.rows.column("id")) == sorted(kept)
-    for prompt, answer, messages, group in zip(*map(loaded.rows.column, ("prompt", "answer", "messages", "group")),
-                                               strict=True):  # fmt: skip
+    columns = map(loaded.rows.column, ("prompt", "answer", "messages", "group", "system", "tools"))
+    for prompt, answer, messages, group, system, tools in zip(*columns, strict=True):
         assert isinstance(prompt, str)
         assert isinstance(answer, str)
         assert group
-        talk = messages[1:] if messages and messages[0]["role"] == "system" else messages
-        assert [message["role"] for message in talk] == ["user", "assistant"] * (len(talk) // 2)
-        assert "\n".join(message["content"] for message in talk[::2]) == prompt or not talk
+        assert all(schema.get("function", schema)["name"] for schema in json.loads(tools or "[]"))
+        if not messages:  # plain text
+            assert (prompt, bool(answer)) == ("", True)
+            continue
+        has_system = messages[0]["role"] in ("system", "developer")
+        assert (messages[0]["content"] if has_system else "") == system
+        talk = messages[1:] if has_system else messages
+        hold_for_talk(talk, turns, consecutive)
+        assert "\n".join(message["content"] for message in talk if message["role"] == "user") == prompt
+        said = [
+            message["content"] or message.get("tool_calls") or "" for message in talk if message["role"] == "assistant"
+        ]
+        assert all(text in answer for text in said)
     return loaded
+
+
+def hold_for_talk(talk: list[Message], turns: Turns, consecutive: Consecutive) -> None:
+    """What holds of a row's messages after the system's: a template can write them in their order."""
+    roles = [message["role"] for message in talk]
+    assert set(roles) <= {"user", "assistant", "tool"}
+    assert (roles[0], roles[-1]) == ("user", "assistant")
+    if turns is Turns.first:
+        assert "user" not in roles[roles.index("assistant") :]
+    ids: set[str | None] = set()
+    for before, message in itertools.pairwise(talk):
+        calls = json.loads(message.get("tool_calls") or "[]")
+        ids.update(call.get("id") for call in calls)
+        for call in calls:
+            assert call["function"]["name"].strip()
+            arguments = call["function"]["arguments"]
+            assert isinstance(json.loads(arguments) if isinstance(arguments, str) else arguments, dict)
+        assert message.get("weight") is None or 0 <= message["weight"] < math.inf
+        assert message.get("reasoning_content") != ""
+        if message["role"] == "tool":
+            assert before["role"] in ("assistant", "tool")
+            assert None in ids or not ids or message.get("tool_call_id") in {None, *ids}
+        elif message["role"] == before["role"] and consecutive is not Consecutive.keep:
+            # Joined, unless fields that belong to one of them would be lost.
+            assert consecutive is Consecutive.join
+            assert {*fields_of(before), *fields_of(message)} > {"role", "content"}
+
+
+def fields_of(message: Message) -> set[str]:
+    return {name for name, value in message.items() if value is not None}
+
+
+def cuts_of(how: dict[str, Any]) -> dict[str, Any]:
+    return {name: how[name] for name in ("turns", "consecutive") if name in how}
+
+
+TOOL_TALK: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "How warm is Rome?"},
+        {"role": "assistant", "thinking": "Ask.", "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
+        {"role": "tool", "content": "31", "tool_call_id": "a"},
+        {"role": "assistant", "content": "31 degrees.", "weight": 0.5},
+        {"role": "user", "content": "And Oslo?"},
+        {"role": "assistant", "content": "No idea."},
+    ],
+    "tools": [{"name": "f", "parameters": {"type": "object"}}],
+}
 
 
 @tried(4, 2000)
@@ -89,10 +191,29 @@ def checked(loaded: Loaded) -> Loaded:
 def test_any_json_is_rows_and_reasons_or_one_error(records: list[Any], how: dict[str, Any]) -> None:
     with file_of(lines_of(records)) as (path, context):
         try:
-            loaded = checked(File(path=str(path), **how)(context))
+            loaded = checked(File(path=str(path), **how)(context), **cuts_of(how))
         except SourceError as error:
             assert len(str(error)) > 20  # noqa: PT017 - whatever is raised, it must be this
             return
+        assert len(loaded.selection.ids) == len(records)
+
+
+@tried(10, 2000)
+@given(st.lists(CONVERSATION, min_size=1, max_size=3), st.fixed_dictionaries({}, optional=CUTS))
+@example([TOOL_TALK, {**TOOL_TALK, "tools": "?"}, {**TOOL_TALK, "label": False}], {})
+@example(
+    [TOOL_TALK, {"messages": TOOL_TALK["messages"][1:]}, {"messages": TOOL_TALK["messages"][::2]}],
+    {"turns": Turns.first, "leading_assistant": LeadingAssistant.cut},
+)
+@example(
+    [{"messages": TOOL_TALK["messages"][:1] * 2 + TOOL_TALK["messages"][-1:]}, TOOL_TALK],
+    {"consecutive": Consecutive.drop},
+)
+def test_any_conversation_is_a_row_that_a_template_can_write_or_a_reason(
+    records: list[dict[str, Any]], how: dict[str, Any]
+) -> None:
+    with file_of(lines_of(records)) as (path, context):
+        loaded = checked(File(path=str(path), **how)(context), **cuts_of(how))
         assert len(loaded.selection.ids) == len(records)
 
 
