@@ -41,6 +41,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
   sft-lab plan                                        the defaults: rows, tokens, steps
   sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: finished jobs, shared work
   sft-lab plan --probe                                train six steps to estimate all times
+  sft-lab plan -m seed=1,2 launch=slurm               the batch script too, as it would be submitted
 """,
     ),
     "search": (

@@ -170,6 +170,7 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
         forecasts = probe_jobs(forecasts)
     raw_data = plan.describe_raw_data(forecasts)
     output.show_plan(forecasts, plan.shared_stages(forecasts), plan.same_rows(forecasts), raw_data)
+    output.show_batch_script(plan.batch_script(forecasts))
     return 0
 
 

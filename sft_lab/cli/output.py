@@ -249,6 +249,15 @@ def show_plan(
     print_lines([*lines, f"Folder: {path.parent if len(forecasts) > 1 else path}"])
 
 
+def show_batch_script(script: str) -> None:
+    """Print the batch script that would be submitted to Slurm, line by line as it is."""
+    if script:
+        sys.stdout.write(
+            "Batch script that would be submitted; launch.additional_parameters changes its #SBATCH lines, "
+            f"launch.setup adds lines before srun, launch.srun_args arguments of srun:\n\n{script}\n"
+        )
+
+
 def _plan_table(forecasts: list[JobForecast]) -> Table:
     axes = list(dict.fromkeys(key for forecast in forecasts for key in forecast.job_folder.job.axes))
     columns = {name: texts for name, texts in _plan_columns(forecasts).items() if any(texts)}

@@ -101,8 +101,13 @@ def create_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
     return [replace(created, resume_command=created.folder.exec_command(work)) if plan.dated else created]
 
 
-def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
+def find_job_folders(plan: Plan, work: str = Work.RUN, *, to_start: bool = True) -> list[JobFolder]:
     """Find the folder of every job and its progress; write nothing.
+
+    Args:
+        plan: the jobs.
+        work: run them, or only prepare their data.
+        to_start: false where the jobs are only shown, which needs no cluster.
 
     Raises:
         ConfigError: if the launcher's requirements are missing on this machine.
@@ -115,7 +120,8 @@ def find_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
     else:
         folders = [RunDir(Path(plan.run_dir or free_path(RunDir.timestamped())).absolute())]
     run = plan.jobs[0].run
-    if problems := [*run.launch.missing_requirements(), *run.tracking.missing_requirements()]:
+    missing = run.launch.missing_requirements() if to_start else run.launch.missing_packages()
+    if problems := [*missing, *run.tracking.missing_requirements()]:
         raise all_problems(problems)
     try:
         return [

@@ -21,11 +21,13 @@ from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.core.text import count_of
 from sft_lab.core.types import RunState
 from sft_lab.dedup.forecast import forecast as forecast_dedup
+from sft_lab.jobs import slurm
 from sft_lab.jobs.layout import JobFolder, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
 from sft_lab.jobs.raw_data import RawData, count_raw_data
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
+from sft_lab.run.launch_config import Slurm
 from sft_lab.tracking.manifest import template_date, versions
 from sft_lab.training.config import planned_steps
 
@@ -106,7 +108,7 @@ def forecast_jobs(plan: configs.Plan) -> list[JobForecast]:
     Raises:
         FolderError: if the job folders could not be created.
     """
-    job_folders = find_job_folders(plan)
+    job_folders = find_job_folders(plan, to_start=False)
     finished_runs = list(_finished_runs(job_folders[0].folder.path.parent))
     tokenizers: dict[str, Any] = {}
     footprints: dict[str, Footprint | None] = {}
@@ -130,6 +132,13 @@ def same_rows(forecasts: list[JobForecast]) -> list[str]:
             axes = ", ".join(f"{key}={value}" for key, value in forecast.job_folder.job.axes.items())
             groups.setdefault(forecast.trained_as, []).append(axes)
     return ["; ".join(group) for group in groups.values() if len(group) > 1]
+
+
+def batch_script(forecasts: list[JobForecast]) -> str:
+    """Return the batch script that the command would submit to Slurm; empty without Slurm or anything to submit."""
+    launcher = forecasts[0].job_folder.job.run.launch
+    folders = [forecast.job_folder.folder for forecast in forecasts if not forecast.job_folder.is_finished]
+    return slurm.batch_script(folders, launcher) if isinstance(launcher, Slurm) else ""
 
 
 def describe_raw_data(forecasts: list[JobForecast]) -> list[str]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, UserError
-from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.io import write_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
@@ -29,7 +26,6 @@ from sft_lab.jobs.worker import execute_on_cluster
 from sft_lab.run.launch_config import JOB_VARIABLE, Cluster
 
 if TYPE_CHECKING:
-    from submitit import AutoExecutor
     from submitit.helpers import DelayedSubmission
 
     from sft_lab.run.launch_config import Slurm
@@ -71,6 +67,26 @@ def launch(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[F
     queued_folders = {job.folder.path for job in queued}
     queued += _submit([job for job in jobs if job[1].path not in queued_folders], launcher, work)
     return supervise(SlurmArray(queued, launcher.cluster), work)
+
+
+def batch_script(folders: list[RunDir], launcher: Slurm) -> str:
+    """Return the batch script with which ``launch`` would submit the folders; empty if it would submit none to Slurm.
+
+    Nothing is written, and Slurm is only needed to ask for jobs that an earlier command has submitted.
+
+    Args:
+        folders: of unfinished jobs.
+        launcher: resources of each job.
+    """
+    noted = _noted_jobs([("", folder) for folder in folders], launcher.cluster)
+    queue = _ask_queue(launcher.cluster, [job.job_id for _, job in noted])
+    queued = [job for _, job in noted if queue is None or not queue.get(job.job_id, QueueState(GONE)).has_ended]
+    count = len(folders) - len(queued)
+    if launcher.cluster is Cluster.local or not count:
+        return ""
+    from sft_lab.jobs.slurm_executor import slurm_executor
+
+    return slurm_executor(launcher, folders[0].path.parent / SUBMITIT_DIR).script(count)
 
 
 # --- on a machine of the cluster -----------------------------------------------------------------------------------
@@ -245,13 +261,7 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
     Raises:
         UserError: if squeue fails, or a queued job is to do other work in its folder.
     """
-    queued = []
-    for title, folder in jobs:
-        note = _read_note(folder)
-        if note.get("cluster") == cluster.name:
-            job = QueuedJob(title, folder, dict(note.get("before") or {}), note["job_id"], Path(note["logs"]))
-            queued.append((note, job))
-
+    queued = _noted_jobs(jobs, cluster)
     queue = _ask_queue(cluster, [job.job_id for _, job in queued])
     if queue is None:
         raise UserError("launch=slurm: squeue does not answer, so what is queued is unknown; try again later")
@@ -271,6 +281,17 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
     return still_queued
 
 
+def _noted_jobs(jobs: list[tuple[str, RunDir]], cluster: Cluster) -> list[tuple[dict[str, Any], QueuedJob]]:
+    """Return the jobs that an earlier command submitted, with its notes; some may be over."""
+    noted = []
+    for title, folder in jobs:
+        note = _read_note(folder)
+        if note.get("cluster") == cluster.name:
+            job = QueuedJob(title, folder, dict(note.get("before") or {}), note["job_id"], Path(note["logs"]))
+            noted.append((note, job))
+    return noted
+
+
 def _read_note(folder: RunDir) -> dict[str, Any]:
     """Return an earlier command's note about the job; empty if it is not a valid one."""
     note = tolerant_readers.read(folder.queued, [])
@@ -279,12 +300,14 @@ def _read_note(folder: RunDir) -> dict[str, Any]:
 
 def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[QueuedJob]:
     """Submit jobs as one array, and write the queue's job id into each folder."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     if not jobs:
         return []
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from sft_lab.jobs.slurm_executor import local_executor, slurm_executor
+
     logs = jobs[0][1].path.parent / SUBMITIT_DIR
-    executor = executor_for(launcher, logs)
+    executor = (local_executor if launcher.cluster is Cluster.local else slurm_executor)(launcher, logs)
     threads = max(1, launcher.cpus_per_task * launcher.num_machines // launcher.num_processes)
     try:
         with executor.batch():
@@ -301,41 +324,6 @@ def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[
         queued.append(QueuedJob(title, folder, before, handle.job_id, logs))
         log.info("%s: submitted as job %s", queued[-1].title, handle.job_id)
     return queued
-
-
-def executor_for(launcher: Slurm, logs: Path) -> AutoExecutor:
-    """Return submitit's executor with the resources of a job; it writes the batch script."""
-    from submitit import AutoExecutor
-
-    cluster, gpus = launcher.cluster.name, launcher.gpus
-    if launcher.cluster is Cluster.local:
-        gpus = min(gpus, len(visible_gpus()))
-    # -P: otherwise -m would make Python import from the working folder first, where there may be a torch.py.
-    python = f"{shlex.quote(sys.executable)} -P"
-    executor = AutoExecutor(
-        folder=logs,
-        cluster=cluster,
-        **{f"{cluster}_python": python, f"{cluster}_max_num_timeout": launcher.max_num_timeout},
-    )
-    executor.update_parameters(
-        name=logs.parent.name,
-        nodes=launcher.num_machines,
-        tasks_per_node=1,
-        timeout_min=launcher.timeout_min,
-        gpus_per_node=gpus or None,
-        cpus_per_task=launcher.cpus_per_task,
-        mem_gb=launcher.mem_gb,
-        stderr_to_stdout=True,
-        slurm_partition=launcher.partition,
-        slurm_account=launcher.account,
-        slurm_qos=launcher.qos,
-        slurm_constraint=launcher.constraint,
-        slurm_array_parallelism=launcher.array_parallelism,
-        slurm_additional_parameters=launcher.additional_parameters or None,
-        slurm_srun_args=launcher.srun_args or None,
-        **({f"{cluster}_setup": launcher.setup} if launcher.setup else {}),
-    )
-    return executor
 
 
 def _failure_file(logs: Path, job_id: str) -> Path:

@@ -64,9 +64,13 @@ class Launcher(Bounded):
         """Whether jobs are executed by other machines alone, so that this one needs no GPU."""
         return False
 
+    def missing_packages(self) -> list[str]:
+        """Return the packages that this launcher lacks."""
+        return []
+
     def missing_requirements(self) -> list[str]:
         """Return what this machine lacks to start jobs this way; a job that has begun needs none of it."""
-        return []
+        return self.missing_packages()
 
     def cluster_request(self) -> str:
         """Return what each job asks of a cluster; nothing without one."""
@@ -201,9 +205,13 @@ class Slurm(Launcher):
         """Whether this is a login node."""
         return self.cluster is Cluster.slurm and JOB_VARIABLE not in os.environ
 
+    def missing_packages(self) -> list[str]:
+        """Return whether submitit is missing."""
+        return _missing_package("submitit", "slurm")
+
     def missing_requirements(self) -> list[str]:
         """Return problems with submitit and with Slurm's own commands."""
-        if problems := _missing_package("submitit", "slurm"):
+        if problems := self.missing_packages():
             return problems
         commands = ("sbatch", "srun", "squeue") if self.cluster is Cluster.slurm else ()
         missing = [command for command in commands if not shutil.which(command)]
@@ -260,7 +268,7 @@ class Ray(Launcher):
         """Whether a running cluster executes the jobs, and this process is not one of its own."""
         return self.address is not None and JOB_VARIABLE not in os.environ
 
-    def missing_requirements(self) -> list[str]:
+    def missing_packages(self) -> list[str]:
         """Return whether Ray is missing."""
         return _missing_package("ray", "ray")
 

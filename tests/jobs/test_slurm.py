@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,64 @@ def test_the_batch_script_asks_for_what_the_config_says(
         r"seed_1-\w+: job 12_0 ended before its work began \(gone from the queue\); see \S+12_0_0_log.out", told
     )
     assert not list(stand_ins.glob("sweep/*/queued.json"))
+
+
+@pytest.mark.parametrize(
+    "words", [["-m", "seed=1,2,3", interrupted_sweep.SWEEP], ["hydra.run.dir=runs/one"]], ids=["array", "one job"]
+)
+def test_the_plan_shows_the_script_that_is_submitted(
+    words: list[str], stand_ins: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """To the letter, on a machine without Slurm; nothing is written."""
+    words, before = [*tiny, "launch=slurm", *FULL, *words], sorted(stand_ins.rglob("*"))
+    with monkeypatch.context() as without_slurm:
+        without_slurm.setenv("PATH", "/nowhere")
+        assert main(["plan", *words]) == 0
+    assert sorted(stand_ins.rglob("*")) == before
+    shown = capsys.readouterr().out
+    assert main(words) == 1  # nothing starts these jobs
+    assert shown.endswith(f"\n\n{(stand_ins / 'script').read_text()}\n")
+
+
+def test_the_plan_shows_a_script_for_the_jobs_that_are_left(
+    stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", *tiny, "launch=slurm", interrupted_sweep.SWEEP]
+    (stand_ins / "queue").write_text("12_0 PENDING\n12_1 PENDING\n")
+    (stand_ins / "then").write_text("kill -INT $PPID\n")
+    assert main([*words, "seed=1,2"]) == 130
+    (stand_ins / "then").unlink()
+    capsys.readouterr()
+    for seeds, array in {"1,2": None, "1,2,3": "", "1,2,3,4": "--array=0-1%2"}.items():
+        assert main(["plan", *words, f"seed={seeds}"]) == 0
+        shown = capsys.readouterr().out
+        assert ("#SBATCH" in shown) is (array is not None)
+        assert re.findall(r"--array=\S+", shown) == ([array] if array else [])
+    (stand_ins / "queue").write_text("12_0 CANCELLED\n12_1 PENDING\n")
+    assert main(["plan", *words, "seed=1,2,3"]) == 0
+    assert "--array=0-1%2" in capsys.readouterr().out
+    assert main(["plan", *words, "seed=1,2,3", "launch.cluster=local"]) == 0
+    assert "#SBATCH" not in capsys.readouterr().out
+
+
+def test_a_batch_script_of_ones_own_executes_prepared_folders(
+    stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's own script, which Slurm would start once for each number of its array."""
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text("utf-8")
+    (script,) = re.findall(r"^```\n(#!/bin/bash\n#SBATCH.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (stand_ins / "job.sh").write_text(script)
+    command(stand_ins / "bin", "srun", 'exec "$@"')
+    command(stand_ins / "bin", "sft-lab", f'exec {sys.executable} -m sft_lab "$@"')
+    words = ["-m", *tiny, "seed=1,2", "hydra.sweep.dir=sweep"]
+    assert main(["prepare", *words]) == 0
+    for number in "01":
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": number}
+        subprocess.run(["bash", "job.sh"], env=environment, check=True, capture_output=True, timeout=120)
+    capsys.readouterr()
+    assert main(words) == 0
+    assert capsys.readouterr().err.count("finished before; nothing to do") == 2
 
 
 @pytest.mark.slow
