@@ -245,6 +245,9 @@ def show_plan(
     job_folder = forecasts[0].job_folder
     if request := job_folder.job.run.launch.cluster_request():
         lines.append(f"Requested from the cluster for each job: {request}")
+    unfinished = [forecast for forecast in forecasts if not forecast.job_folder.is_finished]
+    if unfinished and (unused := job_folder.job.run.launch.unused_gpus(in_sweep=len(unfinished) > 1)):
+        lines.append(unused)
     path = job_folder.folder.path
     print_lines([*lines, f"Folder: {path.parent if len(forecasts) > 1 else path}"])
 

@@ -47,23 +47,25 @@ def has_gpu() -> bool:
     return bool(shutil.which("nvidia-smi")) or any(map(os.path.exists, DEVICE_FILES))
 
 
-def use_one_gpu() -> None:
+def use_one_gpu(unused: str = "") -> None:
     """Hide all GPUs but the first from a process that trains alone.
 
     Transformers counts every visible GPU, and TRL refuses more than one in a process.
+
+    Args:
+        unused: what would use the other GPUs too, for the log.
     """
     gpus = visible_gpus()
     if rank() is not None or len(gpus) < 2:
         return
     os.environ[VISIBLE] = gpus[0]
     log.info(
-        "device: GPU %s, one of %d; %s=%s chooses another, launch=processes gives each job of a sweep one, and "
-        "launch.num_processes=%d trains one job on all",
+        "device: GPU %s, one of %d; %s=%s chooses another%s",
         gpus[0],
         len(gpus),
         VISIBLE,
         gpus[1],
-        len(gpus),
+        f". {unused}" if unused else "",
     )
 
 

@@ -28,7 +28,7 @@ def execute(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]
     """Carry out the whole run; return its summary and ``folder``, nothing in a process that assists in training."""
     console.show_in_notebook()
     if not run.launch.distributed:  # processes that train together have a GPU each
-        use_one_gpu()
+        use_one_gpu(run.launch.unused_gpus(in_sweep=isinstance(path, RunDir) and path.sweep is not None))
     with heavy_imports.imports():
         from sft_lab.run.training_session import TrainingSession  # noqa: F401 - imported first, and fast
 

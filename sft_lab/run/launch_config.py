@@ -76,6 +76,25 @@ class Launcher(Bounded):
         """Return what each job asks of a cluster; nothing without one."""
         return ""
 
+    def unused_gpus(self, *, in_sweep: bool) -> str:  # noqa: ARG002 - of launchers that do not choose the GPUs
+        """Return how many GPUs are used where some are not, and what would use all; empty where all are used.
+
+        Args:
+            in_sweep: whether there are more jobs that could use them.
+        """
+        return ""
+
+    def _unused_by_job(self, gpus: int) -> str:
+        """Return the same for a job that has this number of GPUs on each of its machines to itself."""
+        used = self.processes_per_machine
+        if used >= gpus:
+            return ""
+        rows = f"{gpus / used:.3g} times the rows in each step"
+        return (
+            f"{_used_gpus(used, gpus)}: launch.num_processes={gpus * self.num_machines} would train the job on all of "
+            f"them, with {rows}"
+        )
+
     def check(self) -> list[str]:
         """Return problems with the config file, or with what several machines need."""
         problems = []
@@ -123,6 +142,13 @@ class Launcher(Bounded):
 class Serial(Launcher):
     """Jobs one after another, in this process."""
 
+    def unused_gpus(self, *, in_sweep: bool) -> str:
+        """Return whether the jobs leave GPUs unused, since only one of them trains at a time."""
+        used, gpus = self.processes_per_machine, len(visible_gpus())
+        if in_sweep and (at_once := gpus // used) > 1:
+            return f"{_used_gpus(used, gpus)}: launch=processes would train {at_once} jobs at once"
+        return self._unused_by_job(gpus)
+
 
 @dataclass
 class Processes(Launcher):
@@ -133,6 +159,10 @@ class Processes(Launcher):
     """
 
     at_once: int | None = bounded(None, at_least=1)
+
+    def unused_gpus(self, *, in_sweep: bool) -> str:
+        """Return whether a job that is alone leaves GPUs unused."""
+        return "" if in_sweep else self._unused_by_job(len(visible_gpus()))
 
     def device_groups(self) -> list[str]:
         """Return the GPUs of each of the jobs that run at once, as in ``CUDA_VISIBLE_DEVICES``; ``""``: the processor.
@@ -226,6 +256,10 @@ class Slurm(Launcher):
         """GPUs of each machine."""
         return self.processes_per_machine if self.gpus_per_node is None else self.gpus_per_node
 
+    def unused_gpus(self, *, in_sweep: bool) -> str:  # noqa: ARG002 - each job has machines of its own
+        """Return whether a job leaves GPUs unused that it has asked for."""
+        return self._unused_by_job(self.gpus)
+
     def cluster_request(self) -> str:
         """Return what each job asks of sbatch."""
         options = {
@@ -276,6 +310,10 @@ class Ray(Launcher):
         """Return what each job asks of Ray."""
         gpus = f"one for each of {self.num_processes} processes, where it has any"
         return f"num_cpus={self.num_cpus}, num_gpus={gpus if self.num_gpus is None else self.num_gpus}"
+
+
+def _used_gpus(used: int, gpus: int) -> str:
+    return f"{used} of {gpus} GPUs {'is' if used == 1 else 'are'} used"
 
 
 def _missing_package(package: str, extra: str) -> list[str]:

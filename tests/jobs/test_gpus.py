@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -33,6 +34,63 @@ def test_a_process_that_trains_alone_keeps_the_first_gpu(monkeypatch: pytest.Mon
     assert "CUDA_VISIBLE_DEVICES=3" in caplog.text
     gpus.use_one_gpu()
     assert caplog.text.count("device: GPU") == 1
+
+
+RUN_ON_BOTH = (
+    "1 of 2 GPUs is used: launch.num_processes=2 would train the job on all of them, with 2 times the rows in each step"
+)
+SWEEP_ON_BOTH = "1 of 2 GPUs is used: launch=processes would train 2 jobs at once"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], RUN_ON_BOTH),
+        (["launch=processes"], RUN_ON_BOTH),
+        (["-m", "seed=1,2"], SWEEP_ON_BOTH),
+        (["-m", "seed=1,2", "launch=processes"], ""),
+        (["launch.num_processes=2"], ""),
+        (["launch=slurm"], ""),
+        (["launch=slurm", "launch.gpus_per_node=2"], RUN_ON_BOTH),
+        (["launch=ray"], ""),
+    ],
+)
+def test_the_plan_names_what_would_use_all_gpus(
+    words: list[str], line: str, here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert main(["plan", *tiny, *words]) == 0
+    assert re.findall(r".* GPUs? (?:is|are) used.*", capsys.readouterr().out) == [line] * bool(line)
+
+
+@pytest.mark.parametrize(("words", "line"), [([], RUN_ON_BOTH), (["-m", "seed=1,2"], SWEEP_ON_BOTH)])
+def test_a_run_names_what_would_use_all_gpus_once(
+    words: list[str], line: str, here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert main([*tiny, *words, "evaluation.outputs=0"]) == 0
+    lines = [shown for shown in capsys.readouterr().err.splitlines() if "GPU" in shown]
+    assert lines == [f"device: GPU 4, one of 2; CUDA_VISIBLE_DEVICES=7 chooses another. {line}"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "in_sweep", "line"),
+    [
+        ("0,1,2", 2, True, "2 of 3 GPUs are used: launch.num_processes=3 would train the job on all of them, with 1.5"),
+        ("0,1,2,3", 2, True, "2 of 4 GPUs are used: launch=processes would train 2 jobs at once"),
+        ("", 1, False, ""),
+        ("0", 1, True, ""),
+    ],
+)
+def test_gpus_that_are_left_unused(
+    gpus: str, processes: int, in_sweep: bool, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    shown = Serial(num_processes=processes).unused_gpus(in_sweep=in_sweep)
+    assert shown.startswith(line)
+    assert bool(shown) is bool(line)
 
 
 def test_a_process_of_a_distributed_job_keeps_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
