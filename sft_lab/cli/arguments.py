@@ -163,11 +163,11 @@ ABOUT: dict[str, tuple[str, str, str]] = {
 
 # Options of hydra.main, and what does the same here.
 _HYDRA_OPTIONS = {
-    "--config-path": "--config-dir DIR, another folder of options",
-    "-cp": "--config-dir DIR, another folder of options",
-    "-r": "the default, without -m",
-    "--run": "the default, without -m",
-    "--resolve": "not needed: --cfg job is already resolved",
+    "--config-path": "--config-dir DIR, an additional folder of options",
+    "-cp": "--config-dir DIR, an additional folder of options",
+    "-r": "no option, a single run is the default",
+    "--run": "no option, a single run is the default",
+    "--resolve": "--cfg job, which is already resolved",
 }
 
 
@@ -183,7 +183,7 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
         option, _, value = unknown[0].partition("=")
         equivalent = _HYDRA_OPTIONS.get(option) or our_name(option.lstrip("-"))
-        hint = f"here it is {equivalent}" if equivalent else "sft-lab --help lists the options"
+        hint = f"use {equivalent}" if equivalent else "sft-lab --help lists the options"
         if option.startswith("--") and not equivalent:
             hint += f"; settings have no dashes: {option[2:]}={value or 'VALUE'}"
         refuse(f"unknown option {unknown[0]}; {hint}")
@@ -208,7 +208,7 @@ def refuse(message: str) -> None:
 def refuse_rest(command: str, rest: list[str]) -> None:
     """Refuse words behind a command that takes no overrides."""
     if rest:
-        raise UserError(f"{command}: unknown arguments {' '.join(rest)}; sft-lab {command} --help lists its arguments")
+        raise UserError(f"{command}: unknown arguments {' '.join(rest)}; sft-lab {command} --help lists the valid ones")
 
 
 def _parser() -> _Parser:
@@ -249,7 +249,7 @@ def _parser() -> _Parser:
     ):
         rows = " and three rows as the model sees them" if name == "prepare" else ""
         commands[name].add_argument(
-            "-v", "--verbose", action="store_true", help=f"also show the output of the libraries{rows}"
+            "-v", "--verbose", action="store_true", help=f"also show the libraries' output{rows}"
         )
 
     commands["plan"].add_argument(
@@ -268,7 +268,7 @@ def _parser() -> _Parser:
         "-sc",
         "--shell-completion",
         metavar="install=SHELL",
-        help="print a completion script for bash, zsh or fish, to eval",
+        help="print a completion script for bash, zsh or fish",
     )
     train.add_argument("-i", "--info", choices=["searchpath"], help="show the folders that options are read from")
 
@@ -280,7 +280,7 @@ def _parser() -> _Parser:
     commands["runs"].add_argument(
         "folder", nargs="?", type=Path, metavar="DIR", help="default: outputs/ and multirun/ in the working folder"
     )
-    commands["runs"].add_argument("--delete", action="store_true", help="delete them after asking, except those in use")
+    commands["runs"].add_argument("--delete", action="store_true", help="ask, then delete them, except those in use")
 
     compare = commands["compare"]
     compare.add_argument("folders", nargs="+", type=Path, metavar="SWEEP_DIR|RUN_DIR")
@@ -299,7 +299,7 @@ def _parser() -> _Parser:
     promote = commands["promote"]
     promote.add_argument("folder", type=Path, metavar="RUN_DIR")
     promote.add_argument("name", metavar="NAME")
-    promote.add_argument("--force", action="store_true", help="replace an experiment of this name")
+    promote.add_argument("--force", action="store_true", help="replace an existing experiment of this name")
 
     add_to_model_commands(commands)
 
@@ -351,7 +351,7 @@ def _add_overrides(parser: _Parser, *, sweeps: bool) -> None:
         parser.add_argument(
             "-m", "--multirun", action="store_true", help="run every combination of comma-separated values"
         )
-    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="another folder of options")
+    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="an additional folder of options")
     parser.add_argument("-cn", "--config-name", metavar="NAME", help="use conf/NAME.yaml instead of config.yaml")
     parser.lists_options = True
 

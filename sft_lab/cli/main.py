@@ -85,7 +85,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.shell_completion:
         return shell_completion.run(arguments.shell_completion)
     if arguments.package:
-        raise UserError(f"--package {arguments.package}: shows a part of the config, so it needs --cfg")
+        raise UserError(f"--package {arguments.package}: needs --cfg, as in --cfg job --package {arguments.package}")
     from sft_lab import config
     from sft_lab.core import tolerant_readers
     from sft_lab.core.types import Work
@@ -107,7 +107,7 @@ def _hydra_sweep(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs.launch import objectives_of
 
     if not arguments.multirun:
-        raise UserError("hydra/sweeper and hydra/launcher are for sweeps; put -m before the overrides")
+        raise UserError("hydra/sweeper and hydra/launcher apply only to sweeps; put -m before the overrides")
     try:
         with console.each_line_once():
             failures = config.run_hydra_sweep(overrides, objectives_of, arguments.config_dir, arguments.config_name)
@@ -213,7 +213,7 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
 
     refuse_rest("compare", rest)
     if arguments.lowest_first and not arguments.rank_by:
-        raise UserError("--lowest-first: sorts by the number that --rank-by names, so it needs --rank-by")
+        raise UserError("--lowest-first: needs --rank-by, the number to sort by")
     jobs, order = compare.collect_jobs(arguments.folders), None
     if arguments.rank_by:
         order = compare.Order.of(jobs, arguments.rank_by, lowest_first=arguments.lowest_first)
@@ -225,7 +225,7 @@ def _compare(arguments: Arguments, rest: list[str]) -> int:
         from sft_lab.tools.test_score import score_test
 
         if comparison.best is None:
-            raise UserError("compare --test: no job is ranked best, so there is none to score on the test rows")
+            raise UserError("compare --test: no job is ranked best, so there is nothing to score on the test rows")
         sys.stdout.write(f"{score_test(comparison.best.folder)}\n")
     return 0
 
@@ -296,8 +296,8 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
     )
     for part in filter(None, (arguments.package or "").split(".")):
         if not OmegaConf.is_dict(node) or part not in node.keys():  # noqa: SIM118 - ``in node`` leaves out missing values
-            names = ", ".join(node) if OmegaConf.is_dict(node) else "no parts below a value"
-            raise UserError(f"--package {arguments.package}: no such part of the config; there are {names}")
+            names = ", ".join(node) if OmegaConf.is_dict(node) else "none, it is a single value"
+            raise UserError(f"--package {arguments.package}: no such part of the config; available: {names}")
         node = "???" if OmegaConf.is_missing(node, part) else node[part]
     sys.stdout.write(OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n")
     return 0
@@ -314,10 +314,10 @@ def _store(arguments: Arguments, rest: list[str]) -> int:
         output.show_store(store)
     else:
         if not arguments.older_than >= 0:  # NaN too
-            raise UserError(f"--older-than {arguments.older_than}: must be 0 or more days")
+            raise UserError(f"--older-than {arguments.older_than}: must be a number of days, 0 or more")
         removed = store.prune(arguments.older_than * 86400, arguments.stage)
         freed = sum(entry.size for entry in removed) / 1e6
-        sys.stdout.write(f"{len(removed)} entries removed, {freed:,.1f} MB freed in {store.root}\n")
+        sys.stdout.write(f"{count_of(len(removed), 'stored result')} removed, {freed:,.1f} MB freed in {store.root}\n")
     return 0
 
 

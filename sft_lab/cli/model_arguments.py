@@ -36,11 +36,13 @@ def add_to_model_commands(commands: Mapping[str, argparse.ArgumentParser]) -> No
     evaluate.add_argument("folder", type=Path, metavar="RUN_DIR")
     evaluate.add_argument(
         "--tasks", default="arc_easy,hellaswag,winogrande", metavar="NAMES|FILE",
-        help="the harness's tasks or YAML files, comma-separated; default: arc_easy,hellaswag,winogrande",
+        help="lm-evaluation-harness tasks or YAML files, comma-separated; default: arc_easy,hellaswag,winogrande",
     )  # fmt: skip
-    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task; default: all")
     evaluate.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples before each question; default: the task's"
+        "--limit", type=int, metavar="N", help="use only the first N questions of each task; default: all"
+    )
+    evaluate.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="example questions before each question; default: the task's"
     )
     evaluate.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions per batch; default: 8")
     evaluate.add_argument(

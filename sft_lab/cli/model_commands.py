@@ -26,7 +26,7 @@ def generate(arguments: argparse.Namespace, rest: list[str]) -> int:
         for name, value in (("prompt", arguments.prompt), ("--system", options.system)):
             if value:
                 raise UserError(
-                    f"{name}: --messages already has all messages, with the system message; give only one of the two"
+                    f"{name}: cannot be combined with --messages, which has all messages, the system message included"
                 )
         from sft_lab.data.conversation_file import read_conversations
 

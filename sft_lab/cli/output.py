@@ -154,7 +154,7 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
     axes = list(dict.fromkeys(key for _, values in jobs for key in values))
     leaves = [axis.rpartition(".")[2] for axis in axes]
     names = leaves if len(set(leaves)) == len(axes) else axes
-    title = "Jobs (loss: held-out, by the weights that were saved)"
+    title = "Jobs (held-out loss of the saved weights)"
     table = new_table(*names, "state", "rows", "loss", "bits/byte", "gap", "verdict", title=title)
     axes_by_name = {folder.path.name: values for folder, values in jobs}
     for folder, values in jobs:
@@ -165,7 +165,7 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
         if same_as := summary.get("same_as"):
             other = axes_by_name.get(same_as, {})
             differing = [f"{key.rpartition('.')[2]}={other[key]}" for key in other if other[key] != values.get(key)]
-            verdict += f" (trained as {', '.join(differing) or same_as})"
+            verdict += f" (same training as {', '.join(differing) or same_as})"
         state = folder.state() or ""
         table.add_row(*(values.get(key, "") for key in axes), state, rows, *numbers, verdict)
     console(160).print(table)
@@ -186,7 +186,7 @@ def show_search(result: SearchResult) -> None:
     ]
     if len(result.importance) > 1:
         shares = ", ".join(f"{axis} {share:.0%}" for axis, share in result.importance.items())
-        lines.append(f"What the loss depended on: {shares}")
+        lines.append(f"Importance of each axis for the loss: {shares}")
     if ranked:
         lines.append(f"Best: {result.folder / ranked[0].job}")
     print_lines([*lines, f"Next: sft-lab compare {shlex.quote(str(result.folder))}"])
@@ -196,8 +196,7 @@ def show_next(sweep: Path, failed: int) -> None:
     """Print where the jobs of a sweep are, and the command that follows."""
     lines = [f"Folder: {sweep}"]
     if failed:
-        jobs = "the job" if failed == 1 else f"the {failed} jobs"
-        lines.append(f"The same command runs {jobs} that failed again")
+        lines.append(f"Run the same command again to retry {count_of(failed, 'failed job')}")
     relative = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
     print_lines([*lines, f"Next: sft-lab compare {shlex.quote(str(relative))}"])
 
@@ -222,7 +221,9 @@ def show_plan(
     lines += [_known_rows(forecasts[0])] if forecasts[0].stages else raw_data
     unknown = [name for name, texts in _plan_columns(forecasts).items() if not any(texts)]
     if counts := [name for name in unknown if name != "time"]:
-        lines.append(f"{', '.join(counts).capitalize()}: unknown until prepared; `sft-lab prepare` does that alone")
+        lines.append(
+            f"{', '.join(counts).capitalize()}: unknown until the data is prepared; `sft-lab prepare` does only that"
+        )
     if "time" in unknown:
         lines.append(
             "Time: unknown until a run with the same model and trainer has finished; `sft-lab plan --probe` trains a "
@@ -234,13 +235,13 @@ def show_plan(
     versions = {f"{name} {old}": None for forecast in forecasts for name, old in forecast.other_versions.items()}
     if versions:
         lines.append(
-            f"Finished jobs marked (other versions) were made with {', '.join(versions)}; rerun=true runs again"
+            f"Finished jobs marked (other versions) ran with {', '.join(versions)}; rerun=true runs them again"
         )
     if sources := {str(forecast.like): None for forecast in forecasts if forecast.like}:
         lines.append(
-            f"Times are estimated from the seconds per step of {', '.join(sources)}; jobs unlike them have none"
+            f"Times are estimated from the seconds per step of {', '.join(sources)}; jobs that differ have no estimate"
         )
-    lines += [f"Trained once for all, since they keep the same rows: {jobs}" for jobs in same_rows]
+    lines += [f"Trained only once, since they keep the same rows: {jobs}" for jobs in same_rows]
 
     job_folder = forecasts[0].job_folder
     if request := job_folder.job.run.launch.cluster_request():
@@ -295,7 +296,7 @@ def _duration(seconds: float | None) -> str:
 def _memory_lines(forecasts: list[JobForecast]) -> list[str]:
     footprints = dict.fromkeys(forecast.memory for forecast in forecasts if forecast.memory)
     if not footprints:
-        return ["Memory: unknown before the model is downloaded or unpacked"]
+        return ["Memory: unknown until the model is downloaded or unpacked"]
     lines = []
     for memory in footprints:
         parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
@@ -310,7 +311,7 @@ def _memory_lines(forecasts: list[JobForecast]) -> list[str]:
 
 def _known_rows(forecast: JobForecast) -> str:
     counts = ", ".join(f"{stage['stage']} {stage['rows_kept']:,}" for stage in forecast.stages)
-    rest = f"; unknown from {forecast.missing[0]} on until that is computed" if forecast.missing else ""
+    rest = f"; unknown from {forecast.missing[0]} on, which is not computed yet" if forecast.missing else ""
     subject = "Rows after each stage" + (" of the first job" if forecast.job_folder.job.axes else "")
     return f"{subject}: {counts or 'none known'}{rest}"
 
@@ -325,4 +326,4 @@ def show_store(store: Store) -> None:
         table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:,.1f}", days, params[:60])
     console().print(table)
     total = sum(entry.size for entry in entries) / 1e6
-    print_lines([f"{len(entries)} entries, {total:,.1f} MB in {store.root}"])
+    print_lines([f"{count_of(len(entries), 'stored result')}, {total:,.1f} MB in {store.root}"])

@@ -29,7 +29,7 @@ def run(text: str) -> int:
         sys.stdout.write(shell_script(shell, action))
     else:
         raise UserError(
-            f'-sc {text}: must be install=SHELL or uninstall=SHELL; as in eval "$(sft-lab -sc install=bash)"'
+            f'-sc {text}: must be install=SHELL or uninstall=SHELL, as in eval "$(sft-lab -sc install=bash)"'
         )
     return 0
 

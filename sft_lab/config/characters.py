@@ -14,9 +14,9 @@ def character_hint(text: str) -> str:
         name = code_of(character)
         if meant := _MEANT.get(character):
             sign = {" ": "a space", ".": "a point"}.get(meant, meant)
-            return f"it holds {character} {name}; type {sign} instead"
+            return f"it contains {character} {name}; type {sign} instead"
         if unicodedata.category(character) == "Cf" and character not in _JOINERS:
-            return f"it holds an invisible character {name}; delete it, or type the words anew"
+            return f"it contains an invisible character {name}; delete it, or retype the text"
     return ""
 
 

@@ -72,7 +72,5 @@ def _plugin(shell: str) -> Any:
     known: list[Any] = [*Plugins.instance().discover(CompletionPlugin)]
     plugins = {plugin.provides(): plugin for plugin in known}
     if shell not in plugins:
-        raise ConfigError(
-            f"-sc install={shell}: no completion for this shell; there is one for {', '.join(sorted(plugins))}"
-        )
+        raise ConfigError(f"-sc install={shell}: no completion for this shell; available: {', '.join(sorted(plugins))}")
     return plugins[shell](GlobalHydra.instance().config_loader())

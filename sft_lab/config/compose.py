@@ -89,7 +89,7 @@ def compose(overrides: Sequence[str] | str = ()) -> Run:
     except ConfigError as error:
         raise error from None  # without the hundred lines of Hydra's own errors
     if plan.swept:
-        raise ConfigError("compose: this experiment is a sweep of several runs; call sft_lab.sweep([...])")
+        raise ConfigError("compose: this experiment is a sweep; call sft_lab.sweep([...])")
     return plan.jobs[0].run
 
 
@@ -102,7 +102,7 @@ def override_list(overrides: Sequence[str] | str | None) -> list[str]:
     texts = [overrides] if isinstance(overrides, str) else overrides or []
     if isinstance(texts, dict) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
-            f"{overrides!r}: overrides are strings, key=value, in a list, as in ['dedup.threshold=0.9', 'seed=1']"
+            f"{overrides!r}: must be a list of strings key=value, as in ['dedup.threshold=0.9', 'seed=1']"
         )
     return list(texts)
 
@@ -188,7 +188,7 @@ def _refuse_held_out_axis(grid: list[list[str]]) -> None:
     for override in (override for overrides in grid for override in overrides):
         if re.match(r"split[./]filter\b", key_of(override)):
             raise ConfigError(
-                f"{key_of(override)}: defines what the model is for and cannot be swept, since the jobs would be "
+                f"{key_of(override)}: cannot be swept, since the jobs would be "
                 "measured on different rows; sweep over filter instead, or make two sweeps"
             )
 
@@ -234,7 +234,7 @@ def build_plan(
 def _sweep_problem(problem: str, jobs: list[str], axes: set[str], *, is_in_all: bool) -> str:
     """Return the message of a problem, with its jobs and, for a key that only some options have, the remedy."""
     if NO_SUCH_KEY in problem and problem.partition(".")[0] in axes:
-        problem += "; split it into two sweeps in one folder (hydra.sweep.dir=...), each with the keys its options have"
+        problem += "; run two sweeps in one folder (hydra.sweep.dir=...), each with only the keys its options have"
     return problem if is_in_all else f"{problem} (job {', job '.join(jobs)})"
 
 
@@ -314,7 +314,7 @@ def compose_raw(overrides: list[str]) -> DictConfig:
             raise ConfigError(
                 f"--config-name {name}: is the saved config of a run; run `sft-lab replay {folder / name}.yaml`"
             )
-        raise ConfigError(f"--config-name {name}: does not build on config; begin its defaults list with `- {PRIMARY}`")
+        raise ConfigError(f"--config-name {name}: does not extend config; begin its defaults list with `- {PRIMARY}`")
     return composed
 
 
@@ -358,8 +358,8 @@ def _refuse_equal_jobs(jobs: list[Job]) -> None:
         if first is not job:
             texts = (" ".join(f"{key}={value}" for key, value in twin.axes.items()) for twin in (first, job))
             raise ConfigError(
-                f"sweep: {' and '.join(texts)} are the same job, since they differ in nothing that changes a result; "
-                "leave one out"
+                f"sweep: {' and '.join(texts)} are the same job: they differ in nothing that affects the result; leave "
+                "one out"
             )
 
 

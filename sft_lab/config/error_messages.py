@@ -25,7 +25,7 @@ from sft_lab.run.schemas import SCHEMAS
 GROUPS = (*SCHEMAS, "experiment")
 
 NO_SUCH_KEY = "has no such key"
-LOGGING = "-v shows the output of the libraries"
+LOGGING = "-v shows the libraries' output"
 UNQUOTED_WORD = "YAML reads an unquoted on, off, yes or no as true or false; quote it, as in 'on'"
 
 # A value elsewhere in the config, or the time in a folder's name: the interpolations that are plain data.
@@ -49,7 +49,7 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
         choices: the chosen options.
     """
     if (other := our_name(path)) and not re.match(rf"{re.escape(path)}\b", other):
-        return f"{path}: unknown key; here it is {other}"
+        return f"{path}: unknown key; use {other}"
     parent, _, leaf = path.rpartition(".")
     if leaf in ("True", "False"):
         return f"{path}: {UNQUOTED_WORD}"
@@ -57,16 +57,18 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
     kinds = SCHEMAS.get(parent, {}).items() if parent != "filter" else ()
     if owners := [kind for kind, schema in kinds if leaf in field_names(schema)]:
         option = f"{parent}={choices[parent]}" if choices and parent in choices else f"this {parent}"
-        return f"{path}: {option} {NO_SUCH_KEY}; {parent} of kind {' or '.join(owners)} has it"
+        return f"{path}: {option} {NO_SUCH_KEY}; kinds of {parent} with this key: {', '.join(owners)}"
     if namesakes := [key for key, name in all_keys(plain_data(config)) if name == leaf and not key.startswith(path)]:
         return f"{path}: unknown key; did you mean {' or '.join(namesakes)}?"
 
     if nearest := difflib.get_close_matches(leaf, known if parent else [*known, *GROUPS], n=1, cutoff=0.65):
         return f"{path}: unknown key; did you mean {f'{parent}.' if parent else ''}{nearest[0]}?"
-    available = f"known here: {', '.join(known)}" if known else "there are no keys here"
-    passed_on = {"trainer": f"; a field of TRL's SFTConfig is +trainer.sft_config.{leaf}=..."}.get(parent, "")
+    available = f"known keys: {', '.join(known)}" if known else "no keys are allowed here"
+    passed_on = {"trainer": f"; set other fields of TRL's SFTConfig with +trainer.sft_config.{leaf}=..."}.get(
+        parent, ""
+    )
     if "additional_parameters" in known:
-        passed_on = f"; an option of sbatch is launch.additional_parameters={{{leaf}: ...}}"
+        passed_on = f"; set other sbatch options with launch.additional_parameters={{{leaf}: ...}}"
     return f"{path}: unknown key; {available}{passed_on}"
 
 
@@ -95,8 +97,8 @@ def refused_interpolations(node: Any, path: str = "") -> Iterator[str]:
             yield from refused_interpolations(child, f"{path}.{key}" if path else str(key))
     elif isinstance(node, str) and "${" in _REFERENCE.sub("", node):
         yield (
-            f"{path}={node}: reads the environment or computes; a config is data and may only refer to its own values, "
-            "as in ${trainer.max_length}; give the value, on the command line with the shell, key=$NAME"
+            f"{path}={node}: reads the environment or computes; a config is data and can refer only to its own values, "
+            "as in ${trainer.max_length}; write the value, or let the shell expand it: key=$NAME"
         )
 
 
@@ -140,7 +142,7 @@ def _explained(error: BaseException, override: str) -> str:
     cause = causes[-1]
     if isinstance(cause, OmegaConfBaseException) and (key := cause.full_key):
         if "is not a subclass of Filter" in text:
-            return f"filter.{key}: not among the chosen filters; choose it too, filter=[...]"
+            return f"filter.{key}: this filter is not selected; add it to filter=[...]"
         if isinstance(cause, KeyError | AttributeError):
             return prefix + unknown_key(key, field_names(cause.object_type))
 
@@ -163,9 +165,9 @@ def _hydra_problem(text: str) -> str | None:
     if match := re.search(r"Could not override '([^']+)'", text):
         return _no_such_group(match.group(1))
     if match := re.search(r"An item is already at '([^']+)'", text):
-        return f"{match.group(1)}: is in the config already; write it without +"
+        return f"{match.group(1)}: is already in the config; write it without +"
     if "hydra.searchpath" in text:
-        return "hydra.searchpath: set in a file, which may not change where options are searched; remove it"
+        return "hydra.searchpath: a file cannot set where options are searched for; remove it"
     return None
 
 
@@ -180,13 +182,13 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _no_such_option(path: str) -> str:
     if match := re.fullmatch("schema/([^/]+)/(.+)", path):
         return (
-            f"{match.group(1)}: an option is of kind {match.group(2)}, which neither sft_lab nor a plug-in "
-            f"found here has; install the package that brings it, or set {plugins.VARIABLE} to its module"
+            f"{match.group(1)}: an option has kind {match.group(2)}, which neither sft_lab nor any plug-in "
+            f"found here defines; install the package that provides it, or set {plugins.VARIABLE} to its module"
         )
     loader = GlobalHydra.instance().config_loader()
     if "/" not in path and not loader.get_group_options(path):
         configs = ", ".join(name for name in loader.get_group_options("", ObjectType.CONFIG) if name[0] != "_")
-        return f"--config-name {path}: no such config; in the folders of options there are {configs}"
+        return f"--config-name {path}: no such config; available: {configs}"
     candidates = (path.rpartition("/")[0], path.partition("/")[0])
     group = next((group for group in candidates if loader.get_group_options(group)), path)
     names = loader.get_group_options(group)
@@ -194,13 +196,13 @@ def _no_such_option(path: str) -> str:
     nearest = difflib.get_close_matches(option, names, n=1, cutoff=0.5)
     hint = ""
     if group in ("model", "dataset"):
-        hint = f"; one on the Hub is {group}=OWNER/NAME"
+        hint = f"; for one on the Hub write {group}=OWNER/NAME"
     if group in ("hydra/launcher", "hydra/sweeper"):
         kind = group.removeprefix("hydra/")
-        ours = {"launcher": "launch=processes, slurm or ray start jobs", "sweeper": "`sft-lab search` searches"}[kind]
-        hint = f"; {ours} without a plugin of Hydra's; each plugin is a package: pip install hydra-NAME-{kind}"
+        ours = {"launcher": "launch=processes, slurm and ray need", "sweeper": "`sft-lab search` needs"}[kind]
+        hint = f"; {ours} no Hydra plugin; to use one anyway: pip install hydra-NAME-{kind}"
     hint += f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"{group}={option}: no such option; there are {', '.join(names) or 'none'}{hint}"
+    return f"{group}={option}: no such option; available: {', '.join(names) or 'none'}{hint}"
 
 
 def _no_such_group(key: str) -> str:
@@ -210,7 +212,7 @@ def _no_such_group(key: str) -> str:
         return f"{key}: Hydra has no such setting; sft_lab reads hydra.run.dir and hydra.sweep.dir"
     names = [*GROUPS, "dedup/embedder", "dedup/embedder@decontaminate.embedder"]
     nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return f"{key}: no such group; {f'did you mean {nearest[0]}?' if nearest else 'there are ' + ', '.join(names)}"
+    return f"{key}: no such group; {f'did you mean {nearest[0]}?' if nearest else 'available: ' + ', '.join(names)}"
 
 
 def first_line(error: BaseException) -> str:
@@ -220,7 +222,7 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("In '")]
     line = lines[0] if lines else type(error).__name__
     line = re.sub(r"^\w+ raised while (resolving interpolation|composing config): ", "", line)
-    line = _PARSER_ERROR.sub("holds an interpolation, ${...}, that cannot be read; write the value itself", line)
+    line = _PARSER_ERROR.sub("contains an interpolation, ${...}, that cannot be parsed; write the value itself", line)
     return re.sub(
         "^Could not delete from config. '(.+)' does not exist.$", r"~\1: is not in the config; leave it out", line
     )
@@ -239,14 +241,14 @@ def _wrong_value(error: OmegaConfBaseException) -> str | None:
         return f"must be one of {', '.join(node.enum_type.__members__)}"
     if isinstance(node, DictConfig):
         has_fields = is_dataclass(OmegaConf.get_type(node))
-        return "has keys of its own; set one of those" if has_fields else "must be a mapping, {a: b}"
+        return "is a group of keys; set one of them" if has_fields else "must be a mapping, {a: b}"
     nouns = {IntegerNode: "a whole number", FloatNode: "a number", BooleanNode: "true or false", ListConfig: "a list"}
     noun = next((noun for kind, noun in nouns.items() if isinstance(node, kind)), None)
     if noun is None:
         return None
     if noun == "a list":
         return "must be a list, [a,b]"
-    remedy = "; write the values of a sweep without brackets, a,b" if isinstance(value, list | ListConfig) else ""
+    remedy = "; for a sweep write the values without brackets: a,b" if isinstance(value, list | ListConfig) else ""
     return f"must be {noun}, not {str(value)!r}{remedy}"
 
 

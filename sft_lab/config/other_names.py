@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 _MIRRORS = "tracking=wandb, tensorboard, trackio, local or [wandb,tensorboard]"
-_SHARE = "trainer.warmup_steps (a share below 1)"
+_SHARE = "trainer.warmup_steps (below 1: a fraction of all steps)"
 _LENGTH = "trainer.max_length"
 _BATCH = "trainer.per_device_train_batch_size"
 _EPOCHS = "trainer.num_train_epochs"
 _ANSWERS = "trainer.loss_on=answer or all"
-_NEVER_CUT = "trainer.max_length; longer rows are dropped, never cut"
+_NEVER_CUT = "trainer.max_length; longer rows are dropped, never truncated"
 _PUSH = "the command sft-lab push RUN_DIR OWNER/NAME"
 _FOUR_BITS = "trainer=qlora"
 
@@ -65,7 +65,7 @@ OUR_NAMES = {
     "attn_impl": "model.attn_implementation",
     "flash_attn": "model.attn_implementation=flash_attention_2",
     "flash_attention": "model.attn_implementation=flash_attention_2",
-    "trust_remote_code": "SFT_LAB_TRUST_REMOTE_CODE=<the model's name>, for that model alone",
+    "trust_remote_code": "SFT_LAB_TRUST_REMOTE_CODE=<the model's name>, for that model only",
     "dataset_name": "dataset=owner/name",
     "datasets": "dataset=file.jsonl, dataset=owner/name, or dataset=mixture for several",
     "train_file": "dataset=file.jsonl",
@@ -100,8 +100,8 @@ OUR_NAMES = {
     "push_to_hub": _PUSH,
     "num_gpus": "launch=processes launch.num_processes",
     "tags": "tracking.tags, with tracking=wandb",
-    "api_key": "tracking=wandb after `wandb login`, since a config keeps no secret",
-    "hf_token": "model=owner/name after `hf auth login`, since a config keeps no secret",
+    "api_key": "tracking=wandb after `wandb login`, since a config must hold no secrets",
+    "hf_token": "model=owner/name after `hf auth login`, since a config must hold no secrets",
 }
 
 # Below launch: options of sbatch and of Hydra's plugin for submitit.
@@ -110,8 +110,8 @@ _SLURM_NAMES = {
     "gres": "launch.gpus_per_node=...",
     "gpus": "launch.gpus_per_node=...",
     "gpus_per_task": "launch.gpus_per_node=...",
-    "tasks_per_node": "launch.num_processes=..., over all machines",
-    "ntasks_per_node": "launch.num_processes=..., over all machines",
+    "tasks_per_node": "launch.num_processes=..., across all machines",
+    "ntasks_per_node": "launch.num_processes=..., across all machines",
     "nodes": "launch.num_machines=...",
     "mem": "launch.mem_gb=...",
     "exclude": "launch.additional_parameters={exclude: ...}",

@@ -95,7 +95,7 @@ def parse(overrides: list[str]) -> list[Override]:
         except ConfigError as error:
             problems.append(str(error))
         except ValueError:  # Python refuses whole numbers of more than 4300 digits
-            problems.append(f"{text}: a number with too many digits; give one below 2**63")
+            problems.append(f"{text}: the number has too many digits; it must be below 2**63")
     if problems:
         raise all_problems(problems)
     return parsed
@@ -117,8 +117,8 @@ def _problem_before_parsing(text: str) -> str:
     key = key_of(text)
     if holds_secret(text):
         return (
-            f"{key}: holds {MAY_BE_SECRET}, which a config would keep; revoke it, since other users can see a command "
-            "line; log in with `hf auth login` or `wandb login`"
+            f"{key}: contains {MAY_BE_SECRET}, which the config would store; revoke it, since other users can see "
+            "command lines; log in with `hf auth login` or `wandb login`"
         )
     if not is_unicode(text):
         return f"{text.encode(errors='backslashreplace').decode()}: is not UTF-8; write it in UTF-8"
@@ -146,7 +146,7 @@ def _remedy(text: str, reason: str) -> str:
     if hint := character_hint(text):
         return hint
     if letter := next((character for character in key if not character.isascii()), ""):
-        return f"its key holds {letter} {code_of(letter)}; keys have Latin letters alone"
+        return f"the key contains {letter} {code_of(letter)}; keys use only Latin letters"
     if match := re.search(r"Unknown function '(\w+)'\s+Available: (\S+)", reason):
         names = match[2].replace(",", ", ")
         return (
@@ -158,8 +158,8 @@ def _remedy(text: str, reason: str) -> str:
     if value.startswith("~"):
         return f'the shell does not expand ~ after key=; write "{key}=$HOME{value[1:]}"'
     if value.endswith(","):
-        return f"a value is missing after the last comma; several are written {key}=1,2"
-    return "quote it, \"key='a=b'\", if it holds = , ( { [ or a space"
+        return f"a value is missing after the last comma; write several values as {key}=1,2"
+    return "quote it, \"key='a=b'\", if it contains = , ( { [ or a space"
 
 
 def _quote_non_ascii(text: str) -> str:
@@ -195,10 +195,10 @@ def _refuse_group_value(override: Override) -> None:
     takes_list = group in (*_FILTER_GROUPS, "experiment", "tracking") and isinstance(value, list)
     if not all(isinstance(name, str) for name in (value if takes_list else [value])):
         names = GlobalHydra.instance().config_loader().get_group_options(group)
-        raise ConfigError(f"{text}: must be the name of an option; there are {', '.join(names)}")
+        raise ConfigError(f"{text}: must be the name of one option: {', '.join(names)}")
     if group == "tracking" and isinstance(value, list) and "local" in value and len(value) > 1:
         raise ConfigError(
-            f"{text}: local cannot be combined with others, since every run keeps its local record anyway; leave it out"
+            f"{text}: local cannot be combined with others, since every run writes a local record anyway; leave it out"
         )
     if group in _FILTER_GROUPS and isinstance(value, list):
         refuse_none_with_filters(value, text)
@@ -240,7 +240,7 @@ def _translate(text: str, options: list[str] | None) -> list[str]:
     if name not in names:
         raise ConfigError(
             f"{key_of(text)}: launch=slurm has no such key; it has {', '.join(names)}; "
-            "options of sbatch itself go into launch.additional_parameters"
+            "put other sbatch options into launch.additional_parameters"
         )
     return [f"launch.{name}={value_of(text)}"]
 
@@ -258,12 +258,12 @@ def refuse_sweep_settings(overrides: list[Override], *, is_sweep: bool) -> None:
     for override in overrides:
         text = str(override.input_line)
         if is_sweep and key_of(text) == "hydra.run.dir":
-            raise ConfigError(f"{text}: the folder of a sweep is hydra.sweep.dir")
+            raise ConfigError(f"{text}: has no effect on a sweep; set hydra.sweep.dir instead")
         if re.match(r"hydra\.(sweeper|launcher)\b", key_of(text)):
             raise ConfigError(
-                f"{key_of(text)}: is a setting of one of Hydra's sweepers or launchers, and none is chosen; write a "
-                "grid as -m seed=1,2, or as hydra.sweeper.params in a file of experiments/; launch=... says how jobs "
-                "are started"
+                f"{key_of(text)}: is a setting of a Hydra sweeper or launcher, and none is selected; write a grid as "
+                "-m seed=1,2, or as hydra.sweeper.params in a file in experiments/; launch=... sets how jobs are "
+                "started"
             )
         if key_of(text) == "experiment" and override.is_sweep_override():
             _refuse_hydra_settings_in(text)
@@ -276,8 +276,8 @@ def _refuse_hydra_settings_in(text: str) -> None:
         content = read_option_file(file, EXPERIMENT_PACKAGE)[0] if file else {}
         if "hydra" in content or any("hydra/" in str(entry) for entry in content.get("defaults") or []):
             raise ConfigError(
-                f"{text}: {name} carries hydra.* settings, which are ignored when experiments are swept over; combine "
-                "two with +experiment=[base,sweep], or run them one after another"
+                f"{text}: {name} has hydra.* settings, which are ignored in a sweep over experiments; combine two "
+                "with +experiment=[base,sweep], or run them one after another"
             )
 
 
@@ -300,10 +300,12 @@ def expand_grid(overrides: list[Override], swept_keys: set[str], params: Any) ->
 
     text = " ".join(texts_of(axes))
     if _count_jobs(axes) > MAX_JOBS:
-        raise ConfigError(f"{text}: a sweep of over {MAX_JOBS:,} jobs; give fewer values, or several sweeps")
+        raise ConfigError(
+            f"{text}: the sweep has more than {MAX_JOBS:,} jobs; give fewer values, or run several sweeps"
+        )
     jobs = [list(job) for job in itertools.product(*map(_values_of, axes))]
     if not jobs:
-        raise ConfigError(f"{text}: has no values, so there is no job; write the values, a,b or choice(a,b)")
+        raise ConfigError(f"{text}: has no values, so there are no jobs; list the values as a,b or choice(a,b)")
     return jobs
 
 
@@ -314,7 +316,7 @@ def _values_of(axis: Override) -> list[str]:
         return [f"{key}={axis.get_value_element_as_str()}"]
     if not axis.is_discrete_sweep():
         raise ConfigError(
-            f"{axis.input_line}: has no discrete values; list them, a,b or choice(a,b), or let "
+            f"{axis.input_line}: is not a list of values; list them as a,b or choice(a,b), or let "
             f"`sft-lab search --over '{axis.input_line}'` choose them"
         )
     return [f"{key}={value}" for value in axis.sweep_string_iterator()]

@@ -48,7 +48,7 @@ def register_plugins() -> None:
             if namesake := SCHEMAS[group].get(kind) or stages.get((group, kind)):
                 owner = origins.get(namesake, "sft_lab")
                 raise ConfigError(
-                    f"plug-in {plugin}: {name} is a kind of {owner} already; rename it in STAGES and in conf/"
+                    f"plug-in {plugin}: {owner} already has a kind {name}; rename yours in STAGES and in conf/"
                 )
             _refuse_class(plugin, name, stage, [*origins, *SCHEMAS[group].values()])
             stages[group, kind], origins[stage] = stage, origin
@@ -65,7 +65,7 @@ def _group_and_kind(plugin: Plugin, name: str) -> tuple[str, str]:
     group, _, kind = name.partition(".")
     if group not in BASES or not kind.isidentifier():
         raise ConfigError(
-            f"plug-in {plugin}: STAGES[{name!r}]: must be a group, a dot and a kind, such as 'filter.polite'; groups "
+            f"plug-in {plugin}: STAGES[{name!r}]: must be a group, a dot and a kind, as in 'filter.polite'; groups "
             f"are {', '.join(BASES)}; {plugins.HELP}"
         )
     return group, kind
@@ -76,16 +76,18 @@ def _refuse_class(plugin: Plugin, name: str, stage: type, registered: list[type]
     base = BASES[name.partition(".")[0]]
     subject = f"plug-in {plugin}: {name}: {stage.__name__}"
     if stage in registered:
-        raise ConfigError(f"{subject} is registered as another kind already; write a class of its own")
+        raise ConfigError(f"{subject} is already registered as another kind; write a separate class")
     if not issubclass(stage, base) or "__dataclass_params__" not in vars(stage):
-        raise ConfigError(f"{subject} must be a @dataclass below {base.__module__}.{base.__name__}; {plugins.HELP}")
+        raise ConfigError(
+            f"{subject} must be a @dataclass derived from {base.__module__}.{base.__name__}; {plugins.HELP}"
+        )
     if missing := sorted(getattr(stage, "__abstractmethods__", ())):
-        raise ConfigError(f"{subject} must have {', '.join(missing)} too; {plugins.HELP}")
+        raise ConfigError(f"{subject} must also have {', '.join(missing)}; {plugins.HELP}")
     try:
         OmegaConf.structured(stage)
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"{subject}: a field has a type that a config cannot hold ({str(error).splitlines()[0]}); use bool, int, "
+            f"{subject}: a field has a type that configs do not support ({str(error).splitlines()[0]}); use bool, int, "
             "float, str, an Enum, or a list or dict of these"
         ) from error
 
@@ -95,4 +97,4 @@ def _refuse_shadowed(plugin: Plugin) -> None:
     conf = plugin.conf()
     for file in sorted(conf.rglob("*.yaml")) if conf else ():
         if (shipped("conf") / file.relative_to(conf or Path())).exists():
-            raise ConfigError(f"plug-in {plugin}: {file}: sft_lab has an option of this name; choose another")
+            raise ConfigError(f"plug-in {plugin}: {file}: sft_lab already has an option with this name; choose another")

@@ -61,8 +61,8 @@ def hydra_session(config_dir: str | None = None, config_name: str | None = None)
         raise ConfigError(f"--config-dir {config_dir}: no such folder; give a folder of options, laid out like conf/")
     if not is_unicode(folder := str(Path.cwd())):
         raise ConfigError(
-            f"{folder.encode(errors='backslashreplace').decode()}: the name of this folder is not UTF-8, but records "
-            "and reports have to name it; rename the folder, or work in another"
+            f"{folder.encode(errors='backslashreplace').decode()}: this folder's name is not UTF-8, so records and "
+            "reports could not contain it; rename the folder, or work in another"
         )
     register_plugins()
     previous = GlobalHydra.instance().hydra
@@ -219,7 +219,7 @@ def read_option_file(file: Path, default_package: str) -> tuple[DictConfig, str]
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigLoadError(f"{file}: cannot be read ({error}); save it as a file in UTF-8") from error
+        raise ConfigLoadError(f"{file}: cannot be read ({error}); save it as UTF-8") from error
     match = _PACKAGE.match(text)
     package = match.group(1) if match else default_package
     path = () if package == "_global_" else tuple(filter(None, package.split(".")))
@@ -230,7 +230,7 @@ def read_option_file(file: Path, default_package: str) -> tuple[DictConfig, str]
     except Exception as error:  # PyYAML's errors share no base class
         raise ConfigLoadError(f"{file}: {yaml_problem(error)}") from error
     if not isinstance(content, DictConfig):
-        raise ConfigLoadError(f"{file}: must hold keys and values, not a list")
+        raise ConfigLoadError(f"{file}: must contain keys and values, not a list")
     _refuse_misread(file, content)
     return content, package
 
@@ -265,7 +265,7 @@ def _hydra_plugins() -> Plugins:
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         file = next((file for file in reversed(files) if "hydra_plugins" in file), "hydra_plugins")
         raise ConfigError(
-            f"{file}: this plugin of Hydra's cannot be imported ({error}); uninstall it, or install a version for this "
+            f"{file}: this Hydra plugin cannot be imported ({error}); uninstall it, or install a version for this "
             "Python"
         ) from error
 

@@ -25,7 +25,7 @@ from sft_lab.config.validation import refuse_hydra_settings
 from sft_lab.core.errors import ConfigError, all_problems
 
 GRAMMAR = "interval(1e-5,1e-3), tag(log, interval(1e-5,1e-3)), int(interval(4,64)), range(1,5) or choice(a,b)"
-WHOLE_NUMBERS_HINT = "write int(interval(...)) for whole numbers only"
+WHOLE_NUMBERS_HINT = "for whole numbers write int(interval(...))"
 DIGITS = 4  # significant, of a value from an interval: a folder's name holds it
 
 
@@ -166,7 +166,7 @@ def _parse_axes(axes: list[str]) -> list[Override]:
     parsed = parse(axes)
     if single := [str(override.input_line) for override in parsed if not override.is_sweep_override()]:
         raise all_problems(
-            f"--over {text}: has one value, so it is not an axis; put it before --over, or write {GRAMMAR}"
+            f"--over {text}: has only one value, so it is not an axis; put it before --over, or write {GRAMMAR}"
             for text in single
         )
     return parsed
@@ -179,7 +179,7 @@ def _read_axes(varied: list[Override]) -> list[SearchAxis]:
         try:
             axis = _read_axis(override)
             if axis.key in axes:
-                problems.append(f"{axis.key}: is an axis twice; keep one")
+                problems.append(f"{axis.key}: given twice; keep one")
             axes[axis.key] = axis
         except ConfigError as error:
             problems.append(str(error))
@@ -193,13 +193,15 @@ def _read_axis(override: Override) -> SearchAxis:
     key = key_of(text)
     sweep: Any = override.value()
     if key == "experiment" or re.match(r"hydra[./]", key):
-        raise ConfigError(f"{text}: cannot be an axis of a search; choose one value")
+        raise ConfigError(f"{text}: cannot be searched over; choose one value")
     if unknown := sorted(sweep.tags - {"log"}):
-        raise ConfigError(f"{text}: tag {', '.join(unknown)}: the only tag here is log, as in tag(log, interval(1,10))")
+        raise ConfigError(
+            f"{text}: unknown tag {', '.join(unknown)}; the only tag is log, as in tag(log, interval(1,10))"
+        )
     if isinstance(sweep, IntervalSweep):
         return _interval(text, sweep)
     if sweep.tags:
-        raise ConfigError(f"{text}: tag(log, ...) goes around an interval; write the values, choice(1,10,100)")
+        raise ConfigError(f"{text}: tag(log, ...) works only on an interval; list the values as choice(1,10,100)")
     if isinstance(sweep, RangeSweep):
         return _range(text, override)
     return SearchAxis(override.get_key_element(), value_of(text), list(dict.fromkeys(override.sweep_string_iterator())))
@@ -210,9 +212,9 @@ def _interval(text: str, sweep: IntervalSweep) -> SearchAxis:
     assert low is not None
     assert high is not None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"{text}: its first end must be below its second, and both must be finite")
+        raise ConfigError(f"{text}: the lower end must come first, and both must be finite")
     if is_log and low <= 0:
-        raise ConfigError(f"{text}: an interval with tag(log, ...) must begin above 0")
+        raise ConfigError(f"{text}: with tag(log, ...) both ends must be above 0")
     is_whole = isinstance(low, int) and isinstance(high, int)
     step = 1 if is_whole and not is_log else None
     return SearchAxis(text.partition("=")[0], value_of(text), [], low, high, step, is_log, is_whole)
@@ -221,8 +223,8 @@ def _interval(text: str, sweep: IntervalSweep) -> SearchAxis:
 def _range(text: str, override: Override) -> SearchAxis:
     numbers: list[Any] = list(itertools.islice(override.sweep_iterator(), MAX_JOBS + 1))
     if not numbers or len(numbers) > MAX_JOBS:
-        amount = "no values" if not numbers else f"over {MAX_JOBS:,} values"
-        raise ConfigError(f"{text}: has {amount}; write a range(from, below, step) of fewer, or an interval(from, to)")
+        amount = "no values" if not numbers else f"more than {MAX_JOBS:,} values"
+        raise ConfigError(f"{text}: has {amount}; write range(start,stop,step) or interval(low,high)")
     low, high = min(numbers[0], numbers[-1]), max(numbers[0], numbers[-1])
     step = abs(numbers[1] - numbers[0]) if len(numbers) > 1 else 1
     is_whole = all(isinstance(number, int) for number in numbers)

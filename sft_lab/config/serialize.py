@@ -54,7 +54,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
     for subject, source in [(str(path), text), *((override, override) for override in overrides)]:
         if "${" in source:
             raise ConfigError(
-                f"{subject}: holds an interpolation (${{...}}); a saved config is resolved data; write the value"
+                f"{subject}: contains an interpolation (${{...}}), but a saved config is resolved; write the value"
             )
     try:
         register_plugins()
@@ -81,16 +81,16 @@ def from_saved(saved: Any, source: str) -> Run:
         ConfigError: for an unknown format, kind or key.
     """
     if not isinstance(saved, dict):
-        raise ConfigError(f"{source}: must hold keys and values, holds a {type(saved).__name__}")
+        raise ConfigError(f"{source}: must contain keys and values, not a {type(saved).__name__}")
     if problems := [*_not_storable(saved)]:  # first of all, so that nothing in a stranger's file is resolved
         raise ConfigError(f"{source}: {all_problems(problems)}")
     if saved.get("format") != FORMAT:
         raise ConfigError(
             f"{source}: format={saved.get('format')}: this version of sft_lab reads format {FORMAT}; give "
-            "a config.yaml that a run of this version wrote"
+            "a config.yaml written by a run of this version"
         )
     if target := next((path for path, key in all_keys(saved) if key == "_target_"), None):
-        raise ConfigError(f"{source}: {target}: a saved config is data and names no code to run; remove it")
+        raise ConfigError(f"{source}: {target}: a saved config must not name code to run; remove it")
     known = field_names(Run)
     if unknown := [str(name) for name in saved if name not in [*known, "format"]]:
         raise ConfigError(f"{source}: " + "; ".join(unknown_key(name, known) for name in unknown))
@@ -112,10 +112,10 @@ def _refuse_missing_plugins(recorded: Any, source: str) -> None:
     """Refuse a run with stages of missing plug-ins."""
     register_plugins()
     if not isinstance(recorded, dict):
-        raise ConfigError(f"{source}: plugins={recorded}: must be a mapping of stages to where they are from")
+        raise ConfigError(f"{source}: plugins={recorded}: must be a mapping of stages to their plug-ins")
     names = [(str(name), *str(name).partition(".")[::2]) for name in recorded]
     if missing := [name for name, group, kind in names if kind not in SCHEMAS.get(group, {})]:
-        problem = all_problems(f"this run used {name} of {recorded[name]}, which was not found" for name in missing)
+        problem = all_problems(f"this run used {name} from {recorded[name]}, which was not found" for name in missing)
         raise ConfigError(f"{source}: {problem}; install it, or set {plugins.VARIABLE} to its module")
 
 
@@ -174,7 +174,7 @@ def build(config: DictConfig) -> Run:
     run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
     if problems := list(_not_storable(run.saved())):  # of paths, which have become absolute
-        remedy = "it is in the name of a folder: rename the folder, or work in another"
+        remedy = "it comes from a folder's name; rename the folder, or work in another"
         raise all_problems(f"{problem.partition(';')[0]}; {remedy}" for problem in problems)
     return run
 
@@ -202,7 +202,7 @@ def _not_texts(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[str]:
         if isinstance(child, dict | list):
             inner = (*path, key)
             if is_text(inner):
-                yield f"{'.'.join(map(str, inner))}={child}: must be a text"
+                yield f"{'.'.join(map(str, inner))}={child}: must be a string"
             else:
                 yield from _not_texts(child, inner)
 
@@ -226,10 +226,10 @@ def _not_storable(node: Any, path: str = "", secrets: Sequence[str] | None = Non
     elif isinstance(node, int) and abs(node) >= 2**63:
         yield f"{path}={node}: must be below 2**63"
     elif isinstance(node, str) and holds_secret(f"{path}={node}", secrets):
-        yield f"{path}: holds {MAY_BE_SECRET}, which a config would keep; use `hf auth login` or `wandb login`"
+        yield f"{path}: contains {MAY_BE_SECRET}, which the config would store; use `hf auth login` or `wandb login`"
     elif isinstance(node, str) and "${" in node:
-        yield f"{path}: must not hold ${{, which a saved config would read as an interpolation"
+        yield f"{path}: must not contain ${{, which a saved config would read as an interpolation"
     elif isinstance(node, str) and not is_unicode(node):
         yield f"{path}={node.encode(errors='backslashreplace').decode()}: is not UTF-8"
     elif isinstance(node, str) and "\x85" in node:
-        yield f"{path}: must not hold U+0085 (next line), which YAML does not preserve; write a line break"
+        yield f"{path}: must not contain U+0085 (next line), which YAML does not preserve; write a line break"

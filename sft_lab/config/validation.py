@@ -43,7 +43,9 @@ def refuse_hydra_settings(composed: DictConfig) -> None:
     for group in ("hydra/sweeper", "hydra/launcher"):
         choice = composed.hydra.runtime.choices.get(group)
         if choice not in (None, "basic"):
-            raise ConfigError(f"{group}={choice}: chosen in a file; write it on the command line, -m {group}={choice}")
+            raise ConfigError(
+                f"{group}={choice}: cannot be set in a file; write it on the command line: -m {group}={choice}"
+            )
 
     settings = plain_data(composed.hydra)
     defaults = plain_data(OmegaConf.structured(HydraConf))
@@ -54,8 +56,8 @@ def refuse_hydra_settings(composed: DictConfig) -> None:
     refused += [key for key in settings if key not in _HYDRA_NODES and settings[key] != defaults.get(key)]
     if refused:
         raise ConfigError(
-            f"hydra.{sorted(refused)[0]}: set in a file, which may only set hydra.mode, run.dir, sweep.dir, "
-            "sweep.subdir and sweeper.params, since a config is data; take it out, or write it on the command line"
+            f"hydra.{sorted(refused)[0]}: cannot be set in a file (only hydra.mode, run.dir, sweep.dir, sweep.subdir "
+            "and sweeper.params can); take it out, or write it on the command line"
         )
 
 
@@ -107,9 +109,11 @@ def validate(composed: DictConfig) -> dict[str, Any]:
         raise all_problems(f"{key}: no value; give one, {key}=..." for key in missing)
 
     if composed.choices:
-        problems.append("choices: a record of what was chosen, not to be set; choose with dedup=exact and the like")
+        problems.append(
+            "choices: records the chosen options and cannot be set; choose an option with its group, as in dedup=exact"
+        )
     if composed.plugins:
-        problems.append("plugins: a record of where stages are from, not to be set; install a package to change it")
+        problems.append("plugins: records where stages come from and cannot be set; install a package to change it")
     if problems:
         raise all_problems(problems)
     return choices

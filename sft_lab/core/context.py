@@ -59,7 +59,7 @@ class StageContext:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model to be tuned."""
         if self._load_tokenizer is None:
-            raise ModelError("this stage needs the tokenizer of a run: call it as stage(dataset, run.context())")
+            raise ModelError("this stage needs a run's tokenizer; call it as stage(dataset, run.context())")
         return self._load_tokenizer()
 
     @property

@@ -37,9 +37,11 @@ def _temporary(user: int) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if status.st_uid != user or status.st_mode & 0o022 or folder.is_symlink():
-            problem = "is not this user's alone"
+            problem = "others can write to it"
     except OSError as error:
         problem = error.strerror or str(error)
     if problem:
-        raise UserError(f"{folder}: {problem}; user id {user} has no home folder; set HOME to a folder of yours")
+        raise UserError(
+            f"{folder}: {problem}, and user id {user} has no home folder; set HOME to a folder that you own"
+        )
     return folder

@@ -19,7 +19,7 @@ def fall_back_on_cache() -> None:
     if problem := unreachable_hub():
         import datasets
 
-        log.warning("%s; only files in the cache are used", problem)
+        log.warning("%s; using only cached files", problem)
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 

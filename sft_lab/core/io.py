@@ -110,19 +110,19 @@ def open_file(path: Path, max_bytes: int | None = None, inside: Path | None = No
     """
     root = (inside or path.parent).resolve()
     if not (target := path.resolve(strict=True)).is_relative_to(root):
-        raise FolderError(f"{path}: is a link out of its folder (to {target}); put a copy of the file in its place")
+        raise FolderError(
+            f"{path}: is a link that leads out of its folder (to {target}); replace it by a copy of the file"
+        )
     if not target.is_file() and not target.is_dir():  # checked first, since opening a device may have an effect
-        raise FolderError(f"{path}: is a pipe, a socket or a device; remove it, or put the file in its place")
+        raise FolderError(f"{path}: is a pipe, socket or device; remove it, or replace it by the file")
     file = open(os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
     state = os.fstat(file.fileno())
     if not stat.S_ISREG(state.st_mode) or (max_bytes is not None and state.st_size > max_bytes):
         file.close()
         limit = (
-            f"holds {state.st_size:,} bytes; the limit is {max_bytes:,}"
-            if max_bytes
-            else "has become a pipe or a device"
+            f"has {state.st_size:,} bytes; the limit is {max_bytes:,}" if max_bytes else "has become a pipe or a device"
         )
-        raise FolderError(f"{path}: {limit}; remove it, or put the right file in its place")
+        raise FolderError(f"{path}: {limit}; remove it, or replace it by the right file")
     return file
 
 
@@ -203,7 +203,7 @@ def refuse_alias_bomb(root: yaml.Node | None, text: str) -> None:
         values += 1
         if values > MOST_VALUES:
             raise ValueError(
-                f"its aliases (&, *) come to more than {MOST_VALUES:,} values or refer to themselves; write them out"
+                f"its aliases (&, *) expand to more than {MOST_VALUES:,} values or refer to themselves; write them out"
             )
 
         parts = node.value if node and not isinstance(node.value, str) else []

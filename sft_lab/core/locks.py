@@ -62,9 +62,9 @@ def _lock_class() -> type[BaseFileLock]:
                 if not os.path.lexists(file):
                     raise
                 raise FolderError(
-                    f"{file}: this lock file of {_owner(file)} cannot be opened ({error.strerror}); if none of their "
-                    "processes is running, ask them to remove it, or choose another folder: hydra.run.dir or "
-                    "hydra.sweep.dir for a run's, store.path or SFT_LAB_STORE for the store's"
+                    f"{file}: this lock file, owned by {_owner(file)}, cannot be opened ({error.strerror}); ask them "
+                    "to remove it if none of their processes is running, or choose another folder: with hydra.run.dir "
+                    "or hydra.sweep.dir for a run, with store.path or SFT_LAB_STORE for the store"
                 ) from error
 
     return Lock
@@ -123,7 +123,7 @@ def holding(file: Path, title: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOG_AFTER)
     except Timeout:
-        log.info("%s: waiting for %s, which is working on it", title, holder(file) or "another process")
+        log.info("%s: %s is working on it; waiting", title, holder(file) or "another process")
         lock.acquire()
     try:
         yield
@@ -175,7 +175,7 @@ def _lock_twice(folder: Path, first: int, second: int) -> str:
         return ""
     except OSError as error:
         return f"the file system of {folder} does not support file locks ({error.strerror})"
-    return f"the file system of {folder} grants one lock to two processes at once"
+    return f"the file system of {folder} lets two processes hold the same lock"
 
 
 def _local_mount(folder: Path) -> str:
@@ -194,4 +194,4 @@ def _local_mount(folder: Path) -> str:
         cause = f"{mount} is mounted by {file_system.partition('.')[2]}"
     else:
         return ""
-    return f"{cause}: its locks work on one machine only, and jobs run on others"
+    return f"{cause}, so its locks work on one machine only, but jobs run on several"

@@ -45,5 +45,5 @@ def pickled_weights(key: str, folder: Path) -> list[str]:
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])
     if any(folder.glob("*.safetensors")) or not pickles:
         return []
-    problem = f"{key}: its weights are a pickle ({pickles[0].name}), which can run code; only safetensors are read"
-    return [f"{problem}; have its authors save it with save_pretrained(safe_serialization=True)"]
+    problem = f"{key}: its weights are a pickle ({pickles[0].name}), which can run code, so they are not loaded"
+    return [f"{problem}; ask its authors for safetensors (save_pretrained writes them)"]

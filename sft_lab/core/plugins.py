@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GROUP = "sft_lab.stages"
 VARIABLE = "SFT_LAB_STAGES"
-HELP = "docs/own_stage.md shows one"
+HELP = "docs/own_stage.md has an example"
 
 
 @dataclass(frozen=True)

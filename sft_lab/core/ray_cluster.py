@@ -54,8 +54,8 @@ def connected(address: str | None, key: str, num_gpus: int = 0) -> Iterator[None
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{key}={address}: no Ray cluster answers there ({reason}); start one with `ray start --head`, set "
-            "RAY_AUTH_MODE=token if it requires a token, or leave the address out to use this machine alone"
+            f"{key}={address}: no Ray cluster answers at this address ({reason}); start one with `ray start --head`, "
+            "set RAY_AUTH_MODE=token if it requires a token, or leave the address out to use only this machine"
         ) from error
     try:
         yield

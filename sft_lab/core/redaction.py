@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 REDACTED = "<redacted>"
-MAY_BE_SECRET = "a token, a password, the signature of a URL or the 40 digits of a W&B key (of a commit give 12)"  # noqa: S105 - no password
+MAY_BE_SECRET = "what looks like a token, password, signed URL or W&B key (shorten a commit hash to 12 digits)"  # noqa: S105 - no password
 _MIN_LENGTH = 8  # characters; a shorter value of a variable X_TOKEN is a switch, not a secret
 _NAMES = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|SECRET(?:_ACCESS_KEY)?|PASSWORD)$")
 # By their shape: tokens of the Hub, W&B, GitHub, OpenAI and the like, AWS; signatures and tokens in a URL's query; and

@@ -114,7 +114,7 @@ def _copy(url: str, store: Store) -> Path:
         except Exception as error:  # as in expand
             raise _unreadable(url, error) from error
         if _version(_info(filesystem, url, path) or {}) != version:
-            raise SourceError(f"{url}: changed while it was read; start again when nothing writes to it")
+            raise SourceError(f"{url}: changed while it was read; start again when nothing is writing to it")
         copied = (folder / name).stat().st_size
         if size is not None and copied != size:
             raise SourceError(f"{url}: ended after {copied:,} of {size:,} bytes; start again")
@@ -194,5 +194,5 @@ def _unreadable(url: str, error: BaseException) -> SourceError:
     reason = " ".join(str(error).split()) or "no reason given"
     return SourceError(
         f"{url}: cannot be read ({type(error).__name__}: {reason}); check the URL, the network and the "
-        "credentials that its client finds in the environment, or download the file and give its path"
+        "credentials in your environment, or download the file and give its path"
     )

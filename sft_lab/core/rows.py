@@ -125,7 +125,7 @@ def _completed(source: Dataset) -> Dataset:
     }
     for name in {"prompt", "answer", "system"} & columns.keys():
         if odd := [value for value in columns[name] if not isinstance(value, str | None)]:
-            raise SourceError(f"column {name}: holds {odd[0]!r}; a stage needs text")
+            raise SourceError(f"column {name}: contains {odd[0]!r}; a stage needs text")
         columns[name] = [value or "" for value in columns[name]]
 
     prompts, answers = columns["prompt"], columns["answer"]

@@ -207,8 +207,8 @@ class RunDir:
         for path in (*files, *trees, *(below for tree in trees for below in tree.rglob("*"))):
             if path.is_symlink() and not (target := path.resolve()).is_relative_to(root):
                 raise FolderError(
-                    f"{path}: is a link out of the run folder, to {target}; nothing is read or written through it; "
-                    "remove it, or put the whole run folder there with hydra.run.dir or hydra.sweep.dir"
+                    f"{path}: is a link that leads out of the run folder, to {target}, and is not followed; "
+                    "remove it, or move the run folder there with hydra.run.dir or hydra.sweep.dir"
                 )
 
     def is_held(self) -> bool:
@@ -259,10 +259,8 @@ class RunDir:
         process = self.holder()
         if not wait:
             named = f" ({process})" if process else ""
-            raise FolderInUse(
-                f"{self.path}: another process is working here{named}; wait until it has ended"
-            ) from error
-        log.info("%s: is being worked on by %s; waiting for it", self.path.name, process or "another process")
+            raise FolderInUse(f"{self.path}: another process is working here{named}; wait until it ends") from error
+        log.info("%s: %s is working on it; waiting", self.path.name, process or "another process")
 
     def release(self, *, wholly: bool = False) -> None:
         """End a claim.
@@ -313,9 +311,9 @@ class RunDir:
         recorded = self.noted_data()
         if recorded and (changed := changes(recorded)):
             raise FolderError(
-                f"{self.path}: the data has changed since this run: {'; '.join(changed)}; put the old data back, "
-                "choose another folder (sft-lab replay makes a new one), or give "
-                "rerun=true to run again here and keep the old one beside it"
+                f"{self.path}: the data has changed since this run: {'; '.join(changed)}; restore the old data, choose "
+                "another folder (sft-lab replay makes a new one), or set rerun=true to run again here and keep the old "
+                "folder beside it"
             )
 
     def refuse_other_job(self, job: str) -> None:
@@ -329,7 +327,7 @@ class RunDir:
         """
         if (recorded := self._noted("job")) not in (None, job):
             raise FolderError(
-                f"{self.path}: holds a run with another config (job {recorded}, not {job}); choose another folder"
+                f"{self.path}: contains a run with another config (job {recorded}, not {job}); choose another folder"
             )
 
     def noted_data(self) -> dict[str, Any]:
@@ -346,7 +344,7 @@ class RunDir:
         content = tolerant_readers.read(self.manifest, problems)
         if problems:
             problem = problems[0].removeprefix(f"{self.manifest.name}: ")
-            raise FolderError(f"{self.manifest}: {problem}; rerun=true runs it again")
+            raise FolderError(f"{self.manifest}: {problem}; set rerun=true to run it again")
         return content.get(name)
 
     def _unwritable(self, error: OSError) -> FolderError:

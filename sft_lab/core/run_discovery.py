@@ -24,7 +24,7 @@ def open_run_dir(path: Path) -> RunDir:
         raise FolderError(f"{path}: no such folder; `sft-lab runs` lists the run folders")
     if (path / SWEEP).exists():
         raise FolderError(f"{path}: a sweep of several runs; give one of the run folders in it")
-    raise FolderError(f"{path}: not a run folder: it has no config.yaml; `sft-lab runs` lists the run folders")
+    raise FolderError(f"{path}: not a run folder (no config.yaml); `sft-lab runs` lists the run folders")
 
 
 def find_run_dirs(root: Path, max_depth: int | None = None) -> Iterator[RunDir]:

@@ -91,7 +91,7 @@ class Selection:
         """
         kept = np.flatnonzero(self.kept)
         if self.source is None:
-            raise SourceError("this selection has no rows with it; call the stage on a datasets.Dataset or on Rows")
+            raise SourceError("this selection has no rows; call the stage on a datasets.Dataset or on Rows")
         if isinstance(self.source, Rows):
             return self.source.table.select(self.source.positions[kept])
         return self.source.select(kept)

@@ -101,7 +101,7 @@ class Store:
             if self._is_complete(path):
                 return Entry(stage, key, path, hit=True, seconds=time.monotonic() - began)
             if os.path.lexists(path):
-                log.warning("store: %s: %s; computing it again", path, damage(path))
+                log.warning("store: %s: %s; it is computed again", path, damage(path))
 
             with self._writing(stage, key) as temporary:
                 compute(temporary)
@@ -137,7 +137,7 @@ class Store:
                 compute(temporary)
                 # Known by now, for the bytes that were read, even if the file has changed meanwhile.
                 if (known := recipe()) is None:
-                    raise SourceError(f"{stage}: the input cannot be read to its end; copy or download it again")
+                    raise SourceError(f"{stage}: the input ends unexpectedly; copy or download it again")
                 entry = self.entry(stage, known, lambda folder: _move_all(temporary, folder))
         return replace(entry, seconds=time.monotonic() - began)
 
@@ -226,7 +226,7 @@ class Store:
         """
         value = raw.sha256()
         if not raw.is_unchanged():
-            raise SourceError(f"{file}: changed while it was read; start again when nothing writes to it")
+            raise SourceError(f"{file}: changed while it was read; start again when nothing is writing to it")
         if self._hashes.setdefault(file, value) != value:
             raise SourceError(f"{file}: has changed since this run first read it; start again")
         self._states[file] = raw.opened_as
@@ -249,7 +249,7 @@ class Store:
             several_machines: whether other machines use the store too.
         """
         if problem := lock_problem(self.root / ".locks", several_machines=several_machines):
-            return [f"store.path={self.root}: {problem}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
+            return [f"store.path={self.root}: {problem}; set store.path or SFT_LAB_STORE to another folder"]
         return []
 
     def lock(self, name: str) -> AbstractContextManager[None]:
@@ -273,7 +273,7 @@ class Store:
     def _unwritable(self, reason: str) -> FolderError:
         return FolderError(
             f"store.path={self.root}: cannot be written ({reason}); "
-            "set store.path or SFT_LAB_STORE to a folder of yours"
+            "set store.path or SFT_LAB_STORE to a folder you can write to"
         )
 
     def _is_complete(self, path: Path) -> bool:

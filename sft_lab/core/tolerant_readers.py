@@ -116,7 +116,7 @@ def read(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
     for content in _read(path, lambda file: [read_json(file)], problems):
         if isinstance(content, dict):
             return _fitting(path, content, problems)
-        _refuse(path, f"must be an object, is a {type(content).__name__}", problems)
+        _refuse(path, f"must be an object, not a {type(content).__name__}", problems)
     return {}
 
 
@@ -140,9 +140,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise FolderError(f"{path}: is not YAML ({error})") from error
     if not isinstance(content, dict):
-        raise FolderError(f"{path}: holds {type(content).__name__}, not a mapping; restore the saved config of the run")
+        raise FolderError(f"{path}: must be a mapping, not a {type(content).__name__}; restore the run's saved config")
     if text := next((text for _, text in _misfits(content, SCHEMAS[path.name], "")), ""):
-        raise FolderError(f"{path}: {text}; restore the saved config of the run")
+        raise FolderError(f"{path}: {text}; restore the run's saved config")
     return content
 
 
@@ -175,7 +175,7 @@ def read_lines(path: Path, problems: list[str] | None = None) -> list[dict[str, 
                 _refuse(path, f"is not JSON ({error})", problems, at)
             continue
         if not isinstance(row, dict):
-            _refuse(path, f"must be an object, is a {type(row).__name__}", problems, at)
+            _refuse(path, f"must be an object, not a {type(row).__name__}", problems, at)
         elif fields := _fitting(path, row, problems, at):
             rows.append(fields)
     return rows
@@ -218,7 +218,7 @@ def _read(path: Path, read_file: Callable[[Path], list[Any]], problems: list[str
 
 def _refuse(path: Path, text: str, problems: list[str] | None, at: str = "") -> None:
     if problems is None:
-        raise FolderError(f"{path}{at}: {text}; restore the file, or delete it to go without")
+        raise FolderError(f"{path}{at}: {text}; restore the file, or delete it to continue without it")
     problems.append(f"{path.name}{at}: {text}")
 
 

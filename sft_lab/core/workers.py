@@ -58,8 +58,8 @@ def forked(work: Work, size: int) -> Iterator[Submit]:
         yield lambda payload, path: pool.submit(_write_in_worker, payload, path)
     except BrokenProcessPool as error:
         raise JobError(
-            "a worker process was killed, by the system if memory ran out; the same command resumes with the remaining "
-            "blocks (engine.workers=1 needs the least memory)"
+            "a worker process was killed, probably because memory ran out; run the same command again to resume with "
+            "the remaining blocks (engine.workers=1 needs the least memory)"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -70,7 +70,7 @@ def _probe(forecast: JobForecast, speeds: dict[str, Speed]) -> JobForecast:
     rate = "" if speed.tokens_per_second is None else f"{speed.tokens_per_second:,.0f} tokens/s, "
     text = f"Probe of {STEPS} steps in a temporary folder, on this machine: {rate}{speed.step_seconds:.2g} s a step"
     if steps is None:
-        return replace(forecast, like=None, probe=f"{text}; the number of steps is unknown until prepared")
+        return replace(forecast, like=None, probe=f"{text}; the number of steps is unknown until the data is prepared")
     bound = "" if forecast.steps else "; the longest they can be, as if no row were dropped"
     return replace(
         forecast,

@@ -44,13 +44,13 @@ def read_command(
     names = [text for text in overrides if text.lstrip("+").startswith(f"{FOLDER}=")]
     overrides = [text for text in overrides if text not in names]
     if driven := [text for text in overrides if text.startswith(("hydra/sweeper=", "hydra/launcher="))]:
-        raise ConfigError(f"{driven[0]}: belongs to sft-lab -m; a search has --sampler, and launch=... starts its jobs")
+        raise ConfigError(f"{driven[0]}: works only with sft-lab -m; for a search use --sampler and launch=...")
 
     seed = None
     for text in names:
         file = read_hparams_file(text.partition("=")[2], config_dir)
         if file.ignored:
-            log.warning("%s: not used here: %s", file.path, ", ".join(file.ignored))
+            log.warning("%s: ignored: %s", file.path, ", ".join(file.ignored))
         keys = {override.partition("=")[0] for override in [*overrides, *axes]}
         overrides += [axis for axis in file.axes if axis.partition("=")[0] not in keys]
         sampler = sampler or file.sampler

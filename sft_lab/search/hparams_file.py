@@ -65,7 +65,7 @@ def read_hparams_file(name: str, config_dir: str | None = None) -> HparamsFile:
 
     if (direction := values.get(f"{_SWEEPER}direction")) not in (None, "minimize"):
         raise ConfigError(
-            f"{path}: hydra.sweeper.direction={direction}: a search looks for the lowest held-out loss; write minimize"
+            f"{path}: hydra.sweeper.direction={direction}: a search minimizes held-out loss; write minimize"
         )
     sampler = _sampler(path, values, defaults)
     seed = _integer(path, values, "sampler.seed", at_least=0)
@@ -83,7 +83,7 @@ def _find(name: str, config_dir: str | None) -> Path:
         if (path := folder / f"{name}.yaml").is_file():
             return path
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    listed = f"there are {', '.join(known)}" if known else f"write {FOLDER}/{name}.yaml"
+    listed = f"available: {', '.join(known)}" if known else f"write {FOLDER}/{name}.yaml"
     raise ConfigError(f"{FOLDER}={name}: no such file in {', '.join(map(str, folders))}; {listed}")
 
 
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
     sweeper = content.get("hydra", {}) if isinstance(content, dict) else None
     sweeper = sweeper.get("sweeper", {}) if isinstance(sweeper, dict) else None
     if not isinstance(sweeper, dict) or not isinstance(sweeper.get("params") or {}, dict):
-        raise ConfigError(f"{path}: must hold keys and values, with hydra.sweeper.params, the axes of the search")
+        raise ConfigError(f"{path}: must contain keys and values, with the axes of the search in hydra.sweeper.params")
     return dict(content)
 
 
@@ -113,7 +113,7 @@ def _sampler(path: Path, values: dict[str, Any], defaults: list[Any]) -> str | N
     name = str(target).removeprefix("optuna.samplers.")
     if name not in _SAMPLERS and name not in _SAMPLERS.values():
         raise ConfigError(
-            f"{path}: hydra.sweeper.sampler={target}: no sampler here; there are {', '.join(_SAMPLERS.values())}"
+            f"{path}: hydra.sweeper.sampler={target}: not supported; available: {', '.join(_SAMPLERS.values())}"
         )
     return _SAMPLERS.get(name, name)
 

@@ -80,7 +80,9 @@ def run_search(space: SearchSpace, options: SearchOptions) -> SearchResult:
     probe = space.probe()
     run = probe.jobs[0].run
     if run.rerun:
-        raise ConfigError("rerun=true: a search never trains the same twice; choose a new folder with hydra.sweep.dir")
+        raise ConfigError(
+            "rerun=true: a search never trains the same values twice; choose a new folder with hydra.sweep.dir"
+        )
     sweep = find_job_folders(probe)[0].folder.path.parent
     created = make_folders(sweep)
     lock = file_lock(sweep / SEARCH_LOCK)
@@ -103,7 +105,7 @@ def _claim(lock: Any, sweep: Path) -> None:
         lock.acquire(timeout=0.5)
     except Timeout as error:
         process = holder(sweep / SEARCH_LOCK) or "another process"
-        raise FolderError(f"{sweep}: {process} searches here; wait until it has ended") from error
+        raise FolderError(f"{sweep}: {process} is running a search here; wait until it ends") from error
 
 
 def _remove_unused(sweep: Path, created: list[Path]) -> None:
@@ -142,7 +144,7 @@ class _Search:
     def go_on(self) -> None:
         """Carry out the open trials, and new ones until there are enough."""
         self._close_unbegun()
-        begun = f", {len(self.ended())} of them from before" if self.ended() else ""
+        begun = f", {len(self.ended())} of them already done" if self.ended() else ""
         trials = count_of(self.planned, "trial")
         log.info("search: %s%s, proposed by %s, in %s", trials, begun, self.options.sampler, self.sweep)
         repeats = 0
@@ -159,7 +161,7 @@ class _Search:
             self._write()
             self._refuse_hopeless_input()
         else:
-            log.warning("search: %d proposals in turn were known jobs, so it ends here", repeats)
+            log.warning("search: %d proposals in a row repeated earlier jobs, so it stops here", repeats)
         self._write()
 
     def _close_unbegun(self) -> None:
@@ -251,8 +253,8 @@ class _Search:
         rows = tolerant_readers.read(folder.manifest).get("held_out_fingerprint")
         if rows and self.study.first_value("held_out_rows", rows) != rows:
             raise UserError(
-                f"{folder.path.name}: was measured on other held-out rows than the trials before, so that their losses "
-                "cannot be compared; search over keys that leave the held-out rows alone (not split.*, dataset.*)"
+                f"{folder.path.name}: was measured on different held-out rows than earlier trials, so their losses "
+                "cannot be compared; search only keys that do not change the held-out rows (not split.*, dataset.*)"
             )
 
     def _refuse_hopeless_input(self) -> None:
@@ -265,7 +267,7 @@ class _Search:
         reasons = {trial.reason for trial in trials}
         all_failed = all(trial.outcome is Outcome.FAILED for trial in trials)
         if self._failed_by_input and all_failed and len(trials) >= SAME_FAILURES and len(reasons) == 1:
-            raise UserError(f"search: the first {len(trials)} trials failed alike: {reasons.pop()}")
+            raise UserError(f"search: the first {len(trials)} trials all failed with the same error: {reasons.pop()}")
 
     # --- seeds of the best ------------------------------------------------------------------------------------------
 
@@ -278,7 +280,11 @@ class _Search:
                 jobs += create_job_folders(self._plan({**trial.values, "seed": str(seed)}))
         if not jobs:
             return []
-        log.info("the best %d trials get %d seeds each", min(BEST, len(rank(self.ended()))), self.options.confirm)
+        log.info(
+            "search: training the best %d trials with %d seeds each",
+            min(BEST, len(rank(self.ended()))),
+            self.options.confirm,
+        )
         return [f"{failure.folder.path.name}: {failure.message}" for failure in launch(jobs, keeps_failed=True)]
 
     def _write(self) -> None:

@@ -48,13 +48,17 @@ class SearchOptions:
         if self.at_once is not None and self.at_once < 1:
             problems.append(f"--at-once {self.at_once}: must be at least 1")
         if self.confirm < 0 or self.confirm == 1:
-            problems.append(f"--confirm {self.confirm}: must be at least 2 seeds, a trial's own counted; 0: none")
+            problems.append(
+                f"--confirm {self.confirm}: must be at least 2 seeds, including the trial's own, or 0 for none"
+            )
         if self.confirm and any(axis.key == "seed" for axis in space.axes):
-            problems.append("--confirm: trains the best again with other seeds; take seed out of the axes")
+            problems.append(
+                "--confirm: trains the best trials with other seeds, so seed cannot be an axis; take it out of the axes"
+            )
         if self.sampler == "grid":
             problems += [
-                f"{axis.key}={axis.text}: has no end of values, so there is no grid; write choice(a,b) or "
-                "range(from,below,step), or take another sampler"
+                f"{axis.key}={axis.text}: --sampler grid needs a list of values; write choice(a,b) or "
+                "range(start,stop,step), or choose another sampler"
                 for axis in space.axes
                 if not axis.points()
             ]
@@ -78,7 +82,7 @@ class SearchOptions:
             size *= len(axis.points())
         if size > MOST_TRIALS:
             raise ConfigError(
-                f"--sampler grid: over {MOST_TRIALS:,} combinations; give fewer values, or another sampler"
+                f"--sampler grid: more than {MOST_TRIALS:,} combinations; give fewer values, or choose another sampler"
             )
         return min(size, self.trials or size)
 
@@ -90,5 +94,5 @@ def _cmaes_problems(space: SearchSpace) -> list[str]:
     numbers = [axis for axis in space.axes if not axis.choices]
     if len(numbers) < 2:
         amount = count_of(len(numbers), "axis") if len(numbers) == 1 else f"{len(numbers)} axes"
-        problems.append(f"--sampler cmaes: needs two axes of numbers, there is {amount}; take --sampler tpe")
+        problems.append(f"--sampler cmaes: needs at least two numeric axes, not {amount}; use --sampler tpe")
     return problems

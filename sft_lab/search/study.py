@@ -85,7 +85,7 @@ class SearchStudy:
             self._study = optuna.create_study(study_name=STUDY, storage=self._storage, load_if_exists=True)
         except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
             raise FolderError(
-                f"{sweep}: the record of its search cannot be read ({error}); choose another folder with "
+                f"{sweep}: this folder's record of the search cannot be read ({error}); choose another with "
                 "hydra.sweep.dir"
             ) from error
         self._refuse_other_space(space)
@@ -104,8 +104,8 @@ class SearchStudy:
         if known != kinds:
             keys = sorted(key for key in known.keys() | kinds.keys() if known.get(key) != kinds.get(key))
             raise FolderError(
-                f"{self._sweep}: this folder's search had other values of {', '.join(keys)}; only the ends of "
-                "intervals and ranges may change; choose another folder with hydra.sweep.dir"
+                f"{self._sweep}: this folder's search had different values for {', '.join(keys)}; only the ends of "
+                "intervals and ranges can change; choose another folder with hydra.sweep.dir"
             )
         self._study.set_user_attr("axes", kinds)
 

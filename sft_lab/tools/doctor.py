@@ -278,7 +278,9 @@ def check_faiss() -> Iterator[Diagnosis]:
 
 def check_store(root: Path) -> Iterator[Diagnosis]:
     """Yield the state of the stage store, its size and the free disk space."""
-    if problem := _disk_problem(root, "set store.path or SFT_LAB_STORE to a folder of yours, or sft-lab store prune"):
+    if problem := _disk_problem(
+        root, "set store.path or SFT_LAB_STORE to a folder you can write to, or sft-lab store prune"
+    ):
         yield _problem("store", problem)
     elif problems := Store(root).check():
         yield _problem("store", problems[0])

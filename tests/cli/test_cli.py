@@ -160,7 +160,7 @@ def test_a_config_of_the_users_own_may_be_the_primary_one(capsys):
         assert capsys.readouterr().out == shown
     assert ended("plan", "--config-name", "mine", "-m", "model=tiny_random", "seed=1,2") == 0
     assert "Dedup" not in capsys.readouterr().out  # which semantic dedup would have announced
-    for name, problem in (("bare", "does not build on config"), ("nowhere", "no such config; in the folders")):
+    for name, problem in (("bare", "does not extend config"), ("nowhere", "no such config; available: bare")):
         assert ended("plan", "--config-name", name) == 2
         assert f"--config-name {name}: {problem}" in capsys.readouterr().err
 
@@ -228,20 +228,20 @@ def test_info_searchpath(capsys):
         (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be above 0"),
         (["dataset=file", "dataset.path=/no/such.jsonl"], "/no/such.jsonl"),
         (["--cfg", "job", "dedup.threshold=7"], "dedup.threshold=7.0"),
-        (["--cfg", "job", "-p", "dedpu"], "there are dataset"),
+        (["--cfg", "job", "-p", "dedpu"], "available: dataset"),
         (["--cfg", "job", "-p", "seed.x"], "seed.x"),
-        (["--config-path", "conf"], "unknown option --config-path; here it is --config-dir DIR"),
-        (["-m", "hydra.sweeper.params.seed=1,2"], "hydra.sweeper.params.seed: is a setting of one of Hydra's sweepers"),
+        (["--config-path", "conf"], "unknown option --config-path; use --config-dir DIR"),
+        (["-m", "hydra.sweeper.params.seed=1,2"], "hydra.sweeper.params.seed: is a setting of a Hydra sweeper"),
         (["-m", "hydra/sweeper=optuna", "seed=1,2"], "pip install hydra-NAME-sweeper"),
-        (["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=processes, slurm or ray start jobs without"),
+        (["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=processes, slurm and ray need no Hydra plugin"),
         (["dedup=exact", "--frobnicate", "seed=1"], "unknown option --frobnicate"),
         (["exec"], "JOB_DIR"),
         (["exec", "nowhere"], "nowhere"),
         (["exec", "nowhere", "seed=1"], "unknown arguments seed=1"),
         (["store"], "list"),
         (["store", "list", "seed=1"], "seed=1"),
-        (["store", "prune", "--older-than", "-1"], "0 or more days"),
-        (["store", "prune", "--older-than", "nan"], "0 or more days"),
+        (["store", "prune", "--older-than", "-1"], "must be a number of days, 0 or more"),
+        (["store", "prune", "--older-than", "nan"], "must be a number of days, 0 or more"),
         (["store", "prune", "--older-than", "week"], "week"),
         (["hydra.run.dir=file/run", *SMALL], "file/run"),
     ],
@@ -327,25 +327,25 @@ def fill(store: Store, days: dict[str, float]) -> None:
 
 def test_an_empty_store(tmp_path, capsys):
     assert ended("store", "list") == 0
-    assert f"0 entries, 0.0 MB in {tmp_path / 'store'}" in capsys.readouterr().out
+    assert f"0 stored results, 0.0 MB in {tmp_path / 'store'}" in capsys.readouterr().out
     assert ended("store", "prune") == 0
-    assert "0 entries removed" in capsys.readouterr().out
+    assert "0 stored results removed" in capsys.readouterr().out
 
 
 def test_a_filled_store(tmp_path, capsys):
     fill(Store(tmp_path / "store"), {"load": 0, "embed": 40, "tokens": 50})
     assert ended("store", "list") == 0
     shown = capsys.readouterr().out
-    assert "3 entries, 3.0 MB" in shown
+    assert "3 stored results, 3.0 MB" in shown
     assert re.search(r"embed .*40\.0 days", shown)
     assert ended("store", "prune", "--stage", "embed") == 0
-    assert "1 entries removed, 1.0 MB freed" in capsys.readouterr().out
+    assert "1 stored result removed, 1.0 MB freed" in capsys.readouterr().out
     assert ended("store", "prune", "--older-than", "7") == 0
-    assert "1 entries removed" in capsys.readouterr().out
+    assert "1 stored result removed" in capsys.readouterr().out
     assert [entry.stage for entry in Store(tmp_path / "store").listing()] == ["load"]
 
 
 def test_another_store(tmp_path, capsys):
     fill(Store(tmp_path / "other"), {"load": 0})
     assert ended("store", "list", "--path", str(tmp_path / "other")) == 0
-    assert "1 entries" in capsys.readouterr().out
+    assert "1 stored result," in capsys.readouterr().out

@@ -157,7 +157,7 @@ def test_anothers_folder_is_no_home(kind: str, anybodys: Path) -> None:
             os.chown(home, USER, USER)
     done = as_nobody(["-m", "sft_lab", "store", "list"], anybodys)
     assert done.returncode == 2
-    assert "set HOME to a folder of yours" in done.stderr
+    assert "set HOME to a folder that you own" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -50,13 +50,16 @@ MISTAKES = {
     "unknown key with ++": (["++dedup.treshold=0.9"], ["dedup.treshold", "did you mean dedup.threshold?"]),
     "unknown nested key": (["dedup.embedder.promt=x"], ["did you mean dedup.embedder.prompt?"]),
     "unknown key of a filter": (["+filter.length.max_token=9"], ["did you mean filter.length.max_tokens?"]),
-    "unknown filter": (["+filter.foo.bar=1"], ["filter.foo", "not among the chosen filters"]),
-    "filter that is not chosen": (["filter=answered", "filter.length.max_tokens=9"], ["filter.length", "choose it"]),
+    "unknown filter": (["+filter.foo.bar=1"], ["filter.foo", "this filter is not selected"]),
+    "filter that is not chosen": (
+        ["filter=answered", "filter.length.max_tokens=9"],
+        ["filter.length", "add it to filter=[...]"],
+    ),
     "key of another place": (["max_new_tokens=9"], ["did you mean evaluation.max_new_tokens?"]),
     "key of another option": (["dedup=none", "dedup.threshold=0.9"], ["dedup=none has no such key", "semantic"]),
     "adapter key of full": (["trainer=full", "trainer.peft.r=8"], ["trainer=full has no such key", "lora"]),
-    "key with nothing near": (["store.xyzzy=1"], ["store.xyzzy", "known here: path"]),
-    "the record of choices": (["+choices.dedup=exact"], ["choices: a record"]),
+    "key with nothing near": (["store.xyzzy=1"], ["store.xyzzy", "known keys: path"]),
+    "the record of choices": (["+choices.dedup=exact"], ["choices: records the chosen options"]),
     # groups and options
     "wrong group": (["datset=starter"], ["datset", "did you mean dataset?"]),
     "wrong group with +": (["+datset=starter"], ["datset", "did you mean dataset?"]),
@@ -88,9 +91,9 @@ MISTAKES = {
     "unset variable": (["trainer.optim=${oc.env:SFT_LAB_NOT_SET}"], ["SFT_LAB_NOT_SET"]),
     "half an interpolation": (
         ["trainer.optim='${a'"],
-        ["trainer.optim", "an interpolation, ${...}, that cannot be read"],
+        ["trainer.optim", "an interpolation, ${...}, that cannot be parsed"],
     ),
-    "an interpolation without its end": (["seed='${oc.env:X'"], ["seed", "that cannot be read"]),
+    "an interpolation without its end": (["seed='${oc.env:X'"], ["seed", "that cannot be parsed"]),
     "missing": (["dataset=file"], ["dataset.path", "no value", "dataset.path=..."]),
     "all missing at once": (["dataset=file", "model=local"], ["dataset.path", "model.name_or_path", "2 problems"]),
     # grammar
@@ -151,7 +154,7 @@ def test_renamed_keys_are_answered_with_ours(sign):
     message = refused([f"{sign}{old}=1" for old in renamed])
     assert message.startswith("7 problems:")
     for old, new in renamed.items():
-        assert f"{old}: unknown key; here it is {new}" in message
+        assert f"{old}: unknown key; use {new}" in message
 
 
 # --- what composes ---------------------------------------------------------------------------------------------
@@ -256,7 +259,7 @@ def test_sweeping_over_experiments_with_hydra_settings_is_refused():
     experiment(BASE, "base")
     experiment(SWEEP.format(place="x"), "sweep")
     message = refused(["+experiment=base,sweep"], multirun=True)
-    assert "sweep carries hydra.* settings" in message
+    assert "sweep has hydra.* settings" in message
     assert "+experiment=[base,sweep]" in message
 
 
@@ -280,7 +283,7 @@ def test_sweeping_over_plain_experiments():
         ("trainer: {lr: [3\n", ["mine.yaml", "not YAML", "line"]),
         ("defaults:\n  - override /dedup: semantc\n", ["dedup=semantc", "did you mean semantic?"]),
         ("defaults:\n  - override /dedpu: exact\n", ["mine.yaml", "dedpu", "did you mean dedup?"]),
-        ("seed: ${threads\n", ["mine.yaml: holds an interpolation, ${...}, that cannot be read"]),
+        ("seed: ${threads\n", ["mine.yaml: contains an interpolation, ${...}, that cannot be parsed"]),
         ("defaults:\n  - override /filter: [none, length]\n", ["mine.yaml", "none cannot be combined"]),
         ("- a\n- list\n", ["mine.yaml", "keys and values"]),
     ],
@@ -349,7 +352,7 @@ def test_all_bad_jobs_are_named_in_one_message():
 
 def test_a_problem_of_every_job_is_told_once():
     assert refused(["seed=1,2,3", "trainer.lr=1"], multirun=True) == (
-        "trainer.lr: unknown key; here it is trainer.learning_rate"
+        "trainer.lr: unknown key; use trainer.learning_rate"
     )
 
 
@@ -380,7 +383,7 @@ def test_sweep_grammar():
 
 def test_compose_gives_one_run_only():
     experiment(SWEEP.format(place="x"))
-    with pytest.raises(ConfigError, match="sweep of several runs"):
+    with pytest.raises(ConfigError, match="this experiment is a sweep"):
         config.compose(["experiment=mine"])
 
 

@@ -113,7 +113,7 @@ def test_a_local_module_is_an_option_like_ours(local: Path) -> None:
     assert refused([CHOSEN, "filter.wordy.max_words=many"]) == (
         "filter.wordy.max_words=many: must be a whole number, not 'many'"
     )
-    assert refused(["plugins.x=y"]).startswith("plugins: a record of where stages are from")
+    assert refused(["plugins.x=y"]).startswith("plugins: records where stages come from")
     for command in re.findall("^sft-lab (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
         words = [word for word in shlex.split(command) if word != "prepare"]
         plan = config.compose_jobs([word for word in words if word != "-m"], multirun="-m" in words)
@@ -144,10 +144,10 @@ def test_an_installed_package_needs_no_variable(here: Path, monkeypatch: pytest.
     file = here / "config.yaml"
     file.write_text(run.to_yaml())
     sys.path.remove(str(site))
-    with pytest.raises(ConfigError, match=r"this run used filter.wordy of sft-lab-wordy 1.0 \(source \w+\), which was "
-                       "not found; install it, or set SFT_LAB_STAGES to its module"):  # fmt: skip
+    with pytest.raises(ConfigError, match=r"this run used filter.wordy from sft-lab-wordy 1.0 \(source \w+\), which "
+                       "was not found; install it, or set SFT_LAB_STAGES to its module"):  # fmt: skip
         config.load(file)
-    assert refused([CHOSEN]).startswith("filter=wordy: no such option; there are answered")
+    assert refused([CHOSEN]).startswith("filter=wordy: no such option; available: answered")
 
 
 def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,17 +173,17 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
 @pytest.mark.parametrize(
     ("text", "says"),
     {
-        "no STAGES": ("", r"odd.py has no STAGES = {'filter.<kind>': <class>, ...}; docs/own_stage.md shows one"),
+        "no STAGES": ("", r"odd.py has no STAGES = {'filter.<kind>': <class>, ...}; docs/own_stage.md has an example"),
         "broken": ("1 / 0", r"plug-in module odd: cannot be imported \(ZeroDivisionError: division by zero\); fix it"),
         "lacks a module": ("import no_such_module", "No module named 'no_such_module'.*remove it from SFT_LAB_STAGES"),
         "no group": ("class A(Filter): ...\nSTAGES = {'polite': A}", r"STAGES\['polite'\]: must be a group, a dot"),
         "no group of it": ("class A(Filter): ...\nSTAGES = {'trainer.mine': A}", "groups are dataset, split, filter"),
-        "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "filter.length is a kind of sft_lab already"),
-        "a class of ours": ("STAGES = {'filter.mine': filter_schemas()['length']}", "Length is registered as another"),
-        "no dataclass": (f"{WHOLE[11:]}STAGES = {{'filter.a': A}}", "A must be a @dataclass below"),
-        "of another group": (f"{WHOLE}STAGES = {{'dedup.a': A}}", "a @dataclass below sft_lab.dedup.exact.Dedup"),
-        "unfinished": ("@dataclass\nclass A(Filter):\n  x: int = 1\nSTAGES = {'filter.a': A}", "must have select too"),
-        "a field of code": (f"{WHOLE}  f: type(abs) = abs\nSTAGES = {{'filter.a': A}}", "that a config cannot hold"),
+        "a kind of ours": (f"{WHOLE}STAGES = {{'filter.length': A}}", "sft_lab already has a kind filter.length"),
+        "a class of ours": ("STAGES = {'filter.mine': filter_schemas()['length']}", "already registered as another"),
+        "no dataclass": (f"{WHOLE[11:]}STAGES = {{'filter.a': A}}", "A must be a @dataclass derived from"),
+        "of another group": (f"{WHOLE}STAGES = {{'dedup.a': A}}", "must be a @dataclass derived from sft_lab"),
+        "unfinished": ("@dataclass\nclass A(Filter):\n  x: int = 1\nSTAGES = {'filter.a': A}", "must also have select"),
+        "a field of code": (f"{WHOLE}  f: type(abs) = abs\nSTAGES = {{'filter.a': A}}", "that configs do not support"),
     }.values(),
 )  # fmt: skip
 def test_a_plug_in_that_cannot_be_used_is_told(
@@ -199,14 +199,14 @@ def test_a_plug_in_that_cannot_be_used_is_told(
 def test_names_are_taken_once(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module(f"{WHOLE}STAGES = {{'filter.wordy': A}}")
     monkeypatch.setenv(plugins.VARIABLE, "my_stages,odd")
-    assert re.match(r"plug-in module odd: filter.wordy is a kind of module my_stages \(source", refused([]))
+    assert re.match(r"plug-in module odd: module my_stages \(source \w+\) already has a kind filter.wordy", refused([]))
     monkeypatch.setenv(plugins.VARIABLE, "no_such_stages")
     assert refused([]).startswith(f"SFT_LAB_STAGES=no_such_stages: no such module in {local} or on Python's path; ")
     installed(local / "site")
     write(local / "site/sft_lab_wordy/conf/filter/length.yaml", "")
     monkeypatch.setenv(plugins.VARIABLE, "")
     monkeypatch.syspath_prepend(str(local / "site"))
-    assert refused([]).endswith("conf/filter/length.yaml: sft_lab has an option of this name; choose another")
+    assert refused([]).endswith("conf/filter/length.yaml: sft_lab already has an option with this name; choose another")
 
 
 def test_a_config_brings_no_code_in(here: Path) -> None:
@@ -253,9 +253,11 @@ def test_the_page_followed(
     monkeypatch.setenv(plugins.VARIABLE, "")
     for command in (["replay", "one"], ["exec", "one"], ["promote", "one", "kept"], ["doctor", "one"]):
         assert main(command) == 2
-        assert "this run used filter.wordy of module my_stages" in capsys.readouterr().err
+        assert "this run used filter.wordy from module my_stages" in capsys.readouterr().err
     assert main(words) == 2
-    assert "an option is of kind wordy, which neither sft_lab nor a plug-in found here has" in capsys.readouterr().err
+    assert (
+        "an option has kind wordy, which neither sft_lab nor any plug-in found here defines" in capsys.readouterr().err
+    )
     assert main(["runs"]) == 0
     assert main(["compare", "one", "two"]) == 0
 

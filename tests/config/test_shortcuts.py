@@ -85,11 +85,11 @@ def test_options_of_sbatch_are_answered_with_keys_that_exist() -> None:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("lora_r=8", "lora_r: unknown key; here it is trainer.peft.r"),
-        ("tracking.api_key=x", "tracking.api_key: unknown key; here it is tracking=wandb after `wandb login`"),
-        ("launch.time=9", "launch.time: unknown key; here it is launch.timeout_min=..., in minutes"),
-        ("trainer.sequence_len=9", "trainer.sequence_len: unknown key; here it is trainer.max_length"),
-        ("trainer.neftune_noise_alpha=5", r"SFTConfig is \+trainer\.sft_config\.neftune_noise_alpha=\.\.\."),
+        ("lora_r=8", "lora_r: unknown key; use trainer.peft.r"),
+        ("tracking.api_key=x", "tracking.api_key: unknown key; use tracking=wandb after `wandb login`"),
+        ("launch.time=9", "launch.time: unknown key; use launch.timeout_min=..., in minutes"),
+        ("trainer.sequence_len=9", "trainer.sequence_len: unknown key; use trainer.max_length"),
+        ("trainer.neftune_noise_alpha=5", r"SFTConfig with \+trainer\.sft_config\.neftune_noise_alpha=\.\.\."),
     ],
 )
 def test_a_key_of_another_trainer(typed: str, message: str, tiny: list[str]) -> None:
@@ -102,7 +102,7 @@ def test_a_key_of_another_trainer(typed: str, message: str, tiny: list[str]) -> 
     [
         (["--dataset", "mine.jsonl"], "settings have no dashes: dataset=VALUE"),
         (["--seed=3"], "settings have no dashes: seed=3"),
-        (["--lora_rank", "8"], "unknown option --lora_rank; here it is trainer.peft.r"),
+        (["--lora_rank", "8"], "unknown option --lora_rank; use trainer.peft.r"),
     ],
 )
 def test_settings_typed_as_options(typed: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,5 +147,5 @@ def test_slips_are_answered_without_a_parsers_words(typed: list[str], message: l
 def test_an_arabic_comma_is_refused_only_where_it_cannot_be_read(here: Path, tiny: list[str]) -> None:
     Path("أ، ب.jsonl").write_text('{"prompt": "Say 1.", "completion": "1!"}\n', encoding="utf-8")
     assert compose([*tiny, "dataset=file", "dataset.path=أ، ب.jsonl"]).dataset.named().endswith("أ، ب.jsonl")
-    with pytest.raises(ConfigError, match=r"it holds ، \(U\+060C ARABIC COMMA\); type , instead"):
+    with pytest.raises(ConfigError, match=r"it contains ، \(U\+060C ARABIC COMMA\); type , instead"):
         compose([*tiny, "filter=[answered،length]"])

@@ -158,7 +158,7 @@ def test_a_damaged_entry_is_said_and_made_anew(
     list(Store(tmp_path).listing())
     assert not caplog.messages
     assert not Store(tmp_path).entry("filter", RECIPE_OF, compute).hit
-    assert caplog.messages == [f"store: {place}: {said}; computing it again"]
+    assert caplog.messages == [f"store: {place}: {said}; it is computed again"]
     again = Store(tmp_path)
     assert again.entry("filter", RECIPE_OF, never).hit
     flip(place / "one.txt")
@@ -285,7 +285,7 @@ def test_who_waits_for_another_process_says_for_which(
         pass
     holder.communicate()
     who = f"process {holder.pid} on {socket.gethostname()}"
-    assert caplog.messages == [f"store: tokenize 0123456789ab: waiting for {who}, which is working on it"]
+    assert caplog.messages == [f"store: tokenize 0123456789ab: {who} is working on it; waiting"]
 
 
 @pytest.mark.parametrize("kind", ["gone", "damaged", "file"])
@@ -331,8 +331,8 @@ def test_a_lock_file_of_another_user_is_named_with_its_owner() -> None:
         run = RunDir(root / "run")
         name = f"filter-{digest({'stage': 'filter', **RECIPE_OF})[:32]}.lock"
         with another_users(root / ".locks" / name, run.path / LOCK):
-            with pytest.raises(FolderError, match=rf"{name}: this lock file of {owner} .*SFT_LAB_STORE"):
+            with pytest.raises(FolderError, match=rf"{name}: this lock file, owned by {owner}, .*SFT_LAB_STORE"):
                 Store(root).entry("filter", RECIPE_OF, never)
-            with pytest.raises(FolderError, match=rf"{LOCK}: this lock file of {owner} .*hydra\.run\.dir"):
+            with pytest.raises(FolderError, match=rf"{LOCK}: this lock file, owned by {owner}, .*hydra\.run\.dir"):
                 run.claim()
             assert not run.is_held()

@@ -175,7 +175,7 @@ def test_a_run_measures_it_and_compare_sorts_by_it(
     assert main(["compare", "s", "--rank-by", "words.covered"]) == 0  # as its column is called
     assert "sorted by metrics.words.covered" in capsys.readouterr().out
     assert main(["compare", "s", "--lowest-first"]) == 2
-    assert "so it needs --rank-by" in capsys.readouterr().err
+    assert "--lowest-first: needs --rank-by" in capsys.readouterr().err
 
 
 @pytest.mark.slow

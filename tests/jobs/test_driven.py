@@ -188,7 +188,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(tmp_path: Path, tiny: list[st
     (tmp_path / "hydra_plugins" / "broken.py").write_text("raise ValueError('mutable default')\n")
     done = _drive(tmp_path, *tiny, "seed=1,2")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"sft-lab: \S+broken\.py: this plugin .*\(mutable default\).*\n", done.stderr)
+    assert re.fullmatch(r"sft-lab: \S+broken\.py: this Hydra plugin .*\(mutable default\).*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def killed(words: list[str], folder: RunDir) -> RunDir:
     return folder
 
 
-REMEDY = ("the data has changed since this run", "put the old data back", "sft-lab replay", "rerun=true")
+REMEDY = ("the data has changed since this run", "restore the old data", "sft-lab replay", "rerun=true")
 
 
 def test_a_killed_run_whose_data_changed_goes_on_nowhere(

@@ -53,7 +53,7 @@ def sft_lab(folder: Path, environment: dict[str, str], *words: str) -> subproces
         (NO_LOCKS % "ENOLCK", "does not support file locks (No locks available)"),
         (NO_LOCKS % "ENOSYS", "does not support file locks (Function not implemented)"),
         (NO_LOCKS % "EOPNOTSUPP", "does not support file locks (Operation not supported)"),
-        (TWO_HOLDERS, "grants one lock to two processes at once"),
+        (TWO_HOLDERS, "lets two processes hold the same lock"),
     ],
 )
 def test_a_store_without_locks_is_refused(tmp_path: Path, tiny: list[str], flock, text: str, said: str) -> None:
@@ -119,7 +119,7 @@ def test_locks_that_hold_on_one_machine_are_refused_for_several(
     assert bool(said) == bool(wrong)
     if wrong:
         how = f"is mounted {wrong}" if wrong.startswith("by ") else f"({kind}) is mounted with {wrong}"
-        assert said.startswith(f"{home} {how}: its locks work on one machine only")
+        assert said.startswith(f"{home} {how}, so its locks work on one machine only")
         told = Store(home / "store").check(several_machines=True)
         assert told == [f"store.path={home / 'store'}: {said}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
     assert locks.lock_problem(home / "store", several_machines=False) == ""

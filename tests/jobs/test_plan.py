@@ -101,7 +101,7 @@ def test_choices_that_keep_the_same_rows_are_named(
     capsys.readouterr()
     assert main(["plan", "-m", *overrides, *grid]) == 0
     output = capsys.readouterr().out
-    assert f"Trained once for all, since they keep the same rows: {both}" in output
+    assert f"Trained only once, since they keep the same rows: {both}" in output
     assert " [answered,length] " in output  # brackets are no markup
 
 
@@ -118,14 +118,14 @@ def test_data_that_no_stage_has_read_is_counted_and_the_rest_is_unknown_once(
     output = capsys.readouterr().out
     match = re.search(r"1,000 records, about ([\d,]+) tokens by a sample; at most 1,000 rows and (\d+) steps", output)
     assert match, output
-    assert output.count("unknown until prepared") == 1
+    assert output.count("unknown until the data is prepared") == 1
     assert "?" not in output
     assert main(["prepare", *words[:-1], "hydra.run.dir=data"]) == 0
     tokens = read_json(Path("data/waterfall.json"))["stages"][0]["tokens_kept"]
     assert int(match[1].replace(",", "")) == pytest.approx(tokens, rel=0.1)
     capsys.readouterr()
     assert main(["plan", "-m", *words]) == 0
-    assert "unknown until prepared" not in capsys.readouterr().out
+    assert "unknown until the data is prepared" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl.gz"])

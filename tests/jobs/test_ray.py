@@ -86,7 +86,7 @@ def test_a_cluster_that_does_not_answer_is_told_soon(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     began = time.monotonic()
     assert main([*tiny, "launch=ray", f"launch.address='{address}'", "hydra.run.dir=runs/one"]) == 2
-    assert f"launch.address={address}: no Ray cluster answers there (" in capsys.readouterr().err
+    assert f"launch.address={address}: no Ray cluster answers at this address (" in capsys.readouterr().err
     assert time.monotonic() - began < 30
     assert not (here / "runs").exists()
 

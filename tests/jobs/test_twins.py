@@ -54,7 +54,7 @@ def test_one_trains_and_the_other_takes_its_result(
         assert f"train: skipped, since {original.path.name} has trained" in output.err
     (comers,) = Path("sweep/.locks").glob("*.jobs")  # the only jobs that a further one would read
     assert sorted(comers.read_text().splitlines()) == [job.path.name for job in jobs]
-    assert "not_judged (trained as filter=[answered,length])" in output.out
+    assert "not_judged (same training as filter=[answered,length])" in output.out
 
 
 @pytest.mark.slow

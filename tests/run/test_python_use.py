@@ -64,7 +64,7 @@ def test_kept_rows_as_a_data_set(run, rows) -> None:
     assert kept["mine"][:] == [*range(21)]
     training_side = run.split(kept).train
     assert run.dedup(training_side).dataset()["id"][:] == [row_id for row_id in training_side.ids if row_id != "20"]
-    with pytest.raises(SourceError, match="no rows with it"):
+    with pytest.raises(SourceError, match="this selection has no rows"):
         Selection(RowIds.of(["a"]), [""], selection.score[:1], [""]).dataset()
 
 
@@ -109,9 +109,9 @@ def test_a_sweep_goes_on_past_a_job_that_fails(tiny, here) -> None:
         (lambda: sft_lab.compose(["seed=1,2"]), r"seed=1,2: .* a sweep; call sft_lab\.sweep\(\[\.\.\.\]\)"),
         (lambda: sft_lab.compose("+experiment=epochs_sweep"), r"call sft_lab\.sweep\(\[\.\.\.\]\)"),
         (lambda: sft_lab.compose("sede=1"), "did you mean seed"),
-        (lambda: sft_lab.compose("seed=[1,2]"), "must be a whole number, .*; write the values of a sweep without"),
-        (lambda: sft_lab.compose([1]), r"\[1\]: overrides are strings, key=value, in a list"),
-        (lambda: sft_lab.compose({"seed": 1}), "{'seed': 1}: overrides are strings"),
+        (lambda: sft_lab.compose("seed=[1,2]"), "must be a whole number, .*; for a sweep write the values without"),
+        (lambda: sft_lab.compose([1]), r"\[1\]: must be a list of strings key=value"),
+        (lambda: sft_lab.compose({"seed": 1}), "{'seed': 1}: must be a list of strings"),
         (lambda: sft_lab.sweep("seed"), "seed: has no value"),
         (lambda: sft_lab.compare("nowhere"), "nowhere: no such folder"),
         (lambda: sft_lab.compare(["nowhere"]), "nowhere: no such folder"),

@@ -99,7 +99,7 @@ def test_input_that_fails_every_trial_ends_the_search(
     Path("bad.jsonl").write_text('{"nothing": 1}\n' * 80)
     command = ["search", SWEEP, *tiny, "dataset=file", "dataset.path=bad.jsonl", *RATES, "--trials", "9"]
     assert main(command) == 2
-    assert "the first 3 trials failed alike" in capsys.readouterr().err
+    assert "the first 3 trials all failed with the same error" in capsys.readouterr().err
     assert len(trials()) == 3
 
 
@@ -107,7 +107,7 @@ def test_input_that_fails_every_trial_ends_the_search(
 def test_other_held_out_rows_end_the_search(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["--over", "split.max_eval_rows=8,9", "--sampler", "grid"]
     assert main(["search", SWEEP, *tiny, *QUICK[:-1], *grid]) == 2
-    assert "other held-out rows" in capsys.readouterr().err
+    assert "different held-out rows" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -52,19 +52,22 @@ def test_values_on_the_command_line_and_in_an_experiment_are_axes_too(here: Path
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        (["trainer.learning_rate=1e-4"], "has one value, so it is not an axis"),
-        (["trainer.learning_rate=interval(1e-3,1e-5)"], "first end must be below its second"),
-        (["trainer.learning_rate=tag(log, interval(0,1))"], "must begin above 0"),
-        (["trainer.learning_rate=tag(lin, interval(1,2))"], "the only tag here is log"),
-        (["trainer.max_steps=tag(log, range(1,5))"], "goes around an interval"),
+        (["trainer.learning_rate=1e-4"], "has only one value, so it is not an axis"),
+        (["trainer.learning_rate=interval(1e-3,1e-5)"], "the lower end must come first"),
+        (["trainer.learning_rate=tag(log, interval(0,1))"], "both ends must be above 0"),
+        (["trainer.learning_rate=tag(lin, interval(1,2))"], "the only tag is log"),
+        (["trainer.max_steps=tag(log, range(1,5))"], "works only on an interval"),
         (["trainer.max_steps=range(5,5)"], "has no values"),
-        (["trainer.max_steps=interval(2,9)"], r"must be a whole number, not '5.5'; write int\(interval"),
+        (
+            ["trainer.max_steps=interval(2,9)"],
+            r"must be a whole number, not '5.5'; for whole numbers write int\(interval",
+        ),
         (["trainer.learning_rate=interval(-1,1)"], "learning_rate=-1.0: must be above 0"),
         (["trainer.learning_rat=interval(1,2)"], "did you mean trainer.learning_rate"),
-        (["seed=1,2", "seed=3,4"], "is an axis twice"),
+        (["seed=1,2", "seed=3,4"], "seed: given twice"),
         (["threads=1,2"], "are the same job"),
         (["split.filter=choice(answered,length)"], "cannot be swept"),
-        (["experiment=a,b"], "cannot be an axis"),
+        (["experiment=a,b"], "cannot be searched over"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_starts(tiny: list[str], axes: list[str], message: str) -> None:
@@ -84,8 +87,8 @@ def test_all_mistakes_come_at_once(tiny: list[str]) -> None:
         ({"trials": 0}, "--trials 0"),
         ({"at_once": 0}, "--at-once 0"),
         ({"confirm": 1}, "at least 2 seeds"),
-        ({"sampler": "grid"}, "there is no grid"),
-        ({"sampler": "cmaes"}, "needs two axes of numbers, there is 1 axis"),
+        ({"sampler": "grid"}, "--sampler grid needs a list of values"),
+        ({"sampler": "cmaes"}, "needs at least two numeric axes, not 1 axis"),
     ],
 )
 def test_wrong_options_are_refused(tiny: list[str], options: dict[str, object], message: str) -> None:
@@ -149,7 +152,7 @@ def test_a_file_of_lightning_hydra_template_is_understood(
     assert [axis.key for axis in space.axes] == ["trainer.learning_rate", "trainer.max_steps"]
     assert "trainer.weight_decay=0.1" in space.fixed
     assert (options.trials, options.sampler, options.at_once, options.seed) == (7, "random", 2, 1234)
-    assert "not used here: optimized_metric, hydra.sweeper.sampler.n_startup_trials" in caplog.text
+    assert "ignored: optimized_metric, hydra.sweeper.sampler.n_startup_trials" in caplog.text
     assert "storage" not in caplog.text
 
     space, options = read_command(["hparams_search=mine", *tiny], ["trainer.max_steps=2,3"], trials=3, sampler="tpe")
@@ -163,11 +166,11 @@ def test_a_file_of_lightning_hydra_template_is_understood(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("direction: minimize", "direction: maximize", "lowest held-out loss"),
-        ("RandomSampler", "NSGAIISampler", "no sampler here; there are tpe, random, grid, cmaes"),
+        ("direction: minimize", "direction: maximize", "a search minimizes held-out loss"),
+        ("RandomSampler", "NSGAIISampler", "not supported; available: tpe, random, grid, cmaes"),
         ("n_trials: 7", "n_trials: many", "must be a whole number"),
         ("hydra:\n", "hydra: [\n", "is not YAML"),
-        ("    params:\n", "    params: 3\n    other:\n", "must hold keys and values"),
+        ("    params:\n", "    params: 3\n    other:\n", "must contain keys and values"),
     ],
 )
 def test_what_such_a_file_cannot_have_is_named(here: Path, tiny: list[str], old: str, new: str, message: str) -> None:
@@ -180,7 +183,7 @@ def test_what_such_a_file_cannot_have_is_named(here: Path, tiny: list[str], old:
 def test_a_missing_file_is_named_with_those_there_are(here: Path, tiny: list[str]) -> None:
     (here / "hparams_search").mkdir()
     (here / "hparams_search" / "mine.yaml").write_text(HPARAMS)
-    with pytest.raises(ConfigError, match=r"hparams_search=yours: no such file.*there are mine"):
+    with pytest.raises(ConfigError, match=r"hparams_search=yours: no such file.*available: mine"):
         read_command(["hparams_search=yours", *tiny], [])
 
 

@@ -166,13 +166,13 @@ def test_ends_may_change_and_kinds_may_not(tmp_path: Path) -> None:
     assert len(search(tmp_path, 1, 5, SearchSpace(None, [], [wider, KIND])).trials()) == 5
     linear = SearchAxis("rate", "interval(1e-6,1)", low=1e-6, high=1.0)
     for axes in ([linear, KIND], [RATE, SearchAxis("kind", "a,b", choices=["a", "b"])], [RATE]):
-        with pytest.raises(FolderError, match=r"other values of (rate|kind); .*hydra.sweep.dir"):
+        with pytest.raises(FolderError, match=r"different values for (rate|kind); .*hydra.sweep.dir"):
             search(tmp_path, 1, 5, SearchSpace(None, [], axes))
 
 
 def test_a_damaged_record_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / JOURNAL).write_text('{"op_code": "x"}\nnot json\n')
-    with pytest.raises(FolderError, match=r"record of its search cannot be read .*hydra.sweep.dir"):
+    with pytest.raises(FolderError, match=r"record of the search cannot be read .*hydra.sweep.dir"):
         search(tmp_path, 1, 2)
 
 

@@ -40,19 +40,19 @@ def changed(path: str, value: object) -> str:
 
 # Each with a word of what the user is told. CANARY stands for the canary's path.
 CONFIGS = {
-    "target": (lambda: changed("_target_", "os.system"), "names no code to run"),
-    "target in a filter": (lambda: changed("filter/answered/_target_", "logging.FileHandler"), "names no code to run"),
+    "target": (lambda: changed("_target_", "os.system"), "must not name code to run"),
+    "target in a filter": (lambda: changed("filter/answered/_target_", "logging.FileHandler"), "must not name code"),
     "target in a free mapping": (
-        lambda: changed("trainer/sft_config", {"optim_args": {"_target_": "os.system"}}), "names no code to run",
+        lambda: changed("trainer/sft_config", {"optim_args": {"_target_": "os.system"}}), "must not name code to run",
     ),
-    "environment": (lambda: changed("store/path", "${oc.env:SFT_LAB_TEST_VALUE}"), "holds an interpolation"),
-    "environment in a key": (lambda: changed("${oc.env:SFT_LAB_TEST_VALUE}", 1), "holds an interpolation"),
-    "decoded": (lambda: changed("seed", "${oc.decode:'${oc.env:SFT_LAB_TEST_VALUE}'}"), "holds an interpolation"),
-    "escaped": (lambda: changed("store/path", "\\${oc.env:SFT_LAB_TEST_VALUE}"), "holds an interpolation"),
+    "environment": (lambda: changed("store/path", "${oc.env:SFT_LAB_TEST_VALUE}"), "contains an interpolation"),
+    "environment in a key": (lambda: changed("${oc.env:SFT_LAB_TEST_VALUE}", 1), "contains an interpolation"),
+    "decoded": (lambda: changed("seed", "${oc.decode:'${oc.env:SFT_LAB_TEST_VALUE}'}"), "contains an interpolation"),
+    "escaped": (lambda: changed("store/path", "\\${oc.env:SFT_LAB_TEST_VALUE}"), "contains an interpolation"),
     "python object": (lambda: f"{saved()}evil: {TOUCH}\n", "could not determine a constructor"),
     "python name": (lambda: f"{saved()}evil: !!python/name:os.system\n", "could not determine a constructor"),
     "python module": (lambda: f"{saved()}evil: !!python/module:antigravity\n", "could not determine a constructor"),
-    "a billion laughs": (lambda: f"{saved()}{BOMB}", "its aliases (&, *) come to more than"),
+    "a billion laughs": (lambda: f"{saved()}{BOMB}", "its aliases (&, *) expand to more than"),
     "inside itself": (lambda: f"{saved()}evil: &evil [*evil]\n", "or refer to themselves"),
     "deep": (lambda: f"{saved()}evil: {'[' * 500}{']' * 500}\n", "not YAML"),
     "remote code": (lambda: changed("model/trust_remote_code", True), "trust_remote_code"),
@@ -60,8 +60,8 @@ CONFIGS = {
     "list as a kind": (lambda: changed("dedup/kind", ["exact"]), "must be one of none, exact"),
     "login by a field of TRL": (lambda: changed("trainer/sft_config", {"hub_token": "x"}), "set by sft_lab"),
     "publishing by a field of TRL": (lambda: changed("trainer/sft_config", {"push_to_hub": True}), "set by sft_lab"),
-    "a token": (lambda: changed("tracking", {"kind": "wandb", "project": "hf_" + "A" * 34}), "tracking.project: holds"),
-    "a password": (lambda: changed("dataset/path", "https://user:pass1234@host/rows.jsonl"), "dataset.path: holds a"),
+    "a token": (lambda: changed("tracking", {"kind": "wandb", "project": "hf_" + "A" * 34}), "tracking.project: c"),
+    "a password": (lambda: changed("dataset/path", "https://user:pass1234@host/rows.jsonl"), "dataset.path: contains"),
 }  # fmt: skip
 
 
@@ -116,10 +116,10 @@ EXPERIMENTS = {
     "environment in a sweep": (
         "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {tracking.project: '${oc.env:SFT_LAB_TEST_VALUE},b'}",
         "reads the environment"),
-    "through Hydra": ("hydra:\n  job:\n    env_set:\n      SFT_LAB_EVIL: '1'", "hydra.job.env_set: set in a file"),
+    "through Hydra": ("hydra:\n  job:\n    env_set:\n      SFT_LAB_EVIL: '1'", "hydra.job.env_set: cannot be set"),
     "callback": ("hydra:\n  callbacks:\n    evil:\n      _target_: logging.FileHandler\n      filename: CANARY",
-                 "hydra.callbacks: set in a file"),
-    "working folder": ("hydra:\n  job:\n    chdir: true", "hydra.job.chdir: set in a file"),
+                 "hydra.callbacks: cannot be set in a file"),
+    "working folder": ("hydra:\n  job:\n    chdir: true", "hydra.job.chdir: cannot be set in a file"),
     "search path": ("hydra:\n  searchpath: [pkg://antigravity]", "hydra.searchpath"),
     "launcher's parts": ("hydra:\n  launcher:\n    evil:\n      _target_: logging.FileHandler\n      filename: CANARY",
                          "hydra.launcher"),

@@ -129,7 +129,7 @@ def test_faiss_that_is_missing_is_a_note(monkeypatch: pytest.MonkeyPatch) -> Non
     (missing,) = doctor.check_faiss()
     assert (missing.severity, "dedup.index=flat alone needs it" in missing.message) == (NOTE, True)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ModelError, match=r"'sft_lab\[faiss\]' for a processor or 'sft_lab\[gpu\]' for an NVIDIA GPU"):
+    with pytest.raises(ModelError, match=r"'sft_lab\[faiss\]' for a CPU or 'sft_lab\[gpu\]' for an NVIDIA GPU"):
         vector_search.gpus()
 
 
@@ -189,7 +189,8 @@ def test_a_store_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (found,) = doctor.check_store(file / "store")
     assert found.severity == PROBLEM
     assert found.message == (
-        f"{file}/store: cannot be written; set store.path or SFT_LAB_STORE to a folder of yours, or sft-lab store prune"
+        f"{file}/store: cannot be written; set store.path or SFT_LAB_STORE to a folder you can write to, or "
+        "sft-lab store prune"
     )
     monkeypatch.setattr(doctor, "MIN_FREE_DISK", 1e30)
     (full,) = doctor.check_store(tmp_path)

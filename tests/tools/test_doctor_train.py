@@ -70,6 +70,6 @@ def test_one_that_should_work_and_does_not(
 def test_no_such_model_is_no_table(temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--train", "--model", "tiny_randon"]) == 2
     told = capsys.readouterr()
-    assert "model=tiny_randon: no such option; there are" in told.err
+    assert "model=tiny_randon: no such option; available:" in told.err
     assert "| device |" not in told.out
     assert not any(temporary.iterdir())
