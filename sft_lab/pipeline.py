@@ -48,10 +48,11 @@ def prepare(config: DataConfig, context: StageContext, work: Preparation | None 
     Args:
         config: the stages.
         context: the tools they work with.
-        work: to read afterwards, where a stage may end the pipeline with an error; None: a new one.
+        work: to read afterwards, where a stage may end the pipeline with an error; None: a new one, of a run that
+            trains.
 
     Raises:
-        UserError: if the data set cannot be read, or no row of it can be used.
+        UserError: if the data set cannot be read, no row of it can be used, or too few are held out to judge a run.
         JobError: if no training row is left.
     """
     work = work or start(config, context)
@@ -59,7 +60,8 @@ def prepare(config: DataConfig, context: StageContext, work: Preparation | None 
     with during("load"):
         loaded = config.dataset(context, held_out=config.split.source())
 
-    sides = work.split(loaded, config.split, config.dataset.surplus)
+    with during("split"):
+        sides = work.split(loaded, config.split, config.dataset.surplus)
 
     train = sides.train
     for name, row_filter in config.filter.items():
@@ -76,17 +78,23 @@ def prepare(config: DataConfig, context: StageContext, work: Preparation | None 
     return work.finish(train, sides.held_out)  # template and tokenize, of both sides
 
 
-def start(config: DataConfig, context: StageContext) -> Preparation:
+def start(config: DataConfig, context: StageContext, *, to_train: bool = True) -> Preparation:
     """Return a preparation that has seen no rows yet; it takes them from stage to stage and counts them.
 
     From now on the context counts tokens by the config's template, in the pass that encodes the rows.
+
+    Args:
+        config: the stages.
+        context: the tools they work with.
+        to_train: refuse rows that no run could train on or be judged by; else they are only looked at.
     """
     from sft_lab.data.preparation import Preparation
     from sft_lab.data.tokens_and_labels import encode
 
     rules = label_rules(config)
     context.encode = lambda rows, template=config.template: encode(rows, template, context, rules)
-    return Preparation(context, config.trainer.max_length, loss_on_all=config.trainer.loss_on.name == "all")
+    loss_on_all = config.trainer.loss_on.name == "all"
+    return Preparation(context, config.trainer.max_length, loss_on_all=loss_on_all, to_train=to_train)
 
 
 def label_rules(config: DataConfig) -> LabelRules:

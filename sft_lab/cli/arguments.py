@@ -39,6 +39,7 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "Show jobs, folders, stored data stages, rows, steps and time before running anything.",
         """\
   sft-lab plan                                        the defaults: rows, tokens, steps
+  sft-lab plan dataset=my_conversations.jsonl         a file: its format, and whether it can be read
   sft-lab plan -m dedup.threshold=0.8,0.95 seed=1,2   a sweep: finished jobs, shared work
   sft-lab plan --probe                                train six steps to estimate all times
   sft-lab plan -m seed=1,2 launch=slurm               the batch script too, as it would be submitted

@@ -128,10 +128,10 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
     plan, jobs, failures = _launch(arguments, overrides, Work.PREPARE)
     if plan.swept:
         output.show_prepared_sweep([(job.folder, job.job.axes) for job in jobs])
-    elif not failures:
+    elif (folder := jobs[0].folder).report.exists():  # also where no training row is left
         if arguments.verbose:
-            show_model_rows(jobs[0].folder)
-        output.show_prepared(jobs[0].folder)
+            show_model_rows(folder)
+        output.show_prepared(folder)
     return _report(failures)
 
 
@@ -171,7 +171,12 @@ def _plan(arguments: Arguments, overrides: list[str]) -> int:
     raw_data = plan.describe_raw_data(forecasts)
     output.show_plan(forecasts, plan.shared_stages(forecasts), plan.same_rows(forecasts), raw_data)
     output.show_batch_script(plan.batch_script(forecasts))
-    return 0
+    refusals = [forecast.refusal for forecast in forecasts if forecast.refusal]
+    for message in dict.fromkeys(map(str, refusals)):
+        output.print_message(f"sft-lab: {message}")
+    if not refusals:
+        return 0
+    return 2 if all(isinstance(refusal, UserError) for refusal in refusals) else 1
 
 
 def _search(arguments: Arguments, overrides: list[str]) -> int:

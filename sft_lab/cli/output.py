@@ -95,10 +95,10 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
 def show_prepared(folder: RunDir) -> None:
     """Print the result of the data stages: waterfall, and the files to open next."""
     console().print(_waterfall(folder))
-    lines = [f"Data set: {folder.dataset}", f"Report: {folder.report}"]
+    lines = [f"Data set: {folder.dataset}"] if folder.dataset.exists() else []
     if any((tolerant_readers.read(folder.data).get("pairs") or {}).values()):
-        lines.insert(1, f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
-    print_lines(lines)
+        lines.append(f"Borderline pairs to decide: {folder.review} (then filter=[...,reviewed])")
+    print_lines([*lines, f"Report: {folder.report}"])
 
 
 def _waterfall(folder: RunDir) -> Table:
@@ -219,7 +219,8 @@ def show_plan(
     console(160).print(_plan_table(forecasts))
     lines = [f"{stage}: computed once for {jobs} jobs" for stage, jobs in shared if jobs > 1]
     lines += [_known_rows(forecasts[0])] if forecasts[0].stages else raw_data
-    unknown = [name for name, texts in _plan_columns(forecasts).items() if not any(texts)]
+    to_come = [forecast for forecast in forecasts if not forecast.refusal]
+    unknown = [name for name, texts in _plan_columns(forecasts).items() if to_come and not any(texts)]
     if counts := [name for name in unknown if name != "time"]:
         lines.append(
             f"{', '.join(counts).capitalize()}: unknown until the data is prepared; `sft-lab prepare` does only that"
@@ -271,6 +272,8 @@ def _plan_table(forecasts: list[JobForecast]) -> Table:
         values = (forecast.job_folder.job.axes.get(key, "") for key in axes)
         state = f"{forecast.job_folder.progress}{' (other versions)' if forecast.other_versions else ''}"
         data = "stored" if forecast.missing is None else f"computed from {forecast.missing[0]} on"
+        if forecast.refusal:
+            data = "refused"
         table.add_row(*values, state, *(texts[index] for texts in columns.values()), data)
     return table
 

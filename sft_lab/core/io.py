@@ -242,6 +242,10 @@ class HashingReader(io.RawIOBase):
     def rewound(self) -> io.FileIO:
         """Read the rest of the file and return the open file, rewound and seekable."""
         self.sha256()
+        return self.unhashed()
+
+    def unhashed(self) -> io.FileIO:
+        """Return the open file, rewound and seekable; what is read from it is not hashed."""
         self._file.seek(0)
         return self._file
 

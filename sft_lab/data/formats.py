@@ -92,6 +92,15 @@ def _needs(wanted: Format) -> str:
     return " or ".join("+".join(keys) for keys in COLUMNS_OF[wanted])
 
 
+def describe_reader(reader: Reader, present: Iterable[str]) -> str:
+    """Return the name of a reader's format and the columns that it reads, of those that are present."""
+    if isinstance(reader, OwnColumns):
+        return f"your columns {', '.join(f'{part}={column}' for part, column in reader.columns)}"
+    name = next(name for name, known in READERS.items() if known == reader)
+    columns = next((keys for keys in COLUMNS_OF[name] if set(keys) <= set(present)), ())
+    return f"{name.name} ({'+'.join(columns)})" if columns else name.name
+
+
 def _conversation(record: dict[str, Any], keys: tuple[str, ...] = CONVERSATION_KEYS) -> list[Message]:
     """Return the messages of a ShareGPT or chat record: a list of turns under one of ``keys``."""
     if not record.keys() & set(keys):

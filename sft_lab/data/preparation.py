@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_lab.core.errors import JobError, SourceError
+from sft_lab.core.errors import ConfigError, JobError
 from sft_lab.core.io import digest
 from sft_lab.core.log import log
 from sft_lab.core.rows import Rows
@@ -17,7 +17,7 @@ from sft_lab.core.selection import Selection
 from sft_lab.core.text import count_of
 from sft_lab.data.split import Sides, Split, group_hash
 from sft_lab.data.tokens_and_labels import Encoded, encode, tokenize
-from sft_lab.data.waterfall import Sources, Waterfall, commonest_causes, log_stage, stages_html
+from sft_lab.data.waterfall import Sources, Waterfall, log_stage, none_usable, stages_html
 
 if TYPE_CHECKING:
     import datasets
@@ -101,13 +101,16 @@ class Preparation:
         context: of the run.
         max_length: in tokens, template included.
         loss_on_all: whether every token trains.
+        to_train: refuse rows that no run could train on or be judged by; else they are only looked at.
     """
 
-    def __init__(self, context: StageContext, max_length: int, *, loss_on_all: bool) -> None:
+    def __init__(self, context: StageContext, max_length: int, *, loss_on_all: bool, to_train: bool = True) -> None:
         self._context = context
+        self._to_train = to_train
         self._max_length = max_length
         self._loss_on_all = loss_on_all
         self._steps: dict[str, tuple[Rows, Selection]] = {}
+        self.shortage = ""  # of held-out rows; see ``Sides``
         self.flow = Waterfall(context, np.zeros(0, np.int32), Sources([], np.zeros(0, np.int16)))
 
     def split(self, loaded: Loaded, split: Split, surplus: Callable[[Rows], np.ndarray] | None = None) -> Sides:
@@ -115,13 +118,10 @@ class Preparation:
 
         Raises:
             SourceError: if load could use no row at all.
+            ConfigError: if too few held-out rows can be used to judge a run.
         """
         if not len(loaded.rows):
-            raise SourceError(
-                f"dataset: none of its {len(loaded.selection.ids)} records can be used: "
-                f"{commonest_causes(loaded.selection)}; "
-                "docs/data.md has the row formats"
-            )
+            raise none_usable(loaded.selection)
         loading = self._context.take_new_entries()
         tokens = self._context.token_counts(loaded.rows).sum(axis=1)
         encoding = self._context.take_new_entries()
@@ -130,6 +130,9 @@ class Preparation:
         self.held_out_flow = Waterfall(self._context, tokens, sources, side="held out")
         self.grouped_by = loaded.grouped_by
         self.sides = sides = split(loaded.rows, self._context, surplus)
+        self.shortage = sides.shortage
+        if self._to_train and self.shortage:
+            raise ConfigError(self.shortage)
         position_of_record = np.full(len(loaded.selection.ids), -1)
         position_of_record[loaded.record_of_row] = np.arange(len(loaded.rows))
         self.flow.record("load", _with_limit(loaded, sides.side), position_of_record, loading)
@@ -198,28 +201,32 @@ class Preparation:
         """
         ready_held_out = self._ready(held_out, self.held_out_flow, loss_on_all=False)
         ready = self._ready(train, self.flow, loss_on_all=self._loss_on_all)
-        if not len(ready.rows):
-            losses = "; ".join(
-                f"{stage['stage']} dropped "
-                + self.flow.causes.get(
-                    stage["stage"], ", ".join(f"{rows} {reason}" for reason, rows in stage["dropped"].items())
-                )
-                for stage in self.flow.stages
-                if stage["dropped"]
-            )
-            strictest = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))["stage"]
-            remedy = (
-                "choose another template with template=..."
-                if strictest == "template"
-                else "loosen the stage that dropped the most"
-            )
-            raise JobError(f"no training row is left ({losses}); {remedy}, or give more rows")
+        if self._to_train and not len(ready.rows):
+            raise self.nothing_left()
         probe_rows = _probe(ready.rows, max(len(ready_held_out.rows), 1))
         probe = self._ready(probe_rows, None, loss_on_all=False)
         return Prepared(
             ready, ready_held_out, probe, self.sides, self.flow, self.held_out_flow, self.grouped_by,
             self._steps,
         )  # fmt: skip
+
+    def nothing_left(self) -> JobError:
+        """Return the error of a job without a training row: what each stage dropped, and what to do."""
+        losses = "; ".join(
+            f"{stage['stage']} dropped "
+            + self.flow.causes.get(
+                stage["stage"], ", ".join(f"{rows} {reason}" for reason, rows in stage["dropped"].items())
+            )
+            for stage in self.flow.stages
+            if stage["dropped"]
+        )
+        strictest = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))["stage"]
+        remedy = (
+            "choose another template with template=..."
+            if strictest == "template"
+            else "loosen the stage that dropped the most"
+        )
+        return JobError(f"no training row is left ({losses}); {remedy}, or give more rows")
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:
         """Return held-out rows under another template, outside the waterfall."""

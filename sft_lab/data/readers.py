@@ -77,13 +77,13 @@ def _kind(name: str) -> tuple[str, str]:
 Outcome = Record | None | SourceError
 
 
-def read(file: Path, name: str, store: Store, max_record_mb: float) -> Iterator[Outcome]:
+def read(file: Path, name: str, store: Store | None, max_record_mb: float) -> Iterator[Outcome]:
     """Yield every record of a file; its hash and its records come from the same opened file.
 
     Args:
         file: to read.
         name: of the file in messages: its path, or the URL from which it was copied.
-        store: that keeps the hash.
+        store: that keeps the hash; None: the file is not hashed, and not read further than its records are taken.
         max_record_mb: the longest record allowed, in MiB.
     """
     kind, packing = _kind(file.name)
@@ -91,7 +91,7 @@ def read(file: Path, name: str, store: Store, max_record_mb: float) -> Iterator[
         with _opened(file, store) as raw:
             buffered = _Buffered(raw, 2**20)
             if kind == ".parquet":
-                yield from _read_parquet(name, raw)
+                yield from _read_parquet(name, raw, is_hashed=store is not None)
             else:
                 yield from _READERS[kind](name, _unpacked(name, packing, buffered), max_record_mb)
     except _CUT_SHORT as error:
@@ -106,7 +106,7 @@ class _Buffered(io.BufferedReader):
 
 
 @contextmanager
-def _opened(file: Path, store: Store) -> Iterator[HashingReader]:
+def _opened(file: Path, store: Store | None) -> Iterator[HashingReader]:
     """Open a file for reading, and store its hash when it has been read.
 
     Raises:
@@ -116,7 +116,8 @@ def _opened(file: Path, store: Store) -> Iterator[HashingReader]:
         try:
             yield raw
         finally:  # also after a broken part: parts that are left out count for the hash
-            store.record_sha256(file, raw)
+            if store is not None:
+                store.record_sha256(file, raw)
 
 
 def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[bytes]:
@@ -216,13 +217,15 @@ def _read_lines(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[
             line = next(lines, None)
             if line is None:
                 return
+            is_list = lines.number == 1 and line.lstrip().startswith("[")
             record = json.loads(line, object_pairs_hook=unique_fields) if line.strip() else ...
         except SourceError as error:
             yield error
         except _CUT_SHORT as error:
             raise _cut_short(error, lines.number) from error
         except (ValueError, RecursionError) as error:
-            yield SourceError(f"{name}, line {lines.number}: not JSON ({error}); fix or remove the line")
+            remedy = "name the file .json if it holds one list" if is_list else "fix or remove the line"
+            yield SourceError(f"{name}, line {lines.number}: not JSON ({error}); {remedy}")
         else:
             if record is not ...:
                 yield record if isinstance(record, dict) else None
@@ -250,12 +253,13 @@ def _read_arrow(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[
     yield from _records_of(name, batches(), "an Arrow file")
 
 
-def _read_parquet(name: str, raw: HashingReader) -> Iterator[Outcome]:
+def _read_parquet(name: str, raw: HashingReader, *, is_hashed: bool) -> Iterator[Outcome]:
     import pyarrow.parquet as pq
 
     def batches() -> Iterator[pa.RecordBatch]:
         # Hashed first, since reading starts with the index at the end; a column's pages are read some at a time.
-        file = pq.ParquetFile(raw.rewound(), buffer_size=2**20, pre_buffer=False)
+        content = raw.rewound() if is_hashed else raw.unhashed()
+        file = pq.ParquetFile(content, buffer_size=2**20, pre_buffer=False)
         _refuse_duplicates(name, file.schema_arrow.names)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         size = sum(group.total_byte_size for group in groups)

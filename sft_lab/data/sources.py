@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,11 +90,29 @@ class File(Dataset):
             SourceError: if a file is broken, naming file and line, unless ``on_error=skip``.
         """
         files = self.local_files(store)
-        for file, name in zip(files, map(str, self._listed(store)), strict=True):
+        for record in self._records(files, self._listed(store), store):
+            yield "", record
+        store.store_sha256(files)
+
+    def beginning(self, view: Store, count: int) -> tuple[list[Record | None], bool]:
+        """Return the first records, at most ``count``, and whether there are no others; nothing is copied or hashed.
+
+        Raises:
+            SourceError: as ``records`` does.
+            NotStored: if a remote file is not in the store.
+        """
+        records = self._records(self.local_files(view, view), self._listed(view), None)
+        first = list(islice(records, count))
+        return first, next(records, ...) is ...
+
+    def _records(
+        self, files: list[Path], names: list[Path] | list[str], store: Store | None
+    ) -> Iterator[Record | None]:
+        for file, name in zip(files, map(str, names), strict=True):
             broken = 0
             for outcome in read(file, name, store, self.max_record_mb):
                 if not isinstance(outcome, SourceError):
-                    yield "", outcome
+                    yield outcome
                     continue
                 if self.on_error is OnError.fail:
                     if isinstance(outcome, OtherEncoding):
@@ -102,10 +121,9 @@ class File(Dataset):
                 broken += 1
                 if broken <= LOGGED:
                     log.warning("load: left out: %s", outcome)
-                yield "", None
+                yield None
             if broken > LOGGED:
                 log.warning("load: left out: %d more parts of %s", broken - LOGGED, name)
-        store.store_sha256(files)
 
 
 def file_problems(key: str, path: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -45,6 +45,7 @@ class Sides:
         held_out_selection: which of them are used, and why the others are not.
         test_rows: every row on the test side, on which only a chosen run is scored.
         test_selection: as for the held-out side.
+        shortage: why the held-out rows are too few to judge a run, and what to do; empty if they are enough.
     """
 
     side: Selection
@@ -53,6 +54,7 @@ class Sides:
     held_out_selection: Selection
     test_rows: Rows
     test_selection: Selection
+    shortage: str = ""
 
     def __repr__(self) -> str:
         sides = {"training": self.train, "held-out": self.held_out, "test": self.test}
@@ -154,9 +156,6 @@ class Split(Bounded, UsesContext, abc.ABC):
             rows: the loaded rows.
             context: for the tokenizer; None: the run's.
             surplus: returns which training rows are beyond the limit (``Dataset.surplus``).
-
-        Raises:
-            ConfigError: if too few held-out rows can be used to judge a run.
         """
         import numpy as np
 
@@ -180,12 +179,6 @@ class Split(Bounded, UsesContext, abc.ABC):
             test_rows,
             self._usable(test_rows, context),
         )
-        if self.wants_held_out() and len(sides.held_out) < self.min_eval_rows:
-            unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
-            raise ConfigError(
-                f"split.min_eval_rows={self.min_eval_rows}: only {len(sides.held_out)} held-out rows can be used "
-                f"({len(held_out_rows)} of {len(rows)} rows are held out{unused}); {self.remedy()}"
-            )
         long = sides.held_out_selection.dropped.get("over_max_eval_tokens", 0)
         if long > MANY_TOO_LONG * len(held_out_rows):
             context.notice(
@@ -193,7 +186,17 @@ class Split(Bounded, UsesContext, abc.ABC):
                 f"{self.max_eval_tokens} tokens and are not measured; raise it (up to trainer.max_length) to judge by "
                 "long rows too"
             )
-        return sides
+        return replace(sides, shortage=self._shortage(sides))
+
+    def _shortage(self, sides: Sides) -> str:
+        usable = len(sides.held_out)
+        if not self.wants_held_out() or usable >= self.min_eval_rows:
+            return ""
+        unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
+        return (
+            f"split.min_eval_rows={self.min_eval_rows}: only {usable} held-out rows can be used "
+            f"({len(sides.held_out_rows)} of {len(sides.side.ids)} rows are held out{unused}); {self.remedy()}"
+        )
 
     def _usable(self, rows: Rows, context: StageContext) -> Selection:
         import numpy as np

@@ -30,9 +30,10 @@ from sft_lab.core.selection import Selection, shared_strings
 from sft_lab.core.text import content_group
 from sft_lab.core.types import TEMPLATE_INPUTS
 from sft_lab.data.conversation import Cutter, texts_of
-from sft_lab.data.formats import TEXT, Reader, find_reader, read_record
+from sft_lab.data.formats import TEXT, Reader, describe_reader, find_reader, read_record
 from sft_lab.data.load import HELD_OUT, BadAnswers, Dataset, Record
 from sft_lab.data.messages import Message, Unreadable, Watched, without_surrogates
+from sft_lab.data.waterfall import commonest_causes, none_usable
 
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
@@ -135,7 +136,7 @@ class _Part:
         batches = self._batches(context)
         beginning = next(batches, None)
         if beginning is None:
-            raise SourceError(f"{self._part.named()}: holds no record; give a source with rows")
+            raise _no_record(self._part)
         columns, rule = self._guess(context, beginning)
         blocks = self._convert(context, folder, columns, rule, itertools.chain([beginning], batches))
         every_column = _union(columns, *(block.notes["columns"] for block in blocks))
@@ -179,10 +180,7 @@ class _Part:
                 count += len(batch)
                 columns = _union(columns, *(record for _, record in batch if record))
             if not columns:
-                raise SourceError(
-                    f"{self._part.named()}: none of its {count} records has columns; a record is a JSON object, or a "
-                    "line of a table with as many fields as the header"
-                ) from None
+                raise _no_columns(self._part, count) from None
             self._reader(columns)
         if self._group not in ("auto", "id_prefix"):
             return columns, self._group
@@ -276,6 +274,62 @@ class _Converter:
         columns = _union(*(record for _, record in batch if record))
         notes = {"columns": columns, "unread": dict(unread), "turns": dict(turns)}
         return with_notes(table, notes)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How the first records of a source would be read.
+
+    Attributes:
+        format: its name, and the columns that decided; empty if it is not recognized.
+        usable: how many become rows.
+        causes: why the others are dropped.
+        problem: why loading would fail if there were no other records; None if it would not.
+    """
+
+    format: str
+    usable: int
+    causes: str
+    problem: SourceError | None
+
+
+def read_beginning(part: Dataset, mixture: Dataset, records: list[Record | None]) -> Beginning:
+    """Read the first records of a source as ``write_table`` would, and write nothing.
+
+    Args:
+        part: the source.
+        mixture: the options that all parts have in common.
+        records: of the source.
+    """
+    columns = _union(*(record for record in records if record))
+    try:
+        if not records:
+            raise _no_record(part)
+        if not columns:
+            raise _no_columns(part, len(records))
+        reader = find_reader(part.format, part.columns, columns, needs_answers=mixture.needs_answers)
+    except SourceError as error:
+        return Beginning("", 0, "", error)
+    table = _Converter(reader, mixture, "", None, mixture.group, "content")(
+        ("", 0, [("", record) for record in records])
+    )
+    reasons, causes = (shared_strings(table[name]) for name in ("reason", "cause"))
+    size = len(reasons)
+    selection = Selection(RowIds(table["id"]), reasons, np.full(size, np.nan, np.float32), [""] * size, causes)
+    usable = int(selection.kept.sum())
+    problem = None if usable else none_usable(selection)
+    return Beginning(describe_reader(reader, columns), usable, commonest_causes(selection), problem)
+
+
+def _no_record(part: Dataset) -> SourceError:
+    return SourceError(f"{part.named()}: holds no record; give a source with rows")
+
+
+def _no_columns(part: Dataset, count: int) -> SourceError:
+    return SourceError(
+        f"{part.named()}: none of its {count} records has columns; a record is a JSON object, or a line of a table "
+        "with as many fields as the header; a file that holds one list of records is named .json"
+    )
 
 
 _RULES = ("auto", "id_prefix", "content")

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from sft_lab.core import parquet
 from sft_lab.core.context import StageContext
+from sft_lab.core.errors import SourceError
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import write_json
 from sft_lab.core.log import log
@@ -190,6 +191,16 @@ def commonest_causes(selection: Selection) -> str:
         for (reason, cause), count in counts.most_common(NAMED_CAUSES)
     ]
     return ", ".join([*causes, f"{rarer:,} rarer causes"] if (rarer := len(counts) - NAMED_CAUSES) > 0 else causes)
+
+
+def none_usable(selection: Selection) -> SourceError:
+    """Return the error of a data set of which load drops every record."""
+    cut = "dataset.leading_assistant=cut keeps what follows the first user turn; "
+    remedy = cut if "begins_with_assistant" in selection.dropped else ""
+    return SourceError(
+        f"dataset: none of its {len(selection.ids)} records can be used: {commonest_causes(selection)}; {remedy}"
+        "docs/data.md has the row formats"
+    )
 
 
 def _dropped(stage: str, selection: Selection) -> pa.Table:

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from sft_lab import config as configs
 from sft_lab import pipeline
 from sft_lab.core import tolerant_readers
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, SftLabError
+from sft_lab.core.errors import ConfigError, SftLabError, SourceError, all_problems
 from sft_lab.core.io import digest, flat, is_number
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
@@ -24,7 +24,8 @@ from sft_lab.dedup.forecast import forecast as forecast_dedup
 from sft_lab.jobs import slurm
 from sft_lab.jobs.layout import JobFolder, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
-from sft_lab.jobs.raw_data import RawData, count_raw_data
+from sft_lab.jobs.raw_data import FirstRecords, RawData, count_raw_data, read_first_records
+from sft_lab.run.checks import check_rows
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
 from sft_lab.run.launch_config import Slurm
@@ -67,6 +68,8 @@ class JobForecast:
         dedup: how long semantic dedup will take; empty where that is seconds, done or not known.
         held_out_rows: None until all data stages are stored.
         probe: what a probe has measured; empty without one.
+        first_records: what load would make of them; None once load is stored, or where they have been read already.
+        refusal: the error with which the job would end, as far as its stored or first rows show; None without one.
     """
 
     job_folder: JobFolder
@@ -84,6 +87,8 @@ class JobForecast:
     dedup: str
     held_out_rows: int | None = None
     probe: str = ""
+    first_records: FirstRecords | None = None
+    refusal: SftLabError | None = None
 
 
 class TimedRun(NamedTuple):
@@ -95,11 +100,16 @@ class TimedRun(NamedTuple):
 
 
 class StoredData(NamedTuple):
-    """A job's stored data: ``stages`` and ``missing`` as in ``JobForecast``, and the rows if all stages are stored."""
+    """A job's stored data: ``stages`` and ``missing`` as in ``JobForecast``, and the rows if all stages are stored.
+
+    Attributes:
+        refusal: the error with which training would refuse the rows.
+    """
 
     stages: list[dict[str, Any]]
     missing: tuple[str, str] | None
-    prepared: Prepared | None
+    prepared: Prepared | None = None
+    refusal: SftLabError | None = None
 
 
 def forecast_jobs(plan: configs.Plan) -> list[JobForecast]:
@@ -109,11 +119,26 @@ def forecast_jobs(plan: configs.Plan) -> list[JobForecast]:
         FolderError: if the job folders could not be created.
     """
     job_folders = find_job_folders(plan, to_start=False)
-    finished_runs = list(_finished_runs(job_folders[0].folder.path.parent))
-    tokenizers: dict[str, Any] = {}
-    footprints: dict[str, Footprint | None] = {}
+    known = _Known(list(_finished_runs(job_folders[0].folder.path.parent)))
     with silenced_log():
-        return [_forecast(job_folder, finished_runs, tokenizers, footprints) for job_folder in job_folders]
+        return [_forecast(job_folder, known) for job_folder in job_folders]
+
+
+@dataclass
+class _Known:
+    """What the forecasts of several jobs have in common, each found out once.
+
+    Attributes:
+        finished_runs: to estimate times from.
+        tokenizers: by model.
+        footprints: memory by model and trainer.
+        first_records: by data set.
+    """
+
+    finished_runs: list[TimedRun]
+    tokenizers: dict[str, Any] = field(default_factory=dict)
+    footprints: dict[str, Footprint | None] = field(default_factory=dict)
+    first_records: dict[str, FirstRecords] = field(default_factory=dict)
 
 
 def shared_stages(forecasts: list[JobForecast]) -> list[tuple[str, int]]:
@@ -155,7 +180,8 @@ def describe_raw_data(forecasts: list[JobForecast]) -> list[str]:
                 rows = _max_rows(run, raw)
                 steps = f"; at most {count_of(rows, 'row')} and {count_of(_planned_steps(run, rows), 'step')}"
             lines.append(f"Data before any stage: {count_of(raw.records, 'record')}{tokens}{steps}")
-    return lines
+    formats = [line for forecast in forecasts if forecast.first_records for line in forecast.first_records.lines]
+    return [*lines, *dict.fromkeys(formats)]
 
 
 def max_planned_steps(run: Run) -> int | None:
@@ -168,22 +194,10 @@ def _max_rows(run: Run, raw: RawData) -> int:
     return raw.records if run.dataset.limit is None else min(raw.records, run.dataset.limit)
 
 
-def _forecast(
-    job_folder: JobFolder,
-    finished_runs: list[TimedRun],
-    tokenizers: dict[str, Any],
-    footprints: dict[str, Footprint | None],
-) -> JobForecast:
-    """Return what is known of a job.
-
-    Args:
-        job_folder: the job and its folder.
-        finished_runs: runs to estimate the time from.
-        tokenizers: cache by model, shared by the jobs.
-        footprints: cache of memory footprints, shared by the jobs.
-    """
+def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
     run = job_folder.job.run
-    data = _stored_data(job_folder, tokenizers)
+    data = _stored_data(job_folder, known.tokenizers)
+    first_records = None if data.stages or data.refusal or job_folder.is_finished else _first_records(run, known)
     prepared = data.prepared
     rows = len(prepared.train.rows) if prepared else None
     steps = _steps(run, prepared)
@@ -193,9 +207,9 @@ def _forecast(
 
     saved = run.saved()
     shape = digest([saved["model"], *map(saved["trainer"].get, MEMORY_KEYS)])
-    if shape not in footprints:
-        footprints[shape] = _memory(run)
-    seconds, like = _time(run, steps, finished_runs)
+    if shape not in known.footprints:
+        known.footprints[shape] = _memory(run)
+    seconds, like = _time(run, steps, known.finished_runs)
     manifest = tolerant_readers.read(job_folder.folder.manifest) if job_folder.is_finished else {}
     return JobForecast(
         job_folder=job_folder,
@@ -208,11 +222,21 @@ def _forecast(
         epochs=epochs,
         seconds=seconds,
         like=like,
-        memory=footprints[shape],
+        memory=known.footprints[shape],
         trained_as=training_key(run, prepared) if prepared else None,
         dedup=forecast_dedup(run.dedup, _rows_before_dedup(data), run.threads),
         held_out_rows=len(prepared.held_out.rows) if prepared else None,
+        first_records=first_records,
+        refusal=first_records.refusal if first_records else data.refusal,
     )
+
+
+def _first_records(run: Run, known: _Known) -> FirstRecords:
+    saved = run.saved()
+    key = digest([saved["dataset"], saved["split"]])
+    if key not in known.first_records:
+        known.first_records[key] = read_first_records(run)
+    return known.first_records[key]
 
 
 def _rows_before_dedup(data: StoredData) -> int:
@@ -232,14 +256,22 @@ def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredDat
         return tokenizers[tokenizer_key]
 
     context = StageContext(StoreView(run.store.open().root), tokenizer, template_date(job_folder.folder.manifest))
-    work = pipeline.start(run, context)
+    work = pipeline.start(run, context, to_train=False)
     try:
         prepared = run.prepare(context, work)
-        return StoredData(work.stages, None, prepared)
     except NotStored as error:
-        return StoredData(work.stages, (error.stage, error.key), None)
+        refusal = ConfigError(work.shortage) if work.shortage else None
+        return StoredData(work.stages, (error.stage, error.key), refusal=refusal)
+    except (ConfigError, SourceError) as error:
+        if error.__dict__.get("stage") == "split":  # of rows that load has stored
+            return StoredData(work.stages, None, refusal=error)
+        return StoredData(work.stages, ("load", run.dataset.named()))  # cannot be reached now, for example
     except SftLabError:  # the model is not downloaded yet, for example: the run itself will say so
-        return StoredData(work.stages, ("model", tokenizer_key), None)
+        return StoredData(work.stages, ("model", tokenizer_key))
+    if not len(prepared.train.rows):
+        return StoredData(work.stages, None, prepared, work.nothing_left())
+    problems = check_rows(run, prepared)
+    return StoredData(work.stages, None, prepared, all_problems(problems) if problems else None)
 
 
 def _memory(run: Run) -> Footprint | None:

@@ -1,4 +1,4 @@
-"""Estimates for data that no stage has read yet: records by counting lines, tokens by a sample."""
+"""What is known of data that no stage has read: records by counting lines, tokens and format by a sample."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.core import parquet
-from sft_lab.core.errors import SftLabError
+from sft_lab.core.errors import SftLabError, SourceError
 from sft_lab.core.io import parse_json
 from sft_lab.core.store_view import NotStored, StoreView
+from sft_lab.core.text import count_of
 from sft_lab.data.sources import File
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sft_lab.data.table import Beginning
     from sft_lab.run.config import Run
 
+SAMPLED_RECORDS = 100  # at the start of a source, by which its format is recognized
 SAMPLED_LINES = 200  # at the start of a file, by which the tokens of all are estimated
 MAX_LINE = 2**20  # characters of a sampled line; a longer one ends the sample
 _BLOCK = 2**24  # bytes that are searched for line ends at a time
@@ -49,6 +52,55 @@ def count_raw_data(run: Run) -> RawData | None:
     if len(sources) < len(run.dataset.parts()) or not known or len(known) < len(counts):
         return None
     return RawData(sum(known), _estimate_tokens(run, dict(zip(files, known, strict=True))))
+
+
+@dataclass(frozen=True)
+class FirstRecords:
+    """What the load stage would make of the first records of a run's files.
+
+    Attributes:
+        lines: the format and the usable records of each source, for a reader.
+        refusal: the error with which loading will end; None where these records do not decide that.
+    """
+
+    lines: list[str]
+    refusal: SourceError | None
+
+
+def read_first_records(run: Run) -> FirstRecords:
+    """Read the first records of a run's files; of the remote ones, only those that are in the store already."""
+    from sft_lab.data.table import read_beginning
+
+    sources = {f" of {name}" if name else "": part for name, part in run.dataset.parts().items()}
+    if held_out := run.split.source():
+        sources[" of split.path"] = held_out
+    lines: list[str] = []
+    refusals: list[SourceError] = []
+    for name, source in sources.items():
+        if not isinstance(source, File):
+            continue
+        view = StoreView(run.store.open().root)
+        try:
+            records, are_all = source.beginning(view, SAMPLED_RECORDS)
+        except NotStored:
+            continue
+        except SourceError as error:
+            refusals.append(error)
+            continue
+        beginning = read_beginning(source, run.dataset, records)
+        if are_all and beginning.problem and (len(sources) == 1 or not beginning.format):
+            refusals.append(beginning.problem)
+        else:
+            lines.append(f"Format{name}: {_describe(beginning, len(records), are_all=are_all)}")
+    return FirstRecords(lines, refusals[0] if refusals else None)
+
+
+def _describe(beginning: Beginning, count: int, *, are_all: bool) -> str:
+    records = count_of(count, "record") if are_all else f"the first {count_of(count, 'record')}"
+    if not beginning.format:
+        return f"not recognized from {records}: {beginning.problem}"
+    dropped = f"; dropped: {beginning.causes}" if beginning.causes else ""
+    return f"{beginning.format}; {beginning.usable:,} of {records} can be used{dropped}"
 
 
 def _count_records(file: Path) -> int | None:

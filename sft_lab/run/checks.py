@@ -1,4 +1,7 @@
-"""Check what a run needs of this machine before any work: files, packages, folders. Nothing heavy is imported."""
+"""Check what a run needs of this machine before any work: files, packages, folders. Nothing heavy is imported.
+
+What training needs of the rows is checked when they are prepared.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sft_lab.core.errors import UserError
+from sft_lab.core.errors import ConfigError, UserError
 from sft_lab.core.packages import FAISS_REMEDY, is_url, package_path
 from sft_lab.dedup.graph_options import Index
 from sft_lab.run.identity import plugin_origins
+from sft_lab.training.config import refuse_no_step
 
 if TYPE_CHECKING:
+    from sft_lab.data.preparation import Prepared
     from sft_lab.run.config import Run
 
 THREADS_PER_CORE = 4  # at most
@@ -31,6 +36,22 @@ def check(run: Run) -> list[str]:
     for key, embedder in run.embedders().items():
         problems += embedder.check(key)
     return [*problems, *_check_plugins(run)]
+
+
+def check_rows(run: Run, data: Prepared) -> list[str]:
+    """Return what keeps a run from training on its prepared rows; empty when nothing."""
+    problems = [data.sides.shortage] if data.sides.shortage else []
+    if not run.trainer.packing:  # blocks are counted when packing has made them
+        try:
+            refuse_no_step(len(data.train.rows), run.trainer, run.launch.num_processes)
+        except ConfigError as error:
+            problems.append(str(error))
+    if run.trainer.uses_held_out_loss and not len(data.held_out.rows):
+        problems.append(
+            "trainer.load_best_model_at_end, trainer.early_stopping_patience: choose by the held-out loss, and no "
+            "row is held out; raise split.eval_share, or set them to false and null"
+        )
+    return problems
 
 
 def _check_threads(run: Run) -> list[str]:

@@ -15,7 +15,7 @@ from sft_lab.core.gpus import gpu_is_in_use, release_memory, use_one_gpu
 from sft_lab.core.hardware import rank, world
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import Work
-from sft_lab.run import inputs, resource_errors, twins
+from sft_lab.run import checks, inputs, resource_errors, twins
 from sft_lab.tracking.manifest import template_date
 
 if TYPE_CHECKING:
@@ -72,13 +72,24 @@ def _assist(run: Run, folder: RunDir) -> dict[str, Any]:
 
 
 def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str, Any]:
-    """Carry out the data stages, and write their report and the rows."""
+    """Carry out the data stages, and write their report and the rows.
+
+    Raises:
+        JobError: if no training row is left; the report is written before.
+    """
     console.show_in_notebook()
     with _data_session(run, path) as session:
-        data = pipeline.prepare(run, session.context)
+        work = pipeline.start(run, session.context, to_train=False)
+        data = pipeline.prepare(run, session.context, work)
+        for problem in checks.check_rows(run, data):
+            session.context.notice(f"training would be refused: {problem}")
         session.begin(data)
-        session.write_dataset(data)
-        return session.report(data)
+        if len(data.train.rows):
+            session.write_dataset(data)
+        summary = session.report(data)
+        if not len(data.train.rows):
+            raise work.nothing_left()
+        return summary
 
 
 def fill_store(run: Run, path: RunDir | Path | str | None = None) -> None:

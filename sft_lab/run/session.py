@@ -182,6 +182,7 @@ class Session:
     def _end(self, summary: dict[str, Any]) -> dict[str, Any]:
         for line in self._mirror.finish(summary):
             log.info("%s", line)
+        self._mirror = Mirror()  # it has ended, whatever comes
         return summary
 
     _work = Work.PREPARE

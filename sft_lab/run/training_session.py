@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sft_lab import pipeline
 from sft_lab.core import parquet
-from sft_lab.core.errors import ConfigError, FolderError, during
+from sft_lab.core.errors import FolderError, all_problems, during
 from sft_lab.core.gpus import gpu_is_in_use, has_gpu, release_memory
 from sft_lab.core.hardware import rank
 from sft_lab.core.io import finite, write_json, write_lines
@@ -16,6 +16,7 @@ from sft_lab.core.log import log
 from sft_lab.core.progress import Stopwatch
 from sft_lab.core.types import Work
 from sft_lab.run import data_report
+from sft_lab.run.checks import check_rows
 from sft_lab.run.evaluator import Evaluator
 from sft_lab.run.measurement import BaseMeasurement, Measurement
 from sft_lab.run.session import Session
@@ -25,7 +26,7 @@ from sft_lab.tracking.record import Lines, Record, Unwritten
 from sft_lab.training import model_io, trl_trainer
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.checkpoints import last_checkpoint
-from sft_lab.training.config import refuse_no_step, resolve_precision
+from sft_lab.training.config import resolve_precision
 from sft_lab.training.rehearsal import refuse_misfit, rehearse, warn_of_long_rows
 from sft_lab.training.sft_config import build_sft_config
 from sft_lab.training.weights import TRUST_KERNEL, packing_attention, takes_flash_attention
@@ -77,17 +78,12 @@ class TrainingSession(Session):
         """Write what the data stages did, start tracking and open the metrics.
 
         Raises:
-            ConfigError: if held-out rows are to decide when training ends, and there are none.
+            ConfigError: if the rows are too few for a step, or for what is to be decided by held-out rows.
         """
         super().begin(data)
-        if not self.run.trainer.packing:
-            refuse_no_step(len(data.train.rows), self.run.trainer, self.run.launch.num_processes)
+        if problems := check_rows(self.run, data):
+            raise all_problems(problems)
         warn_of_long_rows(data.train.tokens, self.run.model, self.run.trainer, self.context)
-        if self.run.trainer.uses_held_out_loss and not len(data.held_out.rows):
-            raise ConfigError(
-                "trainer.load_best_model_at_end, trainer.early_stopping_patience: choose by the held-out loss, and no "
-                "row is held out; raise split.eval_share, or set them to false and null"
-            )
 
         step = self.first_step()
         if not step and self.folder.metrics.exists():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wrong_input import PREPARE, Wrong
+from wrong_input import PREPARE, TRAIN, Wrong
 from wrong_words import written
 
 
@@ -45,6 +45,12 @@ def encoding(what: str, name: str, content: bytes) -> Wrong:
 
 def size(what: str, rows: Any, *words: str, **more: Any) -> Wrong:
     return source("sizes", what, "data.jsonl", rows, *words, **more)
+
+
+def held_out(what: str, rows: Any, *words: str) -> Wrong:
+    """Rows too few to be judged by, which ``prepare`` only mentions."""
+    maker = rows if callable(rows) else written("data.jsonl", rows)
+    return Wrong("sizes", what, [*TRAIN, "dataset=file", "dataset.path=data.jsonl", *words], maker)
 
 
 def rows(what: str, content: Any, *words: str, name: str = "data.jsonl") -> Wrong:
@@ -179,16 +185,16 @@ CASES = [
              + json.dumps(row(2, note="é"), ensure_ascii=False).encode("latin-1")),
     encoding("UTF-8 cut within a character", "data.json", '["é'.encode()[:-1]),
     encoding("no text at all", "data.jsonl", bytes(range(256))),
-    size("one row", lines([row(1)])),
-    size("all rows equal", lines([row(1)] * 100)),
+    held_out("one row", lines([row(1)])),
+    held_out("all rows equal", lines([row(1)] * 100)),
     size("no row usable", lines([conversation()] * 50 + [conversation(("human", "a"))] * 50)),
     size("a limit of no rows", GOOD, "dataset.limit=0"),
-    size("no row short enough to be held out", GOOD, "trainer.max_length=1", "filter.length.max_tokens=1",
-         "split.max_eval_tokens=1"),
-    size("more held-out rows wanted than there are", GOOD, "split.min_eval_rows=10000000",
-         "split.max_eval_rows=10000000"),
-    size("fewer rows in a held-out file than wanted", several({"data.jsonl": GOOD, "few.jsonl": lines([row(999)])}),
-         "split=file", "split.path=few.jsonl", "split.min_eval_rows=5"),
+    held_out("no row short enough to be held out", GOOD, "trainer.max_length=1", "filter.length.max_tokens=1",
+             "split.max_eval_tokens=1"),
+    held_out("more held-out rows wanted than there are", GOOD, "split.min_eval_rows=10000000",
+             "split.max_eval_rows=10000000"),
+    held_out("fewer rows in a held-out file than wanted", several({"data.jsonl": GOOD, "few.jsonl": lines([row(999)])}),
+             "split=file", "split.path=few.jsonl", "split.min_eval_rows=5"),
     size("a template that refuses every row", several({"data.jsonl": GOOD, "strict.jinja": STRICT}),
          "template=file", "template.path=strict.jinja", "split.eval_share=0", fails=True),
     size("all rows held out", GOOD, "split.eval_share=1"),

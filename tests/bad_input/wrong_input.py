@@ -17,7 +17,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 # A run that takes seconds, or is refused before it begins.
 SMALL = ["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "tracking=local", "threads=1"]
-PREPARE = ["prepare", *SMALL, "hydra.run.dir=run"]
+TRAIN = [*SMALL, "hydra.run.dir=run"]
+PREPARE = ["prepare", *TRAIN]
 
 
 @dataclass(frozen=True)

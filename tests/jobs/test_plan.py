@@ -132,10 +132,123 @@ def test_data_that_no_stage_has_read_is_counted_and_the_rest_is_unknown_once(
 def test_data_that_cannot_be_counted_is_not_guessed(
     name: str, here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = json.dumps([{"prompt": "a", "completion": "b"}])
+    row = {"prompt": "a", "completion": "b"}
+    text = json.dumps([row]) if name.endswith(".json") else json.dumps(row)
     Path(name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     assert main(["plan", *overrides, "dataset=file", f"dataset.path={name}"]) == 0
-    assert "Data before any stage" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "Data before any stage" not in output
+    assert "Format: prompt_completion (prompt+completion); 1 of 1 record can be used" in output
+
+
+def lines_of(rows: list[Any]) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+TALKS = [{"conversations": [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"{n}."}]}
+         for n in range(300)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("rows.jsonl", lines_of(TALKS), "sharegpt (conversations); 100 of the first 100 records can be used"),
+        ("rows.jsonl", lines_of([{"conversations": []}, *TALKS[:20]]),
+         "sharegpt (conversations); 20 of 21 records can be used; dropped: 1 empty ("),
+        ("rows.csv", "question,context,answer\nWhy?,,So.\n", "question_answer (question+answer); 1 of 1 record can"),
+        ("rows.jsonl", lines_of([{"ask": "a", "reply": "b"}] * 200),
+         "not recognized from the first 100 records: dataset.format=auto: the source's columns ['ask', 'reply'] fit"),
+        ("rows.jsonl", lines_of([{"conversations": []}] * 101),
+         "sharegpt (conversations); 0 of the first 100 records can be used; dropped: 100 empty ("),
+        ("rows.jsonl", lines_of(TALKS[:150]) + "no JSON", "100 of the first 100 records can be used"),
+    ],
+)  # fmt: skip
+def test_the_format_is_recognized_from_the_first_records(
+    name: str, content: str, line: str, here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text(content)
+    before = everything(here)
+    assert main(["plan", *overrides, "dataset=file", f"dataset.path={name}"]) == 0
+    (told,) = [found for found in capsys.readouterr().out.splitlines() if found.startswith("Format: ")]
+    assert line in told
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", ""),
+        ("rows.jsonl", "no JSON\n"),
+        ("rows.jsonl", lines_of([{"ask": "a", "reply": "b"}] * 9)),
+        ("rows.jsonl", lines_of([{"conversations": []}] * 100)),
+        ("rows.jsonl", lines_of([[1], [2]])),
+        ("rows.jsonl", json.dumps(TALKS, indent=1)),
+        ("rows.csv", "q,a\nWhy?,So.\n"),
+        ("rows.parquet", ""),
+    ],
+)
+def test_a_file_without_a_readable_row_is_refused_as_a_run_would(
+    name: str, content: str, here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text(content)
+    words = [*overrides, "dataset=file", f"dataset.path={name}"]
+    assert main(["plan", *words]) == 2
+    shown = capsys.readouterr()
+    assert " refused" in shown.out
+    assert "until prepared" not in shown.out
+    assert main(["prepare", *words]) == 2
+    assert shown.err.strip() == capsys.readouterr().err.splitlines()[-1]
+    assert {path.name for path in here.iterdir()} == {name, "store"}
+
+
+def test_one_of_two_data_sets_is_refused(here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("good.jsonl").write_text(lines_of(TALKS))
+    Path("bad.jsonl").write_text(lines_of([{"ask": "a", "reply": "b"}]))
+    assert main(["plan", "-m", *overrides, "dataset=file", "dataset.path=good.jsonl,bad.jsonl", "seed=1,2"]) == 2
+    shown = capsys.readouterr()
+    assert [shown.out.count(word) for word in ("computed from load on", "refused", "Format: sharegpt")] == [2, 2, 1]
+    assert shown.err.count("fit no known format") == 1
+
+
+def test_rows_that_are_held_out_from_another_file_are_looked_at_too(
+    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("rows.jsonl").write_text(lines_of(TALKS))
+    Path("held.csv").write_text("q,a\nWhy?,So.\n")
+    words = ["dataset=file", "dataset.path=rows.jsonl", "split=file", "split.path=held.csv"]
+    assert main(["plan", *overrides, *words]) == 2
+    assert "['q', 'a'] fit no known format" in capsys.readouterr().err
+    Path("held.csv").write_text("prompt,completion\nWhy?,So.\n")
+    assert main(["plan", *overrides, *words]) == 0
+    assert "Format of split.path: prompt_completion" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "split.min_eval_rows=8: only"),
+        (["filter.length.max_tokens=1"], 1, "no training row is left (split dropped"),
+    ],
+)
+def test_rows_that_no_run_can_train_on_are_refused_once_they_are_known(
+    words: list[str],
+    code: int,
+    message: str,
+    here: Path,
+    overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "FRESH", -1)  # the file is seconds old
+    Path("rows.jsonl").write_text(lines_of(TALKS[:20]))
+    job = [*overrides, *words, "dataset=file", "dataset.path=rows.jsonl", "dataset.limit=null"]
+    main(["prepare", *job])
+    capsys.readouterr()
+    assert main(["plan", *job]) == code
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"sft-lab: {message}")
+    assert "Rows after each stage: load 20" in shown.out
+    assert main([*job, "hydra.run.dir=run"]) == 2
 
 
 def test_what_a_cluster_is_asked_for(here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:

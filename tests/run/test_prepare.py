@@ -34,6 +34,66 @@ def talks(path: Path, answers: list[str]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("count", [60, 5, 1])
+def test_rows_too_few_to_train_on_are_shown_all_the_same(
+    count: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = talks(here / "rows.jsonl", [f"{LONG}{n}." for n in range(count)])
+    words = [*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}"]
+    folder = prepared([*words, "hydra.run.dir=prepared"])
+    shown = capsys.readouterr()
+    problem = "training would be refused: split.min_eval_rows=8: only"
+    assert shown.err.count(problem) == 1
+    assert "Waterfall" in shown.out
+    kept = read_json(folder.waterfall)["stages"][-1]["rows_kept"]
+    assert 0 < kept <= count
+    assert len(datasets.load_from_disk(folder.dataset)["train"]) == kept
+    assert read_json(folder.data)["model_rows"]
+    assert problem in html.unescape(folder.report.read_text(encoding="utf-8"))
+    assert main([*words, "hydra.run.dir=run"]) == 2
+    assert "split.min_eval_rows=8: only" in capsys.readouterr().err
+    assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["filter.length.max_tokens=3"], ["filter=answered"]])
+def test_rows_that_all_fail_a_filter_are_shown_before_the_error(
+    words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["" if words == ["filter=answered"] else f"{LONG}{n}." for n in range(60)]
+    rows = talks(here / "rows.jsonl", answers)
+    job = [*MINHASH, "dataset=file", f"dataset.path={rows}", *words, "hydra.run.dir=prepared"]
+    for _ in range(2):  # a failed job is done again
+        assert main(["prepare", *job]) == 1
+        shown = capsys.readouterr()
+        assert shown.err.count("sft-lab: no training row is left (split dropped") == 1
+        assert "Waterfall" in shown.out
+        assert "Data set" not in shown.out
+    folder = RunDir(here / "prepared")
+    assert read_json(folder.status)["state"] == "failed"
+    assert not folder.dataset.exists()
+    assert read_json(folder.waterfall)["stages"][-1]["rows_kept"] == 0
+    dropped = pq.read_table(folder.dropped).to_pylist()
+    assert {row["reason"] for row in dropped} >= {"held_out", "empty_answer" if "" in answers else "over_max_tokens"}
+    assert "rows.jsonl" in folder.report.read_text(encoding="utf-8")
+
+
+def test_rows_that_fill_no_batch_are_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = talks(here / "rows.jsonl", [f"{LONG}{n}." for n in range(3)])
+    words = [*MINHASH, "dataset=file", f"dataset.path={rows}", "split.eval_share=0", "dedup=none"]
+    prepared([*words, "trainer.sft_config.dataloader_drop_last=true", "hydra.run.dir=prepared"])
+    assert "training would be refused: trainer.per_device_train_batch_size=" in capsys.readouterr().err
+
+
+def test_records_of_which_none_is_usable_leave_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{"from": "gpt", "value": "Hello."}, {"from": "human", "value": "Hi."}]
+    (here / "rows.jsonl").write_text(f"{json.dumps({'conversations': turns})}\n" * 9)
+    assert main(["prepare", *MINHASH, "dataset=file", "dataset.path=rows.jsonl", "hydra.run.dir=prepared"]) == 2
+    error = capsys.readouterr().err
+    assert "none of its 9 records can be used: 9 begins_with_assistant" in error
+    assert "dataset.leading_assistant=cut keeps" in error
+    assert [path.name for path in here.iterdir()] == ["rows.jsonl"]
+
+
 LONG = "The river runs past the old mill, under the stone bridge and through the meadows to the sea, slowly, number "
 
 
