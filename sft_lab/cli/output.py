@@ -16,6 +16,7 @@ from sft_lab.core import tolerant_readers
 from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.redaction import printable, redact
 from sft_lab.core.text import count_of
+from sft_lab.core.verdict_warnings import verdict_with_warnings, warnings_beside
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,7 +112,7 @@ def _waterfall(folder: RunDir) -> Table:
 
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
-    """Return losses, verdict, advice and speed in a few lines."""
+    """Return losses, verdict, warnings, advice and speed in a few lines."""
     lines = []
     base, tuned = summary["base/eval_loss"], summary["eval/loss"]
     if base and tuned is not None:
@@ -126,6 +127,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"Held-out loss: {base:.4f} base -> not a number")
     evidence = summary["evidence"][-1]["says"] if summary["evidence"] else ""
     lines.append(f"Verdict: {summary['verdict']} (by held-out loss: {evidence})")
+    lines += [f"Warning: {warning.sentence}" for warning in warnings_beside(summary)]
     if advice := summary.get("advice"):
         lines.append(f"Next: {advice['says']} Try {advice['override']}")
     speed = summary["tokens_per_second"] or 0
@@ -161,7 +163,7 @@ def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
         summary = tolerant_readers.read(folder.summary, [])
         numbers = [_number(summary.get(name)) for name in ("eval/loss", "eval/bits_per_byte", "gap")]
         rows = str(summary.get("train_rows", ""))
-        verdict = summary.get("verdict", "")
+        verdict = verdict_with_warnings(summary)
         if same_as := summary.get("same_as"):
             other = axes_by_name.get(same_as, {})
             differing = [f"{key.rpartition('.')[2]}={other[key]}" for key in other if other[key] != values.get(key)]

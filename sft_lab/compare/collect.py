@@ -18,6 +18,7 @@ from sft_lab.core.run_dir import REPLACED, RunDir
 from sft_lab.core.run_state import CUT_OFF, NOT_STARTED, current_state
 from sft_lab.core.tolerant_readers import read, read_config, read_lines, read_metrics, read_overrides
 from sft_lab.core.types import Curve, RunState, Verdict, Work
+from sft_lab.core.verdict_warnings import verdict_with_warnings
 from sft_lab.report.figures import extract_curve
 from sft_lab.run.identity import completed
 
@@ -89,7 +90,7 @@ class ComparedJob:
     twins: list[ComparedJob] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        verdict = self.summary.get("verdict")
+        verdict = verdict_with_warnings(self.summary)
         return f"ComparedJob({self.name}: {self.state}{f', {verdict}' if verdict else ''})"
 
     @property

@@ -9,6 +9,7 @@ from sft_lab.compare.axes import format_value, short_names
 from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.io import is_number
 from sft_lab.core.notebook import html_table
+from sft_lab.core.verdict_warnings import VerdictWarning, warnings_beside
 from sft_lab.report.formatting import with_minus
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class TableRow(NamedTuple):
         state: of the job; the name of a base model.
         numbers: in the order of the columns; empty where a number is not known.
         verdict: of a finished job.
+        warnings: beside the verdict.
         error: first line of what stopped the job.
         is_best: whether no other job has a lower loss.
     """
@@ -55,6 +57,7 @@ class TableRow(NamedTuple):
     state: str
     numbers: list[str]
     verdict: str = ""
+    warnings: tuple[VerdictWarning, ...] = ()
     error: str = ""
     is_best: bool = False
 
@@ -79,6 +82,7 @@ def build_rows(comparison: Comparison) -> list[TableRow]:
                 job.state,
                 _format_numbers(job.numbers, columns),
                 verdict=str(job.summary.get("verdict") or "").replace("_", " "),
+                warnings=tuple(warnings_beside(job.summary)),
                 error=next((line.strip() for line in job.error.splitlines() if line.strip()), ""),
                 is_best=job is comparison.best,
             )
@@ -157,6 +161,7 @@ def _headings(comparison: Comparison) -> list[str]:
 
 
 def _cells(comparison: Comparison, row: TableRow) -> list[str]:
-    verdict = "; ".join(filter(None, [row.verdict, row.error[:ERROR_WIDTH]]))
+    warnings = [warning.short for warning in row.warnings]
+    verdict = "; ".join(filter(None, [row.verdict, *warnings, row.error[:ERROR_WIDTH]]))
     names = [] if comparison.axes else [row.job.name if row.job else ""]
     return ["*" if row.is_best else "", *row.axes, row.state, *row.numbers, verdict, *names]

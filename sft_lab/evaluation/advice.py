@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sft_lab.core.types import Verdict
-
-MAX_ECHOED_SHARE = 0.5  # of answers that only repeat the question, from which a healthy run is doubted
-CLEARLY_LESS = 0.95  # of the tuned model's bits per byte
+from sft_lab.core.verdict_warnings import answers_repeat_the_question, prompted_is_better
 
 
 def advise(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dict[str, str] | None:
     """Return what to try next; None if there is nothing to try.
 
-    A healthy run gets advice only if its summary gives a reason to doubt it.
+    A healthy run gets advice only if there is a warning beside its verdict.
 
     Args:
         verdict: of the run.
@@ -21,8 +19,8 @@ def advise(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dic
         summary: its metrics, including those of its answers and of the prompted base model.
     """
     if verdict == Verdict.HEALTHY:
-        reason = _reason_to_doubt(summary or {})
-        suggestion = (reason, _train_for(2, run.trainer)) if reason else None
+        sentence = _despite_warnings(summary or {})
+        suggestion = (sentence, _train_for(2, run.trainer)) if sentence else None
     else:
         suggestion = _suggestions(run).get(verdict)
     return {"says": suggestion[0], "override": suggestion[1]} if suggestion else None
@@ -70,19 +68,10 @@ def _train_for(factor: float, trainer: Any) -> str:
     return f"trainer.num_train_epochs={factor * trainer.num_train_epochs:g}"
 
 
-def _reason_to_doubt(summary: dict[str, Any]) -> str:
-    """Return why a healthy run may still be useless; empty if nothing suggests it."""
-    echoed = summary.get("outputs/echoed_share") or 0.0
-    if echoed >= MAX_ECHOED_SHARE:
-        return (
-            f"{echoed:.0%} of its answers only repeat the question: it has learned too little to answer; train longer."
-        )
-
-    tuned, prompted = summary.get("eval/bits_per_byte"), summary.get("prompted/eval_bits_per_byte")
-    if tuned is not None and prompted is not None and prompted <= tuned:
-        state = "better" if prompted < CLEARLY_LESS * tuned else "as good"
-        return (
-            f"The base model with a prompt is {state} ({prompted:.4f} bits per byte, tuned {tuned:.4f}): a prompt may "
-            "do; else train longer or on more rows."
-        )
+def _despite_warnings(summary: dict[str, Any]) -> str:
+    """Return what to do about a healthy run with a warning; empty without one."""
+    if answers_repeat_the_question(summary):
+        return "It has learned too little to answer: train longer."
+    if prompted_is_better(summary):
+        return "A prompt may be enough; if not, train longer or on more rows."
     return ""

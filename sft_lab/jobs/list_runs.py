@@ -13,6 +13,7 @@ from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.run_state import BROKEN, NOT_STARTED, current_state
 from sft_lab.core.types import Work
+from sft_lab.core.verdict_warnings import warnings_beside
 from sft_lab.tracking import manifest
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class RunLine:
         time: when the state was written, ISO 8601 in UTC.
         other_versions: packages whose versions are not those installed now, each as ``name version``.
         problems: what cannot be read, a file each.
+        warnings: beside the verdict, in a few words.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class RunLine:
     time: str = ""
     other_versions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def list_runs(root: Path | None = None) -> list[RunLine]:
@@ -96,6 +99,7 @@ def run_line(folder: RunDir, installed: dict[str, str]) -> RunLine:
         time=str(status.get("time", "")),
         other_versions=[f"{name} {version}" for name, version in other_versions(content, installed).items()],
         problems=problems,
+        warnings=[warning.short for warning in warnings_beside(summary)],
     )
 
 
@@ -118,7 +122,8 @@ def table(lines: list[RunLine]) -> Table:
         rows = "" if line.rows is None else f"{line.rows:,}"
         notes = "; ".join([*line.problems, *(["*"] if line.other_versions else [])])
         time = line.time[:16].replace("T", " ")
-        runs.add_row(str(line.path), line.state, line.work, line.verdict, *numbers, rows, time, notes)
+        verdict = "; ".join(filter(None, [line.verdict, *line.warnings]))
+        runs.add_row(str(line.path), line.state, line.work, verdict, *numbers, rows, time, notes)
 
     if packages := sorted({name for line in lines for name in line.other_versions}):
         listed = ", ".join(packages[:MAX_PACKAGES])

@@ -18,6 +18,7 @@ from sft_lab.core.params import plain
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.run_discovery import open_run_dir
 from sft_lab.core.types import Work
+from sft_lab.core.verdict_warnings import verdict_with_warnings
 from sft_lab.data.mixture import Ingredient
 from sft_lab.jobs import environment
 from sft_lab.run.config import Run
@@ -242,7 +243,7 @@ def _header(folder: RunDir, name: str) -> str:
     files = (folder.manifest, folder.status, folder.summary)
     manifest, status, summary = (tolerant_readers.read(file, []) for file in files)
     prepared = status.get("work") == Work.PREPARE
-    base, loss, verdict = (summary.get(key) for key in ("base/eval_loss", "eval/loss", "verdict"))
+    base, loss, verdict = summary.get("base/eval_loss"), summary.get("eval/loss"), verdict_with_warnings(summary)
     if isinstance(loss, float):
         before = f"{base:.4f} base -> " if isinstance(base, float) else ""
         numbers = f"held-out loss {before}{loss:.4f} tuned, verdict {verdict}"

@@ -10,6 +10,7 @@ from sft_lab.core.errors import FolderError
 from sft_lab.core.io import LONG, flat, is_number, parse_json, read_json, read_text
 from sft_lab.core.tolerant_readers import TASKS
 from sft_lab.core.types import Work
+from sft_lab.core.verdict_warnings import PROMPTED_IS_BETTER
 from sft_lab.jobs.environment import Difference
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ ROW_TOLERANCE = 1e-2  # relative, of one held-out row's negative log-likelihood
 ROW_SLACK = 0.05  # nats; a memorized row has almost none, which makes relative errors large
 TIMES = {"tokens_per_second", "watching_share", "train_seconds", "measuring_seconds", "seconds"}
 # What follows from losses that are compared themselves: a difference far below the tolerance may turn it over.
-DERIVED = {"gap", "best_step", "converged_at", "evidence", "objective"}
+DERIVED = {"gap", "best_step", "converged_at", "evidence", "objective", PROMPTED_IS_BETTER}
 
 Numbers = dict[str, dict[str, Any]]  # by file and name, then by row, step or part
 

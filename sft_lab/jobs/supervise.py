@@ -22,6 +22,7 @@ from sft_lab.core.errors import FolderError
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.types import RunState, Work
+from sft_lab.core.verdict_warnings import verdict_with_warnings
 
 POLL_SECONDS = 0.2  # between two checks of a child process
 
@@ -143,7 +144,7 @@ def result_line(folder: RunDir, seconds: float | None = None) -> str:
     if summary.get("same_as"):
         return f"{line if seconds else 'finished'}  with the result of {summary['same_as']}"
     loss = summary.get("eval/loss")
-    parts = [line, f"held-out loss {loss:.4f}" if loss is not None else "", str(summary.get("verdict") or "")]
+    parts = [line, f"held-out loss {loss:.4f}" if loss is not None else "", verdict_with_warnings(summary)]
     return "  ".join(filter(None, parts))
 
 

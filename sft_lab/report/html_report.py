@@ -12,6 +12,7 @@ from sft_lab.core.io import is_number, read_text
 from sft_lab.core.run_names import option_names, set_values
 from sft_lab.core.tolerant_readers import extra_keys, read, read_config, read_lines
 from sft_lab.core.types import RunState, Verdict, Work
+from sft_lab.core.verdict_warnings import warnings_beside
 from sft_lab.report.figures import draw_figures
 from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, with_minus
 from sft_lab.report.pages import template_environment, write_page
@@ -111,6 +112,7 @@ def _content(folder: RunDir) -> dict[str, Any]:
         "summary": summary,
         "tone": tone,
         "meaning": meaning,
+        "warnings": warnings_beside(summary),
         "state": _state_to_show(status, has_result=bool(summary) or status.get("work") == Work.PREPARE),
         "error": status.get("error"),
         "numbers": _key_numbers(summary),
@@ -161,7 +163,7 @@ def _state_to_show(status: dict[str, Any], *, has_result: bool) -> str | None:
 def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:
     """Return the key numbers that the summary has."""
     get = summary.get
-    prompted = _format_known("; the base model with a prompt: {:.3f}", get("prompted/eval_bits_per_byte"))
+    prompted = _format_known("; prompted base model: {:.3f}", get("prompted/eval_bits_per_byte"))
     gap, rate = get("gap"), get("tokens_per_second")
     numbers = [
         _beside_base("Held-out loss", get("base/eval_loss"), get("eval/loss"), "nats per token"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_lab.core.verdict_warnings import PROMPTED_IS_BETTER, prompted_is_better
 from sft_lab.evaluation import verdict
 from sft_lab.evaluation.advice import advise
 
@@ -59,6 +60,7 @@ def summarize(
         **tuned.numbers,
         **{f"base/{name.replace('/', '_')}": value for name, value in base.numbers.items()},
         **prompted,
+        **({PROMPTED_IS_BETTER: prompted_is_better(tuned.numbers | prompted)} if prompted else {}),
         "base/eval_loss_untrained_template": base.untrained.loss if base.untrained else None,
         "train/loss": losses[-1][1] if losses else None,
         "gap": loss - tuned.numbers["train/probe_loss"] if loss is not None else None,

@@ -143,12 +143,12 @@ def test_every_verdict_but_healthy_says_what_to_try() -> None:
     assert advise("healthy", run) is None
     better = {"eval/bits_per_byte": 1.0, "prompted/eval_bits_per_byte": 1.1, "outputs/echoed_share": 0.1}
     assert advise("healthy", run, better) is None
-    as_good = advise("healthy", run, better | {"prompted/eval_bits_per_byte": 0.99})
-    assert as_good
-    assert "a prompt may do" in as_good["says"]
+    beaten = advise("healthy", run, better | {"prompted/eval_bits_per_byte": 0.99})
+    assert beaten
+    assert "A prompt may be enough" in beaten["says"]
     parrot = advise("healthy", run, better | {"outputs/echoed_share": 0.9})
     assert parrot
-    assert "only repeat the question" in parrot["says"]
+    assert "learned too little to answer" in parrot["says"]
     for name in VERDICTS.keys() - {"healthy"}:
         advice = advise(name, run)
         assert advice is not None
