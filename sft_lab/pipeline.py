@@ -53,7 +53,7 @@ def prepare(config: DataConfig, context: StageContext, work: Preparation | None 
 
     Raises:
         UserError: if the data set cannot be read, no row of it can be used, or too few are held out to judge a run.
-        JobError: if no training row is left.
+        JobError: if no training rows are left.
     """
     work = work or start(config, context)
 

@@ -128,7 +128,7 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
     plan, jobs, failures = _launch(arguments, overrides, Work.PREPARE)
     if plan.swept:
         output.show_prepared_sweep([(job.folder, job.job.axes) for job in jobs])
-    elif (folder := jobs[0].folder).report.exists():  # also where no training row is left
+    elif (folder := jobs[0].folder).report.exists():  # also where no training rows are left
         if arguments.verbose:
             show_model_rows(folder)
         output.show_prepared(folder)

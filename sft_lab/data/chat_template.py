@@ -65,8 +65,8 @@ class Template(Bounded, ReadsFiles, UsesContext, abc.ABC):
         if renderer.foreign:
             context.notice(
                 f"template: writes {' '.join(renderer.foreign)} between an answer and its end of turn "
-                f"{renderer.end_of_turn}; that is no special token of this tokenizer, so the model would learn to "
-                "write it as words; take it out of the template, or use the one of this model (template=auto)"
+                f"{renderer.end_of_turn}, but this tokenizer does not have it as a special token, so the model would "
+                "learn to write it as text; remove it from the template, or use the model's own (template=auto)"
             )
         return renderer
 

@@ -34,7 +34,7 @@ def refuse_missing_tools(inputs: dict[str, Any], text: str) -> None:
         if not isinstance(name, str):
             raise CannotRender("tools_unreadable")
         if name not in text:
-            raise CannotRender("tools_not_rendered", f"the template writes no tool {name}")
+            raise CannotRender("tools_not_rendered", f"the template does not write the tool {name}")
 
 
 def _leaves(value: Any) -> Iterator[Any]:

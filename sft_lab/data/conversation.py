@@ -45,7 +45,7 @@ class Cutter:
             Unreadable: if it cannot be used.
         """
         if not messages:
-            raise Unreadable("neither a turn nor a text", "empty")
+            raise Unreadable("no turns and no text", "empty")
         if messages[0]["role"] == TEXT:
             return [], messages
         start = next((i for i, message in enumerate(messages) if message["role"] not in SYSTEM_ROLES), len(messages))
@@ -53,7 +53,7 @@ class Cutter:
         lost: dict[str, int] = {}
         if talk and talk[0]["role"] == "assistant":
             if self.leading is LeadingAssistant.drop:
-                raise Unreadable("the assistant speaks before any user", "begins_with_assistant")
+                raise Unreadable("an assistant turn comes before any user turn", "begins_with_assistant")
             talk = list(itertools.dropwhile(lambda message: message["role"] == "assistant", talk))
             lost[BEFORE_USER] = len(messages) - start - len(talk)
         if self.turns is Turns.first and (end := _first_exchange(talk)) < len(talk):
@@ -120,7 +120,7 @@ def _first_exchange(talk: list[Message]) -> int:
 def _check(talk: list[Message]) -> None:
     """Refuse turns that no template could write, or in which nothing is answered."""
     if len(talk) < 2:
-        raise Unreadable("no turn of the assistant answers a user", "no_answer")
+        raise Unreadable("no assistant turn answers a user turn", "no_answer")
     roles = {message["role"] for message in talk}
     if not roles.isdisjoint(SYSTEM_ROLES):
         raise Unreadable("a system turn in the middle of a conversation")
@@ -139,7 +139,7 @@ def _check_results(talk: list[Message]) -> None:
         if before["role"] not in ("assistant", "tool"):
             raise Unreadable("a tool result without a call", "bad_tool_call")
         if ids and None not in ids and message.get("tool_call_id") not in {None, *ids}:
-            raise Unreadable("the tool_call_id of a result is that of no call before it", "bad_tool_call")
+            raise Unreadable("a tool result's tool_call_id matches no earlier call", "bad_tool_call")
 
 
 def _joined_system(system: list[Message]) -> list[Message]:

@@ -15,7 +15,7 @@ from sft_lab.data.template_input import Conversation
 from sft_lab.data.template_layout import CannotRender
 from sft_lab.data.utf8 import not_utf8
 
-_FORMS = "a list of messages, or an object with messages and, if wanted, tools; or one of these on each line"
+_FORMS = "a JSON list of messages, or an object with messages and optional tools, or one of these per line"
 
 
 def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
@@ -31,7 +31,7 @@ def read_conversations(file: Path, name: str) -> dict[str, Conversation]:
     if not file.is_file() or file.stat().st_size > SMALL:
         kinds = {"a folder": file.is_dir(), "too large": file.is_file(), "a device or a pipe": file.exists()}
         problem = next((kind for kind, applies in kinds.items() if applies), "no such file")
-        raise UserError(f"{name}: {problem}; give a file that holds {_FORMS}")
+        raise UserError(f"{name}: {problem}; give a file with {_FORMS}")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -79,18 +79,18 @@ def _is_json(text: str) -> bool:
 def _conversation(value: Any, at: str) -> Conversation:
     record = {"messages": value} if isinstance(value, list) else value
     if not isinstance(record, dict) or "messages" not in record:
-        raise UserError(f"{at}: holds neither a list of messages nor an object with messages; give {_FORMS}")
+        raise UserError(f"{at}: is neither a list of messages nor an object with messages; give {_FORMS}")
     try:
         messages = read_messages(parsed_turns(record["messages"]))
         conversation = Conversation.of(messages, **read_row_fields(record))
     except (Unreadable, CannotRender) as error:
-        raise UserError(f"{at}: {error.cause or error.reason}; docs/data.md has the form of messages") from error
+        raise UserError(f"{at}: {error.cause or error.reason}; docs/data.md describes messages") from error
     if not messages:
-        raise UserError(f"{at}: holds no message; give {_FORMS}")
+        raise UserError(f"{at}: has no messages; give {_FORMS}")
     if messages[-1]["role"] not in ("user", "tool"):
         raise UserError(
-            f"{at}: ends with a message of the {messages[-1]['role']}, so there is nothing to answer; end it with one "
-            "of the user or a tool"
+            f"{at}: ends with a message from the {messages[-1]['role']}, so there is nothing to answer; end it with a "
+            "user or tool message"
         )
     weightless = [{key: item for key, item in message.items() if key != "weight"} for message in conversation.messages]
     return Conversation(weightless, conversation.inputs)

@@ -68,13 +68,13 @@ def find_reader(
     present = list(dict.fromkeys(present))
     if columns:
         if missing := [name for name in columns.values() if name not in present]:
-            raise SourceError(f"dataset.columns={columns}: no column {missing} in the source; it has {present}")
+            raise SourceError(f"dataset.columns={columns}: the source has no column {missing}, only {present}")
         return OwnColumns(tuple(columns.items()))
     fitting = [name for name, needed in COLUMNS_OF.items() if any(set(keys) <= set(present) for keys in needed)]
     if wanted is not Format.auto:
         if present and wanted not in fitting:
             raise SourceError(
-                f"dataset.format={wanted.name}: needs the columns {_needs(wanted)}; the source has {present}"
+                f"dataset.format={wanted.name}: needs the columns {_needs(wanted)}; the source's columns are {present}"
             )
         return READERS[wanted]
     if not fitting and not needs_answers and (prompt := next(filter(present.__contains__, PROMPT_COLUMNS), None)):
@@ -82,8 +82,8 @@ def find_reader(
     if not fitting:
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
         raise SourceError(
-            f"dataset.format=auto: the source's columns {present} fit no known format ({known}); "
-            f"name your own with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
+            f"dataset.format=auto: the source's columns {present} match no known format ({known}); "
+            f"name yours with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
         )
     return READERS[fitting[0]]
 
@@ -177,7 +177,7 @@ _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 def _transcript(text: str) -> list[Message]:
     opening, *turns = _SPEAKER.split(without_surrogates(text))
     if not turns or opening.strip():
-        raise Unreadable("an answer without a prompt, and no transcript of Human: and Assistant:")
+        raise Unreadable("an answer without a prompt, and not a transcript with Human: and Assistant:")
     return [_message(ROLES[role.lower()], content) for role, content in zip(turns[::2], turns[1::2], strict=True)]
 
 

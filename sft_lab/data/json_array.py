@@ -44,7 +44,7 @@ def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[d
         else:
             value = text.value()
             text.expect("")
-            yield SourceError(f"{name}: must hold a list of records, holds {type(value).__name__}; make it a list")
+            yield SourceError(f"{name}: must be a list of records, not a {type(value).__name__}; make it a list")
     except UnicodeDecodeError as error:
         is_ascii = error.object[: error.start].isascii()
         yield not_utf8(f"{name}, line {text.line_of(error)}", error, is_file=is_ascii, has_position=False)
@@ -52,7 +52,7 @@ def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[d
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         yield SourceError(
             f"{name}, line {text.line_of(error)}: not JSON ({reason}); fix it, or name the file .jsonl "
-            "if it holds one object a line"
+            "if it has one object per line"
         )
 
 

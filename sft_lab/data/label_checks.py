@@ -42,7 +42,7 @@ def check_messages(rows: Rows, maker: ExampleMaker, context: StageContext) -> No
     elif zeros := pc.sum(pc.equal(weights, 0)).as_py():
         context.notice(
             f"dataset.train_on={maker.rules.train_on.name}: {count_of(zeros, 'message')} with train=false or weight 0; "
-            "such marks count only with dataset.train_on=marked"
+            "these have an effect only with dataset.train_on=marked"
         )
 
 

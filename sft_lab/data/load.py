@@ -186,7 +186,7 @@ class Dataset(Bounded, abc.ABC):
             by_count = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
             named = ", ".join(f"`{name}` in {count_of(count, 'row')}" for name, count in by_count[:12])
             named += f" and {len(by_count) - 12:,} more" if len(by_count) > 12 else ""
-            context.notice(f"load: not read: {named}; docs/data.md has what each format reads")
+            context.notice(f"load: not read: {named}; docs/data.md lists what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)
         record_of_row = np.load(entry.path / "records.npy", mmap_mode="r")
         selection, turns = Selection.load(entry.path), self._without_trained(notes.get("turns", {}))
@@ -209,8 +209,8 @@ _FORMS = (
 def refuse_columns(columns: dict[str, str]) -> None:
     """Refuse ``columns`` that do not name the parts of a row."""
     limit = (
-        "a mapping to your columns of prompt and answer (with context, system and tools if wanted), of messages (with "
-        "system and tools), or of text alone"
+        "a mapping to your columns from prompt and answer (optionally context, system, tools), from messages "
+        "(optionally system, tools), or from text alone"
     )
     parts = set(columns)
     is_form = any(needed <= parts <= needed | optional for needed, optional in _FORMS)

@@ -124,22 +124,22 @@ def _message(turn: Any) -> Message:
     if isinstance(turn, str):
         turn = parsed_json(turn, "a turn")
     if not isinstance(turn, dict):
-        raise Unreadable(f"a turn is {_kind(turn)}, not an object of role and content")
+        raise Unreadable(f"a turn is {_kind(turn)}, not an object with role and content")
     name = first_given(turn, ROLE_KEYS)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
-        raise Unreadable("a turn has no role" if name is None else f"role {_shortened(name)} is not known")
+        raise Unreadable("a turn has no role" if name is None else f"unknown role {_shortened(name)}")
     content = first_given(turn, TEXT_KEYS)
     if role == "call":
         message: Message = {"role": "assistant", "content": ""}
         if content is not None:
-            message["tool_calls"] = _calls(parsed_json(content, "a turn of a function call", "bad_tool_call"))
+            message["tool_calls"] = _calls(parsed_json(content, "a function-call turn", "bad_tool_call"))
     else:
         message = {"role": role, "content": read_text(content)}
     if len(turn) > 2 or content is None:
         message |= _extras(turn)
     if role == "call" and "tool_calls" not in message:
-        raise Unreadable("a turn of a function call holds none", "bad_tool_call")
+        raise Unreadable("a function-call turn has no call", "bad_tool_call")
     return message
 
 
@@ -162,7 +162,7 @@ def _extras(turn: dict[str, Any]) -> Message:
 def _weight(key: str, value: Any) -> float:
     """Return a turn's weight; ``train`` may be true or false."""
     if not isinstance(value, int | float) or not (0 <= value < math.inf):
-        raise Unreadable(f"{key} is {_shortened(value)}, not a number from 0")
+        raise Unreadable(f"{key} is {_shortened(value)}, not a number of at least 0")
     return float(value)
 
 
@@ -228,7 +228,7 @@ def _schema(schema: Any) -> Any:
     if not isinstance(function, dict) or not (isinstance(function.get("name"), str) and function["name"].strip()):
         raise Unreadable("a tool has no name", "bad_tools")
     if not isinstance(function.get("parameters", {}), dict):
-        raise Unreadable("the parameters of a tool are no JSON schema", "bad_tools")
+        raise Unreadable("a tool's parameters are not a JSON schema", "bad_tools")
     return schema
 
 
@@ -253,7 +253,7 @@ def _json_text(value: Any, owner: str) -> str:
     try:
         return without_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError, RecursionError):  # a date of a Parquet file, NaN
-        raise Unreadable(f"{owner}: holds what JSON cannot write") from None
+        raise Unreadable(f"{owner}: contains a value that JSON cannot represent") from None
 
 
 def parsed_turns(value: Any) -> Any:
@@ -269,7 +269,7 @@ def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the turns in a mapping of equally long lists, the form in which ``datasets`` may write a list of dicts."""
     lists = list(columns.values())
     if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
-        raise Unreadable("a conversation is a mapping, but not of equally long lists")
+        raise Unreadable("a conversation is a mapping of lists that differ in length")
     return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
@@ -288,7 +288,7 @@ def read_text(value: Any) -> str:
 
 def _part(part: Any) -> str:
     if not isinstance(part, dict):
-        raise Unreadable(f"content is a list that holds {_kind(part)}, not parts of type text")
+        raise Unreadable(f"content is a list with {_kind(part)} in it, not only parts of type text")
     if part.get("type") not in _TEXT_PARTS:
         raise Unreadable(f"content has a part of type {_shortened(part.get('type'))}", "not_text")
     if not isinstance(part.get("text"), str):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sft_lab.core.bounds import Bounded, bounded
-from sft_lab.core.errors import require
+from sft_lab.core.errors import ConfigError, require
 from sft_lab.core.io import digest
 from sft_lab.core.packages import saved_path
 from sft_lab.data.formats import Format
@@ -44,7 +44,8 @@ class Ingredient(Bounded):
     def __post_init__(self) -> None:
         """Refuse a source of two kinds; make the path absolute, so that a saved config runs from any folder."""
         super().__post_init__()
-        require((self.path is None) != (self.name is None), "path", self.path, "set, or name, but not both")
+        if (self.path is None) == (self.name is None):
+            raise ConfigError(f"path={self.path}, name={self.name}: set one of the two, not both")
         refuse_columns(self.columns)
         self.path = None if self.path is None else saved_path(self.path)
 
@@ -77,11 +78,12 @@ class Mixture(Dataset):
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
-        require(bool(self.sources), "sources", self.sources, "one source or more: {name: {path: ...}, other: {...}}")
+        require(bool(self.sources), "sources", self.sources, "at least one source: {name: {path: ...}, other: {...}}")
         shared = [name for name, ingredient in self.sources.items() if ingredient.share is not None]
-        require(len(shared) in (0, len(self.sources)), "sources", shared, "all with a share, or all without")
-        require(not self.columns, "columns", self.columns, "given for each source")
-        require(self.format is Format.auto, "format", self.format.name, "given for each source")
+        if 0 < len(shared) < len(self.sources):
+            raise ConfigError(f"sources: only {', '.join(shared)} with a share; give one to every source or to none")
+        require(not self.columns, "columns", self.columns, "set for each source instead")
+        require(self.format is Format.auto, "format", self.format.name, "set for each source instead")
 
     def named(self) -> str:
         """Return the names of the sources, hashed."""

@@ -1,4 +1,4 @@
-"""Training rows as the model gets them: stored tokens decoded, split into what trains and what does not."""
+"""Training rows as the model sees them: stored tokens decoded, split into what trains and what does not."""
 
 from __future__ import annotations
 

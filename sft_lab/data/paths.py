@@ -53,10 +53,10 @@ def _saved_files(folder: str, read: Callable[[str], bytes | None]) -> list[str]:
             return [Path(str(file["filename"])).name for file in json.loads(state)["_data_files"]]
         splits = json.loads(read(f"{folder}/dataset_dict.json") or b"{}").get("splits")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{folder}: not as datasets.save_to_disk writes a folder ({error}); save it again") from error
+        raise SourceError(f"{folder}: not written by datasets.save_to_disk ({error}); save it again") from error
     if splits:
         raise SourceError(
-            f"{folder}: holds the splits {', '.join(splits)}; give the path of a single one, {folder}/{splits[0]}"
+            f"{folder}: has the splits {', '.join(splits)}; give the path of one of them, {folder}/{splits[0]}"
         )
     return []
 

@@ -150,7 +150,7 @@ class Preparation:
             if part > 0.1:
                 self._context.notice(
                     f"load: {part:.0%} of the rows begin with the assistant and are dropped; "
-                    "dataset.leading_assistant=cut keeps what follows the first user turn"
+                    "dataset.leading_assistant=cut keeps them from the first user turn on"
                 )
         return sides
 
@@ -166,8 +166,8 @@ class Preparation:
         lost_rows = 1 - _share(len(stays), len(rows))
         if lost > MANY_TOKENS and lost > 2 * lost_rows and lost_rows <= MANY_ROWS:
             self._context.notice(
-                f"filter.{name} drops {lost_rows:.0%} of the rows and with them {lost:.0%} of the tokens: the long "
-                f"conversations go; loosen filter.{name} if the model is to learn from them"
+                f"filter.{name} drops {lost_rows:.0%} of the rows but {lost:.0%} of the tokens, since they are long "
+                f"conversations; loosen filter.{name} if the model should learn from them"
             )
         if keep.judges_by_id:
             return stays
@@ -176,8 +176,8 @@ class Preparation:
         self._context.take_new_entries()
         if missed > MANY_HELD_OUT:
             self._context.notice(
-                f"filter.{name} would drop {missed:.0%} of the held-out rows too: the model is judged on rows unlike "
-                f"those it is trained on; if it is not for such rows, say so with split.filter=[{name}]"
+                f"filter.{name} would also drop {missed:.0%} of the held-out rows, so the model is judged on rows "
+                f"unlike its training rows; if it is not meant for such rows, set split.filter=[{name}]"
             )
         return stays
 
@@ -189,7 +189,7 @@ class Preparation:
         if lost > MANY_ROWS and selection.dropped:  # a stage without rows drops none
             reason = max(selection.dropped, key=selection.dropped.__getitem__)
             self._context.notice(
-                f"{stage} drops {lost:.0%} of the rows, most as {reason}; loosen it if that was not intended"
+                f"{stage} drops {lost:.0%} of the rows, most of them as {reason}; loosen it if that was not intended"
             )
         return kept
 
@@ -197,7 +197,7 @@ class Preparation:
         """Return both sides, rendered and tokenized.
 
         Raises:
-            JobError: if no training row is left.
+            JobError: if no training rows are left.
         """
         ready_held_out = self._ready(held_out, self.held_out_flow, loss_on_all=False)
         ready = self._ready(train, self.flow, loss_on_all=self._loss_on_all)
@@ -226,7 +226,7 @@ class Preparation:
             if strictest == "template"
             else "loosen the stage that dropped the most"
         )
-        return JobError(f"no training row is left ({losses}); {remedy}, or give more rows")
+        return JobError(f"no training rows are left ({losses}); {remedy}, or give more rows")
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:
         """Return held-out rows under another template, outside the waterfall."""
@@ -244,8 +244,8 @@ class Preparation:
         if flow and len(tokens) > len(rows):
             flow.stages[-1]["examples"] = len(tokens)
             self._context.notice(
-                f"{flow.titled('template')}: {len(rows):,} rows are {len(tokens):,} examples, since the template hides "
-                "what it showed of earlier turns; each is written as the model sees it when it answers "
+                f"{flow.titled('template')}: {len(rows):,} rows became {len(tokens):,} examples, since the template "
+                "hides parts of earlier turns; each is written as the model sees it when it answers "
                 "(template.unroll=auto)"
             )
         return Ready(rows, tokens, encoded)

@@ -52,7 +52,7 @@ _PACKINGS: dict[str, tuple[bytes, Any]] = {
 def name_problem(name: str) -> str:
     """Return what is wrong with a file's name; empty if files of its kind can be read."""
     kind, packing = _kind(name)
-    return "" if kind in _READERS or (kind == ".parquet" and not packing) else "of another kind"
+    return "" if kind in _READERS or (kind == ".parquet" and not packing) else "not a supported file type"
 
 
 def problem_with(file: Path) -> str:
@@ -60,7 +60,7 @@ def problem_with(file: Path) -> str:
     if file.is_dir():
         return "a folder"
     if not file.exists():
-        return "a link to nowhere"
+        return "a broken link"
     if not file.is_file():
         return "a device or a pipe"
     return name_problem(file.name)
@@ -95,7 +95,7 @@ def read(file: Path, name: str, store: Store | None, max_record_mb: float) -> It
             else:
                 yield from _READERS[kind](name, _unpacked(name, packing, buffered), max_record_mb)
     except _CUT_SHORT as error:
-        yield SourceError(f"{name}: cannot be read to its end ({error}); copy or download it again")
+        yield SourceError(f"{name}: cannot be read completely ({error}); copy or download it again")
 
 
 class _Buffered(io.BufferedReader):
@@ -132,7 +132,7 @@ def _unpacked(name: str, packing: str, buffered: io.BufferedReader[Any]) -> IO[b
             right_name = Path(name.removesuffix(packing)).name + suffix
             raise SourceError(f"{name}: is compressed as {suffix}; rename it to {right_name}")
     if beginning.startswith(b"PK\x03\x04"):
-        raise SourceError(f"{name}: is a zip archive; unpack it and give what is in it")
+        raise SourceError(f"{name}: is a zip archive; unpack it and give the files in it")
 
     unpacked: IO[bytes] = _PACKINGS[packing][1](buffered) if packing else buffered
     return unpacked
@@ -192,7 +192,7 @@ def _read_csv(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Ou
         yield error
         return
     except csv.Error as error:
-        yield SourceError(f"{name}, line 1: no header of a CSV file ({error}); save it as CSV")
+        yield SourceError(f"{name}, line 1: not a CSV header ({error}); save it as CSV")
         return
     _refuse_duplicates(name, reader.fieldnames or ())
     while has_header:

@@ -376,15 +376,14 @@ class Renderer:
             after = search.text[search.answer(1)[1] :]
         except CannotRender as error:
             raise ModelError(
-                f"template: cannot render one question and its answer ({error}); it must write the content of each of "
-                "`messages` as it is"
+                f"template: cannot render a question and its answer ({error}); it must write each message's content "
+                "unchanged"
             ) from error
         ends = [(start, -len(token), token) for token in self._special if (start := after.find(token)) >= 0]
         if not ends:
             raise ModelError(
-                "template: what it writes after an answer holds no special token of the tokenizer, so the model could "
-                "not learn to stop; use a template whose end-of-turn token the tokenizer knows (template=plain ends "
-                "with EOS)"
+                "template: writes no special token of the tokenizer after an answer, so the model could not learn to "
+                "stop; use a template whose end-of-turn token the tokenizer knows (template=plain ends with EOS)"
             )
         start, _, token = min(ends)
         return token, after[: start + len(token)]

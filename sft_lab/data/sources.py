@@ -117,7 +117,7 @@ class File(Dataset):
                 if self.on_error is OnError.fail:
                     if isinstance(outcome, OtherEncoding):
                         raise outcome
-                    raise SourceError(f"{outcome}, or leave out what is broken with dataset.on_error=skip") from outcome
+                    raise SourceError(f"{outcome}, or skip broken parts with dataset.on_error=skip") from outcome
                 broken += 1
                 if broken <= LOGGED:
                     log.warning("load: left out: %s", outcome)
@@ -154,7 +154,7 @@ def _is_hub_name(name: str) -> bool:
 class Hub(Dataset):
     """A data set of the Hugging Face Hub; it is downloaded once, and a gated one needs HF_TOKEN or a login."""
 
-    name: str = bounded("???", holds=_is_hub_name, limit="a hub name, owner/name")
+    name: str = bounded("???", holds=_is_hub_name, limit="a Hub name, owner/name")
     config: str | None = None
     split: str = "train"
     eval_split: str | None = None
@@ -190,7 +190,7 @@ class Hub(Dataset):
         from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
         if self.name in _PACKAGED_DATASETS_MODULES:
-            raise SourceError(f"{self.named()}: is a kind of file and not a repository of the Hub; write owner/name")
+            raise SourceError(f"{self.named()}: is a file format, not a dataset on the Hub; write owner/name")
         commit = self._commit_once(store)
         fall_back_on_cache()
         for split in filter(None, (self.split, self.eval_split)):
@@ -206,8 +206,8 @@ class Hub(Dataset):
 
 def _hub_remedy(error: Exception) -> str:
     return (
-        f"cannot be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-        "check the network and the name, and for a gated set run `hf auth login` or set HF_TOKEN; "
-        "a local copy works with dataset=file dataset.path=..., and rows that were loaded before are found without a "
-        "network when dataset.revision is their commit"
+        f"cannot be loaded from the Hub ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+        "check the network and the name, and for a gated dataset run `hf auth login` or set HF_TOKEN; "
+        "for a local copy set dataset=file dataset.path=...; offline, rows loaded before are found if "
+        "dataset.revision is their commit"
     )

@@ -18,6 +18,7 @@ from sft_lab.core.errors import ConfigError, require
 from sft_lab.core.io import digest
 from sft_lab.core.packages import absolute_path
 from sft_lab.core.stage import UsesContext
+from sft_lab.core.text import count_of
 from sft_lab.data.filters import Filter
 from sft_lab.data.formats import Format
 from sft_lab.data.load import HELD_OUT, Dataset
@@ -183,8 +184,8 @@ class Split(Bounded, UsesContext, abc.ABC):
         if long > MANY_TOO_LONG * len(held_out_rows):
             context.notice(
                 f"split: {long} of {len(held_out_rows)} held-out rows have more than split.max_eval_tokens="
-                f"{self.max_eval_tokens} tokens and are not measured; raise it (up to trainer.max_length) to judge by "
-                "long rows too"
+                f"{self.max_eval_tokens} tokens and are not measured; raise it (up to trainer.max_length) to measure "
+                "them too"
             )
         return replace(sides, shortage=self._shortage(sides))
 
@@ -194,8 +195,9 @@ class Split(Bounded, UsesContext, abc.ABC):
             return ""
         unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
         return (
-            f"split.min_eval_rows={self.min_eval_rows}: only {usable} held-out rows can be used "
-            f"({len(sides.held_out_rows)} of {len(sides.side.ids)} rows are held out{unused}); {self.remedy()}"
+            f"split.min_eval_rows={self.min_eval_rows}: only {count_of(usable, 'held-out row')} can be used "
+            f"({len(sides.held_out_rows):,} of {count_of(len(sides.side.ids), 'row')} held out{unused}); "
+            f"{self.remedy()}"
         )
 
     def _usable(self, rows: Rows, context: StageContext) -> Selection:
@@ -234,13 +236,13 @@ class Hash(Split):
             is; test rows are not used for comparing.
     """
 
-    eval_share: float = bounded(0.1, at_least=0, below=1, limit="a share from 0 (none) to below 1")
+    eval_share: float = bounded(0.1, at_least=0, below=1, limit="at least 0 (none) and below 1")
     test_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse shares that leave no training rows."""
         super().__post_init__()
-        limit = f"a share from 0 (none) to below {1 - self.eval_share:.3g}, what eval_share={self.eval_share} leaves"
+        limit = f"at least 0 (none) and below {1 - self.eval_share:.3g}, the rest after eval_share={self.eval_share}"
         require(0 <= self.test_share < 1 - self.eval_share, "test_share", self.test_share, limit)
 
     def wants_held_out(self) -> bool:
@@ -250,8 +252,8 @@ class Hash(Split):
     def remedy(self) -> str:
         """Return the advice of a larger share, or none."""
         return (
-            "raise split.eval_share, to 0.2 say, give more rows, or set split.eval_share=0 to train without held-out "
-            "rows"
+            "raise split.eval_share (to 0.2, for example), give more rows, or set split.eval_share=0 to train without "
+            "held-out rows"
         )
 
     def is_held_out(self, rows: Rows) -> np.ndarray:

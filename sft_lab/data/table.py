@@ -27,7 +27,7 @@ from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import RowIds, TableWriter, load_table
 from sft_lab.core.selection import Selection, shared_strings
-from sft_lab.core.text import content_group
+from sft_lab.core.text import content_group, count_of
 from sft_lab.core.types import TEMPLATE_INPUTS
 from sft_lab.data.conversation import Cutter, texts_of
 from sft_lab.data.formats import TEXT, Reader, describe_reader, find_reader, read_record
@@ -144,7 +144,7 @@ class _Part:
             blocks = self._convert(context, folder, every_column, rule, self._batches(context))
         if self._group not in ("auto", "id_prefix", "content", *every_column):
             raise SourceError(
-                f"dataset.group={self._group}: must be auto, id_prefix, content or a column of the source; it has "
+                f"dataset.group={self._group}: must be auto, id_prefix, content or a column of the source, one of "
                 f"{every_column}"
             )
         right_rule = self._rule(blocks)
@@ -255,7 +255,7 @@ class _Converter:
             name = ""
             try:
                 if not record:
-                    raise Unreadable("no record: a broken line, or a value that is no object of columns")  # noqa: TRY301
+                    raise Unreadable("not a record: a broken line, or a value that is not an object")  # noqa: TRY301
                 watched = Watched(record)
                 messages, fields = read_record(self._reader, watched, drops_bad_answers=self._drops_bad)
                 # A hash of what was read, not of the record, so that the same rows in CSV and JSON have the same ids.
@@ -322,13 +322,13 @@ def read_beginning(part: Dataset, mixture: Dataset, records: list[Record | None]
 
 
 def _no_record(part: Dataset) -> SourceError:
-    return SourceError(f"{part.named()}: holds no record; give a source with rows")
+    return SourceError(f"{part.named()}: has no records; give a source with rows")
 
 
 def _no_columns(part: Dataset, count: int) -> SourceError:
     return SourceError(
-        f"{part.named()}: none of its {count} records has columns; a record is a JSON object, or a line of a table "
-        "with as many fields as the header; a file that holds one list of records is named .json"
+        f"{part.named()}: no columns in any record ({count_of(count, 'record')} read); a record must be a JSON object, "
+        "or a line of a table with as many fields as the header; name a file with one list of records .json"
     )
 
 

@@ -62,7 +62,7 @@ class CannotRender(Exception):
     @classmethod
     def by_template(cls, error: Exception) -> CannotRender:
         """Return it for an error that rendering raised."""
-        return cls("template_refused", "calls itself without end" if isinstance(error, RecursionError) else str(error))
+        return cls("template_refused", "endless recursion" if isinstance(error, RecursionError) else str(error))
 
 
 _STRIPS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)

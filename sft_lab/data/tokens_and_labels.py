@@ -168,8 +168,8 @@ def encode(rows: Rows, template: Template, context: StageContext, rules: LabelRu
     date = {"date": renderer.date.isoformat()} if renderer.date else {}
     if renderer.date:
         context.notice(
-            f"template: writes the date into every conversation, here that of {renderer.date}; a run that goes on "
-            "and its replay keep it, and a new run on another day trains on other texts"
+            f"template: writes the date into every conversation, {renderer.date} in this run; resuming and replaying "
+            "keep that date, but a new run on another day trains on different texts"
         )
     recipe = {
         "version": [VERSION, version_of(template)],
@@ -202,8 +202,9 @@ def tokenize(rows: Rows, encoded: Encoded, *, max_length: int, loss_on_all: bool
     endless = encoded.numbers_of(kept)[:, ENDS] == 0
     if not loss_on_all and endless.any():
         raise ModelError(
-            f"row {kept.ids[int(endless.argmax())]}: the end-of-turn token would not be trained; the template's "
-            "end-of-turn text is not one token of this tokenizer (template=plain ends with EOS)"
+            f"row {kept.ids[int(endless.argmax())]}: the end of turn would not be trained, since the template's "
+            "end-of-turn text is not a single token of this tokenizer; use another template (template=plain ends "
+            "with EOS)"
         )
     reasons = np.where(too_long, "over_max_length", "").tolist()
     return Selection.of(rows, reasons, lengths), encoded.tokens(kept, loss_on_all=loss_on_all)

@@ -25,8 +25,8 @@ def not_utf8(location: str, error: UnicodeDecodeError, *, is_file: bool, has_pos
     kind = OtherEncoding if is_file else SourceError
     position = f", byte {error.start + 1}" if has_position else ""
     return kind(
-        f"{location}: not UTF-8 ({error.reason}{position}); save it as UTF-8, or convert the file from the encoding it "
-        "has, such as `iconv -f windows-1256 -t utf-8 FILE > NEW` for Arabic"
+        f"{location}: not UTF-8 ({error.reason}{position}); save it as UTF-8, or convert it from its encoding, for "
+        "Arabic perhaps `iconv -f windows-1256 -t utf-8 FILE > NEW`"
     )
 
 
@@ -34,7 +34,7 @@ def utf16_problem(location: str, beginning: bytes) -> OtherEncoding | None:
     """Return the error for a text in UTF-16, None if it does not begin like one."""
     if encoding := _utf16_of(beginning):
         remedy = f"convert it with `iconv -f {encoding} -t utf-8 FILE > NEW`"
-        return OtherEncoding(f"{location}: is UTF-16, as Excel and Notepad may save it; {remedy}")
+        return OtherEncoding(f"{location}: is UTF-16, which Excel and Notepad can write; {remedy}")
     return None
 
 

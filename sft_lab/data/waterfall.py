@@ -17,6 +17,7 @@ from sft_lab.core.hardware import rank
 from sft_lab.core.io import write_json
 from sft_lab.core.log import log
 from sft_lab.core.notebook import html_table
+from sft_lab.core.text import count_of
 from sft_lab.data.conversation import UNUSED
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Waterfall:
         self._dropped.append(_dropped(stage, selection))
         if causes := commonest_causes(selection):
             self.causes[stage] = causes
-            self._context.notice(f"{self.titled(stage)}: {causes}; dropped.parquet has the cause of every row")
+            self._context.notice(f"{self.titled(stage)}: {causes}; dropped.parquet has the cause for every row")
         self._log(stage, selection, self._context.take_new_entries() if entries is None else entries)
 
     def record_turns(self, turns: dict[str, int]) -> None:
@@ -187,7 +188,7 @@ def commonest_causes(selection: Selection) -> str:
             counts[decision] += 1
             first.setdefault(decision, index)
     causes = [
-        f"{count:,} {reason} ({cause}; such as {selection.ids[first[reason, cause]]})"
+        f"{count:,} {reason} ({cause}; e.g. row {selection.ids[first[reason, cause]]})"
         for (reason, cause), count in counts.most_common(NAMED_CAUSES)
     ]
     return ", ".join([*causes, f"{rarer:,} rarer causes"] if (rarer := len(counts) - NAMED_CAUSES) > 0 else causes)
@@ -195,10 +196,11 @@ def commonest_causes(selection: Selection) -> str:
 
 def none_usable(selection: Selection) -> SourceError:
     """Return the error of a data set of which load drops every record."""
-    cut = "dataset.leading_assistant=cut keeps what follows the first user turn; "
+    cut = "dataset.leading_assistant=cut keeps conversations from the first user turn on; "
     remedy = cut if "begins_with_assistant" in selection.dropped else ""
     return SourceError(
-        f"dataset: none of its {len(selection.ids)} records can be used: {commonest_causes(selection)}; {remedy}"
+        f"dataset: no usable record ({count_of(len(selection.ids), 'record')} read): "
+        f"{commonest_causes(selection)}; {remedy}"
         "docs/data.md has the row formats"
     )
 

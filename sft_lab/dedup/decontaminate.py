@@ -17,7 +17,7 @@ from sft_lab.core.packages import absolute_path
 from sft_lab.core.params import result_params
 from sft_lab.core.remote import missing_file
 from sft_lab.core.stage import UsesContext
-from sft_lab.core.text import On
+from sft_lab.core.text import On, count_of
 from sft_lab.dedup.embed import Embedder, embed
 from sft_lab.dedup.minhash import JACCARD_LIMIT, LOWEST_JACCARD, NGRAM, NUM_PERM
 from sft_lab.dedup.semantic import Fallback, known_nodes
@@ -60,7 +60,7 @@ class Decontaminate(Bounded, UsesContext):
     version: ClassVar[int] = 2
 
     method: Method = Method.semantic
-    threshold: float = bounded(0.95, above=0, at_most=1, limit="a cosine above 0 and at most 1")
+    threshold: float = bounded(0.95, above=0, at_most=1, limit="a cosine similarity above 0 and at most 1")
     action: Action = Action.drop
     on: On = On.answer
     against: list[str] = field(default_factory=list, metadata={"changes_result": False})  # the rows in them do
@@ -128,13 +128,14 @@ class Decontaminate(Bounded, UsesContext):
         if near and self.action is Action.fail:
             reasons = ("near_held_out", "equals_held_out", "near_benchmark", "equals_benchmark")
             raise JobError(
-                f"decontaminate.action=fail: {near} training rows are equal or near to rows kept for measuring "
+                f"decontaminate.action=fail: {count_of(near, 'training row')} too close to held-out or benchmark rows "
                 f"({', '.join(f'{count} {reason}' for reason, count in selection.dropped.items())}), "
-                f"among them {next(filter(None, (selection.examples(reason, 2) for reason in reasons)))}; "
+                f"for example {next(filter(None, (selection.examples(reason, 2) for reason in reasons)))}; "
                 "decontaminate.action=drop removes them"
             )
         if near and self.action is Action.report:
-            context.notice(f"decontaminate: {near} training rows are equal or near to rows kept for measuring and stay")
+            close = count_of(near, "training row")
+            context.notice(f"decontaminate: {close} too close to held-out or benchmark rows, kept (action=report)")
             return replace(selection, reason=[""] * len(selection.ids), cause=[])
         return selection
 

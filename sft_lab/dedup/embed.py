@@ -83,9 +83,7 @@ class Embedder(Bounded):
             return [f"{key}.name_or_path={self.name_or_path}: {missing}"]
         path = package_path(self.name_or_path)
         if path.is_dir() and not any(file.suffix == ".safetensors" for file in loaded_files(path, deep=True)):
-            return [
-                f"{key}.name_or_path={self.name_or_path}: the folder has no .safetensors file, and pickles are not read"
-            ]
+            return [f"{key}.name_or_path={self.name_or_path}: no .safetensors file there, and pickles are not loaded"]
         if (path / "adapter_config.json").is_file():
             problem = "is an adapter without its base model; give a merged model"
             return [f"{key}.name_or_path={self.name_or_path}: {problem}"]
@@ -110,7 +108,7 @@ class Embedder(Bounded):
         weights = files.get("model.safetensors")
         if self.sha256 and weights != self.sha256:
             raise ModelError(
-                f"{path / 'model.safetensors'}: SHA-256 is {weights}, must be {self.sha256}; "
+                f"{path / 'model.safetensors'}: SHA-256 is {weights}, not {self.sha256}; "
                 "reinstall the package it came from"
             )
         return files
@@ -127,7 +125,7 @@ class Embedder(Bounded):
                 return Path(snapshot_download(self.name_or_path, revision=self.revision, local_files_only=True)).name
             except (LocalEntryNotFoundError, OSError):
                 raise ModelError(
-                    f"embedder {self.name_or_path}: not on this machine and the hub cannot be reached "
+                    f"embedder {self.name_or_path}: not on this machine, and the Hub cannot be reached "
                     f"({type(error).__name__}); give a folder, or dedup/embedder=minilm_bundled"
                 ) from error
 
@@ -337,5 +335,5 @@ def _lengths(model: Any, texts: Texts, prompt: str) -> np.ndarray:
     lengths = np.array(counts, np.int64)
     cut = int((lengths > limit).sum()) if callable(model.tokenizer) else 0
     if cut:
-        log.info("embed: %d of %d texts are cut at %d tokens by the embedder", cut, len(lengths), limit)
+        log.info("embed: %d of %d texts are truncated to the embedder's %d tokens", cut, len(lengths), limit)
     return np.minimum(lengths, limit).astype(np.int64)

@@ -34,7 +34,7 @@ def forecast(dedup: Dedup, rows: int, threads: int | None) -> str:
     pairs = rows * (rows - 1) / 2
     exact = 2 * DIM * pairs / ((BF16_RATE if fast_bf16("cpu") else FP32_RATE) * cores)
     inverted = IVF_SECONDS * rows**1.5 / cores
-    search = f"{_duration(inverted)} by an inverted file (dedup.index=exact: {_duration(exact)})"
+    search = f"{_duration(inverted)} with an inverted file (dedup.index=exact: {_duration(exact)})"
     if dedup.index is not Index.ivf:
         search = f"{_duration(exact)} for all pairs (dedup.index=ivf: {_duration(inverted)}, nearly all of them)"
     text = f"Neighbor graph of up to {rows:,} texts, on {cores} core{'s' if cores > 1 else ''}: about {search}"
@@ -42,8 +42,8 @@ def forecast(dedup: Dedup, rows: int, threads: int | None) -> str:
         return text
     minilm, static = (_duration(rows / (rate * cores)) for rate in (MINILM_TEXTS, STATIC_TEXTS))
     if dedup.embedder.distill:
-        return f"{text}; embedding before it, about {static}"
-    return f"{text}; embedding before it, about {minilm} (dedup/embedder=static_bundled: {static})"
+        return f"{text}; embedding them first: about {static}"
+    return f"{text}; embedding them first: about {minilm} (dedup/embedder=static_bundled: {static})"
 
 
 def _duration(seconds: float) -> str:

@@ -51,7 +51,7 @@ class GraphDedup(Dedup):
 
     measure: ClassVar[str]
 
-    threshold: float = bounded(0.95, at_least=LOWEST, at_most=1, limit=f"a cosine from {LOWEST} to 1")
+    threshold: float = bounded(0.95, at_least=LOWEST, at_most=1, limit=f"a cosine similarity from {LOWEST} to 1")
     keep: Keep = Keep.first
     on: On = On.answer
     max_edges: int = bounded(50_000_000, at_least=1)
@@ -98,7 +98,7 @@ def stored_graph(
 
     floor = FLOOR if threshold >= FLOOR else max(round(threshold - 0.01, 2), LOWEST)
     if floor < FLOOR:
-        log.info("dedup: %s %s lies below the usual floor %s; searching down to %s", knob, threshold, FLOOR, floor)
+        log.info("dedup: %s %s is below the usual floor %s; searching down to %s", knob, threshold, FLOOR, floor)
     params = {**recipe.get("params", {}), "floor": floor, "max_edges": max_edges}
     entry = context.stage(
         "neighbors",

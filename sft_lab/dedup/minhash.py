@@ -27,7 +27,7 @@ VERSION = 1  # of the edges found by shingles.py; part of each stored graph's ke
 NGRAM = 5  # characters
 NUM_PERM = 128
 LOWEST_JACCARD = 0.4  # below it bands are one number wide, and nearly every pair is a candidate
-JACCARD_LIMIT = f"a jaccard from {LOWEST_JACCARD} to 1"
+JACCARD_LIMIT = f"a Jaccard similarity from {LOWEST_JACCARD} to 1"
 MISS = 1e-3  # the highest probability of missing a pair right at the floor of a search
 
 

@@ -39,7 +39,7 @@ def distill(model: SentenceTransformer, dim: int, folder: Path) -> None:
 
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ConfigError("dedup.embedder.distill: the embedder has no fast tokenizer, and cannot be distilled")
+        raise ConfigError("dedup.embedder.distill: the embedder has no fast tokenizer, so it cannot be distilled")
     vectors = _token_vectors(model, backend.get_vocab_size())
     if dim > vectors.shape[1]:
         raise ConfigError(f"dedup.embedder.distill={dim}: the embedder has {vectors.shape[1]} dimensions; give fewer")

@@ -108,8 +108,8 @@ def _checked(vectors: np.ndarray) -> np.ndarray:
         wrong = np.flatnonzero(~((np.abs(length - 1) <= LENGTH_SLACK) | (length == 0)))
         if len(wrong):
             raise ModelError(
-                f"vector {start + wrong[0]} has length {length[wrong[0]]}: must be 1, or 0 for no text; "
-                "normalize the output of the embedder"
+                f"vector {start + wrong[0]} has length {length[wrong[0]]}: must be 1, or 0 for an empty text; "
+                "normalize the embedder's output"
             )
     return np.ascontiguousarray(vectors)  # copies only if it is a slice with gaps
 

@@ -36,27 +36,27 @@ def _suggestions(run: Any) -> dict[str, tuple[str, str]]:
 
     return {
         Verdict.OVERFITTING: (
-            "Train for fewer steps, or bring more varied data, and keep the best weights.",
+            "Train for fewer steps or on more varied data, and keep the best weights.",
             f"{_train_for(0.5, trainer)} {keep_best}",
         ),
         Verdict.UNDERFITTING: (
-            "Raise the learning rate; if that does not help, look at the data, or take a larger model.",
+            "Raise the learning rate; if that does not help, check the data or use a larger model.",
             f"trainer.learning_rate={10 * trainer.learning_rate:g}",
         ),
         Verdict.MEMORIZING: (
-            "Train for fewer epochs, remove near copies, and bring more varied rows.",
+            "Train for fewer epochs, remove near-duplicates, and add more varied rows.",
             _train_for(0.25, trainer),
         ),
         Verdict.DIVERGED: ("Lower the learning rate.", f"trainer.learning_rate={trainer.learning_rate / 10:g}"),
         Verdict.UNDERTRAINED: ("Train longer: held-out loss was still falling.", longer),
         Verdict.TEMPLATE_NOT_LEARNED: (
-            "Look at what the template writes after an answer, and at outputs.jsonl.",
+            "Check what the template writes after an answer, and read outputs.jsonl.",
             longer if has_own_template else "template=auto",
         ),
         Verdict.NOT_JUDGED: (
             ("Measure the held-out loss at least three times during training.", "trainer.eval_steps=0.2")
             if has_held_out
-            else ("Hold rows out, so that there is something to judge by.", "split.eval_share=0.1")
+            else ("Hold out rows, so that the run can be judged.", "split.eval_share=0.1")
         ),
     }
 

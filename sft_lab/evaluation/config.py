@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sft_lab.core.bounds import Bounded, bounded
-from sft_lab.core.errors import require
+from sft_lab.core.errors import ConfigError
 from sft_lab.core.packages import missing_package, saved_path
 from sft_lab.core.remote import missing_file
 from sft_lab.evaluation.verdict import Limits
@@ -74,9 +74,8 @@ class Evaluation(Bounded):
         super().__post_init__()
 
         name = self.objective.partition("/")[0]
-        if name in ("general", "domain"):
-            limit = f"of a question file that is set; set evaluation.{name}=FILE"
-            require(name in self.sets(), "objective", self.objective, limit)
+        if name in ("general", "domain") and name not in self.sets():
+            raise ConfigError(f"objective={self.objective}: needs a question file; set evaluation.{name}=FILE")
 
         for name, path in self.files().items():
             setattr(self, name, saved_path(path))

@@ -42,11 +42,11 @@ def measure_custom(rows: list[dict[str, Any]], answers: list[str], notice: Calla
     for point in points:
         label = f"metric {point.name} of {plugins.distribution_of(point)}"
         if counts[point.name] > 1:
-            notice(f"{label}: left out, since another package has a metric of this name; uninstall one of them")
+            notice(f"{label}: left out, since another package has a metric with this name; uninstall one of them")
         elif not _KEY.fullmatch(point.name):
             notice(f"{label}: left out, since its name must be letters, digits, _ and -")
         elif not rows:
-            notice(f"{label}: not measured, since no held-out prompt is answered (evaluation.outputs)")
+            notice(f"{label}: not measured, since no held-out prompts are answered; raise evaluation.outputs")
         else:
             values, problems = _measure(point, rows, answers)
             numbers |= {f"{METRICS}{point.name}.{key}": value for key, value in values.items()}
@@ -68,7 +68,7 @@ def _measure(point: EntryPoint, rows: list[dict[str, Any]], answers: list[str]) 
     except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code may raise anything
         return {}, [f"failed ({_describe(error)}); its numbers are left out"]
     if not isinstance(values, Mapping):
-        return {}, [f"returned a {type(values).__name__}; it must return a dict of numbers by name"]
+        return {}, [f"returned a {type(values).__name__}; must return a dict of numbers by name"]
     numbers, problems = {}, []
     for key, value in values.items():
         if not (isinstance(key, str) and _KEY.fullmatch(key)):

@@ -67,7 +67,7 @@ class Machine:
         numbers = {name: os.environ.get(name, usual) for name, usual in (("NODE_RANK", "0"), ("MASTER_PORT", "29500"))}
         for name, value in numbers.items():
             if not (value.isascii() and value.isdecimal()):
-                raise UserError(f"{name}={value}: must be a whole number; set it to one, or unset it")
+                raise UserError(f"{name}={value}: must be a whole number; correct it, or unset it")
         return cls(int(numbers["NODE_RANK"]), os.environ.get("MASTER_ADDR", ""), int(numbers["MASTER_PORT"]))
 
     def output(self, folder: RunDir) -> Path:
@@ -204,7 +204,7 @@ class AccelerateJob(SupervisedJob):
             if int(code) != signal.SIGTERM:
                 name = signal_name(int(code))
                 return (
-                    f"process {number} of the training was killed by {name} after {self.seconds:.0f} s; "
+                    f"training process {number} was killed by {name} after {self.seconds:.0f} s; "
                     f"{self.folder.exec_command()} resumes from the last checkpoint"
                 )
 
@@ -213,7 +213,7 @@ class AccelerateJob(SupervisedJob):
         if status.get("state") == RunState.FAILED:
             errors.append(str(status["error"]))
         errors.sort(key=lambda error: resource_errors.LOST in error)  # errors caused by another process's end come last
-        return errors[0] if errors else f"a process of the training failed; see {file}"
+        return errors[0] if errors else f"a training process failed; see {file}"
 
 
 class AccelerateLauncher(Backend):

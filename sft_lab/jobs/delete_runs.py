@@ -35,14 +35,14 @@ def delete_runs(root: Path | None) -> int:
     """
     if root is None:
         raise UserError(
-            "runs --delete: name the folder, sft-lab runs DIR --delete; a run, a sweep, or one that holds some"
+            "runs --delete: give the folder, sft-lab runs DIR --delete: a run, a sweep, or a folder with runs in it"
         )
     lines = list_runs(root)
     show(lines)
     idle = [line for line in lines if not _is_at_work(line)]
     for line in lines:
         if line not in idle:
-            sys.stdout.write(f"{line.path}: {line.state}; it stays\n")
+            sys.stdout.write(f"{line.path}: {line.state}; not deleted\n")
     if not idle:
         return 0
     size = _size([line.path for line in idle]) / 1e6
@@ -55,7 +55,7 @@ def delete_runs(root: Path | None) -> int:
     stored = sum(entry.size for entry in Store(default_root()).listing()) / 1e6
     sys.stdout.write(
         f"{count_of(len(deleted), 'run folder')} deleted. Results of data stages stay in the store, "
-        f"which holds {stored:,.1f} MB: sft-lab store prune\n"
+        f"which has {stored:,.1f} MB; sft-lab store prune frees space\n"
     )
     return 0 if len(deleted) == len(idle) else 1
 
@@ -87,7 +87,7 @@ def _delete(path: Path) -> bool:
     folder = RunDir(path)
     try:
         if _is_at_work(run_line(folder, {})):
-            sys.stdout.write(f"{path}: work has begun there; it stays\n")
+            sys.stdout.write(f"{path}: a run has started there; not deleted\n")
             return False
         folder.discard([path])
     except (FolderError, OSError) as error:

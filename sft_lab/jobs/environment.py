@@ -72,7 +72,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
 def _git_differences(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
     compared = [Difference("git commit", old["commit"], new.get("commit"))] if "commit" in old else []
     if old.get("dirty") and new.get("dirty"):  # uncommitted changes may differ, as they are not recorded
-        compared.append(Difference(UNCOMMITTED, "yes", "yes, the same or others"))
+        compared.append(Difference(UNCOMMITTED, "yes", "yes, perhaps different ones"))
     elif "dirty" in old:
         yes_or_no = {None: None, True: "yes", False: "no"}
         compared.append(Difference(UNCOMMITTED, yes_or_no[old["dirty"]], yes_or_no[new.get("dirty")]))
@@ -88,7 +88,7 @@ def part(content: dict[str, Any], name: str) -> dict[str, Any]:
 def lines(items: list[Difference] | None) -> list[str]:
     """Return the differences as lines of text; ``None`` means that the old run recorded no environment."""
     if items is None:
-        return ["Environment: the old run recorded none."]
+        return ["Environment: not recorded by the old run."]
     if not items:
         return ["Environment: the same (commit, versions, data, hardware, threads, precision)."]
     return [f"Environment: {count_of(len(items), 'difference')}", *(f"  {difference}" for difference in items)]

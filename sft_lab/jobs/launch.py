@@ -110,7 +110,7 @@ def _interruption_message(job_folders: list[JobFolder], work: str) -> str:
     if len(job_folders) == 1 and not first.folder.sweep:
         return interruption_message(first.folder, first.resume_command, work)
     return (
-        f"interrupted; {first.resume_command} resumes: finished jobs are kept, and interrupted training has its "
+        f"interrupted; {first.resume_command} resumes: finished jobs are kept, and the interrupted one has its "
         "checkpoint"
     )
 
@@ -133,7 +133,7 @@ def _objective(folder: RunDir, failure: Failure | None) -> float | SftLabError:
         return (UserError if failure.by_input else JobError)(f"{name}: {failure.message}")
     objective = tolerant_readers.read(folder.summary).get("objective")
     if objective is None:
-        return JobError(f"{name}: has no objective; without held-out rows there is none")
+        return JobError(f"{name}: has no objective, since it has no held-out rows")
     if not math.isfinite(objective):
         return JobError(f"{name}: its objective is {objective}")
     return float(objective)

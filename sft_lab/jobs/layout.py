@@ -137,7 +137,7 @@ def find_job_folders(plan: Plan, work: str = Work.RUN, *, to_start: bool = True)
 def _refuse_without_locks(folder: Path, plan: Plan) -> None:
     if problem := lock_problem(folder, several_machines=plan.jobs[0].run.launch.several_machines):
         key = "hydra.sweep.dir" if plan.swept else "hydra.run.dir"
-        raise FolderError(f"{folder}: {problem}; choose a folder elsewhere with {key}")
+        raise FolderError(f"{folder}: {problem}; choose another folder with {key}")
 
 
 # --- sweeps --------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def _sweep_marker(sweep: Path, plan: Plan) -> dict[str, Any]:
         raise FolderError(f"{sweep / SWEEP}: cannot be read; choose another folder with hydra.sweep.dir") from error
     if differences := _differences(old_base, _without(base, axes)):
         raise FolderError(
-            f"{sweep}: this folder holds a sweep with another base config: {differences}; "
+            f"{sweep}: this folder has a sweep with another base config: {differences}; "
             "choose another folder with hydra.sweep.dir"
         )
     return {"base": marker["base"], "axes": axes}
@@ -254,11 +254,13 @@ def _progress(run: Run, folder: RunDir, work: str) -> JobProgress:
         is_done, holds_run = folder.has_finished(work), folder.has_finished(Work.RUN)
     except (FolderError, OSError, ValueError, LookupError) as error:
         raise FolderError(
-            f"{folder.path}: its status.json cannot be read ({error}); rerun=true runs it again"
+            f"{folder.path}: its status.json cannot be read ({error}); set rerun=true to run it again"
         ) from error
     folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest))
     if holds_run and work == Work.PREPARE:
-        raise FolderError(f"{folder.path}: holds a finished run; prepare its data in another folder, hydra.run.dir=...")
+        raise FolderError(
+            f"{folder.path}: has a finished run; prepare the data in another folder with hydra.run.dir=..."
+        )
     return JobProgress.FINISHED if is_done else JobProgress.UNFINISHED
 
 
@@ -289,13 +291,13 @@ def _refuse_other_config(run: Run, folder: RunDir) -> None:
         old = configs.load(folder.config)
     except (SftLabError, OSError, UnicodeDecodeError) as error:
         raise FolderError(
-            f"{folder.path}: its config.yaml cannot be read ({error}); rerun=true runs it again"
+            f"{folder.path}: its config.yaml cannot be read ({error}); set rerun=true to run it again"
         ) from error
     if old.hash != run.hash:
         differences = _differences(flat(old.saved()), flat(run.saved()))
         raise FolderError(
-            f"{folder.path}: holds a run with another config: {differences}; choose another folder, "
-            "or rerun=true to run again here and keep the old one beside it"
+            f"{folder.path}: has a run with another config: {differences}; choose another folder, "
+            "or set rerun=true to run again here and keep the old folder beside it"
         )
 
 

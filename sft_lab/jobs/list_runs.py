@@ -69,7 +69,9 @@ def list_runs(root: Path | None = None) -> list[RunLine]:
         FolderError: if there is no such folder.
     """
     if root is not None and not root.is_dir():
-        raise FolderError(f"{root}: no such folder; name one that holds runs, or none for ./outputs and ./multirun")
+        raise FolderError(
+            f"{root}: no such folder; give a folder with runs in it, or none for ./outputs and ./multirun"
+        )
     roots = [root] if root is not None else [Path(name) for name in DEFAULT_ROOTS if Path(name).is_dir()]
     installed = manifest.versions()
     return [run_line(folder, installed) for path in roots for folder in find_run_dirs(path)]
@@ -128,7 +130,7 @@ def table(lines: list[RunLine]) -> Table:
     if packages := sorted({name for line in lines for name in line.other_versions}):
         listed = ", ".join(packages[:MAX_PACKAGES])
         rest = f" and {len(packages) - MAX_PACKAGES} more" if len(packages) > MAX_PACKAGES else ""
-        runs.caption = f"* made by other library versions than installed now: {listed}{rest}"
+        runs.caption = f"* ran with library versions other than those installed now: {listed}{rest}"
         runs.caption_justify = "left"
     return runs
 

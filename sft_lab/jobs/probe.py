@@ -71,12 +71,12 @@ def _probe(forecast: JobForecast, speeds: dict[str, Speed]) -> JobForecast:
     text = f"Probe of {STEPS} steps in a temporary folder, on this machine: {rate}{speed.step_seconds:.2g} s a step"
     if steps is None:
         return replace(forecast, like=None, probe=f"{text}; the number of steps is unknown until the data is prepared")
-    bound = "" if forecast.steps else "; the longest they can be, as if no row were dropped"
+    bound = "" if forecast.steps else "; an upper bound, as if no rows were dropped"
     return replace(
         forecast,
         seconds=estimate_seconds(run, speed, steps, forecast.held_out_rows),
         like=None,
-        probe=f"{text}; times are of training and held-out loss, without data stages and own answers{bound}",
+        probe=f"{text}; times cover training and held-out loss, not data stages and generated answers{bound}",
     )
 
 

@@ -84,7 +84,7 @@ class ProcessJob(SupervisedJob):
 
         if self.folder.is_held():
             holder = self.folder.holder() or "another process"
-            log.info("%s: is being worked on by %s; waiting for it", self.title, holder)
+            log.info("%s: %s is working on it; waiting", self.title, holder)
         else:
             gpu = f" on GPU {device}" if device else ""
             log.info("%s: started%s, %s", self.title, gpu, count_of(threads, "thread"))

@@ -50,8 +50,8 @@ def promote(source: Path, name: str, *, force: bool = False) -> Path:
     target = Path.cwd() / "experiments" / f"{name}.yaml"
     taken = [file for file in (target, shipped("experiments") / target.name) if file.exists()]
     if taken and not force:
-        problem = "exists" if taken[0] == target else "is shipped with sft_lab, and yours would be used in its place"
-        raise UserError(f"{taken[0]}: {problem}; choose another name, or --force")
+        problem = "already exists" if taken[0] == target else "is shipped with sft_lab, and yours would replace it"
+        raise UserError(f"{taken[0]}: {problem}; choose another name, or use --force")
     run = configs.load(folder.config)
     text = f"{_header(folder, name)}{_Experiment.of(run).to_yaml()}"
     _write_verified(target, text, run)
@@ -62,8 +62,7 @@ def _checked_name(name: str) -> str:
     stem = name.removesuffix(".yaml")
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", stem, re.ASCII) or stem.lower() in _NO_NAMES:
         raise UserError(
-            f"{name!r}: not a name that +experiment=NAME takes; start it with a letter and use only letters, "
-            "digits, _ - and ."
+            f"{name!r}: not a valid experiment name; start it with a letter and use only letters, digits, _ - and ."
         )
     return stem
 
@@ -76,9 +75,7 @@ def _write_verified(target: Path, text: str, run: Run) -> None:
         try:
             write_text(trial, text)
             if difference := difference_from(run, trial.stem):
-                raise ConfigError(
-                    f"{target}: not written, since running it would not give the run's config: {difference}"
-                )
+                raise ConfigError(f"{target}: not written, since it would not reproduce the run's config: {difference}")
             trial.replace(target)
         finally:
             trial.unlink(missing_ok=True)
@@ -205,7 +202,7 @@ def option_of_kind(group: str, kind: str) -> str:
     files = sorted(option_files, key=lambda file: (file.stem != kind, file.stem))
     of_kind = [file.stem for file in files if f"/schema/{group}/{kind}@" in file.read_text(encoding="utf-8")]
     if not of_kind:
-        raise ConfigError(f"{group}: no option of kind {kind} is here; give one in conf/{group}/")
+        raise ConfigError(f"{group}: no option here has kind {kind}; add one to conf/{group}/")
     return of_kind[0]
 
 

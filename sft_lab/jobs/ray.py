@@ -87,7 +87,7 @@ def _ending(task: Any) -> Ending:
         failure = ray.get(task)
     except RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return Ending(f"its process died, and was not started again by Ray ({type(error).__name__}: {lines[0]})")
+        return Ending(f"its process died, and Ray did not restart it ({type(error).__name__}: {lines[0]})")
     return Ending("ended without an error", **(failure or {}))
 
 
@@ -108,7 +108,7 @@ def _gpus_per_job(launcher: Ray) -> int:
     if not any(cores >= launcher.num_cpus and cards >= gpus for cores, cards in sizes):
         listed = ", ".join(f"{cores} cores and {cards} GPUs" for cores, cards in sorted(sizes))
         raise UserError(
-            f"launch.num_cpus={launcher.num_cpus}, num_gpus={gpus}: no machine of the cluster has that many "
+            f"launch.num_cpus={launcher.num_cpus}, num_gpus={gpus}: no machine in the cluster has that many "
             f"(they have {listed}); lower launch.num_cpus or launch.num_gpus"
         )
     return gpus

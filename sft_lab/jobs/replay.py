@@ -138,7 +138,7 @@ def _load(config: Path, overrides: list[str]) -> Run:
         key, sign, _ = override.partition("=")
         if not (key and sign) or key.startswith(("+", "~", "-")):
             raise ConfigError(
-                f"{override}: not an override of a saved config; write key=value with a key of {config.name}"
+                f"{override}: not an override of a saved config; write key=value with a key from {config.name}"
             )
     run = configs.load(config, overrides)
     if not any(override.startswith("rerun=") for override in overrides):
@@ -154,7 +154,7 @@ def _read_old_run(folder: RunDir | None, config: Path) -> OldRun:
     try:
         state, work = folder.state(), folder.work()
     except FolderError as error:
-        raise FolderError(f"{error}, or replay its config.yaml alone") from error
+        raise FolderError(f"{error}, or replay only its config.yaml") from error
     result = read_result(folder, work) if state == RunState.FINISHED else None
     return OldRun(folder, job, manifest, state, work, result)
 
@@ -163,9 +163,9 @@ def _create_folder(run: Run, overrides: list[str], out: Path | None, source: Pat
     """Find or create the new folder, by the rule for every run folder."""
     if out is not None:
         if out.exists() and source.exists() and out.samefile(source):
-            raise FolderError(f"--out {out}: is the run being replayed; a replay needs a folder of its own")
+            raise FolderError(f"--out {out}: is the run being replayed; choose another folder")
         if (out / "status.json").exists() and not RunDir(out).replay.exists():
-            raise FolderError(f"--out {out}: holds a run that is not a replay; choose another folder")
+            raise FolderError(f"--out {out}: has a run that is not a replay; choose another folder")
     job = Job(run=run, overrides=None, axes={})
     plan = Plan(jobs=[job], swept=False, name=None, run_dir=str(out) if out else None, sweep_dir=None)
     try:
@@ -181,7 +181,7 @@ def _config_difference(old: OldRun) -> list[Difference]:
     job = (old.manifest or {}).get("job")
     if job in (None, old.job):
         return []
-    return [Difference("config (edited, or read by another sft_lab)", job, old.job)]
+    return [Difference("config (edited, or read by another version of sft_lab)", job, old.job)]
 
 
 def _compare(done: Replay, old: OldRun, extra: list[Difference]) -> Replay:
@@ -221,8 +221,8 @@ def _write_record(done: Replay) -> None:
 def _why_not_compared(old: OldRun) -> str:
     if old.folder is None:
         return (
-            "A config alone: there is no old environment and no old result to compare with; give the run folder "
-            "for that."
+            "This is only a config, with no old environment or result to compare with; give the run folder to "
+            "compare them."
         )
     kind = "run" if old.work == Work.RUN else "preparation"
     return f"The old {kind} is not finished ({old.state or 'not started'}): there is nothing to compare with."
@@ -244,7 +244,7 @@ def lines(done: Replay) -> list[str]:
         text.append(f"Overrides: {' '.join(done.overrides)}")
     text += environment.lines(done.environment)
     if done.failure:
-        return [*text, f"Result: none, the replay failed: {done.failure.message}"]
+        return [*text, f"Result: none, since the replay failed: {done.failure.message}"]
     text += [done.note] if done.note else []
     if done.result is None:
         return text
@@ -260,5 +260,5 @@ def lines(done: Replay) -> list[str]:
     if done.changed:
         return [*text, "The config was changed: a difference is expected."]
     if done.exit_code == 0:
-        return [*text, "The environment is not the same: a difference may come from there."]
-    return [*text, "The environment is the same and the numbers are not: this run does not reproduce."]
+        return [*text, "The environment changed too, which may explain the difference."]
+    return [*text, "The environment is the same but the numbers differ: this run does not reproduce."]

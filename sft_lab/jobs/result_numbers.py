@@ -40,7 +40,7 @@ def read_result(folder: RunDir, work: str) -> Numbers:
         return numbers | _training_numbers(folder) if work == Work.RUN else numbers
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise FolderError(
-            f"{folder.path}: its result cannot be read ({type(error).__name__}: {error}); replay its config.yaml alone"
+            f"{folder.path}: its result cannot be read ({type(error).__name__}: {error}); replay only its config.yaml"
         ) from error
 
 

@@ -23,6 +23,6 @@ def skip_if_finished(folder: RunDir, work: str, title: str = "") -> bool:
     """
     if not folder.has_finished(work):
         return False
-    log.info("%s: finished before; nothing to do", title or folder.path)
+    log.info("%s: already finished", title or folder.path)
     folder.tidy()
     return True

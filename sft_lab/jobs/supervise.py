@@ -90,7 +90,7 @@ class SupervisedJob:
         self.last_status = status
         if status.get("state") == RunState.RUNNING:
             # Several processes begin with the data stages in one, and then train.
-            event = "prepares its data" if status.get("work") == Work.PREPARE else "started"
+            event = "preparing its data" if status.get("work") == Work.PREPARE else "started"
             log.info("%s: %s on %s", self.title, event, status.get("host"))
         elif status.get("state") not in (RunState.FINISHED, RunState.FAILED, RunState.PRUNED):
             log.info("%s: %s", self.title, status.get("state"))
@@ -142,7 +142,7 @@ def result_line(folder: RunDir, seconds: float | None = None) -> str:
     took = summary.get("seconds") if seconds is None else seconds
     line = "finished" if took is None else f"finished in {took:.0f} s"
     if summary.get("same_as"):
-        return f"{line if seconds else 'finished'}  with the result of {summary['same_as']}"
+        return f"{line if seconds else 'finished'}  result taken from {summary['same_as']}"
     loss = summary.get("eval/loss")
     parts = [line, f"held-out loss {loss:.4f}" if loss is not None else "", verdict_with_warnings(summary)]
     return "  ".join(filter(None, parts))

@@ -117,4 +117,4 @@ def interruption_message(folder: RunDir, resume_command: str, work: str) -> str:
             "training again"
         )
     step = checkpoint.name.rpartition("-")[2]
-    return f"interrupted; {resume_command} resumes from step {step}, whose checkpoint is saved"
+    return f"interrupted; {resume_command} resumes from the checkpoint of step {step}"

@@ -55,9 +55,9 @@ MEASURES = (
     ("outputs/ended_share", "Generated answers that end their turn", "{:.0%}"),
     ("outputs/stray_share", "Generated answers with control tokens inside", "{:.0%}"),
     ("outputs/echoed_share", "Generated answers that only repeat the question", "{:.0%}"),
-    ("outputs/json_share", "Generated answers in JSON of the right form, where it was asked for", "{:.0%}"),
+    ("outputs/json_share", "Generated answers in JSON of the right form, where JSON was requested", "{:.0%}"),
     ("outputs/exact_share", "Generated answers that match exactly, where the reference is short", "{:.0%}"),
-    ("outputs/call_share", "Generated answers that are a valid call of a known tool, where one was called", "{:.0%}"),
+    ("outputs/call_share", "Generated answers that call a known tool correctly, where a call was expected", "{:.0%}"),
     ("outputs/distinct_2", "Variety: distinct word pairs among all (distinct-2)", "{:.0%}"),
     ("outputs/likeness", "Similarity to the nearest training answer (ROUGE-L)", "{:.2f}"),
     ("train/recalled_share", "Training rows continued verbatim", "{:.0%}"),
@@ -184,7 +184,7 @@ def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:
         KeyNumber(
             "Tokens per second",
             format_count(rate),
-            note=_format_known("{:.0%} of the time went into measuring", get("watching_share")),
+            note=_format_known("{:.0%} of the time spent on measuring", get("watching_share")),
         ),
         KeyNumber("Time", format_seconds(get("seconds"))),
     ]

@@ -48,8 +48,8 @@ def check_rows(run: Run, data: Prepared) -> list[str]:
             problems.append(str(error))
     if run.trainer.uses_held_out_loss and not len(data.held_out.rows):
         problems.append(
-            "trainer.load_best_model_at_end, trainer.early_stopping_patience: choose by the held-out loss, and no "
-            "row is held out; raise split.eval_share, or set them to false and null"
+            "trainer.load_best_model_at_end, trainer.early_stopping_patience: need held-out rows, and there are none; "
+            "raise split.eval_share, or set them to false and null"
         )
     return problems
 
@@ -58,14 +58,14 @@ def _check_threads(run: Run) -> list[str]:
     limit = THREADS_PER_CORE * (os.cpu_count() or 1)
     if (run.threads or 0) <= limit or run.launch.is_remote:
         return []
-    return [f"threads={run.threads}: must be at most {limit}, four for each core; or null, one for each"]
+    return [f"threads={run.threads}: must be at most {limit}, four per core, or null for one per core"]
 
 
 def _check_starter(run: Run) -> list[str]:
     path = str(getattr(run.dataset, "path", ""))
     if run.choices.get("dataset") != "starter" or path.startswith("package:"):
         return []
-    return [f"dataset.path={path}: dataset=starter has the bundled rows; for your own write dataset=file"]
+    return [f"dataset.path={path}: dataset=starter is the bundled data; for your own files set dataset=file"]
 
 
 def _check_faiss(run: Run) -> list[str]:
@@ -91,7 +91,7 @@ def _check_plugins(run: Run) -> list[str]:
     saved, current = run.plugins, plugin_origins(run)
     return [
         f"plugins.{name}: this run was made with {saved.get(name, 'none')}, but {current.get(name, 'none')} is "
-        "installed; install the former again, or let sft-lab replay run it with the latter"
+        "installed; install the former again, or run it with the latter by sft-lab replay"
         for name in {**saved, **current}
         if saved.get(name) != current.get(name)
     ]

@@ -117,7 +117,7 @@ class Run(Bounded):
         self._refuse_longer_rows()
         if self.trainer.loss_weights and self.dataset.train_on is not TrainOn.marked:
             raise ConfigError(
-                f"trainer.loss_weights=true: turns have no weights with dataset.train_on={self.dataset.train_on.name}; "
+                f"trainer.loss_weights=true: has no effect with dataset.train_on={self.dataset.train_on.name}; "
                 "set dataset.train_on=marked, or leave it out"
             )
         self.plugins = self.plugins or identity.plugin_origins(self)

@@ -169,7 +169,7 @@ def _languages(before: Rows, after: Rows) -> list[dict[str, Any]]:
     is_kept = np.isin(sample.positions, after.positions)
     codes_after = [code for code, kept in zip(codes_before, is_kept, strict=True) if kept]
     return [
-        {"code": record["code"], "language": LANGUAGE_NAMES.get(record["code"], "nothing to judge by"), **record}
+        {"code": record["code"], "language": LANGUAGE_NAMES.get(record["code"], "undetermined"), **record}
         for record in _compared("code", codes_before, codes_after)
     ]
 

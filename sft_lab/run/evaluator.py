@@ -227,7 +227,7 @@ class Evaluator:
         if (long := sum(size > limit for size in sizes)) > len(questions) / 2:
             self._context.notice(
                 f"evaluation: {long} of the {len(questions)} held-out answers are longer than "
-                f"evaluation.max_new_tokens={limit}, so those of the models are cut there; raise it to see them whole"
+                f"evaluation.max_new_tokens={limit}, so the models' answers are cut off there; raise it to see all"
             )
 
     def answer_fixed_prompts(self, model: Any, data: Prepared) -> list[Answer]:
@@ -330,7 +330,7 @@ class Evaluator:
                 rendered = renderer.prompt(messages, conversation.inputs)
                 refuse_missing_tools(conversation.inputs, rendered.text)
             except CannotRender as error:
-                problem = f"the template cannot write the conversation that ends with {one_line(text, 60)!r} ({error})"
+                problem = f"the template cannot render the conversation that ends with {one_line(text, 60)!r} ({error})"
                 raise ConfigError(f"evaluation: {problem}; give other prompts, or another template") from error
             prompts.append(prompt_ids(rendered, self._context.tokenizer))
         return prompts
@@ -342,8 +342,8 @@ class Evaluator:
         limit, longest = learned_positions(model), max(map(len, prompts), default=0)
         if limit and longest + max_new_tokens > limit:
             self._context.notice(
-                f"evaluation.max_new_tokens={max_new_tokens}: the model has learned {limit:,} positions, "
-                f"and the longest prompt takes {longest:,}: its answer is cut at {max(limit - longest, 0):,} tokens"
+                f"evaluation.max_new_tokens={max_new_tokens}: the model has {limit:,} learned positions and the "
+                f"longest prompt takes {longest:,}, so its answer is cut off at {max(limit - longest, 0):,} tokens"
             )
         tokenizer = self._context.tokenizer
         ends = {*self._ending(template).stops, *([tokenizer.convert_tokens_to_ids(form.end)] if form else [])}

@@ -75,7 +75,7 @@ def prepare_only(run: Run, path: RunDir | Path | str | None = None) -> dict[str,
     """Carry out the data stages, and write their report and the rows.
 
     Raises:
-        JobError: if no training row is left; the report is written before.
+        JobError: if no training rows are left; the report is written before.
     """
     console.show_in_notebook()
     with _data_session(run, path) as session:
@@ -159,8 +159,8 @@ def _open_folder(run: Run, path: RunDir | Path | str | None) -> RunDir:
 def _refuse_other_world(run: Run, folder: RunDir) -> None:
     if world() != run.launch.num_processes:
         raise ConfigError(
-            f"launch.num_processes={run.launch.num_processes}: the number of processes that train here is {world()}, "
-            f"and a different number changes the steps; `sft-lab exec {folder.path}` starts as many as the config says"
+            f"launch.num_processes={run.launch.num_processes}: {world()} processes are training here, and a different "
+            f"number changes the steps; `sft-lab exec {folder.path}` starts the number in the config"
         )
 
 

@@ -100,7 +100,7 @@ class Launcher(Bounded):
         problems = []
         if self.config_file is not None and not self.accelerate_config().is_file():
             shipped = ", ".join(sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")))
-            problems.append(f"launch.config_file={self.config_file}: no such file; shipped are {shipped}")
+            problems.append(f"launch.config_file={self.config_file}: no such file; available: {shipped}")
         elif self.distributed and not self.is_remote:  # else the machine that executes the job checks itself
             problems += self._check_processes()
         if self.num_machines > 1 and not self.is_remote and not os.environ.get("MASTER_ADDR"):
@@ -221,7 +221,7 @@ class Slurm(Launcher):
         super().__post_init__()
         gpus, each = self.gpus_per_node, self.processes_per_machine
         is_enough = gpus in (None, 0) or gpus >= each
-        require(is_enough, "gpus_per_node", gpus, f"at least {each}, one for each process there")
+        require(is_enough, "gpus_per_node", gpus, f"at least {each}, one per process on each machine")
         local = self.cluster is Cluster.local
         require(not local or self.num_machines == 1, "num_machines", self.num_machines, "1 with cluster=local")
 
@@ -246,7 +246,7 @@ class Slurm(Launcher):
         commands = ("sbatch", "srun", "squeue") if self.cluster is Cluster.slurm else ()
         missing = [command for command in commands if not shutil.which(command)]
         return [
-            f"launch=slurm: {command} is not on PATH; give the command on a login node of a Slurm cluster, or with "
+            f"launch=slurm: {command} is not on PATH; run the command on a login node of a Slurm cluster, or with "
             "launch.cluster=local to try it on this machine"
             for command in missing[:1]
         ]

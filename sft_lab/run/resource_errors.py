@@ -27,7 +27,7 @@ _MEMORY_TEXTS = (
 )  # fmt: skip
 _LOST_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch.distributed's
 MAX_CHARACTERS = 300  # of a library's own message
-LOST = "the connection to the other processes of the training broke"
+LOST = "lost the connection to the other training processes"
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def _no_space(error: Exception, run: Run, folder: RunDir, resume_command: str) -
     store = run.store.open().root
     return (
         f"no space left in {folder.path} or in the store {store} ({_summary(error)}); free some space, and "
-        f"{resume_command} resumes from what is finished (sft-lab store prune removes results that have not been used "
+        f"{resume_command} resumes from what is finished (sft-lab store prune removes results not used "
         "for a while)"
     )
 
@@ -84,19 +84,19 @@ def _memory_remedy(stage: str, run: Run) -> str:
             f"a training batch is {batch} rows of up to {trainer.max_length} tokens. Lower "
             "trainer.per_device_train_batch_size and raise trainer.gradient_accumulation_steps by as much, lower "
             "trainer.max_length, set trainer.activation_checkpointing=true, or train an adapter (trainer=lora, on a "
-            "GPU qlora); sft-lab plan says what weights and optimizer take"
+            "GPU qlora); sft-lab plan shows the memory that weights and optimizer need"
         )
     if stage == "measuring":
-        return f"a measuring batch is {run.evaluation.batch_tokens} tokens; lower evaluation.batch_tokens"
+        return f"an evaluation batch has {run.evaluation.batch_tokens} tokens; lower evaluation.batch_tokens"
     if stage == "load":
         return (
             f"each worker holds a block of {run.engine.block} records; lower engine.workers or engine.block, or lower "
-            f"dataset.max_record_mb={run.dataset.max_record_mb:g} to find a record without an end"
+            f"dataset.max_record_mb={run.dataset.max_record_mb:g} to find a record that never ends"
         )
     group = stage.partition(".")[0]
     if group in ("dedup", "embed", "neighbors", "decontaminate"):
         edges = ", dedup.max_edges" if hasattr(run.dedup, "max_edges") else ""
-        return f"lower dataset.limit{edges}, or choose dedup=exact and decontaminate.method=exact, which take least"
+        return f"lower dataset.limit{edges}, or choose dedup=exact and decontaminate.method=exact, which need the least"
     return "lower dataset.limit, or give the process more memory"
 
 
@@ -109,7 +109,7 @@ def _lost_connection(error: Exception, resume_command: str) -> str:
     # Without the line of gloo's source, and without its advice.
     message = re.sub(r"^\[\S*/gloo/\S+\] ", "", str(error)).partition(". ")[0]
     return (
-        f"{LOST} ({' '.join(message.split())[:MAX_CHARACTERS]}): one of them died, or its machine or network did; "
+        f"{LOST} ({' '.join(message.split())[:MAX_CHARACTERS]}): one of them died, or its machine or network failed; "
         f"{resume_command} resumes from the last checkpoint"
     )
 

@@ -129,7 +129,7 @@ class Session:
         self.note_training_key(data)
         trained = tolerant_readers.read(twin.manifest)
         original = trained.get("same_as") or twin.path.name
-        log.info("train: skipped, since %s has trained on the same rows in the same way", original)
+        log.info("train: skipped, since %s trained on the same rows in the same way", original)
         for event in tolerant_readers.read_metrics(twin.metrics):
             self._mirror.log({name: math.nan if value is None else value for name, value in event.items()})
 

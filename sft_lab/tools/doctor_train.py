@@ -99,7 +99,7 @@ def try_trainers(model: str) -> Iterator[TrainingAttempt]:
 def _try(root: Path, device: str, visible: str, trainer: str, model: str) -> TrainingAttempt:
     """Train in a separate process, and return the attempt."""
     if trainer == "qlora" and not importlib.util.find_spec("bitsandbytes"):
-        return TrainingAttempt(device, trainer, "left out: needs bitsandbytes")
+        return TrainingAttempt(device, trainer, "skipped: needs bitsandbytes")
     overrides = [f"trainer={trainer}", f"model={model}", f"store.path={root / 'store'}", *OVERRIDES]
     if model == "tiny_random":  # at the usual rates, ten steps would hardly change random weights
         overrides.append("trainer.learning_rate=1e-2")
@@ -108,7 +108,7 @@ def _try(root: Path, device: str, visible: str, trainer: str, model: str) -> Tra
     except ConfigError as error:
         if trainer != "qlora":  # the model is at fault, and so every row
             raise
-        return TrainingAttempt(device, trainer, f"left out: {error}")
+        return TrainingAttempt(device, trainer, f"skipped: {error}")
 
     folder = RunDir(root / f"{device.replace(':', '-')}-{trainer}")
     folder.path.mkdir()
@@ -137,7 +137,7 @@ def _run_process(folder: RunDir, visible: str) -> str:
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            return f"not done after {TIMEOUT} s"
+            return f"not finished after {TIMEOUT} s"
     if not code:
         return ""
 

@@ -120,7 +120,7 @@ def _score_both(finished: FinishedRun, options: EvaluationOptions) -> tuple[Resu
     if not finished.is_adapter:
         model = None
         release_memory()
-    log.info("evaluate: the same on the tuned model")
+    log.info("evaluate: the same tasks on the tuned model")
     return base, _score(finished.load_tuned(model), finished, specs, manager, options)
 
 
@@ -197,14 +197,14 @@ def _mirror(finished: FinishedRun, summary: dict[str, Any]) -> None:
 
 def _refuse_unknown(tasks: list[str], manager: Any) -> None:
     if not tasks:
-        raise UserError("--tasks: names no task; give names of lm-evaluation-harness or YAML files")
+        raise UserError("--tasks: is empty; give names of lm-evaluation-harness tasks, or YAML files")
     known = {*manager.all_tasks, *(task for task in tasks if Path(task).is_file())}
     for name in tasks:
         if name not in known:
             if name.endswith(YAML):
                 raise UserError(f"--tasks {name}: no such file")
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else "`lm-eval ls tasks` lists them; a file ends with .yaml"
+            hint = f"did you mean {close[0]}?" if close else "`lm-eval ls tasks` lists them; a file must end with .yaml"
             raise UserError(f"--tasks {name}: no such task of lm-evaluation-harness; {hint}")
 
 
@@ -227,7 +227,9 @@ def _harness_errors() -> Iterator[None]:
         raise
     except Exception as error:
         reason = one_line(f"{type(error).__name__}: {error}", MAX_ERROR)
-        raise JobError(f"evaluate: the harness failed ({reason}); tasks of the Hub need a network") from error
+        raise JobError(
+            f"evaluate: lm-evaluation-harness failed ({reason}); tasks with data on the Hub need a network"
+        ) from error
 
 
 @contextmanager

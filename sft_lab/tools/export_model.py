@@ -107,4 +107,4 @@ def _write_gguf(finished: FinishedRun, source: Path, file: Path, folder: Path) -
         write_gguf(source, file, name, end_ids=finished.renderer.end_ids, prompt=_prompt(finished))
     except CannotWrite as error:
         command = shlex.join(["python", "convert_hf_to_gguf.py", str(source), "--outfile", str(folder / WEIGHTS)])
-        raise UserError(f"export: {error} are not written as GGUF here; llama.cpp's script does: {command}") from error
+        raise UserError(f"export: cannot write {error} as GGUF; use llama.cpp's script: {command}") from error

@@ -106,9 +106,9 @@ def open_run(path: Path) -> FinishedRun:
     if state != RunState.FINISHED:
         raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} continues it")
     if work != Work.RUN:
-        raise FolderError(f"{path}: holds prepared data and no model; give the folder of a run that trained")
+        raise FolderError(f"{path}: has prepared data but no model; give the folder of a training run")
     if not any((folder.model / name).is_file() for name in ("adapter_config.json", "config.json")):
-        raise FolderError(f"{folder.model}: holds no weights; sft-lab replay {path} trains them again")
+        raise FolderError(f"{folder.model}: has no weights; sft-lab replay {path} trains again")
 
     run = configs.load(folder.config)
     if problems := run.model.check():

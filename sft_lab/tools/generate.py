@@ -60,7 +60,7 @@ class GenerationOptions:
             for name in ("top_p", "top_k", "seed"):
                 if (value := getattr(self, name)) is not None:
                     flag = f"--{name.replace('_', '-')}"
-                    raise UserError(f"{flag} {value}: has no effect without --temperature above 0; add one")
+                    raise UserError(f"{flag} {value}: has no effect without --temperature above 0")
 
     @property
     def sampling(self) -> dict[str, float | int] | None:
@@ -118,8 +118,8 @@ def _decode(content: bytes, name: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{name}: byte {error.start + 1} ({content[error.start]:#04x}) is not UTF-8; write it as UTF-8, as "
-            "`iconv -f latin1 -t utf-8` does from a file"
+            f"{name}: byte {error.start + 1} ({content[error.start]:#04x}) is not UTF-8; convert it, for example with "
+            "`iconv -f latin1 -t utf-8`"
         ) from error
 
 
@@ -138,7 +138,7 @@ def answer_prompt(path: Path, prompt: str, options: GenerationOptions, *, base: 
     from sft_lab.data.template_input import Conversation
 
     if not prompt.strip():
-        raise UserError("prompt: is empty; give a text, or - and the text on standard input")
+        raise UserError("prompt: is empty; give a text, or - to read it from standard input")
     system = [{"role": "system", "content": options.system}] if options.system.strip() else []
     conversation = Conversation([*system, {"role": "user", "content": prompt}])
     return answer_conversations(path, {"prompt": conversation}, options, base=base)[0]
@@ -201,7 +201,7 @@ def _limit_length(options: GenerationOptions, config: Any, prompt_tokens: int) -
         return options
     if prompt_tokens >= positions:
         raise UserError(
-            f"prompt: takes {prompt_tokens:,} tokens under the chat template, and the model was made for "
+            f"prompt: is {prompt_tokens:,} tokens long with the chat template, but the model was made for "
             f"{positions:,}; give a shorter one"
         )
     return replace(options, max_new_tokens=min(options.max_new_tokens, positions - prompt_tokens))
@@ -223,16 +223,16 @@ def _render_prompt(
     from sft_lab.data.tokens_and_labels import prompt_ids
     from sft_lab.pipeline import label_rules
 
-    remedy = "put the text into the prompt"
+    remedy = "put the text in the prompt"
     try:
         rendered = ExampleMaker(renderer, label_rules(finished.run)).prompt(conversation)
     except CannotRender as error:
         if options.system.strip():
-            message = f"--system: the run's chat template takes no system turn ({error}); {remedy}"
+            message = f"--system: the run's chat template accepts no system turn ({error}); {remedy}"
             raise UserError(message) from error
-        raise UserError(f"{name}: the run's chat template refuses it ({error}); change it") from error
+        raise UserError(f"{name}: the run's chat template rejects it ({error}); change it") from error
     if options.system.strip() not in rendered.text:
-        raise UserError(f"--system: the run's chat template takes no system turn; {remedy}")
+        raise UserError(f"--system: the run's chat template accepts no system turn; {remedy}")
     return prompt_ids(rendered, finished.tokenizer)
 
 
@@ -261,7 +261,7 @@ def print_answers(answers: GeneratedAnswers, options: GenerationOptions) -> None
     if answers.base is None:
         sys.stdout.write(f"{_with_calls(answers, answers.tuned)}\n")
     else:
-        plain = ", asked in plain text: it does not know the run's template" if answers.is_base_plain else ""
+        plain = ", prompted in plain text, since it does not know the run's template" if answers.is_base_plain else ""
         base, tuned = (_with_calls(answers, answer) for answer in (answers.base, answers.tuned))
         sys.stdout.write(f"base{plain}:\n{base}\n\ntuned:\n{tuned}\n")
 
@@ -270,7 +270,7 @@ def print_answers(answers: GeneratedAnswers, options: GenerationOptions) -> None
     if cut:
         limit = answers.max_new_tokens
         is_own_limit = limit == options.max_new_tokens
-        remedy = "--max-new-tokens allows more" if is_own_limit else "the model has no more positions after the prompt"
+        remedy = "--max-new-tokens allows more" if is_own_limit else "the model has no positions left after the prompt"
         sys.stderr.write(f"cut at {limit} tokens: {', '.join(cut)}; {remedy}\n")
 
 

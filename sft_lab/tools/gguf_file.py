@@ -47,7 +47,7 @@ def write_gguf(folder: Path, file: Path, name: str, *, end_ids: list[int], promp
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type not in ARCHITECTURES:
-        raise CannotWrite(f"models of kind {config.model_type}")
+        raise CannotWrite(f"models of type {config.model_type}")
     architecture, _ = ARCHITECTURES[config.model_type]
     vocabulary = Vocabulary.of(folder, config.vocab_size)
     tensors = _Tensors(folder, config, architecture)

@@ -98,7 +98,7 @@ def _kind(settings: dict[str, Any]) -> tuple[str, str]:
     pre = PRE_TOKENIZERS.get(_splits(splits))
     is_known = model["type"] == "BPE" and not model.get("byte_fallback") and normalizer in NORMALIZERS
     if pre is None or not is_known or bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS):
-        raise CannotWrite("models with a tokenizer whose way to split a text llama.cpp has no name for")
+        raise CannotWrite("models whose tokenizer splits text in a way that llama.cpp does not support")
     return "gpt2", pre
 
 
@@ -131,7 +131,7 @@ def _scores(tokens: set[str], pairs: list[list[str]]) -> dict[str, float]:
         token = "".join(pair)
         is_late = token in scores and token != latest
         if is_late:
-            raise CannotWrite("models whose tokenizer merges in an order that SentencePiece does not have")
+            raise CannotWrite("models whose tokenizer merges in an order that SentencePiece does not use")
         scores.setdefault(token, -float(len(scores)))
         latest = token
     known = {tuple(pair) for pair in pairs}

@@ -25,7 +25,7 @@ def merge_adapter(path: Path, out: Path | None = None) -> Path:
     finished = open_run(path)
     if not finished.is_adapter:
         raise UserError(
-            f"{finished.folder.model}: holds all weights and no adapter, so there is nothing to merge; load it directly"
+            f"{finished.folder.model}: has full weights and no adapter, so there is nothing to merge; load it directly"
         )
     target = (out or finished.folder.merged).absolute()
     refuse_used(target)

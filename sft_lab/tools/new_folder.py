@@ -17,7 +17,7 @@ def refuse_used(folder: Path) -> None:
         FolderError: naming it.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FolderError(f"{folder}: exists; remove it, or name another folder with --out")
+        raise FolderError(f"{folder}: already exists; remove it, or give another folder with --out")
 
 
 @contextmanager
@@ -36,6 +36,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         work.rename(folder)
     except OSError as error:
-        raise FolderError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from error
+        raise FolderError(f"{folder}: cannot be written ({error.strerror}); give another folder with --out") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 EXCHANGES = 3  # after which a template writes no more than it did before
 _QUESTION = {"role": "user", "content": "Where is it?"}
-NO_SYSTEM = "# The model was trained without system messages: those that Ollama is given are left out."
-STRIPS = "# The template strips white space around messages; Ollama's cannot: send none."
+NO_SYSTEM = "# The model was trained without system messages: those sent to Ollama are left out."
+STRIPS = "# The chat template strips white space around messages, which Ollama's cannot: send none."
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,11 @@ def push_to_hub(folder: RunDir, repo: str, *, repo_type: str, public: bool, merg
         raise _describe_error(repo, error) from error
 
     if not (is_private or public):
-        raise UserError(f"{url}: is public, and nothing was sent; add --public, make it private, or name another")
+        raise UserError(f"{url}: is public, so nothing was sent; add --public, make it private, or choose another")
     if is_private and public:
-        log.warning("push: %s was private before and stays private; its settings on the Hub can make it public", url)
+        log.warning(
+            "push: %s was private before and stays private; to make it public, change its settings on the Hub", url
+        )
     return url
 
 
@@ -81,7 +83,7 @@ def check_push(folder: RunDir, repo: str, repo_type: str, *, merged: bool = Fals
 def _check_folder(folder: RunDir, repo_type: str, *, merged: bool) -> list[str]:
     """Return the problems with the files to upload."""
     if (state := folder.state()) != RunState.FINISHED:
-        reason = f"its status.json says {state}" if state else "it has no status.json"
+        reason = f"its status.json says {state}" if state else "no status.json"
         return [f"{folder.path}: not a finished run folder ({reason}); give the folder of a finished run"]
     source = _source_folder(folder, repo_type, merged=merged)
     if not source.is_dir():
@@ -101,9 +103,9 @@ def login_problems() -> list[str]:
     except OSError as error:
         return [f"{error.filename}: the login cannot be read ({error.strerror}); run `hf auth login` again"]
     if not token and not os.environ.get("HF_OIDC_RESOURCE"):  # the latter: a CI's own login
-        return ["no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token that may write"]
+        return ["no login for the Hub; run `hf auth login`, or set HF_TOKEN to a token with write access"]
     if not re.fullmatch(r"[!-~]*", token):
-        return ["the Hub token has a character that no token has; run `hf auth login`, or set HF_TOKEN again"]
+        return ["the Hub token contains an invalid character; run `hf auth login`, or set HF_TOKEN again"]
     return []
 
 
@@ -136,7 +138,7 @@ def _files_to_send(source: Path, repo_type: str) -> dict[str, Path]:
     root = source.parent.resolve() / source.name  # the folder itself must not be a link either
     for path in (source, *files.values()):
         if not path.resolve().is_relative_to(root):
-            raise FolderError(f"{path}: is a link out of {root}; put the file itself there, or remove the link")
+            raise FolderError(f"{path}: is a link that leads out of {root}; replace it by the file, or remove it")
     return files
 
 
@@ -151,7 +153,7 @@ def _describe_error(repo: str, error: Exception) -> UserError | JobError:
     reason = f"{type(error).__name__}: {one_line(redact(str(error)), MAX_ERROR)}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return UserError(f"{repo}: the Hub refuses the token ({reason}); it needs write access there")
+        return UserError(f"{repo}: the Hub rejects the token ({reason}); it needs write access there")
     if status == 400 or isinstance(error, ValueError):
-        return UserError(f"{repo}: the Hub refuses what was sent ({reason})")
+        return UserError(f"{repo}: the Hub rejects the upload ({reason})")
     return JobError(f"{repo}: not published ({reason}); check the network and push again")

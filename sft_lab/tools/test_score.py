@@ -23,9 +23,7 @@ def score_test(folder: RunDir) -> str:
     """
     run = configs.load(folder.config)
     if not getattr(run.split, "test_share", 0):
-        raise UserError(
-            f"{folder.path}: has no test rows; a sweep with split.test_share=0.1 keeps some that no job is compared on"
-        )
+        raise UserError(f"{folder.path}: has no test rows; run the sweep with split.test_share=0.1 to set some aside")
     numbers = run.score_test(folder)
     write_json(folder.path / FILE_NAME, numbers)
     held_out_loss = tolerant_readers.read(folder.summary).get("eval/loss") or float("nan")

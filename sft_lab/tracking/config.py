@@ -75,7 +75,7 @@ class FileMirror:
 def _missing(name: str) -> list[str]:
     """Return why there is no mirror of this name."""
     if name not in FILE_MIRRORS:
-        return [f"tracking.mirrors.{name}: no such mirror; there are {', '.join(FILE_MIRRORS)}"]
+        return [f"tracking.mirrors.{name}: no such mirror; available: {', '.join(FILE_MIRRORS)}"]
     if find_spec(name):
         return []
     return [f"tracking={name}: needs the package {name}; run: pip install 'sft_lab[{name}]'"]
@@ -165,12 +165,12 @@ class Wandb(Tracking):
         Names are not checked in ``__post_init__``, so that older saved runs can still be read.
         """
         names = super().check() + [
-            f"tracking.tags={tag!r}: must be texts of 1 to {MOST_TAG} characters"
+            f"tracking.tags={tag!r}: must be 1 to {MOST_TAG} characters long"
             for tag in self.tags
             if not 1 <= len(tag) <= MOST_TAG
         ]
         names += [
-            f"tracking.{key}={value!r}: must be a text of 1 to {MOST_NAME} characters, or null"
+            f"tracking.{key}={value!r}: must be 1 to {MOST_NAME} characters long, or null"
             for key in ("name", "group", "job_type")
             if (value := getattr(self, key)) is not None and not 1 <= len(value) <= MOST_NAME
         ]
@@ -193,7 +193,7 @@ class Wandb(Tracking):
         """Return why W&B does not take this login, where the user has chosen to be online."""
         mode = os.environ.get("WANDB_MODE", "").strip().lower()
         if self.mode is Mode.online:
-            setting, remedy = "tracking.mode=online", "tracking.mode=auto (offline where W&B is not there)"
+            setting, remedy = "tracking.mode=online", "tracking.mode=auto (offline if W&B is unavailable)"
         elif self.mode is Mode.auto and mode == "online":
             setting, remedy = "WANDB_MODE=online", "WANDB_MODE=offline, or unset it"
         else:
@@ -201,7 +201,7 @@ class Wandb(Tracking):
         from sft_lab.tracking.wandb_login import is_logged_in, server_url
 
         if not is_logged_in():
-            return [f"{setting}: there is no login for W&B at {server_url()}; run `wandb login`, or set {remedy}"]
+            return [f"{setting}: not logged in to W&B at {server_url()}; run `wandb login`, or set {remedy}"]
         from sft_lab.tracking.wandb_mirror import verify_login
 
         try:

@@ -73,7 +73,7 @@ class TrackioMirror(Mirror):
             if is_number(values.get("objective")):
                 self._send({"step": self._step, "metrics": {"objective": values["objective"]}})
         if not self._has_failed and (problem := self._end()):
-            log.warning("Trackio failed (%s) and does not have all of the run; the record in its folder does", problem)
+            log.warning("Trackio failed (%s) and has only part of the run; the run folder has the full record", problem)
         return [f"Trackio: TRACKIO_DIR={shlex.quote(str(self._folder))} trackio show --project {PROJECT}"]
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -85,14 +85,14 @@ class TrackioMirror(Mirror):
         try:
             while line:
                 if not select.select([], [pipe], [], PATIENCE)[1]:
-                    raise TimeoutError(f"it has read nothing for {PATIENCE} seconds")
+                    raise TimeoutError(f"it has not responded for {PATIENCE} seconds")
                 line = line[os.write(pipe, line) :]
         except OSError as error:
             self._has_failed = True
             if isinstance(error, TimeoutError):
                 self._process.kill()
             log.warning(
-                "Trackio failed (%s) and gets no more events; the record in the run folder goes on",
+                "Trackio failed (%s) and receives no more events; the record in the run folder continues",
                 self._end() or error,
             )
 
@@ -103,7 +103,7 @@ class TrackioMirror(Mirror):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            return f"it did not end in {PATIENCE} seconds"
+            return f"it did not end within {PATIENCE} seconds"
         return errors.strip().rpartition("\n")[2]
 
 

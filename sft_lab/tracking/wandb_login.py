@@ -32,8 +32,8 @@ def strange_settings(folder: Path) -> list[str]:
         names = {name for section in [*parser.sections(), parser.default_section] for name in parser[section]}
         if wrong := sorted(names - HARMLESS_SETTINGS):
             problems.append(
-                f"{file}: sets {', '.join(wrong)}, which W&B would take from this folder, whoever made it; remove it, "
-                "and set that by W&B's environment variables (WANDB_BASE_URL, ...) or `wandb login --host`"
+                f"{file}: sets {', '.join(wrong)}, and W&B would trust it no matter who wrote it; remove it, and use "
+                "W&B's environment variables (WANDB_BASE_URL, ...) or `wandb login --host`"
             )
     return problems
 

@@ -64,7 +64,7 @@ class WandbMirror(Mirror):
             try:
                 self._run = wandb.init(**options, mode=mode, resume="allow")
             except wandb.Error as error:
-                log.warning("W&B cannot be reached or refuses the run (%s); it is recorded offline", _first_line(error))
+                log.warning("W&B cannot be reached or rejects the run (%s); it is recorded offline", _first_line(error))
                 self._mode = "offline"
                 wandb.teardown()  # its service would not accept the run's id a second time
         if self._mode == "offline":
@@ -111,7 +111,7 @@ class WandbMirror(Mirror):
         if self._mode == "offline":
             return [f"W&B (offline): wandb sync {settings.sync_dir}"]
         sent = not self._thread.is_alive() and not self._failed and not _has_errors(Path(settings.log_internal))
-        return [f"W&B: {self._run.url}" if sent else f"W&B (not all was sent): wandb sync {settings.sync_dir}"]
+        return [f"W&B: {self._run.url}" if sent else f"W&B (upload incomplete): wandb sync {settings.sync_dir}"]
 
     def _send(self, action: Callable[[], object]) -> None:
         self._actions.put(action)
@@ -124,7 +124,8 @@ class WandbMirror(Mirror):
             except Exception as error:  # noqa: BLE001 - whatever the client raises
                 self._failed = True
                 log.warning(
-                    "W&B failed (%s) and gets no more events; the record in the run folder goes on", _first_line(error)
+                    "W&B failed (%s) and receives no more events; the record in the run folder continues",
+                    _first_line(error),
                 )
                 return
 
@@ -147,8 +148,8 @@ def verify_login(url: str) -> None:
         wandb.Api(timeout=patience)
     except wandb.Error as error:
         is_late = time.monotonic() - began >= patience
-        reason = f"no answer in {patience} seconds" if is_late else _first_line(error.__cause__ or error)
-        raise ConnectionError(f"W&B at {url} cannot be reached or refuses the login ({reason})") from error
+        reason = f"no answer within {patience} seconds" if is_late else _first_line(error.__cause__ or error)
+        raise ConnectionError(f"W&B at {url} cannot be reached or rejects the login ({reason})") from error
     finally:
         if not is_in_use:
             wandb.teardown()  # a process started here would stay with the jobs that are started later
@@ -162,7 +163,9 @@ def refuse_strange_folders(folder: Path) -> None:
     """
     for path in (folder / "wandb", folder / ".wandb"):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            raise FolderError(f"{path}: is a link out of {folder}, and W&B would write through it; remove it")
+            raise FolderError(
+                f"{path}: is a link that leads out of {folder}, and W&B would write through it; remove it"
+            )
     if problems := strange_settings(Path.cwd()):
         raise FolderError("; ".join(problems))
 

@@ -119,7 +119,7 @@ class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
         if self._is_stop_requested(args):
             self.stopped = control.should_save = control.should_training_stop = True
-            log.warning("train: interrupted; its checkpoint is saved at step %d", state.global_step)
+            log.warning("train: interrupted; checkpoint saved at step %d", state.global_step)
 
     def _is_stop_requested(self, args: Any) -> bool:
         """Return whether any process got a signal; all must stop at the same step."""

@@ -75,14 +75,14 @@ class Quantization(Enum):
     nf4 = "nf4"
 
 
-STARTS = "true, false, gaussian, olora, pissa or orthogonal: others need data, or cannot be loaded again"
+STARTS = "true, false, gaussian, olora, pissa or orthogonal; others need data, or cannot be loaded again"
 
 
 def _is_step_or_share(value: float) -> bool:
     return 0 < value < 1 or (value >= 1 and float(value).is_integer())
 
 
-STEP_OR_SHARE = "a whole number of steps, or a share above 0 and below 1"
+STEP_OR_SHARE = "a whole number of steps, or a fraction of all steps, above 0 and below 1"
 
 
 @dataclass
@@ -105,7 +105,9 @@ class Full(Bounded):
     version: ClassVar[int] = 1
 
     num_train_epochs: float = bounded(1.0, above=0, at_most=1e6, limit="above 0 and at most 1,000,000")
-    max_steps: int = bounded(-1, holds=lambda steps: steps == -1 or steps > 0, limit="above 0, or -1 for epochs")
+    max_steps: int = bounded(
+        -1, holds=lambda steps: steps == -1 or steps > 0, limit="above 0, or -1 to train for num_train_epochs"
+    )
     budget: Budget = Budget.epochs
     per_device_train_batch_size: int = bounded(4, at_least=1)
     gradient_accumulation_steps: int = bounded(1, at_least=1)
@@ -114,7 +116,7 @@ class Full(Bounded):
     warmup_steps: float = bounded(
         0.03,
         holds=lambda value: value == 0 or _is_step_or_share(value),
-        limit="a whole number of steps, or a share from 0 to below 1",
+        limit="a whole number of steps, or a fraction of all steps, at least 0 and below 1",
     )
     weight_decay: float = bounded(0.0, at_least=0)
     max_grad_norm: float = bounded(1.0, at_least=0, limit="at least 0 (0: no clipping)")
@@ -138,7 +140,7 @@ class Full(Bounded):
         """Refuse values that contradict one another, and fields of SFTConfig that sft_lab sets itself."""
         super().__post_init__()
         if own := sorted(set(self.sft_config) & OWN_FIELDS):
-            raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys or leave it out")
+            raise ConfigError(f"sft_config={own}: set by sft_lab; use the trainer's own keys, or leave it out")
 
         for name in FILE_FIELDS & set(self.sft_config):
             if isinstance(file := self.sft_config[name], str) and Path(file).expanduser().is_file():
@@ -150,12 +152,12 @@ class Full(Bounded):
             "loss_head=trl": self.loss_head is LossHead.trl,
         }
         if self.loss_weights and (clash := next((key for key, is_set in clashes.items() if is_set), None)):
-            raise ConfigError(f"loss_weights=true: the loss has no weights with {clash}; leave either out")
+            raise ConfigError(f"loss_weights=true: cannot be combined with {clash}; leave one of them out")
 
         if self.load_best_model_at_end and self.save_steps != self.eval_steps and self.save_steps % self.eval_steps:
             raise ConfigError(
                 f"save_steps={self.save_steps}: must be a multiple of eval_steps={self.eval_steps} with "
-                "load_best_model_at_end, since only saved weights can be the best ones"
+                "load_best_model_at_end, since only saved weights can be kept as the best"
             )
 
     @property
@@ -177,8 +179,8 @@ class Full(Bounded):
             problems.append("trainer.precision=fp16: needs a GPU, and this machine has none; auto takes bf16 or fp32")
         if self.sft_config.get("activation_offloading"):
             problems.append(
-                "trainer.sft_config.activation_offloading=true: needs a GPU, whose activations it keeps in the "
-                "machine's memory, and this machine has none; leave it out, or set trainer.activation_checkpointing"
+                "trainer.sft_config.activation_offloading=true: needs a GPU, and this machine has none; leave it out, "
+                "or set trainer.activation_checkpointing"
             )
         return problems
 
@@ -198,7 +200,7 @@ class Peft(Bounded):
 
     r: int = bounded(16, at_least=1)
     lora_alpha: int = bounded(32, at_least=1)
-    lora_dropout: float = bounded(0.0, at_least=0, below=1, limit="a share from 0 to below 1")
+    lora_dropout: float = bounded(0.0, at_least=0, below=1, limit="at least 0 and below 1")
     target_modules: list[str] = bounded(["all-linear"], holds=bool, limit="at least one name")
     use_dora: bool = False
     use_rslora: bool = False
@@ -210,8 +212,8 @@ class Peft(Bounded):
         allowed = ADAPTER_FIELDS - OWN_ADAPTER_FIELDS
         if refused := sorted(set(self.config) - allowed):
             raise ConfigError(
-                f"config={refused}: must be among {', '.join(sorted(allowed))}; others have a key of their own, "
-                "or their adapter is not loaded again"
+                f"config={refused}: must be among {', '.join(sorted(allowed))}; the others have their own keys, or "
+                "their adapters cannot be loaded again"
             )
         start = str(self.config.get("init_lora_weights", True))
         require(not start.startswith(REFUSED_STARTS), "config.init_lora_weights", start, STARTS)
@@ -236,8 +238,8 @@ class Lora(Full):
         super().__post_init__()
         if self.loraplus_lr_ratio is not None and self.optim.startswith(GROUPING_OPTIMS):
             raise ConfigError(
-                f"loraplus_lr_ratio={self.loraplus_lr_ratio}: optim={self.optim} groups the weights by itself, so that "
-                "B matrices cannot have their own learning rate; take optim=adamw_torch_fused or leave the ratio out"
+                f"loraplus_lr_ratio={self.loraplus_lr_ratio}: optim={self.optim} forms its own parameter groups, so B "
+                "matrices cannot have their own learning rate; use optim=adamw_torch_fused or leave the ratio out"
             )
 
     @property
@@ -252,7 +254,7 @@ class Lora(Full):
         if self.quantization is Quantization.nf4 and not importlib.util.find_spec("bitsandbytes"):
             problems.append(
                 f"trainer.quantization={self.quantization.name}: needs the package bitsandbytes "
-                "(pip install bitsandbytes); trainer=lora trains the same adapter beside weights that are not quantized"
+                "(pip install bitsandbytes); trainer=lora trains the same adapter on weights that are not quantized"
             )
         return problems
 
@@ -321,6 +323,6 @@ def refuse_no_step(rows: int, options: Full, processes: int = 1) -> None:
         batch = options.per_device_train_batch_size
         raise ConfigError(
             f"trainer.per_device_train_batch_size={batch}: {count_of(rows, 'row')} (or packed blocks) cannot fill a "
-            f"batch of {batch} in every process (processes: {processes}), and dataloader_drop_last drops the rest: no "
-            "step would be done; lower it, or leave trainer.sft_config.dataloader_drop_last out"
+            f"batch of {batch} in every process (processes: {processes}), and dataloader_drop_last drops the rest, so "
+            "there would be no steps; lower it, or leave trainer.sft_config.dataloader_drop_last out"
         )

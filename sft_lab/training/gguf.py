@@ -47,7 +47,7 @@ class Gguf(Model):
         """Return an error if the file is missing or the attention is not allowed."""
         problems = super().check()
         if missing := missing_package(self.path):
-            return [*problems, f"model.path={self.path}: {missing}; or use model=tiny_random, or a hub model"]
+            return [*problems, f"model.path={self.path}: {missing}; or use model=tiny_random, or a model on the Hub"]
         if not package_path(self.path).is_file():
             problems.append(f"model.path={self.path}: no such file; give a .gguf file")
         return problems
@@ -92,8 +92,8 @@ class Gguf(Model):
         file = package_path(self.path)
         if (actual := sha256_file(file)) != self.sha256:
             raise ModelError(
-                f"{file}: SHA-256 is {actual}, must be {self.sha256}; reinstall the package it came from, or for a "
-                "file of your own set its hash as model.sha256"
+                f"{file}: SHA-256 is {actual}, not {self.sha256}; reinstall the package it came from, or for your own "
+                "file set model.sha256 to its hash"
             )
         # Without dequantize the weights stay packed, get no gradients and cannot be saved.
         model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -71,11 +71,11 @@ def takes_plain(trainer: Any, choice: LossHead) -> bool:
     reasons = {
         "a mixture of experts has a second loss": trainer.aux_loss_enabled,
         "sft_config sets another loss": trainer.args.loss_type != "nll" or trainer.label_smoother is not None,
-        "the work is parallel inside a row": trainer.accelerator.parallelism_config is not None,
+        "rows are split across devices": trainer.accelerator.parallelism_config is not None,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if not reason and not is_supported(trainer.model):
-        reason = "this model's LM head cannot be run at some positions alone"
+        reason = "this model's LM head cannot run on selected positions only"
     if reason:
         log.info("train: loss_head=trl, since %s", reason)
     return reason is None
@@ -141,7 +141,7 @@ def pass_on_weights(trainer: Any) -> None:
     if not trainer.plain_head:
         raise ConfigError(
             "trainer.loss_weights=true: needs the plain loss head, which this model or these options do not allow (the "
-            "log has why); leave it out, and use only weights of 0 and 1"
+            "log says why); leave it out, and use only weights of 0 and 1"
         )
     trainer.data_collator = _with_weights(trainer.data_collator)
 

@@ -65,9 +65,9 @@ def load(folder: Path, load_base: Callable[[], Any], load_whole: Callable[[Path]
     """
     has_adapter = (folder / "adapter_config.json").exists()
     if not has_adapter and not (folder / "config.json").exists():
-        raise FolderError(f"{folder}: holds no model; the run ended before it was saved")
+        raise FolderError(f"{folder}: has no model; the run ended before it was saved")
     if not any(folder.glob("*.safetensors")):  # PEFT would read a pickle instead, or ask the Hub
-        raise FolderError(f"{folder}: holds no weights in safetensors, and no others are read; train it again")
+        raise FolderError(f"{folder}: has no weights in safetensors, the only format that is loaded; train it again")
 
     if has_adapter:
         refuse_other_adapters(folder / "adapter_config.json")

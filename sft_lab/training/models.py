@@ -65,11 +65,11 @@ class Model(Bounded, abc.ABC):
         """Refuse ``init_kwargs`` that have their own key or are never allowed."""
         super().__post_init__()
         if own := sorted(OWN_KWARGS & set(self.init_kwargs)):
-            raise ConfigError(f"init_kwargs={own}: set these by the model's own keys, or not at all")
+            raise ConfigError(f"init_kwargs={own}: use the model's own keys for these, or leave them out")
         if refused := sorted(REFUSED_KWARGS & set(self.init_kwargs)):
             raise ConfigError(
-                f"init_kwargs={refused}: cannot be set; code from elsewhere is never run, weights are safetensors, and "
-                "a login comes from `hf auth login` or HF_TOKEN"
+                f"init_kwargs={refused}: cannot be set; no code from elsewhere is run, weights must be safetensors, "
+                "and for a login use `hf auth login` or HF_TOKEN"
             )
 
     @property
@@ -160,8 +160,8 @@ class Model(Bounded, abc.ABC):
         rows = model.get_input_embeddings().weight.shape[0]
         if context.tokenizer.vocab_size > rows:
             raise ModelError(
-                f"model: its tokenizer has {context.tokenizer.vocab_size:,} tokens, its weights only {rows:,}; put the "
-                "tokenizer with which it was trained beside it"
+                f"model: its tokenizer has {context.tokenizer.vocab_size:,} tokens, but its weights only {rows:,}; use "
+                "the tokenizer that it was trained with"
             )
         if context.new_tokens:
             _initialize_rows(model, len(context.tokenizer), context.new_tokens)
@@ -233,7 +233,7 @@ def _initialize_rows(model: PreTrainedModel, size: int, new_tokens: list[int]) -
 class Pretrained(Model):
     """A model on the Hugging Face Hub, or a folder written by ``save_pretrained``."""
 
-    name_or_path: str = bounded("???", holds=bool, limit="a folder, or a hub name owner/name")
+    name_or_path: str = bounded("???", holds=bool, limit="a folder, or a Hub name, owner/name")
     revision: str = "main"
 
     def __post_init__(self) -> None:
@@ -255,7 +255,7 @@ class Pretrained(Model):
             return [*problems, *pickled_weights(key, Path(self.name_or_path))]
         looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
         return (
-            [*problems, f"{key}: no such folder; give a folder or a hub name owner/name"] if looks_local else problems
+            [*problems, f"{key}: no such folder; give a folder, or a Hub name, owner/name"] if looks_local else problems
         )
 
     @property
@@ -300,7 +300,7 @@ class Pretrained(Model):
         )
         if not tokenizer.is_fast:
             raise ModelError(
-                f"model.name_or_path={self.name_or_path}: only a slow tokenizer, which cannot locate answers"
+                f"model.name_or_path={self.name_or_path}: has only a slow tokenizer, which cannot locate answers"
             )
         return tokenizer
 
@@ -343,18 +343,18 @@ class Pretrained(Model):
             return load()
         except Exception as error:  # for a broken folder, the library may raise anything
             if "trust_remote_code" in str(error):
-                reason = "it needs Python code of its own"
-                remedy = f"read that code, then {TRUST}={self.name_or_path} lets it run, for this model alone"
+                reason = "it needs its own Python code"
+                remedy = f"read that code, then set {TRUST}={self.name_or_path} to let it run for this model only"
             else:
                 reason = (str(error).strip().splitlines() or [""])[0]
-                remedy = "look into the folder" if self._is_folder else self._hub_remedy()
+                remedy = "check the folder's files" if self._is_folder else self._hub_remedy()
             raise ModelError(
                 f"model.name_or_path={self.name_or_path}: the {part} cannot be loaded ({reason}); {remedy}"
             ) from error
 
     def _hub_remedy(self) -> str:
         return (
-            f"is there a page https://huggingface.co/{self.name_or_path}, and a network? For a gated model accept its "
-            "terms on that page, then `hf auth login` or HF_TOKEN; without a hub use model=smollm2_135m_bundled or "
+            f"check the network and that https://huggingface.co/{self.name_or_path} exists; for a gated model accept "
+            "its terms there, then run `hf auth login` or set HF_TOKEN; offline use model=smollm2_135m_bundled or "
             "model=local"
         )

@@ -39,14 +39,14 @@ def check_optimizer(optim: str) -> list[str]:
     """Return what keeps an optimizer from training here, and from going on where it was interrupted."""
     if re.fullmatch(UNSAVED, optim):
         other = optim.removesuffix("_layerwise") if optim.endswith("_layerwise") else "adamw_torch_fused"
-        problem = "its state is in no checkpoint, so that an interrupted training would end with other weights"
-        return [f"trainer.optim={optim}: {problem}; take {other}"]
+        problem = "its state is not in checkpoints, so an interrupted run would end with different weights"
+        return [f"trainer.optim={optim}: {problem}; use {other}"]
     packages = next((packages for start, packages in PACKAGES.items() if re.match(start, optim)), {})
     missing = [name for module, name in packages.items() if not importlib.util.find_spec(module)]
     if missing:
         return [f"trainer.optim={optim}: needs {' and '.join(missing)}; run: pip install {' '.join(missing)}"]
     if optim.startswith("galore_adamw_8bit") and not has_gpu():
-        return [f"trainer.optim={optim}: needs a GPU, and this machine has none; galore_adamw does not"]
+        return [f"trainer.optim={optim}: needs a GPU, and this machine has none; galore_adamw needs none"]
     return []
 
 

@@ -35,7 +35,7 @@ def build_peft_config(options: Full, model: Any, new_tokens: list[int], *, is_em
         _refuse_unmatched(f"config.{key}", options.peft.config.get(key) or [], model)
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     if unknown := sorted(set(options.peft.config) - known):
-        raise ConfigError(f"trainer.peft.config={unknown}: no field of PEFT {peft.__version__}'s LoraConfig")
+        raise ConfigError(f"trainer.peft.config={unknown}: not a field of PEFT {peft.__version__}'s LoraConfig")
     fields = {
         "task_type": "CAUSAL_LM",
         "r": options.peft.r,
@@ -52,7 +52,7 @@ def build_peft_config(options: Full, model: Any, new_tokens: list[int], *, is_em
     try:
         return peft.LoraConfig(**fields)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"trainer.peft: refused by PEFT: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"trainer.peft: rejected by PEFT: {' '.join(str(error).split())}") from error
 
 
 def build_loraplus_optimizer(model: Any, args: Any, ratio: float) -> Any:
@@ -94,8 +94,8 @@ def _refuse_unmatched(key: str, names: list[str], model: Any) -> None:
     known = list(dict.fromkeys(short))
     near = [match for name in missing for match in difflib.get_close_matches(name, known, n=1)]
     raise ConfigError(
-        f"trainer.peft.{key}={missing}: no {kind} of the model has this name; "
-        + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
+        f"trainer.peft.{key}={missing}: the model has no {kind} with this name; "
+        + (f"did you mean {' or '.join(near)}?" if near else f"available: {', '.join(known)}")
     )
 
 
@@ -120,13 +120,11 @@ def refuse_other_adapters(file: Path) -> None:
     if not isinstance(config, dict):
         raise FolderError(f"{file}: must be an object; train it again")
     if (kind := config.get("peft_type")) != "LORA":
-        raise FolderError(f"{file}: peft_type={kind!r} must be 'LORA', the only kind that is loaded here")
+        raise FolderError(f"{file}: peft_type={kind!r}: must be 'LORA', the only type that is loaded")
     defaults = peft.LoraConfig().to_dict()
     for name, value in config.items():
         if name not in ADAPTER_FIELDS and value and value != defaults.get(name):
-            raise FolderError(
-                f"{file}: {name} must not be set: only those of LoRA's fields are loaded that name no code"
-            )
+            raise FolderError(f"{file}: {name} must not be set, since it could make PEFT run code")
 
 
 def refuse_other_adapters_of(model: str, revision: str | None, init_kwargs: dict[str, Any]) -> None:

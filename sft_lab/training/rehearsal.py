@@ -35,8 +35,8 @@ def rehearse(args: transformers.TrainingArguments) -> None:
     """
     if args.save_only_model:
         raise ConfigError(
-            "trainer.sft_config.save_only_model=true: an interrupted training would resume without its optimizer, "
-            "and end with other weights; leave it out, checkpoints are removed when a run ends well"
+            "trainer.sft_config.save_only_model=true: an interrupted run would resume without its optimizer and end "
+            "with different weights; leave it out (checkpoints are removed when a run finishes)"
         )
     optimizer = _optimizer(args, torch.nn.Linear(1, 1))
     _refuse_schedule(args, optimizer)
@@ -49,7 +49,7 @@ def rehearse(args: transformers.TrainingArguments) -> None:
             multiprocessing_context=args.dataloader_multiprocessing_context,
         )
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"trainer.sft_config.dataloader_*: refused by PyTorch ({_line(error)})") from error
+        raise ConfigError(f"trainer.sft_config.dataloader_*: rejected by PyTorch ({_line(error)})") from error
 
 
 def _optimizer(args: transformers.TrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -70,7 +70,7 @@ def _optimizer(args: transformers.TrainingArguments, model: torch.nn.Module) -> 
         if args.optim_target_modules and not has_layers:
             return plain
         raise ConfigError(
-            f"trainer.optim={name}: refused by Transformers or PyTorch ({_line(error)}); its settings go into "
+            f"trainer.optim={name}: rejected by Transformers or PyTorch ({_line(error)}); its settings go into "
             "trainer.sft_config: optim_args, optim_target_modules, adam_beta1, adam_beta2, adam_epsilon"
         ) from error
     return optimizer
@@ -92,7 +92,7 @@ def _refuse_schedule(args: transformers.TrainingArguments, optimizer: torch.opti
         parameters = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[name]).parameters
         kwargs = ", ".join(f"{key}: ..." for key in parameters if key not in set_by_trainer)
         raise ConfigError(
-            f"trainer.lr_scheduler_type={name}: refused by Transformers ({_line(error)}); it takes "
+            f"trainer.lr_scheduler_type={name}: rejected by Transformers ({_line(error)}); it needs "
             f"trainer.sft_config.lr_scheduler_kwargs={{{kwargs}}}"
         ) from error
 
@@ -115,8 +115,8 @@ def refuse_misfit(
     holding = options.holding
     if holding.trained and model.dtype == "float16" and holding.precision == "fp16":
         raise ConfigError(
-            "model.dtype=float16: weights that are trained must be float32 under trainer.precision=fp16, whose scaled "
-            "gradients float16 cannot hold; set model.dtype=auto"
+            "model.dtype=float16: trained weights must be float32 with trainer.precision=fp16, since float16 cannot "
+            "hold the scaled gradients; set model.dtype=auto"
         )
     config = model.config(context)
     if options.packing:
@@ -134,15 +134,15 @@ def refuse_misfit(
 
     if is_too_long and learned_positions(empty):
         raise ConfigError(
-            f"trainer.max_length={options.max_length}: the model has learned {positions:,} positions and none beyond; "
-            f"set trainer.max_length={positions}, and longer rows are dropped and counted"
+            f"trainer.max_length={options.max_length}: the model has only {positions:,} learned positions; set "
+            f"trainer.max_length={positions} (longer rows are dropped and counted)"
         )
     if (names_modules or has_targets) and (adapter := build_peft_config(options, empty, [], is_empty=True)):
         try:
             with torch.device("meta"):
                 empty = peft.get_peft_model(empty, adapter)
         except Exception as error:  # a wrong field may lead to any error inside PEFT, such as an IndexError
-            raise ConfigError(f"trainer.peft: refused by PEFT: {_line(error)}") from error
+            raise ConfigError(f"trainer.peft: rejected by PEFT: {_line(error)}") from error
     if args is not None and has_targets:
         _optimizer(args, empty)
 
@@ -162,8 +162,8 @@ def refuse_leaking_blocks(config: Any) -> None:
     """
     if kind := stateful_kind(config):
         raise ConfigError(
-            f"trainer.packing=true: this model ({config.model_type}) has layers of the kind {kind}, which keep a state "
-            "from token to token, so that rows in one block would leak into one another; set trainer.packing=false"
+            f"trainer.packing=true: this model ({config.model_type}) has {kind} layers, which carry state from token "
+            "to token, so rows in one block would leak into each other; set trainer.packing=false"
         )
 
 
@@ -175,8 +175,8 @@ def warn_of_long_rows(rows: Any, model: Model, options: Full, context: StageCont
     longest = max(map(len, rows["input_ids"]), default=0)
     if longest > positions:
         context.notice(
-            f"the longest row has {longest:,} tokens and the model was made for {positions:,}: it is trained past its "
-            f"limit; trainer.max_length={positions} drops longer rows"
+            f"the longest row has {longest:,} tokens, more than the {positions:,} that the model was made for; "
+            f"trainer.max_length={positions} drops longer rows"
         )
 
 

@@ -47,7 +47,7 @@ def build_sft_config(options: Full, folder: Path, seed: int, *, watched: bool) -
     try:
         return trl.SFTConfig(**{name: value for name, value in values.items() if name in known})
     except (TypeError, ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"trainer: refused by TRL or Transformers: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"trainer: rejected by TRL or Transformers: {' '.join(str(error).split())}") from error
 
 
 def _steps(options: Full, known: set[str]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def unknown_field_problem(names: Iterable[str], known: set[str]) -> str:
         return ""
     near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
     remedy = f"did you mean {' or '.join(near)}?" if near else "leave it out"
-    return f"trainer.sft_config={unknown}: no field of TRL {version('trl')}'s SFTConfig; {remedy}"
+    return f"trainer.sft_config={unknown}: not a field of TRL {version('trl')}'s SFTConfig; {remedy}"
 
 
 def check_fields(names: Collection[str]) -> list[str]:

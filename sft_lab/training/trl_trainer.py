@@ -282,7 +282,7 @@ def train(
 
         checkpoint = last_checkpoint(folder)
         if checkpoint:
-            log.info("train: resumes from %s", checkpoint.name)
+            log.info("train: resuming from %s", checkpoint.name)
             let_checkpoints_load(args.optim)
             if unlogged := Unlogged.read(checkpoint):
                 watch.tokens_before = unlogged.tokens
@@ -343,7 +343,7 @@ def _build_trainer(
                 callbacks=_callbacks(options, watch, args, own_attention),
             )
     except ValueError as error:
-        raise ConfigError(f"trainer: refused by TRL or PEFT: {error}") from error
+        raise ConfigError(f"trainer: rejected by TRL or PEFT: {error}") from error
 
     # TRL uses the old name of this field, Transformers' trainer the new one.
     args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs

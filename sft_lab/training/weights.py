@@ -124,8 +124,8 @@ def refused_attention(attention: str) -> str:
     if not is_fetched or attention == os.environ.get(TRUST_KERNEL):
         return ""
     return (
-        f"model.attn_implementation={attention}: is code from the Hub; read it, then {TRUST_KERNEL}={attention} lets "
-        "it run, and no other"
+        f"model.attn_implementation={attention}: is code from the Hub; read it, then set {TRUST_KERNEL}={attention} to "
+        "let only this code run"
     )
 
 

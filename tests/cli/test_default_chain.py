@@ -149,7 +149,7 @@ def test_the_command_that_an_interrupted_run_names_finishes_it(
     """With nothing but the model changed: the checkpoint is the one that the signal made, and no loss differs."""
     words = ["model=tiny_random", *name]
     text = signal_in_training(number, *words, until="metrics.jsonl", holds='"train/loss"')
-    match = re.search(r"interrupted; (.+) resumes from step (\d+), whose checkpoint is saved", text)
+    match = re.search(r"interrupted; (.+) resumes from the checkpoint of step (\d+)", text)
     assert match, text
     sft_lab(*(words if match[1] == "the same command" else shlex.split(match[1])[1:]))
     folder = only_run()
@@ -160,7 +160,7 @@ def test_the_command_that_an_interrupted_run_names_finishes_it(
     assert 0 < int(match[2]) < read_json(undisturbed.summary)["steps"]
     assert losses(folder) == losses(undisturbed)
     assert read_json(folder.summary)["eval/loss"] == read_json(undisturbed.summary)["eval/loss"]
-    assert "finished before" in sft_lab("exec", str(folder.path)).stderr
+    assert "already finished" in sft_lab("exec", str(folder.path)).stderr
 
 
 def test_a_sweep_is_killed_goes_on_and_is_compared(here: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_sweep_is_killed_goes_on_and_is_compared(here: Path) -> None:
     assert "cut off" in sft_lab("runs").stdout
     sft_lab(*words)
     assert sft_lab("runs").stdout.count("finished") == 2
-    assert sft_lab(*words).stderr.count("finished before") == 2
+    assert sft_lab(*words).stderr.count("already finished") == 2
     (sweep,) = (here / "multirun").iterdir()
     logs = [file.read_text(encoding="utf-8") for file in sweep.glob("*/run.log")]
     assert sum("resumes from checkpoint-" in log for log in logs) == 1
@@ -184,7 +184,7 @@ def test_a_sweep_is_killed_goes_on_and_is_compared(here: Path) -> None:
 def test_prepared_rows_are_published(more: list[str], here: Path, hub: StandIn) -> None:
     words = ["prepare", "model=tiny_random", "dataset.limit=80", "hydra.run.dir=data", *more]
     sft_lab(*words)
-    assert "finished before" in sft_lab(*words).stderr
+    assert "already finished" in sft_lab(*words).stderr
     sft_lab(*words, "rerun=true")
     push(hub, "data", "me/rows", "--what", "dataset")
     assert "data/train.parquet" in hub.files

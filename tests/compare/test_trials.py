@@ -70,7 +70,7 @@ def test_the_page_names_the_objective_that_the_search_learned_from(sweep: Path) 
 
 def test_many_values_of_an_axis_are_a_line_and_few_are_groups(sweep: Path) -> None:
     html = write_comparison(analyze(collect_jobs([sweep])), sweep).read_text()
-    section = html.partition("<h2>What each axis did</h2>")[2].partition("</section>")[0]
+    section = html.partition("<h2>The effect of each axis</h2>")[2].partition("</section>")[0]
     assert 'aria-label="Held-out loss by learning_rate"' in section
     assert '<table class="small levels">' not in section
     few = write_comparison(analyze(collect_jobs([sweep / f"learning_rate={rate:g}" for rate in RATES[:3]])), sweep)

@@ -165,7 +165,7 @@ def test_another_version_is_another_job_and_no_job_to_go_on_with(here: Path, mon
     (problem,) = old.check()
     assert re.fullmatch(
         r"plugins.filter.wordy: this run was made with sft-lab-wordy 1.0 \(source \w+\), but sft-lab-wordy 1.1 "
-        r"\(source \w+\) is installed; install the former again, or let sft-lab replay run it with the latter", problem,
+        r"\(source \w+\) is installed; install the former again, or run it with the latter by sft-lab replay", problem,
     )  # fmt: skip
     assert new.check() == []
 

@@ -47,7 +47,7 @@ def test_a_folder_with_a_slash_is_a_folder(here: Path) -> None:
 
 def test_a_file_of_no_known_kind_is_answered_with_the_kinds(here: Path, tiny: list[str]) -> None:
     Path("notes.txt").touch()
-    with pytest.raises(ConfigError, match=r"notes\.txt is of another kind; give .*\.jsonl"):
+    with pytest.raises(ConfigError, match=r"notes\.txt is not a supported file type; give .*\.jsonl"):
         compose([*tiny, "dataset=notes.txt"])
 
 

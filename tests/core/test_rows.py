@@ -78,7 +78,7 @@ def test_what_a_plain_set_has_is_taken() -> None:
 def test_none_is_an_empty_text_and_a_number_is_refused() -> None:
     empty = Rows.of(datasets.Dataset.from_dict({"prompt": ["a?", None], "answer": [None, "B"]}))
     assert (empty.column("prompt"), empty.column("answer")) == (["a?", ""], ["", "B"])
-    with pytest.raises(SourceError, match="column answer: holds 0"):
+    with pytest.raises(SourceError, match="column answer: contains 0"):
         Rows.of(datasets.Dataset.from_dict({"prompt": ["a?"], "answer": [0]}))
     with pytest.raises(SourceError, match=r"\['prompt', 'reply'\].*missing \['answer'\]"):
         Rows.of(datasets.Dataset.from_dict({"prompt": ["a?"], "reply": ["A"]}))

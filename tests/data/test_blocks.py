@@ -252,5 +252,5 @@ def test_no_row_and_one_row(tmp_path: Path, count: int) -> None:
     if count:
         assert len(load(path, 7, tmp_path).rows) == 1
     else:
-        with pytest.raises(SourceError, match="holds no record"):
+        with pytest.raises(SourceError, match="has no records"):
             load(path, 7, tmp_path)

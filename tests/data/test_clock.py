@@ -53,7 +53,7 @@ def test_the_day_is_told_and_enters_the_key(tmp_path: Path, tiny: Any, rows: Pat
     for date, words in ((LEAP_DAY, "Today is 29 Feb 2024, 00:00."), (OTHER_DAY, "Today is 31 Dec 2025, 00:00.")):
         context = StageContext(store, lambda: tiny, date)
         assert words in first_text(Jinja(path=str(template)), rows, context)
-        assert any(f"writes the date into every conversation, here that of {date}" in one for one in context.notices)
+        assert any(f"writes the date into every conversation, {date} in this run" in one for one in context.notices)
 
 
 def test_a_models_own_template_is_told_the_day_too(tmp_path: Path, tiny: Any, rows: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_and_its_replay_keep_the_day(
     manifest = read_json(Path("run/manifest.json"))
     today = datetime.date.fromisoformat(manifest["template_date"])
     assert today <= datetime.datetime.now().astimezone().date()
-    assert f"writes the date into every conversation, here that of {today}" in capsys.readouterr().err
+    assert f"writes the date into every conversation, {today} in this run" in capsys.readouterr().err
 
     # As a run leaves them that began on another day and was killed.
     Path("run/manifest.json").write_text(json.dumps({**manifest, "template_date": "2024-02-29"}))
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_and_its_replay_keep_the_day(
     Path("run/status.json").write_text(json.dumps({**status, "state": "running"}))
     assert main(["prepare", *words]) == 0
     assert read_json(Path("run/manifest.json"))["template_date"] == "2024-02-29"
-    assert "here that of 2024-02-29" in capsys.readouterr().err
+    assert "2024-02-29 in this run" in capsys.readouterr().err
 
     done = replay(Path("run"), out=Path("again"))
     assert read_json(Path("again/manifest.json"))["template_date"] == "2024-02-29"

@@ -54,5 +54,5 @@ def test_the_prompt_is_what_the_model_was_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_device_is_not_read() -> None:
-    with pytest.raises(UserError, match=r"^--messages /dev/zero: a device or a pipe; give a file that holds a list"):
+    with pytest.raises(UserError, match=r"^--messages /dev/zero: a device or a pipe; give a file with a JSON list"):
         read_conversations(Path("/dev/zero"), "--messages /dev/zero")

@@ -137,7 +137,7 @@ def test_a_view_of_no_rows(context: StageContext) -> None:
         (["ar", "EN"], r"keep=EN: .*did you mean en \(English\)\?"),
         (["pt-BR"], r"did you mean pt \(Portuguese\)\?"),
         (["Portugese"], r"did you mean pt \(Portuguese\)\?"),
-        (["qq"], r"keep=qq: the detector knows no such language code; give two letters such as af, am"),
+        (["qq"], r"keep=qq: unknown language code; give a two-letter code: af, am"),
     ],
 )
 def test_unknown_codes_are_refused_with_the_nearest(keep: list[str], says: str) -> None:

@@ -72,8 +72,8 @@ def test_the_log_says_what_each_pattern_decided(context: StageContext, caplog: p
     ("knobs", "says"),
     [
         ({}, "keep=[] and drop=[]"),
-        ({"drop": ["fine", "(open"]}, "drop[1]='(open': no regular expression (missing )"),
-        ({"keep": ["*"]}, "keep[0]='*': no regular expression (nothing to repeat at position 0)"),
+        ({"drop": ["fine", "(open"]}, "drop[1]='(open': not a regular expression (missing )"),
+        ({"keep": ["*"]}, "keep[0]='*': not a regular expression (nothing to repeat at position 0)"),
         ({"keep": [""]}, "keep[0]='': must be a regular expression"),
         ({"keep": ["a"], "time_limit": 0}, "time_limit=0"),
     ],

@@ -78,19 +78,19 @@ def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("name", "text", "says"),
     [
         ("d.csv", "id,decision\n0-aa,keep\n1-bb,maybe\n", "d.csv, line 3: decision=maybe: must be keep, drop or empty"),
-        ("d.csv", "id:decision\n0-aa:keep\n", "d.csv, line 2: no id and no decision; it has the columns id:decision"),
-        ("d.csv", "id,verdict\n0-aa,keep\n", "d.csv, line 2: no decision; it has the columns id, verdict"),
+        ("d.csv", "id:decision\n0-aa:keep\n", "d.csv, line 2: no id and no decision; the columns are id:decision"),
+        ("d.csv", "id,verdict\n0-aa,keep\n", "d.csv, line 2: no decision; the columns are id, verdict"),
         (
             "d.csv",
             "id,decision\n0-aa,keep\n0-aa,keep\n0-aa,drop\n",
-            "d.csv, line 4: 0-aa is decided drop, but keep in line 2",
+            "d.csv, line 4: 0-aa is marked drop, but keep in line 2",
         ),
         ("d.csv", "id,decision\n,keep\n", "d.csv, line 2: id is empty"),
         ("d.csv", "id,decision\n0-aa,keep,more\n", "d.csv, line 2: more fields than columns"),
         ("d.csv", 'id,decision\n0-aa,"keep\n', "not CSV"),
         ("d.jsonl", '{"id": "0-aa", "decision": "keep"}\nid: 1\n', "d.jsonl, line 2: not JSON"),
         ("d.jsonl", "[1]\n", "d.jsonl, line 1: holds list"),
-        ("d.jsonl", '{"id": "0-aa"}\n', "d.jsonl, line 1: no decision; it has the columns id"),
+        ("d.jsonl", '{"id": "0-aa"}\n', "d.jsonl, line 1: no decision; the columns are id"),
         ("d.xlsx", "id,decision\n", "d.xlsx: must end in .csv or .jsonl"),
     ],
 )

@@ -145,7 +145,7 @@ def test_every_kind_gives_the_same_rows(
 def test_a_file_that_is_cut_short_is_named(context: StageContext, tmp_path: Path, name: str) -> None:
     data = content(name)
     (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(SourceError, match=rf"{name}.*(cannot be read to its end|after row \d+: not an Arrow|Parquet)"):
+    with pytest.raises(SourceError, match=rf"{name}.*(cannot be read completely|after row \d+: not an Arrow|Parquet)"):
         File(path=str(tmp_path / name))(context)
     assert list(context.store.listing()) == []
 
@@ -176,7 +176,7 @@ def test_a_folder_of_save_to_disk(context: StageContext, memory: Any, tmp_path: 
     assert File(path=f"{root}/saved")(context).rows.column("answer") == expected
     assert len(File(path=f"{root}/parts/train")(context).rows) == 30
     (problem,) = File(path=f"{root}/parts").check()
-    assert f"holds the splits train, test; give the path of a single one, {root}/parts/train" in problem
+    assert f"has the splits train, test; give the path of one of them, {root}/parts/train" in problem
 
 
 # URLs
@@ -223,7 +223,7 @@ def test_globs_of_urls(context: StageContext, server: Server, memory: Any) -> No
     assert File(path="memory://rows/[e].jsonl")(context).rows.column("answer") == ["It is 5."]
     assert len(File(path="memory://rows/*.jsonl")(context).rows) == 3
     assert "no such file" in File(path="memory://rows/*.csv").check()[0]
-    assert "d.txt is of another kind" in File(path="memory://rows/*").check()[0]
+    assert "d.txt is not a supported file type" in File(path="memory://rows/*").check()[0]
 
 
 def test_an_error_names_the_url_and_the_line(context: StageContext, memory: Any) -> None:
@@ -356,7 +356,7 @@ def test_an_array_is_decoded_across_the_borders_of_its_pieces(monkeypatch: Any) 
         ('[{"a": 1}]\n[]', 1, "line 2: not JSON (extra data)"),
         ('[{"a": 1}', 1, "line 1: not JSON (] expected)"),
         ('{"a": 1}\n{"a": 2}', 0, "line 2: not JSON (extra data)"),
-        ("null", 0, "must hold a list of records, holds NoneType"),
+        ("null", 0, "must be a list of records, not a NoneType"),
         ('[{"a": "' + "x" * 2**20 + '"}]', 0, "or longer than dataset.max_record_mb=0.5"),
     ],
 )

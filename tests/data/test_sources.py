@@ -268,18 +268,18 @@ def broken(tmp_path: Path, name: str) -> Path:
         ("latin.jsonl", "not UTF-8"),
         ("latin.json", "not UTF-8"),
         ("wide.csv", "line 1: is UTF-16"),
-        ("cut.jsonl.gz", "cannot be read to its end"),
-        ("damaged.jsonl.gz", "cannot be read to its end"),
-        ("not.jsonl.gz", "cannot be read to its end"),
-        ("object.json", "must hold a list of records, holds dict"),
+        ("cut.jsonl.gz", "cannot be read completely"),
+        ("damaged.jsonl.gz", "cannot be read completely"),
+        ("not.jsonl.gz", "cannot be read completely"),
+        ("object.json", "must be a list of records, not a dict"),
         ("lines.json", "or name the file .jsonl"),
         ("quote.csv", "line 3: not CSV"),
         ("not.parquet", "not a parquet file"),
-        ("empty.jsonl", "holds no record"),
-        ("blank.jsonl", "holds no record"),
-        ("empty.json", "holds no record"),
-        ("empty.csv", "holds no record"),
-        ("header.csv", "holds no record"),
+        ("empty.jsonl", "has no records"),
+        ("blank.jsonl", "has no records"),
+        ("empty.json", "has no records"),
+        ("empty.csv", "has no records"),
+        ("header.csv", "has no records"),
     ],
 )
 def test_a_broken_file_is_named_with_its_fault(context: StageContext, tmp_path: Path, name: str, words: str) -> None:
@@ -437,7 +437,7 @@ def test_packed_files(context: StageContext, tmp_path: Path, name: str) -> None:
         load(context, tmp_path / name).selection.ids == load(context, tmp_path / name.rpartition(".")[0]).selection.ids
     )
     (tmp_path / name).write_bytes(pack(plain)[:-9])
-    with pytest.raises(SourceError, match=f"{name}: cannot be read to its end"):
+    with pytest.raises(SourceError, match=f"{name}: cannot be read completely"):
         load(StageContext(Store(context.store.root)), tmp_path / name)
     misnamed = tmp_path / "b.jsonl"
     misnamed.write_bytes(pack(plain))
@@ -606,7 +606,10 @@ def test_a_run_sees_a_file_as_it_was_when_it_was_read(context: StageContext, tmp
     ("make", "words"),
     [
         (Mixture, "sources={}"),
-        (lambda: Mixture(sources={"a": Ingredient(path="a", share=1), "b": Ingredient(path="b")}), "all with a share"),
+        (
+            lambda: Mixture(sources={"a": Ingredient(path="a", share=1), "b": Ingredient(path="b")}),
+            "give one to every source or to none",
+        ),
         (Ingredient, "path=None"),
         (lambda: Ingredient(path="a", name="b/c"), "not both"),
         (lambda: Ingredient(path="a", share=0), "share=0"),
@@ -636,7 +639,7 @@ def test_a_comma_that_cuts_a_text_makes_the_row_unreadable(context: StageContext
 def test_check_needs_files_of_a_known_kind(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     assert "no such file" in File(path=str(tmp_path / "none*.jsonl")).check()[0]
-    assert "is of another kind" in File(path=str(tmp_path / "*.txt")).check()[0]
+    assert "is not a supported file type" in File(path=str(tmp_path / "*.txt")).check()[0]
     assert File(path=str(save(QUESTIONS, tmp_path / "a.jsonl"))).check() == []
 
 

@@ -201,7 +201,8 @@ def test_a_source_without_a_usable_row_says_why(context: StageContext, write: An
         context
     )
     with pytest.raises(
-        SourceError, match=r"none of its 3 records .*1 empty \(neither.*1 begins_with_assistant \(.*1 unreadable \("
+        SourceError,
+        match=r"no usable record \(3 records read\): .*1 empty \(no turns.*1 begins_with_assistant \(.*1 unreadable \(",
     ):
         Preparation(context, 100, loss_on_all=False).split(loaded, Hash())
 

@@ -142,7 +142,7 @@ def test_a_text_longer_than_the_embedder_reads_is_cut_and_counted(
     start = "one two three four five six seven eight nine ten " * 30  # 300 tokens
     with caplog.at_level("INFO", logger="sft_lab"):
         vectors = embed([start + "Paris.", start + "Bicycles have bells.", TEXTS[0]], MINILM, context)
-    assert "2 of 3 texts are cut at 256 tokens" in caplog.text
+    assert "2 of 3 texts are truncated to the embedder's 256 tokens" in caplog.text
     assert vectors[0] @ vectors[1] > 0.9999
 
 

@@ -198,7 +198,7 @@ def test_no_row_and_one_row(context: StageContext) -> None:
 
 
 def test_what_is_refused_says_why() -> None:
-    with pytest.raises(ConfigError, match=r"threshold=0\.3: must be a jaccard from 0\.4 to 1"):
+    with pytest.raises(ConfigError, match=r"threshold=0\.3: must be a Jaccard similarity from 0\.4 to 1"):
         MinHash(threshold=0.3)
     with pytest.raises(ConfigError, match="ngram=0: must be from 1 to 100 characters"):
         MinHash(ngram=0)

@@ -63,7 +63,7 @@ def test_the_page_s_metric(site: Path) -> None:
     assert origins() == {"words": "my-metrics 1.0"}
     numbers, (notice,) = measured([], ())
     assert numbers == {}
-    assert notice.startswith("metric words of my-metrics 1.0: not measured, since no held-out prompt is answered")
+    assert notice.startswith("metric words of my-metrics 1.0: not measured, since no held-out prompts are answered")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_page_s_metric(site: Path) -> None:
             "failed (IndexError: list index out of range in odd.py, line 2)",
         ),
         "exits": ("raise SystemExit(3)", {}, "failed (SystemExit: 3 in odd.py, line 2); its numbers are left out"),
-        "no dict": ("return [1.0]", {}, "returned a list; it must return a dict of numbers by name"),
+        "no dict": ("return [1.0]", {}, "returned a list; must return a dict of numbers by name"),
         "NaN": ("return {'a': float('nan'), 'b': 2}", {"b": 2.0}, "a=nan is left out, since it is not a finite number"),
         "infinite": ("return {'a': float('inf')}", {}, "a=inf is left out, since it is not a finite number"),
         "text": ("return {'a': '0.5'}", {}, "a='0.5' is left out, since it is not a finite number"),
@@ -120,7 +120,7 @@ def test_one_name_of_two_packages_is_none(site: Path) -> None:
         "metric words of first 1.0",
         "metric words of second 1.0",
     ]
-    assert "another package has a metric of this name" in notices[0]
+    assert "another package has a metric with this name" in notices[0]
 
 
 def test_a_module_that_cannot_be_imported(site: Path) -> None:

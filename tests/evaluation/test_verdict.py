@@ -157,7 +157,7 @@ def test_every_verdict_but_healthy_says_what_to_try() -> None:
     assert advise("undertrained", run)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
     assert "at least three times" in advise("not_judged", run)["says"]  # type: ignore[index]
     run.split.eval_share = 0
-    assert "Hold rows out" in advise("not_judged", run)["says"]  # type: ignore[index]
+    assert "Hold out rows" in advise("not_judged", run)["says"]  # type: ignore[index]
     trainer.max_steps = 100
     assert advise("undertrained", run)["override"] == "trainer.max_steps=200"  # type: ignore[index]
 

@@ -15,7 +15,7 @@ import pytest
     ("stage", "word", "named"),
     [
         ("training", "trainer.per_device_train_batch_size=64", "a training batch is 64 rows of up to 1200 tokens"),
-        ("measuring", "evaluation.batch_tokens=60000", "a measuring batch is 60000 tokens"),
+        ("measuring", "evaluation.batch_tokens=60000", "an evaluation batch has 60000 tokens"),
     ],
 )
 def test_a_batch_too_large(here: Path, tiny: list[str], stage: str, word: str, named: str) -> None:

@@ -33,7 +33,7 @@ def test_a_moved_sweep_is_compared_replayed_and_gone_on_with(
     capfd.readouterr()
     status = (job / "status.json").read_bytes()
     assert main([*words, "hydra.sweep.dir=elsewhere/second"]) == 0
-    assert capfd.readouterr().err.count("finished before; nothing to do") == 2
+    assert capfd.readouterr().err.count("already finished") == 2
     assert (job / "status.json").read_bytes() == status
 
 

@@ -78,7 +78,7 @@ def test_a_run_goes_on_without_wandb(
     assert sync
     assert list(Path(sync[1]).glob("*.wandb"))
     assert ("it is recorded offline" in said) == (at == "start")
-    assert ("W&B (not all was sent)" in said) == (at == "stream")
+    assert ("W&B (upload incomplete)" in said) == (at == "stream")
 
 
 @pytest.mark.parametrize("harm", ["refuses", "hangs", "closes", "gone"])
@@ -93,10 +93,10 @@ def test_online_by_hand_is_an_error_before_any_work(
         assert main(["-m", *tiny, *FEW, *ONLINE, "tracking.mode=online", "seed=1,2"]) == 2
     finally:
         server.end()
-    reason = "unauthorized" if harm == "refuses" else "no answer in 4 seconds"
+    reason = "unauthorized" if harm == "refuses" else "no answer within 4 seconds"
     assert capfd.readouterr().err == (
-        f"sft-lab: tracking.mode=online: W&B at {server.url} cannot be reached or refuses the login ({reason}); set "
-        "tracking.mode=auto (offline where W&B is not there)\n"
+        f"sft-lab: tracking.mode=online: W&B at {server.url} cannot be reached or rejects the login ({reason}); set "
+        "tracking.mode=auto (offline if W&B is unavailable)\n"
     )
     assert not list(here.iterdir())
 
@@ -116,7 +116,7 @@ def test_online_by_hand_with_a_server_and_without_a_login(
     finally:
         server.end()
     assert capfd.readouterr().err == (
-        f"sft-lab: WANDB_MODE=online: there is no login for W&B at {server.url}; run `wandb login`, or set "
+        f"sft-lab: WANDB_MODE=online: not logged in to W&B at {server.url}; run `wandb login`, or set "
         "WANDB_MODE=offline, or unset it\n"
     )
 

@@ -100,7 +100,7 @@ def state(folder: RunDir) -> str:
 
 def count_resumes(folder: RunDir) -> int:
     """Count how often training went on from a checkpoint."""
-    return folder.log.read_text().count("train: resumes from checkpoint-")
+    return folder.log.read_text().count("train: resuming from checkpoint-")
 
 
 def steps(folder: RunDir) -> list[int]:

@@ -85,7 +85,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     os.kill(killed, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
     assert command.returncode == 1
-    assert f"process {dies} of the training was killed by SIGKILL" in said, (two / accelerate_launch.OUTPUT).read_text()
+    assert f"training process {dies} was killed by SIGKILL" in said, (two / accelerate_launch.OUTPUT).read_text()
     assert "Traceback" not in said
     assert RunDir(two).state() == "failed"
     assert interrupted_sweep.find_ranks(RunDir(two)) == {}
@@ -169,7 +169,7 @@ def test_in_this_process_a_job_of_two_is_refused(here: Path, tiny: list[str]) ->
         (["launch.num_processes=3", "launch.num_machines=2"], "num_processes=3: must be a multiple of num_machines=2"),
         (
             ["launch.config_file=zero9"],
-            "launch.config_file=zero9: no such file; shipped are ddp, deepspeed_zero3, fsdp",
+            "launch.config_file=zero9: no such file; available: ddp, deepspeed_zero3, fsdp",
         ),
     ],
 )
@@ -185,7 +185,7 @@ def test_a_variable_of_torchrun_that_is_no_number_is_named(
 ) -> None:
     monkeypatch.setenv(name, "first")
     assert main([*tiny, "launch.num_processes=2", "hydra.run.dir=run"]) == 2
-    assert f"{name}=first: must be a whole number; set it to one, or unset it" in capsys.readouterr().err
+    assert f"{name}=first: must be a whole number; correct it, or unset it" in capsys.readouterr().err
 
 
 def test_shipped_configs_are_read_by_accelerate() -> None:

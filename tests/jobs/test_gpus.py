@@ -211,7 +211,7 @@ def test_wrong_input_is_said_by_the_child(here: Path, tiny: list[str]) -> None:
     run, folder = compose([*tiny, *overrides]), RunDir(here / "run")
     folder.claim()
     folder.config.write_text(run.to_yaml())
-    with pytest.raises(UserError, match="fit no known format"):
+    with pytest.raises(UserError, match="match no known format"):
         accelerate_launch.prepare_data_in_child(folder, accelerate_launch.Machine.from_environment())
 
 

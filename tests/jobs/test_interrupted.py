@@ -74,7 +74,7 @@ def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes
     assert read_json(folder.status)["state"] == "interrupted"
     assert not (folder.path / ".lock").exists()
     command = f"sft-lab exec {folder.path}"
-    match = re.search(rf"interrupted; {re.escape(command)} resumes from step (\d+), whose checkpoint is saved", text)
+    match = re.search(rf"interrupted; {re.escape(command)} resumes from the checkpoint of step (\d+)", text)
     assert match, text
     step = int(match[1])
     assert (folder.checkpoints / f"checkpoint-{step}" / "trainer_state.json").exists()
@@ -109,7 +109,7 @@ def test_a_named_folder_goes_on_by_the_same_command(here: Path, tiny: list[str],
     process = start(*words)
     folder = wait(trains("run"), process)
     process.send_signal(signal.SIGINT)
-    assert "interrupted; the same command resumes from step" in ended(process)
+    assert "interrupted; the same command resumes from the checkpoint of step" in ended(process)
     assert main(words) == 0
     assert "resumes from checkpoint-" in folder.log.read_text()
 

@@ -121,7 +121,7 @@ def test_locks_that_hold_on_one_machine_are_refused_for_several(
         how = f"is mounted {wrong}" if wrong.startswith("by ") else f"({kind}) is mounted with {wrong}"
         assert said.startswith(f"{home} {how}, so its locks work on one machine only")
         told = Store(home / "store").check(several_machines=True)
-        assert told == [f"store.path={home / 'store'}: {said}; set store.path or SFT_LAB_STORE to a folder elsewhere"]
+        assert told == [f"store.path={home / 'store'}: {said}; set store.path or SFT_LAB_STORE to another folder"]
     assert locks.lock_problem(home / "store", several_machines=False) == ""
     (home / "own").mkdir()
     assert locks.lock_problem(home / "own", several_machines=True) == ""  # mounted above it

@@ -227,7 +227,7 @@ def test_rows_that_are_held_out_from_another_file_are_looked_at_too(
     ("words", "code", "message"),
     [
         ([], 2, "split.min_eval_rows=8: only"),
-        (["filter.length.max_tokens=1"], 1, "no training row is left (split dropped"),
+        (["filter.length.max_tokens=1"], 1, "no training rows are left (split dropped"),
     ],
 )
 def test_rows_that_no_run_can_train_on_are_refused_once_they_are_known(
@@ -334,11 +334,11 @@ def test_the_time_of_a_graph_grows_as_its_search_does() -> None:
     text = dedup_forecast.forecast(Semantic(embedder=minilm), 1_000_000, 2)
     assert "1,000,000 texts, on 2 cores" in text
     assert "(dedup.index=ivf: 60 s, nearly all of them)" in text
-    assert "embedding before it, about 3 h (dedup/embedder=static_bundled: 4 min)" in text
+    assert "embedding them first: about 3 h (dedup/embedder=static_bundled: 4 min)" in text
     static = Semantic(embedder=replace(minilm, distill=256), index=Index.ivf)
     text = dedup_forecast.forecast(static, 4_000_000, 2)
-    assert "about 8 min by an inverted file (dedup.index=exact: " in text
-    assert text.endswith("embedding before it, about 17 min")
+    assert "about 8 min with an inverted file (dedup.index=exact: " in text
+    assert text.endswith("embedding them first: about 17 min")
     assert dedup_forecast.forecast(Exact(), 4_000_000, 2) == ""
 
 
@@ -382,10 +382,8 @@ def test_a_probe_measures_each_kind_of_step_once_and_leaves_nothing(
     output = capsys.readouterr()
     assert output.err.count("probe: 6 steps of trainer=smoke on model=tiny_random") == 1
     text = " ".join(output.out.split())
-    assert re.search(
-        r"Probe of 6 steps .* [\d,]+ tokens/s, [\d.e-]+ s a step; times are of .* without data stages", text
-    )
-    assert "the longest they can be" in text
+    assert re.search(r"Probe of 6 steps .* [\d,]+ tokens/s, [\d.e-]+ s a step; times cover .*, not data stages", text)
+    assert "an upper bound" in text
     assert len(re.findall(r" new \d+ (?:s|min) ", text)) == 4
     assert not list(temporary.glob("sft-lab-*"))
     assert list(here.iterdir()) == []

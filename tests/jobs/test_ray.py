@@ -56,7 +56,7 @@ def test_a_sweep_that_loses_a_worker_for_good_and_is_stopped(here: Path, tiny: l
     one = interrupted_sweep.wait_for_training("seed_1-*")
     os.kill(interrupted_sweep.process_id(one), signal.SIGKILL)
     interrupted_sweep.wait_until(lambda: interrupted_sweep.state(one) == "failed")
-    assert "its process died, and was not started again by Ray (WorkerCrashedError" in read_json(one.status)["error"]
+    assert "its process died, and Ray did not restart it (WorkerCrashedError" in read_json(one.status)["error"]
     two = interrupted_sweep.wait_for_training("seed_2-*")
     worker = interrupted_sweep.process_id(two)
     sweep.terminate()
@@ -72,7 +72,7 @@ def test_what_the_cluster_cannot_hold_is_refused(
     assert main([*tiny, "launch=ray", "launch.num_cpus=4000", "hydra.run.dir=runs/one"]) == 2
     told = capsys.readouterr().err
     assert re.search(
-        r"launch.num_cpus=4000, num_gpus=0: no machine of the cluster has that many \(they have \d+ cores and \d+ GPUs",
+        r"launch.num_cpus=4000, num_gpus=0: no machine in the cluster has that many \(they have \d+ cores and \d+ GPUs",
         told,
     )
     assert not (here / "runs").exists()

@@ -136,7 +136,7 @@ def test_in_another_world_losses_have_a_tolerance_and_differences_are_no_error(c
         "summary.json train_rows",
     ]
     assert done.exit_code == 0
-    assert "a difference may come from there" in rendered(done)
+    assert "The environment changed too" in rendered(done)
 
 
 def test_a_renamed_folder_and_a_replay_that_was_cut_off(copy: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_config_alone_and_a_run_that_never_finished(copy: Path) -> None:
     Path("kept.yaml").write_text(Path("run/config.yaml").read_text())
     done = replay(Path("kept.yaml"), out=Path("again"))
     assert (done.environment, done.result, done.exit_code) == (None, None, 0)
-    assert "A config alone" in rendered(done)
+    assert "This is only a config" in rendered(done)
     change(Path("run/status.json"), state="failed")
     done = replay(Path("run"), out=Path("again"))
     assert (done.environment, done.result, done.exit_code) == ([], None, 0)

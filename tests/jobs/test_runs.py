@@ -162,7 +162,7 @@ def test_other_library_versions_are_marked(here: Path) -> None:
     assert (first.other_versions, second.other_versions, third.other_versions) == (["torch 1.0"], ["gone 3"], [])
     text = rendered([first, second, third])
     assert text.count("*") == 3  # two lines and what the mark means
-    assert "* made by other library versions than installed now: gone 3, torch 1.0" in text
+    assert "* ran with library versions other than those installed now: gone 3, torch 1.0" in text
 
 
 def test_a_config_alone_is_a_run_not_started_and_a_conf_folder_is_none(here: Path) -> None:
@@ -293,7 +293,7 @@ def test_what_is_at_work_is_never_deleted(
         assert main(["runs", "outputs", "--delete"]) == 0
     assert sorted(path.name for path in Path("outputs").iterdir()) == ["elsewhere", "held", "queued"]
     output = capsys.readouterr().out
-    assert "outputs/elsewhere: running on elsewhere; it stays" in output
+    assert "outputs/elsewhere: running on elsewhere; not deleted" in output
     assert "1 run folder deleted" in output
 
 
@@ -333,7 +333,7 @@ def test_what_begins_while_the_question_is_open_stays(
     names = sorted(path.name for path in sweep.iterdir())
     assert names == ["b", "c", "compare.html", "search.journal", "sweep.json", "wandb"]
     output = capsys.readouterr().out
-    assert "multirun/sweep-1/b: work has begun there; it stays" in output
+    assert "multirun/sweep-1/b: a run has started there; not deleted" in output
     assert "1 run folder deleted" in output
 
 
@@ -390,4 +390,4 @@ def test_a_folder_with_a_link_out_of_it_is_not_deleted(here: Path, monkeypatch: 
 def test_delete_needs_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("outputs/a")
     assert main(["runs", "--delete"]) == 2
-    assert "name the folder" in capsys.readouterr().err
+    assert "give the folder" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_a_batch_script_of_ones_own_executes_prepared_folders(
         subprocess.run(["bash", "job.sh"], env=environment, check=True, capture_output=True, timeout=120)
     capsys.readouterr()
     assert main(words) == 0
-    assert capsys.readouterr().err.count("finished before; nothing to do") == 2
+    assert capsys.readouterr().err.count("already finished") == 2
 
 
 @pytest.mark.slow
@@ -360,16 +360,15 @@ def test_on_a_slurm_of_two_machines(
             )
         )
         second.plug_in()
-        assert "prepares its data on node1" in interrupted_sweep.wait_for_output(sweep, 0)
+        assert "preparing its data on node1" in interrupted_sweep.wait_for_output(sweep, 0)
         assert interrupted_sweep.count_resumes(job) == 1
         assert interrupted_sweep.steps(job) == interrupted_sweep.STEPS
 
         sweep = interrupted_sweep.start([*two, "seed=4"], first.on)
         job = interrupted_sweep.wait_for_training("[!s]*")
         os.kill(interrupted_sweep.find_ranks(job)[1], signal.SIGKILL)
-        assert (
-            "failed: the connection to the other processes of the training broke"
-            in interrupted_sweep.wait_for_output(sweep, 1)
+        assert "failed: lost the connection to the other training processes" in interrupted_sweep.wait_for_output(
+            sweep, 1
         )
         assert interrupted_sweep.state(job) == "failed"
         interrupted_sweep.wait_for_output(interrupted_sweep.start([*two, "seed=4"], first.on), 0)

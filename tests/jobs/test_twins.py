@@ -51,7 +51,7 @@ def test_one_trains_and_the_other_takes_its_result(
             assert getattr(job, name).read_bytes() == getattr(original, name).read_bytes()
         assert {file.name for file in job.model.iterdir()} == {file.name for file in original.model.iterdir()}
         assert read_json(job.waterfall)["stages"] != read_json(original.waterfall)["stages"]  # its own way there
-        assert f"train: skipped, since {original.path.name} has trained" in output.err
+        assert f"train: skipped, since {original.path.name} trained" in output.err
     (comers,) = Path("sweep/.locks").glob("*.jobs")  # the only jobs that a further one would read
     assert sorted(comers.read_text().splitlines()) == [job.path.name for job in jobs]
     assert "not_judged (same training as filter=[answered,length])" in output.out

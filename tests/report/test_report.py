@@ -190,7 +190,7 @@ def test_a_file_name_written_from_right_to_left_keeps_its_place_in_a_list(make: 
 def test_missing_parts_are_left_out(make: Make) -> None:
     html = html_of(make(status={"state": "failed", "error": "SourceError: rows.jsonl, line 3"}))
     assert "SourceError: rows.jsonl, line 3" in html
-    assert "Configuration, complete" in html
+    assert "Complete configuration" in html
     for heading in ("What became of the rows", "How training went", "What the models say", "Command", "Held-out loss"):
         assert heading not in html
     assert not list(html_report.write_report(make()).parent.glob("figures/*"))
@@ -394,7 +394,7 @@ def test_an_adapters_card(make: Make) -> None:
     for expected in (
         "undertrained, by held-out loss", "held-out loss changed by -10.0%", "| 2.4000 | 1.8000 |", "**Few rows.**",
         "768 begins_with_assistant, 15 empty", "learning_rate: 0.0002", "AutoPeftModelForCausalLM", "sft-lab exec",
-        "| trl | 1.16.0 |", "## Limits", "has seen 751 conversations, fewer than 1,000", "sft-lab merge",
+        "| trl | 1.16.0 |", "## Limits", "was trained on 751 conversations, fewer than 1,000", "sft-lab merge",
         'from_pretrained("HuggingFaceTB/SmolLM2-135M")', f"| data fingerprint | {'d' * 64} |",
         "GenerationConfig.from_pretrained(path)",
     ):  # fmt: skip

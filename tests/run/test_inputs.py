@@ -165,13 +165,13 @@ def test_a_template_edited_on_the_way_is_not_saved_and_afterwards_is_told(
     told = capsys.readouterr().err
     assert "the data has changed since this run: template.path=" in told
     assert "chat.jinja (was " in told
-    assert "finished before" not in told
+    assert "already finished" not in told
     old = {**read_json(Path("run/manifest.json")), "git": {}}
     (difference,) = environment.differences(old, environment.current(compose(words[:-1])))
     assert difference.name == f"template.path={template}"
     template.write_text(CHATML)
     assert main(words) == 0
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
 
 
 def test_the_folder_of_an_embedder_is_a_named_file_where_it_is_loaded(here: Path, tiny: list[str]) -> None:

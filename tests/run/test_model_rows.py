@@ -1,4 +1,4 @@
-"""Rows as the model gets them, and what conversations hold: in data.json, on the page and on the terminal."""
+"""Rows as the model sees them, and what conversations hold: in data.json, on the page and on the terminal."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_conversations_hold(
     train = datasets.load_from_disk(folder.dataset)["train"]
     assert counts["tokens"] > counts["trained_tokens"] > sum(map(len, train["text"])) / 4
     page = folder.report.read_text(encoding="utf-8")
-    assert "those of the template included" in page
+    assert "including those of the template" in page
     assert "exact</bdi>,<wbr> " not in page  # the folder has a name of its own
     assert '<p class="subject"><bdi>rows.jsonl</bdi>,<wbr> <bdi>tiny_random</bdi></p>' in page
 

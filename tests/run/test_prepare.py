@@ -65,7 +65,7 @@ def test_rows_that_all_fail_a_filter_are_shown_before_the_error(
     for _ in range(2):  # a failed job is done again
         assert main(["prepare", *job]) == 1
         shown = capsys.readouterr()
-        assert shown.err.count("sft-lab: no training row is left (split dropped") == 1
+        assert shown.err.count("sft-lab: no training rows are left (split dropped") == 1
         assert "Waterfall" in shown.out
         assert "Data set" not in shown.out
     folder = RunDir(here / "prepared")
@@ -89,7 +89,7 @@ def test_records_of_which_none_is_usable_leave_nothing(here: Path, capsys: pytes
     (here / "rows.jsonl").write_text(f"{json.dumps({'conversations': turns})}\n" * 9)
     assert main(["prepare", *MINHASH, "dataset=file", "dataset.path=rows.jsonl", "hydra.run.dir=prepared"]) == 2
     error = capsys.readouterr().err
-    assert "none of its 9 records can be used: 9 begins_with_assistant" in error
+    assert "no usable record (9 records read): 9 begins_with_assistant" in error
     assert "dataset.leading_assistant=cut keeps" in error
     assert [path.name for path in here.iterdir()] == ["rows.jsonl"]
 
@@ -205,11 +205,11 @@ def test_the_same_command_finds_a_prepared_folder_and_a_run_goes_on_in_it(
     when = (here / "run" / "report.html").stat().st_mtime_ns
     assert main(["prepare", *place]) == 0
     assert (here / "run" / "report.html").stat().st_mtime_ns == when
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert main([*place]) == 0
     assert read_json(here / "run" / "summary.json")["steps"] > 0
     assert main(["prepare", *place]) == 2
-    assert "holds a finished run" in capsys.readouterr().err
+    assert "has a finished run" in capsys.readouterr().err
 
 
 def test_a_dropped_row_can_be_read_in_the_report(here: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_dropped_row_can_be_read_in_the_report(here: Path) -> None:
 def test_the_bundled_rows_have_no_path_of_ones_own(here: Path, capsys: Any) -> None:
     talks(here / "mine.jsonl", [f"{LONG}{n}." for n in range(40)])
     assert main(["prepare", *MINHASH, "dataset.path=mine.jsonl"]) == 2
-    assert "dataset=starter has the bundled rows; for your own write dataset=file" in capsys.readouterr().err
+    assert "dataset=starter is the bundled data; for your own files set dataset=file" in capsys.readouterr().err
     assert not (here / "outputs").exists()
 
 
@@ -279,7 +279,7 @@ def test_causes_and_unused_turns_are_in_log_report_and_files(here: Path, capsys:
     folder = prepared([*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "split.min_eval_rows=1"])
     printed, logged = capsys.readouterr()
     causes = (
-        "load: 2 not_text (content has a part of type 'image_url'; such as 21-not_text), 1 unreadable (a conversation"
+        "load: 2 not_text (content has a part of type 'image_url'; e.g. row 21-not_text), 1 unreadable (a conversation"
     )
     assert causes in logged
     report = html.unescape(folder.report.read_text(encoding="utf-8"))
@@ -487,7 +487,7 @@ def test_held_out_rows_unlike_the_training_rows_are_spoken_of(here: Path, capsys
     errors = capsys.readouterr().err
     assert "of the held-out rows too" in errors
     assert re.search(
-        r"filter\.language drops \d+% of the rows, most as \w+; loosen it if that was not intended", errors
+        r"filter\.language drops \d+% of the rows, most of them as \w+; loosen it if that was not intended", errors
     )
     assert any("split.filter=[language]" in notice for notice in read_json(folder.data)["notices"])
     assert "split.filter=[language]" in folder.report.read_text(encoding="utf-8")
@@ -498,7 +498,7 @@ def test_long_rows_that_go_with_most_of_the_tokens_are_spoken_of(here: Path, cap
     file = talks(here / "rows.jsonl", [*short, *(LONG * 30 + str(number) for number in range(10))])
     words = [*MINHASH, "dataset=file", f"dataset.path={file}", "split.max_eval_tokens=200"]
     folder = prepared([*words, "filter.length.max_tokens=200", "split.min_eval_rows=2"])
-    said = r"filter\.length drops \d+% of the rows and with them \d+% of the tokens: the long conversations go"
+    said = r"filter\.length drops \d+% of the rows but \d+% of the tokens, since they are long conversations"
     assert re.search(said, capsys.readouterr().err)
     assert any(re.match(said, notice) for notice in read_json(folder.data)["notices"])
 

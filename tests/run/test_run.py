@@ -180,10 +180,10 @@ def test_every_row_gone_is_a_failed_job_that_says_so(
     here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*tiny, "filter=length", "filter.length.min_tokens=1000", "hydra.run.dir=run"]) == 1
-    assert "no training row is left" in capsys.readouterr().err
+    assert "no training rows are left" in capsys.readouterr().err
     status = read_json(Path("run/status.json"))
     assert status["state"] == "failed"
-    assert "no training row is left" in status["error"]
+    assert "no training rows are left" in status["error"]
     assert "JobError" in status["traceback"]
 
 
@@ -205,7 +205,7 @@ def test_a_sweep_runs_each_job_once_and_names_every_failure(
     grid = "filter.length.min_tokens=0,10,900,1000"
     assert main([*sweep, grid]) == 1
     said = capsys.readouterr().err
-    assert said.count("no training row is left") >= 2
+    assert said.count("no training rows are left") >= 2
     states = {path.parent.name: read_json(path)["state"] for path in Path("sweep").glob("*/status.json")}
     assert sorted(states.values()) == ["failed", "failed", "finished", "finished"]
     finished = [Path("sweep") / name for name, state in states.items() if state == "finished"]

@@ -88,7 +88,7 @@ def test_failed_trials_stop_nothing(here: Path, tiny: list[str], capsys: pytest.
     assert main(["search", SWEEP, *tiny, *QUICK[1:], "dataset=file", *grid]) == 0
     failed, finished = trials()
     assert (failed["outcome"], finished["outcome"]) == ("failed", "finished")
-    assert "fit no known format" in failed["reason"]
+    assert "match no known format" in failed["reason"]
     assert read_json(folder_of(failed).status)["state"] == "failed"
     assert "1 failed: dataset.format=auto" in capsys.readouterr().out
 

@@ -205,7 +205,7 @@ def test_nothing_is_written_through_links(work: str, tmp_path: Path, outside: Ou
         folder = RunDir(tmp_path / "run")
         folder.path.mkdir()
         links(folder.path, outside)[name]()
-        with pytest.raises(FolderError, match="is a link out of the run folder"), folder.running(work):
+        with pytest.raises(FolderError, match="is a link that leads out of the run folder"), folder.running(work):
             pytest.fail("the work began")
         assert not folder.status.exists()
         shutil.rmtree(folder.path)
@@ -228,7 +228,7 @@ def test_wandb_writes_through_no_link_of_a_sweep(name: str, tmp_path: Path, outs
     (sweep := tmp_path / "sweep").mkdir()
     refuse_strange_folders(sweep)
     (sweep / name).symlink_to(outside.folder)
-    with pytest.raises(FolderError, match=rf"{name}: is a link out of"):
+    with pytest.raises(FolderError, match=rf"{name}: is a link that leads out of"):
         refuse_strange_folders(sweep)
 
 
@@ -244,7 +244,7 @@ def test_a_settings_file_of_the_working_folder_leads_no_login_elsewhere(
         settings.write_text(text)
         words = [word for word in TINY if not word.startswith("tracking")]
         assert main([*words, "hydra.run.dir=run"]) == 2
-        assert f"{settings}: sets base_url, which W&B would take from this folder" in capsys.readouterr().err
+        assert f"{settings}: sets base_url, and W&B would trust it" in capsys.readouterr().err
         assert not (here / "run").exists()
         with pytest.raises(FolderError, match="sets base_url"):
             refuse_strange_folders(tmp_path)
@@ -484,7 +484,7 @@ def test_a_base_model_runs_nothing(
     code_beside(tmp_path / "m1", outside)
     for trusted in ("", "another"):
         monkeypatch.setenv(TRUST, trusted)
-        assert f"{TRUST}={tmp_path / 'm1'} lets it run" in refused(words, capsys)
+        assert f"set {TRUST}={tmp_path / 'm1'} to let it run" in refused(words, capsys)
 
     words = base(tmp_path / "m2", finished)
     torch_pickled(tmp_path / "m2" / "pytorch_model.bin", outside.canary)
@@ -524,7 +524,7 @@ def test_an_embedder_runs_nothing(
         "dedup.embedder.sha256=null",
     ]
     torch_pickled(folder / "pytorch_model.bin", outside.canary)
-    assert "has no .safetensors file, and pickles are not read" in refused(words, capsys)
+    assert "no .safetensors file there, and pickles are not loaded" in refused(words, capsys)
     (folder / "model.safetensors").write_bytes(b"\0" * 16)
     assert "evil.Evil" in refused(words, capsys)
 

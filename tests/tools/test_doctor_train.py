@@ -37,7 +37,7 @@ def test_what_was_tried_is_a_table(
     assert doctor_train.print_attempts("tiny_random") == 0
     said = capsys.readouterr().out
     left_out, full = rows(said)
-    assert left_out == ["cpu", "qlora", "", "", "", "", "", "left out: needs bitsandbytes"]
+    assert left_out == ["cpu", "qlora", "", "", "", "", "", "skipped: needs bitsandbytes"]
     assert (full[0], full[1], full[3], full[7]) == ("cpu", "full", "plain", "ok")
     first, last = map(float, full[4].split(" to "))
     assert last < first - 0.2

@@ -123,10 +123,10 @@ def test_an_adapter_with_added_tokens_asked_in_its_template(task: Path, capsys: 
     [
         (["--tasks", "hellaswga"], 2, "hellaswga: no such task of lm-evaluation-harness; did you mean hellaswag?"),
         (["--tasks", "nowhere.yaml"], 2, "--tasks nowhere.yaml: no such file"),
-        (["--tasks", " , "], 2, "--tasks: names no task"),
+        (["--tasks", " , "], 2, "--tasks: is empty"),
         (["--tasks", "signs.yaml", "--limit", "0"], 2, "--limit 0: must be at least 1"),
-        (["--tasks", "broken.yaml"], 1, "evaluate: the harness failed ("),
-        (["--tasks", "arc_easy"], 1, "tasks of the Hub need a network"),
+        (["--tasks", "broken.yaml"], 1, "evaluate: lm-evaluation-harness failed ("),
+        (["--tasks", "arc_easy"], 1, "tasks with data on the Hub need a network"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_one_line(

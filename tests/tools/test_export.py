@@ -208,10 +208,10 @@ def test_a_sentencepiece_tokenizer_that_llama_cpp_would_read_otherwise(tmp_path:
     assert refused() == "models whose tokenizer lacks merges that SentencePiece would make"
     twice = next(number for number, pair in enumerate(merges) if "".join(pair) == "".join(merges[number + 1]))
     model["merges"] = [*merges[: twice + 1], *merges[twice + 2 :], merges[twice + 1]]
-    assert refused() == "models whose tokenizer merges in an order that SentencePiece does not have"
+    assert refused() == "models whose tokenizer merges in an order that SentencePiece does not use"
     model["merges"] = merges
     settings["pre_tokenizer"]["prepend_scheme"] = "always"
-    assert "llama.cpp has no name for" in refused()
+    assert "llama.cpp does not support" in refused()
     settings["pre_tokenizer"]["prepend_scheme"] = "first"
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
     assert refused() == "models with a SentencePiece tokenizer whose prompts do not begin with a control token"
@@ -299,7 +299,7 @@ def test_a_run_exported_for_ollama(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(path.name for path in file.parent.iterdir()) == ["Modelfile", "model.gguf"]
     assert not (folder / "merged").exists()
     assert main(["export", str(folder), "--to", "ollama", "--out", str(tmp_path / "mine")]) == 2
-    assert "mine: exists; remove it, or name another folder with --out" in capsys.readouterr().err
+    assert "mine: already exists; remove it, or give another folder with --out" in capsys.readouterr().err
     jinja = "{% for m in messages %}{{ loop.index ~ m.role + m.content + '<|im_end|>' }}{% endfor %}"
     (folder / "model/chat_template.jinja").write_text(jinja + "{{ 'x' if add_generation_prompt }}")
     assert main(["export", str(folder), "--to", "ollama"]) == 2
@@ -329,7 +329,7 @@ def test_nothing_outside_the_run_is_copied_for_vllm(tmp_path: Path) -> None:
     (folder.model / "config.json").write_text("{}")
     (tmp_path / "secret.json").write_text("{}")
     (folder.model / "extra.json").symlink_to(tmp_path / "secret.json")
-    with pytest.raises(FolderError, match=r"extra.json: is a link out of the run folder"):
+    with pytest.raises(FolderError, match=r"extra.json: is a link that leads out of the run folder"):
         export_model(folder.path, "vllm", tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
 
@@ -344,7 +344,7 @@ def test_another_kind_of_model_gets_the_command(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert main(["export", str(run), "--to", "gguf"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "sft-lab: export: models of kind opt are not written as GGUF here; llama.cpp's script does: "
+        "sft-lab: export: cannot write models of type opt as GGUF; use llama.cpp's script: "
         f"python convert_hf_to_gguf.py {run}/merged --outfile {run}/export/gguf/model.gguf"
     )
     assert not list((run / "export").iterdir())
@@ -367,7 +367,7 @@ def test_another_tokenizer_is_refused(change: dict[str, Any], tmp_path: Path) ->
     folder = make_model(tmp_path / "qwen3", "qwen3")
     settings = read_json(folder / "tokenizer.json")
     (folder / "tokenizer.json").write_text(json.dumps({**settings, **change}))
-    with pytest.raises(CannotWrite, match="whose way to split a text"):
+    with pytest.raises(CannotWrite, match="splits text in a way"):
         write(folder)
 
 

@@ -131,8 +131,8 @@ def test_a_base_model_that_does_not_know_the_template_is_asked_in_plain_text(
     asked = f"# user\nHi{end}# assistant\n"
     assert found.tuned.text == said(opened.load_tuned(base), opened.tokenizer, asked)
     assert main(["generate", str(folder), "Hi", "--base", "--max-new-tokens", "5"]) == 0
-    assert "base, asked in plain text: it does not know the run's template:\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"^--system: the run's chat template takes no system turn"):
+    assert "base, prompted in plain text, since it does not know the run's template:\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^--system: the run's chat template accepts no system turn"):
         answer_prompt(folder, "Hi", GenerationOptions(system="Be kind."))
 
 
@@ -160,10 +160,10 @@ def test_folders_that_have_no_model(done: Path, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"is not finished \(failed\)"):
         answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text('{"state": "finished", "work": "prepare"}')
-    with pytest.raises(FolderError, match="prepared data and no model"):
+    with pytest.raises(FolderError, match="prepared data but no model"):
         answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text('{"state": "finished", "work": "run"}')
-    with pytest.raises(FolderError, match="holds no weights; sft-lab replay"):
+    with pytest.raises(FolderError, match="has no weights; sft-lab replay"):
         answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text("{")
     with pytest.raises(FolderError, match=r"status\.json: cannot be read"):

@@ -75,7 +75,7 @@ def test_the_merged_model_says_what_the_adapter_says(
     assert "library_name: transformers" in card
     assert "An adapter merged into the weights of" in card
     assert "PeftModel" not in card
-    with pytest.raises(FolderError, match="merged: exists; remove it, or name another folder with --out"):
+    with pytest.raises(FolderError, match="merged: already exists; remove it, or give another folder with --out"):
         merge_adapter(folder)
     other = tmp_path / "deep" / "out"
     assert merge_adapter(folder, other) == other

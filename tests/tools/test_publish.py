@@ -98,7 +98,7 @@ def test_the_token_is_in_the_header_and_nowhere_else(
 
 def test_a_public_repository_is_refused_unless_asked_for(hub: StandIn, folder: RunDir) -> None:
     hub.private["me/mine"] = False
-    with pytest.raises(UserError, match="me/mine: is public, and nothing was sent; add --public"):
+    with pytest.raises(UserError, match="me/mine: is public, so nothing was sent; add --public"):
         push_to_hub(folder, "me/mine", repo_type="model", public=False)
     assert (hub.files, hub.commits) == ({}, 0)
     assert not [path for _, path, _, _ in hub.requests if "preupload" in path]
@@ -132,7 +132,7 @@ def test_a_hub_that_is_not_there_is_one_sentence(hub: StandIn, folder: RunDir, m
 
 def test_a_link_out_of_the_model_is_not_followed(hub: StandIn, folder: RunDir) -> None:
     (folder.model / "vocab.json").symlink_to(folder.log)
-    with pytest.raises(ConfigError, match=r"vocab\.json: is a link out of .*model"):
+    with pytest.raises(ConfigError, match=r"vocab\.json: is a link that leads out of .*model"):
         push_to_hub(folder, "me/mine", repo_type="model", public=False)
     assert hub.requests == []
 
@@ -141,7 +141,7 @@ def test_a_link_out_of_the_model_is_not_followed(hub: StandIn, folder: RunDir) -
 def test_a_folder_that_is_itself_a_link_is_not_sent(hub: StandIn, folder: RunDir, what: str, tmp_path: Path) -> None:
     (folder.path / what).rename(tmp_path / "elsewhere")
     (folder.path / what).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match=rf"{what}: is a link out of "):
+    with pytest.raises(ConfigError, match=rf"{what}: is a link that leads out of "):
         push_to_hub(folder, "me/mine", repo_type=what, public=False)
     assert hub.requests == []
 
@@ -169,7 +169,7 @@ def test_check_finds_no_fault_and_every_fault(
     empty = RunDir(tmp_path / "empty")
     bad_name, no_run, no_login = check_push(empty, "mine", "model")
     assert bad_name.startswith("mine: not a repository name; give owner/name")
-    assert no_run.startswith(f"{empty.path}: not a finished run folder (it has no status.json)")
+    assert no_run.startswith(f"{empty.path}: not a finished run folder (no status.json)")
     assert "hf auth login" in no_login
     assert "HF_TOKEN" in no_login
     monkeypatch.setenv("HF_TOKEN", TOKEN)

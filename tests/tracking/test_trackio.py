@@ -153,4 +153,4 @@ def test_a_process_that_is_gone_or_stuck_stops_nothing(
 
 def test_an_unknown_mirror_is_named() -> None:
     (problem,) = Tracking({"mine": FileMirror()}).check()
-    assert problem == "tracking.mirrors.mine: no such mirror; there are tensorboard, trackio"
+    assert problem == "tracking.mirrors.mine: no such mirror; available: tensorboard, trackio"

@@ -139,7 +139,7 @@ def test_fp16_is_refused_where_it_cannot_be(
     assert problem.startswith("trainer.precision=fp16: needs a GPU")
     assert Full(precision=Precision.bf16).check() == []
     model = compose(["model=tiny_random", "model.dtype=float16", "dedup=exact"]).model
-    with pytest.raises(ConfigError, match=r"model\.dtype=float16: weights that are trained must be float32"):
+    with pytest.raises(ConfigError, match=r"model\.dtype=float16: trained weights must be float32"):
         refuse_misfit(model, Full(precision=Precision.fp16), context)
     refuse_misfit(model, Lora(precision=Precision.fp16), context)
 

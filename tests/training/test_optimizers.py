@@ -71,8 +71,8 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPa
 def test_an_optimizer_that_no_checkpoint_holds_is_refused(optim: str) -> None:
     (problem,) = Full(optim=optim).check()
     other = optim.removesuffix("_layerwise") if "layerwise" in optim else "adamw_torch_fused"
-    assert problem.startswith(f"trainer.optim={optim}: its state is in no checkpoint")
-    assert problem.endswith(f"take {other}")
+    assert problem.startswith(f"trainer.optim={optim}: its state is not in checkpoints")
+    assert problem.endswith(f"use {other}")
 
 
 def test_galore_in_8_bits_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

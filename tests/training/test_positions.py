@@ -40,7 +40,7 @@ def rotary(here: Path) -> Path:
 
 def test_a_table_that_ends_before_the_rows_is_refused(gpt2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(SMALL) == 2
-    remedy = f"learned {POSITIONS} positions and none beyond; set trainer.max_length={POSITIONS}"
+    remedy = f"only {POSITIONS} learned positions; set trainer.max_length={POSITIONS}"
     assert remedy in capsys.readouterr().err
 
 
@@ -52,9 +52,9 @@ def test_answers_end_with_the_table(gpt2: Path, capsys: pytest.CaptureFixture[st
              "trainer.max_steps=4"]  # fmt: skip
     assert main.main([*SMALL, *overrides]) == 0, capsys.readouterr().err
     err = capsys.readouterr().err
-    assert f"evaluation.max_new_tokens=150: the model has learned {POSITIONS} positions" in err, err
+    assert f"evaluation.max_new_tokens=150: the model has {POSITIONS} learned positions" in err, err
     assert main.main(["generate", "run", "Hi", "--base"]) == 0
-    assert "the model has no more positions after the prompt" in capsys.readouterr().err
+    assert "the model has no positions left after the prompt" in capsys.readouterr().err
     assert main.main(["generate", "run", "word " * POSITIONS]) == 2
     assert f"the model was made for {POSITIONS}; give a shorter one" in capsys.readouterr().err
 
@@ -63,5 +63,5 @@ def test_answers_end_with_the_table(gpt2: Path, capsys: pytest.CaptureFixture[st
 def test_rotary_models_and_long_warm_ups_are_noticed(rotary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([*SMALL, "trainer.max_steps=3", "trainer.warmup_steps=3"]) == 0, capsys.readouterr().err
     output = capsys.readouterr().err
-    assert output.count("it is trained past its limit; trainer.max_length=48 drops longer rows") == 1, output
+    assert output.count("that the model was made for; trainer.max_length=48 drops longer rows") == 1, output
     assert "warm-up takes 3 of 3 steps; lower trainer.warmup_steps" in output

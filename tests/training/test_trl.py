@@ -131,7 +131,7 @@ def test_loraplus_moves_b_matrices_by_the_ratio(run, context, rows, tmp_path) ->
 
 @pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw", "lomo", "adalomo"])
 def test_loraplus_is_refused_with_an_optimizer_that_groups_by_itself(optim) -> None:
-    with pytest.raises(ConfigError, match=r"loraplus_lr_ratio=16: .* take optim=adamw_torch_fused"):
+    with pytest.raises(ConfigError, match=r"loraplus_lr_ratio=16: .* use optim=adamw_torch_fused"):
         Lora(optim=optim, loraplus_lr_ratio=16)
 
 

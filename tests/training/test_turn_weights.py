@@ -45,7 +45,7 @@ def test_a_training_multiplies_them(run, context, rows, tmp_path) -> None:
 
 @pytest.mark.parametrize("clash", [{"packing": True}, {"loss_head": LossHead.trl}])
 def test_what_has_no_weights_is_refused(clash) -> None:
-    with pytest.raises(ConfigError, match=f"loss_weights=true: the loss has no weights with {next(iter(clash))}="):
+    with pytest.raises(ConfigError, match=f"loss_weights=true: cannot be combined with {next(iter(clash))}="):
         Full(loss_weights=True, **clash)
 
 

@@ -26,7 +26,7 @@ class Language(Filter):
     request makes an Arabic row.
     """
 
-    keep: list[str] = bounded([], holds=bool, limit="a list of language codes, such as [ar] or [ar,en]")
+    keep: list[str] = bounded([], holds=bool, limit="a list of language codes, as in [ar] or [ar,en]")
     on: On = On.both
     min_confidence: float = bounded(0.3, at_least=0, at_most=1)
 
@@ -35,7 +35,7 @@ class Language(Filter):
         super().__post_init__()
         for code in self.keep:
             if code not in LANGUAGE_NAMES:
-                raise ConfigError(f"keep={code}: the detector knows no such language code; {_nearest(code)}")
+                raise ConfigError(f"keep={code}: unknown language code; {_nearest(code)}")
 
     def select(self, rows: Rows, context: StageContext) -> Selection:
         """Reasons: ``language_unclear``, ``other_language``; score: confidence."""
@@ -58,4 +58,4 @@ def _nearest(wanted: str) -> str:
     code = code_of.get(name) or code_of.get(name.split("-")[0].split("_")[0]) or (code_of[near[0]] if near else None)
     if code:
         return f"did you mean {code} ({LANGUAGE_NAMES[code]})?"
-    return f"give two letters such as {', '.join(sorted(c for c in LANGUAGE_NAMES if len(c) == 2)[:8])}, ..."
+    return f"give a two-letter code: {', '.join(sorted(c for c in LANGUAGE_NAMES if len(c) == 2)[:8])}, ..."

@@ -36,7 +36,9 @@ class Pattern(Filter):
         """Refuse empty lists and invalid patterns."""
         super().__post_init__()
         if not self.keep and not self.drop:
-            raise ConfigError("keep=[] and drop=[]: at least one must hold a regular expression; or leave pattern out")
+            raise ConfigError(
+                "keep=[] and drop=[]: give a regular expression in one of them, or leave pattern out of filter"
+            )
         self._compiled("keep")
         self._compiled("drop")
 
@@ -51,8 +53,8 @@ class Pattern(Filter):
                 compiled[f"{name}[{number}]"] = regex.compile(pattern, regex.IGNORECASE if self.ignore_case else 0)
             except regex.error as error:
                 raise ConfigError(
-                    f"{name}[{number}]={pattern!r}: no regular expression ({error}); put a backslash before a "
-                    "character that is meant as itself"
+                    f"{name}[{number}]={pattern!r}: not a regular expression ({error}); put a backslash before a "
+                    "character to match it literally"
                 ) from error
         return compiled
 
@@ -90,7 +92,7 @@ class Pattern(Filter):
             except TimeoutError as error:
                 raise SourceError(
                     f"pattern: {key}={pattern.pattern!r} took more than time_limit={self.time_limit:g} s on row "
-                    f"{row_id} ({len(text)} characters); write it without a repetition inside a repetition, such as "
-                    "(a|aa)+, or raise time_limit"
+                    f"{row_id} ({len(text)} characters); rewrite it without ambiguous repetition as in (a|aa)+, or "
+                    "raise time_limit"
                 ) from error
         return None

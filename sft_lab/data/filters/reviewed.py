@@ -77,8 +77,8 @@ class Reviewed(Filter):
         ids = rows.column("id")
         if absent := len(decisions.keys() - set(ids)):
             log.warning(
-                "reviewed: %d of %d decided ids are not among these %d rows; they may be held out or dropped before, "
-                "or the source has changed since",
+                "reviewed: %d of %d decided ids are not among these %d rows; they were held out or dropped earlier, or "
+                "the source has changed",
                 absent,
                 len(decisions),
                 len(ids),
@@ -110,8 +110,8 @@ class Reviewed(Filter):
                     previous, previous_line = decided.get(row_id, (decision, line))
                     if decision and previous != decision:
                         raise ConfigError(
-                            f"{path}, line {line}: {row_id} is decided {decision}, but "
-                            f"{previous} in line {previous_line}; remove one of them"
+                            f"{path}, line {line}: {row_id} is marked {decision}, but "
+                            f"{previous} in line {previous_line}; remove one of the two"
                         )
                     if decision:
                         decided[row_id] = previous, previous_line
@@ -122,9 +122,7 @@ class Reviewed(Filter):
 
 def _decision(record: dict[str, Any], location: str) -> tuple[str, str]:
     if missing := [name for name in ("id", "decision") if name not in record]:
-        raise ConfigError(
-            f"{location}: no {' and no '.join(missing)}; it has the columns {', '.join(map(str, record))}"
-        )
+        raise ConfigError(f"{location}: no {' and no '.join(missing)}; the columns are {', '.join(map(str, record))}")
     row_id = str(record["id"] or "").strip()
     decision = str(record["decision"] or "").strip().lower()
     if not row_id:
@@ -155,7 +153,9 @@ def _json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}, line {line}: not JSON ({error}); fix or remove the line") from error
         if not isinstance(record, dict):
-            raise ConfigError(f"{path}, line {line}: holds {type(record).__name__}, not an object with id and decision")
+            raise ConfigError(
+                f"{path}, line {line}: must be an object with id and decision, not {type(record).__name__}"
+            )
         yield line, record
 
 
