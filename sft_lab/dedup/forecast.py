@@ -26,9 +26,11 @@ def forecast(dedup: Dedup, rows: int, threads: int | None) -> str:
         rows: the most rows that it will see.
         threads: for arithmetic; None: one for each core.
     """
+    if not isinstance(dedup, Semantic) or rows < LEAST_ROWS:
+        return ""
     import torch
 
-    if not isinstance(dedup, Semantic) or rows < LEAST_ROWS or torch.cuda.is_available():
+    if torch.cuda.is_available():
         return ""
     cores = threads or os.cpu_count() or 1
     pairs = rows * (rows - 1) / 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab import config as configs
 from sft_lab import pipeline
-from sft_lab.core import tolerant_readers
+from sft_lab.core import heavy_imports, tolerant_readers
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, SftLabError, SourceError, all_problems
 from sft_lab.core.io import digest, flat, is_number
@@ -121,7 +121,9 @@ def forecast_jobs(plan: configs.Plan) -> list[JobForecast]:
     job_folders = find_job_folders(plan, to_start=False)
     known = _Known(list(_finished_runs(job_folders[0].folder.path.parent)))
     with silenced_log():
-        return [_forecast(job_folder, known) for job_folder in job_folders]
+        with heavy_imports.imports():  # the first job needs all of them
+            forecasts = [_forecast(job_folders[0], known)]
+        return [*forecasts, *(_forecast(job_folder, known) for job_folder in job_folders[1:])]
 
 
 @dataclass

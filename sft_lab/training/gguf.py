@@ -58,18 +58,18 @@ class Gguf(Model):
 
     def load_tokenizer(self, context: StageContext) -> PreTrainedTokenizerBase:
         """Load the converted tokenizer."""
+        folder = self._converted(context)  # before a slow import: a view of the store may not have it
         import transformers
 
-        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-            self._converted(context), **self.trust()
-        )
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, **self.trust())
         return tokenizer
 
     def config(self, context: StageContext) -> PretrainedConfig:
         """Load the converted config."""
+        folder = self._converted(context)
         import transformers
 
-        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(self._converted(context), **self.trust())
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(folder, **self.trust())
         return config
 
     def load_weights(self, context: StageContext, seed: int, holding: Holding) -> PreTrainedModel:  # noqa: ARG002

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import peft
-import torch
-import transformers
-
 from sft_lab.training.optimizers import adam_moments
 from sft_lab.training.peft_config import build_peft_config
 
 if TYPE_CHECKING:
+    import torch
+
     from sft_lab.core.context import StageContext
     from sft_lab.training.config import Full
     from sft_lab.training.models import Model
@@ -51,10 +49,14 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
         options: of the trainer; an adapter is put on the empty model as in training.
         context: for the tokenizer and a converted model.
     """
+    config = model.config(context)  # before slow imports: the model may not be here yet
+    import torch
+    import transformers
+
     dtype = model.arithmetic(context, options.holding)["dtype"]
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(
-            model.config(context),
+            config,
             dtype="float32" if dtype == "auto" else dtype,
             attn_implementation="eager",  # not the config's, which may be a kernel of the Hub
             **model.trust(),
@@ -64,6 +66,9 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
 
 def footprint_of(empty: Any, options: Full) -> Footprint:
     """Return the footprint of a model without weights (device ``meta``)."""
+    import peft
+    import torch
+
     holding = options.holding
     with torch.device("meta"):
         quantized = _quantized_weights(empty) if holding.four_bit else []
@@ -88,6 +93,8 @@ def footprint_of(empty: Any, options: Full) -> Footprint:
 
 def _quantized_weights(model: Any) -> list[torch.Tensor]:
     """Return the weights that bitsandbytes holds in 4 bits: those of all linear layers except the LM head."""
+    import torch
+
     head = model.get_output_embeddings()
     return [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
 

@@ -6,17 +6,15 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
-import peft
-import torch
-import transformers
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.positions import empty_model, learned_positions, positions_of
 from sft_lab.training.config import Full, Lora
 from sft_lab.training.peft_config import build_peft_config
 
 if TYPE_CHECKING:
+    import torch
+    import transformers
+
     from sft_lab.core.context import StageContext
     from sft_lab.training.models import Model
 
@@ -33,6 +31,8 @@ def rehearse(args: transformers.TrainingArguments) -> None:
     Raises:
         ConfigError: if one of them refuses an option, or training could not resume from its checkpoints.
     """
+    import torch
+
     if args.save_only_model:
         raise ConfigError(
             "trainer.sft_config.save_only_model=true: an interrupted run would resume without its optimizer and end "
@@ -54,6 +54,9 @@ def rehearse(args: transformers.TrainingArguments) -> None:
 
 def _optimizer(args: transformers.TrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer for a single parameter or a model's; SGD if it needs layers and the model has none."""
+    import torch
+    import transformers
+
     weight = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([weight], lr=args.learning_rate)
     name = getattr(args.optim, "value", args.optim)
@@ -77,6 +80,9 @@ def _optimizer(args: transformers.TrainingArguments, model: torch.nn.Module) -> 
 
 
 def _refuse_schedule(args: transformers.TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    import transformers
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
     steps = args.max_steps if args.max_steps > 0 else REHEARSED_STEPS
     try:
         transformers.get_scheduler(
@@ -112,8 +118,8 @@ def refuse_misfit(
         ConfigError: for an adapter or optimizer on missing modules, rows longer than the learned positions, packing
             with stateful layers, or weights whose type does not fit the precision.
     """
-    holding = options.holding
-    if holding.trained and model.dtype == "float16" and holding.precision == "fp16":
+    # Precision is resolved, which imports torch, only where it matters.
+    if model.dtype == "float16" and options.holding.trained and options.holding.precision == "fp16":
         raise ConfigError(
             "model.dtype=float16: trained weights must be float32 with trainer.precision=fp16, since float16 cannot "
             "hold the scaled gradients; set model.dtype=auto"
@@ -138,6 +144,9 @@ def refuse_misfit(
             f"trainer.max_length={positions} (longer rows are dropped and counted)"
         )
     if (names_modules or has_targets) and (adapter := build_peft_config(options, empty, [], is_empty=True)):
+        import peft
+        import torch
+
         try:
             with torch.device("meta"):
                 empty = peft.get_peft_model(empty, adapter)

@@ -35,6 +35,12 @@ from sft_lab.cli.main import main
 assert main([*sys.argv[1:], "hydra.run.dir=run"]) == 0
 assert gc.get_freeze_count() > 100_000
 """
+LOOK = """
+import sys
+from sft_lab.cli.main import main
+assert main(["plan", *sys.argv[1:]]) == 0
+assert not {"torch", "transformers", "peft", "trl", "datasets"} & set(sys.modules)
+"""
 PLAN = """
 import sys
 from sft_lab.cli.main import main
@@ -49,6 +55,12 @@ def test_what_is_imported_first_is_not_collected_and_all_later_is() -> None:
 
 def test_who_has_turned_the_collector_off_keeps_it_so() -> None:
     subprocess.run([sys.executable, "-c", OFF], check=True, timeout=60)
+
+
+def test_plan_imports_no_library_for_a_model_that_is_not_here_yet(here: Path) -> None:
+    (here / "rows.jsonl").write_text('{"prompt": "Why?", "completion": "So."}\n' * 9, encoding="utf-8")
+    words = ["model=smollm2_135m_bundled", "dataset=file", "dataset.path=rows.jsonl", f"store.path={here / 'store'}"]
+    subprocess.run([sys.executable, "-c", LOOK, *words], check=True, timeout=120)
 
 
 @pytest.mark.slow
