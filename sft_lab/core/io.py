@@ -153,7 +153,7 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text, parse_int=_integer)
     except RecursionError as error:
-        raise ValueError("nested too deep") from error
+        raise ValueError("nested too deeply") from error
 
 
 def _integer(digits: str) -> int | float:

@@ -104,7 +104,7 @@ def test_a_conversation_under_a_name_of_ones_own(context: StageContext, write: A
 
 def test_own_columns_that_are_no_row_form_are_refused() -> None:
     for columns in ({"messages": "a", "prompt": "b"}, {"messages": "a", "text": "b"}, {"tools": "a"}):
-        with pytest.raises(ConfigError, match=r"of messages \(with system and tools\)"):
+        with pytest.raises(ConfigError, match=r"of messages \(optionally system, tools\)"):
             File(path="x.jsonl", columns=columns)
 
 

@@ -207,7 +207,7 @@ def test_one_of_two_data_sets_is_refused(here: Path, overrides: list[str], capsy
     assert main(["plan", "-m", *overrides, "dataset=file", "dataset.path=good.jsonl,bad.jsonl", "seed=1,2"]) == 2
     shown = capsys.readouterr()
     assert [shown.out.count(word) for word in ("computed from load on", "refused", "Format: sharegpt")] == [2, 2, 1]
-    assert shown.err.count("fit no known format") == 1
+    assert shown.err.count("match no known format") == 1
 
 
 def test_rows_that_are_held_out_from_another_file_are_looked_at_too(
@@ -217,7 +217,7 @@ def test_rows_that_are_held_out_from_another_file_are_looked_at_too(
     Path("held.csv").write_text("q,a\nWhy?,So.\n")
     words = ["dataset=file", "dataset.path=rows.jsonl", "split=file", "split.path=held.csv"]
     assert main(["plan", *overrides, *words]) == 2
-    assert "['q', 'a'] fit no known format" in capsys.readouterr().err
+    assert "['q', 'a'] match no known format" in capsys.readouterr().err
     Path("held.csv").write_text("prompt,completion\nWhy?,So.\n")
     assert main(["plan", *overrides, *words]) == 0
     assert "Format of split.path: prompt_completion" in capsys.readouterr().out

@@ -62,10 +62,10 @@ PARTS_OF_THE_PAGE = {
     "sources": "<h3>Sources</h3>",
     "tokens": "90% within",
     "languages": "<h3>Languages</h3>",
-    "similarity": "How near the nearest neighbors are",
+    "similarity": "Similarity to the nearest neighbor",
     "thresholds": "0.95 was chosen and keeps 6 of 9",
     "pairs": "Dropped, nearest to the threshold",
-    "contaminated": "Training rows equal to held-out rows",
+    "contaminated": "Training rows that equal or resemble held-out rows",
     "longest": "Longest rows",
     "shortest": "Shortest rows",
 }

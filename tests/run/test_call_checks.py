@@ -101,7 +101,7 @@ def test_a_run_on_conversations_with_tools(here: Path, tiny: list[str], capsys: 
     )["inputs"]
     page = folder.report.read_text(encoding="utf-8")
     assert '<div class="call" dir="auto"><b>calls</b> weather {&#34;city&#34;: &#34;' in page
-    assert "a valid call of a known tool" in page
+    assert "call a known tool correctly" in page
 
     talk = {"messages": rows()[0]["messages"][:1], "tools": TOOLS}
     (here / "talk.jsonl").write_text(json.dumps(talk) + "\n" + json.dumps({**talk, "tools": []}) + "\n")
