@@ -209,8 +209,8 @@ _FORMS = (
 def refuse_columns(columns: dict[str, str]) -> None:
     """Refuse ``columns`` that do not name the parts of a row."""
     limit = (
-        "a mapping of prompt and answer (optionally context, system, tools), of messages (optionally system, tools), or "
-        "of text alone to your columns"
+        "a mapping of prompt and answer (optionally context, system, tools), of messages (optionally system, tools), "
+        "or of text alone to your columns"
     )
     parts = set(columns)
     is_form = any(needed <= parts <= needed | optional for needed, optional in _FORMS)
