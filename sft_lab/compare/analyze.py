@@ -137,6 +137,15 @@ class Comparison:
         claims = [setting.from_best and setting.from_best.claim for setting in self.settings[1:]]
         return self.settings[0] if claims and all(claim in WINNING_CLAIMS for claim in claims) else None
 
+    @property
+    def rivals(self) -> list[Setting]:
+        """The settings whose distance from the best chance may explain, the nearest first."""
+        return [
+            setting
+            for setting in self.settings[1:]
+            if setting.from_best and setting.from_best.claim not in WINNING_CLAIMS
+        ]
+
 
 def analyze(jobs: list[ComparedJob], order: Order | None = None) -> Comparison:
     """Return the comparison of jobs, as ``collect_jobs`` reads them."""

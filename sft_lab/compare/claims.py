@@ -14,12 +14,14 @@ from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS, Claim, Int
 from sft_lab.core.io import is_number
 from sft_lab.core.text import count_of
 from sft_lab.core.types import RunState
+from sft_lab.core.verdict_warnings import warnings_beside
 from sft_lab.report.formatting import with_minus
 
 if TYPE_CHECKING:
-    from sft_lab.compare.analyze import Comparison, Setting
+    from sft_lab.compare.analyze import Comparison
 
 FEW_ROWS = 30  # held-out rows below which intervals deserve a warning
+NOISE = ", within the noise"  # of a difference that other rows or seeds may explain
 MAX_NAMES = 3  # in a list inside a sentence
 UNITS: dict[str, str] = {Measure.LOSS: "nats per token", Measure.BITS_PER_BYTE: "bits per byte"}
 CLAIM_TEXTS = {
@@ -42,15 +44,23 @@ class Headline(NamedTuple):
         badge: the result in two or three words.
         tone: of the badge: ``good``, ``fair``, ``bad`` or ``none``.
         sentences: the result in full; never empty.
+        next_step: what would settle an order that chance may explain; empty where nothing is to be settled.
+        commands: that do it.
     """
 
     badge: str
     tone: str
     sentences: list[str]
+    next_step: str = ""
+    commands: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the result without its badge as lines of text."""
+        return [*self.sentences, *([self.next_step] if self.next_step else []), *self.commands]
 
 
 def headline(comparison: Comparison) -> Headline:
-    """Return which setting is best, by how much, how certain that is, and which axis mattered most."""
+    """Return which setting has the lowest loss, by how much, how certain that is, and what would settle it."""
     if comparison.obstacle:
         return Headline("not comparable", "bad", alarms(comparison))
     if comparison.best is None:
@@ -59,12 +69,18 @@ def headline(comparison: Comparison) -> Headline:
         sentence = f"{finished} of {total} finished, none with a held-out loss."
         return Headline("nothing to compare yet", "none", [sentence])
     if len(comparison.settings) == 1:
-        sentences = [_only_setting(comparison), *_seed_range(comparison)]
+        sentences = [_only_setting(comparison), *_seed_range(comparison), *_warnings(comparison)]
         return Headline("one setting", "none", sentences)
 
-    sentences = [_best_setting(comparison), *_certainty(comparison), *_axis_that_mattered(comparison)]
+    sentences = [
+        _lowest_loss(comparison),
+        *_certainty(comparison),
+        *_axis_that_mattered(comparison),
+        *_seed_range(comparison),
+        *_warnings(comparison),
+    ]
     if not comparison.winner:
-        return Headline("no clear winner", "fair", sentences)
+        return Headline("no clear winner", "fair", sentences, *_next_step(comparison))
     claims = {setting.from_best.claim for setting in comparison.settings[1:] if setting.from_best}
     badge = "better over seeds" if claims == {Claim.OVER_SEEDS} else "likely better"
     return Headline(badge, "good", sentences)
@@ -80,12 +96,11 @@ def _only_setting(comparison: Comparison) -> str:
     return f"{result}{_beside_base(comparison)}."
 
 
-def _best_setting(comparison: Comparison) -> str:
-    best, second = comparison.settings[:2]
+def _lowest_loss(comparison: Comparison) -> str:
+    best = comparison.settings[0]
     seeds = f" (mean of {len(best.jobs)} seeds)" if len(best.jobs) > 1 else ""
     loss = f"{best.loss:.4f} {UNITS[comparison.measure]}{seeds}"
-    lead = _lead_over(second, short_names(comparison.axes))
-    return f"{_best_name(comparison)} is best: {loss}{_beside_base(comparison)}{lead}."
+    return f"{_best_name(comparison)} has the lowest loss, {loss}{_beside_base(comparison)}."
 
 
 def _best_name(comparison: Comparison) -> str:
@@ -100,14 +115,8 @@ def _beside_base(comparison: Comparison) -> str:
     if base is None:
         return ""
     side = "below" if base.value < 0 else "above"
-    return f", {percent(abs(base.share))} {side} the base model{_relative_interval(base)}"
-
-
-def _lead_over(second: Setting, names: dict[str, str]) -> str:
-    difference, name = second.from_best, describe_axes(second.axes, names)
-    if difference is None:
-        return f"; the next best is {name} with {second.loss:.4f}"
-    return f"; the next best, {name}, is {percent(difference.share)} above it{_relative_interval(difference)}"
+    noise = "" if base.claim in WINNING_CLAIMS else NOISE
+    return f", {percent(abs(base.share))} {side} the base model{noise}{_relative_interval(base)}"
 
 
 def _relative_interval(difference: LossDifference) -> str:
@@ -115,30 +124,57 @@ def _relative_interval(difference: LossDifference) -> str:
     scale = difference.share / difference.value if difference.value else 0.0
     sign = -1 if difference.value < 0 else 1
     low, high = sorted(sign * scale * end for end in difference.over_seeds)
-    return f" ({percent(low)} to {percent(high)})"
+    return f" (95%: {percent(low)} to {percent(high)})"
 
 
 def _certainty(comparison: Comparison) -> list[str]:
-    """Return how certain the lead of the best setting is."""
-    rest = [(setting, setting.from_best.claim) for setting in comparison.settings[1:] if setting.from_best]
-    if not rest:
-        return ["Without the loss of each row, nothing can be claimed about chance."]
-
-    rivals = [(setting, claim) for setting, claim in rest if claim not in WINNING_CLAIMS]
-    if not rivals:
-        lead = "Its lead over every other setting is larger than other rows or seeds would explain"
-        if all(claim == Claim.OVER_SEEDS for _, claim in rest):
-            return [f"{lead}."]
-        return [f"{lead}; the spread over seeds is {_spread_source(comparison)}."]
-
+    """Return how far the others are from the lowest loss, and which of these distances chance may explain."""
     names = short_names(comparison.axes)
-    rival_names = _join([describe_axes(setting.axes, names) for setting, _ in rivals], "; ")
-    sentences = [f"No significant difference from {rival_names}: other seeds or rows could change the order."]
-    on_rows = sum(claim == Claim.ON_ROWS for _, claim in rivals)
+    second = comparison.settings[1]
+    name = describe_axes(second.axes, names)
+    if second.from_best is None:
+        return [
+            f"The next, {name}, has {second.loss:.4f}.",
+            "Without the loss of each row, nothing can be claimed about chance.",
+        ]
+
+    distance = f"{percent(second.from_best.share)} above it"
+    interval = _relative_interval(second.from_best)
+    rivals = comparison.rivals
+    if not rivals:
+        claims = {setting.from_best.claim for setting in comparison.settings[1:] if setting.from_best}
+        source = "" if claims == {Claim.OVER_SEEDS} else f"; the spread over seeds is {_spread_source(comparison)}"
+        lead = "The lead over every other setting is larger than other rows or seeds would explain"
+        return [f"The next, {name}, is {distance}{interval}.", f"{lead}{source}."]
+
+    is_near = second in rivals
+    sentences = [f"The next, {name}, is {distance}{NOISE if is_near else ''}{interval}."]
+    further = [setting for setting in rivals if setting is not second]
+    if further:
+        listed = [
+            f"{describe_axes(setting.axes, names)} ({percent(setting.from_best.share)} above it)"
+            for setting in further
+            if setting.from_best
+        ]
+        sentences.append(f"{'Also within' if is_near else 'Within'} the noise: {_join(listed, '; ')}.")
+    on_rows = sum(rival.from_best is not None and rival.from_best.claim == Claim.ON_ROWS for rival in rivals)
     if on_rows:
-        subject = "one of them differs" if on_rows == 1 else f"{on_rows} of them differ"
-        sentences.append(f"On these rows and with these weights, {subject} from it.")
+        order = "this order" if on_rows == len(rivals) else f"its order with {on_rows} of them"
+        sentences.append(f"Other held-out rows would hardly change {order}; other seeds may.")
     return sentences
+
+
+def _next_step(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
+    """Return what would settle the order of the settings that chance may have ordered, and the commands for it."""
+    if not comparison.rivals:
+        return "", ()
+    if comparison.search is not None:
+        return f"To settle it, give the same search again with --confirm {SEEDS_NEEDED}.", ()
+    settling = settling_commands(comparison)
+    if not settling.commands:
+        return f"To settle it, train each of them with more seeds, {SEEDS_NEEDED} at least.", ()
+    which = "each" if settling.settings > len(comparison.rivals) else f"the nearest {settling.settings}"
+    return f"To settle it, train {settling.seeds} seeds of {which} (finished jobs are kept):", tuple(settling.commands)
 
 
 def _spread_source(comparison: Comparison) -> str:
@@ -153,21 +189,28 @@ def _spread_source(comparison: Comparison) -> str:
 
 
 def _axis_that_mattered(comparison: Comparison) -> list[str]:
+    """Return the largest effect where several axes compete; the distances say it all where there is one."""
     effects = [effect for effect in comparison.effects if effect.axis != SEED]
-    if len(comparison.axes) < 2 or not effects:
+    if len(effects) < 2:
         return []
 
     names = short_names(comparison.axes)
     top, *rest = effects
-    best_value = format_value(top.best.value)
-    sentence = f"{names[top.axis]} mattered most: {top.range:.4f} between its best value, {best_value}, and its worst"
+    is_noise = top.difference is not None and top.difference.claim not in WINNING_CLAIMS
+    levels = f"between {format_value(top.best.value)} (lowest) and {format_value(top.worst.value)} (highest)"
+    sentence = f"{names[top.axis]} {'changed' if is_noise else 'mattered'} most: {top.range:.4f} {levels}"
+    if is_noise:
+        sentence += NOISE
     if not top.is_matched:
         sentence += ", though other axes differ between them too"
-    if top.difference and top.difference.claim not in WINNING_CLAIMS:
-        sentence += ", which chance may explain"
-
     listed = "; ".join(f"{names[effect.axis]} {effect.range:.4f}" for effect in rest[:2])
-    return [f"{sentence} ({listed})." if listed else f"{sentence}.", *_seed_range(comparison)]
+    return [f"{sentence} ({listed})."]
+
+
+def _warnings(comparison: Comparison) -> list[str]:
+    """Return the warnings beside the verdict of the job with the lowest loss."""
+    warnings = warnings_beside(comparison.best.summary) if comparison.best else []
+    return [f"Warning about the job with the lowest loss: {warning.sentence}" for warning in warnings]
 
 
 def _seed_range(comparison: Comparison) -> list[str]:
@@ -200,7 +243,6 @@ def notes(comparison: Comparison) -> list[str]:
         *_note_on_order(comparison),
         *_same_training_rows(comparison),
         *_kept_equal(comparison),
-        *_how_to_settle(comparison),
     ]
 
 
@@ -215,8 +257,8 @@ def _notes_on_rows(comparison: Comparison) -> list[str]:
     if len(comparison.settings) > 1:
         settings = count_of(len(comparison.settings), "setting")
         sentences.append(
-            f"The best of {settings} was chosen on the held-out rows it is judged on, so its own loss is slightly "
-            "too good; rows that nobody chose by (split.test_share) show by how much."
+            f"The lowest loss of {settings} is slightly too good, since the rows that measure it also chose it; "
+            "split.test_share sets other rows apart, and compare --test scores the best job on them."
         )
         sentences.append(_note_on_seeds(comparison))
     if 0 < comparison.row_count < FEW_ROWS:
@@ -238,8 +280,8 @@ def _note_on_seeds(comparison: Comparison) -> str:
         return f"Every setting has {fewest} seeds or more: differences are claimed over seeds and rows."
     have = "only one seed" if fewest == 1 else f"only {fewest} seeds"
     return (
-        f"Some settings have {have}, too few to show what a seed changes. A difference between settings is "
-        f"claimed only where it is larger than the spread over seeds, {_spread_source(comparison)}."
+        f"Some settings have {have}, too few to show what a seed changes. A difference is noise unless it is larger "
+        f"than the spread over seeds, {_spread_source(comparison)}."
     )
 
 
@@ -309,18 +351,6 @@ def _kept_equal(comparison: Comparison) -> list[str]:
         result += f", their {' and '.join(other)} by more" if other else ""
     remedy = " trainer.budget=steps gives all jobs the same steps." if "optimizer steps" in other else ""
     return [f"The jobs' numbers of training rows differ; {result}.{remedy}"]
-
-
-def _how_to_settle(comparison: Comparison) -> list[str]:
-    """Return the command that trains more seeds of the settings whose order is not certain."""
-    seeds, commands = settling_commands(comparison)
-    if not commands:
-        return []
-    first, *rest = commands
-    return [
-        f"{seeds} seeds of the settings in question would settle it: {first}",
-        *(f"and: {command}" for command in rest),
-    ]
 
 
 def describe_axes(axes: dict[str, Any], names: dict[str, str]) -> str:

@@ -124,9 +124,12 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
     out.print(build_table(comparison))
 
     headline = claims.headline(comparison)
-    badge = Text(f"{headline.badge}: ", style="bold")
-    out.print(badge + Text(" ".join(headline.sentences)), soft_wrap=True)
-    print_lines([*claims.notes(comparison), f"Page: {page}"])
+    first, *rest = headline.lines()
+    out.print(Text(f"{headline.badge.capitalize()}: ", style="bold") + Text(first), soft_wrap=True)
+    print_lines(rest)
+    if notes := claims.notes(comparison):
+        print_lines(["", "Before you rely on it:", *(f"- {note}" for note in notes)])
+    print_lines(["", f"Page: {page}"])
 
 
 def build_table(comparison: Comparison) -> Table:
@@ -144,14 +147,14 @@ def build_table(comparison: Comparison) -> Table:
 def build_html(comparison: Comparison) -> str:
     """Return the table for a notebook, under what may be claimed."""
     headline = claims.headline(comparison)
-    caption = f"{headline.badge}: {' '.join(headline.sentences)} {_title(comparison)}"
+    caption = f"{headline.badge}: {' '.join(headline.lines())} {_title(comparison)}"
     rows = [_cells(comparison, row) for row in build_rows(comparison)]
     return html_table(_headings(comparison), rows, caption)
 
 
 def _title(comparison: Comparison) -> str:
     order = f"; sorted by {comparison.order}" if comparison.order else ""
-    return f"Jobs (losses: held-out; ranked by {claims.UNITS[comparison.measure]}{order})"
+    return f"Jobs (losses: held-out; *: the lowest in {claims.UNITS[comparison.measure]}{order})"
 
 
 def _headings(comparison: Comparison) -> list[str]:

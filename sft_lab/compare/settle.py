@@ -6,9 +6,9 @@ import shlex
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from sft_lab.compare.uncertainty import SEEDS_NEEDED, WINNING_CLAIMS
+from sft_lab.compare.uncertainty import SEEDS_NEEDED
 from sft_lab.core.tolerant_readers import read
 
 if TYPE_CHECKING:
@@ -20,31 +20,34 @@ _OPTIONS = ("--config-dir", "-cd", "--config-name", "-cn")  # which say what ove
 _LEFT_OUT = ("seed", "rerun")  # overrides that the command sets itself, or that would train again what is there
 
 
-def settling_commands(comparison: Comparison) -> tuple[int, list[str]]:
-    """Return how many seeds would settle which setting is best, and the commands that train those that are missing.
+class Settling(NamedTuple):
+    """What would settle a near tie.
 
-    There are none where nothing is to be settled, or where the jobs are not those of one sweep; a search has its own
-    way (``--confirm``).
+    Attributes:
+        seeds: number of seeds for each setting, those that it has included.
+        settings: number of settings.
+        commands: that train the missing seeds; none where the jobs are not those of one sweep, or do not tell how they
+            were made.
     """
-    rivals = [
-        setting
-        for setting in comparison.settings[1:]
-        if setting.from_best and setting.from_best.claim not in WINNING_CLAIMS
-    ]
-    if not rivals or comparison.search is not None:
-        return 0, []
-    settings = [comparison.settings[0], *rivals[:MAX_RIVALS]]
+
+    seeds: int
+    settings: int
+    commands: list[str]
+
+
+def settling_commands(comparison: Comparison) -> Settling:
+    """Return what would settle which of the best setting and its nearest rivals is better."""
+    settings = [comparison.settings[0], *comparison.rivals[:MAX_RIVALS]]
+    fewest = min(len(setting.jobs) for setting in settings)
+    seeds = _seeds(settings, SEEDS_NEEDED if fewest < SEEDS_NEEDED else fewest + SEEDS_NEEDED)
     sweeps = {setting.jobs[0].folder.sweep for setting in settings}
     sweep = sweeps.pop()
     if sweep is None or sweeps or any(setting.jobs[0].overrides is None for setting in settings):
-        return 0, []
+        return Settling(len(seeds), len(settings), [])
 
-    fewest = min(len(setting.jobs) for setting in settings)
-    count = SEEDS_NEEDED if fewest < SEEDS_NEEDED else fewest + SEEDS_NEEDED
-    seeds = _seeds(settings, count)
     ending = [*_ending(seeds, sweep), *_options(settings[0].jobs[0])]
-    commands = [[*command, *ending] for command in _commands(settings, seeds)]
-    return len(seeds), [shlex.join(command) for command in commands]
+    commands = [shlex.join([*command, *ending]) for command in _commands(settings, seeds)]
+    return Settling(len(seeds), len(settings), commands)
 
 
 def _seeds(settings: list[Setting], count: int) -> list[int]:

@@ -44,7 +44,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """Return what ``compare.json`` holds; values of axes that JSON does not know are written as text."""
-    spread = comparison.spread
+    spread, head = comparison.spread, claims.headline(comparison)
     record = {
         "measure": comparison.measure,
         "jobs": [_job(twin, job) for job in comparison.jobs for twin in job.twins or [job]],
@@ -59,6 +59,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "held_out_rows": comparison.row_count,
         "held_out_fingerprints": comparison.fingerprints,
         "alarms": claims.alarms(comparison),
+        "next_step": {"says": head.next_step, "commands": list(head.commands)} if head.next_step else None,
         "notes": claims.notes(comparison),
     }
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))

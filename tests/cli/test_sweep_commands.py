@@ -50,7 +50,7 @@ def test_the_command_that_compare_prints_trains_the_missing_seeds(
     monkeypatch.chdir(sweep.parents[1])
     assert main(["compare", "multirun/rates"]) == 0
     output = capsys.readouterr().out
-    match = re.search(r"3 seeds of the settings in question would settle it: sft-lab (.+)", output)
+    match = re.search(r"To settle it, train 3 seeds of each \(finished jobs are kept\):\nsft-lab (.+)", output)
     assert match, output
     assert main(["plan", *shlex.split(match[1])[1:], "-m"]) == 0
     states = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def analyze_folders(*paths: Path) -> Comparison:
 
 def text_of(comparison: Comparison) -> str:
     headline = claims.headline(comparison)
-    return " ".join([headline.badge, *headline.sentences, *claims.notes(comparison)])
+    return " ".join([headline.badge, *headline.lines(), *claims.notes(comparison)])
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,16 @@ def test_two_equal_settings_in_front_have_no_winner(grid):
     """dedup changes nothing in the grid, so its two options with the best rate cannot be distinguished."""
     comparison = analyze_folders(grid)
     assert comparison.winner is None
-    assert claims.headline(comparison).badge == "no clear winner"
-    assert "No significant difference from dedup=" in text_of(comparison)
-    assert "learning_rate mattered most" in text_of(comparison)
-    assert "chosen on the held-out rows it is judged on" in text_of(comparison)
+    headline = claims.headline(comparison)
+    assert headline.badge == "no clear winner"
+    assert re.search(
+        r"the base model \(95%: \S+ to \S+\)\. The next, .*, within the noise \(95%: −", text_of(comparison)
+    )
+    assert "learning_rate mattered most: 0." in text_of(comparison)
+    assert "between 0.001 (lowest) and 0.0001 (highest) (dedup " in text_of(comparison)
+    assert "the rows that measure it also chose it" in text_of(comparison)
+    assert headline.next_step == "To settle it, train each of them with more seeds, 3 at least."
+    assert " is best" not in text_of(comparison)
 
 
 def test_a_setting_that_leads_all_others_wins(tmp_path):
@@ -352,8 +359,10 @@ def test_twins_are_no_replicates_and_no_rivals(tmp_path):
     assert comparison.spread.replicates == 4  # of two settings with three seeds each
     assert comparison.winner is not None
     text = text_of(comparison)
-    assert "threshold=0.9 or 0.95 is best" in text
-    assert "the next best, threshold=0.5, is" in text
+    assert "threshold=0.9 or 0.95 has the lowest loss" in text
+    assert "The next, threshold=0.5, is" in text
+    assert "noise" not in text.partition("Every setting")[0]
+    assert "To settle it" not in text
     assert "kept the same training rows: trained once." in text
 
 
@@ -494,7 +503,32 @@ def test_a_near_tie_names_the_command_that_settles_it(tmp_path, monkeypatch):
     sweep = tmp_path / "multirun" / "sweep-1"
     write_tied(sweep, (7,), ["trainer.learning_rate=1e-3", "seed=7"], ["trainer.learning_rate=2e-3"])
     command = "sft-lab -m model=tiny_random trainer.learning_rate=2e-3,1e-3 seed=7,8,9 hydra.sweep.dir=multirun/sweep-1"
-    assert f"3 seeds of the settings in question would settle it: {command}" in text_of(analyze_folders(sweep))
+    headline = claims.headline(analyze_folders(sweep))
+    assert headline.next_step == "To settle it, train 3 seeds of each (finished jobs are kept):"
+    assert headline.commands == (command,)
+    assert to_json(analyze_folders(sweep))["next_step"] == {"says": headline.next_step, "commands": [command]}
+
+
+def test_of_many_near_settings_the_nearest_get_more_seeds(tmp_path):
+    write_tied(tmp_path, (7,), *([f"trainer.learning_rate={rate}e-3"] for rate in (1, 2, 3, 4)))
+    headline = claims.headline(analyze_folders(tmp_path))
+    assert headline.next_step == "To settle it, train 3 seeds of the nearest 3 (finished jobs are kept):"
+    (command,) = headline.commands
+    (rates,) = re.findall(r"trainer\.learning_rate=(\S+)", command)
+    assert rates.count(",") == 2
+
+
+def test_a_warning_beside_the_verdict_of_the_best_is_part_of_the_result(tmp_path):
+    for rate, worse in ((1e-3, 1.0), (1e-4, 1.03)):
+        summary = {"prompted/eval_bits_per_byte": 0.0625}
+        write_job(tmp_path / f"{rate}", nats_of(worse), trainer__learning_rate=rate, summary=summary)
+    comparison = analyze_folders(tmp_path)
+    *_, last = claims.headline(comparison).lines()
+    start = "Warning about the job with the lowest loss: The prompted base model is better than the tuned one: 0.0625"
+    assert last.startswith(start)
+    assert start in render_page(comparison, tmp_path)
+    rows = job_table.build_rows(comparison)
+    assert [len(row.warnings) for row in rows if row.job] == [1, 1]
 
 
 def test_the_command_names_the_config_that_its_overrides_change(tmp_path):
@@ -519,7 +553,7 @@ def test_settings_that_have_all_seeds_have_no_command(tmp_path):
         folder = write_job(tmp_path / f"1-{seed}", nats_of(1.001, seed), seed=seed, dataset__limit=1)
         write_text(folder.hydra / "overrides.yaml", '["dedup=exact", "dedup.keep=longest"]')
     text = text_of(analyze_folders(tmp_path))
-    assert "would settle it: sft-lab -m dedup=exact dedup.keep=longest seed=1,2,3 " in text
+    assert "(finished jobs are kept): sft-lab -m dedup=exact dedup.keep=longest seed=1,2,3 " in text
     assert "sft-lab -m dedup=none" not in text
     assert "sft-lab -m model=tiny_random dedup=none" not in text
 
@@ -529,5 +563,6 @@ def test_no_command_where_a_folder_does_not_say_how_it_was_made(tmp_path):
     for damaged in ("{", "- 1", "a: b"):
         write_text(tmp_path / "0-1" / ".hydra" / "overrides.yaml", damaged)
         text = text_of(analyze_folders(tmp_path))
-        assert "No significant difference" in text
-        assert "would settle it" not in text
+        assert "within the noise" in text
+        assert "To settle it, train each of them with more seeds" in text
+        assert "sft-lab" not in text

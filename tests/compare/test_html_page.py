@@ -34,7 +34,7 @@ def html(page: Path) -> str:
 
 
 def test_the_page_has_all_its_parts(html):
-    for heading in ("Jobs", "Loss curves", "The effect of each axis", "How far from the best", "Gap and data",
+    for heading in ("Jobs", "Loss curves", "The effect of each axis", "How far from the lowest loss", "Gap and data",
                     "What the models say", "Before you rely on it"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in html
     assert html.count('<tr class="job ') == 13

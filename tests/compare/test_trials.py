@@ -53,6 +53,7 @@ def test_the_page_shows_loss_by_trial_and_importance(sweep: Path) -> None:
         ("trainer.weight_decay", "25%"),
     ]
     assert "at 25% of the training" in html  # in the table
+    assert "To settle it, give the same search again with --confirm 3." in html
 
 
 def test_the_page_names_the_objective_that_the_search_learned_from(sweep: Path) -> None:
