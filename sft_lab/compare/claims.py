@@ -198,13 +198,11 @@ def _axis_that_mattered(comparison: Comparison) -> list[str]:
     top, *rest = effects
     is_noise = top.difference is not None and top.difference.claim not in WINNING_CLAIMS
     levels = f"between {format_value(top.best.value)} (lowest) and {format_value(top.worst.value)} (highest)"
-    sentence = f"{names[top.axis]} {'changed' if is_noise else 'mattered'} most: {top.range:.4f} {levels}"
-    if is_noise:
-        sentence += NOISE
+    sentence = f"{names[top.axis]} changed the loss most, by {top.range:.4f} {levels}{NOISE if is_noise else ''}"
     if not top.is_matched:
         sentence += ", though other axes differ between them too"
     listed = "; ".join(f"{names[effect.axis]} {effect.range:.4f}" for effect in rest[:2])
-    return [f"{sentence} ({listed})."]
+    return [f"{sentence}; then {listed}."]
 
 
 def _warnings(comparison: Comparison) -> list[str]:

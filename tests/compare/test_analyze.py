@@ -65,8 +65,8 @@ def test_two_equal_settings_in_front_have_no_winner(grid):
     assert re.search(
         r"the base model \(95%: \S+ to \S+\)\. The next, .*, within the noise \(95%: −", text_of(comparison)
     )
-    assert "learning_rate mattered most: 0." in text_of(comparison)
-    assert "between 0.001 (lowest) and 0.0001 (highest) (dedup " in text_of(comparison)
+    assert "learning_rate changed the loss most, by 0." in text_of(comparison)
+    assert "between 0.001 (lowest) and 0.0001 (highest); then dedup 0.00" in text_of(comparison)
     assert "the rows that measure it also chose it" in text_of(comparison)
     assert headline.next_step == "To settle it, train each of them with more seeds, 3 at least."
     assert " is best" not in text_of(comparison)

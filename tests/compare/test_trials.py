@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from job_folders import nats_of, write_job
 
-from sft_lab.compare import analyze, collect_jobs, write_comparison
+from sft_lab.compare import analyze, claims, collect_jobs, write_comparison
 from sft_lab.compare.trials import SearchHistory, SearchTrial
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import read_json, write_json
@@ -53,7 +53,16 @@ def test_the_page_shows_loss_by_trial_and_importance(sweep: Path) -> None:
         ("trainer.weight_decay", "25%"),
     ]
     assert "at 25% of the training" in html  # in the table
-    assert "To settle it, give the same search again with --confirm 3." in html
+
+
+def test_a_search_is_confirmed_where_others_would_be_given_a_command(tmp_path: Path) -> None:
+    for number, rate in enumerate(RATES[:2]):
+        write_job(tmp_path / f"{rate}", nats_of(1 + number / 1000), trainer__learning_rate=rate)
+    trial = {"number": 0, "job": f"{RATES[0]}", "outcome": "finished", "loss": 2.0, "values": {}, "reason": ""}
+    write_json(tmp_path / "search.json", {"measure": "eval/loss", "trials": [trial]})
+    headline = claims.headline(analyze(collect_jobs([tmp_path])))
+    assert headline.badge == "no clear winner"
+    assert headline.next_step == "To settle it, give the same search again with --confirm 3."
 
 
 def test_the_page_names_the_objective_that_the_search_learned_from(sweep: Path) -> None:
