@@ -87,7 +87,6 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     if arguments.package:
         raise UserError(f"--package {arguments.package}: needs --cfg, as in --cfg job --package {arguments.package}")
     from sft_lab import config
-    from sft_lab.core import tolerant_readers
     from sft_lab.core.types import Work
 
     if config.is_driven_by_hydra(overrides):
@@ -96,8 +95,8 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     if plan.swept:
         output.show_sweep([(job.folder, job.job.axes) for job in jobs])
         output.show_next(jobs[0].folder.path.parent, failed=len(failures))
-    elif not failures and (summary := tolerant_readers.read(jobs[0].folder.summary)):
-        output.show_summary(jobs[0].folder, summary)
+    elif not failures:
+        output.show_summary(jobs[0].folder)
     return _report(failures)
 
 
@@ -128,10 +127,10 @@ def _prepare(arguments: Arguments, overrides: list[str]) -> int:
     plan, jobs, failures = _launch(arguments, overrides, Work.PREPARE)
     if plan.swept:
         output.show_prepared_sweep([(job.folder, job.job.axes) for job in jobs])
-    elif (folder := jobs[0].folder).report.exists():  # also where no training rows are left
-        if arguments.verbose:
-            show_model_rows(folder)
-        output.show_prepared(folder)
+    else:
+        if arguments.verbose and jobs[0].folder.report.exists():
+            show_model_rows(jobs[0].folder)
+        output.show_prepared(jobs[0].folder)
     return _report(failures)
 
 
@@ -268,11 +267,18 @@ def _doctor(arguments: Arguments, rest: list[str]) -> int:
 
 
 def _exec(arguments: Arguments, rest: list[str]) -> int:
+    from sft_lab.core.hardware import rank
     from sft_lab.core.run_dir import RunDir
+    from sft_lab.core.types import Work
     from sft_lab.jobs.worker import execute
 
     refuse_rest("exec", rest)
-    failure = execute(RunDir(arguments.folder.absolute()), arguments.work)
+    folder = RunDir(arguments.folder.absolute())
+    failure = execute(folder, arguments.work)
+    if rank() is None and arguments.work == Work.PREPARE:
+        output.show_prepared(folder)
+    elif rank() is None and arguments.work == Work.RUN and not failure:
+        output.show_summary(folder)
     return _report([failure] if failure else [])
 
 

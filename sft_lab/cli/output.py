@@ -75,10 +75,13 @@ def print_message(text: str) -> None:
     sys.stderr.write(f"{printable(redact(text))}\n")
 
 
-def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
-    """Print the result of a finished run: waterfall, losses, verdict, samples, report."""
+def show_summary(folder: RunDir) -> None:
+    """Print the result of a finished run: waterfall, losses, verdict, samples, report; nothing without a summary."""
     from rich.text import Text
 
+    summary = tolerant_readers.read(folder.summary)
+    if not summary:
+        return
     out = console()
     out.print(_waterfall(folder))
     for row in tolerant_readers.read_lines(folder.samples, []):
@@ -94,7 +97,12 @@ def show_summary(folder: RunDir, summary: dict[str, Any]) -> None:
 
 
 def show_prepared(folder: RunDir) -> None:
-    """Print the result of the data stages: waterfall, and the files to open next."""
+    """Print the result of the data stages: waterfall, and the files to open next; nothing if they wrote no report.
+
+    They write one also where no training row is left.
+    """
+    if not folder.report.exists():
+        return
     console().print(_waterfall(folder))
     lines = [f"Data set: {folder.dataset}"] if folder.dataset.exists() else []
     if any((tolerant_readers.read(folder.data).get("pairs") or {}).values()):

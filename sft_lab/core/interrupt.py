@@ -62,7 +62,7 @@ def deferred(notice: str) -> Iterator[Request]:
 
     def note(number: int, _: FrameType | None) -> None:
         if not request:
-            _write(notice)
+            _write(f"{notice}; Ctrl-C again ends at once" if number == signal.SIGINT else notice)
         request.number = request.number or number
         if number == signal.SIGINT:
             signal.signal(number, _second if before[number] is _first else before[number])

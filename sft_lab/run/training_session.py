@@ -156,9 +156,8 @@ class TrainingSession(Session):
             self._model = None
             release_memory()
             trained.model = model_io.load(trained.saved, self._loaded_model, self._load_whole)
-        log.info(
-            "train: %d steps, %d tokens, %.0f s, %s", trained.steps, trained.tokens, trained.seconds, trained.precision
-        )
+        tokens, seconds = self._tokens_before + trained.tokens, trained.seconds  # of this attempt; steps are of all
+        log.info("train: %d steps, %d tokens, %.0f s, %s", trained.steps, tokens, seconds, trained.precision)
         return trained
 
     def _packing_attention(self) -> str | None:

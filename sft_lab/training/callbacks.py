@@ -132,8 +132,7 @@ class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
 def train_until_signal(trainer: Any, checkpoint: Path | None) -> None:
     """Train; on Ctrl-C or SIGTERM, finish the step with its measurement, if one is due, and a checkpoint."""
-    notice = "sft-lab: stopping after this step, with a checkpoint; Ctrl-C again ends at once"
-    with deferred(notice) as request:
+    with deferred("sft-lab: stopping after this step, with a checkpoint") as request:
         stop = StopCallback(request)
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

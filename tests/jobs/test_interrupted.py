@@ -64,12 +64,13 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes_on(
-    here: Path, tiny: list[str], number: int, code: int
+    here: Path, tiny: list[str], number: int, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = start(*tiny, *LONG)
     folder = wait(trains("outputs/*/*"), process)
     process.send_signal(number)
     text = ended(process)
+    assert ("Ctrl-C again ends at once" in text) == (number == signal.SIGINT)
     assert process.returncode == code, text
     assert read_json(folder.status)["state"] == "interrupted"
     assert not (folder.path / ".lock").exists()
@@ -81,6 +82,10 @@ def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes
     assert step == max(losses(folder.path)) > 5
     assert main(command.split()[1:]) == 0
     assert f"resumes from checkpoint-{step}" in folder.log.read_text()
+    summary, output = read_json(folder.summary), capsys.readouterr().out
+    assert f"-> {summary['eval/loss']:.4f} tuned" in output
+    assert f"Report: {folder.report}" in output
+    assert f"{summary['train_tokens']} tokens" in folder.log.read_text().rpartition("train: ")[2]
     assert main([*tiny, *LONG, "hydra.run.dir=whole"]) == 0
     assert losses(folder.path) == losses(Path("whole"))
     assert read_json(folder.summary)["eval/loss"] == read_json(Path("whole/summary.json"))["eval/loss"]
