@@ -104,7 +104,7 @@ def only_run() -> RunDir:
 def went_on(folder: RunDir) -> None:
     """Check that a run was finished from its checkpoint, and that W&B's record of it holds something each time."""
     assert read_json(folder.status)["state"] == "finished"
-    assert "resumes from checkpoint-" in folder.log.read_text(encoding="utf-8")
+    assert "resuming from checkpoint-" in folder.log.read_text(encoding="utf-8")
     sizes = [file.stat().st_size for file in folder.wandb.glob("offline-run-*/*.wandb")]
     assert sizes  # one, where the killed attempt left no record
     assert min(sizes) > 1000
@@ -154,7 +154,7 @@ def test_the_command_that_an_interrupted_run_names_finishes_it(
     sft_lab(*(words if match[1] == "the same command" else shlex.split(match[1])[1:]))
     folder = only_run()
     went_on(folder)
-    assert f"resumes from checkpoint-{match[2]}" in folder.log.read_text(encoding="utf-8")
+    assert f"resuming from checkpoint-{match[2]}" in folder.log.read_text(encoding="utf-8")
     sft_lab("model=tiny_random", "hydra.run.dir=undisturbed")
     undisturbed = RunDir(Path("undisturbed"))
     assert 0 < int(match[2]) < read_json(undisturbed.summary)["steps"]
@@ -172,7 +172,7 @@ def test_a_sweep_is_killed_goes_on_and_is_compared(here: Path) -> None:
     assert sft_lab(*words).stderr.count("already finished") == 2
     (sweep,) = (here / "multirun").iterdir()
     logs = [file.read_text(encoding="utf-8") for file in sweep.glob("*/run.log")]
-    assert sum("resumes from checkpoint-" in log for log in logs) == 1
+    assert sum("resuming from checkpoint-" in log for log in logs) == 1
     sft_lab("compare", str(sweep))
     assert (sweep / "compare.html").is_file()
     job = str(next(sweep.glob("*/status.json")).parent)

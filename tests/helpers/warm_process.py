@@ -138,7 +138,7 @@ def killed_and_resumed(number: int, piece: int) -> Attempt:
     if code:
         attempt.problems.append(f"the same command ended with {code}: {said[-300:]}")
         return attempt
-    attempt.went_on = "resumes from checkpoint-" in said
+    attempt.went_on = "resuming from checkpoint-" in said
     attempt.problems += [
         *run_differences(whole / "run", work / "run"),
         *store_differences(whole / "store", work / "store"),

@@ -90,7 +90,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     assert RunDir(two).state() == "failed"
     assert interrupted_sweep.find_ranks(RunDir(two)) == {}
     assert main(words) == 0
-    assert "resumes from checkpoint-4" in (two / "run.log").read_text()
+    assert "resuming from checkpoint-4" in (two / "run.log").read_text()
     assert curve(two, "train/loss") == pytest.approx(curve(one, "train/loss"), abs=1e-5)
 
 

@@ -89,7 +89,7 @@ def test_a_killed_run_whose_data_changed_goes_on_nowhere(
     assert folder.config.read_text().count("max_steps: 100000") == 1
     folder.config.write_text(folder.config.read_text().replace("max_steps: 100000", "max_steps: 30"))
     assert execute(folder) is None
-    assert "resumes from checkpoint-" in folder.log.read_text()
+    assert "resuming from checkpoint-" in folder.log.read_text()
 
 
 def test_a_replay_cut_off_goes_on_with_the_old_data_alone(words: list[str], here: Path) -> None:

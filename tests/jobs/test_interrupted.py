@@ -81,7 +81,7 @@ def test_a_signal_in_training_saves_a_checkpoint_and_names_the_command_that_goes
     assert (folder.checkpoints / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert step == max(losses(folder.path)) > 5
     assert main(command.split()[1:]) == 0
-    assert f"resumes from checkpoint-{step}" in folder.log.read_text()
+    assert f"resuming from checkpoint-{step}" in folder.log.read_text()
     summary, output = read_json(folder.summary), capsys.readouterr().out
     assert f"-> {summary['eval/loss']:.4f} tuned" in output
     assert f"Report: {folder.report}" in output
@@ -116,7 +116,7 @@ def test_a_named_folder_goes_on_by_the_same_command(here: Path, tiny: list[str],
     process.send_signal(signal.SIGINT)
     assert "interrupted; the same command resumes from the checkpoint of step" in ended(process)
     assert main(words) == 0
-    assert "resumes from checkpoint-" in folder.log.read_text()
+    assert "resuming from checkpoint-" in folder.log.read_text()
 
 
 def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> None:

@@ -230,7 +230,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(here: Path, tiny: list[str]) -> 
             process.wait()
     assert read_json(Path("cut/status.json"))["state"] == "running"
     assert main([*words, "hydra.run.dir=cut"]) == 0
-    assert "resumes from checkpoint-" in Path("cut/run.log").read_text()
+    assert "resuming from checkpoint-" in Path("cut/run.log").read_text()
     whole, cut = (read_json(Path(name) / "summary.json") for name in ("whole", "cut"))
     for key in ("eval/loss", "train/loss", "train/probe_loss", "best_step", "steps", "train_tokens", "verdict"):
         assert cut[key] == whole[key], key

@@ -185,7 +185,7 @@ def test_a_search_that_is_killed_twice_goes_on_with_its_trials(here: Path, tiny:
     jobs = [path.parent.name for path in Path("search").glob("*/config.yaml")]
     assert sorted(jobs) == sorted(trial["job"] for trial in trials())  # no trial was begun in vain
     logs = "".join((Path("search") / job / "run.log").read_text() for job in jobs)
-    assert logs.count("resumes from checkpoint-") >= 2
+    assert logs.count("resuming from checkpoint-") >= 2
 
 
 def test_two_commands_do_not_search_one_folder(here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
