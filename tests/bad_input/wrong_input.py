@@ -158,6 +158,6 @@ def _normal(text: str, root: Path) -> str:
         (tempfile.gettempdir(), "/tmp"),
     ):
         text = text.replace(path, name)
-    text = re.sub(r"at most \d+, four for each core", "at most 8, four for each core", text)
+    text = re.sub(r"at most \d+, four per core", "at most 8, four per core", text)
     text = re.sub(r"x{10,}\.\.\. \(\d+ characters\)", "xxx... (300 characters)", text)  # behind a path of any length
     return re.sub(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?", "DATE/TIME", text)

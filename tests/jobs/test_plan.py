@@ -195,7 +195,7 @@ def test_a_file_without_a_readable_row_is_refused_as_a_run_would(
     assert main(["plan", *words]) == 2
     shown = capsys.readouterr()
     assert " refused" in shown.out
-    assert "until prepared" not in shown.out
+    assert "until the data is prepared" not in shown.out
     assert main(["prepare", *words]) == 2
     assert shown.err.strip() == capsys.readouterr().err.splitlines()[-1]
     assert {path.name for path in here.iterdir()} == {name, "store"}

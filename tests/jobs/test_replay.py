@@ -271,7 +271,7 @@ def test_folders_that_cannot_be_the_new_one(copy: Path) -> None:
     with pytest.raises(FolderError, match="is the run being replayed"):
         replay(Path("run"), out=Path("../" + copy.name + "/run"))
     shutil.copytree("run", "other")
-    with pytest.raises(FolderError, match="holds a run that is not a replay"):
+    with pytest.raises(FolderError, match="has a run that is not a replay"):
         replay(Path("run"), out=Path("other"))
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("x")
