@@ -167,7 +167,9 @@ def _run_folders(path: Path) -> list[Path]:
         folders = sorted(file.parent for file in path.glob(pattern))
         if folders := [folder for folder in folders if not REPLACED.search(folder.name)]:
             return folders
-    raise FolderError(f"{path}: holds no run folder (none with a config.yaml); compare takes sweep and run folders")
+    raise FolderError(
+        f"{path}: has no run folders in it (none with a config.yaml); compare takes sweep and run folders"
+    )
 
 
 def _read(folder: RunDir, name: str) -> ComparedJob:

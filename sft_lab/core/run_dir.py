@@ -327,7 +327,7 @@ class RunDir:
         """
         if (recorded := self._noted("job")) not in (None, job):
             raise FolderError(
-                f"{self.path}: contains a run with another config (job {recorded}, not {job}); choose another folder"
+                f"{self.path}: has a run with another config (job {recorded}, not {job}); choose another folder"
             )
 
     def noted_data(self) -> dict[str, Any]:

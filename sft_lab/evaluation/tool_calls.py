@@ -47,7 +47,7 @@ def misfit(value: Any, schema: Any, path: str, depth: int = 0) -> str:
         return f"{path} is not of type {json.dumps(schema['type'])}"
     allowed = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(allowed, list) and value not in allowed:
-        return f"{path} is none of {json.dumps(allowed, ensure_ascii=False)}"
+        return f"{path} is not one of {json.dumps(allowed, ensure_ascii=False)}"
     if isinstance(value, dict):
         return _object_misfit(value, schema, path, depth)
     if isinstance(value, list):

@@ -144,7 +144,11 @@ def _too_little(observed: Observed, limits: Limits) -> Finding | None:
     if base is not None and known >= needed:
         return None
     return Finding(
-        Verdict.NOT_JUDGED, True, known, needed, f"{count_of(known, 'held-out measurement')}, {needed} are needed"
+        Verdict.NOT_JUDGED,
+        True,
+        known,
+        needed,
+        f"only {count_of(known, 'held-out measurement')}, but {needed} are needed",
     )
 
 
@@ -174,7 +178,7 @@ def _stray_tokens(observed: Observed, limits: Limits) -> Finding | None:
     if after is None:
         return None
     increase = after - (observed.base.get("outputs/stray_share") or 0.0)
-    message = f"{after:.0%} of the answers to held-out prompts hold control tokens"
+    message = f"{after:.0%} of the answers to held-out prompts contain control tokens"
     return Finding(Verdict.TEMPLATE_NOT_LEARNED, increase >= limits.stray_share, increase, limits.stray_share, message)
 
 
@@ -184,7 +188,7 @@ def _foreign_end(observed: Observed, limits: Limits) -> Finding | None:
     if not foreign:
         return None
     share = foreign / (foreign + stop)
-    message = f"behind an answer, another model family's end token is {share:.0%} of what would end it"
+    message = f"another model family's end token makes up {share:.0%} of the probability that an answer ends"
     return Finding(Verdict.TEMPLATE_NOT_LEARNED, share >= limits.stray_share, share, limits.stray_share, message)
 
 
@@ -241,7 +245,7 @@ def _never_ends(observed: Observed, limits: Limits) -> Finding | None:
     if stop is None or accuracy is None or accuracy < limits.able_accuracy:
         return None
     ends = max(stop, observed.tuned.get("outputs/ended_share") or 0.0)
-    message = f"an answer ends its turn with a chance of {ends:.0%}"
+    message = f"answers end their turn with a probability of {ends:.0%}"
     return Finding(Verdict.TEMPLATE_NOT_LEARNED, ends < limits.ended_share, ends, limits.ended_share, message)
 
 

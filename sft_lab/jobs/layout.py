@@ -277,7 +277,7 @@ def _holds_config(folder: RunDir) -> bool:
     # A command killed before its first rename leaves its half-written config.
     if foreign := sorted(name for name in names if not name.endswith(TEMPORARY) and name != LOCK):
         raise FolderError(
-            f"{folder.path}: not empty and not a run folder (it holds {', '.join(foreign[:3])}); "
+            f"{folder.path}: not empty and not a run folder (it contains {', '.join(foreign[:3])}); "
             "choose another with hydra.run.dir"
         )
     return False

@@ -256,7 +256,7 @@ def _header(folder: RunDir, name: str) -> str:
         f"Kept from the run {folder.path.name}: {numbers}.",
         f"Run it: sft-lab {'prepare ' if prepared else ''}+experiment={name}",
         f"From {folder.path}, {manifest.get('started', 'date unknown')}, {commit}{dirty}.",
-        "This file holds only what differs from the defaults.",
+        "This file contains only what differs from the defaults.",
     ]
     return "".join(f"# {_printable(line)}\n" for line in lines)
 

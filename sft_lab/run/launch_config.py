@@ -118,7 +118,7 @@ class Launcher(Bounded):
             return [f"launch.config_file={self.config_file}: {kind} needs GPUs, and there are none; use ddp"]
         if gpus and len(gpus) < self.processes_per_machine:
             limit = len(gpus) * self.num_machines
-            problem = f"must be at most {limit}, one for each GPU that this machine may use"
+            problem = f"must be at most {limit}, one per GPU that this process can use"
             remedy = f"set {limit}, and raise trainer.gradient_accumulation_steps for as many rows in a step"
             return [f"launch.num_processes={self.num_processes}: {problem}; {remedy}"]
         if kind == "DEEPSPEED" and not find_spec("deepspeed"):

@@ -413,7 +413,7 @@ def test_the_files_go_into_the_folder_of_one_path_or_of_out(tmp_path, capsys):
 def test_paths_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(FolderError, match="no such folder"):
         collect_jobs([tmp_path / "nowhere"])
-    with pytest.raises(FolderError, match="holds no run folder"):
+    with pytest.raises(FolderError, match="has no run folders in it"):
         collect_jobs([tmp_path])
     write_job(tmp_path / "a", nats_of())
     (tmp_path / "file").touch()

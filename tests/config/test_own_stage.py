@@ -267,7 +267,7 @@ def test_the_page_followed(
     assert main(["exec", "one"]) == 2
     assert "plugins.filter.wordy: this run was made with module my_stages" in capsys.readouterr().err
     assert main([*words, "hydra.run.dir=one"]) == 2
-    assert "holds a run with another config: plugins.filter.wordy was" in capsys.readouterr().err
+    assert "has a run with another config: plugins.filter.wordy was" in capsys.readouterr().err
     assert main(["replay", "one", "--out", "three"]) == 0
     said = capsys.readouterr().out
     assert "plug-in filter.wordy: was module my_stages (source" in said

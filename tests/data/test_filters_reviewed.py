@@ -89,7 +89,7 @@ def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("d.csv", "id,decision\n0-aa,keep,more\n", "d.csv, line 2: more fields than columns"),
         ("d.csv", 'id,decision\n0-aa,"keep\n', "not CSV"),
         ("d.jsonl", '{"id": "0-aa", "decision": "keep"}\nid: 1\n', "d.jsonl, line 2: not JSON"),
-        ("d.jsonl", "[1]\n", "d.jsonl, line 1: holds list"),
+        ("d.jsonl", "[1]\n", "d.jsonl, line 1: must be an object with id and decision, not a list"),
         ("d.jsonl", '{"id": "0-aa"}\n', "d.jsonl, line 1: no decision; the columns are id"),
         ("d.xlsx", "id,decision\n", "d.xlsx: must end in .csv or .jsonl"),
     ],

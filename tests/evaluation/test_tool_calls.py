@@ -34,7 +34,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": PARA
         ({"city": 3}, 'arguments.city is not of type "string"'),
         ({"city": "Rome", "days": True}, 'arguments.days is not of type "integer"'),
         ({"city": "Rome", "days": 3.5}, 'arguments.days is not of type "integer"'),
-        ({"city": "Rome", "unit": "K"}, 'arguments.unit is none of ["C", "F"]'),
+        ({"city": "Rome", "unit": "K"}, 'arguments.unit is not one of ["C", "F"]'),
         ({"city": "Rome", "places": [{"x": 1}, {}]}, "arguments.places[1] lacks x"),
         ({"city": "Rome", "note": 3}, 'arguments.note is not of type ["string", "null"]'),
         ({"city": "Rome", "town": "Rome"}, "arguments has no town"),

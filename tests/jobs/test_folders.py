@@ -155,7 +155,7 @@ def test_rerun_in_a_new_folder_is_a_new_run():
 def test_a_strangers_folder_is_refused(overrides):
     Path("run").mkdir()
     Path("run/thesis.tex").write_text("mine")
-    with pytest.raises(FolderError, match=r"not empty and not a run folder \(it holds thesis.tex\).*hydra.run.dir"):
+    with pytest.raises(FolderError, match=r"not empty and not a run folder \(it contains thesis.tex\).*hydra.run.dir"):
         create(*overrides)
     assert content(Path("run")) == {"thesis.tex": b"mine"}
 

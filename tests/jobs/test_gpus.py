@@ -131,7 +131,7 @@ def test_a_notebook_with_several_gpus_at_work_trains_on_one(
 def test_as_many_gpus_as_processes(monkeypatch: pytest.MonkeyPatch, launcher: Serial) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     refused = (
-        "launch.num_processes=4: must be at most 2, one for each GPU that this machine may use; set 2, and raise "
+        "launch.num_processes=4: must be at most 2, one per GPU that this process can use; set 2, and raise "
         "trainer.gradient_accumulation_steps for as many rows in a step"
     )
     assert launcher.check() == ([refused] if launcher.num_processes == 4 else [])

@@ -73,7 +73,7 @@ def test_only_what_differs_stands_there(here: Path, tiny: list[str]) -> None:
         "# Kept from the run run: held-out loss 3.2500 base -> 2.5000 tuned, verdict healthy.\n"
         "# Run it: sft-lab +experiment=mine\n"
         f"# From {here}/outputs/run, 2026-11-22T05:15:32+00:00, commit 0123456789ab with uncommitted changes.\n"
-        "# This file holds only what differs from the defaults.\n"
+        "# This file contains only what differs from the defaults.\n"
         "defaults:\n"
         "- override /dedup: exact\n"
         "- override /model: tiny_random\n"

@@ -101,7 +101,7 @@ def test_runs_from_python_in_one_second_have_folders_of_their_own(here: Path) ->
 def test_from_python_a_folder_of_another_config_is_refused(words: list[str]) -> None:
     compose(words).execute("run")
     before = Path("run/config.yaml").read_bytes()
-    with pytest.raises(FolderError, match=r"run: contains a run with another config \(job [0-9a-f]{12}, not"):
+    with pytest.raises(FolderError, match=r"run: has a run with another config \(job [0-9a-f]{12}, not"):
         compose([*words, "seed=7"]).execute("run")
     assert Path("run/config.yaml").read_bytes() == before
 
