@@ -6,6 +6,7 @@ A reader takes a raw record (a dict) and returns its messages, with the roles ``
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -83,9 +84,26 @@ def find_reader(
         known = "; ".join(f"{name.name} {_needs(name)}" for name in COLUMNS_OF)
         raise SourceError(
             f"dataset.format=auto: the source's columns {present} match no known format ({known}); "
-            f"name yours with 'dataset.columns={{prompt: ..., answer: ...}}' or '{{text: ...}}'"
+            f"name yours with 'dataset.columns={_suggest(present)}' or '{{text: ...}}'"
         )
     return READERS[fitting[0]]
+
+
+# Usual names of columns that no format has, by the part that they may be.
+_USUAL = {
+    "prompt": (*PROMPT_COLUMNS, "input", "query", "user", "human", "q"),
+    "answer": ("completion", "answer", "output", "response", "answers", "reply", "target", "assistant", "gpt", "a"),
+}
+
+
+def _suggest(present: list[str]) -> str:
+    """Return ``dataset.columns`` for a pair: the columns with usual names, or the only two."""
+    names = {name.strip().casefold(): name for name in reversed(present)}
+    pair = [next((names[usual] for usual in usuals if usual in names), "") for usuals in _USUAL.values()]
+    if not all(pair):
+        pair = present if len(present) == 2 else ["...", "..."]
+    prompt, answer = (name if re.fullmatch(r"\w+|\.{3}", name) else json.dumps(name) for name in pair)
+    return f"{{prompt: {prompt}, answer: {answer}}}"
 
 
 def _needs(wanted: Format) -> str:

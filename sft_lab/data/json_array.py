@@ -39,8 +39,11 @@ def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[d
     """
     text = _Text(stream, int(max_record_mb * 2**20))
     try:
-        if text.next_character() == "[":
+        opening = text.next_character()
+        if opening == "[":
             yield from _elements(text)
+        elif not opening:
+            yield SourceError(f"{name}: is empty; a .json file must be a list of records")
         else:
             value = text.value()
             text.expect("")

@@ -183,10 +183,7 @@ class Dataset(Bounded, abc.ABC):
         table = load_table(entry.path)
         notes = read_json(entry.path / "load.json")
         if unread := notes.get("unread"):  # a table stored by an older version may have none
-            by_count = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-            named = ", ".join(f"`{name}` in {count_of(count, 'row')}" for name, count in by_count[:12])
-            named += f" and {len(by_count) - 12:,} more" if len(by_count) > 12 else ""
-            context.notice(f"load: not read: {named}; docs/data.md lists what each format reads")
+            context.notice(f"load: {describe_unread(unread)}; docs/data.md lists what each format reads")
         rows = Rows(table, np.arange(len(table)), entry.key)
         record_of_row = np.load(entry.path / "records.npy", mmap_mode="r")
         selection, turns = Selection.load(entry.path), self._without_trained(notes.get("turns", {}))
@@ -196,6 +193,13 @@ class Dataset(Bounded, abc.ABC):
         """Return the counts of turns without those that train under this ``train_on``."""
         reasons = {WEIGHT_0: TrainOn.marked, BEFORE_LAST: TrainOn.last}
         return {name: count for name, count in turns.items() if reasons.get(name, self.train_on) is self.train_on}
+
+
+def describe_unread(fields: dict[str, int]) -> str:
+    """Return the fields that are not read, the commonest first, from the rows that have each."""
+    by_count = sorted(fields.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"`{name}` in {count_of(count, 'row')}" for name, count in by_count[:12])
+    return f"not read: {named}" + (f" and {len(by_count) - 12:,} more" if len(by_count) > 12 else "")
 
 
 # The parts of a row that ``columns`` may name: those required, and those optional.

@@ -33,6 +33,7 @@ SYSTEM_ROLES = ("system", "developer")
 ROLE_KEYS = ("from", "role", "user")
 TEXT_KEYS = ("value", "text", "content")
 THOUGHT_KEYS = ("reasoning_content", "thinking")
+NAMED_KEYS = 4  # of a turn without a role, in the cause
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -128,7 +129,8 @@ def _message(turn: Any) -> Message:
     name = first_given(turn, ROLE_KEYS)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
-        raise Unreadable("a turn has no role" if name is None else f"unknown role {_shortened(name)}")
+        keys = ", ".join(map(_shortened, list(turn)[:NAMED_KEYS])) or "no keys"
+        raise Unreadable(f"a turn with {keys} has no role" if name is None else f"unknown role {_shortened(name)}")
     content = first_given(turn, TEXT_KEYS)
     if role == "call":
         message: Message = {"role": "assistant", "content": ""}

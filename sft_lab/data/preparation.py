@@ -220,12 +220,12 @@ class Preparation:
             for stage in self.flow.stages
             if stage["dropped"]
         )
-        strictest = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))["stage"]
-        remedy = (
-            "choose another template with template=..."
-            if strictest == "template"
-            else "loosen the stage that dropped the most"
-        )
+        strictest = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))
+        remedy = "loosen the stage that dropped the most"
+        if strictest["stage"] == "template":
+            remedy = "choose another template with template=..."
+        elif "empty_answer" in strictest["dropped"]:
+            remedy = "check that the answers are under a key that is read (docs/data.md)"
         return JobError(f"no training rows are left ({losses}); {remedy}, or give more rows")
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:

@@ -210,6 +210,13 @@ def _read_csv(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Ou
             yield None if None in record else record  # more fields than columns: an unquoted comma split a text
 
 
+# What a file that is no JSON Lines may be, by its first character.
+_OF_OTHER_LAYOUT = {
+    "[": "name the file .json if it holds one list",
+    "{": "fix or remove the line, or put each record on a line of its own",
+}
+
+
 def _read_lines(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[Outcome]:
     lines = _Lines(name, stream, max_record_mb)
     while True:
@@ -217,14 +224,14 @@ def _read_lines(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[
             line = next(lines, None)
             if line is None:
                 return
-            is_list = lines.number == 1 and line.lstrip().startswith("[")
+            opening = line.lstrip()[:1] if lines.number == 1 else ""
             record = json.loads(line, object_pairs_hook=unique_fields) if line.strip() else ...
         except SourceError as error:
             yield error
         except _CUT_SHORT as error:
             raise _cut_short(error, lines.number) from error
         except (ValueError, RecursionError) as error:
-            remedy = "name the file .json if it holds one list" if is_list else "fix or remove the line"
+            remedy = _OF_OTHER_LAYOUT.get(opening, "fix or remove the line")
             yield SourceError(f"{name}, line {lines.number}: not JSON ({error}); {remedy}")
         else:
             if record is not ...:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_lab.core.blocks import Block, run_blocks, with_notes
+from sft_lab.core.blocks import Block, notes_of, run_blocks, with_notes
 from sft_lab.core.columns import BATCH, message_array, message_type
 from sft_lab.core.errors import SourceError
 from sft_lab.core.io import digest, write_json
@@ -31,7 +31,7 @@ from sft_lab.core.text import content_group, count_of
 from sft_lab.core.types import TEMPLATE_INPUTS
 from sft_lab.data.conversation import Cutter, texts_of
 from sft_lab.data.formats import TEXT, Reader, describe_reader, find_reader, read_record
-from sft_lab.data.load import HELD_OUT, BadAnswers, Dataset, Record
+from sft_lab.data.load import HELD_OUT, BadAnswers, Dataset, Record, describe_unread
 from sft_lab.data.messages import Message, Unreadable, Watched, without_surrogates
 from sft_lab.data.waterfall import commonest_causes, none_usable
 
@@ -284,12 +284,14 @@ class Beginning:
         format: its name, and the columns that decided; empty if it is not recognized.
         usable: how many become rows.
         causes: why the others are dropped.
+        unread: what in the records is not read.
         problem: why loading would fail if there were no other records; None if it would not.
     """
 
     format: str
     usable: int
     causes: str
+    unread: str
     problem: SourceError | None
 
 
@@ -309,7 +311,7 @@ def read_beginning(part: Dataset, mixture: Dataset, records: list[Record | None]
             raise _no_columns(part, len(records))
         reader = find_reader(part.format, part.columns, columns, needs_answers=mixture.needs_answers)
     except SourceError as error:
-        return Beginning("", 0, "", error)
+        return Beginning("", 0, "", "", error)
     table = _Converter(reader, mixture, "", None, mixture.group, "content")(
         ("", 0, [("", record) for record in records])
     )
@@ -318,7 +320,14 @@ def read_beginning(part: Dataset, mixture: Dataset, records: list[Record | None]
     selection = Selection(RowIds(table["id"]), reasons, np.full(size, np.nan, np.float32), [""] * size, causes)
     usable = int(selection.kept.sum())
     problem = None if usable else none_usable(selection)
-    return Beginning(describe_reader(reader, columns), usable, commonest_causes(selection), problem)
+    unread = notes_of(table.schema)["unread"]
+    return Beginning(
+        describe_reader(reader, columns),
+        usable,
+        commonest_causes(selection),
+        describe_unread(unread) if unread else "",
+        problem,
+    )
 
 
 def _no_record(part: Dataset) -> SourceError:

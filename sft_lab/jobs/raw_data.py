@@ -100,7 +100,8 @@ def _describe(beginning: Beginning, count: int, *, are_all: bool) -> str:
     if not beginning.format:
         return f"not recognized from {records}: {beginning.problem}"
     dropped = f"; dropped: {beginning.causes}" if beginning.causes else ""
-    return f"{beginning.format}; {beginning.usable:,} of {records} can be used{dropped}"
+    unread = f"; {beginning.unread}" if beginning.unread else ""
+    return f"{beginning.format}; {beginning.usable:,} of {records} can be read{dropped}{unread}"
 
 
 def _count_records(file: Path) -> int | None:

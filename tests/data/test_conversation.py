@@ -212,7 +212,8 @@ for _ in range(50):
 CAUSES = [
     (talk("u Hi?", "a Hello.") | {"messages": [{"role": "narrator", "content": "x"}, END]},
      "unreadable", "unknown role 'narrator'"),
-    ({"messages": [{"content": "x"}]}, "unreadable", "a turn has no role"),
+    ({"messages": [{"speaker": "x", "content": "x"}]}, "unreadable", "a turn with 'speaker', 'content' has no role"),
+    ({"messages": [{}]}, "unreadable", "a turn with no keys has no role"),
     ({"messages": 7}, "unreadable", "a conversation is a number, not a list of turns"),
     ({"messages": [7]}, "unreadable", "a turn is a number, not an object with role and content"),
     ({"messages": "[{"}, "unreadable", "a conversation: not JSON ('[{')"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sft_lab import compose
 from sft_lab.core.errors import SourceError
 from sft_lab.data.formats import Format, Reader, find_reader, read_record
 from sft_lab.data.messages import Unreadable, Watched
@@ -200,3 +202,22 @@ def test_a_field_that_is_read_is_not_called_unread(key: str) -> None:
     record = Watched({key: [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "score": 0}]})
     find_reader(Format.auto, {}, record)(record)
     assert record.unread() == {f"{key}[].score"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "suggestion"),
+    [
+        (["id", "Instruction", "Input", "Output"], "{prompt: Instruction, answer: Output}"),
+        (["ask", "say"], "{prompt: ask, answer: say}"),
+        (["prompt", " completion"], '{prompt: prompt, answer: " completion"}'),
+        (["id", "title", "body"], "{prompt: ..., answer: ...}"),
+    ],
+)
+def test_unknown_columns_are_suggested_for_a_pair(columns: list[str], suggestion: str, here: Path) -> None:
+    with pytest.raises(SourceError) as refused:
+        find_reader(Format.auto, {}, columns)
+    assert f"'dataset.columns={suggestion}'" in str(refused.value)
+    if "..." not in suggestion:
+        (here / "rows.jsonl").touch()
+        named = compose([f"dataset.columns={suggestion}", "dataset=file", "dataset.path=rows.jsonl"]).dataset.columns
+        find_reader(Format.auto, named, columns)

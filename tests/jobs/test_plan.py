@@ -138,7 +138,7 @@ def test_data_that_cannot_be_counted_is_not_guessed(
     assert main(["plan", *overrides, "dataset=file", f"dataset.path={name}"]) == 0
     output = capsys.readouterr().out
     assert "Data before any stage" not in output
-    assert "Format: prompt_completion (prompt+completion); 1 of 1 record can be used" in output
+    assert "Format: prompt_completion (prompt+completion); 1 of 1 record can be read" in output
 
 
 def lines_of(rows: list[Any]) -> str:
@@ -152,15 +152,17 @@ TALKS = [{"conversations": [{"from": "human", "value": f"Say {n}."}, {"from": "g
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("rows.jsonl", lines_of(TALKS), "sharegpt (conversations); 100 of the first 100 records can be used"),
+        ("rows.jsonl", lines_of(TALKS), "sharegpt (conversations); 100 of the first 100 records can be read"),
         ("rows.jsonl", lines_of([{"conversations": []}, *TALKS[:20]]),
-         "sharegpt (conversations); 20 of 21 records can be used; dropped: 1 empty ("),
+         "sharegpt (conversations); 20 of 21 records can be read; dropped: 1 empty ("),
+        ("rows.jsonl", lines_of([{"topic": "x", **talk} for talk in TALKS[:20]]),
+         "sharegpt (conversations); 20 of 20 records can be read; not read: `topic` in 20 rows"),
         ("rows.csv", "question,context,answer\nWhy?,,So.\n", "question_answer (question+answer); 1 of 1 record can"),
         ("rows.jsonl", lines_of([{"ask": "a", "reply": "b"}] * 200),
-         "not recognized from the first 100 records: dataset.format=auto: the source's columns ['ask', 'reply'] fit"),
+         "not recognized from the first 100 records: dataset.format=auto: the source's columns ['ask', 'reply'] match"),
         ("rows.jsonl", lines_of([{"conversations": []}] * 101),
-         "sharegpt (conversations); 0 of the first 100 records can be used; dropped: 100 empty ("),
-        ("rows.jsonl", lines_of(TALKS[:150]) + "no JSON", "100 of the first 100 records can be used"),
+         "sharegpt (conversations); 0 of the first 100 records can be read; dropped: 100 empty ("),
+        ("rows.jsonl", lines_of(TALKS[:150]) + "no JSON", "100 of the first 100 records can be read"),
     ],
 )  # fmt: skip
 def test_the_format_is_recognized_from_the_first_records(
