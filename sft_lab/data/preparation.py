@@ -224,8 +224,8 @@ class Preparation:
         remedy = "loosen the stage that dropped the most"
         if strictest["stage"] == "template":
             remedy = "choose another template with template=..."
-        elif "empty_answer" in strictest["dropped"]:
-            remedy = "check that the answers are under a key that is read (docs/data.md)"
+        elif {"empty_prompt", "empty_answer"} & strictest["dropped"].keys():
+            remedy = "check that prompts and answers are under keys that are read (docs/data.md)"
         return JobError(f"no training rows are left ({losses}); {remedy}, or give more rows")
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:

@@ -68,6 +68,7 @@ def test_rows_that_all_fail_a_filter_are_shown_before_the_error(
         assert shown.err.count("sft-lab: no training rows are left (split dropped") == 1
         assert "Waterfall" in shown.out
         assert "Data set" not in shown.out
+        assert ("check that prompts and answers are under keys" in shown.err) == (words == ["filter=answered"])
     folder = RunDir(here / "prepared")
     assert read_json(folder.status)["state"] == "failed"
     assert not folder.dataset.exists()
