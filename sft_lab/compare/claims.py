@@ -33,7 +33,7 @@ CLAIM_TEXTS = {
 OBSTACLE_TEXTS = {
     Obstacle.OTHER_ROWS: "Not all jobs were scored on the same held-out rows, so no winner is named",
     Obstacle.NO_COMMON_ROWS: "The jobs have no held-out rows in common, so they are not compared",
-    Obstacle.OTHER_TEXTS: "Held-out rows with the same id hold different texts, so the jobs are not compared",
+    Obstacle.OTHER_TEXTS: "Held-out rows with the same id have different texts, so the jobs are not compared",
 }
 
 
@@ -135,7 +135,7 @@ def _certainty(comparison: Comparison) -> list[str]:
     if second.from_best is None:
         return [
             f"The next, {name}, has {second.loss:.4f}.",
-            "Without the loss of each row, nothing can be claimed about chance.",
+            "Without per-row losses, chance cannot be ruled out.",
         ]
 
     distance = f"{percent(second.from_best.share)} above it"
@@ -144,7 +144,7 @@ def _certainty(comparison: Comparison) -> list[str]:
     if not rivals:
         claims = {setting.from_best.claim for setting in comparison.settings[1:] if setting.from_best}
         source = "" if claims == {Claim.OVER_SEEDS} else f"; the spread over seeds is {_spread_source(comparison)}"
-        lead = "The lead over every other setting is larger than other rows or seeds would explain"
+        lead = "The lead over every other setting is larger than different rows or seeds would explain"
         return [f"The next, {name}, is {distance}{interval}.", f"{lead}{source}."]
 
     is_near = second in rivals
@@ -160,7 +160,7 @@ def _certainty(comparison: Comparison) -> list[str]:
     on_rows = sum(rival.from_best is not None and rival.from_best.claim == Claim.ON_ROWS for rival in rivals)
     if on_rows:
         order = "this order" if on_rows == len(rivals) else f"its order with {on_rows} of them"
-        sentences.append(f"Other held-out rows would hardly change {order}; other seeds may.")
+        sentences.append(f"Other held-out rows would hardly change {order}; other seeds might.")
     return sentences
 
 
@@ -169,10 +169,10 @@ def _next_step(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
     if not comparison.rivals:
         return "", ()
     if comparison.search is not None:
-        return f"To settle it, give the same search again with --confirm {SEEDS_NEEDED}.", ()
+        return f"To settle it, run the same search again with --confirm {SEEDS_NEEDED}.", ()
     settling = settling_commands(comparison)
     if not settling.commands:
-        return f"To settle it, train each of them with more seeds, {SEEDS_NEEDED} at least.", ()
+        return f"To settle it, train each of them with at least {SEEDS_NEEDED} seeds.", ()
     which = "each" if settling.settings > len(comparison.rivals) else f"the nearest {settling.settings}"
     return f"To settle it, train {settling.seeds} seeds of {which} (finished jobs are kept):", tuple(settling.commands)
 
@@ -278,7 +278,7 @@ def _note_on_seeds(comparison: Comparison) -> str:
         return f"Every setting has {fewest} seeds or more: differences are claimed over seeds and rows."
     have = "only one seed" if fewest == 1 else f"only {fewest} seeds"
     return (
-        f"Some settings have {have}, too few to show what a seed changes. A difference is noise unless it is larger "
+        f"Some settings have {have}, too few to show the effect of the seed. A difference is noise unless it is larger "
         f"than the spread over seeds, {_spread_source(comparison)}."
     )
 
@@ -293,7 +293,7 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
     ]
     if pruned := sum(job.state == RunState.PRUNED for job in comparison.jobs):
         sentences.append(
-            f"{count_of(pruned, 'job')} pruned: the search ended them early, when others were better at the same place."
+            f"{count_of(pruned, 'job')} pruned: the search ended them early, since others were better at the same point."
         )
     if states and comparison.settings:
         listed = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -314,7 +314,7 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
 def _note_on_order(comparison: Comparison) -> list[str]:
     if not comparison.order:
         return []
-    return [f"The table is sorted by {comparison.order}; what is claimed rests on the held-out loss alone."]
+    return [f"The table is sorted by {comparison.order}; claims rest only on the held-out loss."]
 
 
 def _same_training_rows(comparison: Comparison) -> list[str]:
@@ -348,7 +348,7 @@ def _kept_equal(comparison: Comparison) -> list[str]:
         result = f"their {' and '.join(equal)} differ by at most 1%"
         result += f", their {' and '.join(other)} by more" if other else ""
     remedy = " trainer.budget=steps gives all jobs the same steps." if "optimizer steps" in other else ""
-    return [f"The jobs' numbers of training rows differ; {result}.{remedy}"]
+    return [f"The jobs have different numbers of training rows; {result}.{remedy}"]
 
 
 def describe_axes(axes: dict[str, Any], names: dict[str, str]) -> str:

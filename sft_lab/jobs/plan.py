@@ -176,7 +176,7 @@ def describe_raw_data(forecasts: list[JobForecast]) -> list[str]:
     lines = []
     for run in runs.values():
         if raw := count_raw_data(run):
-            tokens = "" if raw.tokens is None else f", about {raw.tokens:,} tokens by a sample"
+            tokens = "" if raw.tokens is None else f", about {raw.tokens:,} tokens (estimated from a sample)"
             steps = ""
             if run.trainer.max_steps <= 0 and not run.trainer.packing:
                 rows = _max_rows(run, raw)

@@ -35,7 +35,7 @@ POLL_SECONDS = 1.0  # between two checks of the folders
 QUEUE_SECONDS = 10.0  # between two calls of squeue, one for all jobs
 KILL_SECONDS = 900.0  # for Slurm to end a job after its SIGTERM
 # Slurm's states of a finished job, and our own for one that is no longer in the queue.
-GONE = "gone from the queue"
+GONE = "no longer in the queue"
 ENDED = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -240,19 +240,18 @@ class SlurmArray(Backend):
         for reason, jobs in Counter(reasons).items():
             if reason not in self._logged_reasons | {"", "None"}:
                 waiting = "1 job waits" if jobs == 1 else f"{jobs} jobs wait"
-                log.info("%s in the queue, says Slurm: %s", waiting, reason)
+                log.info("%s in Slurm's queue: %s", waiting, reason)
                 self._logged_reasons.add(reason)
 
     def stop(self) -> None:
         """Log that the jobs keep running: nothing has ended them."""
         if self._cluster is Cluster.slurm:
             ids = ",".join(job.job_id for job in self.jobs)
-            log.warning("the jobs stay in Slurm's queue: squeue --jobs=%s; scancel ends one", ids)
+            log.warning("the jobs stay in Slurm's queue: squeue --jobs=%s lists them, scancel cancels one", ids)
         else:
-            log.warning("the jobs go on, unless Ctrl-C in a terminal reached them, since they run on this machine too")
+            log.warning("the jobs continue, unless Ctrl-C reached them too, since they run on this machine")
         sweep = self.jobs[0].folder.path.parent
-        log.warning("sft-lab runs %s shows their states; the same command waits for them again, and submits none twice",
-                    sweep)  # fmt: skip
+        log.warning("sft-lab runs %s shows their states; the same command waits for them and submits none again", sweep)
 
 
 def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) -> list[QueuedJob]:
@@ -264,7 +263,7 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
     queued = _noted_jobs(jobs, cluster)
     queue = _ask_queue(cluster, [job.job_id for _, job in queued])
     if queue is None:
-        raise UserError("launch=slurm: squeue does not answer, so what is queued is unknown; try again later")
+        raise UserError("launch=slurm: squeue does not answer, so the state of the queue is unknown; try again later")
 
     still_queued = []
     for note, job in queued:
@@ -273,10 +272,10 @@ def _find_queued(jobs: list[tuple[str, RunDir]], cluster: Cluster, work: str) ->
             continue
         if note.get("work") != work:
             raise FolderError(
-                f"{job.folder.path}: job {job.job_id} will do other work here ({note.get('work')}); "
-                f"wait until it is done, or scancel {job.job_id}"
+                f"{job.folder.path}: job {job.job_id} is queued here for other work ({note.get('work')}); "
+                f"wait until it ends, or scancel {job.job_id}"
             )
-        log.info("%s: job %s is in the queue or at work; waiting for it", job.title, job.job_id)
+        log.info("%s: job %s is queued or running; waiting for it", job.title, job.job_id)
         still_queued.append(job)
     return still_queued
 

@@ -68,7 +68,7 @@ def test_two_equal_settings_in_front_have_no_winner(grid):
     assert "learning_rate changed the loss most, by 0." in text_of(comparison)
     assert "between 0.001 (lowest) and 0.0001 (highest); then dedup 0.00" in text_of(comparison)
     assert "the rows that measure it also chose it" in text_of(comparison)
-    assert headline.next_step == "To settle it, train each of them with more seeds, 3 at least."
+    assert headline.next_step == "To settle it, train each of them with at least 3 seeds."
     assert " is best" not in text_of(comparison)
 
 
@@ -296,7 +296,7 @@ def test_what_stayed_equal_is_noted_where_rows_differ(tmp_path):
         )
     text = text_of(analyze_folders(tmp_path))
     assert (
-        "numbers of training rows differ; their optimizer steps and trained tokens differ by at most 1%, their epochs "
+        "different numbers of training rows; their optimizer steps and trained tokens differ by at most 1%, their epochs "
         "by more." in text
     )
 
@@ -564,5 +564,5 @@ def test_no_command_where_a_folder_does_not_say_how_it_was_made(tmp_path):
         write_text(tmp_path / "0-1" / ".hydra" / "overrides.yaml", damaged)
         text = text_of(analyze_folders(tmp_path))
         assert "within the noise" in text
-        assert "To settle it, train each of them with more seeds" in text
+        assert "To settle it, train each of them with at least" in text
         assert "sft-lab" not in text

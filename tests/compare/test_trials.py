@@ -62,7 +62,7 @@ def test_a_search_is_confirmed_where_others_would_be_given_a_command(tmp_path: P
     write_json(tmp_path / "search.json", {"measure": "eval/loss", "trials": [trial]})
     headline = claims.headline(analyze(collect_jobs([tmp_path])))
     assert headline.badge == "no clear winner"
-    assert headline.next_step == "To settle it, give the same search again with --confirm 3."
+    assert headline.next_step == "To settle it, run the same search again with --confirm 3."
 
 
 def test_the_page_names_the_objective_that_the_search_learned_from(sweep: Path) -> None:

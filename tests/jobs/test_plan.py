@@ -116,7 +116,9 @@ def test_data_that_no_stage_has_read_is_counted_and_the_rest_is_unknown_once(
     assert main(["plan", "-m", *words]) == 0
     assert everything(here) == before
     output = capsys.readouterr().out
-    match = re.search(r"1,000 records, about ([\d,]+) tokens by a sample; at most 1,000 rows and (\d+) steps", output)
+    match = re.search(
+        r"1,000 records, about ([\d,]+) tokens \(estimated from a sample\); at most 1,000 rows and (\d+) steps", output
+    )
     assert match, output
     assert output.count("unknown until the data is prepared") == 1
     assert "?" not in output

@@ -83,7 +83,7 @@ def test_the_batch_script_asks_for_what_the_config_says(
     told = capsys.readouterr().err
     assert "submitted as job 12_2" in told
     assert re.search(
-        r"seed_1-\w+: job 12_0 ended before its work began \(gone from the queue\); see \S+12_0_0_log.out", told
+        r"seed_1-\w+: job 12_0 ended before its work began \(no longer in the queue\); see \S+12_0_0_log.out", told
     )
     assert not list(stand_ins.glob("sweep/*/queued.json"))
 
@@ -160,13 +160,13 @@ def test_a_job_in_the_queue_is_not_submitted_again(
     with pytest.raises(SystemExit):
         main(words)
     told = capsys.readouterr().err
-    assert re.search(r"seed_1-\w+: job 12_0 is in the queue or at work; waiting for it", told)
+    assert re.search(r"seed_1-\w+: job 12_0 is queued or running; waiting for it", told)
     assert re.search(r"seed_2-\w+: submitted as job 12\n", told)  # one alone is no array
     assert (stand_ins / "submitted").read_text() == "x\nx\n"
     assert "--jobs=12" in (stand_ins / "asked").read_text()
     (stand_ins / "then").unlink()
     assert main(["prepare", *words]) == 2
-    assert "will do other work here (run)" in capsys.readouterr().err
+    assert "is queued here for other work (run)" in capsys.readouterr().err
 
 
 def test_why_jobs_wait_is_told_once(stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,8 +178,8 @@ def test_why_jobs_wait_is_told_once(stand_ins: Path, tiny: list[str], capsys: py
     assert main(["-m", *tiny, "launch=slurm", "seed=1,2,3,4", interrupted_sweep.SWEEP]) == 130
     told = [line for line in capsys.readouterr().err.splitlines() if "in the queue" in line]
     assert told == [
-        "2 jobs wait in the queue, says Slurm: PartitionTimeLimit",
-        f"1 job waits in the queue, says Slurm: {down}",
+        "2 jobs wait in Slurm's queue: PartitionTimeLimit",
+        f"1 job waits in Slurm's queue: {down}",
     ]
 
 
@@ -269,18 +269,18 @@ def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
     two = interrupted_sweep.wait_for_training("seed_2-*")
     os.kill(interrupted_sweep.process_id(two), signal.SIGKILL)
     interrupted_sweep.wait_until(lambda: interrupted_sweep.state(two) == "failed")
-    assert re.search(r"job \d+ ended \(gone from the queue\); see .*log.out", read_json(two.status)["error"])
+    assert re.search(r"job \d+ ended \(no longer in the queue\); see .*log.out", read_json(two.status)["error"])
     interrupted_sweep.wait_for_training("seed_1-*", but=first)  # started again by submitit, after the signal
     sweep.terminate()
     told = interrupted_sweep.wait_for_output(sweep, None)
     assert "interrupted\n" in told
     assert "the same command waits for them again" in told
-    assert "the jobs go on, unless Ctrl-C in a terminal reached them" in told
+    assert "the jobs continue, unless Ctrl-C reached them too" in told
     assert interrupted_sweep.state(one) == "running"
 
     sweep = interrupted_sweep.start(words)
     told = interrupted_sweep.wait_for_output(sweep, 0)
-    assert re.search(r"seed_1-\w+: job \d+ is in the queue or at work; waiting for it", told)
+    assert re.search(r"seed_1-\w+: job \d+ is queued or running; waiting for it", told)
     assert re.search(r"seed_2-\w+: submitted as job", told)
     assert len(list(here.glob("sweep/.submitit/*_submitted.pkl"))) == 3
     assert (interrupted_sweep.count_resumes(one), interrupted_sweep.count_resumes(two)) == (1, 1)
@@ -354,10 +354,7 @@ def test_on_a_slurm_of_two_machines(
         job = interrupted_sweep.wait_for_training("[!s]*")
         second.unplug()
         interrupted_sweep.wait_until(
-            lambda: (
-                "1 job waits in the queue, says Slurm: Nodes required for job are DOWN"
-                in interrupted_sweep.read_output()
-            )
+            lambda: "1 job waits in Slurm's queue: Nodes required for job are DOWN" in interrupted_sweep.read_output()
         )
         second.plug_in()
         assert "preparing its data on node1" in interrupted_sweep.wait_for_output(sweep, 0)
