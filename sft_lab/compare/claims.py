@@ -293,7 +293,7 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
     ]
     if pruned := sum(job.state == RunState.PRUNED for job in comparison.jobs):
         sentences.append(
-            f"{count_of(pruned, 'job')} pruned: the search ended them early, since others were better at the same point."
+            f"{count_of(pruned, 'job')} pruned: the search stopped them early, as others were better at that point."
         )
     if states and comparison.settings:
         listed = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

@@ -296,7 +296,7 @@ def test_what_stayed_equal_is_noted_where_rows_differ(tmp_path):
         )
     text = text_of(analyze_folders(tmp_path))
     assert (
-        "different numbers of training rows; their optimizer steps and trained tokens differ by at most 1%, their epochs "
+        "numbers of training rows; their optimizer steps and trained tokens differ by at most 1%, their epochs "
         "by more." in text
     )
 
