@@ -88,13 +88,16 @@ def start(config: DataConfig, context: StageContext, *, to_train: bool = True) -
         context: the tools they work with.
         to_train: refuse rows that no run could train on or be judged by; else they are only looked at.
     """
+    from sft_lab.data.drop_advice import DropAdvice
     from sft_lab.data.preparation import Preparation
     from sft_lab.data.tokens_and_labels import encode
 
     rules = label_rules(config)
     context.encode = lambda rows, template=config.template: encode(rows, template, context, rules)
     loss_on_all = config.trainer.loss_on.name == "all"
-    return Preparation(context, config.trainer.max_length, loss_on_all=loss_on_all, to_train=to_train)
+    compared = {"decontaminate": config.decontaminate.on, "dedup": getattr(config.dedup, "on", None)}
+    advice = DropAdvice(compared, config.trainer.max_length, config.split.max_eval_tokens)
+    return Preparation(context, config.trainer.max_length, loss_on_all=loss_on_all, to_train=to_train, advice=advice)
 
 
 def label_rules(config: DataConfig) -> LabelRules:

@@ -15,6 +15,7 @@ from sft_lab.core.log import log
 from sft_lab.core.rows import Rows
 from sft_lab.core.selection import Selection
 from sft_lab.core.text import count_of
+from sft_lab.data.drop_advice import INTENDED, DropAdvice, advice_for
 from sft_lab.data.split import Sides, Split, group_hash
 from sft_lab.data.tokens_and_labels import Encoded, encode, tokenize
 from sft_lab.data.waterfall import Sources, Waterfall, log_stage, none_usable, stages_html
@@ -102,14 +103,25 @@ class Preparation:
         max_length: in tokens, template included.
         loss_on_all: whether every token trains.
         to_train: refuse rows that no run could train on or be judged by; else they are only looked at.
+        advice: for stages that drop many rows; None: without the run's settings.
     """
 
-    def __init__(self, context: StageContext, max_length: int, *, loss_on_all: bool, to_train: bool = True) -> None:
+    def __init__(
+        self,
+        context: StageContext,
+        max_length: int,
+        *,
+        loss_on_all: bool,
+        to_train: bool = True,
+        advice: DropAdvice | None = None,
+    ) -> None:
         self._context = context
+        self._advice = advice or DropAdvice()
         self._to_train = to_train
         self._max_length = max_length
         self._loss_on_all = loss_on_all
         self._steps: dict[str, tuple[Rows, Selection]] = {}
+        self._advice_of: dict[tuple[str, str], str] = {}  # by stage and reason
         self.shortage = ""  # of held-out rows; see ``Sides``
         self.flow = Waterfall(context, np.zeros(0, np.int32), Sources([], np.zeros(0, np.int16)))
 
@@ -150,7 +162,7 @@ class Preparation:
             if part > 0.1:
                 self._context.notice(
                     f"load: {part:.0%} of the rows begin with the assistant and are dropped; "
-                    "dataset.leading_assistant=cut keeps them from the first user turn on"
+                    + advice_for("begins_with_assistant", "load")
                 )
         return sides
 
@@ -161,13 +173,15 @@ class Preparation:
 
     def filter(self, name: str, keep: Filter, rows: Rows) -> Rows:
         """Filter the training side; notice a filter that makes it very different from the held-out side."""
-        stays = self.step(f"filter.{name}", rows, keep(rows, self._context))
+        selection = keep(rows, self._context)
+        stays = self.step(f"filter.{name}", rows, selection)
         lost = 1 - _share(self.stages[-1]["tokens_kept"], self.stages[-1]["tokens_in"])
         lost_rows = 1 - _share(len(stays), len(rows))
         if lost > MANY_TOKENS and lost > 2 * lost_rows and lost_rows <= MANY_ROWS:
             self._context.notice(
                 f"filter.{name} drops {lost_rows:.0%} of the rows but {lost:.0%} of the tokens, since they are long "
-                f"conversations; loosen filter.{name} if the model should learn from them"
+                "conversations; if the model should learn from them, "
+                + self._advise(f"filter.{name}", rows, selection)
             )
         if keep.judges_by_id:
             return stays
@@ -185,13 +199,25 @@ class Preparation:
         """Record a stage of the training side and return the rows kept."""
         self._steps[stage.partition(".")[0] if stage.startswith("dedup.") else stage] = (rows, selection)
         kept = self.flow.step(stage, rows, selection)
-        lost = 1 - _share(len(kept), len(rows))
-        if lost > MANY_ROWS and selection.dropped:  # a stage without rows drops none
-            reason = max(selection.dropped, key=selection.dropped.__getitem__)
-            self._context.notice(
-                f"{stage} drops {lost:.0%} of the rows, most of them as {reason}; loosen it if that was not intended"
-            )
+        self._notice_loss(stage, rows, selection)
         return kept
+
+    def _notice_loss(self, stage: str, rows: Rows, selection: Selection) -> None:
+        """Notice a stage that drops many rows, with the keys that keep them."""
+        lost = 1 - _share(int(selection.kept.sum()), len(rows))
+        if lost > MANY_ROWS and selection.dropped:  # a stage without rows drops none
+            self._context.notice(
+                f"{stage} drops {lost:.0%} of the rows, most of them as {_commonest(selection)}; if "
+                "that was not intended, "
+                + self._advise(stage, rows, selection)
+            )
+
+    def _advise(self, stage: str, rows: Rows, selection: Selection) -> str:
+        """Return which keys keep the rows that a stage drops for its most common reason."""
+        reason = _commonest(selection)
+        advice = self._advice.about(stage, reason, rows, selection, self._context)
+        self._advice_of[stage, reason] = advice
+        return advice
 
     def finish(self, train: Rows, held_out: Rows) -> Prepared:
         """Return both sides, rendered and tokenized.
@@ -220,12 +246,12 @@ class Preparation:
             for stage in self.flow.stages
             if stage["dropped"]
         )
-        strictest = max(self.flow.stages, key=lambda stage: sum(stage["dropped"].values()))
-        remedy = "loosen the stage that dropped the most"
-        if strictest["stage"] == "template":
-            remedy = "choose another template with template=..."
-        elif {"empty_prompt", "empty_answer"} & strictest["dropped"].keys():
-            remedy = "check that prompts and answers are under keys that are read (docs/data.md)"
+        # A user asked for the split and for a limit; their rows matter only if nothing else was dropped.
+        losses_by_reason = [
+            (stage["stage"], reason, rows) for stage in self.flow.stages for reason, rows in stage["dropped"].items()
+        ]
+        stage, reason, _ = max(losses_by_reason, key=lambda loss: (loss[1] not in INTENDED, loss[2]))
+        remedy = self._advice_of.get((stage, reason)) or advice_for(reason, stage)
         return JobError(f"no training rows are left ({losses}); {remedy}, or give more rows")
 
     def held_out_as(self, template: Template, rows: Rows) -> Ready:
@@ -254,11 +280,18 @@ class Preparation:
         """Record the decision on rows, and return those kept."""
         if flow:
             flow.record(stage, selection, rows.positions)
+            if flow is self.flow:
+                self._notice_loss(stage, rows, selection)
             if over := selection.dropped.get("over_max_length"):
                 log.warning(
                     "tokenize: %d rows are longer than trainer.max_length=%d and dropped", over, self._max_length
                 )
         return selection.drop_rows(rows)
+
+
+def _commonest(selection: Selection) -> str:
+    """Return the most common reason of a selection that drops rows."""
+    return next(iter(selection.dropped))
 
 
 def _share(part: int, total: int) -> float:

@@ -51,7 +51,7 @@ _PACKINGS: dict[str, tuple[bytes, Any]] = {
 
 def name_problem(name: str) -> str:
     """Return what is wrong with a file's name; empty if files of its kind can be read."""
-    kind, packing = _kind(name)
+    kind, packing = kind_of(name)
     return "" if kind in _READERS or (kind == ".parquet" and not packing) else "not a supported file type"
 
 
@@ -66,7 +66,7 @@ def problem_with(file: Path) -> str:
     return name_problem(file.name)
 
 
-def _kind(name: str) -> tuple[str, str]:
+def kind_of(name: str) -> tuple[str, str]:
     """Return the suffixes of a name for the file's kind and for its compression, empty if not compressed."""
     path = Path(name.lower())
     return (Path(path.stem).suffix, path.suffix) if path.suffix in _PACKINGS else (path.suffix, "")
@@ -86,7 +86,7 @@ def read(file: Path, name: str, store: Store | None, max_record_mb: float) -> It
         store: that keeps the hash; None: the file is not hashed, and not read further than its records are taken.
         max_record_mb: the longest record allowed, in MiB.
     """
-    kind, packing = _kind(file.name)
+    kind, packing = kind_of(file.name)
     try:
         with _opened(file, store) as raw:
             buffered = _Buffered(raw, 2**20)
@@ -96,6 +96,17 @@ def read(file: Path, name: str, store: Store | None, max_record_mb: float) -> It
                 yield from _READERS[kind](name, _unpacked(name, packing, buffered), max_record_mb)
     except _CUT_SHORT as error:
         yield SourceError(f"{name}: cannot be read completely ({error}); copy or download it again")
+
+
+@contextmanager
+def unpacked(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading its content, decompressed as its name says; it is not hashed.
+
+    Raises:
+        SourceError: if it is compressed in another way.
+    """
+    with _opened(file, None) as raw:
+        yield _unpacked(file.name, kind_of(file.name)[1], _Buffered(raw, 2**20))
 
 
 class _Buffered(io.BufferedReader):

@@ -19,6 +19,7 @@ from sft_lab.core.log import log
 from sft_lab.core.notebook import html_table
 from sft_lab.core.text import count_of
 from sft_lab.data.conversation import UNUSED
+from sft_lab.data.drop_advice import BY_REASON, advice_for
 
 if TYPE_CHECKING:
     from sft_lab.core.rows import Rows
@@ -196,12 +197,10 @@ def commonest_causes(selection: Selection) -> str:
 
 def none_usable(selection: Selection) -> SourceError:
     """Return the error of a data set of which load drops every record."""
-    cut = "dataset.leading_assistant=cut keeps conversations from the first user turn on; "
-    remedy = cut if "begins_with_assistant" in selection.dropped else ""
+    remedies = [advice_for(reason, "load") for reason in selection.dropped if reason in BY_REASON]
     return SourceError(
         f"dataset: no usable record ({count_of(len(selection.ids), 'record')} read): "
-        f"{commonest_causes(selection)}; {remedy}"
-        "docs/data.md has the row formats"
+        + "; ".join([commonest_causes(selection), *remedies, "docs/data.md has the row formats"])
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from sft_lab.core.errors import SftLabError, SourceError
 from sft_lab.core.io import parse_json
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.core.text import count_of
+from sft_lab.data.readers import kind_of, unpacked
 from sft_lab.data.sources import File
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 SAMPLED_RECORDS = 100  # at the start of a source, by which its format is recognized
 SAMPLED_LINES = 200  # at the start of a file, by which the tokens of all are estimated
 MAX_LINE = 2**20  # characters of a sampled line; a longer one ends the sample
+MAX_PACKED = 2**25  # bytes of a compressed file, which takes about a second to decompress
 _BLOCK = 2**24  # bytes that are searched for line ends at a time
 
 
@@ -31,7 +34,7 @@ class RawData:
     """Data as it lies in its files.
 
     Attributes:
-        records: lines of JSON Lines files, rows of Parquet files.
+        records: lines of JSON Lines files, compressed or not, rows of Parquet files.
         tokens: of all texts in the records, by a sample of each file; None where that is not known.
     """
 
@@ -107,20 +110,21 @@ def _describe(beginning: Beginning, count: int, *, are_all: bool) -> str:
 def _count_records(file: Path) -> int | None:
     if not file.is_file():  # a pipe would hang
         return None
-    if file.suffix == ".parquet":
+    kind, packing = kind_of(file.name)
+    if kind == ".parquet" and not packing:
         return parquet.count_rows(file)
-    if file.suffix != ".jsonl":
+    if kind != ".jsonl" or (packing and file.stat().st_size > MAX_PACKED):
         return None
     count, last = 0, b"\n"
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
+    with unpacked(file) as content:
+        while block := content.read(_BLOCK):
             count += block.count(b"\n")
             last = block
     return count + (not last.endswith(b"\n"))
 
 
 def _estimate_tokens(run: Run, records: dict[Path, int]) -> int | None:
-    if any(file.suffix != ".jsonl" for file in records):
+    if any(kind_of(file.name)[0] != ".jsonl" for file in records):
         return None
     try:
         tokenizer = run.context(StoreView(run.store.open().root)).tokenizer
@@ -132,7 +136,7 @@ def _estimate_tokens(run: Run, records: dict[Path, int]) -> int | None:
 def _tokens_per_record(file: Path, tokenizer: PreTrainedTokenizerBase) -> float:
     """Return the mean number of tokens in the texts of a file's first records."""
     counts = []
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with unpacked(file) as content, io.TextIOWrapper(content, encoding="utf-8", errors="replace") as lines:
         for _ in range(SAMPLED_LINES):
             line = lines.readline(MAX_LINE)
             if not line.endswith("\n"):

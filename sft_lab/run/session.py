@@ -24,6 +24,7 @@ from sft_lab.data.waterfall import write as write_waterfall
 from sft_lab.evaluation import custom_metrics
 from sft_lab.report import card, figures, html_report
 from sft_lab.run import data_report, inputs, twins
+from sft_lab.run.checks import doubtful_settings
 from sft_lab.tracking import manifest
 from sft_lab.tracking.config import Mirror
 from sft_lab.tracking.tracked_run import TrackedRun, tracking_id
@@ -79,6 +80,8 @@ class Session:
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
         self._handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("sft_lab").addHandler(self._handler)
+        for doubt in doubtful_settings(self.run):
+            self.context.notice(doubt)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import math
 import re
 import tempfile
@@ -24,7 +25,7 @@ from sft_lab.dedup.embed import Embedder
 from sft_lab.dedup.exact import Exact
 from sft_lab.dedup.graph_options import Index
 from sft_lab.dedup.semantic import Semantic
-from sft_lab.jobs import plan
+from sft_lab.jobs import plan, raw_data
 from sft_lab.jobs.plan import JobForecast
 from sft_lab.jobs.probe import Speed, estimate_seconds
 
@@ -130,10 +131,26 @@ def test_data_that_no_stage_has_read_is_counted_and_the_rest_is_unknown_once(
     assert "unknown until the data is prepared" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_a_compressed_file_is_counted_like_its_content(
+    suffix: str, here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = lines_of([{"prompt": f"Say {number}.", "completion": f"{number} it is."} for number in range(50)])
+    Path("rows.jsonl").write_text(text)
+    Path(f"rows.jsonl{suffix}").write_bytes({".gz": gzip, ".xz": lzma}[suffix].compress(text.encode()))
+    lines = []
+    for name in ("rows.jsonl", f"rows.jsonl{suffix}"):
+        assert main(["plan", *overrides, "dataset=file", f"dataset.path={name}"]) == 0
+        lines += [line for line in capsys.readouterr().out.splitlines() if line.startswith("Data before any stage")]
+    assert lines[0] == lines[1]
+    assert "50 records, about " in lines[0]
+
+
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl.gz"])
 def test_data_that_cannot_be_counted_is_not_guessed(
-    name: str, here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+    name: str, here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(raw_data, "MAX_PACKED", 10)  # bytes: the compressed file is larger
     row = {"prompt": "a", "completion": "b"}
     text = json.dumps([row]) if name.endswith(".json") else json.dumps(row)
     Path(name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())

@@ -95,6 +95,96 @@ def test_records_of_which_none_is_usable_leave_nothing(here: Path, capsys: pytes
     assert [path.name for path in here.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize("dedup", ["exact", "none"])
+def test_the_advice_about_labels_keeps_the_rows(dedup: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A few answers to many prompts: compared by answer, every row equals a held-out one."""
+    rows = talks(here / "rows.jsonl", ["positive" if n % 3 else "negative" for n in range(120)])
+    words = [*MINHASH, f"dedup={dedup}", "dataset=file", f"dataset.path={rows}"]
+    assert main(["prepare", *words, "hydra.run.dir=lost"]) == 1
+    errors = capsys.readouterr().err
+    advised = ["decontaminate.on=both"] + ["dedup.on=both"] * (dedup != "none")
+    advice = f"{' '.join(advised)} compares prompts too"
+    assert (
+        f"decontaminate drops 100% of the rows, most of them as equals_held_out; if that was not intended, {advice}" in errors
+    )
+    assert f"equals_held_out); {advice}" in errors
+    assert any(advice in notice for notice in read_json(Path("lost/data.json"))["notices"])
+    assert main(["prepare", *words, *advised, "hydra.run.dir=kept"]) == 0
+    stages = {stage["stage"]: stage for stage in read_json(Path("kept/waterfall.json"))["stages"]}
+    assert stages["tokenize"]["rows_kept"] == stages["split"]["rows_kept"]
+    assert "if that was not intended" not in capsys.readouterr().err
+
+
+def test_the_advice_about_labels_is_given_by_dedup_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = talks(here / "rows.jsonl", ["Yes." if n % 2 else "No." for n in range(60)])
+    prepared([*MINHASH, "dedup=exact", "decontaminate.method=none", "dataset=file", f"dataset.path={rows}",
+              "split.eval_share=0.3"])  # fmt: skip
+    errors = capsys.readouterr().err
+    assert re.search(r"dedup\.exact drops 9\d% of the rows, most of them as duplicate; .*dedup\.on=both compares", errors)
+
+
+def test_copies_are_not_advised_to_be_compared_by_prompt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = talks(here / "rows.jsonl", [f"{LONG}{n}." for n in range(20)])
+    rows.write_text(rows.read_text() * 3)
+    words = [*MINHASH, "dedup=exact", "dataset=file", f"dataset.path={rows}", "split.eval_share=0"]
+    prepared(words)
+    assert "most of them as duplicate; if that was not intended, dedup=none keeps copies" in capsys.readouterr().err
+
+
+def test_the_advice_about_length_keeps_the_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = talks(here / "rows.jsonl", [LONG * (n % 10 + 1) + str(n) for n in range(100)])
+    words = [*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}"]
+    short = ["filter.length.max_tokens=150", "trainer.max_length=200", "split.max_eval_tokens=150"]
+    prepared([*words, *short, "split.min_eval_rows=1"])
+    match = re.search(
+        r"filter\.length drops \d+% of the rows, most of them as over_max_tokens; if that was not intended, "
+        r"(filter\.length\.max_tokens=(\d+) trainer\.max_length=\2 split\.max_eval_tokens=\2) keeps (\d+)% of the rows",
+        capsys.readouterr().err,
+    )
+    assert match
+    assert int(match[3]) >= 95
+    assert main(["prepare", *words, *match[1].split(), "hydra.run.dir=longer"]) == 0
+    stages = {stage["stage"]: stage for stage in read_json(Path("longer/waterfall.json"))["stages"]}
+    assert stages["filter.length"]["rows_kept"] == pytest.approx(
+        stages["filter.length"]["rows_in"] * int(match[3]) / 100, abs=1
+    )
+
+
+def test_rows_too_long_for_training_alone_get_its_key(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = talks(here / "rows.jsonl", [LONG * (n % 10 + 1) + str(n) for n in range(100)])
+    words = [*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "filter=answered", "split.min_eval_rows=1"]
+    prepared([*words, "trainer.max_length=200", "split.max_eval_tokens=200"])
+    assert re.search(
+        r"tokenize drops \d+% of the rows, most of them as over_max_length; if that was not intended, trainer\.max_length=\d+ "
+        r"keeps \d+% of the rows; dataset\.turns=first",
+        capsys.readouterr().err,
+    )
+
+
+def test_a_length_that_a_filter_takes_back_is_noticed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = talks(here / "rows.jsonl", [f"{LONG}{n}." for n in range(60)])
+    words = [*MINHASH, "dataset=file", f"dataset.path={rows}", "split.min_eval_rows=1"]
+    doubt = (
+        "trainer.max_length=4096: filter.length.max_tokens=1024 drops longer rows before training sees them; "
+        "filter.length.max_tokens=4096 split.max_eval_tokens=4096 keeps and measures them"
+    )
+    advised = ["filter.length.max_tokens=4096", "split.max_eval_tokens=4096"]
+    for others, expected in ((["trainer.max_length=4096"], 1), (["trainer.max_length=4096", *advised], 0), ([], 0)):
+        assert main(["plan", *words, *others]) == 0
+        assert capsys.readouterr().out.count(f"Warning: {doubt}") == expected
+    folder = prepared([*words, "trainer.max_length=4096"])
+    assert capsys.readouterr().err.count(doubt) == 1
+    assert doubt in read_json(folder.data)["notices"]
+
+
+def test_a_learning_rate_that_must_diverge_is_noticed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = talks(here / "rows.jsonl", [f"{LONG}{n}." for n in range(60)])
+    for rate, expected in (("1e4", True), ("2e-3", False)):
+        assert main(["plan", *MINHASH, f"dataset={rows}", f"trainer.learning_rate={rate}"]) == 0
+        output = capsys.readouterr().out
+        assert ("Warning: trainer.learning_rate=10000: training will most likely diverge" in output) == expected
+
+
 LONG = "The river runs past the old mill, under the stone bridge and through the meadows to the sea, slowly, number "
 
 
@@ -488,7 +578,9 @@ def test_held_out_rows_unlike_the_training_rows_are_spoken_of(here: Path, capsys
     errors = capsys.readouterr().err
     assert "would also drop" in errors
     assert re.search(
-        r"filter\.language drops \d+% of the rows, most of them as \w+; loosen it if that was not intended", errors
+        r"filter\.language drops \d+% of the rows, most of them as other_language; if that was not intended, add their "
+        r"languages to filter\.language\.keep",
+        errors,
     )
     assert any("split.filter=[language]" in notice for notice in read_json(folder.data)["notices"])
     assert "split.filter=[language]" in folder.report.read_text(encoding="utf-8")
@@ -499,7 +591,10 @@ def test_long_rows_that_go_with_most_of_the_tokens_are_spoken_of(here: Path, cap
     file = talks(here / "rows.jsonl", [*short, *(LONG * 30 + str(number) for number in range(10))])
     words = [*MINHASH, "dataset=file", f"dataset.path={file}", "split.max_eval_tokens=200"]
     folder = prepared([*words, "filter.length.max_tokens=200", "split.min_eval_rows=2"])
-    said = r"filter\.length drops \d+% of the rows but \d+% of the tokens, since they are long conversations"
+    said = (
+        r"filter\.length drops \d+% of the rows but \d+% of the tokens, since they are long conversations; if the "
+        r"model should learn from them, filter\.length\.max_tokens=\d+ "
+    )
     assert re.search(said, capsys.readouterr().err)
     assert any(re.match(said, notice) for notice in read_json(folder.data)["notices"])
 
