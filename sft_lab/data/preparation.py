@@ -180,8 +180,7 @@ class Preparation:
         if lost > MANY_TOKENS and lost > 2 * lost_rows and lost_rows <= MANY_ROWS:
             self._context.notice(
                 f"filter.{name} drops {lost_rows:.0%} of the rows but {lost:.0%} of the tokens, since they are long "
-                "conversations; if the model should learn from them, "
-                + self._advise(f"filter.{name}", rows, selection)
+                "conversations; if the model should learn from them, " + self._advise(f"filter.{name}", rows, selection)
             )
         if keep.judges_by_id:
             return stays
@@ -208,8 +207,7 @@ class Preparation:
         if lost > MANY_ROWS and selection.dropped:  # a stage without rows drops none
             self._context.notice(
                 f"{stage} drops {lost:.0%} of the rows, most of them as {_commonest(selection)}; if "
-                "that was not intended, "
-                + self._advise(stage, rows, selection)
+                "that was not intended, " + self._advise(stage, rows, selection)
             )
 
     def _advise(self, stage: str, rows: Rows, selection: Selection) -> str:

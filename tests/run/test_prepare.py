@@ -105,7 +105,8 @@ def test_the_advice_about_labels_keeps_the_rows(dedup: str, here: Path, capsys: 
     advised = ["decontaminate.on=both"] + ["dedup.on=both"] * (dedup != "none")
     advice = f"{' '.join(advised)} compares prompts too"
     assert (
-        f"decontaminate drops 100% of the rows, most of them as equals_held_out; if that was not intended, {advice}" in errors
+        f"decontaminate drops 100% of the rows, most of them as equals_held_out; if that was not intended, {advice}"
+        in errors
     )
     assert f"equals_held_out); {advice}" in errors
     assert any(advice in notice for notice in read_json(Path("lost/data.json"))["notices"])
@@ -120,7 +121,9 @@ def test_the_advice_about_labels_is_given_by_dedup_too(here: Path, capsys: pytes
     prepared([*MINHASH, "dedup=exact", "decontaminate.method=none", "dataset=file", f"dataset.path={rows}",
               "split.eval_share=0.3"])  # fmt: skip
     errors = capsys.readouterr().err
-    assert re.search(r"dedup\.exact drops 9\d% of the rows, most of them as duplicate; .*dedup\.on=both compares", errors)
+    assert re.search(
+        r"dedup\.exact drops 9\d% of the rows, most of them as duplicate; .*dedup\.on=both compares", errors
+    )
 
 
 def test_copies_are_not_advised_to_be_compared_by_prompt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,8 +158,8 @@ def test_rows_too_long_for_training_alone_get_its_key(here: Path, capsys: pytest
     words = [*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}", "filter=answered", "split.min_eval_rows=1"]
     prepared([*words, "trainer.max_length=200", "split.max_eval_tokens=200"])
     assert re.search(
-        r"tokenize drops \d+% of the rows, most of them as over_max_length; if that was not intended, trainer\.max_length=\d+ "
-        r"keeps \d+% of the rows; dataset\.turns=first",
+        r"tokenize drops \d+% of the rows, most of them as over_max_length; if that was not intended, "
+        r"trainer\.max_length=\d+ keeps \d+% of the rows; dataset\.turns=first",
         capsys.readouterr().err,
     )
 
