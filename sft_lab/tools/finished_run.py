@@ -103,6 +103,8 @@ def open_run(path: Path) -> FinishedRun:
     """
     folder = open_run_dir(path)
     state, work = folder.state(), folder.work()
+    if folder.is_held() and state != RunState.FINISHED:
+        raise FolderError(f"{path}: is still {state or 'starting'}; wait until it has finished")
     if state != RunState.FINISHED:
         raise FolderError(f"{path}: is not finished ({state or 'never started'}); sft-lab exec {path} continues it")
     if work != Work.RUN:

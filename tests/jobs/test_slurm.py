@@ -274,7 +274,7 @@ def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
     sweep.terminate()
     told = interrupted_sweep.wait_for_output(sweep, None)
     assert "interrupted\n" in told
-    assert "the same command waits for them again" in told
+    assert "the same command waits for them and submits none again" in told
     assert "the jobs continue, unless Ctrl-C reached them too" in told
     assert interrupted_sweep.state(one) == "running"
 

@@ -15,6 +15,7 @@ import transformers
 from sft_lab import compose
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError, UserError
+from sft_lab.core.run_dir import RunDir
 from sft_lab.tools.finished_run import open_run
 from sft_lab.tools.generate import GenerationOptions, answer_prompt
 
@@ -158,6 +159,9 @@ def test_folders_that_have_no_model(done: Path, tmp_path: Path) -> None:
         answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text('{"state": "failed"}')
     with pytest.raises(FolderError, match=r"is not finished \(failed\)"):
+        answer_prompt(folder, "Hi", GenerationOptions())
+    (folder / "status.json").write_text('{"state": "running"}')
+    with RunDir(folder).claimed(), pytest.raises(FolderError, match=r"is still running; wait until it has finished"):
         answer_prompt(folder, "Hi", GenerationOptions())
     (folder / "status.json").write_text('{"state": "finished", "work": "prepare"}')
     with pytest.raises(FolderError, match="prepared data but no model"):
