@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core.engine import Engine, LocalEngine
 from sft_lab.core.errors import ModelError, during
 from sft_lab.core.hardware import encoding_on_every_core
-from sft_lab.core.io import digest, read_json, write_json
+from sft_lab.core.io import digest, read_json, write_array, write_json
 from sft_lab.core.log import log
 from sft_lab.core.store import Entry, Store, default_root
 
@@ -136,7 +136,7 @@ class StageContext:
                     with encoding_on_every_core():
                         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
                     counts[start : start + 1024, column] = [len(ids) for ids in encoded]
-            np.save(folder / "counts.npy", counts)
+            write_array(folder / "counts.npy", counts)
 
         entry = self.stage("tokens", {"version": 1, "tokenizer": self.tokenizer_key, "input": rows.table_key}, count)
         counts: np.ndarray = np.load(entry.path / "counts.npy")[rows.positions]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 from sft_lab.core.errors import FolderError
 
 if TYPE_CHECKING:
+    import numpy as np
     import yaml
 
 FORMAT = 1  # of every JSON file that sft_lab writes
@@ -77,6 +78,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(finite({"format": FORMAT, **content}), ensure_ascii=False, indent=2, allow_nan=False)
     # A file name that is not UTF-8 holds lone surrogates, which are written as JSON's escapes.
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write the file that ``np.save`` writes, which on a full disk may end early without an error."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

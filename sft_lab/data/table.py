@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from sft_lab.core.blocks import Block, notes_of, run_blocks, with_notes
 from sft_lab.core.columns import BATCH, message_array, message_type
 from sft_lab.core.errors import SourceError
-from sft_lab.core.io import digest, write_json
+from sft_lab.core.io import digest, write_array, write_json
 from sft_lab.core.params import result_params
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import RowIds, TableWriter, load_table
@@ -69,7 +69,7 @@ def write_table(dataset: Dataset, held_out: Dataset | None, context: StageContex
         order = np.random.default_rng(dataset.shuffle_seed).permutation(len(record_of_row))
         record_of_row = record_of_row[order]
         _reorder(folder, order)
-    np.save(folder / "records.npy", record_of_row)
+    write_array(folder / "records.npy", record_of_row)
     size = len(loaded.reasons)
     ids = RowIds(pa.chunked_array(loaded.ids, pa.string()))
     Selection(ids, loaded.reasons, np.full(size, np.nan, np.float32), [""] * size, loaded.causes).save(folder)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from sft_lab.core.blocks import run_blocks
 from sft_lab.core.columns import release, values_of
 from sft_lab.core.errors import ModelError
-from sft_lab.core.io import digest, read_json, write_json
+from sft_lab.core.io import digest, read_json, write_array, write_json
 from sft_lab.core.plugins import version_of
 from sft_lab.core.rows import Rows, TableWriter, load_table
 from sft_lab.core.selection import Selection
@@ -240,7 +240,7 @@ def _write(rows: Rows, maker: ExampleMaker, context: StageContext, folder: Path)
         numbers[start:stop, EXAMPLES] = counts
         start = stop
     writer.close()
-    np.save(folder / "numbers.npy", numbers)
+    write_array(folder / "numbers.npy", numbers)
     write_json(folder / "reasons.json", {"reasons": list(codes)})
 
 

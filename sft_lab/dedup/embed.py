@@ -24,7 +24,7 @@ from sft_lab.core.errors import ModelError
 from sft_lab.core.hardware import encoding_on_every_core
 from sft_lab.core.hub import fall_back_on_cache
 from sft_lab.core.integrity import RECIPE
-from sft_lab.core.io import digest, read_json, sha256_file
+from sft_lab.core.io import digest, read_json, sha256_file, write_array
 from sft_lab.core.log import log
 from sft_lab.core.model_files import loaded_files
 from sft_lab.core.packages import missing_package, package_path, saved_path
@@ -309,10 +309,9 @@ def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageCont
 
 def _keep(block: Block, names: list[str], key: str, context: StageContext) -> None:
     """Store the vectors of a block under the hashes of their texts."""
-    import numpy as np
 
     def compute(folder: Path) -> None:
-        np.save(folder / "vectors.npy", vectors_of(block.read()))
+        write_array(folder / "vectors.npy", vectors_of(block.read()))
         (folder / "hashes.txt").write_text("\n".join(names))
 
     context.stage("embed", {"version": VERSION, "params": {"embedder": key}, "input": digest(names)}, compute)

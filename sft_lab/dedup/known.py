@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.hardware import encoding_on_every_core
+from sft_lab.core.io import write_array
 from sft_lab.dedup.embed import Embedder
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def known_texts(texts: Texts, embedder: Embedder, context: StageContext) -> np.n
         indices = np.flatnonzero(known)
         shares = _unknown_shares(texts.take(indices), embedder)
         known[indices] = np.fromiter(shares, np.float64, len(indices)) <= MAX_UNKNOWN_SHARE
-        np.save(folder / "known.npy", known)
+        write_array(folder / "known.npy", known)
 
     params = {"embedder": embedder.key(), "scripts": embedder.scripts}
     recipe = {"version": VERSION, "params": params, "input": texts.key}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sft_lab.core.errors import ConfigError, require
-from sft_lab.core.io import read_json, write_json
+from sft_lab.core.io import read_json, write_array, write_json
 
 ARRAYS = ("left", "right", "score")
 HIGHEST_RAISE = 0.99  # the highest floor set for max_edges; at 1.00 rounding would decide
@@ -102,7 +102,7 @@ class NeighborGraph:
     def save(self, folder: Path) -> None:
         """Write ``left.npy``, ``right.npy``, ``score.npy`` and ``graph.json``."""
         for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+            write_array(folder / f"{name}.npy", getattr(self, name))
         sample = {"sample": asdict(self.sample)} if self.sample else {}
         write_json(folder / "graph.json", {"nodes": self.nodes, "floor": self.floor, **sample})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from job_folders import nats_of, write_grid, write_job
+from patience import PATIENCE
 
 from sft_lab.compare import analyze, charts, collect_jobs, write_comparison
 
@@ -113,7 +114,7 @@ def chromium(page: Path, folder: Path) -> str:
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             f"--user-data-dir={folder}", "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     return process.stdout
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from sft_lab import config
 from sft_lab.cli.main import main
@@ -350,11 +351,11 @@ def test_the_page_s_package_installed(here: Path) -> None:
     site, work = here / "site", here / "work"
     work.mkdir()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(site), str(here / "source")], check=True, timeout=120)
+    subprocess.run([*pip, "--target", str(site), str(here / "source")], check=True, timeout=PATIENCE)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(PAGE.parents[1])])}
     done = subprocess.run(
         [sys.executable, "-m", "sft_lab", "--cfg", "job", "-p", "filter", "filter=[wordy]"],
-        cwd=work, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=work, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "wordy:\n  max_words: 100\n"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 FRESH = """
 import gc
@@ -50,11 +51,11 @@ assert "trl" not in sys.modules
 
 
 def test_what_is_imported_first_is_not_collected_and_all_later_is() -> None:
-    subprocess.run([sys.executable, "-c", FRESH], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FRESH], check=True, timeout=PATIENCE)
 
 
 def test_who_has_turned_the_collector_off_keeps_it_so() -> None:
-    subprocess.run([sys.executable, "-c", OFF], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", OFF], check=True, timeout=PATIENCE)
 
 
 def test_plan_imports_no_library_for_a_model_that_is_not_here_yet(here: Path) -> None:
@@ -68,4 +69,4 @@ def test_plan_imports_no_library_for_a_model_that_is_not_here_yet(here: Path) ->
 def test_the_commands_import_what_they_need_and_fast(script: str, here: Path, tiny: list[str]) -> None:
     """A run's imports are frozen, so nothing heavy came before them; who only looks ahead waits for no trainer."""
     words = [*tiny, "trainer.max_steps=1", "evaluation.prompts=[]"]
-    subprocess.run([sys.executable, "-c", script, *words], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script, *words], check=True, timeout=PATIENCE)

@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from patience import PATIENCE, wait_until
 
 from sft_lab import compose
 from sft_lab.core.blocks import run_blocks
@@ -133,14 +133,10 @@ def test_a_killed_prepare_goes_on_with_the_blocks_it_lacks(here: Path) -> None:
     words = [*OVERRIDES, f"dataset.path={rows}", "store.path=store", "engine.workers=2", "engine.block=5",
              "hydra.run.dir=run"]  # fmt: skip
     command = [sys.executable, "-c", slow, "prepare", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(Path("store").glob("encode/.*.blocks/*.arrow"))) < 10:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_until(lambda: len(list(Path("store").glob("encode/.*.blocks/*.arrow"))) >= 10, process)
     process.kill()
-    process.wait()
-    time.sleep(1)  # workers die with their parent
+    process.communicate(timeout=PATIENCE)  # workers die with their parent, which closes the pipe
     before = Path("encoded").read_text().split()
     left = {path.name for path in Path("store").glob("encode/.*.blocks/*.arrow")}
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0

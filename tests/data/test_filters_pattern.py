@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from typing import Any
 
 import datasets
@@ -84,11 +83,10 @@ def test_wrong_knobs_are_refused_when_made(knobs: dict[str, Any], says: str) -> 
 
 
 def test_a_pattern_without_an_end_is_an_error_that_names_pattern_and_row(context: StageContext) -> None:
+    """Its search would take longer than the universe is old: that it ends at all is the test."""
     rows = table((("fine", "aaa"), ("endless", "a" * 200 + "b")))
-    began = time.monotonic()
     with pytest.raises(SourceError, match=r"drop\[0\]='\(a\|aa\)\+\$' took more than time_limit=0.2 s on row 1 \("):
         Pattern(drop=["(a|aa)+$"], on=On.answer, time_limit=0.2)(rows, context)
-    assert time.monotonic() - began < 20
     assert context.entries == []  # nothing half done is stored
 
 

@@ -12,6 +12,7 @@ import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
@@ -156,7 +157,7 @@ def test_a_process_forked_from_one_that_has_encoded_is_not_stuck(
             monkeypatch.setenv("TOKENIZERS_PARALLELISM", said)
         child = multiprocessing.get_context("fork").Process(target=again, args=(tmp_path / f"{said}",))
         child.start()
-        child.join(30)
+        child.join(PATIENCE)
         stuck = child.is_alive()
         child.kill()
         assert not stuck

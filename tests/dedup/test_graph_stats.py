@@ -133,9 +133,9 @@ def test_fifty_thousand_rows_take_moments() -> None:
     score = (0.7 + 0.3 * rng.random(len(order)) ** 4).astype(np.float32)
     graph = NeighborGraph(nodes, 0.7, left[order], right[order], score)
     rows, kept = np.arange(nodes), np.ones(nodes, bool)
-    began = time.monotonic()
+    began = time.process_time()  # however busy the machine is
     assert len(threshold_curve(graph, rows, rows % 100, Keep.longest, 0.95)) == 31
     assert len(pairs_below(graph, rows, kept, 0.95, 20)) == 20
     assert np.isfinite(nearest_scores(graph)).sum() > nodes / 2
     assert scripts_of(["The quick brown fox. " * 10] * nodes) == ["LATIN"] * nodes
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30

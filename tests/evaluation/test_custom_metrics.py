@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from sft_lab.cli.main import main
 from sft_lab.core.tolerant_readers import read
@@ -183,11 +184,17 @@ def test_the_page_s_package_installed(here: Path) -> None:
     (here / "pyproject.toml").write_text(block("toml"))
     (here / "words.py").write_text(block("python"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(here / "site"), str(here)], check=True, timeout=120)
+    subprocess.run([*pip, "--target", str(here / "site"), str(here)], check=True, timeout=PATIENCE)
     code = "from sft_lab.evaluation.custom_metrics import measure_custom\n"
     code += "print(measure_custom([{'reference': 'a'}], ['a b'], print))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here / "site"), str(PAGE.parents[1])])}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     )
     assert done.stdout == "{'metrics.words.mean': 2.0, 'metrics.words.covered': 1.0}\n"

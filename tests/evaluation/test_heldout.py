@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 
 from sft_lab import compose
 from sft_lab.core.context import StageContext
@@ -154,7 +155,7 @@ def test_processes_share_the_batches(model: torch.nn.Module, rows: datasets.Data
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     for rank in (0, 1):
         shared = Scores.load(tmp_path / str(rank))

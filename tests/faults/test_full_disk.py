@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from sft_lab.core.io import write_array
+from sft_lab.run import resource_errors
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 ENOUGH = 65536  # KiB
@@ -55,10 +60,36 @@ def hold(undisturbed: dict[str, Any], found: dict[str, Any]) -> None:
     assert same(found["metrics"]) == same(undisturbed["metrics"]), size
 
 
-pytestmark = pytest.mark.skipif(not allowed(), reason="no mount namespaces for users here")
+needs_disks = pytest.mark.skipif(not allowed(), reason="no mount namespaces for users here")
+
+
+@pytest.mark.parametrize("size", [128, 4096, 5000, 8000])
+def test_an_array_that_does_not_fit_is_an_error(tmp_path: Path, size: int) -> None:
+    """Wherever its end is: of these, np.save takes one for written, and gives another no error number."""
+    array = np.arange(1000, dtype=np.float64)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write_array(tmp_path / "array.npy", array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.errno in resource_errors.DISK_ERRORS
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (0, 3), (5, 3)])
+@pytest.mark.parametrize("kind", [np.float16, np.int32, bool])
+def test_an_array_is_written_as_numpy_writes_it(tmp_path: Path, shape: tuple[int, ...], kind: type) -> None:
+    array = np.arange(np.prod(shape)).reshape(shape).astype(kind)
+    write_array(tmp_path / "ours.npy", array)
+    np.save(tmp_path / "theirs.npy", array)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+    write_array(tmp_path / "ours.npy", array[::2].T)  # not contiguous
+    assert np.array_equal(np.load(tmp_path / "ours.npy"), array[::2].T)
 
 
 @pytest.mark.slow
+@needs_disks
 def test_store_checkpoint_and_model_do_not_fit(tmp_path: Path, tiny: list[str]) -> None:
     whole, *small = on_disks(tmp_path, [ENOUGH, 150, 800, 1100], tiny)
     assert (whole["code"], whole["half"]) == (0, [])
@@ -68,7 +99,8 @@ def test_store_checkpoint_and_model_do_not_fit(tmp_path: Path, tiny: list[str]) 
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1800)
+@needs_disks
+@pytest.mark.timeout(7200)
 def test_every_size_of_disk(tmp_path: Path, tiny: list[str]) -> None:
     whole, *small = on_disks(tmp_path, [ENOUGH, *range(60, 3000, 60)], tiny)
     for found in small:

@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, *, with_body: bool) -> None:
         if self.server.hangs:
-            self.server.over.wait(120)
+            self.server.over.wait()
             return
         place = self.path.partition("?")[0]
         file = self.server.folder / place.rpartition("/")[2]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from patience import PATIENCE, wait_until
 
 from sft_lab.cli.main import main
 from sft_lab.core.io import read_json
@@ -43,9 +44,9 @@ def start(words: list[str], on: Callable[..., list[str]] = lambda *words: list(w
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)
 
 
-def wait_for_output(sweep: subprocess.Popen[bytes], code: int | None, seconds: float = 240) -> str:
+def wait_for_output(sweep: subprocess.Popen[bytes], code: int | None) -> str:
     """Wait for the command's end with an exit code, None for any but 0, and return what it printed."""
-    ended = sweep.wait(seconds)
+    ended = sweep.wait(PATIENCE)
     text = read_output()
     assert ended == code if code is not None else ended, text
     return text
@@ -107,10 +108,3 @@ def steps(folder: RunDir) -> list[int]:
     """Return the steps at which the training loss was logged."""
     events = map(json.loads, folder.metrics.read_text().splitlines())
     return [event["step"] for event in events if "train/loss" in event]
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)

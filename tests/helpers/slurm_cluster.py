@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from machines import Machine, ThisMachine
+from patience import PATIENCE
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 # Two cores whatever there are, since jobs are of one core each. A job queued again waits as long as a credential
@@ -99,8 +100,8 @@ def running(root: Path, machines: Sequence[Machine | ThisMachine] = (ThisMachine
         yield environment
 
 
-def _wait(holds, root: Path, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
+def _wait(holds, root: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not holds():
         said = [f"{file.name}: {file.read_text()[-800:]}" for file in root.glob("*.log")]
         assert time.monotonic() < deadline, "\n".join(said)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import warm_process as warm
+from patience import PATIENCE, wait_until
 
 from sft_lab.data.filters.answered import Answered
 
 GRID = "trainer.learning_rate=1e-3,2e-3,4e-3"
 PROCESSES = ["launch=processes", "launch.at_once=2"]
-PATIENCE = 300.0  # seconds a process has for what takes some
 
 
 @dataclass
@@ -95,9 +96,10 @@ def killed(launch: list[str], seed: int, most: int, seconds: float) -> Killed:
         if victim == "parent":  # its jobs work on; the same command leaves those alone
             _wait_for_group(pid) if draw.random() < 0.5 else None
         found.resumes += 1
-    while (code := warm.exit_code(pid := _begin(root, launch))) and found.resumes < most + 4:
+    deadline = time.monotonic() + PATIENCE
+    while code := warm.exit_code(_begin(root, launch)):
         said = warm.output_of(root).read_text()[-600:]
-        if "another process is working here" not in said:
+        if "another process is working here" not in said or time.monotonic() > deadline:
             found.problems.append(f"the same command ended with {code}: {said}")
             break
         found.resumes += 1
@@ -124,14 +126,14 @@ def _kill(pid: int, victim: str) -> bool:
 
 
 def _wait_for_group(group: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    def is_gone() -> bool:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
-            return
-        time.sleep(0.2)
-    raise TimeoutError(f"process group {group} is still there")
+            return True
+        return False
+
+    wait_until(is_gone)
 
 
 def _done_again(root: Path, finished: dict[str, int]) -> list[str]:
@@ -193,16 +195,14 @@ def holder_dies() -> dict[str, object]:
     """
     root = warm.folder() / "holder"
     first = warm.forked(partial(_run_that_stops_in_a_stage, warm.words(root / "first"), root))
-    deadline = time.monotonic() + PATIENCE
-    while not (writing := list(root.glob("store/filter.answered/.*"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    writing = wait_until(lambda: list(root.glob("store/filter.answered/.*")))
     second = warm.forked(partial(warm.run, warm.words(root / "second"), root))
     log = root / "second" / "run.log"
-    while not log.exists() or "split (held out)" not in log.read_text():  # the stage before
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(3)
+    wait_until(
+        lambda: (
+            log.exists() and f"process {first} on {socket.gethostname()} is working on it; waiting" in log.read_text()
+        )
+    )
     waited = list((root / "store" / "filter.answered").iterdir()) == writing
     os.kill(first, signal.SIGKILL)
     died, code = warm.exit_code(first), warm.exit_code(second)

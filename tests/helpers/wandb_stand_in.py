@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.harm == "refuses":
             self._answer({"errors": [{"message": "unauthorized"}]}, 401)
         elif self.server.harm == "hangs":
-            self.server.over.wait(60)
+            self.server.over.wait()
         else:
             self.close_connection = True
 

@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from patience import wait_until
 
 from sft_lab import compose, config
 from sft_lab.cli.main import main
@@ -25,7 +25,7 @@ from sft_lab.run.launch_config import Processes
 from sft_lab.run.session import Session
 from sft_lab.training.checkpoints import last_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 SMALL = ["dataset=file", "dataset.path=rows.jsonl", "evaluation.prompts=[]", "evaluation.outputs=0",
          "evaluation.general=null", "trainer.save_steps=2", "trainer.eval_steps=1000"]  # fmt: skip
@@ -47,11 +47,7 @@ def killed(words: list[str], folder: RunDir) -> RunDir:
     """Kill a run in training, with a checkpoint there."""
     command = [sys.executable, "-m", "sft_lab", *words, f"hydra.run.dir={folder.path}", "trainer.max_steps=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while last_checkpoint(folder.checkpoints) is None:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: last_checkpoint(folder.checkpoints), process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     return folder

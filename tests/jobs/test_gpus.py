@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 import trl
+from patience import PATIENCE
 
 from sft_lab import compose
 from sft_lab.cli.main import main
@@ -115,7 +116,9 @@ compose(sys.argv[1:]).execute()
 """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "1,0"}
     command = [sys.executable, "-c", script, *tiny]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    output = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE
+    ).stdout
     assert output.split() == ["1", "False"]
 
 

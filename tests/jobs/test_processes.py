@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from interrupted_sweep import wait_until
+from patience import PATIENCE, halted, wait_until
 
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError
@@ -22,8 +23,8 @@ from sft_lab.jobs import processes
 from sft_lab.run.launch_config import Processes
 
 TWO = ["launch=processes", "launch.at_once=2"]
-# Long enough to be met at work, with checkpoints.
-LONG = ["trainer.max_steps=250", "trainer.save_steps=50", "trainer.eval_steps=1000", "evaluation.prompts=[]",
+# Long enough to be met at work, with checkpoints, and halted there.
+LONG = ["trainer.max_steps=100", "trainer.save_steps=10", "trainer.eval_steps=1000", "evaluation.prompts=[]",
         "evaluation.outputs=0", "evaluation.general=null"]  # fmt: skip
 
 
@@ -90,37 +91,43 @@ def test_a_job_killed_by_the_system_is_one_failed_job(here: Path, tiny: list[str
     words = [*long, "trainer=full", "trainer.max_steps=100000", "trainer.save_steps=5", *TWO,
              "hydra.sweep.dir=sweep"]  # fmt: skip
     command = [sys.executable, "-m", "sft_lab", "-m", *words, "seed=1,2"]
-    sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    told = Path("told")
+    with told.open("wb") as output:
+        sweep = subprocess.Popen(command, stderr=output)
     first, second = (_training(here / "sweep", f"seed_{seed}-*") for seed in (1, 2))
     os.kill(read_json(first.status)["pid"], signal.SIGKILL)
-    wait_until(lambda: read_json(first.status)["state"] == "failed")
+    wait_until(lambda: "killed by SIGKILL" in told.read_text(), sweep)
+    assert read_json(first.status)["state"] == "failed"
     assert "SIGKILL" in read_json(first.status)["error"]
     assert read_json(second.status)["state"] == "running"
     sweep.send_signal(signal.SIGTERM)  # reaches the other job
-    _, told = sweep.communicate(timeout=120)
-    assert sweep.returncode != 0
-    assert "killed by SIGKILL" in told
+    assert sweep.wait(PATIENCE) != 0
     assert read_json(second.status)["state"] == "interrupted"
     assert not second.is_held()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_jobs_that_outlive_their_sweep_are_waited_for(here: Path, tiny: list[str]) -> None:
     """The parent is killed; the same command at once neither fails the jobs at work nor touches what they print."""
     words = [*tiny, *LONG, *TWO, "hydra.sweep.dir=sweep", "seed=1,2,3"]
     command = [sys.executable, "-m", "sft_lab", "-m", *words]
     sweep = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    jobs = [_training(here / "sweep", f"seed_{seed}-*") for seed in (1, 2)]
-    os.kill(sweep.pid, signal.SIGKILL)
-    sweep.wait()
-    at_work = [read_json(job.status)["pid"] for job in jobs]
-    printed = [job.output.read_text() for job in jobs]
-    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "failed" not in again.stderr
+    told = Path("told")
+    with ExitStack() as until_waited_for, told.open("wb") as output:
+        jobs, at_work = [], []
+        for seed in (1, 2):
+            jobs.append(_training(here / "sweep", f"seed_{seed}-*"))
+            at_work.append(read_json(jobs[-1].status)["pid"])
+            until_waited_for.enter_context(halted(at_work[-1]))
+        os.kill(sweep.pid, signal.SIGKILL)
+        sweep.wait()
+        printed = [job.output.read_text() for job in jobs]
+        again = subprocess.Popen(command, stderr=output)
+        wait_until(lambda: told.read_text().count("is working on it; waiting") == 2, again)
+    assert again.wait(PATIENCE) == 0, told.read_text()
+    assert "failed" not in told.read_text()
     for job, pid, before in zip(jobs, at_work, printed, strict=True):
-        assert f"{job.path.name}: process {pid} on {socket.gethostname()} is working on it; waiting" in again.stderr
+        assert f"{job.path.name}: process {pid} on {socket.gethostname()} is working on it; waiting" in told.read_text()
         assert job.output.read_text().startswith(before)
         assert "train: resuming" not in job.log.read_text()  # nobody else has trained here
         assert read_json(job.status)["pid"] == pid
@@ -129,18 +136,20 @@ def test_jobs_that_outlive_their_sweep_are_waited_for(here: Path, tiny: list[str
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_job_that_another_command_gives_up_is_taken_over(here: Path, tiny: list[str]) -> None:
     words = [*tiny, *LONG, "hydra.sweep.dir=sweep", "seed=1,2"]
     command = [sys.executable, "-m", "sft_lab", "-m", *words]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     job = _training(here / "sweep", "seed_1-*")
-    with Path("told").open("wb") as told:
-        second = subprocess.Popen(command, stderr=told)
-    wait_until(lambda: f"process {first.pid} on {socket.gethostname()} is working on it" in Path("told").read_text())
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(60) == 143
-    assert second.wait(200) == 0
+    told = Path("told")
+    with halted(first.pid), told.open("wb") as output:
+        second = subprocess.Popen(command, stderr=output)
+        wait_until(
+            lambda: f"process {first.pid} on {socket.gethostname()} is working on it" in told.read_text(), second
+        )
+        first.send_signal(signal.SIGTERM)
+    assert first.wait(PATIENCE) == 143
+    assert second.wait(PATIENCE) == 0
     assert "train: resuming from checkpoint-" in job.log.read_text()
 
 

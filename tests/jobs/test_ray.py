@@ -17,6 +17,7 @@ import machines
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from patience import wait_until
 
 from sft_lab import compose, config
 from sft_lab.cli.main import main
@@ -46,7 +47,7 @@ def test_a_killed_worker_is_started_again_and_goes_on(here: Path, tiny: list[str
     for name, loss in interrupted_sweep.run_undisturbed(tiny, "1,2").items():
         assert found[name] == loss
     others = [folder.parent for folder in here.glob("sweep/*/summary.json") if folder.parent != one.path]
-    assert all("resumes from" not in (folder / "run.log").read_text() for folder in others)
+    assert all("resuming from" not in (folder / "run.log").read_text() for folder in others)
 
 
 @pytest.mark.faults
@@ -55,14 +56,15 @@ def test_a_sweep_that_loses_a_worker_for_good_and_is_stopped(here: Path, tiny: l
     sweep = interrupted_sweep.start([*tiny, *RAY, "launch.max_retries=0", "seed=1,2"])
     one = interrupted_sweep.wait_for_training("seed_1-*")
     os.kill(interrupted_sweep.process_id(one), signal.SIGKILL)
-    interrupted_sweep.wait_until(lambda: interrupted_sweep.state(one) == "failed")
+    wait_until(lambda: re.search(r"seed_1-\w+: failed: its process died", interrupted_sweep.read_output()), sweep)
+    assert interrupted_sweep.state(one) == "failed"
     assert "its process died, and Ray did not restart it (WorkerCrashedError" in read_json(one.status)["error"]
     two = interrupted_sweep.wait_for_training("seed_2-*")
     worker = interrupted_sweep.process_id(two)
     sweep.terminate()
-    assert re.search(r"seed_1-\w+: failed: its process died", interrupted_sweep.wait_for_output(sweep, None))
+    interrupted_sweep.wait_for_output(sweep, None)
     assert interrupted_sweep.state(two) == "interrupted"
-    interrupted_sweep.wait_until(lambda: not Path(f"/proc/{worker}").exists(), 20)
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
 
 
 @pytest.mark.slow
@@ -87,7 +89,7 @@ def test_a_cluster_that_does_not_answer_is_told_soon(
     began = time.monotonic()
     assert main([*tiny, "launch=ray", f"launch.address='{address}'", "hydra.run.dir=runs/one"]) == 2
     assert f"launch.address={address}: no Ray cluster answers at this address (" in capsys.readouterr().err
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120  # Ray itself asks for more than ten minutes
     assert not (here / "runs").exists()
 
 

@@ -240,19 +240,19 @@ def test_a_path_is_shown_as_it_is(here: Path) -> None:
 
 
 def test_a_thousand_folders(here: Path) -> None:
-    """0.2 s on two cores of 2026 and 1.5 s to show; a machine ten times slower still keeps this."""
+    """0.2 s of one core of 2026 and 1.5 s to show; a machine ten times slower still keeps this."""
     for number in range(1000):
         folder = make_run(f"multirun/sweep-{number // 50}/seed={number}-0123456789ab")
         (folder.path / "model").mkdir()
         folder.metrics.write_text('{"step": 1}\n' * 1000)
-    began = time.perf_counter()
+    began = time.process_time()  # however busy the machine is
     lines = list_runs.list_runs()
-    listed = time.perf_counter() - began
+    listed = time.process_time() - began
     text = rendered(lines)
     assert len(lines) == 1000
     assert text.count("finished") == 1000
     assert listed < 5
-    assert time.perf_counter() - began < 25
+    assert time.process_time() - began < 25
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from sft_lab import compose, config
 from sft_lab.cli.main import main
@@ -30,7 +30,7 @@ def words(here: Path, tiny: list[str]) -> list[str]:
             "evaluation.outputs=0", "evaluation.general=null"]  # fmt: skip
 
 
-def _race(start: Barrier, words: list[str], number: int) -> None:
+def _race(start: Barrier, tried: Barrier, words: list[str], number: int) -> None:
     """Take the same folders as another process; in the rounds that this one wins, its mark stays in the folder."""
     run_dir.PATIENCE = 0.0  # forked: in this process alone
     plan = config.compose_jobs(words, multirun=False)
@@ -39,21 +39,23 @@ def _race(start: Barrier, words: list[str], number: int) -> None:
         try:
             (job_folder,) = create_job_folders(replace(plan, run_dir=f"runs/{round_}/run"))
         except FolderInUse:
+            tried.wait()
             continue
         (job_folder.folder.path / f"won-{number}").touch()
-        time.sleep(0.1)  # the other one comes within that time
+        tried.wait()
         if round_ % 2:  # as after wrong input
             job_folder.folder.discard(job_folder.created)
         job_folder.folder.release()
 
 
 def test_of_two_commands_one_gets_the_folder_and_the_other_takes_nothing_away(words: list[str]) -> None:
-    start = multiprocessing.get_context("fork").Barrier(2)
-    racers = [multiprocessing.get_context("fork").Process(target=_race, args=(start, words, n)) for n in range(2)]
+    fork = multiprocessing.get_context("fork")
+    barriers = fork.Barrier(2, timeout=PATIENCE), fork.Barrier(2, timeout=PATIENCE)
+    racers = [fork.Process(target=_race, args=(*barriers, words, number)) for number in range(2)]
     for racer in racers:
         racer.start()
     for racer in racers:
-        racer.join(100)
+        racer.join(PATIENCE)
         assert racer.exitcode == 0
     for round_ in range(ROUNDS):
         path = Path("runs", str(round_), "run")
@@ -69,7 +71,7 @@ def test_the_same_command_twice_at_once(words: list[str]) -> None:
     command = [sys.executable, "-m", "sft_lab", *words, "hydra.run.dir=run"]
     for _ in range(3):
         both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-        texts = [process.communicate(timeout=120)[1] for process in both]
+        texts = [process.communicate(timeout=PATIENCE)[1] for process in both]
         for process, text in zip(both, texts, strict=True):
             assert "Traceback" not in text
             assert process.returncode == (2 if "another process is working here" in text else 0), text
@@ -84,7 +86,7 @@ def test_the_same_command_twice_at_once(words: list[str]) -> None:
 def test_four_runs_of_one_second_have_four_folders(words: list[str]) -> None:
     command = [sys.executable, "-m", "sft_lab", *words]
     four = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(4)]
-    assert [process.wait(200) for process in four] == [0] * 4
+    assert [process.wait(PATIENCE) for process in four] == [0] * 4
     states = [read_json(file)["state"] for file in Path("outputs").glob("*/*/status.json")]
     assert states == ["finished"] * 4
 

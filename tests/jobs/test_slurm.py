@@ -14,6 +14,7 @@ import interrupted_sweep
 import machines
 import pytest
 import slurm_cluster
+from patience import wait_until
 
 from sft_lab import compose, config
 from sft_lab.cli.main import main
@@ -268,7 +269,7 @@ def test_jobs_that_are_taken_away_go_on(here: Path, tiny: list[str]) -> None:
     os.kill(first, signal.SIGUSR2)  # as Slurm does before it takes the machine away, or time is over
     two = interrupted_sweep.wait_for_training("seed_2-*")
     os.kill(interrupted_sweep.process_id(two), signal.SIGKILL)
-    interrupted_sweep.wait_until(lambda: interrupted_sweep.state(two) == "failed")
+    wait_until(lambda: interrupted_sweep.state(two) == "failed")
     assert re.search(r"job \d+ ended \(no longer in the queue\); see .*log.out", read_json(two.status)["error"])
     interrupted_sweep.wait_for_training("seed_1-*", but=first)  # started again by submitit, after the signal
     sweep.terminate()
@@ -353,7 +354,7 @@ def test_on_a_slurm_of_two_machines(
         sweep = interrupted_sweep.start([*two, "seed=3"], first.on)
         job = interrupted_sweep.wait_for_training("[!s]*")
         second.unplug()
-        interrupted_sweep.wait_until(
+        wait_until(
             lambda: "1 job waits in Slurm's queue: Nodes required for job are DOWN" in interrupted_sweep.read_output()
         )
         second.plug_in()

@@ -11,6 +11,7 @@ from pathlib import Path
 import interrupted_sweep
 import pytest
 import yaml
+from patience import wait_until
 
 from sft_lab.cli.main import main
 from sft_lab.core.io import read_json
@@ -121,8 +122,10 @@ def test_on_every_launcher(launch: list[str], here: Path, tiny: list[str]) -> No
 def test_a_killed_training_is_done_by_the_one_that_waited(here: Path, tiny: list[str]) -> None:
     sweep = interrupted_sweep.start([*tiny, "launch=processes", "launch.at_once=2", TWINS])
     trains = interrupted_sweep.wait_for_training("filter_*")
-    interrupted_sweep.wait_until(lambda: len(list(Path("sweep").glob("*/run.log"))) == 2)
-    os.kill(interrupted_sweep.process_id(trains), signal.SIGKILL)
+    trainer = interrupted_sweep.process_id(trains)
+    os.kill(trainer, signal.SIGSTOP)  # until the other waits for it
+    wait_until(lambda: len(list(Path("sweep").glob("*/run.log"))) == 2)
+    os.kill(trainer, signal.SIGKILL)
     assert "killed by SIGKILL" in interrupted_sweep.wait_for_output(sweep, 1)
     (other,) = [job for job in jobs_of() if job.path != trains.path]
     assert read_json(other.status)["state"] == "finished"

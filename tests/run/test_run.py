@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from patience import wait_until
 
 from sft_lab import compose
 from sft_lab.cli.main import main
@@ -219,15 +220,14 @@ def test_a_sweep_runs_each_job_once_and_names_every_failure(
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(here: Path, tiny: list[str]) -> None:
     """SIGKILL in the middle of training; the same command goes on from the checkpoint to the undisturbed numbers."""
-    words = [*tiny, "trainer.max_steps=24", "trainer.save_steps=4", "trainer.eval_steps=8", "evaluation.prompts=[]"]
+    words = [*tiny, "trainer.max_steps=48", "trainer.save_steps=4", "trainer.eval_steps=8", "evaluation.prompts=[]"]
     assert main([*words, "hydra.run.dir=whole"]) == 0
     command = [sys.executable, "-m", "sft_lab", *words, "hydra.run.dir=cut"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     metrics = Path("cut/metrics.jsonl")
-    while process.poll() is None:
-        if metrics.exists() and any(event["step"] >= 10 for event in lines_so_far(metrics)):
-            process.kill()
-            process.wait()
+    wait_until(lambda: metrics.exists() and any(event["step"] >= 10 for event in lines_so_far(metrics)), process)
+    process.kill()
+    process.wait()
     assert read_json(Path("cut/status.json"))["state"] == "running"
     assert main([*words, "hydra.run.dir=cut"]) == 0
     assert "resuming from checkpoint-" in Path("cut/run.log").read_text()

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_until
 from spans import went_out_together
 
 from sft_lab.cli.main import main
@@ -163,21 +163,19 @@ def test_several_trials_at_once(here: Path, tiny: list[str], capsys: pytest.Capt
     assert went_out_together(first_two, 2)
 
 
+def trains_after(finished: int) -> bool:
+    """Return whether so many trials have finished and the next is in the middle of its training."""
+    training = list(Path("search").glob("*/checkpoints/checkpoint-*/trainer_state.json"))
+    return len(list(Path("search").glob("*/summary.json"))) >= finished and bool(training)
+
+
 @pytest.mark.slow
 def test_a_search_that_is_killed_twice_goes_on_with_its_trials(here: Path, tiny: list[str]) -> None:
     steps = ["trainer.max_steps=60", "trainer.save_steps=5", "trainer.eval_steps=60"]
     words = ["search", SWEEP, *tiny, *QUICK, *steps, *RATES, "--trials", "4", "--sampler", "random"]
     for finished_before in (1, 2):
         process = subprocess.Popen([sys.executable, "-m", "sft_lab", *words], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 200
-        while True:  # until the next trial is in the middle of its training
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-            finished = list(Path("search").glob("*/summary.json"))
-            training = list(Path("search").glob("*/checkpoints/checkpoint-*/trainer_state.json"))
-            if len(finished) >= finished_before and training:
-                break
+        wait_until(lambda least=finished_before: trains_after(least), process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert main(words) == 0

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 LIMITED = (
     "import resource as r, sys; r.setrlimit(r.RLIMIT_AS, (6 * 2**30,) * 2); "
@@ -27,7 +28,7 @@ def test_no_command_hangs(here: Path, kind: str, name: str, words: list[str]) ->
     Path("run", name).unlink()
     os.mkfifo(f"run/{name}") if kind == "pipe" else Path("run", name).symlink_to("/dev/zero")
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode in (0, 2), done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -15,6 +15,7 @@ import gguf
 import pytest
 import torch
 import transformers
+from patience import PATIENCE
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from training.test_new_tokens import base_model
 from transformers.tokenization_utils_base import generate_merges
@@ -149,7 +150,7 @@ def serve() -> Iterator[Callable[[Path], Callable[[str, dict[str, Any]], Any]]]:
             request = urllib.request.Request(
                 url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
             )
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return json.load(answer)
 
         return post

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from patience import PATIENCE
 
 from sft_lab.core.errors import UserError
 from sft_lab.data.renderer import Renderer
@@ -67,7 +68,7 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("go")
     environment = {**os.environ, "GOCACHE": str(folder / "cache"), "GO111MODULE": "off"}
     source = Path(__file__).with_name("render_template.go")
-    subprocess.run(["go", "build", "-o", "render", source], cwd=folder, env=environment, check=True, timeout=200)
+    subprocess.run(["go", "build", "-o", "render", source], cwd=folder, env=environment, check=True, timeout=PATIENCE)
     return folder / "render"
 
 
@@ -91,7 +92,7 @@ def test_go_writes_what_jinja_writes(name: str, go: Path) -> None:
         is_left_out = texts.before_system is None and messages[0]["role"] == "system"
         expected.append(bound.prompt(messages[1:] if is_left_out else messages).text)
     job = json.dumps({"Template": texts.to_go(), "Conversations": CONVERSATIONS})
-    done = subprocess.run([go], input=job, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([go], input=job, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert json.loads(done.stdout) == expected
 
 

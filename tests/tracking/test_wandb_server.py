@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import PATIENCE
 from wandb_stand_in import StandIn
 
 from sft_lab.core.run_dir import RunDir
@@ -41,7 +42,7 @@ def run_wandb(server: StandIn, *arguments: str) -> str:
     # The agent starts `sft-lab` by its name.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = [sys.executable, "-m", "wandb", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE, env=environment)
     return done.stdout + done.stderr
 
 
@@ -70,7 +71,7 @@ def test_a_run_that_went_on_is_sent_as_one(tmp_path: Path, server: StandIn, *, i
     if is_killed:
         process = multiprocessing.get_context("spawn").Process(target=killed_attempt, args=(path,))
         process.start()
-        process.join(60)
+        process.join(PATIENCE)
         assert process.exitcode == -signal.SIGKILL
     else:
         attempt(path, 0, 4, 4.0)
