@@ -10,6 +10,7 @@ from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.ray_cluster import connected
 from sft_lab.core.run_dir import RunDir
 from sft_lab.core.store import default_root
+from sft_lab.core.text import count_of
 from sft_lab.jobs.supervise import Backend, Ending, Failure, SupervisedJob, supervise
 from sft_lab.jobs.worker import execute_on_cluster
 from sft_lab.run.launch_config import JOB_VARIABLE
@@ -106,7 +107,7 @@ def _gpus_per_job(launcher: Ray) -> int:
         gpus = launcher.num_processes if any(size[1] for size in sizes) else 0
 
     if not any(cores >= launcher.num_cpus and cards >= gpus for cores, cards in sizes):
-        listed = ", ".join(f"{cores} cores and {cards} GPUs" for cores, cards in sorted(sizes))
+        listed = ", ".join(f"{count_of(cores, 'core')} and {count_of(cards, 'GPU')}" for cores, cards in sorted(sizes))
         raise UserError(
             f"launch.num_cpus={launcher.num_cpus}, num_gpus={gpus}: no machine in the cluster has that many "
             f"(they have {listed}); lower launch.num_cpus or launch.num_gpus"

@@ -202,7 +202,8 @@ def _beside_base(label: str, base: float | None, tuned: float | None, unit: str)
 
 
 def _format_epochs(epochs: float | None) -> str:
-    return "1 epoch" if epochs == 1 else _format_known("{:.3g} epochs", epochs)
+    text = _format_known("{:.3g} epochs", epochs)
+    return "1 epoch" if text == "1 epochs" else text
 
 
 def _format_known(form: str, value: float | None) -> str:

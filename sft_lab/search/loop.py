@@ -281,8 +281,8 @@ class _Search:
         if not jobs:
             return []
         log.info(
-            "search: training the best %d trials with %d seeds each",
-            min(BEST, len(rank(self.ended()))),
+            "search: training the best %s with %d seeds each",
+            count_of(min(BEST, len(rank(self.ended()))), "trial"),
             self.options.confirm,
         )
         return [f"{failure.folder.path.name}: {failure.message}" for failure in launch(jobs, keeps_failed=True)]

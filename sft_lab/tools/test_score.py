@@ -8,6 +8,7 @@ from sft_lab import config as configs
 from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import UserError
 from sft_lab.core.io import write_json
+from sft_lab.core.text import count_of
 
 if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
@@ -28,7 +29,7 @@ def score_test(folder: RunDir) -> str:
     write_json(folder.path / FILE_NAME, numbers)
     held_out_loss = tolerant_readers.read(folder.summary).get("eval/loss") or float("nan")
     return (
-        f"{folder.path.name} on {numbers['test_rows']} test rows, which no job was compared on: loss "
+        f"{folder.path.name} on {count_of(numbers['test_rows'], 'test row')}, which no job was compared on: loss "
         f"{numbers['test/loss']:.4f} (base model {numbers['base/test_loss']:.4f}; held-out loss, by which it was "
         f"chosen, {held_out_loss:.4f})"
     )

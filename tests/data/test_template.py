@@ -128,7 +128,7 @@ def test_another_familys_end_before_the_end_of_turn_is_told(tiny: Any, with_bos:
     assert context.notices == []
     WRONG_END(rows, context)
     (told,) = context.notices
-    assert told.startswith("template: writes </s> between an answer and its end of turn <|im_end|>;")
+    assert told.startswith("template: writes </s> between an answer and its end of turn <|im_end|>, but")
     again = StageContext(context.store, lambda: tiny)
     WRONG_END(rows, again)
     assert [entry.hit for entry in again.entries] == [True]

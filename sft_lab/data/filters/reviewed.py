@@ -154,7 +154,7 @@ def _json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]
             raise ConfigError(f"{path}, line {line}: not JSON ({error}); fix or remove the line") from error
         if not isinstance(record, dict):
             raise ConfigError(
-                f"{path}, line {line}: must be an object with id and decision, not {type(record).__name__}"
+                f"{path}, line {line}: must be an object with id and decision, not a {type(record).__name__}"
             )
         yield line, record
 
