@@ -183,7 +183,9 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
         from sft_lab.config.other_names import our_name  # the package takes Hydra along, which --help does without
 
         option, _, value = unknown[0].partition("=")
-        equivalent = _HYDRA_OPTIONS.get(option) or our_name(option.lstrip("-"))
+        following = command_line[command_line.index(unknown[0]) + 1 :]
+        typed = value or next((text for text in following[:1] if not text.startswith("-") and "=" not in text), "")
+        equivalent = _HYDRA_OPTIONS.get(option) or our_name(option.lstrip("-"), typed)
         hint = f"use {equivalent}" if equivalent else "sft-lab --help lists the options"
         if option.startswith("--") and not equivalent:
             hint += f"; settings have no dashes: {option[2:]}={value or 'VALUE'}"

@@ -48,7 +48,7 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
         config: the config, which may have a key of that name elsewhere.
         choices: the chosen options.
     """
-    if (other := our_name(path)) and not re.match(rf"{re.escape(path)}\b", other):
+    if (other := our_name(path, _value_at(path, plain_data(config)))) and not re.match(rf"{re.escape(path)}\b", other):
         return f"{path}: unknown key; use {other}"
     parent, _, leaf = path.rpartition(".")
     if leaf in ("True", "False"):
@@ -75,6 +75,13 @@ def unknown_key(path: str, known: list[str], config: Any = None, choices: dict[s
 def field_names(schema: Any) -> list[str]:
     """Return the names of a dataclass's fields; empty for anything else."""
     return [field.name for field in fields(schema)] if is_dataclass(schema) else []
+
+
+def _value_at(path: str, content: Any) -> Any:
+    """Return the value of a key in plain data; empty if there is none."""
+    for name in path.split("."):
+        content = content.get(name, "") if isinstance(content, dict) else ""
+    return content
 
 
 def all_keys(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:

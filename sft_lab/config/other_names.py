@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _MIRRORS = "tracking=wandb, tensorboard, trackio, local or [wandb,tensorboard]"
 _SHARE = "trainer.warmup_steps (below 1: a fraction of all steps)"
-_LENGTH = "trainer.max_length"
+_LENGTH = "trainer.max_length={value} filter.length.max_tokens={value} split.max_eval_tokens={value}"
 _BATCH = "trainer.per_device_train_batch_size"
 _EPOCHS = "trainer.num_train_epochs"
 _ANSWERS = "trainer.loss_on=answer or all"
@@ -84,8 +84,8 @@ OUR_NAMES = {
     "mask_history": "dataset.train_on=last",
     "excess_length_strategy": _NEVER_CUT,
     "truncation_mode": _NEVER_CUT,
-    "chat_template": "template=file template.path=FILE",
-    "chat_template_path": "template=file template.path=FILE",
+    "chat_template": "template=auto (the model's own) or template=file template.path=FILE",
+    "chat_template_path": "template=file template.path={value}",
     "output_dir": "hydra.run.dir, and hydra.sweep.dir for a sweep",
     "report_to": _MIRRORS,
     "logger": _MIRRORS,
@@ -104,6 +104,54 @@ OUR_NAMES = {
     "hf_token": "model=owner/name after `hf auth login`, since a config must hold no secrets",
 }
 
+_PRECISIONS = {"true": "trainer.precision={name}", "false": "trainer.precision=fp32", "auto": "trainer.precision=auto"}
+_ONLY_ANSWERS = {"true": "trainer.loss_on=answer", "false": "trainer.loss_on=all"}
+_ALL_TOKENS = {"true": "trainer.loss_on=all", "false": "trainer.loss_on=answer"}
+_ADAPTERS = {name: f"trainer={name}" for name in ("lora", "qlora", "full")}
+_QUANTIZED = {
+    "true": _FOUR_BITS,
+    "4": _FOUR_BITS,
+    "false": "trainer=lora",
+    "8": "trainer=qlora, in 4 bits; 8 are not supported",
+}
+_KERNELS = {
+    "true": "model.attn_implementation=flash_attention_2",
+    "fa2": "model.attn_implementation=flash_attention_2",
+    "sdpa": "model.attn_implementation=sdpa",
+    "false": "model.attn_implementation=sdpa",
+    "disabled": "model.attn_implementation=eager",
+    "auto": "model.attn_implementation=null",
+}
+_TRACKERS = {name: f"tracking={name}" for name in ("wandb", "tensorboard", "trackio")} | {"none": "tracking=local"}
+_TEMPLATES = {
+    name: f"template={name}" for name in ("alpaca", "auto", "chatml", "mistral", "plain", "question_answer", "tagged")
+}
+
+# Translations that depend on the value, in lower case; a value that is not listed gets the name in OUR_NAMES.
+BY_VALUE = {
+    "chat_template": {**_TEMPLATES, "tokenizer_default": "template=auto"},
+    "bf16": {value: answer.format(name="bf16") for value, answer in _PRECISIONS.items()},
+    "fp16": {value: answer.format(name="fp16") for value, answer in _PRECISIONS.items()},
+    "completion_only_loss": _ONLY_ANSWERS,
+    "assistant_only_loss": _ONLY_ANSWERS,
+    "train_on_inputs": _ALL_TOKENS,
+    "train_on_prompt": _ALL_TOKENS,
+    "adapter": {**_ADAPTERS, "none": "trainer=full"},
+    "finetuning_type": _ADAPTERS,
+    "use_peft": {"true": "trainer=lora", "false": "trainer=full"},
+    "load_in_4bit": _QUANTIZED,
+    "quantization_bit": _QUANTIZED,
+    "flash_attn": _KERNELS,
+    "flash_attention": _KERNELS,
+    "mask_history": {"true": "dataset.train_on=last", "false": "dataset.train_on=all"},
+    "dataset_exact_deduplication": {"true": "dedup=exact", "false": "dedup=none"},
+    "gradient_checkpointing": {value: f"trainer.activation_checkpointing={value}" for value in ("true", "false")},
+    "sample_packing": {value: f"trainer.packing={value}" for value in ("true", "false")},
+    "neat_packing": {value: f"trainer.packing={value}" for value in ("true", "false")},
+    "report_to": _TRACKERS,
+    "logger": _TRACKERS,
+}
+
 # Below launch: options of sbatch and of Hydra's plugin for submitit.
 _SLURM_NAMES = {
     "time": "launch.timeout_min=..., in minutes",
@@ -119,7 +167,17 @@ _SLURM_NAMES = {
 }
 
 
-def our_name(key: str) -> str | None:
-    """Return the key or option that does what a key of another trainer does, or None."""
+def our_name(key: str, value: object = "") -> str | None:
+    """Return the key or option that does what a key of another trainer does, or None.
+
+    Args:
+        key: of the other trainer, by itself or below any group.
+        value: that it was set to, if known.
+    """
     parent, _, leaf = key.rpartition(".")
-    return (_SLURM_NAMES.get(leaf) if parent == "launch" else None) or OUR_NAMES.get(leaf)
+    text = "none" if value is None else "" if isinstance(value, dict | list) else str(value)
+    answer = _SLURM_NAMES.get(leaf) if parent == "launch" else None
+    answer = answer or BY_VALUE.get(leaf, {}).get(text.lower()) or OUR_NAMES.get(leaf)
+    if leaf == "chat_template" and text.endswith(".jinja"):
+        answer = OUR_NAMES["chat_template_path"]
+    return answer.replace("={value}", f"={text or '...'}") if answer else None

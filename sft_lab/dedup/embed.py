@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 LARGE = 2**20  # bytes; hashes of larger files are cached, since each stage that compares texts needs them
 BLOCK = 2048  # texts; the most that a killed run loses
 MAX_REASON = 200  # characters of a library's error in a message
+MANY_CUT = 1 / 3  # share of texts that are cut, above which there is a notice
+BGE_M3_TOKENS = 8192
+_REMEDY = (
+    "; dedup=minhash decontaminate.method=exact compares whole texts, dedup/embedder=bge_m3 "
+    f"dedup/embedder@decontaminate.embedder=bge_m3 the first {BGE_M3_TOKENS:,} tokens"
+)
 VERSION = 2
 STATIC_VERSION = 1  # of distillation and of encoding by a static embedder
 
@@ -210,7 +216,7 @@ def embed(texts: Texts, embedder: Embedder, context: StageContext) -> np.ndarray
     """Return the unit vector of each text, zero for one without tokens: float32, shape (texts, dim), memory-mapped.
 
     Equal texts are embedded once, stored ones not at all. The embedder truncates texts longer than its limit; their
-    number is logged.
+    number is logged, and a notice if it is large.
     """
     import numpy as np
 
@@ -292,7 +298,7 @@ def _embed_blocks(texts: Texts, embedder: Embedder, key: str, context: StageCont
     from sft_lab.dedup.texts import hex_names
 
     model = embedder.load(context)
-    lengths = _lengths(model, texts, embedder.prompt)
+    lengths = _lengths(model, texts, embedder.prompt, context)
     # Sorted by length, since every text of a batch is padded to the longest.
     order = np.argsort(-lengths, kind="stable")
     parts = np.split(order, range(BLOCK, len(order), BLOCK))
@@ -318,7 +324,7 @@ def _keep(block: Block, names: list[str], key: str, context: StageContext) -> No
     block.path.unlink()
 
 
-def _lengths(model: Any, texts: Texts, prompt: str) -> np.ndarray:
+def _lengths(model: Any, texts: Texts, prompt: str, context: StageContext) -> np.ndarray:
     """Return the number of tokens that the model reads of each text, prompt included; estimated without a tokenizer."""
     import numpy as np
 
@@ -334,5 +340,9 @@ def _lengths(model: Any, texts: Texts, prompt: str) -> np.ndarray:
     lengths = np.array(counts, np.int64)
     cut = int((lengths > limit).sum()) if callable(model.tokenizer) else 0
     if cut:
-        log.info("embed: %d of %d texts are truncated to the embedder's %d tokens", cut, len(lengths), limit)
+        report = context.notice if cut > MANY_CUT * len(lengths) else log.info
+        report(
+            f"embed: {cut} of {len(lengths)} texts are cut at {limit} tokens by the embedder, so that what follows is not "
+            f"compared{_REMEDY if limit < BGE_M3_TOKENS else ''}"
+        )
     return np.minimum(lengths, limit).astype(np.int64)

@@ -11,7 +11,7 @@ from sft_lab import compose
 from sft_lab.cli.arguments import parse
 from sft_lab.config.compose import compose_jobs
 from sft_lab.config.error_messages import field_names
-from sft_lab.config.other_names import OUR_NAMES, our_name
+from sft_lab.config.other_names import BY_VALUE, OUR_NAMES, our_name
 from sft_lab.config.shortcuts import expand
 from sft_lab.core.errors import ConfigError
 from sft_lab.run.schemas import SCHEMAS
@@ -65,6 +65,27 @@ def test_names_of_other_trainers_are_answered_with_keys_that_exist() -> None:
         assert set(keys) - known <= {"dataset.jsonl", "dataset.sources", "dataset.file.jsonl"}, name
 
 
+ANSWERS = {our_name(name, value) or "" for name, answers in BY_VALUE.items() for value in answers}
+
+
+# The others need a GPU or a package that this machine may lack.
+@pytest.mark.parametrize("answer", sorted(answer for answer in ANSWERS if not re.search("qlora|fp16", answer)))
+def test_an_answer_to_a_value_can_be_copied(answer: str, tiny: list[str]) -> None:
+    compose([*tiny, *answer.split()])
+
+
+def test_the_length_of_another_trainer_can_be_copied(tiny: list[str]) -> None:
+    run = compose([*tiny, *(our_name("sequence_len", 4096) or "").split()])
+    assert run.trainer.max_length == run.split.max_eval_tokens == run.filter["length"].max_tokens == 4096
+
+
+def test_every_bundled_template_is_known_by_the_key_of_axolotl() -> None:
+    options = (Path(__file__).parents[2] / "conf" / "template").glob("*.yaml")
+    names = {path.stem for path in options} - {"file"}
+    assert len(names) > 5
+    assert {name: our_name("chat_template", name) for name in names} == {name: f"template={name}" for name in names}
+
+
 def test_every_key_in_the_table_of_other_trainers_is_answered_with_ours() -> None:
     page = (Path(__file__).parents[2] / "docs" / "coming_from.md").read_text()
     rows = page.partition("\n## Keys\n")[2].partition("\n## ")[0].split("\n| ")[2:]
@@ -88,7 +109,14 @@ def test_options_of_sbatch_are_answered_with_keys_that_exist() -> None:
         ("lora_r=8", "lora_r: unknown key; use trainer.peft.r"),
         ("tracking.api_key=x", "tracking.api_key: unknown key; use tracking=wandb after `wandb login`"),
         ("launch.time=9", "launch.time: unknown key; use launch.timeout_min=..., in minutes"),
-        ("trainer.sequence_len=9", "trainer.sequence_len: unknown key; use trainer.max_length"),
+        (
+            "trainer.sequence_len=9",
+            "use trainer.max_length=9 filter.length.max_tokens=9 split.max_eval_tokens=9$",
+        ),
+        ("chat_template=chatml", "chat_template: unknown key; use template=chatml$"),
+        ("chat_template=mine.jinja", r"use template=file template\.path=mine\.jinja$"),
+        ("chat_template=llama3", r"use template=auto \(the model's own\) or template=file template\.path=FILE$"),
+        ("adapter=null", "adapter: unknown key; use trainer=full$"),
         ("trainer.neftune_noise_alpha=5", r"SFTConfig with \+trainer\.sft_config\.neftune_noise_alpha=\.\.\."),
     ],
 )
@@ -103,6 +131,9 @@ def test_a_key_of_another_trainer(typed: str, message: str, tiny: list[str]) -> 
         (["--dataset", "mine.jsonl"], "settings have no dashes: dataset=VALUE"),
         (["--seed=3"], "settings have no dashes: seed=3"),
         (["--lora_rank", "8"], "unknown option --lora_rank; use trainer.peft.r"),
+        (["--cutoff_len", "99"], "use trainer.max_length=99 filter.length.max_tokens=99"),
+        (["--cutoff_len=99"], "use trainer.max_length=99 filter.length.max_tokens=99"),
+        (["--cutoff_len"], r"use trainer.max_length=... filter.length.max_tokens=..."),
     ],
 )
 def test_settings_typed_as_options(typed: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
