@@ -342,7 +342,7 @@ def _lengths(model: Any, texts: Texts, prompt: str, context: StageContext) -> np
     if cut:
         report = context.notice if cut > MANY_CUT * len(lengths) else log.info
         report(
-            f"embed: {cut} of {len(lengths)} texts are cut at {limit} tokens by the embedder, so that what follows is not "
+            f"embed: {cut} of {len(lengths)} texts are truncated to the embedder's {limit} tokens; what follows is not "
             f"compared{_REMEDY if limit < BGE_M3_TOKENS else ''}"
         )
     return np.minimum(lengths, limit).astype(np.int64)

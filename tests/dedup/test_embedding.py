@@ -143,6 +143,13 @@ def test_a_text_longer_than_the_embedder_reads_is_cut_and_counted(
     with caplog.at_level("INFO", logger="sft_lab"):
         vectors = embed([start + "Paris.", start + "Bicycles have bells.", TEXTS[0]], MINILM, context)
     assert "2 of 3 texts are truncated to the embedder's 256 tokens" in caplog.text
+    (notice,) = context.notices
+    assert "dedup=minhash decontaminate.method=exact compares whole texts" in notice
+    few = [start + "Few.", *(f"Short text {n}." for n in range(9))]
+    with caplog.at_level("INFO", logger="sft_lab"):
+        embed(few, MINILM, context)
+    assert "1 of 10 texts are truncated" in caplog.text
+    assert context.notices == [notice]
     assert vectors[0] @ vectors[1] > 0.9999
 
 
