@@ -36,6 +36,7 @@ clean:  ## remove the environment
 	rm -rf $(VENV)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Installing PyTorch and about 200 packages into $(VENV): some minutes, in which pip prints nothing, and about 3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bundled,dev]'

@@ -32,6 +32,7 @@ LACKING = re.compile(r"needs GPUs|NVIDIA GPU|pip install")
 # Files that the commands speak of, in the folder they are composed in.
 ROWS = [
     "my_conversations.jsonl",
+    "my_chats.jsonl.gz",
     "turns.jsonl",
     "tools.jsonl",
     "thoughts.jsonl",
@@ -121,6 +122,7 @@ def test_a_command_composes(command, tmp_path, monkeypatch):
         Path(place, "review.csv").write_text("id,decision\n")
     Path("experiments").mkdir()
     Path("experiments/best.yaml").write_text("# @package _global_\nseed: 7\n")
+    Path("experiments/support.yaml").write_text(experiment_of_the_docs())
     try:
         plan = config.compose_jobs(overrides, multirun=given.multirun)
     except ConfigError as error:
@@ -130,6 +132,22 @@ def test_a_command_composes(command, tmp_path, monkeypatch):
         raise
     assert plan.jobs
     assert plan.swept or not given.multirun
+
+
+def experiment_of_the_docs() -> str:
+    """The experiment file that the page on options shows."""
+    page = (ROOT / "docs/options.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(# @package.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def test_the_experiment_file_and_the_command_of_the_recipe_are_the_same_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("experiments").mkdir()
+    Path("experiments/support.yaml").write_text(experiment_of_the_docs())
+    (recipe,) = [command for command in COMMANDS if re.match("sft-lab plan .*model=mistralai/Mistral-7B-v0.3", command)]
+    _, overrides = arguments.parse(words_of(recipe))
+    assert config.compose_config(["+experiment=support"]) == config.compose_config(overrides)
 
 
 SEARCHES = [command for command in COMMANDS if words_of(command)[0] == "search" and "hparams_search=" not in command]

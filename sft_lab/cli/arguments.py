@@ -170,6 +170,8 @@ _HYDRA_OPTIONS = {
     "--run": "no option, a single run is the default",
     "--resolve": "--cfg job, which is already resolved",
 }
+# With which other tools take a file of settings.
+_FILE_OPTIONS = ("--config", "--config-file", "--config_file")
 
 
 def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -178,6 +180,7 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
     Returns:
         The options, and the overrides.
     """
+    _refuse_settings_file(command_line)
     arguments, rest = _parser().parse_known_args(command_line)
     if unknown := [text for text in rest if text.startswith("-")]:
         from sft_lab.config.other_names import our_name  # the package takes Hydra along, which --help does without
@@ -195,6 +198,17 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if text in ABOUT and not before.endswith(","):  # which the shell may have split
             refuse(f"{text}: is a command, which goes first: sft-lab {text} key=value ...")
     return arguments, overrides
+
+
+def _refuse_settings_file(command_line: list[str]) -> None:
+    """Refuse an option with which other tools take a YAML file; argparse would call ``--config`` ambiguous."""
+    from sft_lab.core.option_files import how_to_run, is_yaml
+
+    for text, following in pairwise([*command_line, ""]):
+        option, _, value = text.partition("=")
+        file = value or following
+        if option in _FILE_OPTIONS or (option in ("-c", "--cfg") and is_yaml(file)):
+            refuse(f"{option}: takes no file; {how_to_run(file if is_yaml(file) else 'NAME.yaml')}")
 
 
 def options_of(command: str) -> list[str]:

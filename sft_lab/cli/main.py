@@ -147,7 +147,7 @@ def _launch(arguments: Arguments, overrides: list[str], work: str) -> tuple[Plan
         return plan, jobs, launch.launch(jobs, work)
 
 
-def _compose(arguments: Arguments, overrides: list[str]) -> Plan:
+def _compose(arguments: Arguments, overrides: list[str], *, to_start: bool = True) -> Plan:
     from sft_lab import config
 
     return config.compose_jobs(
@@ -155,13 +155,14 @@ def _compose(arguments: Arguments, overrides: list[str]) -> Plan:
         multirun=arguments.multirun,
         config_dir=arguments.config_dir,
         config_name=arguments.config_name,
+        to_start=to_start,
     )
 
 
 def _plan(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab.jobs import plan
 
-    jobs = _compose(arguments, overrides)
+    jobs = _compose(arguments, overrides, to_start=arguments.probe)
     forecasts = plan.forecast_jobs(jobs)
     if arguments.probe:
         from sft_lab.jobs.probe import probe_jobs

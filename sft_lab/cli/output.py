@@ -244,6 +244,8 @@ def show_plan(
     lines += dict.fromkeys(forecast.probe for forecast in forecasts if forecast.probe)
     lines += dict.fromkeys(forecast.dedup for forecast in forecasts if forecast.dedup)
     lines += _memory_lines(forecasts)
+    lacking = dict.fromkeys(problem for forecast in forecasts for problem in forecast.lacking)
+    lines += [f"Not on this machine, which would refuse the run: {problem}" for problem in lacking]
     versions = {f"{name} {old}": None for forecast in forecasts for name, old in forecast.other_versions.items()}
     if versions:
         lines.append(
@@ -311,9 +313,8 @@ def _duration(seconds: float | None) -> str:
 
 def _memory_lines(forecasts: list[JobForecast]) -> list[str]:
     footprints = dict.fromkeys(forecast.memory for forecast in forecasts if forecast.memory)
-    if not footprints:
-        return ["Memory: unknown until the model is downloaded or unpacked"]
-    lines = []
+    unknown = dict.fromkeys(forecast.no_memory for forecast in forecasts if forecast.no_memory)
+    lines = [f"Memory: unknown; {reason}" for reason in unknown]
     for memory in footprints:
         parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
         sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in parts.items() if size is not None)

@@ -141,6 +141,7 @@ def compose_jobs(
     config_dir: str | None = None,
     config_name: str | None = None,
     sweep_remedy: str = "put -m before the overrides",
+    to_start: bool = True,
 ) -> Plan:
     """Compose, check and build every job of a command before any starts.
 
@@ -150,6 +151,7 @@ def compose_jobs(
         config_dir: an additional folder of options.
         config_name: of the config to compose, instead of ``config``.
         sweep_remedy: what the caller can do where a single run has several values.
+        to_start: whether to refuse a job for what only this machine lacks.
 
     Raises:
         ConfigError: naming every problem of every job.
@@ -175,7 +177,8 @@ def compose_jobs(
 
         params = composed.hydra.sweeper.get("params") or {}
         grid = expand_grid(parsed, swept_keys, params) if is_sweep else [[]]
-        return build_plan(name, fixed, grid, is_sweep=is_sweep, composed=None if may_sweep else composed)
+        composed_job = None if may_sweep else composed
+        return build_plan(name, fixed, grid, is_sweep=is_sweep, composed=composed_job, to_start=to_start)
 
 
 def first_choices(overrides: list[str]) -> list[str]:
@@ -194,7 +197,13 @@ def _refuse_held_out_axis(grid: list[list[str]]) -> None:
 
 
 def build_plan(
-    name: str | None, fixed: list[str], grid: list[list[str]], *, is_sweep: bool, composed: DictConfig | None = None
+    name: str | None,
+    fixed: list[str],
+    grid: list[list[str]],
+    *,
+    is_sweep: bool,
+    composed: DictConfig | None = None,
+    to_start: bool = True,
 ) -> Plan:
     """Build every job of the grid; report each problem once, with its jobs.
 
@@ -204,6 +213,7 @@ def build_plan(
         grid: the overrides of each job.
         is_sweep: whether the jobs are a sweep.
         composed: the config of the only job, if it is composed already.
+        to_start: as in ``compose_jobs``.
     """
     _refuse_held_out_axis(grid)
     jobs: list[Job] = []
@@ -217,7 +227,7 @@ def build_plan(
             folders = _folder(config, "run"), _folder(config, "sweep")
             dated = "${now:" in str(plain_data(config.hydra["sweep" if is_sweep else "run"]).get("dir"))
             subdir = sweep_subdir(config, number, overrides) if is_sweep else None
-            jobs.append(build_job(config, fixed, overrides, subdir))
+            jobs.append(build_job(config, fixed, overrides, subdir, to_start=to_start))
         except ConfigError as error:
             for problem in problems_in(error):
                 jobs_by_problem.setdefault(problem, []).append(" ".join(overrides))
@@ -277,7 +287,9 @@ def sweep_subdir(composed: DictConfig, number: int, overrides: list[str]) -> str
         ) from error
 
 
-def build_job(composed: DictConfig, fixed: list[str], overrides: list[str], subdir: str | None) -> Job:
+def build_job(
+    composed: DictConfig, fixed: list[str], overrides: list[str], subdir: str | None, *, to_start: bool = True
+) -> Job:
     """Check a composed config, including files and packages, and build its job.
 
     Args:
@@ -285,13 +297,14 @@ def build_job(composed: DictConfig, fixed: list[str], overrides: list[str], subd
         fixed: overrides that all jobs share.
         overrides: this job's own.
         subdir: as in ``Job``.
+        to_start: as in ``compose_jobs``.
 
     Raises:
         ConfigError: naming every problem.
     """
     composed.choices = validate(composed)
     run = build(composed)
-    if problems := run.check():
+    if problems := run.check(to_start=to_start):
         raise all_problems(problems)
     axes = {key_of(text): re.sub(r"^'([\w.+-]+)'$", r"\1", value_of(text)) for text in overrides}
     return Job(run, [*fixed, *overrides], axes, subdir)

@@ -23,10 +23,10 @@ from sft_lab.config.error_messages import (
 )
 from sft_lab.config.other_names import our_name
 from sft_lab.config.search_path import EXPERIMENT_PACKAGE, read_option_file
-from sft_lab.config.shortcuts import expand
+from sft_lab.config.shortcuts import expand, is_data_file
 from sft_lab.config.text_fields import quote_text
 from sft_lab.core.errors import ConfigError, all_problems
-from sft_lab.core.option_files import shipped
+from sft_lab.core.option_files import how_to_run, is_yaml, shipped
 from sft_lab.core.redaction import MAY_BE_SECRET, holds_secret
 from sft_lab.core.text import is_unicode, visible
 from sft_lab.run.launch_config import Slurm
@@ -82,7 +82,13 @@ def parse(overrides: list[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed: list[Override] = []
     problems = []
-    expanded = [part for override in join_values(overrides) for part in expand(override)]
+    texts = []
+    for pieces in _split_at_equals(join_values(overrides)):
+        if len(pieces) > 1:
+            problems.append(f"{' '.join(pieces)}: no space may stand before or after =; write {''.join(pieces)}")
+        else:
+            texts += pieces
+    expanded = [part for override in texts for part in expand(override)]
     for text in translate_submitit(expanded):
         if problem := _problem_before_parsing(text):
             problems.append(problem)
@@ -112,6 +118,20 @@ def join_values(overrides: list[str]) -> list[str]:
     return joined
 
 
+def _split_at_equals(texts: list[str]) -> list[list[str]]:
+    """Return each override in its pieces: several where the shell split it at a space before or after its ``=``."""
+    overrides: list[list[str]] = []
+    for text in texts:
+        before = "".join(overrides[-1]) if overrides else ""
+        has_value = "=" in before[:-1]
+        follows_equals = before.endswith("=") and not has_value and "=" not in text and not text.startswith("~")
+        if follows_equals or (before and "=" not in before and text.startswith("=")):
+            overrides[-1].append(text)
+        else:
+            overrides.append([text])
+    return overrides
+
+
 def _problem_before_parsing(text: str) -> str:
     """Return a problem with a text that the grammar does not catch; empty if there is none."""
     key = key_of(text)
@@ -125,12 +145,11 @@ def _problem_before_parsing(text: str) -> str:
     if not key:
         return f"{text or repr(text)}: no key; write key=value"
     if "=" not in text and not text.startswith("~"):
-        if Path(text).is_file():
-            return f"{text}: has no key; write dataset={text}"
-        is_key = text[:1].isalpha()
-        return f"{text}: has no value; write {key}=..." if is_key else f"{text}: has no key; write key={text}"
+        return _problem_without_equals(text)
     if not key.startswith("hydra") and re.search(r"\$\{\s*[\w.]+\s*:.*\}", text):  # whose inside may be no grammar
         return next(refused_interpolations(value_of(text), key), "")
+    if key == "experiment" and is_yaml(value_of(text)) and not re.fullmatch(r"[\w-]+\.yaml", value_of(text)):
+        return f"{text}: must be a name, without folder and ending; {how_to_run(value_of(text))}"
     if key == "hparams_search":
         return f"{text}: describes a search; run it with `sft-lab search {text.lstrip('+')}`"
     if key.startswith("hydra.") and not re.match(_HYDRA_SETTINGS, key):
@@ -139,6 +158,17 @@ def _problem_before_parsing(text: str) -> str:
         )
         return f"{key}: has no effect here; {hint}"
     return ""
+
+
+def _problem_without_equals(text: str) -> str:
+    """Return what a text without ``=`` lacks: the key of a file or value, or the value of a key."""
+    if is_yaml(text):
+        return f"{text}: is no override; {how_to_run(text)}"
+    if Path(text).is_file() or is_data_file(text):
+        return f"{text}: has no key; write dataset={text}"
+    if text[:1].isalpha():
+        return f"{text}: has no value; write {key_of(text)}=..."
+    return f"{text}: has no key; write key={text}"
 
 
 def _remedy(text: str, reason: str) -> str:

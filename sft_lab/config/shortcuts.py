@@ -18,7 +18,7 @@ def expand(override: str) -> list[str]:
     group, _, value = override.partition("=")
     items = [item.strip("'\"") for item in value.split(",")]
     if group == "dataset":
-        if all(map(_is_data_file, items)):
+        if all(map(is_data_file, items)):
             return ["dataset=file", f"dataset.path={value}"]
         if all(map(_HUB_NAME.fullmatch, items)):
             return ["dataset=hub", f"dataset.name={value}"]
@@ -27,6 +27,6 @@ def expand(override: str) -> list[str]:
     return [override]
 
 
-def _is_data_file(text: str) -> bool:
+def is_data_file(text: str) -> bool:
     """Return whether a text is a path or URL of data, or a file here of any kind, whose reader then names the kinds."""
     return bool(_DATA_FILE.fullmatch(text)) or (any(mark in text for mark in "./") and Path(text).exists())

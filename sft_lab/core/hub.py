@@ -10,17 +10,22 @@ TIMEOUT = 5  # seconds
 
 
 @cache
-def fall_back_on_cache() -> None:
-    """Use only the cache for the rest of this process if the Hub does not answer."""
+def fall_back_on_cache() -> str:
+    """Use only the cache for the rest of this process if the Hub does not answer.
+
+    Returns:
+        Why only the cache is used; empty if the Hub answers.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return
+        return "HF_HUB_OFFLINE is set"
     if problem := unreachable_hub():
         import datasets
 
         log.warning("%s; using only cached files", problem)
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    return problem
 
 
 def unreachable_hub() -> str:

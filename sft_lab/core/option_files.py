@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from sft_lab.core import plugins
@@ -33,6 +35,22 @@ def listing() -> str:
         *_described(_files([shipped("experiments"), Path.cwd() / "experiments"], "")),
     ]
     return "\n".join(lines) + "\n"
+
+
+def is_yaml(file: str) -> bool:
+    """Return whether a file is YAML by its name."""
+    return file.lower().endswith((".yaml", ".yml"))
+
+
+def how_to_run(file: str) -> str:
+    """Return how the settings in a YAML file are run, for a message that refuses the file as an override."""
+    path = Path(file)
+    with suppress(OSError, UnicodeDecodeError):
+        if re.search("^format:", path.read_text(encoding="utf-8"), re.MULTILINE):
+            return f"it is the saved config of a run; write sft-lab replay {file}"
+    own = f"experiments/{path.stem}.yaml"
+    save = "" if path.absolute() == Path(own).absolute() else f"save it as {own} and "
+    return f"settings in a YAML file are an experiment: {save}write +experiment={path.stem} (docs/options.md shows one)"
 
 
 def _described(options: dict[str, str]) -> list[str]:

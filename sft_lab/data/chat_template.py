@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import io
+import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
+from sft_lab.core.io import read_json
 from sft_lab.core.packages import package_path, saved_path
 from sft_lab.core.stage import ReadsFiles, UsesContext
 from sft_lab.data.trained_turns import LabelRules, SystemTurn, Unroll
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
     from sft_lab.core.selection import Selection
     from sft_lab.data.renderer import Renderer
     from sft_lab.data.tokens_and_labels import Encoded
+
+
+CHATML = ("<|im_start|>", "<|im_end|>")
+# Of families whose format no option here has, by which their base models can be recognized: Llama 3, Gemma, Phi.
+FAMILY_TOKENS = ("<|start_header_id|>", "<start_of_turn>", "<|assistant|>")
 
 
 @dataclass
@@ -100,10 +108,35 @@ class Auto(Template):
         """
         if not tokenizer.chat_template:
             raise ModelError(
-                "template=auto: this model has no chat template of its own; use template=chatml "
-                "(or template=plain for a base model without chat tokens)"
+                "template=auto: this model has no chat template of its own, like most base models; "
+                f"{_fitting(tokenizer)} (docs/data.md compares them)"
             )
         return str(tokenizer.get_chat_template())
+
+
+def _fitting(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return which template to use for a tokenizer that has none: one whose tokens it has, if there is one."""
+    vocabulary = tokenizer.get_vocab()
+    if set(CHATML) <= vocabulary.keys():
+        return f"use template=chatml, whose tokens {' '.join(CHATML)} its tokenizer has"
+    if "[INST]" in vocabulary or _is_mistral(tokenizer.name_or_path):
+        return "use template=mistral, the format of its family"
+    if token := next((token for token in FAMILY_TOKENS if token in vocabulary), None):
+        return (
+            f"its tokenizer has {token}: save the chat template of this family's instruct model as a file and use "
+            "template=file template.path=FILE.jinja, or use template=tagged, which needs no special tokens"
+        )
+    return (
+        "use template=tagged, which needs no special tokens, or template=chatml, which adds "
+        f"{' '.join(CHATML)} and trains their embeddings"
+    )
+
+
+def _is_mistral(name_or_path: str) -> bool:
+    config = Path(name_or_path) / "config.json"
+    with suppress(OSError, ValueError, AttributeError):
+        return str(read_json(config).get("model_type")).startswith(("mistral", "ministral", "mixtral"))
+    return bool(re.search("mistral|ministral|mixtral", name_or_path, re.IGNORECASE))
 
 
 @dataclass

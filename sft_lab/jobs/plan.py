@@ -14,7 +14,7 @@ from sft_lab import config as configs
 from sft_lab import pipeline
 from sft_lab.core import heavy_imports, tolerant_readers
 from sft_lab.core.context import StageContext
-from sft_lab.core.errors import ConfigError, SftLabError, SourceError, all_problems
+from sft_lab.core.errors import ConfigError, ModelError, SftLabError, SourceError, all_problems
 from sft_lab.core.io import digest, flat, is_number
 from sft_lab.core.run_discovery import find_run_dirs
 from sft_lab.core.store_view import NotStored, StoreView
@@ -63,7 +63,9 @@ class JobForecast:
         epochs: passes over the rows; None if unknown.
         seconds: estimate from a finished run of the same shape; None without one.
         like: folder of that run.
-        memory: what training holds; None where the model is not here yet.
+        memory: what training holds; None where the model's shape is not known.
+        no_memory: why ``memory`` is None.
+        lacking: packages and devices without which this machine would refuse to run the job.
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
         dedup: how long semantic dedup will take; empty where that is seconds, done or not known.
         held_out_rows: None until all data stages are stored.
@@ -85,6 +87,8 @@ class JobForecast:
     memory: Footprint | None
     trained_as: str | None
     dedup: str
+    no_memory: str = ""
+    lacking: tuple[str, ...] = ()
     held_out_rows: int | None = None
     probe: str = ""
     first_records: FirstRecords | None = None
@@ -133,13 +137,15 @@ class _Known:
     Attributes:
         finished_runs: to estimate times from.
         tokenizers: by model.
-        footprints: memory by model and trainer.
+        footprints: memory by model and trainer, or why it is not known.
+        templates: by model and template, the error with which a run would refuse the template; None without one.
         first_records: by data set.
     """
 
     finished_runs: list[TimedRun]
     tokenizers: dict[str, Any] = field(default_factory=dict)
-    footprints: dict[str, Footprint | None] = field(default_factory=dict)
+    footprints: dict[str, Footprint | str] = field(default_factory=dict)
+    templates: dict[str, SftLabError | None] = field(default_factory=dict)
     first_records: dict[str, FirstRecords] = field(default_factory=dict)
 
 
@@ -199,6 +205,7 @@ def _max_rows(run: Run, raw: RawData) -> int:
 def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
     run = job_folder.job.run
     data = _stored_data(job_folder, known.tokenizers)
+    template_refusal = None if data.prepared or job_folder.is_finished else _template_refusal(run, known)
     first_records = None if data.stages or data.refusal or job_folder.is_finished else _first_records(run, known)
     prepared = data.prepared
     rows = len(prepared.train.rows) if prepared else None
@@ -211,6 +218,7 @@ def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
     shape = digest([saved["model"], *map(saved["trainer"].get, MEMORY_KEYS)])
     if shape not in known.footprints:
         known.footprints[shape] = _memory(run)
+    memory = known.footprints[shape]
     seconds, like = _time(run, steps, known.finished_runs)
     manifest = tolerant_readers.read(job_folder.folder.manifest) if job_folder.is_finished else {}
     return JobForecast(
@@ -224,13 +232,31 @@ def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
         epochs=epochs,
         seconds=seconds,
         like=like,
-        memory=known.footprints[shape],
+        memory=None if isinstance(memory, str) else memory,
+        no_memory=memory if isinstance(memory, str) else "",
+        lacking=() if job_folder.is_finished else tuple(run.missing()),
         trained_as=training_key(run, prepared) if prepared else None,
         dedup=forecast_dedup(run.dedup, _rows_before_dedup(data), run.threads),
         held_out_rows=len(prepared.held_out.rows) if prepared else None,
         first_records=first_records,
-        refusal=first_records.refusal if first_records else data.refusal,
+        refusal=(first_records.refusal if first_records else data.refusal) or template_refusal,
     )
+
+
+def _template_refusal(run: Run, known: _Known) -> SftLabError | None:
+    """Return the error with which a run would refuse its chat template; None if it or the tokenizer is not known."""
+    saved = run.saved()
+    key = digest([saved["model"], saved["template"]])
+    if key not in known.templates:
+        context = run.context(StoreView(run.store.open().root))
+        known.templates[key] = None
+        with suppress(NotStored, SftLabError):  # the tokenizer is not converted or not downloaded yet
+            _ = context.tokenizer
+            try:
+                run.template.bind(context)
+            except ModelError as error:
+                known.templates[key] = error
+    return known.templates[key]
 
 
 def _first_records(run: Run, known: _Known) -> FirstRecords:
@@ -276,8 +302,8 @@ def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredDat
     return StoredData(work.stages, None, prepared, all_problems(problems) if problems else None)
 
 
-def _memory(run: Run) -> Footprint | None:
-    """Return the memory that training would take; None if the model is not downloaded yet.
+def _memory(run: Run) -> Footprint | str:
+    """Return the memory that training would take, or why the model's shape is not known.
 
     Raises:
         ConfigError: if the trainer does not fit the model, as the job itself would before it reads any data.
@@ -291,8 +317,10 @@ def _memory(run: Run) -> Footprint | None:
         return estimate_footprint(run.model, run.trainer, context)
     except ConfigError:
         raise
-    except (NotStored, SftLabError):
-        return None  # not converted or not downloaded yet
+    except NotStored:
+        return "the first run unpacks the model"
+    except SftLabError as error:
+        return str(error)
 
 
 def _steps(run: Run, prepared: Prepared | None) -> int | None:

@@ -25,15 +25,13 @@ HIGH_LEARNING_RATE = 0.1  # above what any optimizer here trains a language mode
 
 
 def check(run: Run) -> list[str]:
-    """Return every problem, naming key or file; none when the run can start."""
+    """Return every problem that the run would have on any machine like this one, naming key or file."""
     problems = [*_check_threads(run), *_check_starter(run), *_check_faiss(run)]
     problems += [*run.dataset.check(), *run.split.check(), *run.template.check(), *run.model.check()]
     for row_filter in run.filter.values():
         problems += row_filter.check()
     problems += [*run.decontaminate.check(), *run.evaluation.check(), *_check_messages(run)]
-    if not run.launch.is_remote:  # a login node needs no GPU; the machine that executes the job checks itself
-        problems += run.trainer.check()
-    problems += [*run.tracking.check(), *run.launch.check(), *run.engine.check()]
+    problems += [*run.trainer.check(), *run.tracking.check(), *run.launch.check(), *run.engine.check()]
     problems += run.store.open().check(several_machines=run.launch.several_machines)
     for key, embedder in run.embedders().items():
         problems += embedder.check(key)
@@ -56,6 +54,13 @@ def doubtful_settings(run: Run) -> list[str]:
             "full fine-tuning"
         )
     return doubts
+
+
+def missing(run: Run) -> list[str]:
+    """Return the packages and devices that this machine lacks to train the run."""
+    if run.launch.is_remote:  # a login node needs no GPU; the machine that executes the job checks itself
+        return []
+    return [*run.trainer.missing(), *run.launch.missing_devices()]
 
 
 def check_rows(run: Run, data: Prepared) -> list[str]:

@@ -161,9 +161,17 @@ class Run(Bounded):
             embedders["decontaminate.embedder"] = self.decontaminate.embedder
         return embedders
 
-    def check(self) -> list[str]:
-        """Return what this machine lacks for the run, naming key or file; empty when nothing."""
-        return checks.check(self)
+    def check(self, *, to_start: bool = True) -> list[str]:
+        """Return every problem, naming key or file; none when the run can start.
+
+        Args:
+            to_start: whether to include what only this machine lacks.
+        """
+        return [*checks.check(self), *(checks.missing(self) if to_start else [])]
+
+    def missing(self) -> list[str]:
+        """Return the packages and devices that this machine lacks to train the run."""
+        return checks.missing(self)
 
     def saved(self, *, complete: bool = False) -> dict[str, Any]:
         """Return the run as plain data, each stage with its ``kind``; ``complete`` as ``config.yaml`` has it."""

@@ -101,8 +101,6 @@ class Launcher(Bounded):
         if self.config_file is not None and not self.accelerate_config().is_file():
             shipped = ", ".join(sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")))
             problems.append(f"launch.config_file={self.config_file}: no such file; available: {shipped}")
-        elif self.distributed and not self.is_remote:  # else the machine that executes the job checks itself
-            problems += self._check_processes()
         if self.num_machines > 1 and not self.is_remote and not os.environ.get("MASTER_ADDR"):
             problems.append(
                 f"launch.num_machines={self.num_machines}: each machine must know the others; use launch=slurm, or run "
@@ -110,8 +108,10 @@ class Launcher(Bounded):
             )
         return problems
 
-    def _check_processes(self) -> list[str]:
+    def missing_devices(self) -> list[str]:
         """Return what the processes of a job lack on this machine."""
+        if not self.distributed:
+            return []
         gpus, kind = visible_gpus(), self.distributed_type()
         if kind != DDP and not gpus:
             # accelerate would put a full copy into each process, and not say so

@@ -82,6 +82,8 @@ class Session:
         logging.getLogger("sft_lab").addHandler(self._handler)
         for doubt in doubtful_settings(self.run):
             self.context.notice(doubt)
+        if online := self.run.tracking.going_online():
+            log.info("%s", online)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -174,7 +174,7 @@ class TrainingSession(Session):
                 remedy = f"pip install flash-attn, or pip install kernels and set {kernel}; else {remedy}"
             self.context.notice(
                 f"packing without FlashAttention: each of the {tokens:,} tokens of a batch attends to every other (a "
-                f"mask of {tokens**2 / 1e9:.1f} GB); {remedy}"
+                f"mask of {tokens**2 / 1e6:,.0f} MB); {remedy}"
             )
         return attention
 

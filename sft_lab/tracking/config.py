@@ -106,6 +106,10 @@ class Tracking:
         """Return the option's own mirror of a run; this one has none, and ignores everything."""
         return Mirror()
 
+    def going_online(self) -> str:
+        """Return what will leave this machine, for the log of a run that begins; empty if nothing will."""
+        return ""
+
     def start(self, run: TrackedRun) -> Mirror:
         """Return what mirrors a run."""
         return SeveralMirrors([self.own_mirror(run), *(_start(name, run) for name in self.mirrors)])
@@ -218,6 +222,17 @@ class Wandb(Tracking):
         from sft_lab.tracking.wandb_mirror import WandbMirror
 
         return WandbMirror(run, mode, self.labels(run))
+
+    def going_online(self) -> str:
+        """Return that metrics and some of the texts go to W&B's server; empty unless the mode is online."""
+        if self.resolved_mode() != "online":
+            return ""
+        from sft_lab.tracking.wandb_login import server_url
+
+        return (
+            f"tracking: {server_url()} gets config, metrics and samples of your texts (W&B); tracking=local keeps "
+            "everything on this machine"
+        )
 
     def labels(self, run: TrackedRun) -> dict[str, Any]:
         """Return what W&B calls the run and puts it under: the option, else W&B's own variable, else ours."""

@@ -15,7 +15,7 @@ from sft_lab.core.gpus import has_gpu
 from sft_lab.core.hardware import fast_bf16
 from sft_lab.core.packages import saved_path
 from sft_lab.core.text import count_of
-from sft_lab.training.optimizers import check_optimizer
+from sft_lab.training.optimizers import check_optimizer, missing_for_optimizer
 from sft_lab.training.sft_fields import check_fields
 from sft_lab.training.weights import Holding
 
@@ -171,8 +171,12 @@ class Full(Bounded):
         return Holding(trained=True, precision=resolve_precision(self.precision))
 
     def check(self) -> list[str]:
-        """Return what this machine lacks for training, and fields that its TRL does not have."""
-        problems = [*check_optimizer(self.optim), *check_fields(self.sft_config)]
+        """Return why the optimizer cannot be used, and fields that the installed TRL does not have."""
+        return [*check_optimizer(self.optim), *check_fields(self.sft_config)]
+
+    def missing(self) -> list[str]:
+        """Return what this machine lacks for training."""
+        problems = missing_for_optimizer(self.optim)
         if has_gpu():
             return problems
         if self.precision is Precision.fp16:
@@ -248,9 +252,9 @@ class Lora(Full):
         four_bit = self.quantization is Quantization.nf4
         return Holding(four_bit=four_bit, precision=resolve_precision(self.precision))
 
-    def check(self) -> list[str]:
+    def missing(self) -> list[str]:
         """Return what this machine lacks, for weights in 4 bits also bitsandbytes."""
-        problems = super().check()
+        problems = super().missing()
         if self.quantization is Quantization.nf4 and not importlib.util.find_spec("bitsandbytes"):
             problems.append(
                 f"trainer.quantization={self.quantization.name}: needs the package bitsandbytes "

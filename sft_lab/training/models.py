@@ -337,8 +337,7 @@ class Pretrained(Model):
         Raises:
             ModelError: for any error that it raises.
         """
-        if not self._is_folder:
-            fall_back_on_cache()
+        offline = "" if self._is_folder else fall_back_on_cache()
         try:
             return load()
         except Exception as error:  # for a broken folder, the library may raise anything
@@ -348,6 +347,8 @@ class Pretrained(Model):
             else:
                 reason = (str(error).strip().splitlines() or [""])[0]
                 remedy = "check the folder's files" if self._is_folder else self._hub_remedy()
+                if offline and "cached files" in reason:
+                    reason = f"it is not in the cache, and {offline}"
             raise ModelError(
                 f"model.name_or_path={self.name_or_path}: the {part} cannot be loaded ({reason}); {remedy}"
             ) from error

@@ -36,11 +36,16 @@ PROJECTIONS = {
 
 
 def check_optimizer(optim: str) -> list[str]:
-    """Return what keeps an optimizer from training here, and from going on where it was interrupted."""
+    """Return what keeps an optimizer from going on where it was interrupted."""
     if re.fullmatch(UNSAVED, optim):
         other = optim.removesuffix("_layerwise") if optim.endswith("_layerwise") else "adamw_torch_fused"
         problem = "its state is not in checkpoints, so an interrupted run would end with different weights"
         return [f"trainer.optim={optim}: {problem}; use {other}"]
+    return []
+
+
+def missing_for_optimizer(optim: str) -> list[str]:
+    """Return what this machine lacks for an optimizer."""
     packages = next((packages for start, packages in PACKAGES.items() if re.match(start, optim)), {})
     missing = [name for module, name in packages.items() if not importlib.util.find_spec(module)]
     if missing:

@@ -134,6 +134,10 @@ def test_a_key_of_another_trainer(typed: str, message: str, tiny: list[str]) -> 
         (["--cutoff_len", "99"], "use trainer.max_length=99 filter.length.max_tokens=99"),
         (["--cutoff_len=99"], "use trainer.max_length=99 filter.length.max_tokens=99"),
         (["--cutoff_len"], r"use trainer.max_length=... filter.length.max_tokens=..."),
+        (["--config", "my.yml"], "--config: takes no file; settings in a YAML file are an experiment: save it as exp"),
+        (["--config=my.yml"], "experiments/my.yaml and write +experiment=my (docs/options.md"),
+        (["-c", "my.yml"], "-c: takes no file; settings in a YAML file are an experiment"),
+        (["seed=1", "--config_file"], "--config_file: takes no file; settings in a YAML file are an experiment"),
     ],
 )
 def test_settings_typed_as_options(typed: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +156,38 @@ def test_a_file_without_its_key_is_answered_with_the_key(here: Path) -> None:
     Path("rows.jsonl").touch()
     with pytest.raises(ConfigError, match=r"rows\.jsonl: has no key; write dataset=rows\.jsonl"):
         compose(["rows.jsonl"])
+
+
+@pytest.mark.parametrize("typed", ["my.yml", "configs/my.yaml", "+experiment=my.yml", "experiment=configs/my.yaml"])
+def test_a_file_of_settings_is_answered_with_how_to_run_one(typed: str, here: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose([typed])
+    assert str(error.value).startswith(f"{typed}: ")
+    assert "save it as experiments/my.yaml and write +experiment=my (docs/options.md" in str(error.value)
+
+    Path("experiments").mkdir()
+    Path("experiments/my.yaml").write_text("seed: 7\n")
+    with pytest.raises(ConfigError, match=r"are an experiment: write \+experiment=my \("):
+        compose(["experiments/my.yaml"])
+    assert compose(["+experiment=my"]).seed == compose(["+experiment=my.yaml"]).seed == 7
+
+
+def test_a_saved_config_is_answered_with_replay(here: Path, tiny: list[str]) -> None:
+    Path("config.yaml").write_text(compose(tiny).to_yaml())
+    with pytest.raises(ConfigError, match=r"config\.yaml: is no override; .* write sft-lab replay config\.yaml"):
+        compose(["config.yaml"])
+
+
+@pytest.mark.parametrize("typed", [["seed=", "3"], ["seed", "=3"], ["seed", "=", "3"]])
+def test_a_space_at_the_equals_sign(typed: list[str], tiny: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose([*tiny, *typed, "dedup.keep=longest"])
+    assert str(error.value) == f"{' '.join(typed)}: no space may stand before or after =; write seed=3"
+
+
+def test_an_empty_value_takes_nothing_from_what_follows(here: Path, tiny: list[str]) -> None:
+    run = compose([*tiny, "tracking=wandb", "tracking.notes=", "seed=3"])
+    assert (run.tracking.notes, run.seed) == ("", 3)  # type: ignore[attr-defined]
 
 
 def test_values_with_a_space_between_them(tiny: list[str]) -> None:

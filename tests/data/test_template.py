@@ -7,6 +7,8 @@ from typing import Any
 
 import datasets
 import pytest
+import tokenizers
+import transformers
 
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ModelError
@@ -173,6 +175,35 @@ def test_a_users_file(tiny: Any, tmp_path: Path) -> None:
     assert answers == ["Hello.\n### End\n<|im_end|>", "Bye.\n### End\n<|im_end|>"]
     assert Jinja(path=str(path)).check() == []
     assert "no such file" in Jinja(path=str(tmp_path / "none.jinja")).check()[0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "name", "remedy"),
+    [
+        (
+            ["<|im_start|>", "<|im_end|>"],
+            "owner/base",
+            "use template=chatml, whose tokens <|im_start|> <|im_end|> its tok",
+        ),
+        (["[INST]", "[/INST]"], "owner/base", "use template=mistral, the format of its family"),
+        ([], "mistralai/Mistral-7B-v0.1", "use template=mistral, the format of its family"),
+        ([], "base", "use template=mistral, the format of its family"),  # by its config.json
+        (["<start_of_turn>"], "owner/base", "its tokenizer has <start_of_turn>: save the chat template of this family"),
+        ([], "owner/base", "use template=tagged, which needs no special tokens, or template=chatml, which adds"),
+    ],
+)
+def test_a_model_without_a_template_is_answered_with_the_one_that_fits(
+    tokens: list[str], name: str, remedy: str, here: Path
+) -> None:
+    Path("base").mkdir()
+    Path("base/config.json").write_text('{"model_type": "mistral"}')
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")), name_or_path=name
+    )
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    with pytest.raises(ModelError) as error:
+        Auto().jinja(tokenizer)
+    assert f"no chat template of its own, like most base models; {remedy}" in str(error.value)
 
 
 def test_answers_keep_their_white_space_where_the_template_does(tiny: Any) -> None:

@@ -137,9 +137,9 @@ def test_as_many_gpus_as_processes(monkeypatch: pytest.MonkeyPatch, launcher: Se
         "launch.num_processes=4: must be at most 2, one per GPU that this process can use; set 2, and raise "
         "trainer.gradient_accumulation_steps for as many rows in a step"
     )
-    assert launcher.check() == ([refused] if launcher.num_processes == 4 else [])
+    assert launcher.missing_devices() == ([refused] if launcher.num_processes == 4 else [])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert launcher.check() == []
+    assert launcher.missing_devices() == []
 
 
 def test_a_copy_of_the_model_in_one_process_is_a_plain_training() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import lzma
 import math
@@ -28,6 +29,7 @@ from sft_lab.dedup.semantic import Semantic
 from sft_lab.jobs import plan, raw_data
 from sft_lab.jobs.plan import JobForecast
 from sft_lab.jobs.probe import Speed, estimate_seconds
+from sft_lab.run.config import Run
 
 
 def forecasts_of(tiny: list[str], *changed: str, sweep: bool = False) -> list[JobForecast]:
@@ -158,6 +160,57 @@ def test_data_that_cannot_be_counted_is_not_guessed(
     output = capsys.readouterr().out
     assert "Data before any stage" not in output
     assert "Format: prompt_completion (prompt+completion); 1 of 1 record can be read" in output
+
+
+def base_model(run: Run) -> Path:
+    """A folder with the run's model, as a base model: without a chat template."""
+    context = run.context()
+    context.tokenizer.save_pretrained("base")
+    run.model.load(context, seed=1).save_pretrained("base")
+    Path("base/chat_template.jinja").unlink()
+    return Path("base")
+
+
+def test_a_template_that_a_run_would_refuse_is_refused(
+    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = base_model(compose(overrides))
+    words = ["plan", *overrides, f"model=./{folder}", "trainer=lora"]
+    before = everything(here)
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert "sft-lab: template=auto: this model has no chat template of its own" in printed.err
+    assert "refused" in printed.out
+    assert main([*words, "template=chatml"]) == 0
+    assert everything(here) == before
+
+
+def test_a_model_that_is_not_here_is_unknown_with_the_reason(
+    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *overrides, "model=owner/none"]) == 0
+    output = capsys.readouterr().out
+    assert "Memory: unknown; model.name_or_path=owner/none: the config cannot be loaded (it is not in the " in output
+    assert re.search("HF_HUB_OFFLINE is set|the Hub .* does not answer", output)
+
+
+def test_what_only_this_machine_lacks_does_not_end_a_plan(
+    here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
+    )
+    words = [*overrides, "trainer=qlora"]
+    assert main(["plan", *words]) == 0
+    output = capsys.readouterr().out
+    assert "Not on this machine, which would refuse the run: trainer.quantization=nf4: needs the package bits" in output
+    assert "million parameters" in output
+    for command in (["plan", "--probe"], ["prepare"], []):
+        assert main([*command, *words, "hydra.run.dir=run"]) == 2
+        assert "trainer.quantization=nf4: needs the package bitsandbytes" in capsys.readouterr().err
+    assert not Path("run").exists()
+    assert main(["plan", *words, "+trainer.sft_config.weight_decy=1"]) == 2  # a mistake everywhere
 
 
 def lines_of(rows: list[Any]) -> str:

@@ -207,6 +207,9 @@ def test_config_beats_environment_beats_login(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert Wandb(mode=config).resolved_mode() == mode
+    online = Wandb(mode=config).going_online()
+    assert bool(online) == (mode == "online")
+    assert not online or "samples of your texts" in online
 
 
 @pytest.mark.parametrize(

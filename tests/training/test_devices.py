@@ -135,9 +135,9 @@ def test_fp16_is_refused_where_it_cannot_be(
     card: str, run: Run, context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (problem,) = Full(precision=Precision.fp16).check()
+    (problem,) = Full(precision=Precision.fp16).missing()
     assert problem.startswith("trainer.precision=fp16: needs a GPU")
-    assert Full(precision=Precision.bf16).check() == []
+    assert Full(precision=Precision.bf16).missing() == []
     model = compose(["model=tiny_random", "model.dtype=float16", "dedup=exact"]).model
     with pytest.raises(ConfigError, match=r"model\.dtype=float16: trained weights must be float32"):
         refuse_misfit(model, Full(precision=Precision.fp16), context)

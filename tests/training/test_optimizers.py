@@ -21,7 +21,7 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.run.config import Run
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Full, Lora, Precision, Quantization
-from sft_lab.training.optimizers import PACKAGES, adam_moments, check_optimizer
+from sft_lab.training.optimizers import PACKAGES, adam_moments, missing_for_optimizer
 from sft_lab.training.rehearsal import refuse_misfit
 from sft_lab.training.sft_config import build_sft_config
 from sft_lab.training.trl_trainer import Trained, train
@@ -49,7 +49,7 @@ def trained(
 @pytest.mark.parametrize("optim", sorted(set(NAMES) - set(REFUSED)))
 def test_packages_are_those_that_transformers_imports(optim: str, tmp_path: Path, run: Run, context) -> None:
     """What we call missing is what Transformers fails to import, and nothing else."""
-    is_missing = any("pip install" in problem for problem in check_optimizer(optim))
+    is_missing = any("pip install" in problem for problem in missing_for_optimizer(optim))
     expected = pytest.raises(ImportError) if is_missing else nullcontext()
     with expected:
         transformers.Trainer.get_optimizer_cls_and_kwargs(arguments(optim, tmp_path), run.model.load(context, 3))
@@ -57,12 +57,12 @@ def test_packages_are_those_that_transformers_imports(optim: str, tmp_path: Path
 
 def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert check_optimizer("schedule_free_adamw") == [
+    assert missing_for_optimizer("schedule_free_adamw") == [
         "trainer.optim=schedule_free_adamw: needs schedulefree; run: pip install schedulefree"
     ]
-    (problem,) = Full(optim="galore_adamw").check()
+    (problem,) = Full(optim="galore_adamw").missing()
     assert problem.endswith("needs galore-torch and bitsandbytes; run: pip install galore-torch bitsandbytes")
-    assert check_optimizer("adamw_torch_fused") == check_optimizer("adafactor") == []
+    assert missing_for_optimizer("adamw_torch_fused") == missing_for_optimizer("adafactor") == []
     for start in PACKAGES:
         assert any(re.match(start, name) for name in NAMES)
 
@@ -78,9 +78,9 @@ def test_an_optimizer_that_no_checkpoint_holds_is_refused(optim: str) -> None:
 def test_galore_in_8_bits_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (problem,) = check_optimizer("galore_adamw_8bit")
+    (problem,) = missing_for_optimizer("galore_adamw_8bit")
     assert "needs a GPU" in problem
-    assert check_optimizer("galore_adamw") == check_optimizer("adamw_8bit") == []
+    assert missing_for_optimizer("galore_adamw") == missing_for_optimizer("adamw_8bit") == []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ RESUMED = [
 @pytest.mark.parametrize("kind", RESUMED, ids=lambda kind: f"{kind.func.__name__}-{kind.keywords['optim']}")
 def test_a_cut_off_training_ends_with_the_weights_of_a_whole_one(kind, run, context, rows, tmp_path) -> None:
     """Stopped after step 5 of 8, measured at 3 and 6, and taken up from the checkpoint of step 4: bit for bit."""
-    if problems := kind().check():
+    if problems := kind().missing():
         pytest.skip(problems[0])
 
     def options() -> Full:

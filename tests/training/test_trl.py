@@ -142,10 +142,10 @@ def test_training_warns_of_nothing_of_ours(run, context, rows, tmp_path, recwarn
 
 def test_four_bits_are_refused_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    (problem,) = Lora(quantization=Quantization.nf4).check()
+    (problem,) = Lora(quantization=Quantization.nf4).missing()
     assert problem.startswith("trainer.quantization=nf4: needs the package bitsandbytes (pip install bitsandbytes)")
     assert "trainer=lora" in problem
-    assert Lora().check() == Full().check() == []
+    assert Lora().missing() == Full().missing() == []
     with pytest.raises(ModelError, match="pip install bitsandbytes"):
         four_bit_kwargs(Holding(four_bit=True))
 
