@@ -101,7 +101,7 @@ MISTAKES = {
     "filters without brackets": (["filter=answered,length"], ["filter=answered,length", "-m"]),
     "two equal signs": (["trainer.optim=a=b"], ["trainer.optim=a=b", "quote it"]),
     "no equal sign": (["trainer.optim"], ["trainer.optim: has no value; write trainer.optim="]),
-    "two bad words at once": (["foo", "=3"], ["2 problems", "foo", "=3"]),
+    "two bad words at once": (["=3", "foo"], ["2 problems", "foo", "=3"]),
     # limits
     "above a limit": (["trainer.peft.lora_dropout=1"], ["trainer.peft.lora_dropout=1.0", "below 1"]),
     "below a limit": (["trainer.learning_rate=0"], ["trainer.learning_rate=0.0", "above 0"]),
