@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sft_lab.cli.model_arguments import add_to_model_commands
+from sft_lab.core.characters import meant_option
 from sft_lab.core.errors import UserError
 from sft_lab.core.redaction import printable, redact
 
@@ -180,6 +181,9 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, list[str]]:
     Returns:
         The options, and the overrides.
     """
+    for text in command_line:
+        if hint := meant_option(text):
+            refuse(f"{text}: {hint}")
     _refuse_settings_file(command_line)
     arguments, rest = _parser().parse_known_args(command_line)
     if unknown := [text for text in rest if text.startswith("-")]:

@@ -16,9 +16,9 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import BooleanNode, DictConfig, EnumNode, FloatNode, IntegerNode, ListConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
-from sft_lab.config.characters import character_hint
 from sft_lab.config.other_names import our_name
 from sft_lab.core import plugins
+from sft_lab.core.characters import character_hint
 from sft_lab.core.errors import ConfigError
 from sft_lab.run.schemas import SCHEMAS
 

@@ -14,7 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from sft_lab.config.characters import character_hint, code_of
 from sft_lab.config.error_messages import (
     GROUPS,
     LOGGING,
@@ -25,6 +24,7 @@ from sft_lab.config.other_names import our_name
 from sft_lab.config.search_path import EXPERIMENT_PACKAGE, read_option_file
 from sft_lab.config.shortcuts import expand, is_data_file
 from sft_lab.config.text_fields import quote_text
+from sft_lab.core.characters import character_hint, code_of, meant_option
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.core.option_files import how_to_run, is_yaml, shipped
 from sft_lab.core.redaction import MAY_BE_SECRET, holds_secret
@@ -166,6 +166,8 @@ def _problem_without_equals(text: str) -> str:
         return f"{text}: is no override; {how_to_run(text)}"
     if Path(text).is_file() or is_data_file(text):
         return f"{text}: has no key; write dataset={text}"
+    if hint := meant_option(text) or character_hint(text):
+        return f"{text}: {hint}"
     if text[:1].isalpha():
         return f"{text}: has no value; write {key_of(text)}=..."
     return f"{text}: has no key; write key={text}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sft_lab.core.characters import at_error, not_json, with_character_hint
 from sft_lab.core.errors import UserError
 from sft_lab.core.io import SMALL
 from sft_lab.data.json_array import unique_fields
@@ -50,14 +51,15 @@ def _values(text: str, at: str) -> Iterator[tuple[str, Any]]:
     except ValueError as error:
         lines = [(f"{at}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) < 2 or not _is_json(lines[0][1]):
-            raise UserError(f"{at}: not JSON ({error}); give {_FORMS}") from error
+            problem = with_character_hint(f"{at}: not JSON ({error})", at_error(error))
+            raise UserError(f"{problem}; give {_FORMS}") from error
     else:
         return
     for at_line, line in lines:
         try:
             value = _parsed(line)
         except ValueError as error:
-            raise UserError(f"{at_line}: not JSON ({error}); fix the line") from error
+            raise UserError(f"{at_line}: {not_json(error)}; fix the line") from error
         yield at_line, value
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from sft_lab.core.characters import with_character_hint
 from sft_lab.core.errors import SourceError
 from sft_lab.data.messages import (
     ROLES,
@@ -69,7 +70,8 @@ def find_reader(
     present = list(dict.fromkeys(present))
     if columns:
         if missing := [name for name in columns.values() if name not in present]:
-            raise SourceError(f"dataset.columns={columns}: the source has no column {missing}, only {present}")
+            problem = f"dataset.columns={columns}: the source has no column {missing}, only {present}"
+            raise SourceError(with_character_hint(problem, "".join(missing)))
         return OwnColumns(tuple(columns.items()))
     fitting = [name for name, needed in COLUMNS_OF.items() if any(set(keys) <= set(present) for keys in needed)]
     if wanted is not Format.auto:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
+from sft_lab.core.characters import at_error, with_character_hint
 from sft_lab.core.errors import SourceError
 from sft_lab.data.utf8 import not_utf8
 
@@ -53,10 +54,8 @@ def read_array(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[d
         yield not_utf8(f"{name}, line {text.line_of(error)}", error, is_file=is_ascii, has_position=False)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        yield SourceError(
-            f"{name}, line {text.line_of(error)}: not JSON ({reason}); fix it, or name the file .jsonl "
-            "if it has one object per line"
-        )
+        problem = with_character_hint(f"{name}, line {text.line_of(error)}: not JSON ({reason})", at_error(error))
+        yield SourceError(f"{problem}; fix it, or name the file .jsonl if it has one object per line")
 
 
 def _elements(text: _Text) -> Iterator[dict[str, Any] | None]:

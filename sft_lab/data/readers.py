@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sft_lab.core.characters import not_json
 from sft_lab.core.errors import SourceError
 from sft_lab.core.io import HashingReader
 from sft_lab.data.json_array import read_array, unique_fields
@@ -243,7 +244,7 @@ def _read_lines(name: str, stream: IO[bytes], max_record_mb: float) -> Iterator[
             raise _cut_short(error, lines.number) from error
         except (ValueError, RecursionError) as error:
             remedy = _OF_OTHER_LAYOUT.get(opening, "fix or remove the line")
-            yield SourceError(f"{name}, line {lines.number}: not JSON ({error}); {remedy}")
+            yield SourceError(f"{name}, line {lines.number}: {not_json(error)}; {remedy}")
         else:
             if record is not ...:
                 yield record if isinstance(record, dict) else None

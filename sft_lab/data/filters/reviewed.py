@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from sft_lab.core.characters import not_json
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError
 from sft_lab.core.log import log
@@ -151,7 +152,7 @@ def _json_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}, line {line}: not JSON ({error}); fix or remove the line") from error
+            raise ConfigError(f"{path}, line {line}: {not_json(error)}; fix or remove the line") from error
         if not isinstance(record, dict):
             raise ConfigError(
                 f"{path}, line {line}: must be an object with id and decision, not a {type(record).__name__}"
