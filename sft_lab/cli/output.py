@@ -112,11 +112,11 @@ def show_prepared(folder: RunDir) -> None:
 
 
 def _waterfall(folder: RunDir) -> Table:
-    table = new_table("stage", "rows", "tokens", "dropped", title="Waterfall")
+    table = new_table("stage", "rows", "tokens", "details", title="Waterfall")
     table.columns[1].justify = table.columns[2].justify = "right"
     for stage in tolerant_readers.read(folder.waterfall).get("stages") or []:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
-        table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", dropped)
+        details = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
+        table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", details)
     return table
 
 

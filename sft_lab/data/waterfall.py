@@ -177,7 +177,7 @@ def stages_html(stages: list[dict[str, Any]]) -> str:
         )
         for stage, counts in zip(stages, reasons, strict=True)
     ]
-    return html_table(("stage", "rows", "tokens", "dropped"), rows, "Waterfall")
+    return html_table(("stage", "rows", "tokens", "details"), rows, "Waterfall")
 
 
 def commonest_causes(selection: Selection) -> str:
