@@ -253,8 +253,8 @@ def test_a_login_node_needs_no_gpu_and_a_job_there_does(tiny: list[str], monkeyp
     assert run.check() == []
     monkeypatch.setenv(JOB_VARIABLE, "12_0")
     assert [problem.partition(": ")[2][:20] for problem in run.check()] == [
-        "FSDP needs GPUs, and",
         "each machine must kn",
+        "FSDP needs GPUs, and",
     ]
 
 
