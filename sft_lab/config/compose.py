@@ -23,6 +23,7 @@ from sft_lab.config.error_messages import (
     refused_interpolations,
 )
 from sft_lab.config.overrides import (
+    decimal_hint,
     expand_grid,
     experiment_name,
     key_of,
@@ -172,13 +173,19 @@ def compose_jobs(
         is_sweep = multirun or (mode is not None and mode.name == "MULTIRUN")
         if swept_keys and not is_sweep:
             text = next(text for text in texts_of(parsed) if key_of(text) in swept_keys)
-            raise ConfigError(f"{text}: several values for one key are a sweep; {sweep_remedy}")
+            raise ConfigError(f"{text}: several values for one key are a sweep; {sweep_remedy}{decimal_hint(text)}")
         refuse_sweep_settings(parsed, is_sweep=is_sweep)
 
         params = composed.hydra.sweeper.get("params") or {}
         grid = expand_grid(parsed, swept_keys, params) if is_sweep else [[]]
         composed_job = None if may_sweep else composed
-        return build_plan(name, fixed, grid, is_sweep=is_sweep, composed=composed_job, to_start=to_start)
+        try:
+            return build_plan(name, fixed, grid, is_sweep=is_sweep, composed=composed_job, to_start=to_start)
+        except ConfigError as error:
+            hints = {key_of(text): decimal_hint(text) for text in texts_of(parsed, only_swept=True)}
+            raise all_problems(
+                problem + hints.get(problem.partition("=")[0], "") for problem in problems_in(error)
+            ) from error
 
 
 def first_choices(overrides: list[str]) -> list[str]:

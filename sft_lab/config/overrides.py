@@ -61,6 +61,13 @@ def texts_of(overrides: Iterable[Override], *, only_swept: bool = False) -> list
     return [str(override.input_line) for override in overrides if override.is_sweep_override() or not only_swept]
 
 
+def decimal_hint(override: str) -> str:
+    """Return how to write a decimal whose comma makes two values of it, as in ``0,2``; empty for other values."""
+    key, _, value = override.partition("=")
+    is_decimal = re.fullmatch(r"[+-]?(0,\d+|\d+,\d+[eE][+-]?\d+)", value)
+    return f"; a decimal has a point: {key}={value.replace(',', '.')}" if is_decimal else ""
+
+
 def experiment_name(overrides: list[str]) -> str | None:
     """Return the name of the chosen experiment, ``a+b`` for two."""
     names = [value_of(text).strip("[]").replace(",", "+") for text in overrides if key_of(text) == "experiment"]

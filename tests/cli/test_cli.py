@@ -225,6 +225,13 @@ def test_info_searchpath(capsys):
         (["dedup.treshold=0.9"], "did you mean dedup.threshold?"),
         (["train", "dedup.treshold=0.9"], "did you mean dedup.threshold?"),
         (["dedup.threshold=0.8,0.9"], "-m"),
+        (["split.eval_share=0,2"], "put -m before the overrides; a decimal has a point: split.eval_share=0.2\n"),
+        (
+            ["-m", "trainer.learning_rate=0,0002"],
+            "must be above 0 (job trainer.learning_rate=0); a decimal has a point",
+        ),
+        (["trainer.learning_rate=1,5e-5"], "a decimal has a point: trainer.learning_rate=1.5e-5"),
+        (["dedup.threshold=0.8,0.9"], "put -m before the overrides\n"),
         (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be above 0"),
         (["dataset=file", "dataset.path=/no/such.jsonl"], "/no/such.jsonl"),
         (["--cfg", "job", "dedup.threshold=7"], "dedup.threshold=7.0"),
