@@ -200,7 +200,7 @@ def _no_such_option(path: str) -> str:
     group = next((group for group in candidates if loader.get_group_options(group)), path)
     names = loader.get_group_options(group)
     option = path.removeprefix(f"{group}/")
-    nearest = difflib.get_close_matches(option, names, n=1, cutoff=0.5)
+    nearest = _nearest_option(option, names)
     hint = ""
     if group in ("model", "dataset"):
         hint = f"; for one on the Hub write {group}=OWNER/NAME"
@@ -208,8 +208,23 @@ def _no_such_option(path: str) -> str:
         kind = group.removeprefix("hydra/")
         ours = {"launcher": "launch=processes, slurm and ray need", "sweeper": "`sft-lab search` needs"}[kind]
         hint = f"; {ours} no Hydra plugin; to use one anyway: pip install hydra-NAME-{kind}"
-    hint += f"; did you mean {nearest[0]}?" if nearest else ""
+    hint += f"; did you mean {nearest}?" if nearest else ""
     return f"{group}={option}: no such option; available: {', '.join(names) or 'none'}{hint}"
+
+
+def _nearest_option(option: str, names: list[str]) -> str | None:
+    """Return the nearest option, by letters and digits alone; of those that begin the same, the longest.
+
+    A model's own name has another case, other signs and a suffix: SmolLM2-135M-Instruct is smollm2_135m.
+    """
+
+    def bare(name: str) -> str:
+        return re.sub(r"[\W_]", "", name.casefold())
+
+    wanted, known = bare(option), {bare(name): name for name in names}
+    beginning = [text for text in known if text and wanted.startswith(text) and len(text) >= len(wanted) / 2]
+    nearest = sorted(beginning, key=len)[-1:] or difflib.get_close_matches(wanted, list(known), n=1, cutoff=0.5)
+    return known[nearest[0]] if nearest else None
 
 
 def _no_such_group(key: str) -> str:

@@ -225,6 +225,11 @@ def test_info_searchpath(capsys):
         (["dedup.treshold=0.9"], "did you mean dedup.threshold?"),
         (["train", "dedup.treshold=0.9"], "did you mean dedup.threshold?"),
         (["dedup.threshold=0.8,0.9"], "-m"),
+        (["model=SmolLM2-135M-Instruct"], "; did you mean smollm2_135m?\n"),
+        (["model=Mistral-7B-Instruct-v0.3"], "; did you mean mistral_7b_instruct?\n"),
+        (["model=tiny-random"], "; did you mean tiny_random?\n"),
+        (["model=SmolLM2_135M"], "; did you mean smollm2_135m?\n"),
+        (["trainer=LoRa"], "; did you mean lora?\n"),
         (["split.eval_share=0,2"], "put -m before the overrides; a decimal has a point: split.eval_share=0.2\n"),
         (
             ["-m", "trainer.learning_rate=0,0002"],
