@@ -142,7 +142,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     speed = summary["tokens_per_second"] or 0
     lines.append(
         f"Training: {count_of(summary['steps'], 'step')} on {count_of(summary['train_rows'], 'row')}, "
-        f"{count_of(summary['train_tokens'], 'token')}, "
+        f"{count_of(summary['train_tokens'], 'token')} read, "
         f"{speed:.0f} tokens/s; {summary['seconds']:.0f} s in all"
     )
     return lines

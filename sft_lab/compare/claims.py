@@ -338,7 +338,7 @@ def _kept_equal(comparison: Comparison) -> list[str]:
 
     equal: list[str] = []
     other: list[str] = []
-    for key, name in (("steps", "optimizer steps"), ("epochs", "epochs"), ("train_tokens", "trained tokens")):
+    for key, name in (("steps", "optimizer steps"), ("epochs", "epochs"), ("train_tokens", "tokens read")):
         values = [float(value) for summary in summaries if is_number(value := summary.get(key))]
         if len(values) == len(summaries):
             is_equal = max(values) - min(values) <= 0.01 * abs(max(values))

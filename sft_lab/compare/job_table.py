@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Heading -> key of summary.json and format of its value.
 COLUMNS = {
     "rows": ("train_rows", "{:,.0f}"),
-    "tokens": ("train_tokens", "{:,.0f}"),
+    "tokens read": ("train_tokens", "{:,.0f}"),
     "best loss": ("best_eval_loss", "{:.4f}"),
     "final loss": ("eval/loss", "{:.4f}"),
     "bits/byte": ("eval/bits_per_byte", "{:.4f}"),

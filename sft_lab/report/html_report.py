@@ -178,7 +178,7 @@ def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:
         KeyNumber(
             "Training rows",
             format_count(get("train_rows")),
-            note=_format_known("{:,} tokens trained", get("train_tokens")),
+            note=_format_known("{:,} tokens read in training: template and every epoch included", get("train_tokens")),
         ),
         KeyNumber("Held-out rows", format_count(get("eval_rows"))),
         KeyNumber(

@@ -128,7 +128,7 @@ def test_an_unfinished_sweep(tmp_path):
     columns = list(job_table.COLUMNS)
     assert lines["at-work"].numbers[columns.index("final loss")] == "2.3000"  # what it has come to so far
     assert lines["at-work"].numbers[columns.index("rows")] == "90"
-    assert lines["at-work"].numbers[columns.index("tokens")] == "500"
+    assert lines["at-work"].numbers[columns.index("tokens read")] == "500"
     assert set(lines["waiting"].numbers) == {""}
     assert comparison.best is not None
     assert comparison.best.name == "done"  # 2.3 of the running job is no result
@@ -296,7 +296,7 @@ def test_what_stayed_equal_is_noted_where_rows_differ(tmp_path):
         )
     text = text_of(analyze_folders(tmp_path))
     assert (
-        "numbers of training rows; their optimizer steps and trained tokens differ by at most 1%, their epochs "
+        "numbers of training rows; their optimizer steps and tokens read differ by at most 1%, their epochs "
         "by more." in text
     )
 
@@ -307,8 +307,7 @@ def test_steps_that_differ_with_the_rows_name_the_budget(tmp_path):
         write_job(tmp_path / str(limit), nats_of(seed=limit), dataset__limit=limit, summary=summary)
     text = text_of(analyze_folders(tmp_path))
     assert (
-        "their epochs differ by at most 1%, their optimizer steps and trained tokens by more. trainer.budget=steps"
-        in text
+        "their epochs differ by at most 1%, their optimizer steps and tokens read by more. trainer.budget=steps" in text
     )
 
 

@@ -136,6 +136,7 @@ def test_a_whole_run_on_one_page(whole: str) -> None:
         "<h1><bdi>01-26-04</bdi></h1>", "2026-11-22", "undertrained", "held-out loss changed by -10.0%",
         "2.400 → ", "1.800", "−25.0%, nats per token", "−22.2%, of held-out answers", "+0.100", "13 min 32 s",
         "Of 2,000 conversations, 1,200 are left", "768 begins_with_assistant", "Held-out rows", "9 long",
+        "98,304 tokens read in training: template and every epoch included",
         "dedup.threshold=0.9", "c0ffee", "with uncommitted changes", "from the store", "abacus",
         "learning_rate: 0.0002",
     ):  # fmt: skip
