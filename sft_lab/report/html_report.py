@@ -14,7 +14,7 @@ from sft_lab.core.tolerant_readers import extra_keys, read, read_config, read_li
 from sft_lab.core.types import RunState, Verdict, Work
 from sft_lab.core.verdict_warnings import warnings_beside
 from sft_lab.report.figures import draw_figures
-from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, with_minus
+from sft_lab.report.formatting import DASH, format_count, format_decimal, format_seconds, format_significant, with_minus
 from sft_lab.report.pages import template_environment, write_page
 from sft_lab.report.style import COLORS, inline_svg
 
@@ -82,6 +82,14 @@ class KeyNumber(NamedTuple):
     tone: str = ""
 
 
+class EvidenceLine(NamedTuple):
+    """A rule's message, whether and why it holds (empty without a number), and whether it decides the verdict."""
+
+    message: str
+    outcome: str
+    decides: bool
+
+
 def write_report(folder: RunDir) -> Path:
     """Draw the figures and write ``report.html``; parts that the run has no file for are left out.
 
@@ -113,6 +121,7 @@ def _content(folder: RunDir) -> dict[str, Any]:
         "tone": tone,
         "meaning": meaning,
         "warnings": warnings_beside(summary),
+        "evidence": _evidence(summary),
         "state": _state_to_show(status, has_result=bool(summary) or status.get("work") == Work.PREPARE),
         "error": status.get("error"),
         "numbers": _key_numbers(summary),
@@ -158,6 +167,36 @@ def _state_to_show(status: dict[str, Any], *, has_result: bool) -> str | None:
     """Return the run's state unless its verdict says it all; the page is written while the run still works."""
     state = status.get("state")
     return None if state == RunState.FINISHED or (state == RunState.RUNNING and has_result) else state
+
+
+# What these rules require beside a value at their limit, as it is when they do not hold.
+_REQUIRED = {
+    Verdict.DIVERGED: "the loss on training rows did not rise",
+    Verdict.OVERFITTING: "training loss did not keep falling",
+}
+
+
+def _evidence(summary: dict[str, Any]) -> list[EvidenceLine]:
+    """Return the rules that were applied in order, of which only the last can hold."""
+    entries = summary.get("evidence") or []
+    lines = []
+    for number, entry in enumerate(entries, 1):
+        decides = number == len(entries) and entry["rule"] == summary.get("verdict")
+        lines.append(EvidenceLine(entry.get("says"), _outcome(entry, holds=decides), decides))
+    return lines
+
+
+def _outcome(entry: dict[str, Any], *, holds: bool) -> str:
+    """Return whether a rule holds, and why: ``diverged: no, since −0.116 is below 0.2``."""
+    rule, value, limit = entry["rule"], entry.get("value"), entry.get("limit")
+    if not is_number(value) or not is_number(limit):
+        return ""
+    is_reached = value >= limit
+    comparison = f"{format_significant(value)} is {'at least' if is_reached else 'below'} {format_significant(limit)}"
+    name = f"{rule.replace('_', ' ')}: {'yes' if holds else 'no'}"
+    if is_reached and not holds and rule in _REQUIRED:
+        return f"{name}, although {comparison}, since {_REQUIRED[rule]}"
+    return f"{name}, since {comparison}"
 
 
 def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:

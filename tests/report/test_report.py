@@ -136,12 +136,35 @@ def test_a_whole_run_on_one_page(whole: str) -> None:
         "<h1><bdi>01-26-04</bdi></h1>", "2026-11-22", "undertrained", "held-out loss changed by -10.0%",
         "2.400 → ", "1.800", "−25.0%, nats per token", "−22.2%, of held-out answers", "+0.100", "13 min 32 s",
         "Of 2,000 conversations, 1,200 are left", "768 begins_with_assistant", "Held-out rows", "9 long",
+        "undertrained: yes, since 0.1 is at least 0.01",
         "98,304 tokens read in training: template and every epoch included",
         "dedup.threshold=0.9", "c0ffee", "with uncommitted changes", "from the store", "abacus",
         "learning_rate: 0.0002",
     ):  # fmt: skip
         assert expected in whole
     assert ">running<" not in whole
+
+
+def test_each_rule_says_whether_and_why_it_holds(make: Make) -> None:
+    def rule(name: str, value: float | None, limit: float | None) -> dict[str, Any]:
+        return {"rule": name, "value": value, "limit": limit, "says": name}
+
+    evidence = [
+        rule("diverged", -0.116, 0.2), rule("overfitting", 0.06, 0.05), rule("underfitting", 0.116, 0.01),
+        rule("template_not_learned", 0.75, 0.1), rule("healthy", -0.116, None),
+    ]  # fmt: skip
+    html = html_of(make(summary={**SUMMARY, "verdict": "healthy", "evidence": evidence}))
+    for line in (
+        "diverged: no, since −0.116 is below 0.2",
+        "overfitting: no, although 0.06 is at least 0.05, since training loss did not keep falling",
+        "underfitting: no, since 0.116 is at least 0.01",
+        "template not learned: no, since 0.75 is at least 0.1",
+    ):
+        assert line in html
+    assert ": yes" not in html
+    short = [rule("not_judged", 1, 3)]
+    html = html_of(make(summary={**SUMMARY, "verdict": "not_judged", "evidence": short}))
+    assert "not judged: yes, since 1 is below 3" in html
 
 
 def test_the_page_needs_nothing_beside_it_and_runs_nothing(whole: str) -> None:
