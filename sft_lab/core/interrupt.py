@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first signal ends the work cleanly, a second Ctrl-C ends it at once."""
+"""Ctrl-C, SIGTERM and Slurm's SIGUSR2: the first signal ends the work cleanly, a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+REQUEUE_SECONDS = 60  # for a safe point after SIGUSR2, which submitit lets Slurm send 90 s before a job is killed
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
@@ -32,10 +33,16 @@ def second_ends_at_once() -> Iterator[None]:
 
 
 class Request:
-    """A request to stop: the signal that came first, or 0."""
+    """A request to stop.
+
+    Attributes:
+        number: the signal that came first, or 0.
+        requeue: submitit's handler of SIGUSR2, if that is the signal: it requeues the job and exits.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self.requeue: Callable[[int, FrameType | None], Any] | None = None
 
     def __bool__(self) -> bool:
         return self.number != 0
@@ -44,12 +51,17 @@ class Request:
         """End the process the way the signal would by default."""
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.requeue:
+            self.requeue(self.number, None)
         sys.exit(128 + (self.number or signal.SIGTERM))
 
 
 @contextmanager
 def deferred(notice: str) -> Iterator[Request]:
     """Record Ctrl-C and SIGTERM instead of raising, for work that stops at its next safe point.
+
+    So is SIGUSR2 where submitit handles it. Work without a safe point within ``REQUEUE_SECONDS`` is requeued all the
+    same, since Slurm requeues no job that it had to kill.
 
     Args:
         notice: written to standard error when the first signal comes.
@@ -58,24 +70,37 @@ def deferred(notice: str) -> Iterator[Request]:
     if not _may_handle():
         yield request
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = _deferrable()
 
     def note(number: int, _: FrameType | None) -> None:
         if not request:
             _write(f"{notice}; Ctrl-C again ends at once" if number == signal.SIGINT else notice)
-        request.number = request.number or number
+            request.number = number
+            if number == signal.SIGUSR2:
+                request.requeue = before[number]
+                signal.signal(signal.SIGALRM, lambda *_: request.obey())
+                signal.alarm(REQUEUE_SECONDS)
         if number == signal.SIGINT:
             signal.signal(number, _second if before[number] is _first else before[number])
 
-    for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):
-            signal.signal(number, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield request
     finally:
+        if request.requeue:
+            signal.alarm(0)
         for number, handler in before.items():
             if signal.getsignal(number) is note:
                 signal.signal(number, handler)
+
+
+def _deferrable() -> dict[int, Any]:
+    """Return the handlers of the signals to defer: those that nobody ignores, and SIGUSR2 only if it is handled."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    if handlers[signal.SIGUSR2] == signal.SIG_DFL:
+        del handlers[signal.SIGUSR2]
+    return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
 
 def _may_handle() -> bool:

@@ -45,13 +45,17 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Return commit and dirty flag of the checkout of sft_lab; None outside a checkout."""
-    root = Path(__file__).parents[2]
+    """Return commit and dirty flag of the checkout of sft_lab; None outside a checkout.
+
+    Only the package's own code counts: everything else that a result depends on is in ``config.yaml``.
+    """
+    package = Path(__file__).parents[1]
+    root = package.parent
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
+        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "--", package.name))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
 
