@@ -223,7 +223,7 @@ def _nearest_option(option: str, names: list[str]) -> str | None:
 
     wanted, known = bare(option), {bare(name): name for name in names}
     beginning = [text for text in known if text and wanted.startswith(text) and len(text) >= len(wanted) / 2]
-    nearest = sorted(beginning, key=len)[-1:] or difflib.get_close_matches(wanted, list(known), n=1, cutoff=0.5)
+    nearest = sorted(beginning, key=len)[-1:] or difflib.get_close_matches(wanted, list(known), n=1, cutoff=0.6)
     return known[nearest[0]] if nearest else None
 
 
