@@ -158,6 +158,7 @@ def show_prepared_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
         report = str(folder.report) if folder.report.exists() else ""
         table.add_row(*(values.get(key, "") for key in axes), folder.state() or "", *numbers, report)
     console(160).print(table)
+    print_lines(_sync_lines(jobs[0][0].path.parent))
 
 
 def show_sweep(jobs: list[tuple[RunDir, dict[str, str]]]) -> None:
@@ -200,16 +201,27 @@ def show_search(result: SearchResult) -> None:
         lines.append(f"Importance of each axis for the loss: {shares}")
     if ranked:
         lines.append(f"Best: {result.folder / ranked[0].job}")
-    print_lines([*lines, f"Next: sft-lab compare {shlex.quote(str(result.folder))}"])
+    print_lines([*lines, *_sync_lines(result.folder), f"Next: sft-lab compare {_typed(result.folder)}"])
 
 
 def show_next(sweep: Path, failed: int) -> None:
     """Print where the jobs of a sweep are, and the command that follows."""
-    lines = [f"Folder: {sweep}"]
+    lines = [f"Folder: {sweep}", *_sync_lines(sweep)]
     if failed:
         lines.append(f"Run the same command again to retry {count_of(failed, 'failed job')}")
-    relative = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
-    print_lines([*lines, f"Next: sft-lab compare {shlex.quote(str(relative))}"])
+    print_lines([*lines, f"Next: sft-lab compare {_typed(sweep)}"])
+
+
+def _sync_lines(sweep: Path) -> list[str]:
+    """Return the command that uploads what the jobs of a sweep wrote for W&B while offline."""
+    if not any(sweep.glob("wandb/offline-run-*")):
+        return []
+    return [f"W&B (offline): wandb sync {_typed(sweep)}/wandb/offline-run-*"]
+
+
+def _typed(path: Path) -> str:
+    """Return a path as one types it, from the working folder if it lies below."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _number(value: float | None) -> str:

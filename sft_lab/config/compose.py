@@ -251,7 +251,9 @@ def build_plan(
 def _sweep_problem(problem: str, jobs: list[str], axes: set[str], *, is_in_all: bool) -> str:
     """Return the message of a problem, with its jobs and, for a key that only some options have, the remedy."""
     if NO_SUCH_KEY in problem and problem.partition(".")[0] in axes:
-        problem += "; run two sweeps in one folder (hydra.sweep.dir=...), each with only the keys its options have"
+        problem += (
+            "; run two sweeps, each with only the keys its options have, then sft-lab compare SWEEP_DIR SWEEP_DIR"
+        )
     return problem if is_in_all else f"{problem} (job {', job '.join(jobs)})"
 
 

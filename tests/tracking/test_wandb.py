@@ -70,10 +70,13 @@ def tracked_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_job_in_two_sweep_folders_is_two_runs_and_one_that_goes_on_is_one(here: Path) -> None:
+def test_a_job_in_two_sweep_folders_is_two_runs_and_one_that_goes_on_is_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["-m", *PREPARE[1:], "seed=1"]
     for folder in ("mine", "yours"):
         assert main(["prepare", *command, f"hydra.sweep.dir={folder}"]) == 0
+        assert f"wandb sync {folder}/wandb/offline-run-*\n" in capsys.readouterr().out
     (status,) = Path("mine").glob("*/status.json")
     status.unlink()
     assert main(["prepare", *command, "hydra.sweep.dir=mine"]) == 0
