@@ -58,7 +58,7 @@ def test_trials_are_jobs_of_a_sweep_and_the_same_command_goes_on(
     output = capsys.readouterr()
     best = min(trials(), key=lambda trial: trial["loss"])
     assert f"Best: {here / 'search' / best['job']}" in output.out
-    assert f"sft-lab compare {here / 'search'}" in output.out
+    assert "Next: sft-lab compare search" in output.out
     assert output.err.count("trial ") == 1
 
     written = {path: path.stat().st_mtime_ns for path in Path("search").glob("*/*")}
