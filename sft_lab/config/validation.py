@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.conf import HydraConf
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_lab.config.error_messages import (
@@ -135,14 +135,16 @@ def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, list[
             yield from _unknown_keys(child, f"{path}{key!s}.")
 
 
-def _broken_references(node: DictConfig, path: str = "") -> Iterator[str]:
+def _broken_references(node: DictConfig | ListConfig, path: str = "") -> Iterator[str]:
     """Yield a message for each dangling interpolation; OmegaConf's own error may not name the key."""
-    for key, child in children(node):
-        if not OmegaConf.is_interpolation(node, key):
-            yield from _broken_references(child, f"{path}{key!s}.") if isinstance(child, DictConfig) else ()
-            continue
-        try:
-            node[key]
-        except (OmegaConfBaseException, RecursionError) as error:
-            text = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
-            yield f"{path}{key!s}={text}: {first_line(error)}; write the value itself"
+    keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else [key for key, _ in children(node)]
+    for key in keys:
+        name = f"{path}[{key}]" if isinstance(node, ListConfig) else f"{path}.{key!s}".lstrip(".")
+        if OmegaConf.is_interpolation(node, key):
+            try:
+                node[key]
+            except (OmegaConfBaseException, RecursionError) as error:
+                text = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
+                yield f"{name}={text}: {first_line(error)}; write the value itself"
+        elif not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig | ListConfig):
+            yield from _broken_references(child, name)

@@ -100,6 +100,7 @@ CASES = [
     config("a reference to itself", "seed='${seed}'"),
     config("circular references", "seed='${threads}'", "threads='${seed}'"),
     config("a dangling reference", "seed='${nowhere.at.all}'"),
+    config("a dangling reference in a list", "tracking.tags=[a,'${nowhere}']"),
     config("several mistakes at once", "dedup.treshold=1", "trainer.lr=1"),
     experiment("that is not YAML", "a: [1\nb: 2\n"),
     experiment("that is a list", "- 1\n"),

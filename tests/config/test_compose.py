@@ -337,7 +337,7 @@ def test_broken_yaml_in_an_own_option_names_the_file():
 def test_a_sweep_over_an_option_without_the_swept_key_is_refused_with_the_remedy():
     message = refused(["dedup=none,semantic", "dedup.threshold=0.8,0.9"], multirun=True)
     assert "dedup.threshold: dedup=none has no such key" in message
-    assert "two sweeps in one folder (hydra.sweep.dir" in message
+    assert "run two sweeps, each with only the keys its options have, then sft-lab compare" in message
     assert "job dedup=none dedup.threshold=0.8, job dedup=none dedup.threshold=0.9" in message
 
 
