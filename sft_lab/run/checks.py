@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from sft_lab.core.errors import ConfigError, UserError
 from sft_lab.core.packages import FAISS_REMEDY, is_url, package_path
-from sft_lab.data.filters.length import Length
 from sft_lab.dedup.graph_options import Index
 from sft_lab.run.identity import plugin_origins
 from sft_lab.training.config import Full, refuse_no_step
@@ -41,13 +40,14 @@ def check(run: Run) -> list[str]:
 def doubtful_settings(run: Run) -> list[str]:
     """Return a sentence for each setting that is allowed and probably a mistake."""
     length, rate = run.trainer.max_length, run.trainer.learning_rate
-    doubts = [
-        f"trainer.max_length={length}: filter.{name}.max_tokens={row_filter.max_tokens} drops longer rows before "
-        f"training sees them; filter.{name}.max_tokens={length} split.max_eval_tokens={length} keeps and measures them"
-        for name, row_filter in run.filter.items()
-        # A filter below the default length is a choice; a length raised alone has no effect.
-        if isinstance(row_filter, Length) and length > Full.max_length and length >= 2 * row_filter.max_tokens
-    ]
+    longest = getattr(run.filter.get("length"), "max_tokens", None)
+    doubts = []
+    # A filter below the default length is a choice; a length raised alone has no effect.
+    if longest and length > Full.max_length and length >= 2 * longest:
+        doubts.append(
+            f"trainer.max_length={length}: filter.length.max_tokens={longest} drops longer rows before training sees "
+            f"them; filter.length.max_tokens={length} split.max_eval_tokens={length} keeps and measures them"
+        )
     if rate > HIGH_LEARNING_RATE:
         doubts.append(
             f"trainer.learning_rate={rate:g}: training will most likely diverge; 1e-4 to 5e-4 suits LoRA, 1e-5 to 5e-5 "

@@ -159,8 +159,8 @@ def _open_folder(run: Run, path: RunDir | Path | str | None) -> RunDir:
 def _refuse_other_world(run: Run, folder: RunDir) -> None:
     if world() != run.launch.num_processes:
         raise ConfigError(
-            f"launch.num_processes={run.launch.num_processes}: {world()} processes are training here, and a different "
-            f"number changes the steps; `sft-lab exec {folder.path}` starts the number in the config"
+            f"launch.num_processes={run.launch.num_processes}: the number of training processes here is {world()}, and "
+            f"a different number changes the steps; `sft-lab exec {folder.path}` starts the number in the config"
         )
 
 

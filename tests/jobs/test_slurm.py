@@ -177,7 +177,7 @@ def test_why_jobs_wait_is_told_once(stand_ins: Path, tiny: list[str], capsys: py
     )
     (stand_ins / "then").write_text(f"[ $(wc -l < {stand_ins}/asked) -gt 3 ] && kill -INT $PPID\n")
     assert main(["-m", *tiny, "launch=slurm", "seed=1,2,3,4", interrupted_sweep.SWEEP]) == 130
-    told = [line for line in capsys.readouterr().err.splitlines() if "in the queue" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "in Slurm's queue" in line and "wait" in line]
     assert told == [
         "2 jobs wait in Slurm's queue: PartitionTimeLimit",
         f"1 job waits in Slurm's queue: {down}",

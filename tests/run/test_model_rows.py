@@ -103,7 +103,7 @@ def test_what_conversations_hold(
     train = datasets.load_from_disk(folder.dataset)["train"]
     assert counts["tokens"] > counts["trained_tokens"] > sum(map(len, train["text"])) / 4
     page = folder.report.read_text(encoding="utf-8")
-    assert "including those of the template" in page
+    assert "with the template's, each row counted once" in page
     assert "exact</bdi>,<wbr> " not in page  # the folder has a name of its own
     assert '<p class="subject"><bdi>rows.jsonl</bdi>,<wbr> <bdi>tiny_random</bdi></p>' in page
 
