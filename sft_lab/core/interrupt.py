@@ -73,15 +73,16 @@ def deferred(notice: str) -> Iterator[Request]:
     before = _deferrable()
 
     def note(number: int, _: FrameType | None) -> None:
-        if not request:
-            _write(f"{notice}; Ctrl-C again ends at once" if number == signal.SIGINT else notice)
-            request.number = number
-            if number == signal.SIGUSR2:
-                request.requeue = before[number]
-                signal.signal(signal.SIGALRM, lambda *_: request.obey())
-                signal.alarm(REQUEUE_SECONDS)
-        if number == signal.SIGINT:
+        if number == signal.SIGINT:  # before the notice is out: a second Ctrl-C may come right behind it
             signal.signal(number, _second if before[number] is _first else before[number])
+        if request:
+            return
+        request.number = number
+        if number == signal.SIGUSR2:
+            request.requeue = before[number]
+            signal.signal(signal.SIGALRM, lambda *_: request.obey())
+            signal.alarm(REQUEUE_SECONDS)
+        _write(f"{notice}; Ctrl-C again ends at once" if number == signal.SIGINT else notice)
 
     for number in before:
         signal.signal(number, note)

@@ -363,7 +363,7 @@ def test_nothing_is_overwritten_without_force(here: Path, tiny: list[str]) -> No
     file = promote(folder.path, "v1.5.yaml")
     assert file.name == "v1.5.yaml"
     file.write_text("mine")
-    with pytest.raises(UserError, match=r"v1\.5\.yaml: exists; .*--force"):
+    with pytest.raises(UserError, match=r"v1\.5\.yaml: already exists; .*--force"):
         promote(folder.path, "v1.5")
     assert file.read_text() == "mine"
     assert promote(folder.path, "v1.5", force=True).read_text() != "mine"
