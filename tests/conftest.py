@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hub_recorder import TOKEN, StandIn
 
@@ -22,11 +21,6 @@ os.environ.update(
     WANDB_MODE="offline",
     WANDB_SILENT="true",
 )
-# Examples may take any time: a machine may be busy.
-hypothesis.settings.register_profile(
-    "sft_lab", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("sft_lab")
 # Small and fast: real parts, none of the bundled ones.
 TINY = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.method=exact", "threads=1"]
 

@@ -141,7 +141,7 @@ def _in_a_process(words: list[str], here: Path, changes: dict[str, str | None]) 
             cwd=here,
             capture_output=True,
             check=False,
-            timeout=900,  # wrong_table.py is started without pytest, so the helpers are out of reach
+            timeout=240,
             stdin=subprocess.DEVNULL,
         )
     out, err = (text.decode(errors="backslashreplace") for text in (done.stdout, done.stderr))

@@ -23,7 +23,7 @@ from patience import PATIENCE, wait_until
 from sft_lab.core.io import read_json
 from sft_lab.core.run_dir import RunDir
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("foreground")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("foreground")]
 # Of the default: fewer rows, shorter answers, a random model. Everything else is as `sft-lab` alone has it.
 SMALL = ["model=tiny_random", "dataset.limit=80", "evaluation.max_new_tokens=4", "trainer.save_steps=1"]
 BUNDLED = ["trainer.max_steps=4", "dataset.limit=60", "split.max_eval_rows=8", "evaluation.max_new_tokens=4",

@@ -77,7 +77,7 @@ def test_the_starter_conversations(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif("SFT_LAB_ROWS" not in os.environ, reason="SFT_LAB_ROWS names no file of conversations")
 def test_conversations_of_your_own(tmp_path: Path) -> None:
     print(check(*compare(os.environ["SFT_LAB_ROWS"], StageContext(Store(tmp_path)))))

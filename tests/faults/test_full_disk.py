@@ -100,7 +100,7 @@ def test_store_checkpoint_and_model_do_not_fit(tmp_path: Path, tiny: list[str]) 
 
 @pytest.mark.faults
 @needs_disks
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(1800)
 def test_every_size_of_disk(tmp_path: Path, tiny: list[str]) -> None:
     whole, *small = on_disks(tmp_path, [ENOUGH, *range(60, 3000, 60)], tiny)
     for found in small:

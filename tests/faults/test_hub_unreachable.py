@@ -39,6 +39,7 @@ def train(url: str, cache: Path, tiny: list[str], folder: str) -> tuple[int, str
     return done.returncode, done.stderr, time.monotonic() - began
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("hangs", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_cached_or_an_error_in_seconds(here: Path, tiny: list[str], repository: Path, hangs: bool) -> None:
     hub = HubStandIn(repository)
@@ -49,14 +50,14 @@ def test_cached_or_an_error_in_seconds(here: Path, tiny: list[str], repository: 
             hub.hangs = True
         else:
             hub.end()
-        code, said, trained_seconds = train(hub.url, here / "cache", tiny, "cached")
+        code, said, _ = train(hub.url, here / "cache", tiny, "cached")
         assert code == 0, said
         code, said, seconds = train(hub.url, here / "empty", tiny, "none")
         assert code == 2
         assert "model.name_or_path=me/tiny" in said
         assert "check the network" in said
         assert "Traceback" not in said
-        assert seconds < trained_seconds + 60  # a whole run shows how busy the machine is
+        assert seconds < 60
         print(f"without cache or Hub ({'hangs' if hangs else 'nobody there'}): refused after {seconds:.0f} s")
     finally:
         hub.over.set()

@@ -137,6 +137,6 @@ def test_sixty_calls(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(1800)
 def test_many_calls(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fuzz(origin, 1700, monkeypatch) == []

@@ -13,6 +13,7 @@ from sft_lab.core.io import read_json
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_same_sweep_twice_at_once(here: Path, tiny: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     words = ["-m", *tiny, "trainer.max_steps=4", "evaluation.prompts=[]", "evaluation.outputs=0",
              "evaluation.general=null", "trainer.learning_rate=1e-3,2e-3,3e-3", "hydra.sweep.dir=sweep"]  # fmt: skip

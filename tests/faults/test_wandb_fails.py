@@ -49,13 +49,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return record(folder)
 
 
-def seconds_without_wandb(tiny: list[str]) -> float:
-    """Return how long a run takes, as busy as the machine is now."""
-    began = time.monotonic()
-    assert main([*tiny, *FEW, "hydra.run.dir=alone"]) == 0
-    return time.monotonic() - began
-
-
 @pytest.mark.parametrize(
     ("at", "harm"),
     [("start", ""), ("start", "refuses"), ("start", "hangs"), ("stream", "refuses"), ("stream", "hangs"),
@@ -74,7 +67,7 @@ def test_a_run_goes_on_without_wandb(
     try:
         began = time.monotonic()
         assert main([*tiny, *FEW, *ONLINE, "hydra.run.dir=run"]) == 0
-        assert not harm or time.monotonic() - began < 60 + seconds_without_wandb(tiny)
+        assert time.monotonic() - began < 60
     finally:
         server.end()
     said = capfd.readouterr().err

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 900.0  # seconds; pytest's own limit for a test, in pyproject.toml, is longer
+PATIENCE = 240.0  # seconds; pytest's own limit for a test, in pyproject.toml, is longer
 
 
 def wait_until(holds: Callable[[], T], process: subprocess.Popen[Any] | None = None) -> T:

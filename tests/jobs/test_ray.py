@@ -89,7 +89,7 @@ def test_a_cluster_that_does_not_answer_is_told_soon(
     began = time.monotonic()
     assert main([*tiny, "launch=ray", f"launch.address='{address}'", "hydra.run.dir=runs/one"]) == 2
     assert f"launch.address={address}: no Ray cluster answers at this address (" in capsys.readouterr().err
-    assert time.monotonic() - began < 120  # Ray itself asks for more than ten minutes
+    assert time.monotonic() - began < 30
     assert not (here / "runs").exists()
 
 
