@@ -17,7 +17,7 @@ import yaml
 
 from sft_lab import config, search
 from sft_lab.cli import arguments
-from sft_lab.cli.arguments import ABOUT
+from sft_lab.cli.command_help import ABOUT
 from sft_lab.core.errors import ConfigError
 from sft_lab.data.messages import RecordReason
 from sft_lab.data.template_layout import RenderReason

@@ -17,7 +17,6 @@ from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.redaction import printable, redact
 from sft_lab.core.text import count_of
 from sft_lab.core.verdict_warnings import verdict_with_warnings, warnings_beside
-from sft_lab.run.checks import doubtful_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -268,8 +267,7 @@ def show_plan(
             f"Times are estimated from the seconds per step of {', '.join(sources)}; jobs that differ have no estimate"
         )
     lines += [f"Trained only once, since they keep the same rows: {jobs}" for jobs in same_rows]
-    runs = [forecast.job_folder.job.run for forecast in forecasts]
-    lines += dict.fromkeys(f"Warning: {doubt}" for run in runs for doubt in doubtful_settings(run))
+    lines += dict.fromkeys(f"Warning: {doubt}" for forecast in forecasts for doubt in forecast.doubts)
 
     job_folder = forecasts[0].job_folder
     if request := job_folder.job.run.launch.cluster_request():

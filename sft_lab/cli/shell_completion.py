@@ -7,7 +7,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from sft_lab.cli.arguments import ABOUT, options_of
+from sft_lab.cli.arguments import options_of
+from sft_lab.cli.command_help import ABOUT
 from sft_lab.core.errors import UserError
 
 WITH_OVERRIDES = ("train", "prepare", "plan", "search")

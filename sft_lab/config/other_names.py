@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sft_lab.core.option_files import shipped
+
 _MIRRORS = "tracking=wandb, tensorboard, trackio, local or [wandb,tensorboard]"
 _SHARE = "trainer.warmup_steps (below 1: a fraction of all steps)"
 _LENGTH = "trainer.max_length={value} filter.length.max_tokens={value} split.max_eval_tokens={value}"
@@ -123,13 +125,10 @@ _KERNELS = {
     "auto": "model.attn_implementation=null",
 }
 _TRACKERS = {name: f"tracking={name}" for name in ("wandb", "tensorboard", "trackio")} | {"none": "tracking=local"}
-_TEMPLATES = {
-    name: f"template={name}" for name in ("alpaca", "auto", "chatml", "mistral", "plain", "question_answer", "tagged")
-}
 
 # Translations that depend on the value, in lower case; a value that is not listed gets the name in OUR_NAMES.
 BY_VALUE = {
-    "chat_template": {**_TEMPLATES, "tokenizer_default": "template=auto"},
+    "chat_template": {"tokenizer_default": "template=auto"},
     "bf16": {value: answer.format(name="bf16") for value, answer in _PRECISIONS.items()},
     "fp16": {value: answer.format(name="fp16") for value, answer in _PRECISIONS.items()},
     "completion_only_loss": _ONLY_ANSWERS,
@@ -180,4 +179,6 @@ def our_name(key: str, value: object = "") -> str | None:
     answer = answer or BY_VALUE.get(leaf, {}).get(text.lower()) or OUR_NAMES.get(leaf)
     if leaf == "chat_template" and text.endswith(".jinja"):
         answer = OUR_NAMES["chat_template_path"]
+    elif leaf == "chat_template" and text in {file.stem for file in (shipped("conf") / "template").glob("*.yaml")} - {"file"}:
+        answer = f"template={text}"
     return answer.replace("={value}", f"={text or '...'}") if answer else None

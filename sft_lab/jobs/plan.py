@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from sft_lab.jobs import slurm
 from sft_lab.jobs.layout import JobFolder, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
 from sft_lab.jobs.raw_data import FirstRecords, RawData, count_raw_data, read_first_records
-from sft_lab.run.checks import check_rows
+from sft_lab.run.checks import check_rows, doubtful_settings
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
 from sft_lab.run.launch_config import Slurm
@@ -65,6 +66,7 @@ class JobForecast:
         like: folder of that run.
         memory: what training holds; None where the model's shape is not known.
         no_memory: why ``memory`` is None.
+        doubts: a sentence for each setting that is allowed and probably a mistake.
         lacking: packages and devices without which this machine would refuse to run the job.
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
         dedup: how long semantic dedup will take; empty where that is seconds, done or not known.
@@ -88,6 +90,7 @@ class JobForecast:
     trained_as: str | None
     dedup: str
     no_memory: str = ""
+    doubts: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     held_out_rows: int | None = None
     probe: str = ""
@@ -148,6 +151,28 @@ class _Known:
     templates: dict[str, SftLabError | None] = field(default_factory=dict)
     first_records: dict[str, FirstRecords] = field(default_factory=dict)
 
+    def context(self, run: Run, date: datetime.date | None = None) -> StageContext:
+        """Return a context that computes nothing, with the tokenizer that all jobs of this model share.
+
+        Args:
+            run: of the job.
+            date: that the chat template reads; None: today.
+        """
+        key = tokenizer_key(run)
+
+        def tokenizer() -> Any:
+            if key not in self.tokenizers:
+                self.tokenizers[key] = run.model.tokenizer(context, run.template.special_tokens)
+            return self.tokenizers[key]
+
+        context = StageContext(StoreView(run.store.open().root), tokenizer, date)
+        return context
+
+
+def tokenizer_key(run: Run) -> str:
+    """Return a key of the model's files and of what is added to its tokenizer."""
+    return digest([run.saved()["model"], run.template.special_tokens])
+
 
 def shared_stages(forecasts: list[JobForecast]) -> list[tuple[str, int]]:
     """Return the data stages to compute first, with the number of jobs that share each."""
@@ -204,7 +229,7 @@ def _max_rows(run: Run, raw: RawData) -> int:
 
 def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
     run = job_folder.job.run
-    data = _stored_data(job_folder, known.tokenizers)
+    data = _stored_data(job_folder, known)
     template_refusal = None if data.prepared or job_folder.is_finished else _template_refusal(run, known)
     first_records = None if data.stages or data.refusal or job_folder.is_finished else _first_records(run, known)
     prepared = data.prepared
@@ -217,7 +242,7 @@ def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
     saved = run.saved()
     shape = digest([saved["model"], *map(saved["trainer"].get, MEMORY_KEYS)])
     if shape not in known.footprints:
-        known.footprints[shape] = _memory(run)
+        known.footprints[shape] = _memory(run, known)
     memory = known.footprints[shape]
     seconds, like = _time(run, steps, known.finished_runs)
     manifest = tolerant_readers.read(job_folder.folder.manifest) if job_folder.is_finished else {}
@@ -234,6 +259,7 @@ def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
         like=like,
         memory=None if isinstance(memory, str) else memory,
         no_memory=memory if isinstance(memory, str) else "",
+        doubts=tuple(doubtful_settings(run)),
         lacking=() if job_folder.is_finished else tuple(run.missing()),
         trained_as=training_key(run, prepared) if prepared else None,
         dedup=forecast_dedup(run.dedup, _rows_before_dedup(data), run.threads),
@@ -248,7 +274,7 @@ def _template_refusal(run: Run, known: _Known) -> SftLabError | None:
     saved = run.saved()
     key = digest([saved["model"], saved["template"]])
     if key not in known.templates:
-        context = run.context(StoreView(run.store.open().root))
+        context = known.context(run)
         known.templates[key] = None
         with suppress(NotStored, SftLabError):  # the tokenizer is not converted or not downloaded yet
             _ = context.tokenizer
@@ -273,17 +299,10 @@ def _rows_before_dedup(data: StoredData) -> int:
     return 0 if is_done or not data.stages else int(data.stages[-1]["rows_kept"])
 
 
-def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredData:
+def _stored_data(job_folder: JobFolder, known: _Known) -> StoredData:
     """Run the data stages up to the first one that is not stored."""
     run = job_folder.job.run
-    tokenizer_key = digest([run.saved()["model"], run.template.special_tokens])
-
-    def tokenizer() -> Any:
-        if tokenizer_key not in tokenizers:
-            tokenizers[tokenizer_key] = run.model.tokenizer(context, run.template.special_tokens)
-        return tokenizers[tokenizer_key]
-
-    context = StageContext(StoreView(run.store.open().root), tokenizer, template_date(job_folder.folder.manifest))
+    context = known.context(run, template_date(job_folder.folder.manifest))
     work = pipeline.start(run, context, to_train=False)
     try:
         prepared = run.prepare(context, work)
@@ -291,18 +310,18 @@ def _stored_data(job_folder: JobFolder, tokenizers: dict[str, Any]) -> StoredDat
         refusal = ConfigError(work.shortage) if work.shortage else None
         return StoredData(work.stages, (error.stage, error.key), refusal=refusal)
     except (ConfigError, SourceError) as error:
-        if error.__dict__.get("stage") == "split":  # of rows that load has stored
+        if getattr(error, "stage", "") == "split":  # of rows that load has stored
             return StoredData(work.stages, None, refusal=error)
         return StoredData(work.stages, ("load", run.dataset.named()))  # cannot be reached now, for example
     except SftLabError:  # the model is not downloaded yet, for example: the run itself will say so
-        return StoredData(work.stages, ("model", tokenizer_key))
+        return StoredData(work.stages, ("model", tokenizer_key(run)))
     if not len(prepared.train.rows):
         return StoredData(work.stages, None, prepared, work.nothing_left())
     problems = check_rows(run, prepared)
     return StoredData(work.stages, None, prepared, all_problems(problems) if problems else None)
 
 
-def _memory(run: Run) -> Footprint | str:
+def _memory(run: Run, known: _Known) -> Footprint | str:
     """Return the memory that training would take, or why the model's shape is not known.
 
     Raises:
@@ -311,7 +330,7 @@ def _memory(run: Run) -> Footprint | str:
     from sft_lab.training.memory import estimate_footprint
     from sft_lab.training.rehearsal import refuse_misfit
 
-    context = run.context(StoreView(run.store.open().root))
+    context = known.context(run)
     try:
         refuse_misfit(run.model, run.trainer, context)
         return estimate_footprint(run.model, run.trainer, context)

@@ -77,6 +77,7 @@ def test_help_needs_no_hydra():
     )
     assert "sft_lab.cli.main" in done.stderr
     assert not re.search(r"\| +(hydra|omegaconf|yaml)$", done.stderr, re.MULTILINE)
+    assert set(re.findall(r"\| +sft_lab\.(\w+)", done.stderr)) == {"cli", "core"}  # and none of a run's stages
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], *([name, "--help"] for name in main.COMMANDS)])
