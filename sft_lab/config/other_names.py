@@ -179,6 +179,11 @@ def our_name(key: str, value: object = "") -> str | None:
     answer = answer or BY_VALUE.get(leaf, {}).get(text.lower()) or OUR_NAMES.get(leaf)
     if leaf == "chat_template" and text.endswith(".jinja"):
         answer = OUR_NAMES["chat_template_path"]
-    elif leaf == "chat_template" and text in {file.stem for file in (shipped("conf") / "template").glob("*.yaml")} - {"file"}:
+    elif leaf == "chat_template" and text in _templates():
         answer = f"template={text}"
     return answer.replace("={value}", f"={text or '...'}") if answer else None
+
+
+def _templates() -> set[str]:
+    """Return the template options that need no file."""
+    return {file.stem for file in (shipped("conf") / "template").glob("*.yaml")} - {"file"}

@@ -19,7 +19,7 @@ from sft_lab.data.sources import File
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sft_lab.data.table import Beginning
+    from sft_lab.data.beginning import Beginning
     from sft_lab.run.config import Run
 
 SAMPLED_RECORDS = 100  # at the start of a source, by which its format is recognized
@@ -72,7 +72,7 @@ class FirstRecords:
 
 def read_first_records(run: Run) -> FirstRecords:
     """Read the first records of a run's files; of the remote ones, only those that are in the store already."""
-    from sft_lab.data.table import read_beginning
+    from sft_lab.data.beginning import read_beginning
 
     sources = {f" of {name}" if name else "": part for name, part in run.dataset.parts().items()}
     if held_out := run.split.source():
