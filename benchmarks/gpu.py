@@ -44,7 +44,7 @@ from sft_lab.dedup.embed import Embedder
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Lora, LossOn
 from sft_lab.training.tiny_random import TOKENIZER_FOLDER, TinyRandom
-from sft_lab.training.trl_trainer import train
+from sft_lab.training.train import train
 
 HAS_GPU = torch.cuda.is_available()
 SMALL = "--small" in sys.argv

@@ -34,7 +34,7 @@ from sft_lab import compose
 from sft_lab.core.context import StageContext
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Lora, LossHead, LossOn, Precision
-from sft_lab.training.trl_trainer import train
+from sft_lab.training.train import train
 
 ROWS, LENGTH = 2, 512  # of a batch; tokens of a row
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sft_lab.run.config import Run
     from sft_lab.run.measurement import BaseMeasurement, Measurement
     from sft_lab.tracking.record import Record, Unwritten
-    from sft_lab.training.trl_trainer import Trained
+    from sft_lab.training.train import Trained
 
 # Null where there are no held-out rows.
 HELD_OUT_KEYS = ("eval/loss", "eval/bits_per_byte", "base/eval_loss", "base/eval_bits_per_byte")

@@ -23,12 +23,13 @@ from sft_lab.run.session import Session
 from sft_lab.run.summary import summarize
 from sft_lab.run.trial import create_pruning
 from sft_lab.tracking.record import Lines, Record, Unwritten
-from sft_lab.training import model_io, trl_trainer
+from sft_lab.training import model_io
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.checkpoints import last_checkpoint
 from sft_lab.training.config import resolve_precision
 from sft_lab.training.rehearsal import refuse_misfit, rehearse, warn_of_long_rows
 from sft_lab.training.sft_config import build_sft_config
+from sft_lab.training.train import Trained, train
 from sft_lab.training.weights import TRUST_KERNEL, packing_attention, takes_flash_attention
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class TrainingSession(Session):
         return base
 
     @during("training")
-    def train(self, data: Prepared) -> trl_trainer.Trained:
+    def train(self, data: Prepared) -> Trained:
         """Fine-tune, and measure the held-out loss meanwhile."""
 
         def measure(model: Any, step: int, shared: bool) -> dict[str, float]:
@@ -138,7 +139,7 @@ class TrainingSession(Session):
             samples_every=self.run.evaluation.samples_every,
             is_hopeless=create_pruning(self.folder),
         )
-        trained = trl_trainer.train(
+        trained = train(
             self._loaded_model(),
             self.context.tokenizer,
             data.train.tokens,
@@ -179,7 +180,7 @@ class TrainingSession(Session):
         return attention
 
     @during("measuring")
-    def measure_tuned(self, data: Prepared, trained: trl_trainer.Trained) -> Measurement:
+    def measure_tuned(self, data: Prepared, trained: Trained) -> Measurement:
         """Measure the trained weights, and save them."""
         with self._measuring_clock.running():
             tuned = self._last_measurement(data, trained)
@@ -197,7 +198,7 @@ class TrainingSession(Session):
         )
         return tuned
 
-    def _last_measurement(self, data: Prepared, trained: trl_trainer.Trained) -> Measurement:
+    def _last_measurement(self, data: Prepared, trained: Trained) -> Measurement:
         held_out: Scores | None
         probe: Scores | None
         kept_best = self.run.trainer.load_best_model_at_end
@@ -212,9 +213,7 @@ class TrainingSession(Session):
                 self.record({"step": trained.steps, "epoch": trained.epochs, **_event(held_out, probe)})
         return self._evaluator.measure_tuned(trained.model, data, held_out, probe)
 
-    def finish(
-        self, data: Prepared, base: BaseMeasurement, trained: trl_trainer.Trained, tuned: Measurement
-    ) -> dict[str, Any]:
+    def finish(self, data: Prepared, base: BaseMeasurement, trained: Trained, tuned: Measurement) -> dict[str, Any]:
         """Judge the run and write summary, samples, report and card."""
         summary = summarize(
             self.run,

@@ -25,14 +25,15 @@ from sft_lab.run import resource_errors
 from sft_lab.run.config import Run
 from sft_lab.run.evaluator import Evaluator
 from sft_lab.tools.finished_run import open_run
-from sft_lab.training import model_io, trl_trainer, weights
+from sft_lab.training import model_io, weights
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Full, Lora, Peft, Precision, Quantization, resolve_precision
 from sft_lab.training.memory import footprint_of
 from sft_lab.training.models import Pretrained
 from sft_lab.training.rehearsal import refuse_misfit
 from sft_lab.training.sft_config import build_sft_config
-from sft_lab.training.trl_trainer import train
+from sft_lab.training.train import build_trainer, train
+from sft_lab.training.trl_trainer import MeasuredTrainer
 from sft_lab.training.weights import FROZEN, Holding, device_kwargs
 
 
@@ -126,7 +127,7 @@ def test_fp16_scales_the_loss_and_trains_float32(
     model = run.model.load(context, 3)
     model.is_loaded_in_4bit = True  # as bitsandbytes marks it; the weights are plain
     watch = Watch(None, lambda _: None)
-    trainer = trl_trainer._build_trainer(model, context.tokenizer, rows, options, args, watch, "sdpa", [])
+    trainer = build_trainer(model, context.tokenizer, rows, options, args, watch, "sdpa", [])
     types = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
     assert types == {torch.float32}
 
@@ -182,7 +183,7 @@ def test_what_trl_sets_for_checkpointing_is_what_transformers_reads(
         init(self, *args, **kwargs)
         self.args.gradient_checkpointing_kwargs = {"use_reentrant": True}  # as line 895 of its trainer does
 
-    monkeypatch.setattr(trl_trainer._Trainer, "__init__", init_as_with_deepspeed)
+    monkeypatch.setattr(MeasuredTrainer, "__init__", init_as_with_deepspeed)
     options = Lora(max_steps=1, activation_checkpointing=True)
     model = run.model.load(context, 3)
     train(model, context.tokenizer, rows, options, folder=tmp_path, seed=3, watch=Watch(None, lambda _: None))

@@ -14,7 +14,7 @@ from sft_lab.evaluation.generation import generate
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Full, Lora, LossHead, Peft, Precision
-from sft_lab.training.trl_trainer import train
+from sft_lab.training.train import train
 
 pytestmark = pytest.mark.slow
 

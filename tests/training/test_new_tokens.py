@@ -17,7 +17,7 @@ from sft_lab.core.context import StageContext
 from sft_lab.evaluation.heldout import score
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.model_io import save
-from sft_lab.training.trl_trainer import train
+from sft_lab.training.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ from sft_lab.training.config import Full, Lora, Precision, Quantization
 from sft_lab.training.optimizers import PACKAGES, adam_moments, missing_for_optimizer
 from sft_lab.training.rehearsal import refuse_misfit
 from sft_lab.training.sft_config import build_sft_config
-from sft_lab.training.trl_trainer import Trained, train
+from sft_lab.training.train import Trained, train
 from sft_lab.training.weights import Holding
 
 OTHER_HARDWARE = {"adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision"}

@@ -16,7 +16,7 @@ from sft_lab.evaluation.heldout import score
 from sft_lab.run.config import Run
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Full
-from sft_lab.training.trl_trainer import train
+from sft_lab.training.train import train
 
 STEPS = 20
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2}

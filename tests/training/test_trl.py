@@ -20,7 +20,7 @@ from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Budget, Full, Lora, LossHead, Peft, Precision, Quantization, planned_steps
 from sft_lab.training.models import Pretrained
 from sft_lab.training.peft_config import build_peft_config
-from sft_lab.training.trl_trainer import Trained, train
+from sft_lab.training.train import Trained, train
 from sft_lab.training.weights import Holding, four_bit_kwargs
 
 pytestmark = pytest.mark.slow

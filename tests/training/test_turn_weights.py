@@ -10,7 +10,7 @@ from sft_lab.core.errors import ConfigError
 from sft_lab.training import loss_head
 from sft_lab.training.callbacks import Watch
 from sft_lab.training.config import Full, LossHead, Precision
-from sft_lab.training.trl_trainer import train
+from sft_lab.training.train import train
 
 
 def test_each_token_counts_by_its_weight(run, context) -> None:
