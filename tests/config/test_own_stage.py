@@ -26,6 +26,7 @@ from sft_lab.jobs import processes
 from sft_lab.run.launch_config import Processes
 from sft_lab.run.schemas import SCHEMAS
 from sft_lab.tools import doctor
+from sft_lab.tools.diagnosis import Severity
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_stage.md"
 CHOSEN = "filter=[answered,wordy]"
@@ -194,7 +195,7 @@ def test_a_plug_in_that_cannot_be_used_is_told(
     monkeypatch.setenv(plugins.VARIABLE, "odd")
     assert re.search(says, refused([]))
     assert re.search(says, refused([]))  # and again: nothing of it stays behind
-    assert [diagnosis.severity for diagnosis in doctor.check_plugins()] == [doctor.Severity.PROBLEM]
+    assert [diagnosis.severity for diagnosis in doctor.check_plugins()] == [Severity.PROBLEM]
 
 
 def test_names_are_taken_once(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:

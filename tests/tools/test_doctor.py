@@ -11,8 +11,8 @@ import torch
 
 from sft_lab.cli.main import main
 from sft_lab.core.errors import ModelError
-from sft_lab.tools import doctor
-from sft_lab.tools.doctor import Diagnosis, Severity
+from sft_lab.tools import doctor, doctor_packages
+from sft_lab.tools.diagnosis import Diagnosis, Severity
 
 OK, NOTE, PROBLEM = Severity
 TOKEN = "hf_doctorsTokenOfNobody"
@@ -66,18 +66,22 @@ def test_an_exit_code_of_1_means_a_problem(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_versions_are_held_against_the_tested_ranges() -> None:
-    (fine,) = doctor.check_packages(["pytest>=1", "packaging", "semhash; extra == 'bench'"])
+    (fine,) = doctor_packages.check_packages(["pytest>=1", "packaging", "semhash; extra == 'bench'"])
     assert (fine.severity, fine.message[:45]) == (OK, "2 packages in their tested version ranges; to")
-    absent, old = doctor.check_packages(["pytest>=999", "no-such-package<2,>=1", "packaging"])
+    absent, old = doctor_packages.check_packages(["pytest>=999", "no-such-package<2,>=1", "packaging"])
     assert (old.severity, absent.severity) == (PROBLEM, PROBLEM)
     assert absent.message == "no-such-package is not installed; needs <2,>=1; run: pip install 'no-such-package<2,>=1'"
     assert old.message.endswith("tested with >=999; run: pip install 'pytest>=999'")
-    assert [one.severity for one in doctor.check_packages([])] == [NOTE]
+    assert [one.severity for one in doctor_packages.check_packages([])] == [NOTE]
 
 
 def test_sft_lab_itself_is_within_its_ranges() -> None:
-    assert "trl" in " ".join(doctor.declared_requirements())
-    assert [one for one in doctor.check_packages(doctor.declared_requirements()) if one.severity == PROBLEM] == []
+    assert "trl" in " ".join(doctor_packages.declared_requirements())
+    assert [
+        one
+        for one in doctor_packages.check_packages(doctor_packages.declared_requirements())
+        if one.severity == PROBLEM
+    ] == []
 
 
 def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +90,8 @@ def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeyp
     distribution(site, "hydra-ray-launcher", "1.2.2", "joblib<1", "no-such-package")
     distribution(site, "joblib", "1.6.0", "numpy>=1")
     monkeypatch.setenv("PYTHONPATH", str(site))
-    messages = [diagnosis.message for diagnosis in doctor.check_conflicts()]
-    assert all(diagnosis.severity == PROBLEM for diagnosis in doctor.check_conflicts())
+    messages = [diagnosis.message for diagnosis in doctor_packages.check_conflicts()]
+    assert all(diagnosis.severity == PROBLEM for diagnosis in doctor_packages.check_conflicts())
     assert [message.partition(", but")[0] for message in messages if message.startswith("torchaudio")] == [
         "torchaudio 2.0 has requirement torch==2.0.0"
     ]
@@ -101,8 +105,8 @@ def test_a_package_that_wants_another_version_is_a_clash(tmp_path: Path, monkeyp
 
 
 def test_a_pip_that_takes_too_long_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PIP_SECONDS", 0.001)
-    first, *_ = doctor.check_conflicts()
+    monkeypatch.setattr(doctor_packages, "PIP_SECONDS", 0.001)
+    first, *_ = doctor_packages.check_conflicts()
     assert first == Diagnosis(
         NOTE, "clash", "pip check took more than 0.001 s, so conflicts between packages were not checked"
     )
@@ -112,7 +116,7 @@ def test_two_builds_of_faiss_are_one_too_much(tmp_path: Path, monkeypatch: pytes
     """Both write the module faiss; the advice leaves one."""
     distribution(tmp_path / "site", "faiss-gpu", "1.15.1")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    (both,) = doctor.check_faiss()
+    (both,) = doctor_packages.check_faiss()
     assert both.severity == PROBLEM
     assert both.message == (
         "faiss-cpu faiss-gpu install the same module; run: pip uninstall -y faiss-cpu faiss-gpu, then "
@@ -124,10 +128,12 @@ def test_faiss_that_is_missing_is_a_note(monkeypatch: pytest.MonkeyPatch) -> Non
     """As metadata and import see it; the error of a search names both builds."""
     from sft_lab.dedup import vector_search
 
-    monkeypatch.setattr(doctor, "FAISS_BUILDS", ())
-    find_spec = doctor.importlib.util.find_spec
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "faiss" else find_spec(name))
-    (missing,) = doctor.check_faiss()
+    monkeypatch.setattr(doctor_packages, "FAISS_BUILDS", ())
+    find_spec = doctor_packages.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor_packages.importlib.util, "find_spec", lambda name: None if name == "faiss" else find_spec(name)
+    )
+    (missing,) = doctor_packages.check_faiss()
     assert (missing.severity, "only dedup.index=flat needs it" in missing.message) == (NOTE, True)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ModelError, match=r"'sft_lab\[faiss\]' for a CPU or 'sft_lab\[gpu\]' for an NVIDIA GPU"):
@@ -147,7 +153,7 @@ def test_torchvision_of_another_build(
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     messages = [
         diagnosis.message
-        for diagnosis in doctor.check_conflicts()
+        for diagnosis in doctor_packages.check_conflicts()
         if diagnosis.message.startswith(f"torchvision {torchvision} and")
     ]
     assert [message.partition(" and fail")[0] for message in messages] == (
@@ -180,7 +186,7 @@ def test_a_driver_without_a_gpu_that_torch_finds(tmp_path: Path, monkeypatch: py
     driver, _ = doctor.check_devices()
     assert driver.severity == PROBLEM
     assert "finds no GPU; install the torch build" in driver.message
-    (searches,) = doctor.check_faiss()
+    (searches,) = doctor_packages.check_faiss()
     assert (searches.severity, "searches on the CPU" in searches.message) == (NOTE, True)
 
 
