@@ -16,16 +16,15 @@ from sft_lab import pipeline
 from sft_lab.core import heavy_imports, tolerant_readers
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, ModelError, SftLabError, SourceError, all_problems
-from sft_lab.core.io import digest, flat, is_number
-from sft_lab.core.run_discovery import find_run_dirs
+from sft_lab.core.io import digest
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.core.text import count_of
-from sft_lab.core.types import RunState
 from sft_lab.dedup.forecast import forecast as forecast_dedup
 from sft_lab.jobs import slurm
 from sft_lab.jobs.layout import JobFolder, find_job_folders
 from sft_lab.jobs.list_runs import other_versions
 from sft_lab.jobs.raw_data import FirstRecords, RawData, count_raw_data, read_first_records
+from sft_lab.jobs.timed_runs import TimedRun, estimate_time, finished_runs
 from sft_lab.run.checks import check_rows, doubtful_settings
 from sft_lab.run.config import Run
 from sft_lab.run.identity import training_key
@@ -37,17 +36,11 @@ if TYPE_CHECKING:
     from sft_lab.data.preparation import Prepared
     from sft_lab.training.memory import Footprint
 
-# Trainer's keys that change neither the time nor the memory of a step.
-SAME_COST = (
-    "learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay",
-    "max_grad_norm", "budget",
-)  # fmt: skip
 # Trainer's keys that decide the memory.
 MEMORY_KEYS = (
     "kind", "peft", "quantization", "optim", "max_length", "precision", "per_device_train_batch_size",
     "activation_checkpointing",
 )  # fmt: skip
-MAX_FINISHED_RUNS = 200  # the newest, to estimate times from
 
 
 @dataclass(frozen=True)
@@ -98,14 +91,6 @@ class JobForecast:
     refusal: SftLabError | None = None
 
 
-class TimedRun(NamedTuple):
-    """A finished run: its folder, what decides the cost of its steps, and its ``summary.json``."""
-
-    path: Path
-    shape: dict[str, Any]
-    summary: dict[str, Any]
-
-
 class StoredData(NamedTuple):
     """A job's stored data: ``stages`` and ``missing`` as in ``JobForecast``, and the rows if all stages are stored.
 
@@ -126,7 +111,7 @@ def forecast_jobs(plan: configs.Plan) -> list[JobForecast]:
         FolderError: if the job folders could not be created.
     """
     job_folders = find_job_folders(plan, to_start=False)
-    known = _Known(list(_finished_runs(job_folders[0].folder.path.parent)))
+    known = _Known(list(finished_runs(job_folders[0].folder.path.parent)))
     with silenced_log():
         with heavy_imports.imports():  # the first job needs all of them
             forecasts = [_forecast(job_folders[0], known)]
@@ -138,14 +123,14 @@ class _Known:
     """What the forecasts of several jobs have in common, each found out once.
 
     Attributes:
-        finished_runs: to estimate times from.
+        timed_runs: to estimate times from.
         tokenizers: by model.
         footprints: memory by model and trainer, or why it is not known.
         templates: by model and template, the error with which a run would refuse the template; None without one.
         first_records: by data set.
     """
 
-    finished_runs: list[TimedRun]
+    timed_runs: list[TimedRun]
     tokenizers: dict[str, Any] = field(default_factory=dict)
     footprints: dict[str, Footprint | str] = field(default_factory=dict)
     templates: dict[str, SftLabError | None] = field(default_factory=dict)
@@ -244,7 +229,7 @@ def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
     if shape not in known.footprints:
         known.footprints[shape] = _memory(run, known)
     memory = known.footprints[shape]
-    seconds, like = _time(run, steps, known.finished_runs)
+    seconds, like = estimate_time(run, steps, known.timed_runs)
     manifest = tolerant_readers.read(job_folder.folder.manifest) if job_folder.is_finished else {}
     return JobForecast(
         job_folder=job_folder,
@@ -353,46 +338,6 @@ def _steps(run: Run, prepared: Prepared | None) -> int | None:
 
 def _planned_steps(run: Run, rows: int) -> int:
     return planned_steps(rows, run.trainer, run.launch.num_processes)
-
-
-def _finished_runs(parent: Path) -> Iterator[TimedRun]:
-    """Yield finished runs, the newest first: in ``outputs``, in ``multirun`` and beside the jobs.
-
-    Args:
-        parent: folder that contains the job folders.
-    """
-    roots = {parent, Path("outputs").absolute(), Path("multirun").absolute()}
-    folders = {
-        folder.path: folder for root in roots for folder in find_run_dirs(root, max_depth=2) if folder.summary.exists()
-    }
-    newest = sorted(folders.values(), key=lambda folder: folder.summary.stat().st_mtime, reverse=True)
-    for folder in newest[:MAX_FINISHED_RUNS]:
-        summary = tolerant_readers.read(folder.summary, [])
-        is_timed = all(is_number(summary.get(name)) for name in ("seconds", "train_seconds", "steps"))
-        with suppress(OSError, ValueError, LookupError):
-            if is_timed and folder.state() == RunState.FINISHED:
-                yield TimedRun(folder.path, cost_shape(configs.load(folder.config)), summary)
-
-
-def cost_shape(run: Run) -> dict[str, Any]:
-    """Return what decides the cost of an optimizer step."""
-    saved = run.saved()
-    trainer = {name: value for name, value in flat(saved["trainer"]).items() if name not in SAME_COST}
-    return {"model": saved["model"], "trainer": trainer, "template": saved["template"], "threads": saved["threads"]}
-
-
-def _time(run: Run, steps: int | None, finished_runs: list[TimedRun]) -> tuple[float | None, Path | None]:
-    """Return the seconds of a job and the run they are taken from: the newest one whose steps cost the same.
-
-    Both are None without such a run.
-    """
-    shape = cost_shape(run)
-    for finished in finished_runs:
-        summary = finished.summary
-        if steps and finished.shape == shape and summary["steps"]:
-            step_seconds = summary["train_seconds"] / summary["steps"]
-            return summary["seconds"] - summary["train_seconds"] + step_seconds * steps, finished.path
-    return None, None
 
 
 @contextmanager

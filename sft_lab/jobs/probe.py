@@ -18,8 +18,9 @@ from sft_lab.core.run_dir import RunDir
 from sft_lab.dedup.decontaminate import Method
 from sft_lab.dedup.exact import Nothing
 from sft_lab.evaluation.config import Baseline
-from sft_lab.jobs.plan import JobForecast, cost_shape, max_planned_steps, silenced_log
+from sft_lab.jobs.plan import JobForecast, max_planned_steps, silenced_log
 from sft_lab.jobs.supervise import sigterm_exits
+from sft_lab.jobs.timed_runs import cost_shape
 from sft_lab.run.config import StoreConfig
 from sft_lab.run.launch_config import Serial
 from sft_lab.tracking.config import Tracking
