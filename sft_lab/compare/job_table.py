@@ -10,7 +10,7 @@ from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.io import is_number
 from sft_lab.core.notebook import html_table
 from sft_lab.core.verdict_warnings import VerdictWarning, warnings_beside
-from sft_lab.report.formatting import with_minus
+from sft_lab.report.formatting import shown_convergence, with_minus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ def build_rows(comparison: Comparison) -> list[TableRow]:
                 job,
                 _format_axes(job.axes, comparison.axes),
                 job.state,
-                _format_numbers(job.numbers, columns),
+                _format_numbers({**job.numbers, "converged_at": shown_convergence(job.summary)}, columns),
                 verdict=str(job.summary.get("verdict") or "").replace("_", " "),
                 warnings=tuple(warnings_beside(job.summary)),
                 error=next((line.strip() for line in job.error.splitlines() if line.strip()), ""),

@@ -13,12 +13,15 @@ _ANSWERS = "trainer.loss_on=answer or all"
 _NEVER_CUT = "trainer.max_length; longer rows are dropped, never truncated"
 _PUSH = "the command sft-lab push RUN_DIR OWNER/NAME"
 _FOUR_BITS = "trainer=qlora"
+_RESUME = "the command sft-lab exec RUN_DIR"
+_SEVERAL = "launch=processes launch.num_processes"
 
 # The last part of a key, as typed by itself or below any group.
 OUR_NAMES = {
     "lr": "trainer.learning_rate",
     "epochs": _EPOCHS,
     "num_epochs": _EPOCHS,
+    "max_epochs": _EPOCHS,
     "batch_size": _BATCH,
     "micro_batch_size": _BATCH,
     "train_batch_size": _BATCH,
@@ -35,7 +38,8 @@ OUR_NAMES = {
     "evals_per_epoch": "trainer.eval_steps",
     "save_strategy": "trainer.save_steps",
     "early_stopping_steps": "trainer.early_stopping_patience",
-    "resume_from_checkpoint": "the command sft-lab exec RUN_DIR",
+    "resume_from_checkpoint": _RESUME,
+    "ckpt_path": _RESUME,
     "lr_scheduler": "trainer.lr_scheduler_type",
     "optimizer": "trainer.optim",
     "gradient_checkpointing": "trainer.activation_checkpointing",
@@ -100,7 +104,9 @@ OUR_NAMES = {
     "accelerate_config": "launch=processes launch.config_file=FILE",
     "hub_model_id": _PUSH,
     "push_to_hub": _PUSH,
-    "num_gpus": "launch=processes launch.num_processes",
+    "num_gpus": _SEVERAL,
+    "devices": _SEVERAL,
+    "n_jobs": "launch=processes launch.at_once",
     "tags": "tracking.tags, with tracking=wandb",
     "api_key": "tracking=wandb after `wandb login`, since a config must hold no secrets",
     "hf_token": "model=owner/name after `hf auth login`, since a config must hold no secrets",
@@ -175,6 +181,9 @@ def our_name(key: str, value: object = "") -> str | None:
     """
     parent, _, leaf = key.rpartition(".")
     text = "none" if value is None else "" if isinstance(value, dict | list) else str(value)
+    if parent == "launch" and leaf.startswith("slurm_"):  # as submitit calls Slurm's own
+        leaf = leaf.removeprefix("slurm_")
+        return _SLURM_NAMES.get(leaf, f"launch=slurm launch.{leaf}")
     answer = _SLURM_NAMES.get(leaf) if parent == "launch" else None
     answer = answer or BY_VALUE.get(leaf, {}).get(text.lower()) or OUR_NAMES.get(leaf)
     if leaf == "chat_template" and text.endswith(".jinja"):

@@ -6,12 +6,13 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 
 from sft_lab.config.error_messages import (
@@ -267,9 +268,10 @@ def _translate(text: str, options: list[str] | None) -> list[str]:
     if setting == key_of(text):
         return [text]
     names = [field.name for field in fields(Slurm)]
-    name = {"nodes": "num_machines"}.get(setting, setting)
+    name = setting.removeprefix("slurm_")  # as submitit calls some itself
+    name = {"nodes": "num_machines"}.get(name, name)
     if name not in names and (ours := our_name(f"launch.{name}")):
-        raise ConfigError(f"{key_of(text)}: write launch=slurm {ours}")
+        raise ConfigError(f"{key_of(text)}: write {'' if ours.startswith('launch=') else 'launch=slurm '}{ours}")
     if options is None and name not in names:
         return [text]
     if options is None:
@@ -358,7 +360,15 @@ def _values_of(axis: Override) -> list[str]:
             f"{axis.input_line}: is not a list of values; list them as a,b or choice(a,b), or let "
             f"`sft-lab search --over '{axis.input_line}'` choose them"
         )
-    return [f"{key}={value}" for value in axis.sweep_string_iterator()]
+    return [f"{key}={_rounded(value, axis.value())}" for value in axis.sweep_string_iterator()]
+
+
+def _rounded(value: str, axis: Any) -> str:
+    """Return a value of ``range(0.7,0.9,0.1)`` without the error of summed steps: 0.8, not 0.7999999999999999."""
+    numbers = (axis.start, axis.step) if isinstance(axis, RangeSweep) else ()
+    if not any(isinstance(number, float) for number in numbers):
+        return value
+    return str(round(float(value), max(-int(Decimal(str(number)).as_tuple().exponent) for number in numbers)))
 
 
 def _count_jobs(axes: list[Override]) -> int:

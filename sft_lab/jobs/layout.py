@@ -22,6 +22,7 @@ import yaml
 
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
+from sft_lab.config.overrides import key_of, value_of
 from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, SftLabError, all_problems
 from sft_lab.core.io import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
@@ -115,8 +116,8 @@ def find_job_folders(plan: Plan, work: str = Work.RUN, *, to_start: bool = True)
     """
     if plan.swept:
         sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan, work)).absolute()
-        _sweep_marker(sweep, plan)
-        folders = [RunDir(path) for path in _job_paths(sweep, plan.jobs)]
+        axes = _sweep_marker(sweep, plan)["axes"]
+        folders = [RunDir(path) for path in _job_paths(sweep, plan.jobs, axes)]
     else:
         folders = [RunDir(Path(plan.run_dir or free_path(RunDir.timestamped())).absolute())]
     run = plan.jobs[0].run
@@ -149,10 +150,10 @@ def sweep_name(plan: Plan, work: str = Work.RUN) -> str:
     return f"{_safe(plan.name or 'sweep')}{kind}-{digest(_base_identity(plan))[:8]}"
 
 
-def _job_paths(sweep: Path, jobs: list[Job]) -> list[Path]:
+def _job_paths(sweep: Path, jobs: list[Job], axes: list[str]) -> list[Path]:
     """Return the folder of each job: the one that has its hash, whatever its name is, or a new path."""
     paths = _paths_by_hash(sweep)
-    return [paths.get(job.run.hash) or sweep / _job_name(job) for job in jobs]
+    return [paths.get(job.run.hash) or sweep / _job_name(job, axes) for job in jobs]
 
 
 def _paths_by_hash(sweep: Path) -> dict[str, Path]:
@@ -165,11 +166,17 @@ def _paths_by_hash(sweep: Path) -> dict[str, Path]:
     return {str(key): path for path, key in [*named.items(), *renamed.items()][::-1] if key}
 
 
-def _job_name(job: Job) -> str:
-    """Return the name of a job's new folder: its swept values, or what the user's ``hydra.sweep.subdir`` says."""
+def _job_name(job: Job, axes: list[str]) -> str:
+    """Return the name of a job's new folder: its swept values, or what the user's ``hydra.sweep.subdir`` says.
+
+    Args:
+        job: of a sweep.
+        axes: of all that was swept in the folder before; this command may give one value for some of them.
+    """
     readable = job.subdir
     if readable is None:
-        readable = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.axes.items())
+        single = {key_of(text): value_of(text) for text in job.overrides or () if key_of(text) in axes}
+        readable = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in (single | job.axes).items())
     return f"{_safe(readable)[:MAX_NAME]}-{job.run.hash}".lstrip("-")
 
 
@@ -258,9 +265,8 @@ def _progress(run: Run, folder: RunDir, work: str) -> JobProgress:
         ) from error
     folder.refuse_other_data(lambda manifest: inputs.changes(run, manifest))
     if holds_run and work == Work.PREPARE:
-        raise FolderError(
-            f"{folder.path}: has a finished run; prepare the data in another folder with hydra.run.dir=..."
-        )
+        key = "hydra.sweep.dir" if folder.sweep else "hydra.run.dir"
+        raise FolderError(f"{folder.path}: has a finished run; prepare the data in another folder with {key}=...")
     return JobProgress.FINISHED if is_done else JobProgress.UNFINISHED
 
 

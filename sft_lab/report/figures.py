@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core.io import is_number, write_text
 from sft_lab.core.tolerant_readers import read, read_metrics
 from sft_lab.report.data_figures import draw_histograms, draw_similarity, draw_thresholds, has_texts, row_count
+from sft_lab.report.formatting import shown_convergence
 from sft_lab.report.style import (
     COLORS,
     DASHED,
@@ -140,7 +141,7 @@ def _draw_loss(events: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     _plot(axes, probe, "o--", color=blue, lw=1.3, ms=4, label="probe of training rows")
     _plot(axes, held_out, "o-", color=orange, lw=1.8, ms=5, label="held-out loss")
     _mark_landmarks(axes, summary)
-    _mark_phases(axes, held_out, summary.get("converged_at"))
+    _mark_phases(axes, held_out, shown_convergence(summary))
     _mark_nan_steps(axes, [*train, *held_out])
 
     axes.set(xlabel="optimizer step", ylabel="nats per token")
@@ -184,7 +185,7 @@ def _mark_landmarks(axes: Axes, summary: dict[str, Any]) -> None:
         label = f"best, {best:.3f} at step {step:,}"
         ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": COLORS["held-out"], "mew": 1.6}
         axes.plot([step], [best], "o", ls="none", label=label, **ring)
-    converged = summary.get("converged_at")
+    converged = shown_convergence(summary)
     if converged is not None:
         label = f"converged at step {converged:,}"
         axes.axvline(converged, ls=(0, (1, 2)), lw=1.5, color=COLORS["converged"], label=label)

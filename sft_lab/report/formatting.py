@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from sft_lab.core.io import is_number
+from sft_lab.core.types import Verdict
 
 DASH = "–"  # in place of a number that is not known
 
@@ -59,3 +62,8 @@ def isolate_right_to_left(text: object) -> str:
     Each stretch of such words is put between Unicode's isolates FSI and PDI (Unicode Standard Annex 9).
     """
     return _RIGHT_TO_LEFT.sub("\u2068\\g<0>\u2069", str(text))
+
+
+def shown_convergence(summary: Mapping[str, Any]) -> int | None:
+    """Return the step to name as convergence; None for an undertrained run, whose loss was still falling at its end."""
+    return None if summary.get("verdict") == Verdict.UNDERTRAINED else summary.get("converged_at")

@@ -80,7 +80,11 @@ def check_conflicts() -> Iterator[Diagnosis]:
     for line in lines:
         if " has requirement " in line:
             yield problem("clash", f"{line.rstrip('.')}; install versions that fit, or uninstall one")
+    yield from check_builds()
 
+
+def check_builds() -> Iterator[Diagnosis]:
+    """Yield the packages that are built for another build of PyTorch than the one installed."""
     torch = version_of("torch") or ""
     for name in BUILT_WITH_TORCH:
         version = version_of(name)

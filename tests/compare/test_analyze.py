@@ -432,6 +432,15 @@ def test_the_table_on_the_terminal(grid, capsys):
     assert sum("healthy" in line for line in lines) == 12
 
 
+def test_a_loss_still_falling_at_the_end_has_not_converged(tmp_path):
+    for rate, verdict in ((1e-4, "undertrained"), (1e-3, "healthy")):
+        write_job(tmp_path / verdict, nats_of(), trainer__learning_rate=rate, summary={"verdict": verdict})
+    comparison = analyze_folders(tmp_path)
+    column = [*job_table.columns_of(comparison)].index("converged at")
+    rows = {row.verdict: row.numbers[column] for row in job_table.build_rows(comparison)}
+    assert (rows["undertrained"], rows["healthy"]) == ("", "10")
+
+
 def test_many_base_models_are_one_line(tmp_path):
     for seed in range(5):
         write_job(tmp_path / str(seed), nats_of(seed=seed), seed=seed, summary={"base/eval_loss": 2.5 + seed / 10})

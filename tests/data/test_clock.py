@@ -90,6 +90,7 @@ WORDS = ["model=tiny_random", "trainer=smoke", "dedup=exact", "decontaminate.met
          "tracking=local", "dataset=file", "split.eval_share=0.3", "template=file"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_and_its_replay_keep_the_day(
     here: Path, rows: Path, template: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_order_of_texts_does_not_matter(context: StageContext, tmp_path: Pat
     assert np.array_equal(forth, back[::-1])
 
 
+@pytest.mark.slow
 def test_vectors_are_near_those_of_fp32(context: StageContext) -> None:
     answers = File(path="package:sft_lab/starter/conversations.jsonl")(context).rows.column("answer")
     texts = [*answers[::6], *TEXTS]

@@ -89,6 +89,7 @@ def made_pairs(pairs: int, share: float, size: int = 300) -> list[str]:
     return ["".join(map(chr, line)) for line in letters.tolist()]
 
 
+@pytest.mark.slow
 def test_pairs_near_the_floor_are_found_and_none_below() -> None:
     """3,000 pairs with Jaccards of 0.70: each is missed with a chance of 1.5e-4, so half a pair in all."""
     texts = made_pairs(3000, 0.8276)

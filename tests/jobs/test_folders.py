@@ -284,6 +284,13 @@ def test_a_renamed_job_is_found_by_the_hash_in_its_manifest():
     assert [job_folder.progress for job_folder in again] == [JobProgress.FINISHED, JobProgress.UNFINISHED]
 
 
+def test_a_job_added_to_a_sweep_shows_the_one_value_that_its_command_gives():
+    create_sweep("trainer.learning_rate=1e-5,1e-4", "dedup=exact,none", "hydra.sweep.dir=sweep")
+    added = create_sweep("trainer.learning_rate=2e-5", "dedup=none", "seed=3,4", "hydra.sweep.dir=sweep")
+    readable = [job_folder.folder.path.name.rpartition("-")[0] for job_folder in added]
+    assert readable == [f"dedup_none-learning_rate_2e-5-seed_{seed}" for seed in (3, 4)]
+
+
 @pytest.mark.parametrize(
     ("subdir", "expected"),
     [

@@ -65,6 +65,7 @@ def test_the_plan_names_what_would_use_all_gpus(
     assert re.findall(r".* GPUs? (?:is|are) used.*", capsys.readouterr().out) == [line] * bool(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "line"), [([], RUN_ON_BOTH), (["-m", "seed=1,2"], SWEEP_ON_BOTH)])
 def test_a_run_names_what_would_use_all_gpus_once(
     words: list[str], line: str, here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch,
@@ -122,6 +123,7 @@ compose(sys.argv[1:]).execute()
     assert output.split() == ["1", "False"]
 
 
+@pytest.mark.slow
 def test_a_notebook_with_several_gpus_at_work_trains_on_one(
     here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_sharded_training_is_another_job(tiny: list[str], monkeypatch: pytest.Mo
     assert len({job(), two, *sharded}) == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_one_model_at_a_time(here: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """When a job makes its model, nothing is left of the last job's: a trainer's parts refer to one another."""
     models: list[weakref.ref] = []

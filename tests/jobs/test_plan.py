@@ -85,6 +85,7 @@ def test_what_the_jobs_of_a_sweep_share(here: Path, overrides: list[str]) -> Non
     assert plan.shared_stages(forecasts) == [("dedup.exact", 2)]
 
 
+@pytest.mark.slow
 def test_choices_that_keep_the_same_rows_are_named(
     here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

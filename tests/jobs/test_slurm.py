@@ -107,6 +107,7 @@ def test_the_plan_shows_the_script_that_is_submitted(
     assert shown.endswith(f"\n\n{(stand_ins / 'script').read_text()}\n")
 
 
+@pytest.mark.slow
 def test_the_plan_shows_a_script_for_the_jobs_that_are_left(
     stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_plan_shows_a_script_for_the_jobs_that_are_left(
     assert "#SBATCH" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_batch_script_of_ones_own_executes_prepared_folders(
     stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,8 +241,11 @@ def test_the_spelling_of_hydras_plugin_is_understood(tiny: list[str]) -> None:
     assert isinstance(local, Slurm)
     assert local.cluster.name == "local"
     assert config.is_driven_by_hydra(["hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
+    with pytest.raises(ConfigError, match=r"slurm_partition: belongs to hydra/launcher=.* launch\.partition=\.\.\."):
+        compose([*tiny, "hydra.launcher.slurm_partition=gpu"])
     for key, message in {
         "tasks_per_node": r"tasks_per_node: write launch=slurm launch\.num_processes=",
+        "n_jobs": r"n_jobs: write launch=processes launch\.at_once$",
         "frobnicate": r"frobnicate: launch=slurm has no such key; it has .*partition",
     }.items():
         with pytest.raises(ConfigError, match=message):

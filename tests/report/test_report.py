@@ -321,10 +321,18 @@ def test_three_figures_with_their_labels(make: Make) -> None:
     waterfall, loss, optimizer = ("".join(ET.parse(path).getroot().itertext()) for path in written)
     assert "-768 begins_with_assistant, -15 empty" in waterfall
     assert "_reason" in waterfall  # the dollar sign began no formula
-    for label in ("training loss", "held-out loss", "model, 2.400", "best, 1.800 at step 20", "converged at step 20"):
+    for label in ("training loss", "held-out loss", "model, 2.400", "best, 1.800 at step 20"):
         assert label in loss
     assert "learning rate" in optimizer
     assert "gradient norm" in optimizer
+
+
+@pytest.mark.parametrize(("verdict", "converged"), [("healthy", True), ("undertrained", False)])
+def test_a_loss_still_falling_at_the_end_has_not_converged(make: Make, verdict: str, converged: bool) -> None:
+    folder = make("waterfall", "metrics", "summary")
+    write_json(folder.summary, {**SUMMARY, "verdict": verdict})
+    _, loss, _ = figures.draw_figures(folder)
+    assert ("converged at step 20" in loss.read_text()) is converged
 
 
 NOTHING = {"stage": "load", "rows_in": 0, "rows_kept": 0, "tokens_in": 0, "tokens_kept": 0, "dropped": {}}

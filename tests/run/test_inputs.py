@@ -66,6 +66,7 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_every_named_file_is_hashed_copied_and_named_when_it_changes(here: Path, words: list[str]) -> None:
     compose(words).prepare_only("run")
     manifest = read_json(Path("run/manifest.json"))

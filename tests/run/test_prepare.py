@@ -247,6 +247,7 @@ def test_a_row_wrongly_called_a_duplicate_is_brought_back(here: Path) -> None:
     assert set(before) <= set(after)
 
 
+@pytest.mark.slow
 def test_a_spreadsheet_recognizes_the_pairs_and_the_filter_reads_them_as_they_are(here: Path) -> None:
     """The byte order mark is what makes Excel read UTF-8; folders of before have none."""
     letter = "عزيزي العميل، شكرا لتواصلك معنا، سنرد على رسالتك في أقرب وقت ممكن"
@@ -321,6 +322,7 @@ def test_the_bundled_rows_have_no_path_of_ones_own(here: Path, capsys: Any) -> N
     assert not (here / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_thresholds_is_prepared_side_by_side(here: Path, capsys: Any) -> None:
     assert main(["prepare", "-m", *MINHASH, "dedup.threshold=0.7,0.95"]) == 0
     jobs = sorted((here / "multirun").glob("sweep-data-*/*/dataset"))
@@ -556,6 +558,7 @@ def test_an_own_benchmark_is_kept_out_of_the_training_rows(here: Path) -> None:
     assert run.data_fingerprint(run.store.open()) != before
 
 
+@pytest.mark.slow
 def test_a_mixture_is_followed_source_by_source(here: Path, tiny: list[str]) -> None:
     chats = talks(here / "chats.jsonl", [f"{LONG}{n}." for n in range(60)])
     more = talks(here / "more.jsonl", [f"Number {n} is a fine number to have." for n in range(60)])

@@ -137,6 +137,7 @@ def test_exec_runs_a_saved_config_to_the_same_numbers(done: Path, here: Path) ->
     assert read_json(again / "summary.json")["eval/loss"] == read_json(done / "summary.json")["eval/loss"]
 
 
+@pytest.mark.slow
 def test_from_python_it_is_the_same_run(done: Path, here: Path, tiny: list[str]) -> None:
     summary = compose(tiny).execute("run")
     assert summary["eval/loss"] == read_json(done / "summary.json")["eval/loss"]
@@ -169,6 +170,7 @@ def test_without_held_out_rows_nothing_is_judged(here: Path, tiny: list[str]) ->
     assert summary["gap"] is None
 
 
+@pytest.mark.slow
 def test_a_run_too_short_to_log_anything(here: Path, tiny: list[str]) -> None:
     words = [*tiny, "split.eval_share=0", "evaluation.prompts=[]", "trainer.max_steps=2", "trainer.logging_steps=9"]
     assert main([*words, "hydra.run.dir=run"]) == 0

@@ -37,6 +37,7 @@ def folder_of(trial: dict[str, Any]) -> RunDir:
     return RunDir(Path("search") / trial["job"])
 
 
+@pytest.mark.slow
 def test_trials_are_jobs_of_a_sweep_and_the_same_command_goes_on(
     here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_same_losses_as_plain_trl(run: Run, context: StageContext, prepared, tmp
     assert ours(run, context, prepared.train.tokens, tmp_path / "ours") == pytest.approx(theirs, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cut_off_training_goes_on_as_if_nothing_had_been(
     run: Run, context: StageContext, prepared, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_cut_off_training_goes_on_as_if_nothing_had_been(
     assert ours(run, context, rows, tmp_path / "cut", save_steps=8) == uninterrupted[8:]
 
 
+@pytest.mark.slow
 def test_a_training_cut_off_after_its_last_step_is_not_trained_further(
     run: Run, context: StageContext, prepared, tmp_path: Path
 ) -> None:

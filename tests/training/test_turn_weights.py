@@ -33,6 +33,7 @@ def first_loss(run, context, rows, folder, **options) -> float:
     return events[0]["train/loss"]
 
 
+@pytest.mark.slow
 def test_a_training_multiplies_them(run, context, rows, tmp_path) -> None:
     """Rows of different lengths share a batch, and one has no weights of its own."""
     plain = first_loss(run, context, rows, tmp_path / "plain")
