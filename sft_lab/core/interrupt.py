@@ -57,7 +57,9 @@ class Request:
 
 
 @contextmanager
-def deferred(notice: str) -> Iterator[Request]:
+def deferred(
+    notice: str, numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+) -> Iterator[Request]:
     """Record Ctrl-C and SIGTERM instead of raising, for work that stops at its next safe point.
 
     So is SIGUSR2 where submitit handles it. Work without a safe point within ``REQUEUE_SECONDS`` is requeued all the
@@ -65,12 +67,13 @@ def deferred(notice: str) -> Iterator[Request]:
 
     Args:
         notice: written to standard error when the first signal comes.
+        numbers: of the signals to record.
     """
     request = Request()
     if not _may_handle():
         yield request
         return
-    before = _deferrable()
+    before = _deferrable(numbers)
 
     def note(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:  # before the notice is out: a second Ctrl-C may come right behind it
@@ -96,9 +99,9 @@ def deferred(notice: str) -> Iterator[Request]:
                 signal.signal(number, handler)
 
 
-def _deferrable() -> dict[int, Any]:
+def _deferrable(numbers: tuple[int, ...]) -> dict[int, Any]:
     """Return the handlers of the signals to defer: those that nobody ignores, and SIGUSR2 only if it is handled."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    handlers = {number: signal.getsignal(number) for number in numbers}
     if handlers[signal.SIGUSR2] == signal.SIG_DFL:
         del handlers[signal.SIGUSR2]
     return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from sft_lab.core.errors import JobError, UserError
 from sft_lab.core.gpus import visible_gpus
 from sft_lab.core.hardware import rank
+from sft_lab.core.interrupt import Request, deferred
 from sft_lab.core.io import LONG, open_file, read_text
 from sft_lab.core.log import log
 from sft_lab.core.types import RunState, Work
@@ -127,7 +128,9 @@ def _run_processes(folder: RunDir, machine: Machine, command: list[str], environ
     with machine.output(folder).open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     job = AccelerateJob(title="", folder=folder, process=process, machine=machine, log_position=position)
-    return next(iter(supervise(AccelerateLauncher(job), Work.RUN)), None)
+    # submitit's own handler would requeue the job while its processes are still training.
+    with deferred("sft-lab: stopping the job's processes, with a checkpoint", (signal.SIGUSR2,)) as request:
+        return next(iter(supervise(AccelerateLauncher(job, request), Work.RUN)), None)
 
 
 def command(run: Run, folder: RunDir, machine: Machine) -> list[str]:
@@ -219,12 +222,16 @@ class AccelerateJob(SupervisedJob):
 class AccelerateLauncher(Backend):
     """The process of ``accelerate launch``, for one job."""
 
-    def __init__(self, job: AccelerateJob) -> None:
+    def __init__(self, job: AccelerateJob, request: Request) -> None:
         self.jobs: list[AccelerateJob] = [job]
+        self.request = request
 
     def poll(self) -> list[tuple[SupervisedJob, Ending]]:
-        """Return the job once accelerate has ended."""
+        """Return the job once accelerate has ended; at a request to stop, stop it and obey."""
         time.sleep(POLL_SECONDS)
+        if self.request:
+            self.stop()
+            self.request.obey()
         return [(job, Ending(job.failure_message())) for job in self.jobs if job.process.poll() is not None]
 
     def stop(self) -> None:

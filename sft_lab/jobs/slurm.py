@@ -123,7 +123,8 @@ class SlurmTask:
         try:
             failure = execute_on_cluster(self.path, self.work, environment)
         except SystemExit as stop:
-            if stop.code == 128 + signal.SIGTERM and submitted.cluster == "slurm":
+            # SIGUSR2 here is that of a machine other than the first, which alone has the job requeued.
+            if stop.code in (128 + signal.SIGTERM, 128 + signal.SIGUSR2) and submitted.cluster == "slurm":
                 _wait_for_slurm()
             raise
         if failure and submitted.global_rank == 0:

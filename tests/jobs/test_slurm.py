@@ -12,6 +12,7 @@ from pathlib import Path
 
 import interrupted_sweep
 import machines
+import psutil
 import pytest
 import slurm_cluster
 from patience import wait_until
@@ -261,6 +262,27 @@ def test_a_login_node_needs_no_gpu_and_a_job_there_does(tiny: list[str], monkeyp
         "each machine must kn",
         "FSDP needs GPUs, and",
     ]
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_that_is_taken_away_goes_on(here: Path, tiny: list[str]) -> None:
+    """All its processes save one checkpoint, and only then submitit is told to start the job again."""
+    words = [*tiny, *LOCAL, "launch.timeout_min=9", "launch.num_processes=2"]
+    sweep = interrupted_sweep.start([*words, "seed=1,2"])
+    one = interrupted_sweep.wait_for_training("seed_1-*")
+    first = interrupted_sweep.process_id(one)
+    task = psutil.Process(first).parent().parent()  # of accelerate, the parent of the process that trains
+    task.send_signal(signal.SIGUSR2)
+    interrupted_sweep.wait_for_training("seed_1-*", but=first)
+    saved = re.search(r"interrupted; checkpoint saved at step (\d+)", one.log.read_text())
+    assert saved
+    interrupted_sweep.wait_for_output(sweep, 0)
+    assert f"resuming from checkpoint-{saved[1]}" in one.log.read_text()
+    assert interrupted_sweep.steps(one) == interrupted_sweep.STEPS
+    whole = [*tiny, "launch.num_processes=2", *interrupted_sweep.LONG, "seed=1", "hydra.run.dir=whole"]
+    assert main(whole) == 0
+    undisturbed = read_json(RunDir(Path("whole")).summary)["eval/loss"]
+    assert read_json(one.summary)["eval/loss"] == pytest.approx(undisturbed, abs=1e-5)
 
 
 @pytest.mark.slow
