@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from sft_lab.core.errors import during
+from sft_lab.data.load import Turns
 from sft_lab.data.mixture import Benchmarks
 from sft_lab.data.trained_turns import LabelRules
 
@@ -96,7 +97,12 @@ def start(config: DataConfig, context: StageContext, *, to_train: bool = True) -
     context.encode = lambda rows, template=config.template: encode(rows, template, context, rules)
     loss_on_all = config.trainer.loss_on.name == "all"
     compared = {"decontaminate": config.decontaminate.on, "dedup": getattr(config.dedup, "on", None)}
-    advice = DropAdvice(compared, config.trainer.max_length, config.split.max_eval_tokens)
+    advice = DropAdvice(
+        compared,
+        config.trainer.max_length,
+        config.split.max_eval_tokens,
+        first_exchange=config.dataset.turns is Turns.first,
+    )
     return Preparation(context, config.trainer.max_length, loss_on_all=loss_on_all, to_train=to_train, advice=advice)
 
 

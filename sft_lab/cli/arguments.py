@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from sft_lab.cli.command_help import ABOUT
 from sft_lab.cli.model_arguments import add_to_model_commands
-from sft_lab.core.characters import meant_option
+from sft_lab.core.characters import meant_option, with_character_hint
 from sft_lab.core.errors import UserError
 from sft_lab.core.option_files import how_to_run, is_yaml, listing
 from sft_lab.core.redaction import printable, redact
@@ -80,7 +80,9 @@ def refuse(message: str) -> None:
 def refuse_rest(command: str, rest: list[str]) -> None:
     """Refuse words behind a command that takes no overrides."""
     if rest:
-        raise UserError(f"{command}: unknown arguments {' '.join(rest)}; sft-lab {command} --help lists the valid ones")
+        text = " ".join(rest)
+        problem = f"{command}: unknown arguments {text}; sft-lab {command} --help lists the valid ones"
+        raise UserError(with_character_hint(problem, text))
 
 
 def _parser() -> _Parser:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 INTENDED = ("held_out", "test", "over_limit")  # rows that a user asked to leave out
 MAX_COMPARED = 500  # dropped rows whose prompts are compared
 COVERED = 95  # percent of the rows that the advised length has room for
+TEMPLATE_ROOM = 256  # tokens of the template, which a filter does not count and training does
 NO_LIMIT = 2**30  # tokenizers without a limit on the length report a larger number
 
 _TOO_SIMILAR = ("equals_held_out", "near_held_out", "equals_benchmark", "near_benchmark", "duplicate", "near_duplicate")
@@ -61,11 +62,13 @@ class DropAdvice:
         compared: by stage, decontaminate or dedup, the text by which it compares rows; None if it compares none.
         max_length: of a training row, template included.
         max_eval_tokens: of a held-out row.
+        first_exchange: whether rows are first exchanges already.
     """
 
     compared: Mapping[str, On | None] = field(default_factory=dict)
     max_length: int = 0
     max_eval_tokens: int = 0
+    first_exchange: bool = False
 
     def about(self, stage: str, reason: str, rows: Rows, selection: Selection, context: StageContext) -> str:
         """Return what to change if a stage should not drop so many rows for a reason.
@@ -91,14 +94,16 @@ class DropAdvice:
         needed = int(max(np.percentile(tokens, COVERED), np.median(tokens[~selection.kept])))
         accepted = int(min(context.tokenizer.model_max_length, NO_LIMIT))
         length = min(1 << (needed - 1).bit_length(), accepted)
-        limits = {"trainer.max_length": self.max_length, "split.max_eval_tokens": self.max_eval_tokens}
-        if reason == "over_max_length":
-            limits.pop("split.max_eval_tokens")  # counts no tokens of the template
-        keys = [f"{key}={length}" for key, limit in limits.items() if limit < length]
-        if reason == "over_max_tokens":
-            keys.insert(0, f"{stage}.max_tokens={length}")
+        if reason == "over_max_length":  # template included
+            keys = [f"trainer.max_length={length}"]
+        else:
+            longer = min(length + TEMPLATE_ROOM, accepted)
+            keys = [f"{stage}.max_tokens={length}"]
+            keys += [f"trainer.max_length={longer}"] if self.max_length < longer else []
+            keys += [f"split.max_eval_tokens={length}"] if self.max_eval_tokens < length else []
         share = f"{np.mean(tokens <= length):.0%}"
-        return f"{' '.join(keys)} keeps {share} of the rows; dataset.turns=first shortens a row to its first exchange"
+        shorter = "" if self.first_exchange else "; dataset.turns=first shortens a row to its first exchange"
+        return f"{' '.join(keys)} keeps {share} of the rows{shorter}"
 
 
 def advice_for(reason: str, stage: str) -> str:

@@ -71,7 +71,8 @@ def find_reader(
     if columns:
         if missing := [name for name in columns.values() if name not in present]:
             problem = f"dataset.columns={columns}: the source has no column {missing}, only {present}"
-            raise SourceError(with_character_hint(problem, "".join(missing)))
+            only = present[0] if len(present) == 1 else ""  # perhaps several, with another sign between them
+            raise SourceError(with_character_hint(problem, "".join([*missing, only])))
         return OwnColumns(tuple(columns.items()))
     fitting = [name for name, needed in COLUMNS_OF.items() if any(set(keys) <= set(present) for keys in needed)]
     if wanted is not Format.auto:

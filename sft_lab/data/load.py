@@ -184,6 +184,8 @@ class Dataset(Bounded, abc.ABC):
         notes = read_json(entry.path / "load.json")
         if unread := notes.get("unread"):  # a table stored by an older version may have none
             context.notice(f"load: {describe_unread(unread)}; docs/data.md lists what each format reads")
+        for text in notes.get("notices", []):
+            context.notice(text)
         rows = Rows(table, np.arange(len(table)), entry.key)
         record_of_row = np.load(entry.path / "records.npy", mmap_mode="r")
         selection, turns = Selection.load(entry.path), self._without_trained(notes.get("turns", {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from sft_lab.core.io import digest
 from sft_lab.core.log import log
 from sft_lab.core.rows import Rows
 from sft_lab.core.selection import Selection
+from sft_lab.core.store_view import NotStored
 from sft_lab.core.text import count_of
 from sft_lab.data.drop_advice import INTENDED, DropAdvice, advice_for
+from sft_lab.data.languages import unfamiliar_share
 from sft_lab.data.split import Sides, Split, group_hash
 from sft_lab.data.tokens_and_labels import Encoded, encode, tokenize
 from sft_lab.data.waterfall import Sources, Waterfall, log_stage, none_usable, stages_html
@@ -149,6 +152,12 @@ class Preparation:
         position_of_record[loaded.record_of_row] = np.arange(len(loaded.rows))
         self.flow.record("load", _with_limit(loaded, sides.side), position_of_record, loading)
         self.flow.record_turns(loaded.turns)
+        if share := unfamiliar_share(loaded.rows, tokens):
+            self._context.notice(
+                f"load: {share:.0%} of the rows are in a script that the model's tokenizer splits into very short "
+                "tokens, so the model has hardly read it: held-out loss will fall as it learns the form of the "
+                "answers, and the answers may still be wrong; choose a model that knows the language"
+            )
         log.info("load: %s by %s", count_of(loaded.groups, "group"), loaded.grouped_by)
         for entry in encoding:
             amount = f"{int(tokens.sum()):,} tokens" if entry.stage in ("encode", "tokens") else "converted"
@@ -185,7 +194,9 @@ class Preparation:
         if keep.judges_by_id:
             return stays
         held_out = self.sides.held_out
-        missed = _share(len(held_out) - int(keep(held_out, self._context).kept.sum()), len(held_out))
+        missed = 0.0
+        with suppress(NotStored):  # a plan, which can do without
+            missed = _share(len(held_out) - int(keep(held_out, self._context).kept.sum()), len(held_out))
         self._context.take_new_entries()
         if missed > MANY_HELD_OUT:
             self._context.notice(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sft_lab.core.rows import Rows
     from sft_lab.core.selection import Selection
 
+MAX_ADVISED_SHARE = 0.5  # of rows to hold out; with more, there would be too few left to train on
 MANY_TOO_LONG = 0.2  # share of the held-out rows that may be too long to be measured without a notice
 
 
@@ -132,8 +134,13 @@ class Split(Bounded, UsesContext, abc.ABC):
         """Return whether rows are to be held out at all."""
         return True
 
-    def remedy(self) -> str:
-        """Return what a user can do about too few held-out rows."""
+    def remedy(self, rows: Rows, needed: int) -> str:  # noqa: ARG002
+        """Return what a user can do about too few held-out rows.
+
+        Args:
+            rows: all rows.
+            needed: rows on the held-out side, of which enough can probably be used.
+        """
         return "give more held-out rows, or lower split.min_eval_rows"
 
     def source(self) -> Dataset | None:
@@ -187,17 +194,18 @@ class Split(Bounded, UsesContext, abc.ABC):
                 f"{self.max_eval_tokens} tokens and are not measured; raise it (up to trainer.max_length) to measure "
                 "them too"
             )
-        return replace(sides, shortage=self._shortage(sides))
+        return replace(sides, shortage=self._shortage(rows, sides))
 
-    def _shortage(self, sides: Sides) -> str:
+    def _shortage(self, rows: Rows, sides: Sides) -> str:
         usable = len(sides.held_out)
         if not self.wants_held_out() or usable >= self.min_eval_rows:
             return ""
+        needed = math.ceil(self.min_eval_rows * len(sides.held_out_rows) / max(1, usable))
         unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
         return (
             f"split.min_eval_rows={self.min_eval_rows}: only {count_of(usable, 'held-out row')} can be used "
             f"({len(sides.held_out_rows):,} of {count_of(len(sides.side.ids), 'row')} held out{unused}); "
-            f"{self.remedy()}"
+            f"{self.remedy(rows, needed)}"
         )
 
     def _usable(self, rows: Rows, context: StageContext) -> Selection:
@@ -249,12 +257,13 @@ class Hash(Split):
         """Return false if the share is 0."""
         return self.eval_share > 0
 
-    def remedy(self) -> str:
-        """Return the advice of a larger share, or none."""
-        return (
-            "raise split.eval_share (to 0.2, for example), give more rows, or set split.eval_share=0 to train without "
-            "held-out rows"
-        )
+    def remedy(self, rows: Rows, needed: int) -> str:
+        """Return the advice of a share that holds out enough of these rows, or none."""
+        positions = _positions(rows)
+        shares = (step / 20 for step in range(1, int(20 * MAX_ADVISED_SHARE) + 1))
+        enough = next((share for share in shares if (positions < share).sum() >= needed), None)
+        raised = f"raise split.eval_share to {enough:g}, give" if enough else "give"
+        return f"{raised} more rows, or set split.eval_share=0 to train without held-out rows"
 
     def is_held_out(self, rows: Rows) -> np.ndarray:
         """Return which groups' hashes are below the share."""
@@ -315,7 +324,7 @@ class FromFile(Split):
         """Return an error if the file is missing or cannot be read."""
         return [*super().check(), *(f"split.{problem.removeprefix('dataset.')}" for problem in self.source().check())]
 
-    def remedy(self) -> str:
+    def remedy(self, rows: Rows, needed: int) -> str:  # noqa: ARG002
         """Return the advice of more rows in the file."""
         return f"give more rows in split.path={self.path}, or lower split.min_eval_rows"
 

@@ -34,6 +34,8 @@ from sft_lab.data.record_converter import NUMBERED, SCHEMA, Batch, Converter, as
 if TYPE_CHECKING:
     from sft_lab.core.context import StageContext
 
+FEW_PIECES = 10  # rows per prefix of numbered ids, up to which the numbers probably count pieces of conversations
+
 
 def write_table(dataset: Dataset, held_out: Dataset | None, context: StageContext, folder: Path) -> None:
     """Read every part of a source and write the table, the selection and their statistics.
@@ -66,6 +68,7 @@ def write_table(dataset: Dataset, held_out: Dataset | None, context: StageContex
         "groups": len(np.unique(np.concatenate(loaded.groups))) if loaded.groups else 0,
         "unread": dict(loaded.unread),
         "turns": dict(loaded.turns),
+        "notices": loaded.notices,
     }
     write_json(folder / "load.json", content)
 
@@ -94,6 +97,7 @@ class _Loaded:
         groups: a hash of each row's group: uint64.
         unread: the number of rows with content in a field that is not read, by field.
         turns: the number of turns read, and by reason of those that are not used as they are.
+        notices: for everyone who uses the table.
     """
 
     ids: list[pa.Array] = field(default_factory=list)
@@ -102,6 +106,7 @@ class _Loaded:
     groups: list[np.ndarray] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
     turns: Counter[str] = field(default_factory=Counter)
+    notices: list[str] = field(default_factory=list)
 
 
 class _Part:
@@ -135,7 +140,7 @@ class _Part:
                 f"dataset.group={self._group}: must be auto, id_prefix, content or a column of the source, one of "
                 f"{every_column}"
             )
-        right_rule = self._rule(blocks)
+        right_rule = self._rule(blocks, loaded)
         rows = 0
         for block in blocks:
             table = block.read()
@@ -199,7 +204,7 @@ class _Part:
 
         return list(run_blocks(converter, payloads(), folder, "load", context.engine))
 
-    def _rule(self, blocks: list[Block]) -> str:
+    def _rule(self, blocks: list[Block], loaded: _Loaded) -> str:
         """Return the rule that makes groups, each of which stays on one side of the split.
 
         ``auto`` uses numbered ids only if every row has one and no conversation has more than a tenth of the rows:
@@ -216,9 +221,16 @@ class _Part:
                 prefixes.append(match.group(1))
         if not prefixes:
             return self._not_numbered()
-        _, counts = np.unique(hashes(prefixes), return_counts=True)
+        _, first, counts = np.unique(hashes(prefixes), return_index=True, return_counts=True)
         if self._group == "id_prefix" or counts.max() <= len(prefixes) / 10:
             return "id_prefix"
+        if len(prefixes) <= FEW_PIECES * len(counts):
+            loaded.notices.append(
+                f"load: rows are grouped by content, since more than a tenth of them, {counts.max():,} of "
+                f"{len(prefixes):,}, have ids that begin with {prefixes[first[counts.argmax()]]}_; if the number at "
+                "the end of an id counts the pieces of a conversation, set dataset.group=id_prefix, or pieces of one "
+                "conversation are both trained on and held out"
+            )
         return "content"
 
     def _not_numbered(self) -> str:

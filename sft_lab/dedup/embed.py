@@ -44,8 +44,8 @@ MAX_REASON = 200  # characters of a library's error in a message
 MANY_CUT = 1 / 3  # share of texts that are cut, above which there is a notice
 BGE_M3_TOKENS = 8192
 _REMEDY = (
-    "; dedup=minhash decontaminate.method=exact compares whole texts, dedup/embedder=bge_m3 "
-    f"dedup/embedder@decontaminate.embedder=bge_m3 the first {BGE_M3_TOKENS:,} tokens"
+    "; dedup=minhash decontaminate.method=exact compares whole texts; dedup/embedder=bge_m3 "
+    f"dedup/embedder@decontaminate.embedder=bge_m3 compares the first {BGE_M3_TOKENS:,} tokens"
 )
 VERSION = 2
 STATIC_VERSION = 1  # of distillation and of encoding by a static embedder

@@ -54,7 +54,9 @@ def _suggestions(run: Any) -> dict[str, tuple[str, str]]:
             longer if has_own_template else "template=auto",
         ),
         Verdict.NOT_JUDGED: (
-            ("Measure the held-out loss at least three times during training.", "trainer.eval_steps=0.2")
+            ("A smoke run is too short to be judged: train for real.", "trainer=lora")
+            if run.choices.get("trainer") == "smoke"
+            else ("Measure the held-out loss at least three times during training.", "trainer.eval_steps=0.2")
             if has_held_out
             else ("Hold out rows, so that the run can be judged.", "split.eval_share=0.1")
         ),

@@ -44,7 +44,7 @@ def measure_answers(
         "ended_share": _mean([answer.ended for answer in answers]),
         "stray_share": _mean([bool(answer.stray) for answer in answers]),
         "echoed_share": _mean(
-            [normalize(text) == normalize(prompt) for text, prompt in zip(texts, prompts, strict=True)]
+            [_repeats(normalize(text), normalize(prompt)) for text, prompt in zip(texts, prompts, strict=True)]
         ),
         "json_share": _mean(
             [has_same_json_form(*pair) for pair in zip(texts, references, strict=True) if is_json(pair[1])]
@@ -59,6 +59,11 @@ def measure_answers(
         "distinct_2": distinct_pairs(texts),
         "likeness": likeness(texts, training),
     }
+
+
+def _repeats(text: str, prompt: str) -> bool:
+    """Return whether a text is a prompt again, perhaps with other punctuation; both are normalized."""
+    return text == prompt or (bool(spoken := re.findall(r"\w+", text)) and spoken == re.findall(r"\w+", prompt))
 
 
 def is_json(text: str) -> bool:

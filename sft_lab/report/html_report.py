@@ -223,9 +223,9 @@ def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:
         KeyNumber(
             "Tokens per second",
             format_count(rate),
-            note=_format_known("{:.0%} of the time spent on measuring", get("watching_share")),
+            note=_format_known("{:.0%} of training time spent on measuring", get("watching_share")),
         ),
-        KeyNumber("Time", format_seconds(get("seconds"))),
+        KeyNumber("Time", format_seconds(get("seconds")), note=_measuring_time(get("measuring_seconds"))),
     ]
     return [number for number in numbers if number.value != DASH]
 
@@ -238,6 +238,10 @@ def _beside_base(label: str, base: float | None, tuned: float | None, unit: str)
     note = f"{with_minus(f'{change:+.1%}')}, {unit}"
     tone = "good" if change < 0 else "bad"
     return KeyNumber(label, format_decimal(tuned), before=format_decimal(base), note=note, tone=tone)
+
+
+def _measuring_time(seconds: float | None) -> str:
+    return f"{format_seconds(seconds)} of it measuring before and after training" if seconds else ""
 
 
 def _format_epochs(epochs: float | None) -> str:

@@ -85,10 +85,10 @@ def _modelfile(finished: FinishedRun) -> str:
 
     renderer, tokenizer = finished.renderer, finished.tokenizer
     texts = TurnTexts.of(renderer)
-    if _prompt(finished)[0] == tokenizer.bos_token_id:
-        texts = texts.without_bos(tokenizer.bos_token)
+    bos = tokenizer.bos_token if _prompt(finished)[0] == tokenizer.bos_token_id else ""
+    texts = texts.without_bos(bos)
     stops = tokenizer.convert_ids_to_tokens(renderer.end_ids)
-    return modelfile(texts, WEIGHTS, stops, finished.run.model.base_name or "A model")
+    return modelfile(texts, WEIGHTS, stops, finished.run.model.base_name or "A model", bos)
 
 
 def _prompt(finished: FinishedRun) -> list[int]:

@@ -110,7 +110,7 @@ class TurnTexts:
         return "\n".join(filter(None, lines))
 
 
-def modelfile(texts: TurnTexts, weights: str, stops: list[str], name: str) -> str:
+def modelfile(texts: TurnTexts, weights: str, stops: list[str], name: str, bos: str) -> str:
     """Return the Modelfile for a GGUF file in the same folder.
 
     Args:
@@ -118,10 +118,12 @@ def modelfile(texts: TurnTexts, weights: str, stops: list[str], name: str) -> st
         weights: the file's name.
         stops: the texts of the tokens that end an answer.
         name: the base model's, for a comment.
+        bos: what the template begins with and Ollama writes by itself; may be empty.
     """
     comments = [f"# {name}, fine-tuned with sft_lab. Tool calls are not in this template."]
     comments += [NO_SYSTEM] if texts.before_system is None else []
     comments += [STRIPS] if texts.strips else []
+    comments += [f"# Ollama writes {bos} at the beginning by itself, so the template does not have it."] if bos else []
     parameters = [f'PARAMETER stop "{stop}"' for stop in stops]
     return "\n".join([*comments, f"FROM ./{weights}", f'TEMPLATE """{texts.to_go()}"""', *parameters, ""])
 

@@ -356,6 +356,6 @@ class Pretrained(Model):
     def _hub_remedy(self) -> str:
         return (
             f"check the network and that https://huggingface.co/{self.name_or_path} exists; for a gated model accept "
-            "its terms there, then run `hf auth login` or set HF_TOKEN; offline use model=smollm2_135m_bundled or "
-            "model=local"
+            "its terms there, then run `hf auth login` or set HF_TOKEN; offline, use model=smollm2_135m_bundled or "
+            "a folder, model=./FOLDER"
         )

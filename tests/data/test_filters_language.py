@@ -16,7 +16,7 @@ from sft_lab.core.store import Store
 from sft_lab.core.text import On, scripts
 from sft_lab.data.filters.language import Language
 from sft_lab.data.formats import Format
-from sft_lab.data.languages import LANGUAGE_NAMES, detect, languages_of
+from sft_lab.data.languages import LANGUAGE_NAMES, detect, languages_of, unfamiliar_share
 from sft_lab.data.sources import File
 
 SAID = {
@@ -149,3 +149,19 @@ def test_unknown_codes_are_refused_with_the_nearest(keep: list[str], says: str) 
 def test_impossible_confidence_is_refused(value: float) -> None:
     with pytest.raises(ConfigError, match="min_confidence"):
         Language(keep=["en"], min_confidence=value)
+
+
+@pytest.mark.parametrize(
+    ("tongues", "per_byte", "share"),
+    [
+        ("ar ar en", 0.5, 2 / 3),
+        ("ar ar en", 0.3, None),  # the tokenizer was trained on the script
+        ("ar en en", 0.5, None),
+        ("en en en", 0.9, None),  # digits and code have short tokens too
+    ],
+)
+def test_a_script_that_a_tokenizer_hardly_knows(tongues: str, per_byte: float, share: float | None) -> None:
+    answers = [SAID[tongue] for tongue in tongues.split()]
+    rows = Rows.of(table(*(("1", answer) for answer in answers)))
+    tokens = np.array([len(f"1\n{answer}".encode()) * per_byte for answer in answers])
+    assert unfamiliar_share(rows, tokens) == (pytest.approx(share) if share else None)

@@ -692,6 +692,19 @@ def test_groups(context: StageContext, write: Any, ids: list[str], group: str, r
     assert len(set(loaded.rows.column("group"))) == groups
 
 
+def test_pieces_of_a_conversation_that_are_split_up_are_noticed(context: StageContext, write: Any) -> None:
+    load(context, write(*numbered(*[f"identity_{n}" for n in range(1000)]), name="one.jsonl"))
+    load(context, write(*numbered(*PIECES), name="pieces.jsonl"))
+    assert context.notices == []
+    ids = [*(f"a_{n}" for n in range(5)), *(f"b{n}_0" for n in range(35))]
+    for _ in ("computed", "stored"):
+        context.notices.clear()
+        load(context, write(*numbered(*ids)))
+        (notice,) = context.notices
+    assert "5 of 40, have ids that begin with a_; " in notice
+    assert "set dataset.group=id_prefix" in notice
+
+
 def test_pieces_of_one_conversation_share_a_group(context: StageContext, write: Any) -> None:
     group = load(context, write(*numbered(*PIECES))).rows.column("group")
     assert group[::2] == group[1::2]

@@ -148,6 +148,8 @@ def test_held_out_rows_must_be_usable(context: StageContext) -> None:
 def test_too_few_held_out_rows_are_a_shortage(context: StageContext) -> None:
     sides = Hash()(table(MANY[:20]), context)
     assert re.match(r"split.min_eval_rows=8: only [0-7] held-out rows .* split.eval_share=0", sides.shortage)
+    (advised,) = re.findall(r"raise split.eval_share to (0\.\d+), give more rows", sides.shortage)
+    assert not Hash(eval_share=float(advised))(table(MANY[:20]), context).shortage
     assert len(sides.train) + len(sides.held_out) == 20
     assert "only 0 held-out rows" in Hash(eval_share=0.5)(table(MANY, answer=" "), context).shortage
     assert Hash()(table(MANY), context).shortage == ""

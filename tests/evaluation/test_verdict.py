@@ -156,6 +156,9 @@ def test_every_verdict_but_healthy_says_what_to_try() -> None:
         assert "=" in advice["override"]
     assert advise("undertrained", run)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
     assert "at least three times" in advise("not_judged", run)["says"]  # type: ignore[index]
+    run.choices["trainer"] = "smoke"
+    assert advise("not_judged", run)["override"] == "trainer=lora"  # type: ignore[index]
+    run.choices["trainer"] = "lora"
     run.split.eval_share = 0
     assert "Hold out rows" in advise("not_judged", run)["says"]  # type: ignore[index]
     trainer.max_steps = 100

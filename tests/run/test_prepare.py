@@ -141,16 +141,21 @@ def test_the_advice_about_length_keeps_the_rows(here: Path, capsys: pytest.Captu
     prepared([*words, *short, "split.min_eval_rows=1"])
     match = re.search(
         r"filter\.length drops \d+% of the rows, most of them as over_max_tokens; if that was not intended, "
-        r"(filter\.length\.max_tokens=(\d+) trainer\.max_length=\2 split\.max_eval_tokens=\2) keeps (\d+)% of the rows",
+        r"(filter\.length\.max_tokens=(\d+) trainer\.max_length=(\d+) split\.max_eval_tokens=\2) keeps (\d+)% of the "
+        r"rows; dataset\.turns=first shortens a row",
         capsys.readouterr().err,
     )
     assert match
-    assert int(match[3]) >= 95
+    assert int(match[3]) == int(match[2]) + 256  # room for the template
+    assert int(match[4]) >= 95
     assert main(["prepare", *words, *match[1].split(), "hydra.run.dir=longer"]) == 0
     stages = {stage["stage"]: stage for stage in read_json(Path("longer/waterfall.json"))["stages"]}
     assert stages["filter.length"]["rows_kept"] == pytest.approx(
-        stages["filter.length"]["rows_in"] * int(match[3]) / 100, abs=1
+        stages["filter.length"]["rows_in"] * int(match[4]) / 100, abs=1
     )
+    first = ["dataset.turns=first", "hydra.run.dir=first"]
+    assert main(["prepare", *words, *short, "split.min_eval_rows=1", *first]) == 0
+    assert re.search(r"split\.max_eval_tokens=\d+ keeps \d+% of the rows$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_rows_too_long_for_training_alone_get_its_key(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,10 +112,11 @@ def test_bos_is_left_to_ollama() -> None:
 
 def test_the_modelfile() -> None:
     texts = TurnTexts.of(renderer(LLAMA3))
-    lines = modelfile(texts, "model.gguf", ["<|im_end|>", "</s>"], "meta/x").splitlines()
+    lines = modelfile(texts, "model.gguf", ["<|im_end|>", "</s>"], "meta/x", "").splitlines()
     assert lines[:3] == [
         "# meta/x, fine-tuned with sft_lab. Tool calls are not in this template.", STRIPS, "FROM ./model.gguf"
     ]  # fmt: skip
     assert lines[3].startswith('TEMPLATE """{{- $first := true }}')
     assert lines[-2:] == ['PARAMETER stop "<|im_end|>"', 'PARAMETER stop "</s>"']
-    assert NO_SYSTEM in modelfile(TurnTexts.of(renderer(NO_SYSTEMS)), "model.gguf", [], "x")
+    assert NO_SYSTEM in modelfile(TurnTexts.of(renderer(NO_SYSTEMS)), "model.gguf", [], "x", "")
+    assert "# Ollama writes <s> at the beginning by itself" in modelfile(texts, "model.gguf", [], "x", "<s>")
