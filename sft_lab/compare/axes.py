@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from sft_lab.core.io import flat
-from sft_lab.run.identity import NOT_IDENTITY
+from sft_lab.run.identity import NOT_IDENTITY, PROCESSES
 
 SEED = "seed"
 VAGUE_KEYS = ("name_or_path", "path", "name", "kind")  # last parts that are meaningless without their stage
@@ -23,7 +23,7 @@ def find_axes(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         configs: contents of ``config.yaml``, as saved.
     """
-    flats = [flat({name: value for name, value in config.items() if name not in NOT_IDENTITY}) for config in configs]
+    flats = [_flat_identity(config) for config in configs]
     keys = list(dict.fromkeys(key for config in flats for key in config))
     columns = {key: [_as_text(config.get(key, MISSING)) for config in flats] for key in keys}
     differing = {key: values for key, values in columns.items() if _differ(values)}
@@ -45,14 +45,21 @@ def find_axes(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _flat_identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what changes a job's result, by dotted key; a config without a number of processes is of one."""
+    values = flat({name: value for name, value in config.items() if name not in NOT_IDENTITY})
+    processes = _value_at(config, PROCESSES)
+    return values | {PROCESSES: 1 if processes is MISSING else processes}
+
+
 def _chosen_options(configs: list[dict[str, Any]], differing: list[str]) -> list[tuple[str, list[Any]]]:
     """Return each group's path in the config with every job's option, then the kinds that no option names."""
     choices = [config.get("choices") or {} for config in configs]
-    names = sorted({name for chosen in choices for name in chosen}, key=lambda name: (name.count("/"), name))
+    names = {name for chosen in choices for name in chosen} - NOT_IDENTITY
     groups = [
         # the config of dedup/embedder@decontaminate.embedder is at decontaminate.embedder
         (name.rpartition("@")[2].replace("/", "."), [_format_choice(chosen.get(name)) for chosen in choices])
-        for name in names
+        for name in sorted(names, key=lambda name: (name.count("/"), name))
     ]
     kinds = [key for key in differing if key.endswith(".kind")]
     return groups + [(key.removesuffix(".kind"), [_value_at(config, key) for config in configs]) for key in kinds]

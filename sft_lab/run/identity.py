@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Fields that change no result, and so are no part of a job's identity.
 NOT_IDENTITY = {"tracking", "launch", "engine", "store", "prepare", "threads", "rerun", "choices", "format"}
+PROCESSES = "launch.num_processes"  # which is part of the identity although launch is not
 # Stages that select among the training rows and do nothing else.
 SELECTING_STAGES = ("filter", "decontaminate", "dedup")
 

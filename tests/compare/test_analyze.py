@@ -108,6 +108,18 @@ def test_the_same_run_twice_is_no_replicate(tmp_path):
     assert comparison.spread.replicates == 0
 
 
+def test_another_number_of_processes_is_another_setting(tmp_path):
+    for processes, worse in ((1, 1.0), (2, 1.03)):
+        for seed in (7, 8):
+            write_job(tmp_path / f"{processes}-{seed}", nats_of(worse, seed), seed=seed,
+                      launch={"kind": "serial", "num_processes": processes})  # fmt: skip
+    comparison = analyze_folders(tmp_path)
+    assert comparison.axes == ["launch.num_processes", "seed"]
+    assert [(setting.axes, len(setting.jobs)) for setting in comparison.settings] == [
+        ({"launch.num_processes": 1}, 2), ({"launch.num_processes": 2}, 2),
+    ]  # fmt: skip
+
+
 def test_an_unfinished_sweep(tmp_path):
     write_job(tmp_path / "done", nats_of(), seed=1)
     write_job(tmp_path / "at-work", state="running", seed=2)

@@ -27,6 +27,17 @@ def test_what_does_not_change_a_result_is_no_axis():
     assert find_axes([first, second]) == [{}, {}]
 
 
+def test_the_number_of_processes_is_an_axis_whatever_starts_them():
+    """It changes the batch; a config without the key is of a run in one process."""
+    several = {"launch": {"kind": "processes", "num_processes": 2}, "choices__launch": "processes"}
+    alone = {"launch": {"kind": "serial", "num_processes": 1}, "choices__launch": "serial"}
+    axes = find_axes([make_config(seed=7), make_config(seed=8, **alone), make_config(seed=7, **several)])
+    assert [job["launch.num_processes"] for job in axes] == [1, 1, 2]
+    assert list(axes[0]) == ["launch.num_processes", "seed"]
+    other = {"launch": {"kind": "slurm", "num_processes": 1}, "choices__launch": "slurm"}
+    assert find_axes([make_config(), make_config(**alone), make_config(**other)]) == [{}, {}, {}]
+
+
 def test_a_group_with_another_option_is_one_axis():
     semantic = {"kind": "semantic", "keep": "first", "threshold": 0.9}
     jobs = [make_config(), make_config(dedup=semantic, choices__dedup="semantic")]
