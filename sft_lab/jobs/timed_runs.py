@@ -53,7 +53,13 @@ def cost_shape(run: Run) -> dict[str, Any]:
     """Return what decides the cost of an optimizer step."""
     saved = run.saved()
     trainer = {name: value for name, value in flat(saved["trainer"]).items() if name not in SAME_COST}
-    return {"model": saved["model"], "trainer": trainer, "template": saved["template"], "threads": saved["threads"]}
+    return {
+        "model": saved["model"],
+        "trainer": trainer,
+        "template": saved["template"],
+        "threads": saved["threads"],
+        "launch": [run.launch.num_processes, run.launch.num_machines, run.launch.distributed_type()],
+    }
 
 
 def estimate_time(run: Run, steps: int | None, timed_runs: list[TimedRun]) -> tuple[float | None, Path | None]:

@@ -362,6 +362,17 @@ def test_a_time_follows_from_a_whole_summary_alone(
     assert (forecast.steps, forecast.seconds) == (4, seconds)
 
 
+def test_a_time_is_taken_only_from_as_many_processes(here: Path, overrides: list[str]) -> None:
+    folder = RunDir(here / "outputs/2026-11-22/10-30-00")
+    folder.path.mkdir(parents=True)
+    folder.config.write_text(compose([*overrides, "launch.num_processes=2"]).to_yaml())
+    folder.status.write_text('{"format": 1, "state": "finished"}')
+    folder.summary.write_text('{"format": 1, "seconds": 9.0, "train_seconds": 8.0, "steps": 4}')
+    words = ("launch.num_processes=1", "launch.num_processes=2", "launch.num_processes=4")
+    known = [forecasts_of(overrides, word)[0].seconds is not None for word in words]
+    assert known == [False, True, False]
+
+
 @pytest.mark.slow
 def test_finished_jobs_and_times_like_theirs(here: Path, overrides: list[str]) -> None:
     grid = [*overrides, "trainer.learning_rate=1e-3,2e-3"]
