@@ -11,6 +11,7 @@ from sft_lab.core.errors import FolderError, JobError, SftLabError, UserError
 from sft_lab.core.gpus import release_memory
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
+from sft_lab.core.text import count_of
 from sft_lab.core.types import RunState, Work
 from sft_lab.jobs import processes, ray, slurm
 from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders
@@ -18,6 +19,7 @@ from sft_lab.jobs.skip_finished import skip_if_finished
 from sft_lab.jobs.supervise import Failure, read_status, result_line
 from sft_lab.jobs.worker import attempt, interruption_message
 from sft_lab.run.launch_config import Launcher, Processes, Ray, Slurm
+from sft_lab.training.checkpoints import last_checkpoint
 
 
 def launch(job_folders: list[JobFolder], work: str = Work.RUN, *, keeps_failed: bool = False) -> list[Failure]:
@@ -109,10 +111,18 @@ def _interruption_message(job_folders: list[JobFolder], work: str) -> str:
     first = job_folders[0]
     if len(job_folders) == 1 and not first.folder.sweep:
         return interruption_message(first.folder, first.resume_command, work)
-    return (
-        f"interrupted; {first.resume_command} resumes: finished jobs are kept, and the interrupted one has its "
-        "checkpoint"
-    )
+    resuming = 0 if work == Work.PREPARE else sum(_resumes_training(job_folder.folder) for job_folder in job_folders)
+    if resuming:
+        resume = "resumes from its checkpoint" if resuming == 1 else "resume from their checkpoints"
+        kept = f"finished jobs are kept, and {count_of(resuming, 'unfinished job')} {resume}"
+    else:
+        kept = "finished jobs and data stages are kept"
+    return f"interrupted; {first.resume_command} resumes: {kept}"
+
+
+def _resumes_training(folder: RunDir) -> bool:
+    ended = read_status(folder).get("state") in (RunState.FINISHED, RunState.PRUNED)
+    return not ended and last_checkpoint(folder.checkpoints) is not None
 
 
 def objectives_of(plan: Plan) -> list[float | SftLabError]:

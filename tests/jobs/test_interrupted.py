@@ -127,6 +127,25 @@ def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> N
     assert main(command.split()[1:]) == 0
 
 
+@pytest.mark.parametrize("command", [[], ["prepare"]])
+def test_a_sweep_stopped_before_training_promises_no_checkpoint(
+    here: Path, tiny: list[str], command: list[str]
+) -> None:
+    process = start(*command, "-m", *tiny, *LONG, "seed=1,2", "hydra.sweep.dir=sweep")
+    wait_until(lambda: list(Path("sweep").glob("*/run.log")), process)
+    process.send_signal(signal.SIGINT)
+    text = ended(process)
+    assert process.returncode == 130
+    assert "interrupted; the same command resumes: finished jobs and data stages are kept\n" in text
+
+
+def test_a_sweep_stopped_in_training_resumes_the_job_at_work(here: Path, tiny: list[str]) -> None:
+    process = start("-m", *tiny, *LONG, "seed=1,2", "hydra.sweep.dir=sweep")
+    wait_until(trains("sweep/seed_1-*"), process)
+    process.send_signal(signal.SIGINT)
+    assert "finished jobs are kept, and 1 unfinished job resumes from its checkpoint\n" in ended(process)
+
+
 def test_a_killed_training_without_a_checkpoint_says_that_it_begins_anew(here: Path, tiny: list[str]) -> None:
     process = start(*tiny, *LONG)
     folder = wait_until(trains("outputs/*/*"), process)
@@ -170,7 +189,8 @@ def test_a_sweep_of_processes_saves_a_checkpoint_of_each_job(here: Path, tiny: l
     process.send_signal(signal.SIGINT)
     text = ended(process)
     assert process.returncode == 130
-    assert "interrupted; the same command resumes" in text
+    assert "interrupted; the same command resumes: finished jobs are kept, " in text
+    assert ", and 2 unfinished jobs resume from their checkpoints\n" in text
     for folder in folders:
         assert read_json(folder.status)["state"] == "interrupted"
         assert list(folder.checkpoints.glob("checkpoint-*/trainer_state.json"))
