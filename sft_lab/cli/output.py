@@ -256,7 +256,7 @@ def show_plan(
     lines += dict.fromkeys(forecast.dedup for forecast in forecasts if forecast.dedup)
     lines += _memory_lines(forecasts)
     lacking = dict.fromkeys(problem for forecast in forecasts for problem in forecast.lacking)
-    lines += [f"Not on this machine, which would refuse the run: {problem}" for problem in lacking]
+    lines += [f"This machine would refuse the run: {problem}" for problem in lacking]
     versions = {f"{name} {old}": None for forecast in forecasts for name, old in forecast.other_versions.items()}
     if versions:
         lines.append(
@@ -296,7 +296,7 @@ def _plan_table(forecasts: list[JobForecast]) -> Table:
     for index, forecast in enumerate(forecasts):
         values = (forecast.job_folder.job.axes.get(key, "") for key in axes)
         state = f"{forecast.job_folder.progress}{' (other versions)' if forecast.other_versions else ''}"
-        data = "stored" if forecast.missing is None else f"computed from {forecast.missing[0]} on"
+        data = "stored" if forecast.missing is None else f"to compute: {forecast.missing[0]} onward"
         if forecast.refusal:
             data = "refused"
         table.add_row(*values, state, *(texts[index] for texts in columns.values()), data)

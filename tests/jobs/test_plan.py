@@ -205,7 +205,7 @@ def test_what_only_this_machine_lacks_does_not_end_a_plan(
     words = [*overrides, "trainer=qlora"]
     assert main(["plan", *words]) == 0
     output = capsys.readouterr().out
-    assert "Not on this machine, which would refuse the run: trainer.quantization=nf4: needs the package bits" in output
+    assert "This machine would refuse the run: trainer.quantization=nf4: needs the package bits" in output
     assert "million parameters" in output
     for command in (["plan", "--probe"], ["prepare"], []):
         assert main([*command, *words, "hydra.run.dir=run"]) == 2
@@ -281,7 +281,7 @@ def test_one_of_two_data_sets_is_refused(here: Path, overrides: list[str], capsy
     Path("bad.jsonl").write_text(lines_of([{"ask": "a", "reply": "b"}]))
     assert main(["plan", "-m", *overrides, "dataset=file", "dataset.path=good.jsonl,bad.jsonl", "seed=1,2"]) == 2
     shown = capsys.readouterr()
-    assert [shown.out.count(word) for word in ("computed from load on", "refused", "Format: sharegpt")] == [2, 2, 1]
+    assert [shown.out.count(word) for word in ("to compute: load onward", "refused", "Format: sharegpt")] == [2, 2, 1]
     assert shown.err.count("match no known format") == 1
 
 
@@ -398,7 +398,7 @@ def test_finished_jobs_and_times_like_theirs(here: Path, overrides: list[str]) -
 def test_the_command_tells_it(here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-m", *overrides, "seed=1,2"]) == 0
     output = capsys.readouterr().out
-    assert "computed from load on" in output
+    assert "to compute: load onward" in output
     assert "computed once for 2 jobs" in output
     assert main(["plan", *overrides, "dedup=nope"]) == 2
     assert list(here.iterdir()) == []
