@@ -94,7 +94,7 @@ def _train(arguments: Arguments, overrides: list[str]) -> int:
     plan, jobs, failures = _launch(arguments, overrides, Work.RUN)
     if plan.swept:
         output.show_sweep([(job.folder, job.job.axes) for job in jobs])
-        output.show_next(jobs[0].folder.path.parent, failed=len(failures))
+        output.show_next(jobs[0].folder.path.parent, failures)
     elif not failures:
         output.show_summary(jobs[0].folder)
     return _report(failures)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sft_lab.core.run_dir import RunDir
     from sft_lab.core.store import Store
     from sft_lab.jobs.plan import JobForecast
+    from sft_lab.jobs.supervise import Failure
     from sft_lab.search.loop import SearchResult
 
 
@@ -113,8 +114,12 @@ def show_prepared(folder: RunDir) -> None:
 def _waterfall(folder: RunDir) -> Table:
     table = new_table("stage", "rows", "tokens", "details", title="Waterfall")
     table.columns[1].justify = table.columns[2].justify = "right"
-    for stage in tolerant_readers.read(folder.waterfall).get("stages") or []:
+    stages = tolerant_readers.read(folder.waterfall).get("stages") or []
+    is_limited = any("over_limit" in stage["dropped"] for stage in stages)
+    for stage in stages:
         details = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
+        if stage.get("turns") and is_limited:  # else the turns used would seem to be those of the rows kept
+            details += "; before dataset.limit"
         table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", details)
     return table
 
@@ -138,11 +143,12 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     lines += [f"Warning: {warning.sentence}" for warning in warnings_beside(summary)]
     if advice := summary.get("advice"):
         lines.append(f"Next: {advice['says']} Try {advice['override']}")
-    speed = summary["tokens_per_second"] or 0
+    speed = summary["tokens_per_second"]  # None where the last attempt resumed with no step left to train
     lines.append(
         f"Training: {count_of(summary['steps'], 'step')} on {count_of(summary['train_rows'], 'row')}, "
-        f"{count_of(summary['train_tokens'], 'token')} read, "
-        f"{speed:.0f} tokens/s; {summary['seconds']:.0f} s in all"
+        f"{count_of(summary['train_tokens'], 'token')} read"
+        + (f", {speed:.0f} tokens/s" if speed else "")
+        + f"; {summary['seconds']:.0f} s in all"
     )
     return lines
 
@@ -203,11 +209,14 @@ def show_search(result: SearchResult) -> None:
     print_lines([*lines, *_sync_lines(result.folder), f"Next: sft-lab compare {_typed(result.folder)}"])
 
 
-def show_next(sweep: Path, failed: int) -> None:
-    """Print where the jobs of a sweep are, and the command that follows."""
+def show_next(sweep: Path, failures: list[Failure]) -> None:
+    """Print where the jobs of a sweep are, and what to do next."""
     lines = [f"Folder: {sweep}", *_sync_lines(sweep)]
-    if failed:
-        lines.append(f"Run the same command again to retry {count_of(failed, 'failed job')}")
+    by_input = sum(failure.by_input for failure in failures)
+    if by_input:
+        lines.append(f"Wrong input in {count_of(by_input, 'failed job')}: correct it before you run the command again")
+    if retriable := len(failures) - by_input:
+        lines.append(f"Run the same command again to retry {count_of(retriable, 'failed job')}")
     print_lines([*lines, f"Next: sft-lab compare {_typed(sweep)}"])
 
 
