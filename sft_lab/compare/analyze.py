@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_lab.compare.axes import SEED
-from sft_lab.compare.collect import ComparedJob, has_diverged
+from sft_lab.compare.collect import ComparedJob, has_diverged, without_prepared
 from sft_lab.compare.effects import AxisEffect, measure_effects
 from sft_lab.compare.job_order import Order
 from sft_lab.compare.merged_twins import merge_twins, training_of, unmerged
@@ -96,6 +96,7 @@ class Comparison:
         search: that the jobs are trials of; None where they are of none.
         extras: keys of the numbers of custom metrics and benchmark tasks that jobs have.
         order: key of the number by which the jobs are sorted; None: by their axes.
+        prepared: number of folders left out, since only their data was prepared.
     """
 
     jobs: list[ComparedJob]
@@ -115,6 +116,7 @@ class Comparison:
     search: SearchHistory | None = None
     extras: list[str] = field(default_factory=list)
     order: Order | None = None
+    prepared: int = 0
 
     def __repr__(self) -> str:
         from sft_lab.compare.claims import headline
@@ -149,7 +151,9 @@ class Comparison:
 
 def analyze(jobs: list[ComparedJob], order: Order | None = None) -> Comparison:
     """Return the comparison of jobs, as ``collect_jobs`` reads them."""
-    jobs = merge_twins(jobs)
+    compared = without_prepared(jobs)
+    prepared = len(jobs) - len(compared)
+    jobs = merge_twins(compared)
     extras = list(dict.fromkeys(key for job in jobs for key in extra_keys(job.numbers)))
     if order:
         jobs = order.sort(jobs)
@@ -163,7 +167,9 @@ def analyze(jobs: list[ComparedJob], order: Order | None = None) -> Comparison:
         fingerprints.setdefault(job.fingerprint or UNKNOWN, []).append(job.name)
 
     bases, search = _score_base_models(judged or jobs), read_search(jobs)
-    comparison = Comparison(jobs, axes, measure, reason, bases, fingerprints, search=search, extras=extras, order=order)
+    comparison = Comparison(
+        jobs, axes, measure, reason, bases, fingerprints, search=search, extras=extras, order=order, prepared=prepared
+    )
     if len(set(fingerprints) - {UNKNOWN}) > 1:
         return replace(comparison, obstacle=Obstacle.OTHER_ROWS)
     return _rank(comparison, judged) if judged else comparison

@@ -298,6 +298,8 @@ def _notes_on_jobs(comparison: Comparison) -> list[str]:
     if states and comparison.settings:
         listed = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         sentences.append(f"{count_of(len(states), 'job')} not judged: {listed}. The results may still change.")
+    if comparison.prepared:
+        sentences.append(f"{count_of(comparison.prepared, 'folder')} left out: only the data was prepared there.")
     if UNKNOWN in comparison.fingerprints:
         jobs = _join(comparison.fingerprints[UNKNOWN], ", ")
         sentences.append(f"No held-out fingerprint in {jobs}; rows are matched by their ids.")

@@ -134,7 +134,8 @@ def has_diverged(job: ComparedJob) -> bool:
 def collect_jobs(paths: Sequence[Path | str] | Path | str) -> list[ComparedJob]:
     """Return the jobs of sweep and run folders, sorted by the values of their axes.
 
-    A job that has not finished, or that cannot be read, is returned with what its folder has.
+    A job that has not finished, or that cannot be read, is returned with what its folder has. One that only prepared
+    its data has no axes beside jobs that trained: most keys of theirs would be axes.
 
     Args:
         paths: of the folders, or of a single one.
@@ -149,11 +150,17 @@ def collect_jobs(paths: Sequence[Path | str] | Path | str) -> list[ComparedJob]:
         _read(RunDir(folder), folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}")
         for folder in folders
     ]
-    readable = [job for job in jobs if job.config]
+    readable = [job for job in without_prepared(jobs) if job.config]
     for job, axes in zip(readable, find_axes([job.config for job in readable]), strict=True):
         job.axes = axes
     keys = list(dict.fromkeys(key for job in readable for key in job.axes))
     return sorted(jobs, key=lambda job: ([sort_key(job.axes.get(key)) for key in keys], job.name))
+
+
+def without_prepared(jobs: list[ComparedJob]) -> list[ComparedJob]:
+    """Return the jobs without those that only prepared their data; all of them where none has trained."""
+    has_trained = any(job.events for job in jobs)
+    return [job for job in jobs if not (has_trained and job.state == PREPARED)]
 
 
 def _run_folders(path: Path) -> list[Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare import claims
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from rich.console import Console
     from rich.table import Table
 
     from sft_lab.compare.analyze import Comparison
@@ -35,6 +39,8 @@ COLUMNS = {
 MAX_EXTRAS = 6  # columns of custom metrics and benchmark tasks; compare.json has all of them
 ERROR_WIDTH = 60  # characters of an error on the terminal
 CONSOLE_WIDTH = 200  # characters of a line where the output is a file
+LEAST_AXES = 3  # columns of axes on a terminal, however narrow
+VERDICT_WIDTH = 30  # characters, where the whole table does not fit; longer verdicts are wrapped
 MAX_BASE_ROWS = 3  # base models that get a row each
 
 
@@ -121,7 +127,10 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
     from rich.text import Text
 
     out = console(CONSOLE_WIDTH)
-    out.print(build_table(comparison))
+    table, hidden = _fitting_table(comparison, out)
+    out.print(table)
+    if hidden:
+        print_lines([f"{hidden} of {len(comparison.axes)} axes do not fit here; the page has all of them.", ""])
 
     headline = claims.headline(comparison)
     first, *rest = headline.lines()
@@ -130,6 +139,30 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
     if notes := claims.notes(comparison):
         print_lines(["", "Before you rely on it:", *(f"- {note}" for note in notes)])
     print_lines(["", f"Page: {page}"])
+
+
+def _fitting_table(comparison: Comparison, out: Console) -> tuple[Table, int]:
+    """Return the table with as many axes as fit, and how many do not: of those that changed the loss least.
+
+    A few axes are shown even where no column would be left whole.
+    """
+    by_effect = list(dict.fromkeys([*(effect.axis for effect in comparison.effects), *comparison.axes]))
+    unlimited = out.options.update(max_width=sys.maxsize)  # else nothing is measured wider than the console
+
+    def build(count: int, verdict_width: int | None = None) -> Table:
+        visible = by_effect[:count]
+        table = build_table(replace(comparison, axes=[axis for axis in comparison.axes if axis in visible]))
+        table.columns[-1].max_width = verdict_width
+        return table
+
+    def is_too_wide(table: Table) -> bool:
+        return out.measure(table, options=unlimited).maximum > out.width
+
+    counts = range(LEAST_AXES + 1, len(by_effect) + 1)
+    fitting = bisect_left(counts, True, key=lambda count: is_too_wide(build(count, VERDICT_WIDTH)))
+    count = min(len(by_effect), LEAST_AXES + fitting)
+    table = build(count)
+    return build(count, VERDICT_WIDTH) if fitting and is_too_wide(table) else table, len(by_effect) - count
 
 
 def build_table(comparison: Comparison) -> Table:

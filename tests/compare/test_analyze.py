@@ -162,12 +162,39 @@ def test_one_job(tmp_path):
     assert "below the base model" in text_of(comparison)
 
 
-def test_prepared_data_without_held_out_rows_and_old_runs(tmp_path):
-    write_json(write_job(tmp_path / "data").status, {"state": "finished", "work": "prepare"})
+def write_prepared(path, **changes):
+    """Write the folder of a job that only prepared its data."""
+    folder = write_job(path, **changes)
+    write_json(folder.status, {"state": "finished", "work": "prepare"})
+    folder.metrics.unlink()
+
+
+def test_prepared_data_is_left_out_beside_runs(tmp_path):
+    write_prepared(tmp_path / "data", trainer={"kind": "full", "optim": "sgd"}, template={"kind": "jinja"})
+    for seed in (1, 2):
+        write_job(tmp_path / str(seed), nats_of(), seed=seed)
+    comparison = analyze_folders(tmp_path)
+    assert [job.name for job in comparison.jobs] == ["1", "2"]
+    assert comparison.axes == ["seed"]
+    assert "1 folder left out: only the data was prepared there." in text_of(comparison)
+
+
+def test_prepared_data_alone_is_compared(tmp_path):
+    for limit in (10, 20):
+        write_prepared(tmp_path / str(limit), dataset__limit=limit)
+    write_job(tmp_path / "30", state="failed", dataset__limit=30).metrics.unlink()
+    comparison = analyze_folders(tmp_path)
+    assert [(job.state, job.axes) for job in comparison.jobs] == [
+        ("prepared", {"dataset.limit": 10}), ("prepared", {"dataset.limit": 20}), ("failed", {"dataset.limit": 30}),
+    ]  # fmt: skip
+    assert "left out" not in text_of(comparison)
+
+
+def test_runs_without_held_out_rows_and_old_runs(tmp_path):
     write_job(tmp_path / "none", nats_of(), seed=2, summary={"eval/loss": None, "eval/bits_per_byte": None})
     write_job(tmp_path / "x.old-20261122-101010", nats_of())
     comparison = analyze_folders(tmp_path)
-    assert {job.name: job.state for job in comparison.jobs} == {"data": "prepared", "none": "finished"}
+    assert {job.name: job.state for job in comparison.jobs} == {"none": "finished"}
     assert comparison.best is None
 
 
@@ -442,6 +469,23 @@ def test_the_table_on_the_terminal(grid, capsys):
     assert "finished" in lines[first + 1]
     assert sum(line.strip().startswith("*") for line in lines) == 1
     assert sum("healthy" in line for line in lines) == 12
+
+
+def test_a_table_of_too_many_axes_shows_those_that_changed_the_loss_most(tmp_path, capsys):
+    for rate, worse in ((1e-4, 1.0), (1e-3, 1.1)):
+        for beta in (0.8, 0.9):
+            changes = {f"trainer__extraordinarily_long_name_{number}": beta for number in range(20)}
+            write_job(tmp_path / f"{rate}-{beta}", nats_of(worse), trainer__learning_rate=rate, **changes)
+    comparison = analyze_folders(tmp_path)
+    assert len(comparison.axes) == 21
+    print_comparison(comparison, Path("compare.html"))
+    output = capsys.readouterr().out
+    heading = next(line for line in output.splitlines() if "best loss" in line)
+    assert "learning_rate" in heading
+    shown = len(re.findall(r"extraordinarily_long_name_\d", heading))
+    assert shown < 20
+    assert output.count("healthy") == 4  # whole words, a line for each job
+    assert f"{20 - shown} of 21 axes do not fit here; the page has all of them." in output
 
 
 def test_a_loss_still_falling_at_the_end_has_not_converged(tmp_path):
