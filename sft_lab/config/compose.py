@@ -32,7 +32,7 @@ from sft_lab.config.overrides import (
     texts_of,
     value_of,
 )
-from sft_lab.config.search_path import PRIMARY, OptionSearchPath, hydra_session
+from sft_lab.config.search_path import PRIMARY, OptionSearchPath, hydra_session, launcher_of
 from sft_lab.config.serialize import build
 from sft_lab.config.validation import refuse_hydra_settings, validate
 from sft_lab.core.errors import ConfigError, all_problems
@@ -189,8 +189,8 @@ def compose_jobs(
 
 
 def first_choices(overrides: list[str]) -> list[str]:
-    """Return the overrides that choose the experiment or set Hydra's own keys."""
-    return [text for text in overrides if re.match("experiment$|hydra[./]", key_of(text))]
+    """Return the overrides that choose the experiment and its launcher, or set Hydra's own keys."""
+    return [text for text in overrides if re.match("(experiment|launch)$|hydra[./]", key_of(text))]
 
 
 def _refuse_held_out_axis(grid: list[list[str]]) -> None:
@@ -327,7 +327,8 @@ def compose_raw(overrides: list[str]) -> DictConfig:
     """
     name = OptionSearchPath.config_name
     try:
-        composed = hydra_compose(name, overrides=[*map(_forced, overrides)], return_hydra_config=True)
+        with launcher_of(overrides):
+            composed = hydra_compose(name, overrides=[*map(_forced, overrides)], return_hydra_config=True)
     except Exception as error:  # Hydra and PyYAML raise errors of any type for a user's mistakes
         raise ConfigError(explain(error)) from error
     if OmegaConf.get_type(composed) is not Run:

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sft_lab.config.compose import Job, Plan, build_job, compose_raw, sweep_subdir
 from sft_lab.config.error_messages import explain
 from sft_lab.config.overrides import experiment_name, key_of, parse, texts_of, translate_submitit
-from sft_lab.config.search_path import OptionSearchPath, hydra_session
+from sft_lab.config.search_path import OptionSearchPath, hydra_session, launcher_of
 from sft_lab.config.validation import refuse_hydra_settings
 from sft_lab.core.errors import ConfigError, SftLabError
 from sft_lab.core.log import log
@@ -89,11 +89,12 @@ def run_hydra_sweep(
         name = OptionSearchPath.config_name
         task = _Task(run_jobs, experiment_name(fixed), frozenset(fixed), subdir)
         try:
-            sweeper = hydra.config_loader.load_configuration(name, arguments, RunMode.MULTIRUN).hydra.sweeper
-            if _FAILURE_RATE in sweeper and not _sets(fixed, f"hydra.sweeper.{_FAILURE_RATE}"):
-                arguments.append(f"hydra.sweeper.{_FAILURE_RATE}=1.0")
-            task.raises = _FAILURE_RATE in sweeper or str(sweeper._target_).endswith(".BasicSweeper")
-            hydra.multirun(name, task, arguments, with_log_configuration=False)
+            with launcher_of(fixed):
+                sweeper = hydra.config_loader.load_configuration(name, arguments, RunMode.MULTIRUN).hydra.sweeper
+                if _FAILURE_RATE in sweeper and not _sets(fixed, f"hydra.sweeper.{_FAILURE_RATE}"):
+                    arguments.append(f"hydra.sweeper.{_FAILURE_RATE}=1.0")
+                task.raises = _FAILURE_RATE in sweeper or str(sweeper._target_).endswith(".BasicSweeper")
+                hydra.multirun(name, task, arguments, with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
         except SftLabError:

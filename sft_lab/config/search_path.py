@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.config_search_path import ConfigSearchPath
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sft_lab.config.error_messages import (
     UNQUOTED_WORD,
     all_keys,
+    field_names,
     first_line,
     refuse_none_with_filters,
     refused_interpolations,
@@ -116,8 +118,21 @@ class OptionSearchPath(SearchPathPlugin):
                 entry.path = f"options://{entry.path.removeprefix('file://')}"
 
 
+@contextmanager
+def launcher_of(overrides: Sequence[str]) -> Iterator[None]:
+    """Let a ``launch=...`` among the overrides drop the settings of other launchers from the files composed here."""
+    before = OptionSource.launch_override
+    OptionSource.launch_override = next((text for text in overrides if text.startswith("launch=")), None)
+    try:
+        yield
+    finally:
+        OptionSource.launch_override = before
+
+
 class OptionSource(ConfigSource):
     """A folder of option files with a subfolder per group; text fields keep what the file says."""
+
+    launch_override: ClassVar[str | None] = None  # of the command line, which beats the launcher of an experiment
 
     @staticmethod
     def scheme() -> str:
@@ -125,6 +140,12 @@ class OptionSource(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         content, package = read_option_file(self.file_of(config_path), self._default_package(config_path))
+        if (
+            self.launch_override
+            and package in ("", EXPERIMENT_PACKAGE)
+            and isinstance(content.get("launch"), DictConfig)
+        ):
+            _drop_other_launchers(content.launch, self.launch_override)
         path = f"{self.scheme()}://{self.path}"
         return ConfigResult(config=content, path=path, provider=self.provider, header={"package": package})
 
@@ -149,6 +170,15 @@ class OptionSource(ConfigSource):
 
     def _default_package(self, config_path: str) -> str:
         return config_path.rpartition("/")[0].replace("/", ".")
+
+
+def _drop_other_launchers(settings: DictConfig, launch_override: str) -> None:
+    """Remove the settings that other launchers have and the chosen one has not; what none has is left, and refused."""
+    with launcher_of([]):
+        chosen = OmegaConf.get_type(hydra_compose(PRIMARY, overrides=[launch_override]).launch)
+    known = {name for schema in SCHEMAS["launch"].values() for name in field_names(schema)}
+    for name in known.difference(field_names(chosen)).intersection(settings):
+        del settings[name]
 
 
 class ExperimentSource(OptionSource):

@@ -219,6 +219,33 @@ def test_the_command_line_beats_the_experiment():
     assert (run.trainer.learning_rate, run.choices["model"]) == (1e-5, "opt_350m")
 
 
+SLURM = "defaults:\n  - override /launch: slurm\nlaunch: {cluster: local, partition: gpu, num_processes: 2}\nseed: 7\n"
+
+
+@pytest.mark.parametrize("option", ["serial", "processes", "ray"])
+@pytest.mark.parametrize("text", [SLURM, "launch: {partition: gpu, num_processes: 2}\nseed: 7\n"])
+def test_another_launcher_drops_what_only_the_experiments_own_has(text, option):
+    experiment(text)
+    run = config.build(config.compose_config(["experiment=mine", f"launch={option}"]))
+    assert type(run.launch).__name__.lower() == option
+    assert (run.launch.num_processes, run.seed) == (2, 7)
+
+
+def test_the_same_launcher_keeps_the_experiments_settings():
+    experiment("launch: {partition: gpu}\n")
+    (job,) = config.compose_jobs(["experiment=mine", "launch=slurm"], multirun=False, to_start=False).jobs
+    assert job.run.launch.partition == "gpu"
+
+
+def test_a_launch_key_without_its_launcher_is_refused():
+    experiment(SLURM)
+    assert "launch=serial has no such key" in refused(["experiment=mine", "launch=serial", "launch.partition=x"])
+    experiment("launch: {partitoin: gpu}\n")
+    assert "launch.partitoin: unknown key" in refused(["experiment=mine", "launch=serial"])
+    experiment("launch: {partition: gpu}\n")
+    assert "kinds of launch with this key: slurm" in refused(["experiment=mine"])
+
+
 def test_an_experiment_needs_no_package_line():
     Path("experiments").mkdir()
     Path("experiments/plain.yaml").write_text("seed: 7\n")
