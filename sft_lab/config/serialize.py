@@ -29,18 +29,20 @@ from sft_lab.core.io import FORMAT, read_text
 from sft_lab.core.redaction import MAY_BE_SECRET, holds_secret, known_secrets
 from sft_lab.core.text import is_unicode
 from sft_lab.run.config import Run
+from sft_lab.run.launch_config import Launcher
 from sft_lab.run.schemas import SCHEMAS
 
 _REMEDY = "give a config.yaml as a run wrote it"
 _ADDED = {"engine": {"kind": "local"}}  # groups that are missing from configs written by older versions
 
 
-def load(path: Path, overrides: list[str] | None = None) -> Run:
+def load(path: Path, overrides: list[str] | None = None, launcher: dict[str, Any] | None = None) -> Run:
     """Load a run from a saved config, which is data, never code.
 
     Args:
         path: path of ``config.yaml``.
         overrides: dotted keys of the saved config, ``key=value``.
+        launcher: a launcher as a config saves it, in place of the saved one; what all launchers have stays as it was.
 
     Raises:
         ConfigError: if the file is not a saved config of this format.
@@ -59,6 +61,9 @@ def load(path: Path, overrides: list[str] | None = None) -> Run:
     try:
         register_plugins()
         saved = OmegaConf.create(read_yaml(text) or {})
+        if launcher and isinstance(saved, DictConfig):
+            before = saved.get("launch") or {}
+            saved.launch = launcher | {name: before[name] for name in field_names(Launcher) if name in before}
         for override in overrides if isinstance(saved, DictConfig) else []:
             key, _, value = override.partition("=")
             OmegaConf.update(saved, key, read_yaml(value, tuple(key.split("."))))

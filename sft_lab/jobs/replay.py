@@ -9,6 +9,7 @@ from typing import Any
 
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
+from sft_lab.config.raw_composition import compose_parts
 from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import ConfigError, FolderError, all_problems
 from sft_lab.core.io import read_json, write_json
@@ -32,6 +33,7 @@ from sft_lab.jobs.result_numbers import (
 from sft_lab.jobs.supervise import Failure
 from sft_lab.run.config import Run
 from sft_lab.run.identity import plugin_origins
+from sft_lab.run.schemas import SCHEMAS
 from sft_lab.tracking.manifest import template_date
 
 
@@ -97,7 +99,7 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
 
     Args:
         source: a run folder, or just a saved config, which leaves nothing to compare with.
-        overrides: dotted keys of the saved config, ``key=value``.
+        overrides: dotted keys of the saved config, ``key=value``, or another launcher, ``launch=serial``.
         out: the new run folder; None: ``outputs/<date>/<time>``.
 
     Raises:
@@ -135,15 +137,34 @@ def replay(source: Path, overrides: list[str] | None = None, out: Path | None = 
 
 def _load(config: Path, overrides: list[str]) -> Run:
     for override in overrides:
-        key, sign, _ = override.partition("=")
+        key, sign, value = override.partition("=")
         if not (key and sign) or key.startswith(("+", "~", "-")):
             raise ConfigError(
                 f"{override}: not an override of a saved config; write key=value with a key from {config.name}"
             )
-    run = configs.load(config, overrides)
+        group = key.removesuffix(".kind")
+        if key == "launch.kind":
+            raise ConfigError(f"{override}: write {override.replace('.kind', '', 1)}")
+        if group in SCHEMAS and key != "launch" and not value.startswith("{"):
+            raise ConfigError(
+                f"{override}: replay chooses no other option, except another launcher (launch=serial); it changes keys "
+                f"of {config.name}, such as seed=2. For another {group} run `sft-lab promote RUN_DIR NAME`, then "
+                f"`sft-lab +experiment=NAME {group}={value}`"
+            )
+    launches = [override for override in overrides if override.startswith("launch=") and "{" not in override]
+    launcher = _launcher(launches[-1]) if launches else None
+    run = configs.load(config, [override for override in overrides if override not in launches], launcher)
     if not any(override.startswith("rerun=") for override in overrides):
         run.rerun = False  # it was meant for the old folder
     return run
+
+
+def _launcher(override: str) -> dict[str, Any]:
+    """Return the launcher that ``launch=...`` chooses, as a config saves it."""
+    if "," in override:
+        raise ConfigError(f"{override}: a replay is one job, with one launcher; give one")
+    parts = compose_parts([override])
+    return {"kind": parts.kinds["launch"], **parts.values["launch"]}
 
 
 def _read_old_run(folder: RunDir | None, config: Path) -> OldRun:

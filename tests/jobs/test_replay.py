@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from sft_lab import compose, config
 from sft_lab.core.errors import ConfigError, FolderError, UserError
@@ -191,7 +192,11 @@ def test_overrides_are_listed_and_change_what_is_expected(copy: Path) -> None:
         ("sed=3", "did you mean seed?"),
         ("seed=x", "seed=x"),
         ("format=2", "reads format 1"),
-        ("dedup=none", "dedup.kind"),
+        ("dedup=none", r"no other option.* keys of config.yaml.* promote RUN_DIR NAME.* dedup=none"),
+        ("trainer.kind=lora", "sft-lab .experiment=NAME trainer=lora"),
+        ("launch.kind=processes", "write launch=processes"),
+        ("launch=serial,processes", "give one"),
+        ("launch=nope", "no such option; available: processes, ray, serial, slurm"),
         ("trainer.learning_rate=-1", "above 0"),
         ("store.path=${oc.env:HOME}", "interpolation"),
     ],
@@ -200,6 +205,17 @@ def test_wrong_overrides(copy: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         replay(Path("run"), [override])
     assert not Path("outputs").exists()
+
+
+def test_another_launcher_is_no_other_job(copy: Path) -> None:
+    """The run of a cluster is replayed on this machine, with as many processes."""
+    saved = OmegaConf.load("run/config.yaml")
+    saved.launch = {"kind": "slurm", "partition": "gpu", "num_processes": 1, "num_machines": 1, "config_file": "ddp"}
+    OmegaConf.save(saved, "run/config.yaml")
+    done = replay(Path("run"), ["launch=processes", "launch.at_once=1"])
+    new = config.load(done.folder.config).launch
+    assert (type(new).__name__, new.config_file) == ("Processes", "ddp")
+    assert (done.changed, done.environment, done.result) == (False, [], [])
 
 
 def test_a_prepared_folder_is_prepared_again(copy: Path) -> None:
