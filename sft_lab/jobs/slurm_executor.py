@@ -54,7 +54,7 @@ def slurm_executor(launcher: Slurm, logs: Path) -> ScriptExecutor:
             qos=launcher.qos,
             constraint=launcher.constraint,
             array_parallelism=launcher.array_parallelism,
-            additional_parameters=launcher.additional_parameters,
+            additional_parameters=launcher.sbatch_options(),
             srun_args=launcher.srun_args,
         ),
     )

@@ -260,15 +260,22 @@ class Slurm(Launcher):
         """Return whether a job leaves GPUs unused that it has asked for."""
         return self._unused_by_job(self.gpus)
 
+    def sbatch_options(self) -> dict[str, Any]:
+        """Return the additional options under the names that submitit has for its own, which they replace."""
+        own = {name.replace("-", "_"): value for name, value in self.additional_parameters.items()}
+        if "open_mode" in own:  # the one name that submitit writes with a hyphen
+            own["open-mode"] = own.pop("open_mode")
+        return own
+
     def cluster_request(self) -> str:
         """Return what each job asks of sbatch."""
         options = {
-            "nodes": self.num_machines, "gpus-per-node": self.gpus, "cpus-per-task": self.cpus_per_task,
+            "nodes": self.num_machines, "gpus_per_node": self.gpus, "cpus_per_task": self.cpus_per_task,
             "mem": f"{self.mem_gb:g}GB" if self.mem_gb else None, "time": f"{self.timeout_min} min",
             "partition": self.partition, "account": self.account, "qos": self.qos, "constraint": self.constraint,
-            **self.additional_parameters,
+            **self.sbatch_options(),
         }  # fmt: skip
-        return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+        return ", ".join(f"{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None)
 
 
 @dataclass

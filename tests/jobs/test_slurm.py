@@ -90,6 +90,20 @@ def test_the_batch_script_asks_for_what_the_config_says(
     assert not list(stand_ins.glob("sweep/*/queued.json"))
 
 
+def test_an_additional_parameter_replaces_ours_however_it_is_spelled(
+    stand_ins: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"cpus-per-task": "8", "gpus_per_node": "2", "job-name": "mine", "open-mode": "truncate", "time": "30"}
+    given = ", ".join(f"{name}: {value}" for name, value in own.items())
+    words = [*tiny, "launch=slurm", f"launch.additional_parameters={{{given}}}", "hydra.run.dir=runs/one"]
+    assert main(["plan", *words]) == 0
+    shown = capsys.readouterr().out
+    (requested,) = re.findall("^.*cpus-per-task=.*nodes=.*$|^.*nodes=.*cpus-per-task=.*$", shown, re.MULTILINE)
+    for name, value in own.items():
+        assert re.findall(rf"--{name.replace('_', '-')}=(.*)", shown) == [value]
+        assert re.findall(rf"\b{name.replace('_', '-')}=([\w ]+)", requested) == [value]
+
+
 @pytest.mark.parametrize(
     "words", [["-m", "seed=1,2,3", interrupted_sweep.SWEEP], ["hydra.run.dir=runs/one"]], ids=["array", "one job"]
 )
