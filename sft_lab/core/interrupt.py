@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 REQUEUE_SECONDS = 60  # for a safe point after SIGUSR2, which submitit lets Slurm send 90 s before a job is killed
+REQUEUE_VARIABLE = "SFT_LAB_REQUEUE_SECONDS"  # set where Slurm sends it earlier or later
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
@@ -62,7 +63,7 @@ def deferred(
 ) -> Iterator[Request]:
     """Record Ctrl-C and SIGTERM instead of raising, for work that stops at its next safe point.
 
-    So is SIGUSR2 where submitit handles it. Work without a safe point within ``REQUEUE_SECONDS`` is requeued all the
+    So is SIGUSR2 where submitit handles it. Work without a safe point within that time is requeued all the
     same, since Slurm requeues no job that it had to kill.
 
     Args:
@@ -84,7 +85,7 @@ def deferred(
         if number == signal.SIGUSR2:
             request.requeue = before[number]
             signal.signal(signal.SIGALRM, lambda *_: request.obey())
-            signal.alarm(REQUEUE_SECONDS)
+            signal.alarm(int(os.environ.get(REQUEUE_VARIABLE, REQUEUE_SECONDS)))
         _write(f"{notice}; Ctrl-C again ends at once" if number == signal.SIGINT else notice)
 
     for number in before:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft_lab.core import tolerant_readers
+from sft_lab.core import interrupt, tolerant_readers
 from sft_lab.core.errors import FolderError, UserError
 from sft_lab.core.io import write_json
 from sft_lab.core.log import log
@@ -100,11 +100,13 @@ class SlurmTask:
         path: path of the folder.
         work: run it, or only prepare its data.
         threads: CPU threads, unless OMP_NUM_THREADS is set on that machine.
+        requeue_seconds: for a safe point after Slurm's notice.
     """
 
     path: str
     work: str
     threads: int
+    requeue_seconds: int = interrupt.REQUEUE_SECONDS  # the default is that of a task that an older version submitted
 
     def __call__(self) -> None:
         """Execute the folder; a failure is written beside submitit's files as JSON, to be read without unpickling."""
@@ -114,6 +116,7 @@ class SlurmTask:
         environment = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads)),
             JOB_VARIABLE: submitted.job_id,
+            interrupt.REQUEUE_VARIABLE: str(self.requeue_seconds),
         }
         if submitted.num_nodes > 1:
             port = 20_000 + int(submitted.raw_job_id) % 20_000
@@ -311,7 +314,10 @@ def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[
     threads = max(1, launcher.cpus_per_task * launcher.num_machines // launcher.num_processes)
     try:
         with executor.batch():
-            handles = [executor.submit(SlurmTask(str(folder.path), work, threads)) for _, folder in jobs]
+            handles = [
+                executor.submit(SlurmTask(str(folder.path), work, threads, launcher.requeue_seconds))
+                for _, folder in jobs
+            ]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
         raise UserError(f"launch=slurm: the cluster rejected the jobs ({lines[-1].strip()})") from error

@@ -54,7 +54,7 @@ def slurm_executor(launcher: Slurm, logs: Path) -> ScriptExecutor:
             qos=launcher.qos,
             constraint=launcher.constraint,
             array_parallelism=launcher.array_parallelism,
-            additional_parameters=launcher.sbatch_options(),
+            additional_parameters=_with_requeue(launcher.sbatch_options()),
             srun_args=launcher.srun_args,
         ),
     )
@@ -66,6 +66,12 @@ def local_executor(launcher: Slurm, logs: Path) -> LocalExecutor:
     executor = LocalExecutor(logs, launcher.max_num_timeout, python=PYTHON)
     executor.update_parameters(**_resources(launcher, logs, min(launcher.gpus, len(visible_gpus()))))
     return executor
+
+
+def _with_requeue(options: dict[str, Any]) -> dict[str, Any]:
+    """Return sbatch's options with ``--requeue``, which some clusters demand; what is set to false is left out."""
+    ours = {} if "no_requeue" in options else {"requeue": True}
+    return {name: value for name, value in (ours | options).items() if value is not False}
 
 
 def _resources(launcher: Slurm, logs: Path, gpus: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from sft_lab.core.bounds import Bounded, bounded
 from sft_lab.core.errors import require
 from sft_lab.core.gpus import visible_gpus
+from sft_lab.core.interrupt import REQUEUE_SECONDS
 from sft_lab.core.packages import saved_path
 
 ACCELERATE_CONFIGS = Path(__file__).parents[1] / "jobs" / "accelerate"  # that are shipped
@@ -266,6 +267,12 @@ class Slurm(Launcher):
         if "open_mode" in own:  # the one name that submitit writes with a hyphen
             own["open-mode"] = own.pop("open_mode")
         return own
+
+    @property
+    def requeue_seconds(self) -> int:
+        """Seconds that a job has for a safe point after Slurm's notice, 30 s before Slurm kills it."""
+        notice = re.search(r"USR2@(\d+)", str(self.additional_parameters.get("signal")))
+        return max(1, int(notice[1]) - 30) if notice else REQUEUE_SECONDS
 
     def cluster_request(self) -> str:
         """Return what each job asks of sbatch."""

@@ -41,7 +41,7 @@ def test_a_job_is_requeued_at_its_next_safe_point(requeues: list[int], capfd: py
 
 
 def test_a_job_without_a_safe_point_is_requeued_in_time(requeues: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt, "REQUEUE_SECONDS", 1)
+    monkeypatch.setenv(interrupt.REQUEUE_VARIABLE, "1")
     with interrupt.deferred("stopping after this step"):
         os.kill(os.getpid(), signal.SIGUSR2)
         with pytest.raises(SystemExit):

@@ -105,6 +105,32 @@ def test_an_additional_parameter_replaces_ours_however_it_is_spelled(
 
 
 @pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        ("", ["--requeue"]),
+        ("requeue: false", []),
+        ("no-requeue: true", ["--no-requeue"]),
+        ("requeue: true", ["--requeue"]),
+    ],
+)
+def test_jobs_ask_to_be_requeued(given: str, lines: list[str], here: Path, tiny: list[str]) -> None:
+    launcher = compose([*tiny, "launch=slurm", f"launch.additional_parameters={{{given}}}"]).launch
+    assert isinstance(launcher, Slurm)
+    assert re.findall("--(?:no-)?requeue.*", slurm.batch_script([RunDir(here / "one")], launcher)) == lines
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("", 60), ("signal: USR2@300", 270), ('signal: "B:USR2@40"', 10)])
+def test_an_earlier_signal_leaves_more_time_for_a_safe_point(
+    given: str, seconds: int, stand_ins: Path, tiny: list[str]
+) -> None:
+    main([*tiny, "launch=slurm", f"launch.additional_parameters={{{given}}}", "hydra.run.dir=runs/one"])
+    from submitit.core.utils import DelayedSubmission
+
+    (pickled,) = stand_ins.glob("runs/.submitit/*_submitted.pkl")
+    assert DelayedSubmission.load(pickled).function.requeue_seconds == seconds
+
+
+@pytest.mark.parametrize(
     "words", [["-m", "seed=1,2,3", interrupted_sweep.SWEEP], ["hydra.run.dir=runs/one"]], ids=["array", "one job"]
 )
 def test_the_plan_shows_the_script_that_is_submitted(
