@@ -301,7 +301,7 @@ def _show(arguments: Arguments, overrides: list[str]) -> int:
     from sft_lab import config
 
     if arguments.info:
-        sys.stdout.write(f"{config.describe_search_path()}\n")
+        sys.stdout.write(f"{config.describe_search_path(arguments.config_dir)}\n")
         return 0
     node: Any = config.compose_config(
         overrides, arguments.cfg, config_dir=arguments.config_dir, config_name=arguments.config_name

@@ -386,7 +386,16 @@ def _refuse_equal_jobs(jobs: list[Job]) -> None:
             )
 
 
-def describe_search_path() -> str:
-    """Return the folders that are searched for options, in one line."""
+def describe_search_path(config_dir: str | None = None) -> str:
+    """Return the folders that are searched for options, in one line.
+
+    Args:
+        config_dir: an additional folder of options.
+
+    Raises:
+        ConfigError: if there is no such folder.
+    """
+    with hydra_session(config_dir):  # which checks it
+        added = f"; --config-dir: {Path(config_dir).absolute()}" if config_dir else ""
     own = [name for name in ("conf", "experiments") if (Path.cwd() / name).is_dir()]
-    return f"{shipped('conf')}; here: {', '.join(own) or 'none'} ({Path.cwd()})"
+    return f"{shipped('conf')}; here: {', '.join(own) or 'none'} ({Path.cwd()}){added}"

@@ -16,7 +16,7 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import BooleanNode, DictConfig, EnumNode, FloatNode, IntegerNode, ListConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
-from sft_lab.config.other_names import our_name
+from sft_lab.config.other_names import SUBMITIT, our_name, submitit_in_file
 from sft_lab.core import plugins
 from sft_lab.core.characters import character_hint
 from sft_lab.core.errors import ConfigError
@@ -200,6 +200,8 @@ def _no_such_option(path: str) -> str:
     group = next((group for group in candidates if loader.get_group_options(group)), path)
     names = loader.get_group_options(group)
     option = path.removeprefix(f"{group}/")
+    if group == "hydra/launcher" and option in SUBMITIT:  # on the command line it is translated
+        return submitit_in_file(option)
     nearest = _nearest_option(option, names)
     hint = ""
     if group in ("model", "dataset"):
@@ -207,7 +209,8 @@ def _no_such_option(path: str) -> str:
     if group in ("hydra/launcher", "hydra/sweeper"):
         kind = group.removeprefix("hydra/")
         ours = {"launcher": "launch=processes, slurm and ray need", "sweeper": "`sft-lab search` needs"}[kind]
-        hint = f"; {ours} no Hydra plugin; to use one anyway: pip install hydra-NAME-{kind}"
+        hint = f"; {ours} no Hydra plugin"
+        hint += "" if option == "optuna" else f"; to use one anyway: pip install hydra-NAME-{kind}"
     hint += f"; did you mean {nearest}?" if nearest else ""
     return f"{group}={option}: no such option; available: {', '.join(names) or 'none'}{hint}"
 

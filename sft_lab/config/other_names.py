@@ -157,6 +157,9 @@ BY_VALUE = {
     "logger": _TRACKERS,
 }
 
+# How Hydra's own plugin for submitit is chosen, and the options here that do the same.
+SUBMITIT = {"submitit_slurm": ["launch=slurm"], "submitit_local": ["launch=slurm", "launch.cluster=local"]}
+
 # Below launch: options of sbatch and of Hydra's plugin for submitit.
 _SLURM_NAMES = {
     "time": "launch.timeout_min=..., in minutes",
@@ -168,8 +171,19 @@ _SLURM_NAMES = {
     "nodes": "launch.num_machines=...",
     "mem": "launch.mem_gb=...",
     "exclude": "launch.additional_parameters={exclude: ...}",
+    "name": "launch.additional_parameters={job_name: ...}",
+    "signal_delay_s": "launch.additional_parameters={signal: USR2@...}, in seconds",
     "comment": "launch.additional_parameters={comment: ...}",
 }
+
+
+def submitit_in_file(choice: str) -> str:
+    """Return the message for a file that chooses Hydra's plugin for submitit."""
+    settings = " (cluster: local and others)" if choice == "submitit_local" else ""
+    return (
+        f"hydra/launcher={choice}: cannot be chosen in a file; write `- override /launch: slurm` in its defaults, and "
+        f"the settings{settings} under `launch:`"
+    )
 
 
 def our_name(key: str, value: object = "") -> str | None:

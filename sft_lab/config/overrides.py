@@ -21,7 +21,7 @@ from sft_lab.config.error_messages import (
     refuse_none_with_filters,
     refused_interpolations,
 )
-from sft_lab.config.other_names import our_name
+from sft_lab.config.other_names import SUBMITIT, our_name
 from sft_lab.config.search_path import EXPERIMENT_PACKAGE, read_option_file
 from sft_lab.config.shortcuts import expand, is_data_file
 from sft_lab.config.text_fields import quote_text
@@ -43,8 +43,6 @@ _FILTER_GROUPS = ("filter", "split/filter")
 _TEXT = re.compile(
     r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,=:(){}\[\]'"\\](?:[^,=:(){}\[\]'"\\]*[^\s,=:(){}\[\]'"\\])?"""
 )
-# How Hydra's own plugin for submitit is chosen, and the options here that do the same.
-_SUBMITIT = {"submitit_slurm": ["launch=slurm"], "submitit_local": ["launch=slurm", "launch.cluster=local"]}
 
 
 def key_of(override: str) -> str:
@@ -252,12 +250,12 @@ def translate_submitit(overrides: list[str]) -> list[str]:
     Raises:
         ConfigError: for a setting without an equivalent.
     """
-    options = next((_SUBMITIT[value_of(text)] for text in overrides if _is_submitit(text)), None)
+    options = next((SUBMITIT[value_of(text)] for text in overrides if _is_submitit(text)), None)
     return [translated for text in overrides for translated in _translate(text, options)]
 
 
 def _is_submitit(text: str) -> bool:
-    return key_of(text) == "hydra/launcher" and value_of(text) in _SUBMITIT
+    return key_of(text) == "hydra/launcher" and value_of(text) in SUBMITIT
 
 
 def _translate(text: str, options: list[str] | None) -> list[str]:
@@ -270,15 +268,18 @@ def _translate(text: str, options: list[str] | None) -> list[str]:
     names = [field.name for field in fields(Slurm)]
     name = setting.removeprefix("slurm_")  # as submitit calls some itself
     name = {"nodes": "num_machines"}.get(name, name)
-    if name not in names and (ours := our_name(f"launch.{name}")):
+    is_known = name.partition(".")[0] in names  # of a mapping, also a key below it
+    if name == "stderr_to_stdout":
+        raise ConfigError(f"{key_of(text)}: leave it out; a job's output and errors are always in one file")
+    if not is_known and (ours := our_name(f"launch.{name}")):
         raise ConfigError(f"{key_of(text)}: write {'' if ours.startswith('launch=') else 'launch=slurm '}{ours}")
-    if options is None and name not in names:
+    if options is None and not is_known:
         return [text]
     if options is None:
         raise ConfigError(
             f"{key_of(text)}: belongs to hydra/launcher=submitit_slurm; write launch=slurm launch.{name}=..."
         )
-    if name not in names:
+    if not is_known:
         raise ConfigError(
             f"{key_of(text)}: launch=slurm has no such key; it has {', '.join(names)}; "
             "put other sbatch options into launch.additional_parameters"

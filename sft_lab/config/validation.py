@@ -18,6 +18,7 @@ from sft_lab.config.error_messages import (
     refused_interpolations,
     unknown_key,
 )
+from sft_lab.config.other_names import SUBMITIT, submitit_in_file
 from sft_lab.core.errors import ConfigError, all_problems
 from sft_lab.run.config import Run
 from sft_lab.run.schemas import SCHEMAS
@@ -42,6 +43,8 @@ def refuse_hydra_settings(composed: DictConfig) -> None:
     """
     for group in ("hydra/sweeper", "hydra/launcher"):
         choice = composed.hydra.runtime.choices.get(group)
+        if choice in SUBMITIT:
+            raise ConfigError(submitit_in_file(choice))
         if choice not in (None, "basic"):
             raise ConfigError(
                 f"{group}={choice}: cannot be set in a file; write it on the command line: -m {group}={choice}"

@@ -217,6 +217,12 @@ def test_info_searchpath(capsys):
     assert str(Path.cwd()) in capsys.readouterr().out
 
 
+def test_info_searchpath_lists_the_folder_given(tmp_path, capsys):
+    assert ended("--config-dir", str(tmp_path), "--info", "searchpath") == 0
+    assert f"--config-dir: {tmp_path}\n" in capsys.readouterr().out
+    assert ended("--config-dir", str(tmp_path / "nowhere"), "--info", "searchpath") == 2
+
+
 # --- wrong input -----------------------------------------------------------------------------------------------
 
 
@@ -245,7 +251,8 @@ def test_info_searchpath(capsys):
         (["--cfg", "job", "-p", "seed.x"], "seed.x"),
         (["--config-path", "conf"], "unknown option --config-path; use --config-dir DIR"),
         (["-m", "hydra.sweeper.params.seed=1,2"], "hydra.sweeper.params.seed: is a setting of a Hydra sweeper"),
-        (["-m", "hydra/sweeper=optuna", "seed=1,2"], "pip install hydra-NAME-sweeper"),
+        (["-m", "hydra/sweeper=optuna", "seed=1,2"], "available: basic; `sft-lab search` needs no Hydra plugin\n"),
+        (["-m", "hydra/sweeper=ax", "seed=1,2"], "pip install hydra-NAME-sweeper"),
         (["-m", "hydra/launcher=joblib", "seed=1,2"], "launch=processes, slurm and ray need no Hydra plugin"),
         (["dedup=exact", "--frobnicate", "seed=1"], "unknown option --frobnicate"),
         (["exec"], "JOB_DIR"),

@@ -273,11 +273,12 @@ def test_what_cannot_be_is_refused(tiny: list[str], words: list[str], said: str)
 
 def test_the_spelling_of_hydras_plugin_is_understood(tiny: list[str]) -> None:
     words = [*tiny, "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "+hydra.launcher.nodes=2",
-             "launch.num_processes=2"]  # fmt: skip
+             "launch.num_processes=2", "+hydra.launcher.additional_parameters.reservation=foo"]  # fmt: skip
     assert not config.is_driven_by_hydra(words)
     launch = compose(words).launch
     assert isinstance(launch, Slurm)
     assert (launch.partition, launch.num_machines, launch.cluster.name) == ("gpu", 2, "slurm")
+    assert launch.additional_parameters == {"reservation": "foo"}
     local = compose([*tiny, "hydra/launcher=submitit_local"]).launch
     assert isinstance(local, Slurm)
     assert local.cluster.name == "local"
@@ -286,11 +287,22 @@ def test_the_spelling_of_hydras_plugin_is_understood(tiny: list[str]) -> None:
         compose([*tiny, "hydra.launcher.slurm_partition=gpu"])
     for key, message in {
         "tasks_per_node": r"tasks_per_node: write launch=slurm launch\.num_processes=",
+        "name": r"name: write launch=slurm launch\.additional_parameters=\{job_name: \.\.\.\}$",
+        "signal_delay_s": r"signal_delay_s: write launch=slurm launch\.additional_parameters=\{signal: USR2@\.\.\.\}",
+        "stderr_to_stdout": r"stderr_to_stdout: leave it out",
         "n_jobs": r"n_jobs: write launch=processes launch\.at_once$",
         "frobnicate": r"frobnicate: launch=slurm has no such key; it has .*partition",
     }.items():
         with pytest.raises(ConfigError, match=message):
             compose([*tiny, "hydra/launcher=submitit_slurm", f"hydra.launcher.{key}=2"])
+
+
+def test_hydras_plugin_in_a_file_is_answered_with_ours(here: Path) -> None:
+    file = here / "experiments" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\ndefaults:\n  - override /hydra/launcher: submitit_slurm\n")
+    with pytest.raises(ConfigError, match=r"hydra/launcher=submitit_slurm: .*`- override /launch: slurm`.*`launch:`"):
+        compose(["experiment=mine"])
 
 
 def test_a_login_node_needs_no_gpu_and_a_job_there_does(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
