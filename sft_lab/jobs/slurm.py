@@ -84,9 +84,17 @@ def batch_script(folders: list[RunDir], launcher: Slurm) -> str:
     count = len(folders) - len(queued)
     if launcher.cluster is Cluster.local or not count:
         return ""
+    logs = folders[0].path.parent / SUBMITIT_DIR
     from sft_lab.jobs.slurm_executor import slurm_executor
 
-    return slurm_executor(launcher, folders[0].path.parent / SUBMITIT_DIR).script(count)
+    return slurm_executor(launcher, logs, _queue_name(folders[0])).script(count)
+
+
+def _queue_name(folder: RunDir) -> str:
+    """Return the name of a job in the queue: its sweep's, or that of a single run, which is often just a time."""
+    # The folder of a sweep that is only planned has no marker yet, but its jobs' names end with their hash.
+    is_of_sweep = folder.sweep or re.search(r"(^|-)[0-9a-f]{12}$", folder.path.name)
+    return folder.path.parent.name if is_of_sweep else f"sft_lab-{folder.path.name}"
 
 
 # --- on a machine of the cluster -----------------------------------------------------------------------------------
@@ -310,7 +318,8 @@ def _submit(jobs: list[tuple[str, RunDir]], launcher: Slurm, work: str) -> list[
     from sft_lab.jobs.slurm_executor import local_executor, slurm_executor
 
     logs = jobs[0][1].path.parent / SUBMITIT_DIR
-    executor = (local_executor if launcher.cluster is Cluster.local else slurm_executor)(launcher, logs)
+    executor_of = local_executor if launcher.cluster is Cluster.local else slurm_executor
+    executor = executor_of(launcher, logs, _queue_name(jobs[0][1]))
     threads = max(1, launcher.cpus_per_task * launcher.num_machines // launcher.num_processes)
     try:
         with executor.batch():

@@ -38,16 +38,17 @@ class ScriptExecutor(SlurmExecutor):
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
 
-def slurm_executor(launcher: Slurm, logs: Path) -> ScriptExecutor:
+def slurm_executor(launcher: Slurm, logs: Path, name: str) -> ScriptExecutor:
     """Return the executor that submits jobs to Slurm.
 
     Args:
         launcher: the resources of a job.
         logs: submitit's folder.
+        name: of the jobs in the queue.
     """
     executor = ScriptExecutor(logs, launcher.max_num_timeout, python=PYTHON)
     executor.update_parameters(
-        **_resources(launcher, logs, launcher.gpus),
+        **_resources(launcher, name, launcher.gpus),
         **_if_set(
             partition=launcher.partition,
             account=launcher.account,
@@ -61,10 +62,10 @@ def slurm_executor(launcher: Slurm, logs: Path) -> ScriptExecutor:
     return executor
 
 
-def local_executor(launcher: Slurm, logs: Path) -> LocalExecutor:
+def local_executor(launcher: Slurm, logs: Path, name: str) -> LocalExecutor:
     """Return the executor that starts jobs as processes of this machine; the arguments are as above."""
     executor = LocalExecutor(logs, launcher.max_num_timeout, python=PYTHON)
-    executor.update_parameters(**_resources(launcher, logs, min(launcher.gpus, len(visible_gpus()))))
+    executor.update_parameters(**_resources(launcher, name, min(launcher.gpus, len(visible_gpus()))))
     return executor
 
 
@@ -74,9 +75,9 @@ def _with_requeue(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (ours | options).items() if value is not False}
 
 
-def _resources(launcher: Slurm, logs: Path, gpus: int) -> dict[str, Any]:
+def _resources(launcher: Slurm, name: str, gpus: int) -> dict[str, Any]:
     return _if_set(
-        name=logs.parent.name,
+        name=name,
         nodes=launcher.num_machines,
         tasks_per_node=1,
         timeout_min=launcher.timeout_min,

@@ -131,13 +131,20 @@ def test_an_earlier_signal_leaves_more_time_for_a_safe_point(
 
 
 @pytest.mark.parametrize(
-    "words", [["-m", "seed=1,2,3", interrupted_sweep.SWEEP], ["hydra.run.dir=runs/one"]], ids=["array", "one job"]
+    "words",
+    [
+        ["-m", "seed=1,2,3", interrupted_sweep.SWEEP],
+        ["-m", "seed=1", interrupted_sweep.SWEEP],
+        ["hydra.run.dir=runs/one"],
+    ],
+    ids=["array", "a sweep of one", "one job"],
 )
 def test_the_plan_shows_the_script_that_is_submitted(
     words: list[str], stand_ins: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """To the letter, on a machine without Slurm; nothing is written."""
+    name = "sweep" if "-m" in words else "sft_lab-one"
     words, before = [*tiny, "launch=slurm", *FULL, *words], sorted(stand_ins.rglob("*"))
     with monkeypatch.context() as without_slurm:
         without_slurm.setenv("PATH", "/nowhere")
@@ -146,6 +153,7 @@ def test_the_plan_shows_the_script_that_is_submitted(
     shown = capsys.readouterr().out
     assert main(words) == 1  # nothing starts these jobs
     assert shown.endswith(f"\n\n{(stand_ins / 'script').read_text()}\n")
+    assert options(stand_ins / "script")["job-name"] == name
 
 
 @pytest.mark.slow
