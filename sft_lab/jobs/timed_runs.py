@@ -69,8 +69,19 @@ def estimate_time(run: Run, steps: int | None, timed_runs: list[TimedRun]) -> tu
     """
     shape = cost_shape(run)
     for finished in timed_runs:
-        summary = finished.summary
-        if steps and finished.shape == shape and summary["steps"]:
-            step_seconds = summary["train_seconds"] / summary["steps"]
-            return summary["seconds"] - summary["train_seconds"] + step_seconds * steps, finished.path
+        if steps and finished.shape == shape and (timed_steps := _timed_steps(finished.summary)):
+            seconds, train_seconds = finished.summary["seconds"], finished.summary["train_seconds"]
+            return seconds - train_seconds + train_seconds / timed_steps * steps, finished.path
     return None, None
+
+
+def _timed_steps(summary: dict[str, Any]) -> float:
+    """Return how many steps took ``train_seconds``: in a run that resumed, those since its checkpoint.
+
+    0 where none was left to train. Tokens tell, since the summary counts the steps of all attempts.
+    """
+    speed, tokens = summary.get("tokens_per_second"), summary.get("train_tokens")
+    if not tokens:  # of an older version
+        return float(summary["steps"])
+    trained = (speed or 0.0) * summary["train_seconds"] * (1 - (summary.get("watching_share") or 0.0))
+    return float(summary["steps"] * min(1.0, trained / tokens))

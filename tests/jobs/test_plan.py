@@ -347,6 +347,9 @@ def test_what_a_cluster_is_asked_for(here: Path, overrides: list[str], capsys: p
         ({"steps": 2, "seconds": 9.0, "train_seconds": 4.0}, 13.0),
         ({"steps": 2}, None),
         ({"steps": 0, "seconds": 9.0, "train_seconds": 4.0}, None),
+        # Resumed: 40 of 200 tokens, so one step of five, took the 4 s; and with no step left to train.
+        ({"steps": 5, "seconds": 9.0, "train_seconds": 4.0, "train_tokens": 200, "tokens_per_second": 10.0}, 21.0),
+        ({"steps": 5, "seconds": 9.0, "train_seconds": 0.1, "train_tokens": 200, "tokens_per_second": None}, None),
         ({"steps": "2", "seconds": 9.0, "train_seconds": 4.0}, None),
     ],
 )
