@@ -200,7 +200,7 @@ class Split(Bounded, UsesContext, abc.ABC):
         usable = len(sides.held_out)
         if not self.wants_held_out() or usable >= self.min_eval_rows:
             return ""
-        needed = math.ceil(self.min_eval_rows * len(sides.held_out_rows) / max(1, usable))
+        needed = math.ceil(self.min_eval_rows * max(1, len(sides.held_out_rows) / max(1, usable)))
         unused = "".join(f", {count} {reason}" for reason, count in sides.held_out_selection.dropped.items())
         return (
             f"split.min_eval_rows={self.min_eval_rows}: only {count_of(usable, 'held-out row')} can be used "
@@ -261,7 +261,7 @@ class Hash(Split):
         """Return the advice of a share that holds out enough of these rows, or none."""
         positions = _positions(rows)
         shares = (step / 20 for step in range(1, int(20 * MAX_ADVISED_SHARE) + 1))
-        enough = next((share for share in shares if (positions < share).sum() >= needed), None)
+        enough = next((share for share in shares if needed <= (positions < share).sum() < len(positions)), None)
         raised = f"raise split.eval_share to {enough:g}, give" if enough else "give"
         return f"{raised} more rows, or set split.eval_share=0 to train without held-out rows"
 

@@ -248,3 +248,9 @@ def test_a_third_side_moves_no_held_out_row_and_is_apart_from_both(context: Stag
     assert sum(map(len, groups)) == len(set().union(*groups))
     with pytest.raises(ConfigError, match=r"test_share=0\.8"):
         Hash(eval_share=0.2, test_share=0.8)
+
+
+@pytest.mark.parametrize("texts", [MANY[:1], MANY[:1] * 100], ids=["one row", "one group"])
+def test_no_share_is_advised_where_none_would_do(context: StageContext, texts: list[Row]) -> None:
+    shortage = Hash()(table(texts), context).shortage
+    assert "; give more rows, or set split.eval_share=0" in shortage
