@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from sft_lab.jobs.plan import JobForecast
     from sft_lab.jobs.supervise import Failure
     from sft_lab.search.loop import SearchResult
+    from sft_lab.training.memory import Footprint
+
+FOR_GPUS = 500e6  # parameters of models that hardly anyone trains without a GPU
 
 
 class _Guarded:
@@ -331,18 +334,25 @@ def _duration(seconds: float | None) -> str:
 
 
 def _memory_lines(forecasts: list[JobForecast]) -> list[str]:
-    footprints = dict.fromkeys(forecast.memory for forecast in forecasts if forecast.memory)
+    footprints = dict.fromkeys((forecast.memory, forecast.memory_on_gpu) for forecast in forecasts if forecast.memory)
     unknown = dict.fromkeys(forecast.no_memory for forecast in forecasts if forecast.no_memory)
     lines = [f"Memory: unknown; {reason}" for reason in unknown]
-    for memory in footprints:
-        parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
-        sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in parts.items() if size is not None)
-        activations = f" of about {memory.activations / 1e9:,.2f} GB" if memory.activations is not None else ""
+    for memory, on_gpu in footprints:
         lines.append(
             f"Memory: {memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million of them "
-            f"trained; {sizes}, and activations{activations} for a batch of the longest rows"
+            f"trained; {_sizes(memory)} for a batch of the longest rows"
         )
+        if on_gpu and memory.parameters >= FOR_GPUS and on_gpu != memory:
+            lines[-1] += " (on this machine, which has no GPU)"
+            lines.append(f"On a GPU with bf16: {_sizes(on_gpu)}")
     return lines
+
+
+def _sizes(memory: Footprint) -> str:
+    parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+    sizes = ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in parts.items() if size is not None)
+    activations = f" of about {memory.activations / 1e9:,.2f} GB" if memory.activations is not None else ""
+    return f"{sizes}, and activations{activations}"
 
 
 def _known_rows(forecast: JobForecast) -> str:

@@ -28,7 +28,7 @@ CLAIM_TEXTS = {
     Claim.OVER_SEEDS: "differs over seeds",
     Claim.BEYOND_SPREAD: "differs by more than the seed spread",
     Claim.ON_ROWS: "differs on these rows only",
-    Claim.NONE: "cannot be distinguished",
+    Claim.NONE: "cannot be told apart",
 }
 OBSTACLE_TEXTS = {
     Obstacle.OTHER_ROWS: "Not all jobs were scored on the same held-out rows, so no winner is named",

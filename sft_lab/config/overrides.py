@@ -169,7 +169,7 @@ def _problem_before_parsing(text: str) -> str:
 def _problem_without_equals(text: str) -> str:
     """Return what a text without ``=`` lacks: the key of a file or value, or the value of a key."""
     if is_yaml(text):
-        return f"{text}: is no override; {how_to_run(text)}"
+        return f"{text}: is not an override; {how_to_run(text)}"
     if Path(text).is_file() or is_data_file(text):
         return f"{text}: has no key; write dataset={text}"
     if hint := meant_option(text) or character_hint(text):

@@ -16,6 +16,7 @@ from sft_lab import pipeline
 from sft_lab.core import heavy_imports, tolerant_readers
 from sft_lab.core.context import StageContext
 from sft_lab.core.errors import ConfigError, ModelError, SftLabError, SourceError, all_problems
+from sft_lab.core.gpus import has_gpu
 from sft_lab.core.io import digest
 from sft_lab.core.store_view import NotStored, StoreView
 from sft_lab.core.text import count_of
@@ -59,6 +60,7 @@ class JobForecast:
         like: folder of that run.
         memory: what training holds; None where the model's shape is not known.
         no_memory: why ``memory`` is None.
+        memory_on_gpu: the same with bf16 on a GPU, where this machine has none.
         doubts: a sentence for each setting that is allowed and probably a mistake.
         lacking: packages and devices without which this machine would refuse to run the job.
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
@@ -83,6 +85,7 @@ class JobForecast:
     trained_as: str | None
     dedup: str
     no_memory: str = ""
+    memory_on_gpu: Footprint | None = None
     doubts: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     held_out_rows: int | None = None
@@ -132,7 +135,7 @@ class _Known:
 
     timed_runs: list[TimedRun]
     tokenizers: dict[str, Any] = field(default_factory=dict)
-    footprints: dict[str, Footprint | str] = field(default_factory=dict)
+    footprints: dict[str, tuple[Footprint | str, Footprint | None]] = field(default_factory=dict)
     templates: dict[str, SftLabError | None] = field(default_factory=dict)
     first_records: dict[str, FirstRecords] = field(default_factory=dict)
 
@@ -228,7 +231,7 @@ def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
     shape = digest([saved["model"], *map(saved["trainer"].get, MEMORY_KEYS)])
     if shape not in known.footprints:
         known.footprints[shape] = _memory(run, known)
-    memory = known.footprints[shape]
+    memory, memory_on_gpu = known.footprints[shape]
     seconds, like = estimate_time(run, steps, known.timed_runs)
     manifest = tolerant_readers.read(job_folder.folder.manifest) if job_folder.is_finished else {}
     return JobForecast(
@@ -244,6 +247,7 @@ def _forecast(job_folder: JobFolder, known: _Known) -> JobForecast:
         like=like,
         memory=None if isinstance(memory, str) else memory,
         no_memory=memory if isinstance(memory, str) else "",
+        memory_on_gpu=memory_on_gpu,
         doubts=tuple(doubtful_settings(run)),
         lacking=() if job_folder.is_finished else tuple(run.missing()),
         trained_as=training_key(run, prepared) if prepared else None,
@@ -306,8 +310,8 @@ def _stored_data(job_folder: JobFolder, known: _Known) -> StoredData:
     return StoredData(work.stages, None, prepared, all_problems(problems) if problems else None)
 
 
-def _memory(run: Run, known: _Known) -> Footprint | str:
-    """Return the memory that training would take, or why the model's shape is not known.
+def _memory(run: Run, known: _Known) -> tuple[Footprint | str, Footprint | None]:
+    """Return the memory that training would take, or why the model's shape is not known; and, without a GPU, on one.
 
     Raises:
         ConfigError: if the trainer does not fit the model, as the job itself would before it reads any data.
@@ -318,13 +322,14 @@ def _memory(run: Run, known: _Known) -> Footprint | str:
     context = known.context(run)
     try:
         refuse_misfit(run.model, run.trainer, context)
-        return estimate_footprint(run.model, run.trainer, context)
+        on_gpu = None if has_gpu() else estimate_footprint(run.model, run.trainer, context, on_gpu=True)
+        return estimate_footprint(run.model, run.trainer, context), on_gpu
     except ConfigError:
         raise
     except NotStored:
-        return "the first run unpacks the model"
+        return "the first run unpacks the model", None
     except SftLabError as error:
-        return str(error)
+        return str(error), None
 
 
 def _steps(run: Run, prepared: Prepared | None) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sft_lab.training.optimizers import adam_moments
 from sft_lab.training.peft_config import build_peft_config
+from sft_lab.training.weights import resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -41,19 +42,21 @@ class Footprint:
     activations: int | None
 
 
-def estimate_footprint(model: Model, options: Full, context: StageContext) -> Footprint:
+def estimate_footprint(model: Model, options: Full, context: StageContext, *, on_gpu: bool | None = None) -> Footprint:
     """Return the size of a training's weights, gradients, optimizer state and activations.
 
     Args:
         model: whose shape is used.
         options: of the trainer; an adapter is put on the empty model as in training.
         context: for the tokenizer and a converted model.
+        on_gpu: estimate it for a GPU with bf16 even if this machine has none; None: for this machine.
     """
     config = model.config(context)  # before slow imports: the model may not be here yet
     import torch
     import transformers
 
-    dtype = model.arithmetic(context, options.holding)["dtype"]
+    holding = replace(options.holding, precision="bf16") if on_gpu else options.holding
+    dtype = resolve_dtype(model.dtype, holding, lambda: getattr(config, "dtype", None), on_gpu=on_gpu)
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(
             config,
@@ -61,15 +64,15 @@ def estimate_footprint(model: Model, options: Full, context: StageContext) -> Fo
             attn_implementation="eager",  # not the config's, which may be a kernel of the Hub
             **model.trust(),
         )
-    return footprint_of(empty, options)
+    return footprint_of(empty, options, holding)
 
 
-def footprint_of(empty: Any, options: Full) -> Footprint:
-    """Return the footprint of a model without weights (device ``meta``)."""
+def footprint_of(empty: Any, options: Full, holding: Holding | None = None) -> Footprint:
+    """Return the footprint of a model without weights (device ``meta``); ``holding``: None for the trainer's here."""
     import peft
     import torch
 
-    holding = options.holding
+    holding = holding or options.holding
     with torch.device("meta"):
         quantized = _quantized_weights(empty) if holding.four_bit else []
         adapter = build_peft_config(options, empty, [], is_empty=True)

@@ -39,7 +39,7 @@ class Holding:
 FROZEN = Holding()
 
 
-def resolve_dtype(dtype: str, holding: Holding, checkpoint: Callable[[], Any]) -> str:
+def resolve_dtype(dtype: str, holding: Holding, checkpoint: Callable[[], Any], *, on_gpu: bool | None = None) -> str:
     """Return the data type in which weights are held.
 
     Weights that train are float32 unless the user chose another type: in bfloat16, most of AdamW's small updates would
@@ -49,12 +49,15 @@ def resolve_dtype(dtype: str, holding: Holding, checkpoint: Callable[[], Any]) -
         dtype: one of ``DTYPES``.
         holding: by the training.
         checkpoint: returns the type of the weights on disk, None if its config does not give one.
+        on_gpu: whether training is to use a GPU; None: if this machine has one.
     """
     import torch
 
+    on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
+
     if dtype != "auto":
         return dtype
-    if holding.trained or not torch.cuda.is_available():
+    if holding.trained or not on_gpu:
         return "float32"
     if holding.precision == "fp16":
         return "float16"

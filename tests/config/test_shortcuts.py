@@ -178,7 +178,7 @@ def test_a_file_of_settings_is_answered_with_how_to_run_one(typed: str, here: Pa
 
 def test_a_saved_config_is_answered_with_replay(here: Path, tiny: list[str]) -> None:
     Path("config.yaml").write_text(compose(tiny).to_yaml())
-    with pytest.raises(ConfigError, match=r"config\.yaml: is no override; .* write sft-lab replay config\.yaml"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: is not an override; .* write sft-lab replay config\.yaml"):
         compose(["config.yaml"])
 
 
