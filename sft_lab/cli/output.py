@@ -16,6 +16,7 @@ from sft_lab.core import tolerant_readers
 from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.redaction import printable, redact
 from sft_lab.core.text import count_of
+from sft_lab.core.timed_share import has_resumed
 from sft_lab.core.verdict_warnings import verdict_with_warnings, warnings_beside
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         f"Training: {count_of(summary['steps'], 'step')} on {count_of(summary['train_rows'], 'row')}, "
         f"{count_of(summary['train_tokens'], 'token')} read"
         + (f", {speed:.0f} tokens/s" if speed else "")
-        + f"; {summary['seconds']:.0f} s in all"
+        + f"; {summary['seconds']:.0f} s {'since it resumed' if has_resumed(summary) else 'in all'}"
     )
     return lines
 
@@ -340,7 +341,7 @@ def _memory_lines(forecasts: list[JobForecast]) -> list[str]:
     for memory, on_gpu in footprints:
         lines.append(
             f"Memory: {memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million of them "
-            f"trained; {_sizes(memory)} for a batch of the longest rows"
+            f"trained; {_sizes(memory)} for a batch of rows of trainer.max_length tokens"
         )
         if on_gpu and memory.parameters >= FOR_GPUS and on_gpu != memory:
             lines[-1] += " (on this machine, which has no GPU)"

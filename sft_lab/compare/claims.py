@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare.analyze import UNKNOWN
@@ -75,6 +76,7 @@ def headline(comparison: Comparison) -> Headline:
     sentences = [
         _lowest_loss(comparison),
         *_certainty(comparison),
+        *_unequal_seeds(comparison),
         *_axis_that_mattered(comparison),
         *_seed_range(comparison),
         *_warnings(comparison),
@@ -162,6 +164,29 @@ def _certainty(comparison: Comparison) -> list[str]:
         order = "this order" if on_rows == len(rivals) else f"its order with {on_rows} of them"
         sentences.append(f"Other held-out rows would hardly change {order}; other seeds might.")
     return sentences
+
+
+def _unequal_seeds(comparison: Comparison) -> list[str]:
+    """Return that the first two settings have different seeds, and which is lower on the seeds they share."""
+    names = short_names(comparison.axes)
+    first, second = comparison.settings[:2]
+    losses = [
+        {job.config.get(SEED, 0): float(job.summary.get(comparison.measure) or math.nan) for job in setting.jobs}
+        for setting in (first, second)
+    ]
+    if losses[0].keys() == losses[1].keys():
+        return []
+    titles = [describe_axes(setting.axes, names) for setting in (first, second)]
+    listed = "; ".join(
+        f"{title}: {', '.join(map(str, sorted(seeds)))}" for title, seeds in zip(titles, losses, strict=True)
+    )
+    sentence = f"Their seeds differ ({listed})"
+    shared = [seed for seed in losses[0].keys() & losses[1].keys() if math.isfinite(losses[0][seed] + losses[1][seed])]
+    if shared:
+        means = [sum(seeds[seed] for seed in shared) / len(shared) for seeds in losses]
+        lower = titles[means.index(min(means))]
+        sentence += f"; on those they share, {lower} is lower ({min(means):.4f} against {max(means):.4f})"
+    return [f"{sentence}."]
 
 
 def _next_step(comparison: Comparison) -> tuple[str, tuple[str, ...]]:

@@ -43,9 +43,7 @@ def measure_answers(
     return {
         "ended_share": _mean([answer.ended for answer in answers]),
         "stray_share": _mean([bool(answer.stray) for answer in answers]),
-        "echoed_share": _mean(
-            [_repeats(normalize(text), normalize(prompt)) for text, prompt in zip(texts, prompts, strict=True)]
-        ),
+        "echoed_share": _mean([repeats(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]),
         "json_share": _mean(
             [has_same_json_form(*pair) for pair in zip(texts, references, strict=True) if is_json(pair[1])]
         ),
@@ -61,8 +59,9 @@ def measure_answers(
     }
 
 
-def _repeats(text: str, prompt: str) -> bool:
-    """Return whether a text is a prompt again, perhaps with other punctuation; both are normalized."""
+def repeats(text: str, prompt: str) -> bool:
+    """Return whether a text is a prompt again, perhaps with other punctuation."""
+    text, prompt = normalize(text), normalize(prompt)
     return text == prompt or (bool(spoken := re.findall(r"\w+", text)) and spoken == re.findall(r"\w+", prompt))
 
 

@@ -104,4 +104,7 @@ def _answer(tokenizer: Any, ids: list[int], end_ids: list[int]) -> Answer:
     raw_text = tokenizer.decode(ids[:end], skip_special_tokens=False)
     control_tokens = {*CONTROL_TOKENS, *tokenizer.all_special_tokens}
     stray = sorted(token for token in control_tokens if token in raw_text)
-    return Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None, stray, raw_text)
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+    if end is None:  # perhaps cut within a character of several tokens
+        text = text.rstrip("\ufffd")
+    return Answer(text, end is not None, stray, raw_text)

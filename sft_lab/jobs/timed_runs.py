@@ -11,6 +11,7 @@ from sft_lab import config as configs
 from sft_lab.core import tolerant_readers
 from sft_lab.core.io import flat, is_number
 from sft_lab.core.run_discovery import find_run_dirs
+from sft_lab.core.timed_share import timed_share
 from sft_lab.core.types import RunState
 from sft_lab.run.config import Run
 
@@ -69,19 +70,11 @@ def estimate_time(run: Run, steps: int | None, timed_runs: list[TimedRun]) -> tu
     """
     shape = cost_shape(run)
     for finished in timed_runs:
-        if steps and finished.shape == shape and (timed_steps := _timed_steps(finished.summary)):
+        if (
+            steps
+            and finished.shape == shape
+            and (timed_steps := finished.summary["steps"] * timed_share(finished.summary))
+        ):
             seconds, train_seconds = finished.summary["seconds"], finished.summary["train_seconds"]
             return seconds - train_seconds + train_seconds / timed_steps * steps, finished.path
     return None, None
-
-
-def _timed_steps(summary: dict[str, Any]) -> float:
-    """Return how many steps took ``train_seconds``: in a run that resumed, those since its checkpoint.
-
-    0 where none was left to train. Tokens tell, since the summary counts the steps of all attempts.
-    """
-    speed, tokens = summary.get("tokens_per_second"), summary.get("train_tokens")
-    if not tokens:  # of an older version
-        return float(summary["steps"])
-    trained = (speed or 0.0) * summary["train_seconds"] * (1 - (summary.get("watching_share") or 0.0))
-    return float(summary["steps"] * min(1.0, trained / tokens))

@@ -10,6 +10,7 @@ from sft_lab.core import parquet
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import is_number, read_text
 from sft_lab.core.run_names import option_names, set_values
+from sft_lab.core.timed_share import has_resumed
 from sft_lab.core.tolerant_readers import extra_keys, read, read_config, read_lines
 from sft_lab.core.types import RunState, Verdict, Work
 from sft_lab.core.verdict_warnings import warnings_beside
@@ -225,7 +226,7 @@ def _key_numbers(summary: dict[str, Any]) -> list[KeyNumber]:
             format_count(rate),
             note=_format_known("{:.0%} of training time spent on measuring", get("watching_share")),
         ),
-        KeyNumber("Time", format_seconds(get("seconds")), note=_measuring_time(get("measuring_seconds"))),
+        KeyNumber("Time", format_seconds(get("seconds")), note=_time_note(summary)),
     ]
     return [number for number in numbers if number.value != DASH]
 
@@ -240,8 +241,11 @@ def _beside_base(label: str, base: float | None, tuned: float | None, unit: str)
     return KeyNumber(label, format_decimal(tuned), before=format_decimal(base), note=note, tone=tone)
 
 
-def _measuring_time(seconds: float | None) -> str:
-    return f"{format_seconds(seconds)} of it measuring before and after training" if seconds else ""
+def _time_note(summary: dict[str, Any]) -> str:
+    """Return what the time covers, and how much of it was spent on measuring."""
+    seconds = summary.get("measuring_seconds")
+    measuring = f"{format_seconds(seconds)} of it measuring before and after training" if seconds else ""
+    return "; ".join(filter(None, ["since the run resumed" if has_resumed(summary) else "", measuring]))
 
 
 def _format_epochs(epochs: float | None) -> str:

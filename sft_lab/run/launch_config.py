@@ -225,6 +225,12 @@ class Slurm(Launcher):
         require(is_enough, "gpus_per_node", gpus, f"at least {each}, one per process on each machine")
         local = self.cluster is Cluster.local
         require(not local or self.num_machines == 1, "num_machines", self.num_machines, "1 with cluster=local")
+        longest = self.requeue_seconds + 30 + 60  # Slurm may send the signal a minute early
+        enough = self.timeout_min * 60 > longest
+        notice = f"more than the {longest} s before its end when Slurm may already send its notice"
+        require(enough, "timeout_min", self.timeout_min, notice)
+        numbered = "array" in self.additional_parameters
+        require(not numbered, "additional_parameters", "array", "without array, which numbers the jobs of a sweep")
 
     @property
     def several_machines(self) -> bool:
@@ -276,6 +282,8 @@ class Slurm(Launcher):
 
     def cluster_request(self) -> str:
         """Return what each job asks of sbatch."""
+        if self.cluster is Cluster.local:
+            return "nothing, since launch.cluster=local runs it on this machine"
         options = {
             "nodes": self.num_machines, "gpus_per_node": self.gpus, "cpus_per_task": self.cpus_per_task,
             "mem": f"{self.mem_gb:g}GB" if self.mem_gb else None, "time": f"{self.timeout_min} min",

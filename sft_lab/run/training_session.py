@@ -158,7 +158,8 @@ class TrainingSession(Session):
             release_memory()
             trained.model = model_io.load(trained.saved, self._loaded_model, self._load_whole)
         tokens, seconds = self._tokens_before + trained.tokens, trained.seconds  # of this attempt; steps are of all
-        log.info("train: %d steps, %d tokens, %.0f s, %s", trained.steps, tokens, seconds, trained.precision)
+        part = " since the checkpoint" if self._tokens_before else ""
+        log.info("train: %d steps, %d tokens, %.0f s%s, %s", trained.steps, tokens, seconds, part, trained.precision)
         return trained
 
     def _packing_attention(self) -> str | None:

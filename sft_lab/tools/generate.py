@@ -81,6 +81,7 @@ class GeneratedAnswers:
         max_new_tokens: the limit that applied; lower than requested if the prompt leaves fewer positions.
         tools: that the conversation gives the model, as JSON schemas.
         call_form: how the template writes calls of them; None where there are none, or it is not known.
+        question: the last user turn.
     """
 
     tuned: Answer
@@ -89,6 +90,7 @@ class GeneratedAnswers:
     max_new_tokens: int = MAX_NEW_TOKENS
     tools: Sequence[dict[str, Any]] = ()
     call_form: CallForm | None = None
+    question: str = ""
 
 
 def decode_argument(text: str, name: str) -> str:
@@ -188,7 +190,15 @@ def answer_conversations(
             release_memory()
     answers = _generate(finished, finished.load_tuned(model), prompts, renderer, options, ends)
     return [
-        GeneratedAnswers(tuned, other, is_plain, options.max_new_tokens, each.inputs.get("tools", ()), form)
+        GeneratedAnswers(
+            tuned,
+            other,
+            is_plain,
+            options.max_new_tokens,
+            each.inputs.get("tools", ()),
+            form,
+            next((str(turn["content"]) for turn in reversed(each.messages) if turn["role"] == "user"), ""),
+        )
         for tuned, other, each in zip(answers, base_answers, conversations.values(), strict=True)
     ]
 
@@ -258,6 +268,8 @@ def _generate(
 
 def print_answers(answers: GeneratedAnswers, options: GenerationOptions) -> None:
     """Print just the answer, to be piped; with a base model's answer, print each under its name."""
+    from sft_lab.evaluation.answers import repeats
+
     if answers.base is None:
         sys.stdout.write(f"{_with_calls(answers, answers.tuned)}\n")
     else:
@@ -266,6 +278,9 @@ def print_answers(answers: GeneratedAnswers, options: GenerationOptions) -> None
         sys.stdout.write(f"base{plain}:\n{base}\n\ntuned:\n{tuned}\n")
 
     by_name = {"base": answers.base, "tuned": answers.tuned}
+    repeating = [name for name, answer in by_name.items() if answer and repeats(answer.text, answers.question)]
+    if repeating:
+        sys.stderr.write(f"only repeats the question: {', '.join(repeating)}\n")
     cut = [name for name, answer in by_name.items() if answer and not answer.ended]
     if cut:
         limit = answers.max_new_tokens

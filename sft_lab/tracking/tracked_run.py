@@ -62,6 +62,9 @@ class TrackedRun:
         if not self.folder.sweep:
             return (chosen or self._own_name())[:MAX_NAME]
         differences = self.folder.path.name.rpartition("-")[0]
+        folders = (path.name for path in self.folder.sweep.iterdir() if path != self.folder.path)
+        if any(name.rpartition("-")[0] == differences for name in folders):  # as hydra.sweep.subdir may name them
+            differences = self.folder.path.name
         return "-".join(filter(None, (chosen, differences)))[:MAX_NAME] or self.folder.path.name
 
     def _own_name(self) -> str:

@@ -31,12 +31,17 @@ def test_a_sweep_is_shown_beside_a_damaged_summary(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("speed", "words"), [(151.7, "300 tokens read, 152 tokens/s; 3 s in all"), (None, "300 tokens read; 3 s in all")]
+    ("speed", "words"),
+    [
+        (150.0, "300 tokens read, 150 tokens/s; 3 s in all"),
+        (100.0, "300 tokens read, 100 tokens/s; 3 s since it resumed"),  # in two seconds 200 of the 300
+        (None, "300 tokens read; 3 s since it resumed"),  # after its last step
+    ],
 )
-def test_a_run_resumed_after_its_last_step_has_no_speed(speed: float | None, words: str) -> None:
+def test_the_times_of_a_run_that_resumed_are_said_to_be_of_a_part(speed: float | None, words: str) -> None:
     summary = {
         "verdict": "not_judged", "evidence": [], "base/eval_loss": None, "eval/loss": None, "steps": 4,
-        "train_rows": 20, "train_tokens": 300, "tokens_per_second": speed, "seconds": 3.0,
+        "train_rows": 20, "train_tokens": 300, "tokens_per_second": speed, "seconds": 3.0, "train_seconds": 2.0,
     }  # fmt: skip
     assert result_lines(summary)[-1] == f"Training: 4 steps on 20 rows, {words}"
 

@@ -497,6 +497,16 @@ def test_a_loss_still_falling_at_the_end_has_not_converged(tmp_path):
     assert (rows["undertrained"], rows["healthy"]) == ("", "10")
 
 
+def test_settings_with_other_seeds_are_compared_on_those_they_share(tmp_path):
+    for rate, losses in ((1e-3, {1: 0.99}), (1e-4, {1: 0.98, 2: 1.02})):
+        for seed, worse in losses.items():
+            write_job(tmp_path / f"{rate}-{seed}", nats_of(worse), trainer__learning_rate=rate, seed=seed)
+    text = text_of(analyze_folders(tmp_path))
+    assert "learning_rate=0.001 has the lowest loss" in text
+    assert "Their seeds differ (learning_rate=0.001: 1; learning_rate=0.0001: 1, 2); on those they share" in text
+    assert "learning_rate=0.0001 is lower" in text
+
+
 def test_many_base_models_are_one_line(tmp_path):
     for seed in range(5):
         write_job(tmp_path / str(seed), nats_of(seed=seed), seed=seed, summary={"base/eval_loss": 2.5 + seed / 10})

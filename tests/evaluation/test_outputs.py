@@ -17,7 +17,7 @@ from sft_lab.evaluation.answers import (
     measure_answers,
     split_words,
 )
-from sft_lab.evaluation.generation import Answer, generate
+from sft_lab.evaluation.generation import Answer, _answer, generate
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,15 @@ def test_an_answer_ends_at_its_end_token(model_and_tokenizer: tuple[Any, Any]) -
     (ended,) = generate(model, tokenizer, [prompt], end_ids=[third], max_new_tokens=5)
     assert ended == Answer(tokenizer.decode(before), True, [])
     assert full.text.startswith(ended.text)
+
+
+def test_an_answer_cut_within_a_character_ends_before_it(model_and_tokenizer: tuple[Any, Any]) -> None:
+    _, tokenizer = model_and_tokenizer
+    ids = tokenizer("𓀀𓀁")["input_ids"]
+    cut = [count for count in range(1, len(ids)) if tokenizer.decode(ids[:count]).endswith("\ufffd")]
+    assert cut
+    for count in cut:
+        assert "𓀀𓀁".startswith(_answer(tokenizer, ids[:count], []).text)
 
 
 def test_sampling_differs_from_greedy_and_not_from_itself(model_and_tokenizer: tuple[Any, Any]) -> None:

@@ -329,7 +329,6 @@ def test_rows_that_no_run_can_train_on_are_refused_once_they_are_known(
 def test_what_a_cluster_is_asked_for(here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     request = [
         "launch=slurm",
-        "launch.cluster=local",
         "launch.partition=gpu",
         "launch.num_processes=4",
         "launch.mem_gb=64",
@@ -337,6 +336,8 @@ def test_what_a_cluster_is_asked_for(here: Path, overrides: list[str], capsys: p
     assert main(["plan", *overrides, *request]) == 0
     output = capsys.readouterr().out
     assert "nodes=1, gpus-per-node=4, cpus-per-task=4, mem=64GB, time=240 min, partition=gpu" in output
+    assert main(["plan", *overrides, *request, "launch.cluster=local"]) == 0
+    assert "for each job: nothing, since launch.cluster=local runs it on this machine" in capsys.readouterr().out
     assert main(["plan", *overrides]) == 0
     assert "Requested from the cluster" not in capsys.readouterr().out
 

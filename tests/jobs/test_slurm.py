@@ -267,6 +267,11 @@ def test_what_is_missing_is_told(
     ("words", "said"),
     [
         (["launch.timeout_min=2"], "launch.timeout_min=2: must be at least 3"),
+        (
+            ["launch.timeout_min=5", "launch.additional_parameters={signal: USR2@300}"],
+            "launch.timeout_min=5: must be more than the 360 s before its end",
+        ),
+        (["launch.additional_parameters={array: 0-5}"], "must be without array, which numbers the jobs of a sweep"),
         (["launch.gpus_per_node=1", "launch.num_processes=2"], "launch.gpus_per_node=1: must be at least 2"),
         (["launch.cluster=local", "launch.num_machines=2", "launch.num_processes=2"], "must be 1 with cluster=local"),
         (["launch.cluster=pbs"], "slurm"),

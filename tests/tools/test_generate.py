@@ -16,8 +16,9 @@ from sft_lab import compose
 from sft_lab.cli.main import main
 from sft_lab.core.errors import FolderError, UserError
 from sft_lab.core.run_dir import RunDir
+from sft_lab.evaluation.generation import Answer
 from sft_lab.tools.finished_run import open_run
-from sft_lab.tools.generate import GenerationOptions, answer_prompt
+from sft_lab.tools.generate import GeneratedAnswers, GenerationOptions, answer_prompt, print_answers
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +93,13 @@ def test_a_system_turn_changes_the_answer(done: Path) -> None:
     tuned = opened.load_tuned(opened.load_base(four_bit=False))
     found = answer_prompt(done, "Hi", dataclasses.replace(DRAWN, system="Be kind."))
     assert found.tuned.text == said(tuned, opened.tokenizer, asked)
+
+
+def test_an_answer_that_repeats_the_question_is_said_to(capsys: pytest.CaptureFixture[str]) -> None:
+    options = GenerationOptions(max_new_tokens=3)
+    for text, note in (("Where is Oslo?", "only repeats the question: tuned\n"), ("In Norway.", "")):
+        print_answers(GeneratedAnswers(Answer(text, True, []), question="where is Oslo"), options)
+        assert capsys.readouterr().err == note
 
 
 def test_the_answer_alone_is_on_standard_output(

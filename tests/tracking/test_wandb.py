@@ -123,6 +123,14 @@ def test_the_name_of_a_run(folder: str, choices: dict[str, Any], chosen: str | N
     assert TrackedRun(RunDir(path), "id", config).name(chosen) == name
 
 
+def test_jobs_that_would_have_one_name_have_their_hash_behind_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "sweep.json", {})
+    names = ["lr_1-0123456789ab", "lr_1-ba9876543210", "lr_2-0123456789ab"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert [TrackedRun(RunDir(tmp_path / name), "id", {}).name() for name in names] == [*names[:2], "lr_2"]
+
+
 def test_the_name_of_a_single_run_has_the_values_that_were_set(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "05-48-47")
     overrides = [
