@@ -277,7 +277,8 @@ def show_plan(
         )
     if sources := {str(forecast.like): None for forecast in forecasts if forecast.like}:
         lines.append(
-            f"Times are estimated from the seconds per step of {', '.join(sources)}; jobs that differ have no estimate"
+            f"Times are estimated from the seconds per step of {', '.join(sources)}; longer rows "
+            "take longer, and jobs that differ in model, trainer or processes have no estimate"
         )
     lines += [f"Trained only once, since they keep the same rows: {jobs}" for jobs in same_rows]
     lines += dict.fromkeys(f"Warning: {doubt}" for forecast in forecasts for doubt in forecast.doubts)

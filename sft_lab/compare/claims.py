@@ -28,7 +28,7 @@ UNITS: dict[str, str] = {Measure.LOSS: "nats per token", Measure.BITS_PER_BYTE: 
 CLAIM_TEXTS = {
     Claim.OVER_SEEDS: "differs over seeds",
     Claim.BEYOND_SPREAD: "differs by more than the seed spread",
-    Claim.ON_ROWS: "differs on these rows only",
+    Claim.ON_ROWS: "differs for these trainings only",
     Claim.NONE: "cannot be told apart",
 }
 OBSTACLE_TEXTS = {
@@ -161,8 +161,10 @@ def _certainty(comparison: Comparison) -> list[str]:
         sentences.append(f"{'Also within' if is_near else 'Within'} the noise: {_join(listed, '; ')}.")
     on_rows = sum(rival.from_best is not None and rival.from_best.claim == Claim.ON_ROWS for rival in rivals)
     if on_rows:
-        order = "this order" if on_rows == len(rivals) else f"its order with {on_rows} of them"
-        sentences.append(f"Other held-out rows would hardly change {order}; other seeds might.")
+        order = "this order" if on_rows == len(rivals) else f"the order of {on_rows} of them"
+        sentences.append(
+            f"{order.capitalize()} would probably be the same on other held-out rows, but not with other seeds."
+        )
     return sentences
 
 
@@ -280,7 +282,7 @@ def _notes_on_rows(comparison: Comparison) -> list[str]:
     if len(comparison.settings) > 1:
         settings = count_of(len(comparison.settings), "setting")
         sentences.append(
-            f"The lowest loss of {settings} is slightly too good, since the rows that measure it also chose it; "
+            f"The lowest loss of {settings} is slightly optimistic, since the rows that measure it also chose it; "
             "split.test_share sets other rows apart, and compare --test scores the best job on them."
         )
         sentences.append(_note_on_seeds(comparison))

@@ -163,7 +163,7 @@ SUBMITIT = {"submitit_slurm": ["launch=slurm"], "submitit_local": ["launch=slurm
 # Below launch: options of sbatch and of Hydra's plugin for submitit.
 _SLURM_NAMES = {
     "time": "launch.timeout_min=..., in minutes",
-    "gres": "launch.gpus_per_node=...",
+    "gres": "launch.gpus_per_node=..., or launch.additional_parameters={gpus_per_node: 'a100:2'} for a kind of GPU",
     "gpus": "launch.gpus_per_node=...",
     "gpus_per_task": "launch.gpus_per_node=...",
     "tasks_per_node": "launch.num_processes=..., across all machines",

@@ -117,7 +117,7 @@ class Split(Bounded, UsesContext, abc.ABC):
             self.max_eval_rows >= self.min_eval_rows,
             "max_eval_rows",
             self.max_eval_rows,
-            f"at least min_eval_rows={self.min_eval_rows}",
+            f"at least split.min_eval_rows={self.min_eval_rows}",
         )
 
     @abc.abstractmethod

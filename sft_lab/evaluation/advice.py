@@ -7,6 +7,8 @@ from typing import Any
 from sft_lab.core.types import Verdict
 from sft_lab.core.verdict_warnings import answers_repeat_the_question, prompted_is_better
 
+FEW_STEPS = 30  # in which a model hardly changes, whatever the learning rate
+
 
 def advise(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dict[str, str] | None:
     """Return what to try next; None if there is nothing to try.
@@ -40,8 +42,12 @@ def _suggestions(run: Any) -> dict[str, tuple[str, str]]:
             f"{_train_for(0.5, trainer)} {keep_best}",
         ),
         Verdict.UNDERFITTING: (
-            "Raise the learning rate; if that does not help, check the data or use a larger model.",
-            f"trainer.learning_rate={10 * trainer.learning_rate:g}",
+            ("Train longer: so few steps hardly change a model at any learning rate.", longer)
+            if 0 < trainer.max_steps < FEW_STEPS
+            else (
+                "Raise the learning rate; if that does not help, check the data or use a larger model.",
+                f"trainer.learning_rate={10 * trainer.learning_rate:g}",
+            )
         ),
         Verdict.MEMORIZING: (
             "Train for fewer epochs, remove near-duplicates, and add more varied rows.",

@@ -202,7 +202,7 @@ def describe_raw_data(forecasts: list[JobForecast]) -> list[str]:
                 steps = f"; at most {count_of(rows, 'row')} and {count_of(_planned_steps(run, rows), 'step')}"
             lines.append(f"Data before any stage: {count_of(raw.records, 'record')}{tokens}{steps}")
     formats = [line for forecast in forecasts if forecast.first_records for line in forecast.first_records.lines]
-    return [*lines, *dict.fromkeys(formats)]
+    return list(dict.fromkeys([*lines, *formats]))  # data sets may differ in what changes no count, such as turns
 
 
 def max_planned_steps(run: Run) -> int | None:

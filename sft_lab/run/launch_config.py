@@ -229,6 +229,10 @@ class Slurm(Launcher):
         enough = self.timeout_min * 60 > longest
         notice = f"more than the {longest} s before its end when Slurm may already send its notice"
         require(enough, "timeout_min", self.timeout_min, notice)
+        empty = [name for name, value in self.additional_parameters.items() if value is None]
+        require(
+            not empty, "additional_parameters", f"{{{', '.join(empty)}: null}}", "values; leave the name out instead"
+        )
         numbered = "array" in self.additional_parameters
         require(not numbered, "additional_parameters", "array", "without array, which numbers the jobs of a sweep")
 

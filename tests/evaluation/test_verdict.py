@@ -156,6 +156,9 @@ def test_every_verdict_but_healthy_says_what_to_try() -> None:
         assert "=" in advice["override"]
     assert advise("undertrained", run)["override"] == "trainer.num_train_epochs=6"  # type: ignore[index]
     assert "at least three times" in advise("not_judged", run)["says"]  # type: ignore[index]
+    assert advise("underfitting", run)["override"] == "trainer.learning_rate=0.002"  # type: ignore[index]
+    trainer.max_steps = 12
+    assert advise("underfitting", run)["override"] == "trainer.max_steps=24"  # type: ignore[index]
     run.choices["trainer"] = "smoke"
     assert advise("not_judged", run)["override"] == "trainer=lora"  # type: ignore[index]
     run.choices["trainer"] = "lora"
