@@ -262,8 +262,8 @@ def show_plan(
         )
     if "time" in unknown:
         lines.append(
-            "Time: unknown until a run with the same model, trainer and number of processes has finished; "
-            "`sft-lab plan --probe` trains a few steps to measure it"
+            "Time: unknown until a run with the same model, template, trainer settings (except learning rate, epochs "
+            "and steps) and processes has finished; `sft-lab plan --probe` trains a few steps to measure it"
         )
     lines += dict.fromkeys(forecast.probe for forecast in forecasts if forecast.probe)
     lines += dict.fromkeys(forecast.dedup for forecast in forecasts if forecast.dedup)

@@ -12,6 +12,7 @@ from sft_lab.compare.axes import format_value, short_names
 from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.io import is_number
 from sft_lab.core.notebook import html_table
+from sft_lab.core.timed_share import has_resumed
 from sft_lab.core.verdict_warnings import VerdictWarning, warnings_beside
 from sft_lab.report.formatting import shown_convergence, with_minus
 
@@ -86,7 +87,7 @@ def build_rows(comparison: Comparison) -> list[TableRow]:
                 job,
                 _format_axes(job.axes, comparison.axes),
                 job.state,
-                _format_numbers({**job.numbers, "converged_at": shown_convergence(job.summary)}, columns),
+                _format_numbers(_meaningful_numbers(job), columns),
                 verdict=str(job.summary.get("verdict") or "").replace("_", " "),
                 warnings=tuple(warnings_beside(job.summary)),
                 error=next((line.strip() for line in job.error.splitlines() if line.strip()), ""),
@@ -94,6 +95,12 @@ def build_rows(comparison: Comparison) -> list[TableRow]:
             )
         )
     return rows
+
+
+def _meaningful_numbers(job: ComparedJob) -> dict[str, Any]:
+    """Return a job's numbers without those that would mislead: the time of a part, and where a loss still fell."""
+    seconds = {"seconds": None} if has_resumed(job.summary) else {}
+    return {**job.numbers, "converged_at": shown_convergence(job.summary), **seconds}
 
 
 def _base_rows(comparison: Comparison, columns: list[tuple[str, str]]) -> list[TableRow]:

@@ -79,7 +79,7 @@ def _train_for(factor: float, trainer: Any) -> str:
 def _despite_warnings(summary: dict[str, Any]) -> str:
     """Return what to do about a healthy run with a warning; empty without one."""
     if answers_repeat_the_question(summary):
-        return "It has learned too little to answer: train longer."
+        return "It has learned too little to answer: train longer, or choose a model that knows your language."
     if prompted_is_better(summary):
         return "A prompt may be enough; if not, train longer or on more rows."
     return ""

@@ -640,3 +640,13 @@ def test_no_command_where_a_folder_does_not_say_how_it_was_made(tmp_path):
         assert "within the noise" in text
         assert "To settle it, train each of them with at least" in text
         assert "sft-lab" not in text
+
+
+def test_the_time_of_a_part_is_not_shown(tmp_path):
+    for name, speed in (("whole", 10.0), ("resumed", 1.0)):
+        part = {"train_tokens": 100, "tokens_per_second": speed, "train_seconds": 10.0}
+        write_job(tmp_path / name, nats_of(), trainer__learning_rate=speed, summary=part)
+    comparison = analyze_folders(tmp_path)
+    column = [*job_table.columns_of(comparison)].index("seconds")
+    seconds = {row.job.name: row.numbers[column] for row in job_table.build_rows(comparison) if row.job}
+    assert seconds == {"whole": "12", "resumed": ""}
