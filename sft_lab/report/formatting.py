@@ -65,5 +65,6 @@ def isolate_right_to_left(text: object) -> str:
 
 
 def shown_convergence(summary: Mapping[str, Any]) -> int | None:
-    """Return the step to name as convergence; None for an undertrained run, whose loss was still falling at its end."""
-    return None if summary.get("verdict") == Verdict.UNDERTRAINED else summary.get("converged_at")
+    """Return the step to name as convergence; None where the loss was still falling, or has fallen by less than 1%."""
+    has_none = summary.get("verdict") in (Verdict.UNDERTRAINED, Verdict.UNDERFITTING)
+    return None if has_none else summary.get("converged_at")

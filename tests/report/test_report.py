@@ -327,7 +327,9 @@ def test_three_figures_with_their_labels(make: Make) -> None:
     assert "gradient norm" in optimizer
 
 
-@pytest.mark.parametrize(("verdict", "converged"), [("healthy", True), ("undertrained", False)])
+@pytest.mark.parametrize(
+    ("verdict", "converged"), [("healthy", True), ("undertrained", False), ("underfitting", False)]
+)
 def test_a_loss_still_falling_at_the_end_has_not_converged(make: Make, verdict: str, converged: bool) -> None:
     folder = make("waterfall", "metrics", "summary")
     write_json(folder.summary, {**SUMMARY, "verdict": verdict})
