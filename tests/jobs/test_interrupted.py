@@ -127,11 +127,8 @@ def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> N
     assert main(command.split()[1:]) == 0
 
 
-@pytest.mark.parametrize("command", [[], ["prepare"]])
-def test_a_sweep_stopped_before_training_promises_no_checkpoint(
-    here: Path, tiny: list[str], command: list[str]
-) -> None:
-    process = start(*command, "-m", *tiny, *LONG, "seed=1,2", "hydra.sweep.dir=sweep")
+def test_a_sweep_stopped_before_training_promises_no_checkpoint(here: Path, tiny: list[str]) -> None:
+    process = start("-m", *tiny, *LONG, "seed=1,2", "hydra.sweep.dir=sweep")
     wait_until(lambda: list(Path("sweep").glob("*/run.log")), process)
     process.send_signal(signal.SIGINT)
     text = ended(process)
