@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from sft_lab.core.errors import during
-from sft_lab.data.load import Turns
 from sft_lab.data.mixture import Benchmarks
 from sft_lab.data.trained_turns import LabelRules
 
@@ -101,7 +100,7 @@ def start(config: DataConfig, context: StageContext, *, to_train: bool = True) -
         compared,
         config.trainer.max_length,
         config.split.max_eval_tokens,
-        first_exchange=config.dataset.turns is Turns.first,
+        first_exchange=config.dataset.turns.name == "first",
     )
     return Preparation(context, config.trainer.max_length, loss_on_all=loss_on_all, to_train=to_train, advice=advice)
 

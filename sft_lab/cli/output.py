@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from sft_lab.search.loop import SearchResult
     from sft_lab.training.memory import Footprint
 
-FOR_GPUS = 500e6  # parameters of models that hardly anyone trains without a GPU
-
 
 class _Guarded:
     """A stream that hides secrets, and all control characters but a terminal's colors."""
@@ -116,15 +114,12 @@ def show_prepared(folder: RunDir) -> None:
 
 
 def _waterfall(folder: RunDir) -> Table:
-    table = new_table("stage", "rows", "tokens", "details", title="Waterfall")
+    from sft_lab.data.waterfall import WATERFALL_COLUMNS, waterfall_rows
+
+    table = new_table(*WATERFALL_COLUMNS, title="Waterfall")
     table.columns[1].justify = table.columns[2].justify = "right"
-    stages = tolerant_readers.read(folder.waterfall).get("stages") or []
-    is_limited = any("over_limit" in stage["dropped"] for stage in stages)
-    for stage in stages:
-        details = ", ".join(f"{count:,} {reason}" for reason, count in (stage.get("turns") or stage["dropped"]).items())
-        if stage.get("turns") and is_limited:  # else the turns used would seem to be those of the rows kept
-            details += "; before dataset.limit"
-        table.add_row(stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", details)
+    for row in waterfall_rows(tolerant_readers.read(folder.waterfall).get("stages") or []):
+        table.add_row(*row)
     return table
 
 
@@ -344,7 +339,7 @@ def _memory_lines(forecasts: list[JobForecast]) -> list[str]:
             f"Memory: {memory.parameters / 1e6:,.1f} million parameters, {memory.trained / 1e6:,.1f} million of them "
             f"trained; {_sizes(memory)} for a batch of rows of trainer.max_length tokens"
         )
-        if on_gpu and memory.parameters >= FOR_GPUS and on_gpu != memory:
+        if on_gpu and on_gpu != memory:
             lines[-1] += " (on this machine, which has no GPU)"
             lines.append(f"On a GPU with bf16: {_sizes(on_gpu)}")
     return lines

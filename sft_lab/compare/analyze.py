@@ -43,16 +43,21 @@ class Setting:
     Attributes:
         axes: values that the jobs share; the seed is not among them.
         jobs: in the order of their seeds.
-        loss: mean over the jobs, by the measure.
+        losses: of the jobs, by the measure.
         nats: what each held-out row cost each job, shape (seeds, rows); None without row losses.
         from_best: how much worse it is than the best setting; None for that one, and without row losses.
     """
 
     axes: dict[str, Any]
     jobs: list[ComparedJob]
-    loss: float
+    losses: list[float]
     nats: np.ndarray | None
     from_best: LossDifference | None = None
+
+    @property
+    def loss(self) -> float:
+        """The mean of the losses."""
+        return float(np.mean(self.losses))
 
 
 @dataclass(frozen=True)
@@ -265,9 +270,8 @@ def _group_settings(jobs: list[ComparedJob], losses: dict[str, float], common: C
     settings = []
     for group in (list(each.values()) for each in groups.values()):
         nats = np.stack([common.nats[job.name] for job in group]) if common else None
-        mean = float(np.mean([losses[job.name] for job in group]))
         axes = _axes_without_seed(max(group, key=lambda job: len(job.twins)))
-        settings.append(Setting(axes, group, mean, nats))
+        settings.append(Setting(axes, group, [losses[job.name] for job in group], nats))
     return sorted(settings, key=lambda setting: setting.loss)
 
 

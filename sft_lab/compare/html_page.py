@@ -16,6 +16,7 @@ from sft_lab.compare import charts, claims, job_table
 from sft_lab.compare.axes import SEED, format_value, short_names, sort_values
 from sft_lab.compare.charts import JobMark
 from sft_lab.compare.collect import ComparedJob
+from sft_lab.compare.notes import notes_on
 from sft_lab.compare.palette import GRAY, Color, choose_colors
 from sft_lab.compare.scores import Measure
 from sft_lab.compare.trials import describe_search
@@ -91,7 +92,7 @@ def _content(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "comparison": comparison,
         "unit": claims.UNITS[comparison.measure],
         "headline": claims.headline(comparison),
-        "notes": claims.notes(comparison),
+        "notes": notes_on(comparison),
         "axes": axes,
         "first_axis": _axis_to_color_by(comparison),
         "columns": list(job_table.columns_of(comparison)),

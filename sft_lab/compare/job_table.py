@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_lab.compare import claims
 from sft_lab.compare.axes import format_value, short_names
+from sft_lab.compare.notes import notes_on
 from sft_lab.core.console import console, new_table, print_lines
 from sft_lab.core.io import is_number
 from sft_lab.core.notebook import html_table
@@ -143,7 +144,7 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
     first, *rest = headline.lines()
     out.print(Text(f"{headline.badge.capitalize()}: ", style="bold") + Text(first), soft_wrap=True)
     print_lines(rest)
-    if notes := claims.notes(comparison):
+    if notes := notes_on(comparison):
         print_lines(["", "Before you rely on it:", *(f"- {note}" for note in notes)])
     print_lines(["", f"Page: {page}"])
 

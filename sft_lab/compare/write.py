@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab.compare import claims
 from sft_lab.compare.html_page import render_page
+from sft_lab.compare.notes import notes_on
 from sft_lab.compare.uncertainty import WINNING_CLAIMS
 from sft_lab.core.errors import FolderError
 from sft_lab.core.io import write_json
@@ -60,7 +61,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "held_out_fingerprints": comparison.fingerprints,
         "alarms": claims.alarms(comparison),
         "next_step": {"says": head.next_step, "commands": list(head.commands)} if head.next_step else None,
-        "notes": claims.notes(comparison),
+        "notes": notes_on(comparison),
     }
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return plain

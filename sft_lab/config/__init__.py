@@ -6,9 +6,10 @@ built before anything starts. All problems are reported in one error.
 
 from __future__ import annotations
 
-from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, describe_search_path, override_list
+from sft_lab.config.compose import Job, Plan, compose, compose_config, compose_jobs, override_list
 from sft_lab.config.hydra_sweepers import is_driven_by_hydra, run_hydra_sweep
 from sft_lab.config.registry import register_plugins
+from sft_lab.config.search_path import describe_search_path
 from sft_lab.config.search_space import SearchAxis, SearchSpace, read_space
 from sft_lab.config.serialize import build, from_saved, load
 

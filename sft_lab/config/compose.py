@@ -36,7 +36,6 @@ from sft_lab.config.search_path import PRIMARY, OptionSearchPath, hydra_session,
 from sft_lab.config.serialize import build
 from sft_lab.config.validation import refuse_hydra_settings, validate
 from sft_lab.core.errors import ConfigError, all_problems
-from sft_lab.core.option_files import shipped
 from sft_lab.run.config import Run
 
 
@@ -384,18 +383,3 @@ def _refuse_equal_jobs(jobs: list[Job]) -> None:
                 f"sweep: {' and '.join(texts)} are the same job: they differ in nothing that affects the result; leave "
                 "one out"
             )
-
-
-def describe_search_path(config_dir: str | None = None) -> str:
-    """Return the folders that are searched for options, in one line.
-
-    Args:
-        config_dir: an additional folder of options.
-
-    Raises:
-        ConfigError: if there is no such folder.
-    """
-    with hydra_session(config_dir):  # which checks it
-        added = f"; --config-dir: {Path(config_dir).absolute()}" if config_dir else ""
-    own = [name for name in ("conf", "experiments") if (Path.cwd() / name).is_dir()]
-    return f"{shipped('conf')}; here: {', '.join(own) or 'none'} ({Path.cwd()}){added}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from sft_lab.core.option_files import shipped
+from sft_lab.run.launch_config import Slurm
 
 _MIRRORS = "tracking=wandb, tensorboard, trackio, local or [wandb,tensorboard]"
 _SHARE = "trainer.warmup_steps (below 1: a fraction of all steps)"
@@ -197,7 +200,8 @@ def our_name(key: str, value: object = "") -> str | None:
     text = "none" if value is None else "" if isinstance(value, dict | list) else str(value)
     if parent == "launch" and leaf.startswith("slurm_"):  # as submitit calls Slurm's own
         leaf = leaf.removeprefix("slurm_")
-        return _SLURM_NAMES.get(leaf, f"launch=slurm launch.{leaf}")
+        if leaf in {field.name for field in fields(Slurm)}:
+            return f"launch=slurm launch.{leaf}"
     answer = _SLURM_NAMES.get(leaf) if parent == "launch" else None
     answer = answer or BY_VALUE.get(leaf, {}).get(text.lower()) or OUR_NAMES.get(leaf)
     if leaf == "chat_template" and text.endswith(".jinja"):

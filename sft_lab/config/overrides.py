@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -361,15 +362,19 @@ def _values_of(axis: Override) -> list[str]:
             f"{axis.input_line}: is not a list of values; list them as a,b or choice(a,b), or let "
             f"`sft-lab search --over '{axis.input_line}'` choose them"
         )
-    return [f"{key}={_rounded(value, axis.value())}" for value in axis.sweep_string_iterator()]
+    return [f"{key}={value}" for value in _exact(axis.sweep_string_iterator(), axis.value())]
 
 
-def _rounded(value: str, axis: Any) -> str:
-    """Return a value of ``range(0.7,0.9,0.1)`` without the error of summed steps: 0.8, not 0.7999999999999999."""
+def _exact(values: Iterable[str], axis: Any) -> list[str]:
+    """Return the values of a range without the error of summed steps.
+
+    Hydra has 0.7999999999999999 in ``range(0.7,0.9,0.1)``, and the excluded end where the error keeps it in.
+    """
     numbers = (axis.start, axis.step) if isinstance(axis, RangeSweep) else ()
     if not any(isinstance(number, float) for number in numbers):
-        return value
-    return str(round(float(value), max(-int(Decimal(str(number)).as_tuple().exponent) for number in numbers)))
+        return list(values)
+    digits = max(-int(Decimal(str(number)).as_tuple().exponent) for number in numbers)
+    return [str(round(float(value), digits)) for value in values if not math.isclose(float(value), axis.stop)]
 
 
 def _count_jobs(axes: list[Override]) -> int:

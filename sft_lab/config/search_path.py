@@ -59,8 +59,7 @@ def hydra_session(config_dir: str | None = None, config_name: str | None = None)
     Raises:
         ConfigError: if there is no such folder, or the working folder cannot be named in UTF-8.
     """
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder; give a folder of options, laid out like conf/")
+    _refuse_missing(config_dir)
     if not is_unicode(folder := str(Path.cwd())):
         raise ConfigError(
             f"{folder.encode(errors='backslashreplace').decode()}: this folder's name is not UTF-8, so records and "
@@ -127,6 +126,26 @@ def launcher_of(overrides: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         OptionSource.launch_override = before
+
+
+def describe_search_path(config_dir: str | None = None) -> str:
+    """Return the folders that are searched for options, in one line.
+
+    Args:
+        config_dir: an additional folder of options.
+
+    Raises:
+        ConfigError: if there is no such folder.
+    """
+    _refuse_missing(config_dir)
+    own = [name for name in ("conf", "experiments") if (Path.cwd() / name).is_dir()]
+    added = f"; --config-dir: {Path(config_dir).absolute()}" if config_dir else ""
+    return f"{shipped('conf')}; here: {', '.join(own) or 'none'} ({Path.cwd()}){added}"
+
+
+def _refuse_missing(config_dir: str | None) -> None:
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder; give a folder of options, laid out like conf/")
 
 
 class OptionSource(ConfigSource):

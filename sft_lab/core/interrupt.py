@@ -63,8 +63,8 @@ def deferred(
 ) -> Iterator[Request]:
     """Record Ctrl-C and SIGTERM instead of raising, for work that stops at its next safe point.
 
-    So is SIGUSR2 where submitit handles it. Work without a safe point within that time is requeued all the
-    same, since Slurm requeues no job that it had to kill.
+    So is SIGUSR2 where submitit handles it. Work without a safe point within ``REQUEUE_SECONDS`` (or what
+    ``REQUEUE_VARIABLE`` says) is requeued all the same, since Slurm requeues no job that it had to kill.
 
     Args:
         notice: written to standard error when the first signal comes.
@@ -103,7 +103,7 @@ def deferred(
 def _deferrable(numbers: tuple[int, ...]) -> dict[int, Any]:
     """Return the handlers of the signals to defer: those that nobody ignores, and SIGUSR2 only if it is handled."""
     handlers = {number: signal.getsignal(number) for number in numbers}
-    if handlers[signal.SIGUSR2] == signal.SIG_DFL:
+    if handlers.get(signal.SIGUSR2) == signal.SIG_DFL:
         del handlers[signal.SIGUSR2]
     return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 

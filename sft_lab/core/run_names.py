@@ -14,7 +14,8 @@ _NAMED_BY = {"dataset": ("name", "path"), "model": ("name_or_path",), "template"
 _UNNAMED_OPTIONS = ("file", "hub", "local")
 # Keys whose values distinguish runs: options of the stages and of training, not the paths of files.
 _NAMING_KEY = re.compile(
-    r"seed$|(dataset\.(limit|turns|train_on|leading_assistant|consecutive|bad_answers|group)$|split\.|filter\.|decontaminate\.|dedup\.|template\.|model\.|trainer\.)"
+    r"seed$|dataset\.(limit|turns|train_on|leading_assistant|consecutive|bad_answers|group)$"
+    r"|(split|filter|decontaminate|dedup|template|model|trainer)\."
 )
 
 

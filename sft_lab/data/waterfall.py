@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 NAMED_CAUSES = 3  # of a stage, in its notice
+WATERFALL_COLUMNS = ("stage", "rows", "tokens", "details")
 
 
 @dataclass(frozen=True)
@@ -167,17 +168,20 @@ class Waterfall:
 
 def stages_html(stages: list[dict[str, Any]]) -> str:
     """Return the stages of a waterfall as a table for a notebook."""
-    reasons = [stage.get("turns") or stage["dropped"] for stage in stages]
-    rows = [
-        (
-            stage["stage"],
-            f"{stage['rows_kept']:,}",
-            f"{stage['tokens_kept']:,}",
-            ", ".join(f"{count:,} {reason}" for reason, count in counts.items()),
-        )
-        for stage, counts in zip(stages, reasons, strict=True)
-    ]
-    return html_table(("stage", "rows", "tokens", "details"), rows, "Waterfall")
+    return html_table(WATERFALL_COLUMNS, waterfall_rows(stages), "Waterfall")
+
+
+def waterfall_rows(stages: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of a waterfall's table, whose columns are ``WATERFALL_COLUMNS``."""
+    is_limited = any("over_limit" in stage["dropped"] for stage in stages)
+    rows: list[tuple[str, ...]] = []
+    for stage in stages:
+        counts = stage.get("turns") or stage["dropped"]
+        details = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        if stage.get("turns") and is_limited:  # else the turns used would seem to be those of the rows kept
+            details += "; before dataset.limit"
+        rows.append((stage["stage"], f"{stage['rows_kept']:,}", f"{stage['tokens_kept']:,}", details))
+    return rows
 
 
 def commonest_causes(selection: Selection) -> str:

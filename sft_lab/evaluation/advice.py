@@ -7,7 +7,7 @@ from typing import Any
 from sft_lab.core.types import Verdict
 from sft_lab.core.verdict_warnings import answers_repeat_the_question, prompted_is_better
 
-FEW_STEPS = 30  # in which a model hardly changes, whatever the learning rate
+FEW_STEPS = 30  # by which a learning rate is not judged; chosen, not measured
 
 
 def advise(verdict: str, run: Any, summary: dict[str, Any] | None = None) -> dict[str, str] | None:
@@ -36,19 +36,25 @@ def _suggestions(run: Any) -> dict[str, tuple[str, str]]:
     has_held_out = getattr(run.split, "eval_share", 1) != 0
     has_own_template = run.choices.get("template") == "auto"
 
+    underfitting = (
+        "Raise the learning rate; if that does not help, check the data or use a larger model.",
+        f"trainer.learning_rate={10 * trainer.learning_rate:g}",
+    )
+    if 0 < trainer.max_steps < FEW_STEPS:
+        underfitting = ("Train longer: so few steps say little about the learning rate.", longer)
+
+    not_judged = ("Measure the held-out loss at least three times during training.", "trainer.eval_steps=0.2")
+    if run.choices.get("trainer") == "smoke":
+        not_judged = ("A smoke run is too short to be judged: train for real.", "trainer=lora")
+    elif not has_held_out:
+        not_judged = ("Hold out rows, so that the run can be judged.", "split.eval_share=0.1")
+
     return {
         Verdict.OVERFITTING: (
             "Train for fewer steps or on more varied data, and keep the best weights.",
             f"{_train_for(0.5, trainer)} {keep_best}",
         ),
-        Verdict.UNDERFITTING: (
-            ("Train longer: so few steps hardly change a model at any learning rate.", longer)
-            if 0 < trainer.max_steps < FEW_STEPS
-            else (
-                "Raise the learning rate; if that does not help, check the data or use a larger model.",
-                f"trainer.learning_rate={10 * trainer.learning_rate:g}",
-            )
-        ),
+        Verdict.UNDERFITTING: underfitting,
         Verdict.MEMORIZING: (
             "Train for fewer epochs, remove near-duplicates, and add more varied rows.",
             _train_for(0.25, trainer),
@@ -59,13 +65,7 @@ def _suggestions(run: Any) -> dict[str, tuple[str, str]]:
             "Check what the template writes after an answer, and read outputs.jsonl.",
             longer if has_own_template else "template=auto",
         ),
-        Verdict.NOT_JUDGED: (
-            ("A smoke run is too short to be judged: train for real.", "trainer=lora")
-            if run.choices.get("trainer") == "smoke"
-            else ("Measure the held-out loss at least three times during training.", "trainer.eval_steps=0.2")
-            if has_held_out
-            else ("Hold out rows, so that the run can be judged.", "split.eval_share=0.1")
-        ),
+        Verdict.NOT_JUDGED: not_judged,
     }
 
 
@@ -79,7 +79,7 @@ def _train_for(factor: float, trainer: Any) -> str:
 def _despite_warnings(summary: dict[str, Any]) -> str:
     """Return what to do about a healthy run with a warning; empty without one."""
     if answers_repeat_the_question(summary):
-        return "It has learned too little to answer: train longer, or choose a model that knows your language."
+        return "It has learned too little to answer: train longer, or choose a larger model."
     if prompted_is_better(summary):
         return "A prompt may be enough; if not, train longer or on more rows."
     return ""

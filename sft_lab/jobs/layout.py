@@ -9,33 +9,25 @@ one with another config is refused.
 from __future__ import annotations
 
 import datetime
-import re
 import shlex
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from sft_lab import config as configs
 from sft_lab.config import Job, Plan
-from sft_lab.config.overrides import key_of, value_of
-from sft_lab.core import tolerant_readers
 from sft_lab.core.errors import FolderError, SftLabError, all_problems
-from sft_lab.core.io import TEMPORARY, clear_temporary, digest, flat, read_json, read_text, write_json, write_text
+from sft_lab.core.io import TEMPORARY, flat, read_text, write_text
 from sft_lab.core.locks import lock_problem
-from sft_lab.core.run_dir import LOCK, REPLACED, SWEEP, FolderInUse, RunDir, free_path, make_folders
+from sft_lab.core.run_dir import LOCK, FolderInUse, RunDir, free_path, make_folders
 from sft_lab.core.types import Work
+from sft_lab.jobs.sweep_folder import job_paths, sweep_marker, sweep_name, write_marker
 from sft_lab.run import inputs
 from sft_lab.run.config import Run
-from sft_lab.run.identity import NOT_IDENTITY
-
-MAX_NAME = 80  # characters of a job folder's name before its hash
-_HASHED = re.compile(r"(?:^|-)([0-9a-f]{12})$")  # how the name of a job's folder ends
-MAX_DIFFERENCES = 3  # listed in a message
+from sft_lab.run.identity import describe_differences
 
 
 class JobProgress(StrEnum):
@@ -89,7 +81,7 @@ def create_job_folders(plan: Plan, work: str = Work.RUN) -> list[JobFolder]:
     _refuse_without_locks(job_folders[0].folder.path, plan)
     if plan.swept:
         sweep = job_folders[0].folder.path.parent
-        _write_marker(sweep, _sweep_marker(sweep, plan))  # last, since a refused sweep leaves nothing behind
+        write_marker(sweep, sweep_marker(sweep, plan))  # last, since a refused sweep leaves nothing behind
         if plan.dated:
             command = f"the same command with hydra.sweep.dir={shlex.quote(str(sweep))}"
             job_folders = [replace(job_folder, resume_command=command) for job_folder in job_folders]
@@ -116,8 +108,8 @@ def find_job_folders(plan: Plan, work: str = Work.RUN, *, to_start: bool = True)
     """
     if plan.swept:
         sweep = Path(plan.sweep_dir or Path("multirun") / sweep_name(plan, work)).absolute()
-        axes = _sweep_marker(sweep, plan)["axes"]
-        folders = [RunDir(path) for path in _job_paths(sweep, plan.jobs, axes)]
+        axes = sweep_marker(sweep, plan)["axes"]
+        folders = [RunDir(path) for path in job_paths(sweep, plan.jobs, axes)]
     else:
         folders = [RunDir(Path(plan.run_dir or free_path(RunDir.timestamped())).absolute())]
     run = plan.jobs[0].run
@@ -139,110 +131,6 @@ def _refuse_without_locks(folder: Path, plan: Plan) -> None:
     if problem := lock_problem(folder, several_machines=plan.jobs[0].run.launch.several_machines):
         key = "hydra.sweep.dir" if plan.swept else "hydra.run.dir"
         raise FolderError(f"{folder}: {problem}; choose another folder with {key}")
-
-
-# --- sweeps --------------------------------------------------------------------------------------------------------
-
-
-def sweep_name(plan: Plan, work: str = Work.RUN) -> str:
-    """Return the name of a sweep's folder: the experiment, or ``sweep``, and a hash of what no axis changes."""
-    kind = "-data" if work == Work.PREPARE else ""
-    return f"{_safe(plan.name or 'sweep')}{kind}-{digest(_base_identity(plan))[:8]}"
-
-
-def _job_paths(sweep: Path, jobs: list[Job], axes: list[str]) -> list[Path]:
-    """Return the folder of each job: the one that has its hash, whatever its name is, or a new path."""
-    paths = _paths_by_hash(sweep)
-    return [paths.get(job.run.hash) or sweep / _job_name(job, axes) for job in jobs]
-
-
-def _paths_by_hash(sweep: Path) -> dict[str, Path]:
-    """Return the job folders of a sweep by hash: as their names end, or as the manifest of a renamed one has it."""
-    folders = [path for path in sorted(sweep.glob("*/")) if not REPLACED.search(path.name)]
-    named = {path: match[1] for path in folders if (match := _HASHED.search(path.name))}
-    renamed = {
-        path: tolerant_readers.read(RunDir(path).manifest, []).get("job") for path in folders if path not in named
-    }
-    return {str(key): path for path, key in [*named.items(), *renamed.items()][::-1] if key}
-
-
-def _job_name(job: Job, axes: list[str]) -> str:
-    """Return the name of a job's new folder: its swept values, or what the user's ``hydra.sweep.subdir`` says.
-
-    Args:
-        job: of a sweep.
-        axes: of all that was swept in the folder before; this command may give one value for some of them.
-    """
-    readable = job.subdir
-    if readable is None:
-        single = {key_of(text): value_of(text) for text in job.overrides or () if key_of(text) in axes}
-        readable = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in (single | job.axes).items())
-    return f"{_safe(readable)[:MAX_NAME]}-{job.run.hash}".lstrip("-")
-
-
-def _safe(name: str) -> str:
-    """Return a name without signs that Hydra's grammar, a shell or a file system would read as more than a name."""
-    return re.sub(r"[^\w.+-]+", "_", re.sub(r"[\[\]{}()'\"]", "", name).replace(",", "-")).strip("_")
-
-
-def _axes(plan: Plan) -> list[str]:
-    return sorted({key for job in plan.jobs for key in job.axes})
-
-
-def _base_identity(plan: Plan) -> dict[str, Any]:
-    """Return the identity that all jobs share: everything but the swept keys, whatever their order in the grid."""
-    first, *rest = (
-        flat({name: value for name, value in job.run.saved().items() if name not in NOT_IDENTITY}) for job in plan.jobs
-    )
-    shared = {
-        key: value
-        for key, value in first.items()
-        if all(key in identity and identity[key] == value for identity in rest)
-    }
-    return _without(shared, _axes(plan))
-
-
-def _without(identity: dict[str, Any], axes: Iterable[str]) -> dict[str, Any]:
-    """Return the keys of a flat identity that no axis changes; a dataset option may bring its split and prompts."""
-    keys = {*axes, "split", "evaluation.prompts"} if "dataset" in axes else {*axes}
-    return {
-        key: value
-        for key, value in identity.items()
-        if not any(key == axis or key.startswith(f"{axis}.") for axis in keys)
-    }
-
-
-def _sweep_marker(sweep: Path, plan: Plan) -> dict[str, Any]:
-    """Return the content for ``sweep.json``; two sweeps with the same base config may share a folder.
-
-    Raises:
-        FolderError: if the folder holds a sweep with another base config.
-    """
-    if sweep.exists() and not sweep.is_dir():
-        raise FolderError(f"hydra.sweep.dir={sweep}: a file, not a folder; choose another")
-    base, axes = _base_identity(plan), _axes(plan)
-    if not (sweep / SWEEP).exists():
-        return {"base": base, "axes": axes}
-    try:
-        marker = read_json(sweep / SWEEP)
-        axes = sorted({*marker["axes"], *axes})
-        old_base = _without(marker["base"], axes)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise FolderError(f"{sweep / SWEEP}: cannot be read; choose another folder with hydra.sweep.dir") from error
-    if differences := _differences(old_base, _without(base, axes)):
-        raise FolderError(
-            f"{sweep}: this folder has a sweep with another base config: {differences}; "
-            "choose another folder with hydra.sweep.dir"
-        )
-    return {"base": marker["base"], "axes": axes}
-
-
-def _write_marker(sweep: Path, marker: dict[str, Any]) -> None:
-    try:
-        write_json(sweep / SWEEP, marker)
-        clear_temporary(sweep, older_than=60)
-    except OSError as error:
-        raise FolderError(f"hydra.sweep.dir={sweep}: cannot be written ({error.strerror}); choose another") from error
 
 
 # --- the rule for one folder ---------------------------------------------------------------------------------------
@@ -300,25 +188,11 @@ def _refuse_other_config(run: Run, folder: RunDir) -> None:
             f"{folder.path}: its config.yaml cannot be read ({error}); set rerun=true to run it again"
         ) from error
     if old.hash != run.hash:
-        differences = _differences(flat(old.saved()), flat(run.saved()))
+        differences = describe_differences(flat(old.saved()), flat(run.saved()))
         raise FolderError(
             f"{folder.path}: has a run with another config: {differences}; choose another folder, "
             "or set rerun=true to run again here and keep the old folder beside it"
         )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Return the first differences of two flat configs, for a message."""
-    ignored = tuple(f"{name}." for name in NOT_IDENTITY)
-    keys = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(ignored) and key not in NOT_IDENTITY
-    ]
-    listed = [f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in keys[:MAX_DIFFERENCES]]
-    if len(keys) > MAX_DIFFERENCES:
-        listed.append(f"and {len(keys) - MAX_DIFFERENCES} more")
-    return "; ".join(listed)
 
 
 # --- making a folder -----------------------------------------------------------------------------------------------

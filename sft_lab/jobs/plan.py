@@ -42,6 +42,7 @@ MEMORY_KEYS = (
     "kind", "peft", "quantization", "optim", "max_length", "precision", "per_device_train_batch_size",
     "activation_checkpointing",
 )  # fmt: skip
+FOR_GPUS = 500e6  # parameters of models that hardly anyone trains without a GPU
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class JobForecast:
         like: folder of that run.
         memory: what training holds; None where the model's shape is not known.
         no_memory: why ``memory`` is None.
-        memory_on_gpu: the same with bf16 on a GPU, where this machine has none.
+        memory_on_gpu: the same with bf16 on a GPU, for a large model on a machine without one.
         doubts: a sentence for each setting that is allowed and probably a mistake.
         lacking: packages and devices without which this machine would refuse to run the job.
         trained_as: a key of the training rows and of all that is done with them; None where they are not known.
@@ -322,8 +323,10 @@ def _memory(run: Run, known: _Known) -> tuple[Footprint | str, Footprint | None]
     context = known.context(run)
     try:
         refuse_misfit(run.model, run.trainer, context)
-        on_gpu = None if has_gpu() else estimate_footprint(run.model, run.trainer, context, on_gpu=True)
-        return estimate_footprint(run.model, run.trainer, context), on_gpu
+        footprint = estimate_footprint(run.model, run.trainer, context)
+        if has_gpu() or footprint.parameters < FOR_GPUS:
+            return footprint, None
+        return footprint, estimate_footprint(run.model, run.trainer, context, on_gpu=True)
     except ConfigError:
         raise
     except NotStored:

@@ -22,6 +22,7 @@ from sft_lab.core.io import write_json
 from sft_lab.core.log import log
 from sft_lab.core.run_dir import RunDir
 from sft_lab.jobs.supervise import Backend, Ending, Failure, SupervisedJob, read_status, supervise
+from sft_lab.jobs.sweep_folder import HASHED
 from sft_lab.jobs.worker import execute_on_cluster
 from sft_lab.run.launch_config import JOB_VARIABLE, Cluster
 
@@ -84,16 +85,16 @@ def batch_script(folders: list[RunDir], launcher: Slurm) -> str:
     count = len(folders) - len(queued)
     if launcher.cluster is Cluster.local or not count:
         return ""
-    logs = folders[0].path.parent / SUBMITIT_DIR
     from sft_lab.jobs.slurm_executor import slurm_executor
 
+    logs = folders[0].path.parent / SUBMITIT_DIR
     return slurm_executor(launcher, logs, _queue_name(folders[0])).script(count)
 
 
 def _queue_name(folder: RunDir) -> str:
     """Return the name of a job in the queue: its sweep's, or that of a single run, which is often just a time."""
     # The folder of a sweep that is only planned has no marker yet, but its jobs' names end with their hash.
-    is_of_sweep = folder.sweep or re.search(r"(^|-)[0-9a-f]{12}$", folder.path.name)
+    is_of_sweep = folder.sweep or HASHED.search(folder.path.name)
     return folder.path.parent.name if is_of_sweep else f"sft_lab-{folder.path.name}"
 
 

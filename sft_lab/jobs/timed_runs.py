@@ -70,11 +70,9 @@ def estimate_time(run: Run, steps: int | None, timed_runs: list[TimedRun]) -> tu
     """
     shape = cost_shape(run)
     for finished in timed_runs:
-        if (
-            steps
-            and finished.shape == shape
-            and (timed_steps := finished.summary["steps"] * timed_share(finished.summary))
-        ):
-            seconds, train_seconds = finished.summary["seconds"], finished.summary["train_seconds"]
-            return seconds - train_seconds + train_seconds / timed_steps * steps, finished.path
+        summary = finished.summary
+        timed_steps = summary["steps"] * timed_share(summary)
+        if steps and timed_steps and finished.shape == shape:
+            step_seconds = summary["train_seconds"] / timed_steps
+            return summary["seconds"] - summary["train_seconds"] + step_seconds * steps, finished.path
     return None, None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft_lab.core.errors import FolderError
 from sft_lab.core.tolerant_readers import read, read_config
 from sft_lab.core.verdict_warnings import warnings_beside
+from sft_lab.report.formatting import shown_convergence
 from sft_lab.report.html_report import VERDICTS
 from sft_lab.report.pages import template_environment, write_page
 
@@ -60,6 +61,7 @@ def write_model_card(folder: RunDir, base_model: str, weights: Path | None = Non
         "on_hub": on_hub,
         "base_model": base_model if on_hub else Path(base_model).name,
         "summary": summary,
+        "converged": shown_convergence(summary),
         "meaning": VERDICTS.get(summary.get("verdict") or "", ("", ""))[1],
         "warnings": warnings_beside(summary),
         "enough_rows": FEW_ROWS,

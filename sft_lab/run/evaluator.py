@@ -376,7 +376,7 @@ class Evaluator:
             write_json(folder / "answers.json", {"answers": [vars(answer) for answer in answers]})
 
         params = {"max_new_tokens": self._options.max_new_tokens}
-        recipe = {"version": 2, "params": params, "model": self.base_key(), "input": digest(prompts)}
+        recipe = {"version": 3, "params": params, "model": self.base_key(), "input": digest(prompts)}
         if form:
             recipe["calls"] = plain(form)  # they are read in what was written, which older results do not hold
         path = self._context.stage("base_answers", recipe, compute).path

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Fields that change no result, and so are no part of a job's identity.
 NOT_IDENTITY = {"tracking", "launch", "engine", "store", "prepare", "threads", "rerun", "choices", "format"}
 PROCESSES = "launch.num_processes"  # which is part of the identity although launch is not
+MAX_DIFFERENCES = 3  # listed in a message
 # Stages that select among the training rows and do nothing else.
 SELECTING_STAGES = ("filter", "decontaminate", "dedup")
 
@@ -132,3 +133,17 @@ def plugin_origins(run: Run) -> dict[str, str]:
         if plugin := origin(type(stage)):
             origins[f"{group}.{kind_of(group, stage)}"] = plugin
     return origins
+
+
+def describe_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return the first differences of two flat configs, for a message."""
+    ignored = tuple(f"{name}." for name in NOT_IDENTITY)
+    keys = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(ignored) and key not in NOT_IDENTITY
+    ]
+    listed = [f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in keys[:MAX_DIFFERENCES]]
+    if len(keys) > MAX_DIFFERENCES:
+        listed.append(f"and {len(keys) - MAX_DIFFERENCES} more")
+    return "; ".join(listed)

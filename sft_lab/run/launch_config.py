@@ -19,6 +19,7 @@ from sft_lab.core.packages import saved_path
 
 ACCELERATE_CONFIGS = Path(__file__).parents[1] / "jobs" / "accelerate"  # that are shipped
 DDP = "MULTI_GPU"  # accelerate's name for a copy of the model in each process
+NOTICE_SECONDS = 90  # before the end of a job; submitit asks Slurm for it
 JOB_VARIABLE = "SFT_LAB_JOB"  # an environment variable that is set where a cluster executes a job
 
 
@@ -225,10 +226,9 @@ class Slurm(Launcher):
         require(is_enough, "gpus_per_node", gpus, f"at least {each}, one per process on each machine")
         local = self.cluster is Cluster.local
         require(not local or self.num_machines == 1, "num_machines", self.num_machines, "1 with cluster=local")
-        longest = self.requeue_seconds + 30 + 60  # Slurm may send the signal a minute early
-        enough = self.timeout_min * 60 > longest
-        notice = f"more than the {longest} s before its end when Slurm may already send its notice"
-        require(enough, "timeout_min", self.timeout_min, notice)
+        earliest = self._notice_seconds + 60  # Slurm may send it a minute early
+        limit = f"more than the {earliest} s before its end when Slurm may already send its notice"
+        require(self.timeout_min * 60 > earliest, "timeout_min", self.timeout_min, limit)
         empty = [name for name, value in self.additional_parameters.items() if value is None]
         require(
             not empty, "additional_parameters", f"{{{', '.join(empty)}: null}}", "values; leave the name out instead"
@@ -280,9 +280,14 @@ class Slurm(Launcher):
 
     @property
     def requeue_seconds(self) -> int:
-        """Seconds that a job has for a safe point after Slurm's notice, 30 s before Slurm kills it."""
+        """Seconds that a job has for a safe point after Slurm's notice; the last 30 are for requeueing it."""
+        return max(1, self._notice_seconds - NOTICE_SECONDS + REQUEUE_SECONDS)
+
+    @property
+    def _notice_seconds(self) -> int:
+        """Seconds before a job's end at which Slurm sends its notice."""
         notice = re.search(r"USR2@(\d+)", str(self.additional_parameters.get("signal")))
-        return max(1, int(notice[1]) - 30) if notice else REQUEUE_SECONDS
+        return int(notice[1]) if notice else NOTICE_SECONDS
 
     def cluster_request(self) -> str:
         """Return what each job asks of sbatch."""

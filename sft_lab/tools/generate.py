@@ -191,13 +191,13 @@ def answer_conversations(
     answers = _generate(finished, finished.load_tuned(model), prompts, renderer, options, ends)
     return [
         GeneratedAnswers(
-            tuned,
-            other,
-            is_plain,
-            options.max_new_tokens,
-            each.inputs.get("tools", ()),
-            form,
-            next((str(turn["content"]) for turn in reversed(each.messages) if turn["role"] == "user"), ""),
+            tuned=tuned,
+            base=other,
+            is_base_plain=is_plain,
+            max_new_tokens=options.max_new_tokens,
+            tools=each.inputs.get("tools", ()),
+            call_form=form,
+            question=next((str(turn["content"]) for turn in reversed(each.messages) if turn["role"] == "user"), ""),
         )
         for tuned, other, each in zip(answers, base_answers, conversations.values(), strict=True)
     ]

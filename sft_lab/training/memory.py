@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab.training.optimizers import adam_moments
 from sft_lab.training.peft_config import build_peft_config
-from sft_lab.training.weights import resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +55,7 @@ def estimate_footprint(model: Model, options: Full, context: StageContext, *, on
     import transformers
 
     holding = replace(options.holding, precision="bf16") if on_gpu else options.holding
-    dtype = resolve_dtype(model.dtype, holding, lambda: getattr(config, "dtype", None), on_gpu=on_gpu)
+    dtype = model.arithmetic(context, holding, on_gpu=on_gpu)["dtype"]
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(
             config,

@@ -187,9 +187,9 @@ class Model(Bounded, abc.ABC):
         )
         return model
 
-    def arithmetic(self, context: StageContext, holding: Holding) -> dict[str, Any]:
+    def arithmetic(self, context: StageContext, holding: Holding, *, on_gpu: bool | None = None) -> dict[str, Any]:
         """Return what changes a model's results besides its files: resolved dtype, attention, ``init_kwargs``."""
-        dtype = resolve_dtype(self.dtype, holding, lambda: getattr(self.config(context), "dtype", None))
+        dtype = resolve_dtype(self.dtype, holding, lambda: getattr(self.config(context), "dtype", None), on_gpu=on_gpu)
         kwargs: dict[str, Any] = {"dtype": dtype}
         if self.attn_implementation:
             kwargs["attn_implementation"] = self.attn_implementation

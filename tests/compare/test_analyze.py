@@ -14,6 +14,7 @@ from job_folders import ROWS, TOKENS, nats_of, write_grid, write_job
 from sft_lab.cli.main import main
 from sft_lab.compare import Comparison, analyze, claims, collect_jobs, job_table, print_comparison, write_comparison
 from sft_lab.compare.html_page import render_page
+from sft_lab.compare.notes import notes_on
 from sft_lab.compare.scores import Measure
 from sft_lab.compare.uncertainty import Claim
 from sft_lab.compare.write import to_json
@@ -28,7 +29,7 @@ def analyze_folders(*paths: Path) -> Comparison:
 
 def text_of(comparison: Comparison) -> str:
     headline = claims.headline(comparison)
-    return " ".join([headline.badge, *headline.lines(), *claims.notes(comparison)])
+    return " ".join([headline.badge, *headline.lines(), *notes_on(comparison)])
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,7 @@ def test_options_of_sbatch_are_answered_with_keys_that_exist() -> None:
         ("ckpt_path=last.ckpt", "ckpt_path: unknown key; use the command sft-lab exec RUN_DIR$"),
         ("trainer.max_epochs=3", r"use trainer\.num_train_epochs$"),
         ("launch.slurm_qos=x", r"use launch=slurm launch\.qos$"),
+        ("launch.slurm_frobnicate=9", "launch.slurm_frobnicate: unknown key; known keys"),
         ("launch.slurm_time=9", r"use launch\.timeout_min=\.\.\., in minutes$"),
         ("adapter=null", "adapter: unknown key; use trainer=full$"),
         ("trainer.neftune_noise_alpha=5", r"SFTConfig with \+trainer\.sft_config\.neftune_noise_alpha=\.\.\."),

@@ -16,7 +16,8 @@ from sft_lab.config.search_path import hydra_session
 from sft_lab.core.errors import ConfigError, FolderError
 from sft_lab.core.run_dir import SWEEP
 from sft_lab.core.types import RunState
-from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders, sweep_name
+from sft_lab.jobs.layout import JobFolder, JobProgress, create_job_folders
+from sft_lab.jobs.sweep_folder import sweep_name
 
 SMALL = ["model=tiny_random", "dedup=exact", "decontaminate.method=exact", "tracking=local"]
 

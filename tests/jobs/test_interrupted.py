@@ -127,8 +127,13 @@ def test_a_run_stopped_before_training_says_so(here: Path, tiny: list[str]) -> N
     assert main(command.split()[1:]) == 0
 
 
-def test_a_sweep_stopped_before_training_promises_no_checkpoint(here: Path, tiny: list[str]) -> None:
-    process = start("-m", *tiny, *LONG, "seed=1,2", "hydra.sweep.dir=sweep")
+@pytest.mark.parametrize("command", [[], ["prepare"]])
+def test_a_sweep_stopped_before_training_promises_no_checkpoint(
+    here: Path, tiny: list[str], command: list[str]
+) -> None:
+    rows = [{"prompt": f"Say {n}.", "completion": f"{n}, and {n * 7} is seven times it."} for n in range(20_000)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))  # enough to be caught in the middle
+    process = start(*command, "-m", *tiny, *LONG, "dataset=rows.jsonl", "seed=1,2", "hydra.sweep.dir=sweep")
     wait_until(lambda: list(Path("sweep").glob("*/run.log")), process)
     process.send_signal(signal.SIGINT)
     text = ended(process)

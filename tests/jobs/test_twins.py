@@ -100,7 +100,6 @@ def test_each_has_a_wandb_run_with_its_own_config(here: Path, tiny: list[str]) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a cluster of Ray begins in it
 @pytest.mark.parametrize(
     "launch",
     [
