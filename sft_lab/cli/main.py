@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except KeyboardInterrupt:
             output.print_message("sft-lab: interrupted")
+            exec("")  # noqa: S102 - Python ends with the signal, not with 130, where the last exec was interrupted
             return 130
         except BrokenPipeError:  # the reader has stopped, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

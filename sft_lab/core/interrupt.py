@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 REQUEUE_SECONDS = 60  # for a safe point after SIGUSR2, which submitit lets Slurm send 90 s before a job is killed
 REQUEUE_VARIABLE = "SFT_LAB_REQUEUE_SECONDS"  # set where Slurm sends it earlier or later
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
@@ -58,9 +59,26 @@ class Request:
 
 
 @contextmanager
-def deferred(
-    notice: str, numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-) -> Iterator[Request]:
+def blocked() -> Iterator[None]:
+    """Let the kernel hold these signals back while processes are forked; they are delivered at the end.
+
+    Python drops an exception that a handler raises in a fork hook, and a pool interrupted between its first process
+    and its thread is never ended. Processes forked here begin with the signals blocked, and call ``unblock``.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock() -> None:
+    """Let a process forked while they were blocked get the signals."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+
+@contextmanager
+def deferred(notice: str, numbers: tuple[int, ...] = _STOPPING) -> Iterator[Request]:
     """Record Ctrl-C and SIGTERM instead of raising, for work that stops at its next safe point.
 
     So is SIGUSR2 where submitit handles it. Work without a safe point within ``REQUEUE_SECONDS`` (or what

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sft_lab.core import interrupt
 from sft_lab.core.errors import JobError
 
 if TYPE_CHECKING:
@@ -54,8 +55,13 @@ def forked(work: Work, size: int) -> Iterator[Submit]:
     """
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(size, context, initializer=_begin_worker, initargs=(work, os.getpid()))
+
+    def submit(payload: Any, path: Path) -> Pending:
+        with interrupt.blocked():  # the first call forks
+            return pool.submit(_write_in_worker, payload, path)
+
     try:
-        yield lambda payload, path: pool.submit(_write_in_worker, payload, path)
+        yield submit
     except BrokenProcessPool as error:
         raise JobError(
             "a worker process was killed, probably because memory ran out; run the same command again to resume with "
@@ -110,6 +116,7 @@ def _begin_worker(work: Work, parent: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    interrupt.unblock()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no worker outlives a killed parent
     if os.getppid() != parent:
         os._exit(1)
