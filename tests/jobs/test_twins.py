@@ -100,6 +100,7 @@ def test_each_has_a_wandb_run_with_its_own_config(here: Path, tiny: list[str]) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray's four processes took 48 s alone and 208 s beside another test on two cores
 @pytest.mark.parametrize(
     "launch",
     [
