@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lab.core.errors import UserError, require
 from sft_lab.core.gpus import release_memory
+from sft_lab.core.log import log
 from sft_lab.evaluation.config import MOST_NEW_TOKENS
 from sft_lab.tools.finished_run import FinishedRun, open_run
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sft_lab.evaluation.generation import Answer
 
 MAX_NEW_TOKENS = 256
+_PROGRESS = "%s model: loading, then answering with at most %d tokens"
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 1000  # logits divided by less would overflow
 
 
@@ -183,11 +185,13 @@ def answer_conversations(
     model = None
     base_answers: Sequence[Answer | None] = [None] * len(prompts)
     if base:
+        log.info(_PROGRESS, "base", options.max_new_tokens)
         model = finished.load_base(four_bit=finished.run.trainer.holding.four_bit)
         base_answers = _generate(finished, model, base_prompts, base_renderer, options, ends)
         if not finished.is_adapter:
             model = None
             release_memory()
+    log.info(_PROGRESS, "tuned", options.max_new_tokens)
     answers = _generate(finished, finished.load_tuned(model), prompts, renderer, options, ends)
     return [
         GeneratedAnswers(

@@ -40,6 +40,7 @@ REFUSED_KWARGS = {
     "trust_remote_code", "code_revision", "custom_generate", "use_kernels", "allow_all_kernels", "kernel_config",
     "use_safetensors", "weights_only", "token", "use_auth_token", "proxies", "cache_dir", "offload_folder",
 }  # fmt: skip
+TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")  # how their names begin
 TRUST = "SFT_LAB_TRUST_REMOTE_CODE"  # the one model whose own code may run: a config from elsewhere cannot allow it
 
 
@@ -252,6 +253,9 @@ class Pretrained(Model):
         if self._is_folder:
             if not (Path(self.name_or_path) / "config.json").is_file():
                 return [*problems, f"{key}: the folder has no config.json"]
+            if not any(file.name.startswith(TOKENIZER_FILES) for file in self.files()):
+                remedy = "copy the tokenizer files of its base model into it"
+                return [*problems, f"{key}: the folder has no tokenizer; {remedy}"]
             return [*problems, *pickled_weights(key, Path(self.name_or_path))]
         looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
         return (
