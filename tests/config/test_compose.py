@@ -602,6 +602,7 @@ def test_a_model_is_called_what_others_can_find_it_by():
     assert called("model=tiny_random") == ("", None)
     Path("mine").mkdir()
     Path("mine/config.json").write_text("{}")
+    Path("mine/tokenizer.json").touch()
     assert called("model=local", "model.name_or_path=./mine", "model.revision=v2") == (
         str(Path("mine").absolute()),
         None,

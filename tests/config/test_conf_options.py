@@ -51,6 +51,7 @@ def _elsewhere(tmp_path, monkeypatch):
     Path("my.jinja").write_text("{{ messages }}")
     Path("my-model").mkdir()
     Path("my-model/config.json").write_text("{}")
+    Path("my-model/tokenizer.json").touch()
 
 
 def test_the_options_of_every_group_are_found():

@@ -76,6 +76,7 @@ def test_paths_are_absolute_and_names_of_the_hub_stay(here: Path) -> None:
     for name in ("model", "embedder"):
         (here / name).mkdir()
         (here / name / "config.json").write_text("{}", encoding="utf-8")
+        (here / name / "tokenizer.json").touch()
         (here / name / "model.safetensors").write_bytes(b"")
     for name in ("rows.jsonl", "held.jsonl", "chat.jinja", "ask.jsonl", "ddp.yaml", "ds.json"):
         (here / name).write_text("distributed_type: MULTI_GPU", encoding="utf-8")

@@ -57,6 +57,7 @@ def test_one_that_should_work_and_does_not(
     model = temporary.parent / "model"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "llama"}')
+    (model / "tokenizer.json").touch()
     option = temporary.parent / "conf" / "model" / "broken.yaml"
     option.parent.mkdir(parents=True)
     option.write_text(f"# No weights.\ndefaults:\n  - /schema/model/pretrained@_here_\nname_or_path: {model}\n")

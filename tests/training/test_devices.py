@@ -83,6 +83,7 @@ def test_a_processor_computes_in_float32(tmp_path: Path) -> None:
 def test_base_scores_are_stored_by_the_resolved_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a processor measured in float32 does not serve a run whose weights are in bfloat16 on a GPU."""
     transformers.LlamaConfig(dtype="bfloat16").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
     run = compose(["model=local", f"model.name_or_path={tmp_path}", "dedup=exact", "trainer=lora"])
     context = StageContext(load_tokenizer=lambda: compose(["model=tiny_random"]).model.tokenizer(StageContext()))
 
@@ -244,6 +245,7 @@ def test_holding_names_what_the_trainer_does() -> None:
 def test_an_attention_of_the_hub_needs_the_word_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So does one that Transformers would fetch since its package is missing."""
     transformers.LlamaConfig(dtype="float32").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
     kernel = "kernels-community/flash-attn2"
     model = Pretrained(name_or_path=str(tmp_path), attn_implementation=kernel)
     (problem,) = model.check()
