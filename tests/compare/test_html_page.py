@@ -97,6 +97,7 @@ def test_a_diverged_job_does_not_flatten_the_others():
     assert charts.find_y_range([2.0, 2.1, 2.5], [2.5])[1] == pytest.approx(2.525)
 
 
+@pytest.mark.slow
 def test_a_fifty_job_sweep_stays_small(tmp_path):
     for number in range(50):
         rate = 1e-5 * 1.2**number
@@ -139,6 +140,7 @@ document.title = states.join(" | ");
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_in_chromium_the_page_shows_and_filters(page, html, tmp_path):
     dom = chromium(page, tmp_path / "plain")

@@ -21,6 +21,7 @@ def resident() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="MADV_PAGEOUT is Linux's")
 def test_a_pass_keeps_little_of_a_table_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [f"{number} " + "x" * 2000 for number in range(ROWS)]

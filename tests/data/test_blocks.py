@@ -69,6 +69,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     return path, prepare(path, folder / "one", "engine.workers=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [("1", "7"), ("2", "7"), ("5", "64"), ("2", "8192")], ids="-".join)
 def test_workers_and_blocks_change_no_byte(
     alone: tuple[Path, dict[str, str]], tmp_path: Path, engine: tuple[str, str]

@@ -98,6 +98,7 @@ def test_the_time_limit_is_no_other_result(context: StageContext) -> None:
     assert [entry.hit for entry in context.entries] == [False, True]
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # an example took longer than hypothesis allows on a busy machine
 @given(
     texts=st.lists(st.text("ab\n", max_size=6), min_size=1, max_size=6),

@@ -380,6 +380,7 @@ def test_an_array_that_is_not_utf8_is_named_with_its_line(size: int, monkeypatch
         assert "a.json, line 3: not UTF-8 (" in str(error)
 
 
+@pytest.mark.slow
 def test_long_rows_and_broken_lines_at_any_place(context: StageContext, tmp_path: Path) -> None:
     long = json.dumps({"question": "Long?", "answer": "x " * 5 * 2**20}).encode() + b"\n"
     lines = LINES.splitlines(keepends=True)
@@ -395,6 +396,7 @@ def test_long_rows_and_broken_lines_at_any_place(context: StageContext, tmp_path
     assert len(File(path=str(path))(again(context)).rows) == 1
 
 
+@pytest.mark.slow
 def test_a_parquet_file_is_decoded_a_few_rows_at_a_time(tmp_path: Path, context: StageContext) -> None:
     """Two hundred rows of a megabyte in one row group: Arrow holds far less than all of them."""
     rows = [{"question": f"{n}?", "answer": f"{n} " + "x" * 2**20} for n in range(200)]
@@ -408,6 +410,7 @@ def test_a_parquet_file_is_decoded_a_few_rows_at_a_time(tmp_path: Path, context:
     assert peak < 60 * 2**20
 
 
+@pytest.mark.slow
 def test_a_bucket_of_s3(context: StageContext, monkeypatch: Any) -> None:
     """A file, a glob and a folder of save_to_disk, from moto's server by s3fs."""
     s3fs = pytest.importorskip("s3fs")

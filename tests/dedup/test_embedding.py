@@ -112,6 +112,7 @@ def test_vectors_are_near_those_of_fp32(context: StageContext) -> None:
     assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_vectors_of_one(tmp_path: Path) -> None:
     import torch
 

@@ -237,6 +237,7 @@ TRAIN = [
 ]
 
 
+@pytest.mark.slow
 def test_decontaminate_against_benchmarks(context: StageContext) -> None:
     """The held-out row is near row 0, which the benchmark holds word for word: held-out reasons win."""
     train, held_out = asked(TRAIN, "train"), asked([("?", ANSWERS[2])], "held")

@@ -31,6 +31,7 @@ def rows_of(answers: list[str]) -> Rows:
     return Rows.of(datasets.Dataset.from_dict({"prompt": prompts, "answer": answers}, features))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(ANSWERS, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_batches_are_the_texts_in_order(answers: list[str], size: int, random: object) -> None:

@@ -243,6 +243,7 @@ def test_the_same_jobs_find_their_folders_in_another_grid(overrides):
     assert finished == {job_folder.job.run.hash for job_folder in first}
 
 
+@pytest.mark.slow
 def test_the_sweeps_name_does_not_hang_on_the_order_of_options_that_bring_their_own_split():
     job_folder = sweep_name(plan("dataset=smoltalk,sharegpt_english", sweep=True))
     assert sweep_name(plan("dataset=sharegpt_english,smoltalk", sweep=True)) == job_folder
@@ -285,6 +286,7 @@ def test_a_renamed_job_is_found_by_the_hash_in_its_manifest():
     assert [job_folder.progress for job_folder in again] == [JobProgress.FINISHED, JobProgress.UNFINISHED]
 
 
+@pytest.mark.slow
 def test_a_job_added_to_a_sweep_shows_the_one_value_that_its_command_gives():
     create_sweep("trainer.learning_rate=1e-5,1e-4", "dedup=exact,none", "hydra.sweep.dir=sweep")
     added = create_sweep("trainer.learning_rate=2e-5", "dedup=none", "seed=3,4", "hydra.sweep.dir=sweep")

@@ -150,6 +150,7 @@ def test_a_copy_of_the_model_in_one_process_is_a_plain_training() -> None:
     assert Serial(num_processes=2).distributed
 
 
+@pytest.mark.slow
 def test_sharded_training_is_another_job(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It computes in bfloat16 where a copy in each process has autocast; how copies are launched changes nothing."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")

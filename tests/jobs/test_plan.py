@@ -408,6 +408,7 @@ def test_the_command_tells_it(here: Path, overrides: list[str], capsys: pytest.C
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_semantic_dedup_of_many_rows_is_timed(
     here: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,10 +59,12 @@ def rows(path: str) -> str:
     return str(Path(path).absolute())
 
 
+@pytest.mark.slow
 def test_a_run_of_the_defaults_says_nothing(here: Path) -> None:
     assert kept(composed()) == {}
 
 
+@pytest.mark.slow
 def test_only_what_differs_stands_there(here: Path, tiny: list[str]) -> None:
     run = composed(*tiny, "trainer.learning_rate=1e-3", "seed=7", "filter=[length,answered]", "rerun=true")
     assert run.rerun
@@ -213,6 +215,7 @@ def own_option(name: str, text: str) -> None:
     file.write_text(text)
 
 
+@pytest.mark.slow
 def test_own_options_are_chosen_by_name(here: Path) -> None:
     own_options()
     said = kept(composed(*OWN_WORDS))
@@ -267,6 +270,7 @@ def test_every_kind_has_a_shipped_option() -> None:
             assert option_of_kind(group, kind), f"{group}={kind}"
 
 
+@pytest.mark.slow
 def test_a_run_made_in_python_has_no_choices(here: Path, tiny: list[str]) -> None:
     saved = composed(*tiny, "split.filter=[answered]").saved()
     run = config.from_saved({key: value for key, value in saved.items() if key != "choices"}, "made")
@@ -386,6 +390,7 @@ def test_what_cannot_be_said_is_not_written(here: Path, tiny: list[str]) -> None
     assert not Path("experiments").exists()
 
 
+@pytest.mark.slow
 def test_the_proof_finds_what_would_come_out_otherwise(here: Path, tiny: list[str]) -> None:
     Path("experiments").mkdir()
     run = composed(*tiny)

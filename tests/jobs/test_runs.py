@@ -239,6 +239,7 @@ def test_a_path_is_shown_as_it_is(here: Path) -> None:
     assert name in rendered(list_runs.list_runs())
 
 
+@pytest.mark.slow
 def test_a_thousand_folders(here: Path) -> None:
     """0.2 s of one core of 2026 and 1.5 s to show; a machine ten times slower still keeps this."""
     for number in range(1000):

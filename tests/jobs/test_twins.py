@@ -29,6 +29,7 @@ def has_trained(folder: RunDir) -> bool:
     return ", loss_head=" in folder.log.read_text()
 
 
+@pytest.mark.slow
 def test_one_trains_and_the_other_takes_its_result(
     here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_column_that_an_older_version_wrote_without_a_type_is_read(tmp_path: P
     assert table.slice(0, 0).schema.field("id").type == pa.string()
 
 
+@pytest.mark.slow
 def test_prepare_on_clean_data(clean: list[str], tiny: list[str], hub: StandIn) -> None:
     place = ["hydra.run.dir=prepared", "dedup=minhash", "dedup.threshold=1"]
     assert main(["prepare", *tiny, *clean, *place]) == 0

@@ -95,6 +95,7 @@ def test_records_of_which_none_is_usable_leave_nothing(here: Path, capsys: pytes
     assert [path.name for path in here.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dedup", ["exact", "none"])
 def test_the_advice_about_labels_keeps_the_rows(dedup: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A few answers to many prompts: compared by answer, every row equals a held-out one."""
@@ -134,6 +135,7 @@ def test_copies_are_not_advised_to_be_compared_by_prompt(here: Path, capsys: pyt
     assert "most of them as duplicate; if that was not intended, dedup=none keeps copies" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_advice_about_length_keeps_the_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = talks(here / "rows.jsonl", [LONG * (n % 10 + 1) + str(n) for n in range(100)])
     words = [*MINHASH, "dedup=none", "dataset=file", f"dataset.path={rows}"]
@@ -169,6 +171,7 @@ def test_rows_too_long_for_training_alone_get_its_key(here: Path, capsys: pytest
     )
 
 
+@pytest.mark.slow
 def test_a_length_that_a_filter_takes_back_is_noticed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = talks(here / "rows.jsonl", [f"{LONG}{n}." for n in range(60)])
     words = [*MINHASH, "dataset=file", f"dataset.path={rows}", "split.min_eval_rows=1"]
@@ -222,6 +225,7 @@ def test_what_prepare_leaves(here: Path) -> None:
     assert "Near-duplicates" in page
 
 
+@pytest.mark.slow
 def test_the_threshold_curve_is_what_each_threshold_would_keep(here: Path) -> None:
     rows = talks(here / "rows.jsonl", [f"{LONG}{n % 7} {'x' * (n % 5)}." for n in range(60)])
     common = [*MINHASH, "dataset=file", f"dataset.path={rows}", "split.eval_share=0.2", "split.min_eval_rows=1"]
@@ -237,6 +241,7 @@ def test_the_threshold_curve_is_what_each_threshold_would_keep(here: Path) -> No
     assert kept[0.75] < kept[0.97]
 
 
+@pytest.mark.slow
 def test_a_row_wrongly_called_a_duplicate_is_brought_back(here: Path) -> None:
     folder = prepared(MINHASH)
     with folder.review.open(encoding="utf-8-sig", newline="") as file:
@@ -337,6 +342,7 @@ def test_a_sweep_over_thresholds_is_prepared_side_by_side(here: Path, capsys: An
     assert "finished" in told
 
 
+@pytest.mark.slow
 def test_trl_trains_on_the_data_set_unchanged(here: Path) -> None:
     import torch
     import trl
@@ -407,6 +413,7 @@ TOOL_TEMPLATE = """\
 """
 
 
+@pytest.mark.slow
 def test_trl_renders_tools_and_thoughts_of_the_data_set_as_we_do(here: Path) -> None:
     """Tools with different fields in one table: each row has its own and no nulls of the others."""
     import torch

@@ -94,6 +94,7 @@ def test_failed_trials_stop_nothing(here: Path, tiny: list[str], capsys: pytest.
     assert "1 failed: dataset.format=auto" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_input_that_fails_every_trial_ends_the_search(
     here: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def distribution(folder: Path, name: str, version: str, *requires: str) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{wants}")
 
 
+@pytest.mark.slow
 def test_everything_is_looked_at_and_nothing_is_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

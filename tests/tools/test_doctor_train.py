@@ -68,6 +68,7 @@ def test_one_that_should_work_and_does_not(
     assert not any(temporary.iterdir())
 
 
+@pytest.mark.slow
 def test_no_such_model_is_no_table(temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--train", "--model", "tiny_randon"]) == 2
     told = capsys.readouterr()

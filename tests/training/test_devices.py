@@ -166,6 +166,7 @@ def test_a_model_is_loaded_whole_after_deepspeed(run: Run, context: StageContext
         deepspeed.unset_hf_deepspeed_config()
 
 
+@pytest.mark.slow
 def test_what_trl_sets_for_checkpointing_is_what_transformers_reads(
     monkeypatch: pytest.MonkeyPatch, run: Run, context: StageContext, rows: datasets.Dataset, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["generate", "test"])
 def test_weights_that_were_all_trained_are_held_once(full_run: Path, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base model is gone when they are loaded."""
@@ -293,6 +295,7 @@ def test_packing_takes_flash_attention_where_it_is_installed(card: str, monkeypa
     assert kernel == ("kernels-community/flash-attn2" if card == "A100" else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [Full(max_steps=2, eval_steps=1), Lora(max_steps=2, eval_steps=1)])
 def test_another_attention_trains_and_the_models_own_measures(
     options: Full, run: Run, context: StageContext, rows: datasets.Dataset, tmp_path: Path
@@ -359,6 +362,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(card: str
     assert full.weights + full.gradients + (full.optimizer or 0) == 16 * full.parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"},
                                     {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 4}}])  # fmt: skip
 def test_any_field_of_an_adapter_that_is_loaded_again(

@@ -77,6 +77,7 @@ def test_a_moved_folder_has_the_same_key(folder: Path, tmp_path: Path) -> None:
     assert key(folder.rename(tmp_path / "moved"), tmp_path) == before
 
 
+@pytest.mark.slow
 def test_how_weights_are_held_enters_the_key_of_base_scores(tiny: list[str]) -> None:
     def base_key(*overrides: str) -> str:
         run = compose([*tiny, *overrides])
