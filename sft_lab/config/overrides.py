@@ -374,7 +374,9 @@ def _exact(values: Iterable[str], axis: Any) -> list[str]:
     if not any(isinstance(number, float) for number in numbers):
         return list(values)
     digits = max(-int(Decimal(str(number)).as_tuple().exponent) for number in numbers)
-    return [str(round(float(value), digits)) for value in values if not math.isclose(float(value), axis.stop)]
+    error = abs(axis.step) * 1e-6
+    inside = [value for value in map(float, values) if not math.isclose(value, axis.stop, rel_tol=0, abs_tol=error)]
+    return [str(round(value, digits)) for value in inside]
 
 
 def _count_jobs(axes: list[Override]) -> int:

@@ -422,6 +422,11 @@ def test_a_range_is_as_exact_as_it_is_written(swept, values):
     assert [job.axes["dedup.threshold"] for job in plan.jobs] == values
 
 
+def test_a_range_down_to_zero_does_not_have_it():
+    plan = config.compose_jobs(["split.eval_share=range(0.4,0,-0.1)"], multirun=True)
+    assert [job.axes["split.eval_share"] for job in plan.jobs] == ["0.4", "0.3", "0.2", "0.1"]
+
+
 def test_compose_gives_one_run_only():
     experiment(SWEEP.format(place="x"))
     with pytest.raises(ConfigError, match="this experiment is a sweep"):
