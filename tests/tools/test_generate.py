@@ -111,9 +111,11 @@ def test_the_answer_alone_is_on_standard_output(
     assert shown.out == f"{answer_prompt(done, 'Hi' + chr(10), GenerationOptions(max_new_tokens=3)).tuned.text}\n"
     assert "cut at 3 tokens: tuned; --max-new-tokens allows more" in shown.err
     assert main(["generate", str(done), "Hi", "--base", "--max-new-tokens", "3"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("base:\n")
-    assert "\n\ntuned:\n" in said
+    shown = capsys.readouterr()
+    assert shown.out.startswith("base:\n")
+    assert "\n\ntuned:\n" in shown.out
+    progress = "{} model: loading, then answering with at most 3 tokens\n"
+    assert progress.format("base") + progress.format("tuned") in shown.err
 
 
 def test_a_base_model_that_does_not_know_the_template_is_asked_in_plain_text(
